@@ -1,0 +1,111 @@
+# Every command of the project. `make` alone lists them; CONTRIBUTING.md says when to use which.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-print-directory
+
+EXTRA ?= cpu
+# PYTHON=... names the one to build .venv with; otherwise it is the first of these that will do.
+PYTHONS := python3.11 python3.12 python3
+
+# One environment for each engine: mxnet and mxnet-cu112 are files of the same names.
+VENV := $(if $(filter gpu,$(EXTRA)),.venv-gpu,.venv)
+RUN := $(VENV)/bin/python
+# Just what the lock file says: pinned, hashed, and no code of a package runs while installing.
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input \
+	--require-hashes --no-deps --only-binary :all: -r
+# HOST and PORT are short for SHOAL_HOST and SHOAL_PORT; every other SHOAL_* passes through.
+ADDRESS := $(if $(HOST),SHOAL_HOST=$(HOST)) $(if $(PORT),SHOAL_PORT=$(PORT))
+
+ifeq ($(filter cpu gpu,$(EXTRA)),)
+$(error EXTRA is cpu or gpu, not '$(EXTRA)')
+endif
+
+.PHONY: help serve test check format train simulate lock clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo
+	@echo "make serve PORT=9000 SHOAL_LOG_LEVEL=debug   settings: see README.md, or the environment"
+	@echo "make serve EXTRA=gpu                         on an NVIDIA GPU (3 GB to download, once)"
+
+serve: $(VENV)/$(EXTRA) ## set up what is missing, then serve on http://127.0.0.1:8000
+	@$(ADDRESS) exec $(RUN) -m service
+
+test: $(VENV)/dev ## run all tests; ARGS="-k decode -x" goes to pytest
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/dev ## what every commit must pass: format, lint, types, fast tests
+	$(RUN) -m ruff format --check --quiet
+	$(RUN) -m ruff check --quiet
+	$(RUN) -m mypy
+	$(RUN) -m pytest -q -m "not slow"
+
+format: $(VENV)/dev ## format the code and mend what the linter can
+	$(RUN) -m ruff check --quiet --fix-only
+	$(RUN) -m ruff format --quiet
+
+train: $(VENV)/train ## train on CIFAR-10's binary version: make train DATA=folder
+	@$(if $(DATA),,echo "make train DATA=FOLDER: the folder of CIFAR-10's binary version" >&2; exit 2)
+	@exec $(RUN) -m model_store train --data $(DATA) $(ARGS)
+
+simulate: $(VENV)/train ## compare batching policies on virtual time
+	$(RUN) -m benchmarks.simulate $(ARGS)
+
+lock: $(VENV)/uv ## resolve pyproject.toml anew into requirements/
+	@mkdir -p requirements
+	$(LOCK) --all-extras -o $(VENV)/all.lock
+	for extra in cpu gpu train dev; do \
+		$(LOCK) --extra $$extra --constraint $(VENV)/all.lock -o requirements/$$extra.lock || exit; \
+	done
+
+clean: ## remove .venv and what tools leave behind
+	rm -rf .venv .venv-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- The environment. A file in it stands for each lock file that was installed there. ---------
+
+$(VENV)/$(EXTRA): requirements/$(EXTRA).lock
+	@$(FIND_PYTHON); \
+	echo "$$("$$python" --version): installing $< into $(VENV)"; \
+	"$$python" -m venv --clear $(VENV)
+	@$(INSTALL) $<
+	@touch $@
+
+$(VENV)/%: requirements/%.lock $(VENV)/$(EXTRA)
+	@echo "Installing $< into $(VENV)"
+	@$(INSTALL) $<
+	@touch $@
+
+$(VENV)/dev: $(VENV)/train # tests train too
+
+define FIND_PYTHON
+if [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+	echo "MXNet 1.9.1 and this Makefile are for Linux on x86-64; this is $$(uname -sm)" >&2; \
+	exit 1; \
+fi; \
+for python in $(or $(PYTHON),$(PYTHONS)); do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+		&& break; \
+	python=; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "$(if $(PYTHON),$(PYTHON) is not,None of $(PYTHONS) is) a Python 3.11 or 3.12:" \
+		"install one, or name it with PYTHON=/path/to/python3" >&2; \
+	exit 1; \
+fi; \
+if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	echo "$$python cannot make virtual environments:" \
+		"install its venv module (on Debian and Ubuntu: apt-get install python3-venv)" >&2; \
+	exit 1; \
+fi
+endef
+
+$(VENV)/uv: | $(VENV)/$(EXTRA)
+	@$(RUN) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+# The constraint gives every lock file the same version of a package, so that they combine.
+LOCK = $(VENV)/uv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
+	--python-version 3.11 --generate-hashes --custom-compile-command "make lock"

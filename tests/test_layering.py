@@ -1,0 +1,64 @@
+"""Who may import whom, read from the imports themselves."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGES = ("batching", "model_store", "service")
+MAY_IMPORT = {
+    "batching": {"batching"},
+    "model_store": {"model_store"},
+    "service": {"batching", "model_store", "service"},
+}
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
+
+
+def imports(path: pathlib.Path) -> Iterator[str]:
+    """Top-level names of everything that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            yield str(node.module).partition(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_layers(path: pathlib.Path) -> None:
+    """`service` knows the other two; they know neither each other nor it."""
+    package = path.relative_to(ROOT).parts[0]
+    assert set(imports(path)) & {*PACKAGES, "tests", "benchmarks"} <= MAY_IMPORT[package]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "batching").glob("*.py")), ids=lambda p: p.name)
+def test_batching_is_standard_library_only(path: pathlib.Path) -> None:
+    """The batcher can be lifted out and used for anything."""
+    assert set(imports(path)) <= set(sys.stdlib_module_names) | {"batching"}
+
+
+def test_one_door_to_mxnet() -> None:
+    """Nobody imports mxnet or gluoncv by a statement; `model_store.runtime` loads it."""
+    assert not [path for path in MODULES if {"mxnet", "gluoncv"} & set(imports(path))]
+
+
+def test_http_without_mxnet() -> None:
+    """A process that only speaks HTTP imports the whole service and no MXNet."""
+    code = "import service.__main__, sys; sys.exit('mxnet' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "service").glob("*.py")), ids=lambda p: p.name)
+def test_only_app_builds(path: pathlib.Path) -> None:
+    """Engines and applications are built in one place."""
+    if path.name in ("app.py", "__main__.py"):
+        return
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    called = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+    assert not called & {"GluonEngine", "FastAPI", "create_app"}
