@@ -1,0 +1,224 @@
+"""Batcher: the awaiting part. Callers `submit` one item each; the engine gets batches.
+
+Promises
+- Every `submit` ends exactly once: with an answer, a refusal, EngineFailed, or TimeoutError when
+  its time is up. Cancelling it takes its item out of the queue.
+- Refusals are immediate where they can be foreseen. What was accepted is not computed any more
+  once its caller has left or its deadline cannot be met.
+- Nothing waits without a bound: the queue has one, and every item a deadline.
+- A batch that fails fails its own callers, if it must; the runner goes on.
+
+One runner per slot closes a batch and serves it; only one of them closes at a time. When and
+what, `policy` decides; what happens to it then, `serving` says. Everything runs on one event loop.
+
+Time is `time.monotonic`, not the loop's: uvloop's counts whole milliseconds and stands still
+while callbacks run, and a batch may take less than one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Generic
+
+from batching.errors import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching.latency import LatencyTable
+from batching.policy import Policy
+from batching.queue import BatchQueue
+from batching.report import Answer, BatchReport
+from batching.serving import Entry, In, Infer, Out, Serving
+
+log = logging.getLogger(__name__)
+
+
+class Batcher(Generic[In, Out]):
+    """`async with Batcher(...)` starts it; leaving drains it."""
+
+    def __init__(
+        self,
+        infer: Infer[In, Out],
+        *,
+        latency: LatencyTable,
+        max_batch_size: int,
+        max_queue_size: int,
+        max_in_flight: int = 1,
+        max_queue_delay: float = 0.0,
+        max_failures: int = 5,
+        on_batch: Callable[[BatchReport], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`infer` gives one outcome per item, in order; an outcome that is an exception fails its
+        item alone. `latency` says what a batch of up to `max_batch_size` takes, and learns."""
+        if not 1 <= max_batch_size <= latency.largest:
+            raise ValueError(f"max_batch_size must be from 1 to {latency.largest}")
+        if min(max_queue_size, max_in_flight, max_failures) < 1 or max_queue_delay < 0:
+            raise ValueError("sizes and counts must be at least 1, the delay at least 0")
+        self._infer = infer
+        self._policy = Policy(latency, max_batch_size)
+        self._queue = BatchQueue[Entry[In, Out]](max_queue_size)
+        self._slots = max_in_flight
+        self._max_queue_delay = max_queue_delay
+        self._max_failures = max_failures
+        self._on_batch = on_batch
+        self._clock = clock
+        self._failures = 0
+        self._draining = False
+        self._runners: list[asyncio.Task[None]] = []
+        self._alive = 0
+        self._closing = asyncio.Lock()
+        self._alarm: asyncio.Future[None] | None = None
+        self._alarm_at = math.inf
+
+    async def __aenter__(self) -> Batcher[In, Out]:
+        self._loop = asyncio.get_running_loop()
+        self._alive = self._slots
+        self._runners = [self._loop.create_task(self._run()) for _ in range(self._slots)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self.drain()
+        finally:
+            for runner in self._runners:
+                runner.cancel()
+
+    async def submit(
+        self,
+        item: In,
+        timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
+    ) -> Answer[Out]:
+        """The answer for `item`, within `timeout` seconds or not at all.
+
+        Raises Draining, QueueFull or DeadlineUnreachable at once; later DeadlineUnreachable,
+        TimeoutError or EngineFailed.
+        """
+        entry = self._join(item, timeout)
+        timer = self._loop.call_later(timeout, entry.fail, TimeoutError("the deadline has passed"))
+        try:
+            return await entry.answer
+        finally:
+            timer.cancel()
+            self._queue.discard(entry)  # a no-op unless we were cancelled or late
+
+    async def drain(self) -> None:
+        """Refuse what is new, answer what waits, return when all are answered."""
+        self._draining = True
+        self._wake()
+        if self._runners:
+            await asyncio.wait(self._runners)
+
+    @property
+    def healthy(self) -> bool:
+        """All runners alive, the engine neither failing all the time nor hung."""
+        return (
+            (self._draining or 0 < self._alive == self._slots)
+            and self._failures < self._max_failures
+            and not self._policy.timeline.stalled(self._clock())
+        )
+
+    @property
+    def queued(self) -> int:
+        """Items that wait."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Batches in the engine's hands."""
+        return len(self._policy.timeline)
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def _join(self, item: In, timeout: float) -> Entry[In, Out]:
+        now, queue, policy = self._clock(), self._queue, self._policy
+        policy.arrivals.note(now)
+        if self._draining or not self._alive:
+            raise Draining("not accepting", policy.drained_at(len(queue), now) - now)
+        if queue.full:
+            soon = policy.drained_at(len(queue), now) - now
+            raise QueueFull(f"{len(queue)} items wait already", soon)
+        late = policy.lateness(queue.deadlines, now + timeout, now)
+        if late is not None:
+            raise DeadlineUnreachable(f"the answer would be {late:.3g} s late", late)
+        entry = Entry(item, now, now + timeout, self._loop.create_future())
+        queue.put(entry)
+        self._reconsider()
+        return entry
+
+    async def _run(self) -> None:
+        """One per slot."""
+        try:
+            while batch := await self._next_batch():  # empty only when drained
+                await self._serve(batch)
+        except Exception:
+            log.exception("a runner of the batcher died")
+        finally:
+            self._alive -= 1
+            if not self._alive:
+                for entry in self._queue.take(len(self._queue)):
+                    entry.fail(EngineFailed("nobody is left to compute this item"))
+
+    async def _next_batch(self) -> list[Entry[In, Out]]:
+        """Closed as late as possible: while the engine is busy the queue grows, so batches grow
+        with the load by themselves."""
+        async with self._closing:
+            while self._queue or not self._draining:
+                now = self._clock()
+                if (due := self._due(now)) > now:
+                    await self._sleep(due, now)
+                elif batch := self._cut(now):
+                    return batch
+        return []
+
+    async def _serve(self, batch: list[Entry[In, Out]]) -> None:
+        serving = Serving(batch, self._infer, self._policy, self._clock, self._reconsider)
+        report = await serving.run()
+        if report.answered:
+            self._failures = 0
+        elif report.failed:
+            self._failures += 1
+        if self._on_batch is not None:
+            try:
+                self._on_batch(report)
+            except Exception:
+                log.exception("on_batch failed")
+
+    def _cut(self, now: float) -> list[Entry[In, Out]]:
+        """The next batch, without those who can no longer make it."""
+        lost, size = self._policy.cut(self._queue.deadlines, now)
+        for entry in self._queue.take(lost):
+            late = self._policy.drained_at(1, now) - entry.deadline
+            entry.fail(DeadlineUnreachable("batches took longer than foreseen", max(late, 0.0)))
+        return [entry for entry in self._queue.take(size) if entry.waiting]
+
+    def _due(self, now: float) -> float:
+        """When the next batch should be closed; never, as long as nobody waits."""
+        if not self._queue:
+            return math.inf
+        patience = now
+        if self._max_queue_delay and not self._draining:
+            patience = self._queue.oldest() + self._max_queue_delay
+        return self._policy.due_at(self._queue.deadlines, patience, now)
+
+    async def _sleep(self, until: float, now: float) -> None:
+        self._alarm, self._alarm_at = self._loop.create_future(), until
+        timer = self._loop.call_later(until - now, self._wake) if until < math.inf else None
+        try:
+            await self._alarm
+        finally:
+            self._alarm = None
+            if timer is not None:
+                timer.cancel()
+
+    def _reconsider(self) -> None:
+        """Something has changed: wake the runner that sleeps, if a batch is due before it would."""
+        if self._alarm is not None and self._due(self._clock()) < self._alarm_at:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._alarm is not None and not self._alarm.done():
+            self._alarm.set_result(None)

@@ -1,0 +1,31 @@
+"""What can happen to an item instead of an answer. Small, named for what happened, without HTTP.
+
+A deadline that passes while an item waits or is computed is the built-in TimeoutError.
+"""
+
+from __future__ import annotations
+
+
+class Refused(Exception):
+    """Not computed. The same request would be welcome `retry_after` seconds from now, as far as
+    the batcher can tell."""
+
+    def __init__(self, detail: str, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class QueueFull(Refused):
+    """As many items wait as are allowed to."""
+
+
+class DeadlineUnreachable(Refused):
+    """The answer would come too late: known on arrival, or later, when batches took longer."""
+
+
+class Draining(Refused):
+    """No longer accepting: the batcher is on its way out."""
+
+
+class EngineFailed(Exception):
+    """The engine failed on this item; `__cause__` says how."""

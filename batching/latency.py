@@ -1,0 +1,165 @@
+"""How long the engine takes: measured at warm-up, corrected by every batch. Pure.
+
+LatencyTable answers for T(n), the seconds a batch of n items takes. It promises that
+- a larger batch never looks faster than a smaller one;
+- one outlier moves nothing: an error is believed only as far as an earlier one agrees with it;
+- what one size teaches counts for another only in the ratio of the two sizes: a quiet hour of
+  single items says next to nothing about a full batch;
+- a lasting change, such as a throttled device, is followed within a few batches: an error that
+  two sizes in a row agree on is the device's, and counts for all but those that were right when
+  they last ran.
+
+Margin answers for how far T(n) can be trusted: the share of a predicted time to keep in reserve.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+WORTH_SPLITTING = 0.1
+"""Share of its time that computing a batch in two must save. Less may be noise."""
+
+NORMAL = 1.4826
+"""A normal distribution's standard deviation, in median absolute deviations."""
+
+
+class LatencyTable:
+    """T(n) by bucket: the sizes that the engine pads batches to."""
+
+    def __init__(self, samples: Mapping[int, Sequence[float]]) -> None:
+        """`samples`: for each bucket the seconds of some batches, best three or more."""
+        if not samples or min(samples) < 1 or not all(samples.values()):
+            raise ValueError("every bucket needs a size of at least 1 and at least one sample")
+        if not all(0 < seconds < math.inf for runs in samples.values() for seconds in runs):
+            raise ValueError("a sample must be a positive number of seconds")
+        self.buckets = tuple(sorted(samples))
+        self._measured = [median(samples[bucket]) for bucket in self.buckets]
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._last = 0
+        self.spread = max(median(_spread(samples[bucket]) for bucket in self.buckets), 0.01)
+        """Relative standard deviation of a batch's time at warm-up."""
+        self._settle()
+
+    @property
+    def largest(self) -> int:
+        return self.buckets[-1]
+
+    def bucket(self, size: int) -> int:
+        """What a batch of `size` is padded to."""
+        return self.buckets[bisect_left(self.buckets, size)]
+
+    def seconds(self, size: int) -> float:
+        return self._seconds[size]
+
+    def largest_within(self, seconds: float) -> int:
+        """The largest batch that takes at most `seconds`; 0 if none does."""
+        return bisect_right(self._seconds, seconds) - 1 if seconds >= 0 else 0
+
+    def best(self, size: int) -> int:
+        """How many of `size` to compute now: all, unless two batches would clearly be done sooner
+        than one, be it because of padding or because the engine gets worse with size."""
+        return self._best[size]
+
+    def keeps_up_with(self, rate: float) -> int:
+        """The smallest batch whose items a second reach `rate`; the best one if none does."""
+        enough = bisect_left(self._rates, rate)
+        return enough if enough < len(self._rates) else self._best[-1]
+
+    def as_dict(self) -> dict[int, float]:
+        return {bucket: self._seconds[bucket] for bucket in self.buckets}
+
+    def observe(self, size: int, seconds: float) -> None:
+        """A batch of `size` has taken `seconds`."""
+        if not 0 < seconds < math.inf:
+            return  # shorter than the clock can tell
+        bucket = self.bucket(size)
+        kind = bucket.bit_length()
+        errors = {kind: self._error(*heard) for kind, heard in self._heard.items()}
+        error = self._error(bucket, seconds)
+        own = _agreed(error, errors.get(kind, 0.0))
+        shared = 0.0 if kind == self._last else _agreed(error, errors.get(self._last, 0.0))
+        errors[kind], self._heard[kind], self._last = error, (bucket, seconds), kind
+        for i, other in enumerate(self.buckets):
+            likeness = min(bucket, other) / max(bucket, other)
+            device = _agreed(shared, errors.get(other.bit_length(), shared))
+            self._measured[i] *= math.exp(self._step(max(own * likeness, device, key=abs)))
+        self._settle()
+
+    def _error(self, bucket: int, seconds: float) -> float:
+        """By how much the table is wrong about that, as a logarithm."""
+        return math.log(seconds / self._seconds[bucket])
+
+    def _step(self, error: float) -> float:
+        """How much of an error to correct: little of one as small as the noise."""
+        return error * abs(error) / (abs(error) + self.spread)
+
+    def _settle(self) -> None:
+        """Derive what is looked up from what was measured."""
+        self._seconds = [0.0]
+        self._rates = [0.0]
+        self._best = [0]
+        smaller = 0
+        for bucket, seconds in zip(self.buckets, _never_decreasing(self._measured), strict=True):
+            for size in range(smaller + 1, bucket + 1):
+                self._seconds.append(seconds)
+                self._rates.append(max(size / seconds, self._rates[-1]))
+                first = min((smaller, size // 2), key=lambda n: self._in_two(n, size))
+                split = self._in_two(first, size) < (1 - WORTH_SPLITTING) * seconds
+                self._best.append(self._best[first] if split else size)
+            smaller = bucket
+
+    def _in_two(self, first: int, size: int) -> float:
+        """Seconds for `first` items and then the rest of `size`."""
+        return self._seconds[first] + self._seconds[size - first]
+
+
+class Margin:
+    """The share of a predicted time by which one batch in a hundred overruns it.
+
+    Starts from the spread at warm-up and follows what happens: up by a step with an overrun, down
+    by a hundredth of it with every batch that kept its time. Overruns in a row count once: they
+    are a change that the table is about to learn.
+    """
+
+    MISSES = 0.01
+    STEP = 0.2
+    LEAST, MOST = 0.01, 1.0
+
+    def __init__(self, spread: float) -> None:
+        self._overran = False
+        self._set(3 * spread)
+
+    def observe(self, predicted: float, actual: float) -> None:
+        overran = actual > predicted * (1 + self.share)
+        news = overran and not self._overran
+        self._overran = overran
+        self._set(self.share * math.exp(self.STEP * (news - self.MISSES)))
+
+    def _set(self, share: float) -> None:
+        self.share = min(max(share, self.LEAST), self.MOST)
+
+
+def _agreed(error: float, before: float) -> float:
+    """What two errors have in common."""
+    return min(error, before, key=abs) if error * before > 0 else 0.0
+
+
+def _spread(runs: Sequence[float]) -> float:
+    middle = median(runs)
+    return NORMAL * median(abs(seconds - middle) for seconds in runs) / middle
+
+
+def _never_decreasing(values: Sequence[float]) -> list[float]:
+    """The nearest sequence that never decreases: neighbours that disagree share their mean."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        count = 1
+        while pools and pools[-1][0] > value:
+            mean, members = pools.pop()
+            value = (value * count + mean * members) / (count + members)
+            count += members
+        pools.append((value, count))
+    return [mean for mean, members in pools for _ in range(members)]

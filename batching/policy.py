@@ -1,0 +1,161 @@
+"""When a batch leaves, how large it is, and who is told at once that it will not work out. Pure.
+
+All rules work on one picture: the deadlines of those who wait, in order (`line`), laid out into
+batches from the moment the engine is free. A predicted end counts as in time if it is with the
+margin on top. In short:
+
+- A batch leaves at once when the engine is idle. While it is busy, the batch is closed just
+  before the engine is free, so that it grows with the load by itself.
+- It is as large as its most urgent member allows and memory holds, rounded to what computes the
+  most items a second: one item left for the next batch can be cheaper than a padded bucket.
+- A newcomer is refused when its own answer would be late, when it would make somebody late who
+  was accepted before, or when it could only be had by a batch too small to keep up with what is
+  arriving: such a batch costs more answers than it gives.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from batching.latency import LatencyTable
+from batching.memory import MemoryCap
+from batching.timeline import Timeline
+
+KEEPING_UP = 0.75
+"""Share of what arrives that a batch must keep up with to be worth opening. Found by simulation:
+with less, batches get small under overload; with more, too many are refused just below it."""
+
+CHOICES = 16
+"""How many ways of giving some up are compared, when some must be."""
+
+
+class Policy:
+    def __init__(self, table: LatencyTable, max_batch_size: int) -> None:
+        self.table = table
+        self.timeline = Timeline(table)
+        self.memory = MemoryCap(table.buckets)
+        self.arrivals = Arrivals(memory=8 * table.seconds(1))
+        self._max_batch_size = max_batch_size
+
+    def lateness(self, line: Sequence[float], deadline: float, now: float) -> float | None:
+        """Seconds by which a newcomer comes too late to join `line`; None if it is welcome."""
+        place = bisect_right(line, deadline)
+        line = [*line[:place], deadline, *line[place:]]
+        cap = self._cap(now)
+        start = self.timeline.free_at(now)
+        first = 0
+        while first < len(line):
+            allowed = self._allowed(line[first], start, now)
+            needed = 1
+            if first == place and allowed < cap:
+                needed = max(1, self._worthwhile(deadline - now, cap, now))
+            if allowed >= needed:
+                size = self.table.best(min(allowed, cap, len(line) - first))
+                start += self.table.seconds(size)
+                first += size
+            elif first < place:
+                first += 1  # lost already, whoever comes
+            else:
+                return self._in_time(start + self.table.seconds(needed), now) - line[first]
+        return None
+
+    def drained_at(self, waiting: int, now: float) -> float:
+        """When what is in flight and `waiting` more items will have been computed."""
+        full, rest = divmod(waiting, size := self.table.best(self._cap(now)))
+        seconds = full * self.table.seconds(size) + self.table.seconds(rest)
+        return self.timeline.free_at(now) + seconds
+
+    def due_at(self, line: Sequence[float], patience: float, now: float) -> float:
+        """When the next batch should be closed, given a free slot and somebody who waits.
+
+        Until `patience` it may wait for company, as long as nobody's deadline is at stake.
+        """
+        cap = self._cap(now)
+        if len(line) >= min(cap, self._allowed(line[0], self.timeline.free_at(now), now)):
+            return now  # waiting cannot make it larger
+        company = self.table.seconds(len(line) + 1) * (1 + self.timeline.margin.share)
+        return max(self.timeline.runs_dry_at(now), min(patience, line[0] - company))
+
+    def cut(self, line: Sequence[float], now: float) -> tuple[int, int]:
+        """How many at the head of `line` to give up, and how many to take after them.
+
+        Given up are those who can no longer make it; and, when batches have taken longer than
+        foreseen, some who could, if that leaves fewer promises broken in all: a full batch now
+        instead of a small one in time for the first.
+        """
+        cap = self._cap(now)
+        start = self.timeline.free_at(now)
+        first = bisect_left(line, start + self.table.seconds(1))
+        if first == len(line):
+            return first, 0
+        if self._allowed(line[first], start, now) < min(cap, len(line) - first):
+            first = min(
+                range(first, len(line), 1 + (len(line) - first) // CHOICES),
+                key=lambda choice: choice + self._lost(line, choice, start, cap, now),
+            )
+        allowed = max(self._allowed(line[first], start, now), 1)
+        return first, self.table.best(min(allowed, cap, len(line) - first))
+
+    def _lost(self, line: Sequence[float], first: int, start: float, cap: int, now: float) -> int:
+        """How many of `line` from `first` on will be late, if a batch with `first` begins now."""
+        lost = 0
+        place = first
+        while place < len(line):
+            allowed = self._allowed(line[place], start, now)
+            if not allowed and place > first:
+                lost += 1
+                place += 1
+                continue
+            size = self.table.best(min(max(allowed, 1), cap, len(line) - place))
+            start += self.table.seconds(size)
+            place += size
+        return lost
+
+    def _cap(self, now: float) -> int:
+        return min(self._max_batch_size, self.memory.limit(now))
+
+    def _in_time(self, end: float, now: float) -> float:
+        """The earliest deadline that a predicted `end` can be trusted to meet."""
+        return now + (end - now) * (1 + self.timeline.margin.share)
+
+    def _allowed(self, deadline: float, start: float, now: float) -> int:
+        """The largest batch from `start` that meets `deadline`; 0 if none does."""
+        trusted = now + (deadline - now) / (1 + self.timeline.margin.share)
+        return self.table.largest_within(trusted - start)
+
+    def _worthwhile(self, timeout: float, cap: int, now: float) -> int:
+        """The smallest batch worth computing at the rate at which items arrive.
+
+        One that about keeps up with the arrivals is; and so is the best one that can be gathered
+        at that rate and computed, all within one timeout.
+        """
+        gap = self.arrivals.gap(now)
+
+        def since_first_arrival(size: int) -> float:
+            return size * gap + self.table.seconds(size) * (1 + self.timeline.margin.share)
+
+        within = bisect_right(range(1, cap + 1), timeout, key=since_first_arrival)
+        return min(self.table.best(within), self.table.keeps_up_with(KEEPING_UP / gap))
+
+
+class Arrivals:
+    """How often items arrive, accepted or not, over about the last `memory` seconds."""
+
+    def __init__(self, memory: float) -> None:
+        self._memory = memory
+        self._count = 0.0
+        self._last = -math.inf
+
+    def note(self, now: float) -> None:
+        self._count = self._decayed(now) + 1
+        self._last = now
+
+    def gap(self, now: float) -> float:
+        """Seconds between two items, on average."""
+        count = self._decayed(now)
+        return self._memory / count if count else math.inf
+
+    def _decayed(self, now: float) -> float:
+        return self._count * math.exp((self._last - now) / self._memory)

@@ -1,0 +1,77 @@
+"""What the engine is busy with, and when it will be free. Pure: it is told the time.
+
+The engine computes batches one at a time, in the order it got them; a batch handed over while
+another computes begins when that one ends. From each batch that ends, the latency table and the
+margin learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batching.latency import LatencyTable, Margin
+
+STALLED = 30.0
+"""Seconds a batch may be overdue before the engine counts as hung."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A batch in the engine's hands."""
+
+    size: int
+    handed: float
+    begins: float
+    seconds: float
+
+    @property
+    def ends(self) -> float:
+        """Predicted, not promised."""
+        return self.begins + self.seconds
+
+
+class Timeline:
+    def __init__(self, table: LatencyTable) -> None:
+        self.table = table
+        self.margin = Margin(table.spread)
+        self._flights: list[Flight] = []
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def free_at(self, now: float) -> float:
+        """When the engine is done with all it has.
+
+        What is late by some time is expected to be late by as much again, so that an engine that
+        hangs soon has no deadline left that it could meet.
+        """
+        if not self._flights:
+            return now
+        ends = self._flights[0].ends
+        if ends < now:
+            ends += 2 * (now - ends)
+        return ends + sum(flight.seconds for flight in self._flights[1:])
+
+    def runs_dry_at(self, now: float) -> float:
+        """When the engine may be out of work at the earliest."""
+        early = self.margin.share * sum(flight.seconds for flight in self._flights)
+        return self.free_at(now) - early
+
+    def stalled(self, now: float) -> bool:
+        return bool(self._flights) and now - self._flights[0].ends > STALLED
+
+    def begin(self, size: int, now: float) -> Flight:
+        """A batch of `size` has been handed over."""
+        flight = Flight(size, now, self.free_at(now), self.table.seconds(size))
+        self._flights.append(flight)
+        return flight
+
+    def end(self, flight: Flight, now: float, *, computed: bool) -> None:
+        """It has come back; `computed` unless the engine failed, which teaches nothing."""
+        if computed:
+            began = flight.begins if flight is self._flights[0] else flight.handed
+            self.table.observe(flight.size, now - began)
+            self.margin.observe(flight.seconds, now - began)
+        self._flights.remove(flight)
+        if self._flights:
+            self._flights[0].begins = max(self._flights[0].handed, now)

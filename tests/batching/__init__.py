@@ -1,0 +1,1 @@
+"""The batcher, on a virtual clock."""

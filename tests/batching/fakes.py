@@ -1,0 +1,69 @@
+"""An engine that takes its time on a virtual clock, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from batching import Batcher, BatchReport, LatencyTable
+
+Outcome = int | Exception
+
+
+class FakeEngine:
+    """Doubles numbers. A batch of n takes `seconds(n)`; batches queue up behind each other.
+
+    `poison` raises for the whole batch, `bad` fails as an outcome, `memory` is the largest batch
+    that fits, `broken` fails everything.
+    """
+
+    def __init__(self, seconds: Callable[[int], float] = lambda size: 1.0) -> None:
+        self.seconds = seconds
+        self.batches: list[list[int]] = []
+        self.began: list[float] = []
+        self.poison: set[int] = set()
+        self.bad: set[int] = set()
+        self.memory = 1_000_000
+        self.broken = False
+        self._free_at = 0.0
+
+    async def infer(self, items: Sequence[int]) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        began = max(loop.time(), self._free_at)
+        self._free_at = began + self.seconds(len(items))
+        self.batches.append(list(items))
+        self.began.append(began)
+        await asyncio.sleep(self._free_at - loop.time())
+        if len(items) > self.memory:
+            raise MemoryError
+        if self.broken or self.poison.intersection(items):
+            raise RuntimeError("the engine trips")
+        return [ValueError(item) if item in self.bad else 2 * item for item in items]
+
+
+def table(
+    seconds: Callable[[int], float] = lambda size: 1.0, buckets: Sequence[int] = (1, 2, 4, 8)
+) -> LatencyTable:
+    return LatencyTable({bucket: [seconds(bucket)] * 3 for bucket in buckets})
+
+
+def batcher(engine: FakeEngine, **settings: Any) -> Batcher[int, int]:
+    """On the running loop's clock, up to 8 items a batch and 100 waiting unless told otherwise."""
+    defaults: dict[str, Any] = {
+        "latency": table(engine.seconds),
+        "max_batch_size": 8,
+        "max_queue_size": 100,
+        "clock": asyncio.get_running_loop().time,
+    }
+    return Batcher(engine.infer, **{**defaults, **settings})
+
+
+def task(batcher: Batcher[int, int], item: int, timeout: float = 100.0) -> asyncio.Task[Any]:
+    return asyncio.get_running_loop().create_task(batcher.submit(item, timeout))
+
+
+class Reports(list[BatchReport]):
+    """An `on_batch` that remembers."""
+
+    __call__ = list.append

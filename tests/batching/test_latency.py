@@ -1,0 +1,200 @@
+"""What the table and the margin learn, and what they do not."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from batching import LatencyTable
+from batching.latency import Margin
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def linear(size: int) -> float:
+    return 1.0 + 0.02 * size
+
+
+def table(noise: float = 0.05) -> LatencyTable:
+    runs = (1 - noise, 1.0, 1 + noise)
+    return LatencyTable({b: [linear(b) * run for run in runs] for b in BUCKETS})
+
+
+def times(table: LatencyTable) -> list[float]:
+    return list(table.as_dict().values())
+
+
+def test_a_bucket_starts_at_its_median() -> None:
+    """The first run of a size is often slow."""
+    table = LatencyTable({1: [9.0, 1.0, 1.1], 4: [2.0]})
+    assert table.as_dict() == {1: 1.1, 4: 2.0}
+
+
+@pytest.mark.parametrize("samples", [{}, {1: []}, {0: [1.0]}, {1: [0.0]}, {1: [float("inf")]}])
+def test_samples_that_say_nothing_are_refused(samples: dict[int, list[float]]) -> None:
+    """A table must be able to answer."""
+    with pytest.raises(ValueError, match=r"sample|seconds"):
+        LatencyTable(samples)
+
+
+def test_a_batch_takes_what_its_bucket_takes() -> None:
+    """Padding is paid for."""
+    table = LatencyTable({1: [1.0], 4: [2.0], 8: [3.0]})
+    assert [table.bucket(size) for size in (1, 2, 4, 5, 8)] == [1, 4, 4, 8, 8]
+    assert [table.seconds(size) for size in (0, 1, 2, 4, 5, 8)] == [0, 1, 2, 2, 3, 3]
+
+
+def test_the_largest_batch_within_a_time() -> None:
+    """To the end of its bucket; none if time is too short or gone."""
+    table = LatencyTable({1: [1.0], 4: [2.0], 8: [3.0]})
+    fits = [table.largest_within(t) for t in (-1.0, 0.0, 0.9, 1.0, 1.9, 2.0, 3.0, 99.0)]
+    assert fits == [0, 0, 0, 1, 1, 4, 8, 8]
+
+
+def test_larger_never_looks_faster() -> None:
+    """Buckets that disagree with that share their mean; the others stay as measured."""
+    table = LatencyTable({1: [1.0], 2: [3.0], 4: [2.0], 8: [4.0]})
+    assert table.as_dict() == {1: 1.0, 2: 2.5, 4: 2.5, 8: 4.0}
+
+
+def test_all_that_wait_are_computed_unless_two_batches_are_sooner_done() -> None:
+    """Of five, four and then one, where every item costs; all of them, where a batch does."""
+    cheap = LatencyTable({b: [linear(b)] for b in BUCKETS})
+    dear = LatencyTable({b: [0.3 + 0.6 * b] for b in BUCKETS})
+    assert [cheap.best(size) for size in range(65)] == list(range(65))
+    assert [dear.best(size) for size in (1, 2, 3, 4, 5, 6, 7, 8, 12, 15)] == [
+        1, 2, 2, 4, 4, 4, 7, 8, 8, 15,
+    ]  # fmt: skip
+
+
+def test_an_engine_that_gets_worse_with_size_gets_small_batches() -> None:
+    """Throughput may fall again: memory, caches; at once or little by little."""
+    cliff = LatencyTable({1: [1.0], 2: [1.1], 4: [9.0]})
+    slope = LatencyTable({size: [size**1.3] for size in range(1, 9)})
+    assert [cliff.best(size) for size in (1, 2, 3, 4)] == [1, 2, 2, 2]
+    assert [slope.best(size) for size in (1, 2, 4, 8)] == [1, 1, 1, 1]
+
+
+def test_the_smallest_batch_that_keeps_up() -> None:
+    """By items a second; when none does, the best."""
+    table = LatencyTable({1: [1.0], 2: [1.0], 4: [1.0]})
+    assert [table.keeps_up_with(rate) for rate in (0, 0.5, 1.0, 1.5, 3.5, 9.0)] == [
+        0, 1, 1, 2, 4, 4,
+    ]  # fmt: skip
+
+
+def test_one_outlier_moves_nothing() -> None:
+    """However far out."""
+    fresh, hit = table(), table()
+    hit.observe(64, linear(64))
+    hit.observe(64, 50 * linear(64))
+    hit.observe(64, linear(64))
+    assert times(hit) == times(fresh)
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_a_lasting_change_is_followed_within_a_few_batches(factor: float) -> None:
+    """Up or down; the first batch only raises suspicion."""
+    t = table()
+    for _ in range(5):
+        t.observe(64, factor * linear(64))
+    assert t.seconds(64) == pytest.approx(factor * linear(64), rel=0.05)
+
+
+def test_a_change_that_two_sizes_agree_on_counts_for_all() -> None:
+    """A throttled device is slower at every size."""
+    t = table()
+    for _ in range(4):
+        t.observe(64, 2 * linear(64))
+        t.observe(8, 2 * linear(8))
+    assert times(t) == pytest.approx([2 * linear(b) for b in BUCKETS], rel=0.1)
+
+
+def test_a_size_that_was_right_when_it_last_ran_is_left_alone() -> None:
+    """Whatever two others agree on."""
+    t = table()
+    for _ in range(3):
+        t.observe(8, 1.01 * linear(8))
+        t.observe(8, 0.99 * linear(8))
+        t.observe(64, 1.5 * linear(64))
+        t.observe(32, 1.5 * linear(32))
+    assert t.seconds(8) < 1.2 * linear(8)
+    assert t.seconds(64) == pytest.approx(1.5 * linear(64), rel=0.1)
+    assert t.seconds(16) > 1.2 * linear(16)
+
+
+def test_one_size_says_next_to_nothing_about_a_far_one() -> None:
+    """A quiet hour of slow single items leaves the full batch where it was."""
+    t = table()
+    for _ in range(100):
+        t.observe(1, 1.5 * linear(1))
+    assert t.seconds(1) == pytest.approx(1.5 * linear(1), rel=0.05)
+    assert t.seconds(64) == pytest.approx(linear(64), rel=0.02)
+
+
+def test_two_sizes_that_disagree_are_both_learned() -> None:
+    """Taking turns does not make their errors cancel."""
+    t = table()
+    for _ in range(20):
+        t.observe(1, 0.8 * linear(1))
+        t.observe(64, 1.3 * linear(64))
+    assert t.seconds(1) == pytest.approx(0.8 * linear(1), rel=0.06)
+    assert t.seconds(64) == pytest.approx(1.3 * linear(64), rel=0.06)
+
+
+def test_noise_moves_little() -> None:
+    """A thousand noisy batches leave the table within a few percent, and in order."""
+    t, random_ = table(), random.Random(1)
+    for _ in range(1000):
+        size = random_.choice(BUCKETS)
+        t.observe(size, linear(size) * random_.gauss(1, 0.05))
+        assert times(t) == sorted(times(t))
+    assert times(t) == pytest.approx([linear(b) for b in BUCKETS], rel=0.08)
+
+
+def test_what_the_clock_cannot_tell_is_not_learned() -> None:
+    """Zero seconds is a clock too coarse, not a fast engine."""
+    t = table()
+    for _ in range(5):
+        t.observe(64, 0.0)
+    assert times(t) == times(table())
+
+
+def test_the_spread_is_that_of_the_typical_bucket() -> None:
+    """One wild bucket does not make all untrustworthy."""
+    t = LatencyTable({1: [1, 1.1, 0.9], 2: [1, 5, 9], 4: [2, 2.2, 1.8]})
+    assert t.spread == pytest.approx(0.148, abs=0.001)
+
+
+def test_the_margin_covers_all_but_one_in_a_hundred() -> None:
+    """Whatever the spread is, and from whatever start."""
+    for sigma in (0.02, 0.05, 0.2):
+        margin, random_ = Margin(0.05), random.Random(2)
+        late = 0
+        for n in range(20_000):
+            actual = random_.gauss(1, sigma)
+            late += n >= 5000 and actual > 1 + margin.share
+            margin.observe(1.0, actual)
+        assert 0.005 < late / 15_000 < 0.02
+
+
+def test_overruns_in_a_row_count_once() -> None:
+    """A slow-down is for the table to learn; the margin would remember it for too long."""
+    once, often = Margin(0.05), Margin(0.05)
+    once.observe(1.0, 9.0)
+    for _ in range(10):
+        often.observe(1.0, 9.0)
+    assert once.share > 1.1 * Margin(0.05).share
+    assert often.share <= once.share
+
+
+def test_the_margin_stays_within_reason() -> None:
+    """Neither nothing nor more than the time itself."""
+    margin = Margin(0.0)
+    assert margin.share == Margin.LEAST
+    for _ in range(1000):
+        margin.observe(1.0, 9.0)
+        margin.observe(1.0, 1.0)
+        assert margin.share <= Margin.MOST
+    assert margin.share == pytest.approx(Margin.MOST, rel=0.01)

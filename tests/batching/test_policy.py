@@ -1,0 +1,256 @@
+"""The rules, one at a time. The table takes 1 s per batch of up to 8 unless it says otherwise,
+and the margin is a tenth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from batching.policy import Arrivals, Policy
+from tests.batching.fakes import table
+
+SOON = 1e-9
+
+
+def policy(
+    seconds: Callable[[int], float] = lambda size: 1.0, buckets: Sequence[int] = (1, 2, 4, 8)
+) -> Policy:
+    p = Policy(table(seconds, buckets), max_batch_size=max(buckets))
+    p.timeline.margin.share = 0.1
+    return p
+
+
+def steps(size: int) -> float:
+    """A device on which every item costs: 0.5 s and 0.5 s more for each."""
+    return 0.5 + 0.5 * size
+
+
+def flood(p: Policy, now: float, per_second: float) -> None:
+    """As if items had arrived at this rate for a long time."""
+    for n in range(round(100 * per_second), -1, -1):
+        p.arrivals.note(now - n / per_second)
+
+
+# Who is refused
+
+
+@pytest.mark.parametrize(
+    ("line", "deadline", "late"),
+    [
+        ([], 1.11, None),
+        ([], 1.09, 0.01),
+        ([], 0.5, 0.6),
+        ([9.0] * 7, 1.2, None),
+        ([9.0] * 8, 1.2, None),  # it would go first, and the eighth has time
+        ([9.0] * 8, 9.0, None),
+        ([1.5] * 8, 2.1, 0.1),  # second batch: 2 s and the margin
+        ([1.5] * 8, 2.3, None),
+    ],
+)
+def test_a_newcomer_must_make_it_with_the_margin(
+    line: list[float], deadline: float, late: float | None
+) -> None:
+    """The answer is by how much it would be late."""
+    assert policy().lateness(line, deadline, 0.0) == (late and pytest.approx(late))
+
+
+def test_what_is_in_flight_comes_first() -> None:
+    """Its remaining time, and all of what was handed over behind it."""
+    p = policy()
+    p.timeline.begin(8, 0.0)
+    p.timeline.begin(8, 0.9)
+    assert p.lateness([], 0.9 + 2.1 * 1.1 + SOON, 0.9) is None
+    assert p.lateness([], 0.9 + 2.1 * 1.1 - 0.1, 0.9) == pytest.approx(0.1)
+
+
+def test_a_newcomer_must_not_make_another_late() -> None:
+    """It would be in time itself, as the first of the line; the last one would not."""
+    p = policy()
+    assert p.lateness([1.5] * 8, 1.2, 0.0) is not None
+    assert p.lateness([1.5] * 7 + [2.3], 1.2, 0.0) is None
+
+
+def test_who_is_lost_anyway_refuses_nobody() -> None:
+    """Those ahead that can no longer make it will be cut, and take no time."""
+    assert policy().lateness([0.5] * 80, 1.2, 0.0) is None
+
+
+def test_joining_makes_the_batch_longer_for_its_first() -> None:
+    """Four together take 2.5 s, for which the first has no time: so the fourth goes behind."""
+    p = policy(steps, (1, 2, 3, 4))
+    assert p.lateness([2.3] * 3, 3.7, 0.0) is None
+    assert p.lateness([2.3] * 3, 3.2, 0.0) == pytest.approx(0.1)
+    assert p.lateness([2.8] * 3, 3.2, 0.0) is None
+
+
+def test_under_a_flood_a_batch_too_small_to_keep_up_is_not_opened() -> None:
+    """The newcomer could be computed alone, but far more could be answered in that time."""
+    p = policy(lambda size: 1.0 + 0.1 * size)
+    p.timeline.begin(8, 0.0)
+    alone, together = (1.8 + 1.1) * 1.1 + SOON, (1.8 + 1.8) * 1.1 + SOON
+    assert p.lateness([], alone, 0.0) is None
+    flood(p, 0.0, per_second=100)
+    assert p.lateness([], alone, 0.0) == pytest.approx(0.7 * 1.1)
+    assert p.lateness([], together, 0.0) is None
+    assert p.lateness([together], together, 0.0) is None
+
+
+def test_a_flood_does_not_demand_what_cannot_be_gathered() -> None:
+    """A batch must be gathered and computed within one timeout, or nobody would be let in."""
+    p = policy(steps)
+    flood(p, 0.0, per_second=100)
+    assert p.lateness([], 1.2, 0.0) is None
+
+
+def test_a_trickle_opens_any_batch() -> None:
+    """As long as small batches keep up, nobody is refused for the sake of larger ones."""
+    p = policy(lambda size: 1.0 + 0.1 * size)
+    flood(p, 0.0, per_second=0.8)
+    p.timeline.begin(8, 0.0)
+    assert p.lateness([], (1.8 + 1.1) * 1.1 + SOON, 0.0) is None
+
+
+# When a batch leaves
+
+
+def test_an_idle_engine_waits_for_nobody() -> None:
+    assert policy().due_at([99.0], 7.0, 7.0) == 7.0
+
+
+def test_the_next_batch_is_closed_just_before_the_engine_is_free() -> None:
+    """By the margin of what is in flight, and no earlier."""
+    p = policy()
+    p.timeline.begin(1, 5.0)
+    assert p.due_at([99.0], 5.2, 5.2) == pytest.approx(5.9)
+    assert p.due_at([99.0], 5.95, 5.95) <= 5.95
+
+
+def test_a_batch_that_cannot_grow_is_due() -> None:
+    """It is as large as allowed, or as its first can afford, or its first is lost."""
+    p = policy(steps)
+    p.timeline.begin(1, 0.0)
+    assert p.due_at([99.0] * 7, 0.0, 0.0) > 0.5
+    assert p.due_at([99.0] * 8, 0.0, 0.0) == 0.0
+    assert p.due_at([2.8] * 2, 0.0, 0.0) == 0.0
+    assert p.due_at([1.0], 0.0, 0.0) == 0.0
+
+
+def test_patience_ends_where_a_deadline_is_at_stake() -> None:
+    """Early enough for a batch of one more."""
+    p = policy(steps)
+    assert p.due_at([99.0], 3.0, 0.0) == 3.0
+    assert p.due_at([4.0], 3.0, 0.0) == pytest.approx(4.0 - 1.5 * 1.1)
+
+
+# How large it is
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ([99.0] * 3, (0, 3)),
+        ([99.0] * 20, (0, 8)),
+        ([0.9, 0.95, 99.0], (2, 1)),  # 1 s at least: two are lost
+        ([1.05, 99.0, 99.0], (0, 1)),  # one still makes it, but only alone
+        ([0.5] * 3, (3, 0)),
+        ([2.3, 9.0, 9.0, 9.0], (0, 3)),  # a fourth would make the first late
+    ],
+)
+def test_a_batch_is_as_large_as_its_deadlines_allow(
+    line: list[float], expected: tuple[int, int]
+) -> None:
+    """And who can no longer make it is cut."""
+    assert policy(steps, (1, 2, 3, 4, 5, 6, 7, 8)).cut(line, 0.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ([1.05] + [9.0] * 7, (0, 1)),  # all make it, the first alone
+        ([1.05] + [3.0] * 2, (0, 1)),
+        ([1.05] + [3.0] * 3, (0, 1)),  # one is lost either way: the promise made first is kept
+        ([1.05] + [3.0] * 4, (1, 4)),  # one now, or two later
+        ([1.05] * 3 + [3.0] * 4, (3, 4)),
+        ([1.05] * 5 + [1.6] * 2 + [3.0] * 4, (7, 4)),
+    ],
+)
+def test_as_few_as_possible_are_given_up(line: list[float], expected: tuple[int, int]) -> None:
+    """A full batch that leaves some behind, if a small one for their sake would lose more."""
+    assert policy(steps, (1, 2, 3, 4, 5, 6, 7, 8)).cut(line, 0.0) == expected
+
+
+def test_padding_that_is_dear_is_avoided() -> None:
+    """Of five, four now and one with the next: eight would take twice as long."""
+    assert policy(lambda size: 0.1 + 0.6 * size).cut([99.0] * 5, 0.0) == (0, 4)
+    assert policy(lambda size: 1.0 + 0.02 * size).cut([99.0] * 5, 0.0) == (0, 5)
+
+
+def test_memory_caps_a_batch_and_the_prediction() -> None:
+    """Nine take three batches of four, not two of eight."""
+    p = policy()
+    p.memory.ran_out(8, 0.0)
+    assert p.cut([99.0] * 9, 0.0) == (0, 4)
+    assert p.lateness([9.0] * 8, 9.0, 0.0) is None
+    assert p.lateness([2.25] * 8, 2.25, 0.0) is not None
+    assert p.drained_at(9, 0.0) == 3.0
+
+
+def test_what_waits_behind_a_batch_in_flight_is_cut_by_when_it_would_begin() -> None:
+    """A slot is free, the engine is not."""
+    p = policy()
+    p.timeline.begin(8, 0.0)
+    assert p.cut([1.5, 9.0], 0.5) == (1, 1)
+
+
+# What is in flight
+
+
+def test_a_batch_behind_another_begins_when_that_one_ends() -> None:
+    """So its own time is learned, not the wait."""
+    p = policy()
+    first = p.timeline.begin(1, 0.0)
+    second = p.timeline.begin(1, 0.8)
+    assert p.timeline.free_at(0.8) == 2.0
+    p.timeline.end(first, 1.2, computed=True)
+    assert p.timeline.free_at(1.2) == pytest.approx(2.2)
+    p.timeline.end(second, 2.2, computed=True)
+    assert len(p.timeline) == 0
+    assert p.table.seconds(1) == 1.0
+
+
+def test_a_late_batch_is_expected_to_be_as_late_again() -> None:
+    """And counts as hung when it is far too late."""
+    p = policy()
+    p.timeline.begin(1, 0.0)
+    assert p.timeline.free_at(1.5) == 2.0
+    assert not p.timeline.stalled(30.9)
+    assert p.timeline.stalled(31.1)
+
+
+def test_a_failed_batch_teaches_nothing() -> None:
+    """Engines fail fast, or slowly; neither says what a batch takes."""
+    p = policy()
+    for n in range(9):
+        p.timeline.end(p.timeline.begin(8, 10.0 * n), 10.0 * n + 5, computed=False)
+    assert p.table.seconds(8) == 1.0
+    assert p.timeline.margin.share == 0.1
+
+
+def test_a_computed_batch_teaches_the_table_and_the_margin() -> None:
+    """Twice as long, several times."""
+    p = policy()
+    for n in range(5):
+        p.timeline.end(p.timeline.begin(8, 10.0 * n), 10.0 * n + 2, computed=True)
+    assert p.table.seconds(8) == pytest.approx(2.0, rel=0.05)
+    assert p.timeline.margin.share > 0.1
+
+
+def test_the_arrival_rate_follows_and_fades() -> None:
+    """Ten a second for a while; then nothing."""
+    arrivals = Arrivals(memory=2.0)
+    assert arrivals.gap(0.0) == float("inf")
+    for n in range(200):
+        arrivals.note(n / 10)
+    assert arrivals.gap(19.9) == pytest.approx(0.1, rel=0.05)
+    assert arrivals.gap(24.0) > 0.5
