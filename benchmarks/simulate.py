@@ -1,0 +1,180 @@
+"""How well does the batcher do, against what is possible and against other policies?
+
+    python -m benchmarks.simulate
+
+drives the real `batching.Batcher` on a clock that jumps, with engines that exist as a formula,
+next to restatements of the field's policies on the same arrivals. Prints a table, and writes
+simulate.json and simulate.png to benchmarks/results. Takes under a minute on two cores.
+
+Columns: load, as a share of the device's best rate within the SLO; `goodput`, answers within the
+SLO as a share of the bound, which is the lesser of what was offered and what the device could
+compute at its best; `kept`, the share of accepted requests answered within the SLO; median and
+99th percentile of the accepted, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.simulation.arrivals import TRACES
+from benchmarks.simulation.bounds import clairvoyant, fluid
+from benchmarks.simulation.devices import DEVICES, LARGEST, Clockwork
+from benchmarks.simulation.outcome import figures
+from benchmarks.simulation.peers import PEERS
+from benchmarks.simulation.plot import plot
+from benchmarks.simulation.shoal import shoal
+from benchmarks.simulation.verdict import GOODPUT, verdict
+
+RESULTS = Path(__file__).parent / "results"
+
+TIGHT, LOOSE = 10, 50
+"""SLOs, in units of T(1)."""
+LOADS = {
+    ("poisson", TIGHT): (0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0, 10.0),
+    ("poisson", LOOSE): (0.5, 1.0, 3.0),
+    ("on/off", TIGHT): (0.3, 1.0, 3.0),
+    ("ramp", TIGHT): (0.3, 1.0, 3.0),
+    ("bursts of 128", TIGHT): (0.3, 1.0),
+}
+FULL_BATCHES = 40
+MOST_STEPS = 200_000
+"""Arrivals times batch sizes up to which the clairvoyant's schedule is worked out."""
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trace on one device. `slo` is in units of T(1)."""
+
+    device: str
+    slo: int
+    trace: str
+    load: float
+
+
+CELLS = [
+    Cell(device, slo, trace, load)
+    for device in DEVICES
+    for (trace, slo), loads in LOADS.items()
+    for load in loads
+]
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Everybody on the same arrivals, and the bounds."""
+    device = DEVICES[cell.device]
+    slo = cell.slo * device.mean(1)
+    capacity = device.capacity(slo)
+    rate = cell.load * capacity
+    span = max(FULL_BATCHES * device.mean(LARGEST), 8 * slo)
+    count = max(2000, round(rate * span))
+    half_time = count / rate / 2
+    arrivals = TRACES[cell.trace](rate, count, SEED)
+
+    bound = figures(fluid(arrivals, device, slo, half_time), slo).goodput
+    rows = {}
+    for name, policy in {"shoal": shoal, **PEERS}.items():
+        requests = policy(arrivals, Clockwork(device, half_time, SEED), slo)
+        found = figures(requests, slo)
+        rows[name] = {**asdict(found), "of_bound": found.goodput / bound}
+        if device.slower != 1:
+            calm = [r for r in requests if abs(r.arrived - half_time) > slo]
+            rows[name]["kept_share_but_for_the_change"] = figures(calm, slo).kept_share
+    offered = rows["shoal"]["offered"]
+    result = {
+        **asdict(cell),
+        "slo_seconds": slo,
+        "arrivals": len(arrivals),
+        "capacity": capacity,
+        "fluid_bound": bound,
+        "average_bound": min(offered, capacity),
+        "rows": rows,
+    }
+    sizes = sum(device.mean(size) <= slo for size in range(1, LARGEST + 1))
+    missed = rows["shoal"]["of_bound"] < GOODPUT
+    if missed and device.slower == 1 and len(arrivals) * sizes <= MOST_STEPS:
+        share = clairvoyant(arrivals, device, slo)
+        result["clairvoyant"] = {
+            "share": share,
+            "shoal": rows["shoal"]["accepted_share"] * rows["shoal"]["kept_share"] / share,
+        }
+    return result
+
+
+def in_flight(load: float, max_in_flight: int) -> dict[str, Any]:
+    """The GPU, where the host needs 0.3 ms to assemble and copy a batch before it can begin."""
+    device = DEVICES["gpu"]
+    slo = TIGHT * device.mean(1)
+    rate = load * device.capacity(slo)
+    arrivals = TRACES["poisson"](rate, round(rate * FULL_BATCHES * device.mean(LARGEST)), SEED)
+    clockwork = Clockwork(device, math.inf, SEED)
+    requests = shoal(arrivals, clockwork, slo, max_in_flight=max_in_flight, prepare=0.3e-3)
+    found = figures(requests, slo)
+    share = found.goodput / min(found.offered, device.capacity(slo))
+    return {"load": load, "max_in_flight": max_in_flight, **asdict(found), "of_bound": share}
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    for cell in results:
+        print(
+            f"\n{cell['device']}, SLO {cell['slo']} x T(1) = {1e3 * cell['slo_seconds']:.1f} ms, "
+            f"{cell['trace']}, load {cell['load']:g}: bound {cell['fluid_bound']:,.0f}/s"
+        )
+        print(f"  {'':14}{'goodput':>8}{'accepted':>10}{'kept':>8}{'p50':>9}{'p99':>9}")
+        for name, row in cell["rows"].items():
+            print(
+                f"  {name:14}{row['of_bound']:8.1%}{row['accepted_share']:10.1%}"
+                f"{row['kept_share']:8.1%}{_ms(row['p50'])}{_ms(row['p99'])}"
+            )
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no infinity: `null` is a latency beyond all bounds."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:9.2f}" if math.isfinite(seconds) else f"{'late':>9}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Simulate the batcher and its peers.")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+
+    todo = sorted(CELLS, key=lambda cell: -cell.load)  # the long ones first
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        done = dict(zip(todo, pool.map(run, todo), strict=True))
+    results = [done[cell] for cell in CELLS]
+
+    slots = [in_flight(load, slots) for load in (0.5, 2.0) for slots in (1, 2)]
+
+    show(results)
+    print("\nbatches in flight, on the gpu with 0.3 ms to assemble and copy each")
+    for row in slots:
+        print(
+            f"  load {row['load']:g}, {row['max_in_flight']} in flight: {row['of_bound']:.1%} of "
+            f"the bound, p50{_ms(row['p50'])}, p99{_ms(row['p99'])}"
+        )
+    judged = verdict(results)
+    print("\n" + "\n".join(judged["lines"]))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report = {"verdict": judged["targets"], "cells": results, "in_flight": slots}
+    text = json.dumps(finite(report), indent=1, allow_nan=False)
+    (arguments.out / "simulate.json").write_text(text + "\n")
+    plot(results, arguments.out / "simulate.png")
+
+
+if __name__ == "__main__":
+    main()

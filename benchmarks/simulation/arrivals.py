@@ -1,0 +1,51 @@
+"""When requests come: lists of seconds, increasing, the same for every policy."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+
+def poisson(rate: float, count: int, seed: int) -> list[float]:
+    """Independent callers."""
+    return _thinned(rate, count, seed, lambda _: 1.0, 1.0)
+
+
+def on_off(rate: float, count: int, seed: int) -> list[float]:
+    """Three quarters of the time silence, the rest four times the rate; ten such periods."""
+    period = count / rate / 10
+    return _thinned(rate, count, seed, lambda t: 4.0 if t % period < period / 4 else 0.0, 4.0)
+
+
+def ramp(rate: float, count: int, seed: int) -> list[float]:
+    """A day in one run: from a tenth of the rate up to 1.9 times and back."""
+    day = count / rate
+    return _thinned(rate, count, seed, lambda t: 1 - 0.9 * math.cos(2 * math.pi * t / day), 1.9)
+
+
+def bursts(rate: float, count: int, seed: int) -> list[float]:
+    """A nearly idle service, and now and then 128 requests within a millisecond."""
+    random_ = random.Random(seed)
+    length = count / rate
+    quiet = _thinned(rate / 10, count // 10, seed, lambda _: 1.0, 1.0)
+    together = max(1, round(0.9 * count / 128))
+    starts = [length * (k + 0.5) / together for k in range(together)]
+    return sorted(quiet + [s + random_.uniform(0, 0.001) for s in starts for _ in range(128)])
+
+
+def _thinned(
+    rate: float, count: int, seed: int, shape: Callable[[float], float], peak: float
+) -> list[float]:
+    """About `count` arrivals at `rate` times `shape(t)`, which is at most `peak`."""
+    random_ = random.Random(seed)
+    length = count / rate
+    times = []
+    t = 0.0
+    while (t := t + random_.expovariate(rate * peak)) < length:
+        if random_.random() * peak < shape(t):
+            times.append(t)
+    return times
+
+
+TRACES = {"poisson": poisson, "on/off": on_off, "ramp": ramp, "bursts of 128": bursts}

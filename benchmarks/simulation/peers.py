@@ -1,0 +1,168 @@
+"""The field's policies, restated by us from their control flow: not their code, and kinder.
+
+Each gets what its original lacks where that only helps it: the queue is first in, first out, and
+what has run out of time is dropped before it is computed rather than after.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from benchmarks.simulation.devices import LARGEST, Clockwork
+from benchmarks.simulation.outcome import Request
+
+Policy = Callable[[Sequence[float], Clockwork, float], list[Request]]
+
+
+class _Line:
+    """Requests that have arrived by `now`, oldest first, without those out of time."""
+
+    def __init__(self, arrivals: Sequence[float], slo: float) -> None:
+        self.requests = [Request(arrived) for arrived in arrivals]
+        self._slo = slo
+        self._next = 0
+        self._waiting: deque[Request] = deque()
+
+    def arrive(self, now: float) -> None:
+        requests = self.requests
+        while self._next < len(requests) and requests[self._next].arrived <= now:
+            self._waiting.append(requests[self._next])
+            self._next += 1
+        while self._waiting and self._waiting[0].arrived + self._slo <= now:
+            self._waiting.popleft()
+
+    def first(self, now: float) -> float | None:
+        """When somebody waits: `now`, or the next arrival; None when all is over."""
+        self.arrive(now)
+        if self._waiting:
+            return now
+        return self.requests[self._next].arrived if self._next < len(self.requests) else None
+
+    def nth_arrival(self, n: int) -> float:
+        """When the n-th of those who wait or will come arrives."""
+        place = self._next + n - len(self._waiting) - 1
+        return self.requests[place].arrived if place < len(self.requests) else float("inf")
+
+    def take(self, count: int) -> list[Request]:
+        return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def oldest(self) -> float:
+        return self._waiting[0].arrived
+
+
+def _when_free(largest: int, window: Callable[[Clockwork], float]) -> Policy:
+    """A free device takes the first, waits `window` for more, and computes."""
+
+    def policy(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
+        line = _Line(arrivals, slo)
+        now = 0.0
+        while (picked_up := line.first(now)) is not None:
+            line.arrive(picked_up)
+            now = picked_up
+            if len(line) < largest and window(clockwork):
+                now = max(now, min(picked_up + window(clockwork), line.nth_arrival(largest)))
+                line.arrive(now)
+            if batch := line.take(largest):
+                now += clockwork.seconds(len(batch), now)
+                for request in batch:
+                    request.done = now
+        return line.requests
+
+    return policy
+
+
+def _window(clockwork: Clockwork) -> float:
+    """Nobody tunes it per load; the time of one lone item is a kind choice."""
+    return clockwork.device.mean(1)
+
+
+def early_freeze(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
+    """Batches are closed by size or window, whether or not the device is free to take them."""
+    requests = [Request(arrived) for arrived in arrivals]
+    window = _window(clockwork)
+    free_at = 0.0
+    first = 0
+    while first < len(requests):
+        closes = requests[first].arrived + window
+        last = first
+        while last < len(requests) and requests[last].arrived <= closes and last - first < LARGEST:
+            last += 1
+        if last - first == LARGEST:
+            closes = requests[last - 1].arrived
+        starts = max(free_at, closes)
+        batch = [r for r in requests[first:last] if r.arrived + slo > starts]
+        first = last
+        if batch:
+            free_at = starts + clockwork.seconds(len(batch), starts)
+            for request in batch:
+                request.done = free_at
+    return requests
+
+
+def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
+    """Fits a*n + b to the last 50 batches; sheds the head when the whole queue looks late; holds
+    while company seems worth the wait."""
+    line = _Line(arrivals, slo)
+    now = 0.0
+    sizes: deque[int] = deque(maxlen=50)
+    times: deque[float] = deque(maxlen=50)
+    waits: deque[float] = deque([0.0], maxlen=50)
+    slope = intercept = clockwork.device.mean(1) / 2
+    refit_at = 0.0
+    batches = 0
+    while (start := line.first(now)) is not None:
+        now = start
+        line.arrive(now)
+        while len(line) and now - line.oldest() + slope * len(line) + intercept >= slo:
+            line.take(1)[0].accepted = False
+        if not len(line):
+            now = max(now, line.nth_arrival(1))
+            continue
+        training = batches < 11
+        cap = 1 + batches // 5 if training else LARGEST
+        held = sum(waits) / len(waits)
+        if not training:
+            n = len(line)
+            spent = now - line.oldest()
+            if n < cap and n * (spent / n + intercept) <= 0.95 * held:
+                now = min(now + 1e-3, line.nth_arrival(n + 1))
+                continue
+        waits.append(now - line.oldest())
+        batch = line.take(cap)
+        took = clockwork.seconds(len(batch), now)
+        now += took
+        batches += 1
+        sizes.append(len(batch))
+        times.append(took)
+        for request in batch:
+            request.done = now
+        if now >= refit_at:
+            slope, intercept = _least_squares(sizes, times)
+            refit_at = now + 0.1
+    return line.requests
+
+
+def _least_squares(sizes: Sequence[int], times: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept; of a single size the answer of least norm, as the original's."""
+    n = len(sizes)
+    mean_size, mean_time = sum(sizes) / n, sum(times) / n
+    spread = sum((size - mean_size) ** 2 for size in sizes)
+    if not spread:
+        share = mean_time / (mean_size**2 + 1)
+        return share * mean_size, share
+    both = zip(sizes, times, strict=True)
+    slope = sum((size - mean_size) * (time - mean_time) for size, time in both) / spread
+    return max(slope, 0.0), max(mean_time - slope * mean_size, 0.0)
+
+
+PEERS: dict[str, Policy] = {
+    "no batching": _when_free(1, lambda _: 0.0),
+    "fixed window": _when_free(LARGEST, _window),
+    "early freeze": early_freeze,
+    "greedy": _when_free(LARGEST, lambda _: 0.0),
+    "linear fit": linear_fit,
+}

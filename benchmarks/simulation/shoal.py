@@ -1,0 +1,87 @@
+"""The real Batcher, unchanged, on a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Sequence
+
+from batching import Batcher, DeadlineUnreachable, LatencyTable, QueueFull
+from benchmarks.simulation.devices import LARGEST, Clockwork
+from benchmarks.simulation.outcome import Request
+from tests.batching.virtual_time import run
+
+WARM_UP_RUNS = 5
+MAX_QUEUE_SIZE = 1024
+
+
+def shoal(
+    arrivals: Sequence[float],
+    clockwork: Clockwork,
+    slo: float,
+    *,
+    max_in_flight: int = 1,
+    prepare: float = 0.0,
+) -> list[Request]:
+    """Every request has `slo` seconds from its arrival. Each batch needs `prepare` seconds of
+    the host before the device can begin, which may pass while the device still has another."""
+    return run(_Run(arrivals, clockwork, slo, prepare).serve(max_in_flight))
+
+
+class _Run:
+    def __init__(
+        self, arrivals: Sequence[float], clockwork: Clockwork, slo: float, prepare: float
+    ) -> None:
+        self.requests = [Request(arrived) for arrived in arrivals]
+        self.clockwork = clockwork
+        self.slo = slo
+        self.prepare = prepare
+        self.device_free_at = 0.0
+
+    async def serve(self, max_in_flight: int) -> list[Request]:
+        loop = asyncio.get_running_loop()
+        measured = {
+            bucket: [self.prepare + seconds for seconds in runs]
+            for bucket, runs in self.clockwork.warm_up(WARM_UP_RUNS).items()
+        }
+        batcher = Batcher(
+            self.infer,
+            latency=LatencyTable(measured),
+            max_batch_size=LARGEST,
+            max_queue_size=MAX_QUEUE_SIZE,
+            max_in_flight=max_in_flight,
+            clock=loop.time,
+        )
+        async with batcher:
+            callers = []
+            for request in self.requests:
+                await _until(request.arrived)
+                callers.append(loop.create_task(self.call(batcher, request)))
+            await asyncio.gather(*callers)
+        return self.requests
+
+    async def infer(self, items: Sequence[None]) -> Sequence[Exception | None]:
+        now = asyncio.get_running_loop().time()
+        begins = max(now + self.prepare, self.device_free_at)
+        self.device_free_at = begins + self.clockwork.seconds(len(items), begins)
+        await _until(self.device_free_at)
+        return items
+
+    async def call(self, batcher: Batcher[None, None], request: Request) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await batcher.submit(None, self.slo)
+            request.done = loop.time()
+        except (DeadlineUnreachable, QueueFull):
+            # Told later than on arrival: accepted, and not kept.
+            request.accepted = loop.time() > request.arrived
+        except TimeoutError:
+            pass
+
+
+async def _until(when: float) -> None:
+    loop = asyncio.get_running_loop()
+    if when > loop.time():
+        reached = loop.create_future()
+        loop.call_at(when, functools.partial(reached.set_result, None))
+        await reached
