@@ -1,0 +1,67 @@
+"""The networks that can be served: GluonCV's CIFAR family, by GluonCV's own names.
+
+GluonCV's package imports video readers, tables and OpenCV before it hands out a network, and
+switches Pillow to accept truncated images. The networks themselves live in three files that
+need MXNet alone, so those files are loaded by themselves: 0.6 s and 100 MB less at every start
+(docs/decisions/0001-gluoncv-without-its-package.md).
+
+Names of parameters and the arithmetic are GluonCV's; a `.params` file saved from
+`gluoncv.model_zoo.get_model(name, classes=...)` fits, and the other way round.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from model_store.runtime import load_mxnet
+
+FILES = {
+    "cifarresnet": tuple(
+        f"cifar_resnet{depth}_v{version}" for version in (1, 2) for depth in (20, 56, 110)
+    ),
+    "cifarwideresnet": tuple(f"cifar_wideresnet{kind}" for kind in ("16_10", "28_10", "40_8")),
+    "cifarresnext": ("cifar_resnext29_32x4d", "cifar_resnext29_16x64d"),
+}
+ARCHITECTURES = tuple(name for names in FILES.values() for name in names)
+
+
+class UnknownArchitecture(ValueError):
+    """No network of that name is known; the message lists those that are."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
+
+
+def build(architecture: str, classes: int, **gluon: Any) -> Any:
+    """A new network without parameters: float32 (n, 3, 32, 32) -> float32 logits (n, classes).
+
+    `gluon`: `prefix` and `params` of Gluon's Block, to share another network's parameters.
+
+    Raises UnknownArchitecture, MXNetUnavailable, and ModuleNotFoundError without GluonCV.
+    """
+    for file, names in FILES.items():
+        if architecture in names:
+            return getattr(_zoo(file), architecture)(classes=classes, **gluon)
+    raise UnknownArchitecture(architecture)
+
+
+def _zoo(file: str) -> ModuleType:
+    """`gluoncv/model_zoo/<file>.py`, imported without the package around it."""
+    name = f"model_store._gluoncv_{file}"
+    if name in sys.modules:
+        return sys.modules[name]
+    load_mxnet(threads=1)  # a no-op where it is loaded, as it is by whoever calls this
+    package = importlib.util.find_spec("gluoncv")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("GluonCV is not installed: pip install gluoncv==0.10.5.post0")
+    path = pathlib.Path(package.submodule_search_locations[0], "model_zoo", f"{file}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module

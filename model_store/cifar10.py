@@ -1,0 +1,93 @@
+"""CIFAR-10 in its official binary layout, read and augmented with NumPy.
+
+`DIR` holds `data_batch_1.bin` .. `data_batch_5.bin` and `test_batch.bin`, as unpacked from
+`cifar-10-binary.tar.gz` of https://www.cs.toronto.edu/~kriz/cifar.html. A record is one label
+byte and 3,072 pixel bytes: 1,024 red, 1,024 green, 1,024 blue, each row by row.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2023, 0.1994, 0.2010)
+SIDE = 32
+RECORD = 1 + 3 * SIDE * SIDE
+PADDING = 4
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+class BadDataset(Exception):
+    """The folder does not hold CIFAR-10's binary files; the message says which and where to go."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """`images` uint8 (n, 32, 32, 3) RGB and `labels` int64 (n,), in file order."""
+
+    images: Images
+    labels: Labels
+
+
+def read_train(folder: pathlib.Path) -> Split:
+    """The five training files, one after the other. Raises BadDataset."""
+    return _read([folder / f"data_batch_{number}.bin" for number in range(1, 6)])
+
+
+def read_test(folder: pathlib.Path) -> Split:
+    """The test file. Raises BadDataset."""
+    return _read([folder / "test_batch.bin"])
+
+
+def augment(images: Images, rng: np.random.Generator) -> Images:
+    """Each image mirrored or not and moved by up to 4 pixels, black moving in at the edges.
+
+    Source: He et al. 2015, arXiv 1512.03385, section 4.2.
+    """
+    count = len(images)
+    images = np.where(rng.random(count)[:, None, None, None] < 0.5, images[:, :, ::-1], images)
+    padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    places = np.lib.stride_tricks.sliding_window_view(padded, (SIDE, SIDE), (1, 2))  # type: ignore[call-overload]  # NumPy 1.26's stub lacks axes
+    top, left = rng.integers(0, 2 * PADDING + 1, (2, count))
+    return np.ascontiguousarray(places[np.arange(count), top, left].transpose(0, 2, 3, 1))
+
+
+def _read(paths: list[pathlib.Path]) -> Split:
+    parts = [_records(path) for path in paths]
+    records = np.concatenate(parts)
+    planes = records[:, 1:].reshape(-1, 3, SIDE, SIDE)
+    return Split(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int64))
+
+
+def _records(path: pathlib.Path) -> Images:
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise BadDataset(
+            f"{path}: {error.strerror}. Download cifar-10-binary.tar.gz from "
+            "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it, and name its folder"
+        ) from error
+    if data.size == 0 or data.size % RECORD:
+        raise BadDataset(f"{path}: {data.size} bytes, not a whole number of {RECORD}-byte records")
+    records = data.reshape(-1, RECORD)
+    if records[:, 0].max() >= len(CLASSES):
+        raise BadDataset(f"{path}: a label above 9; this is not CIFAR-10's binary version")
+    return records

@@ -1,0 +1,271 @@
+"""Reads and writes `.params` files without MXNet, and believes nothing they say.
+
+Promise. `read_params` returns every array of a file whose structure holds from the first byte
+to the last, or raises `BadParams`: which file, what is wrong with it, what to do. Each declared
+length is compared with the bytes that are there before anything is allocated, so memory stays
+near the size of the file whatever it declares. `write_params` writes what `mx.nd.load` and
+`load_parameters` read: the same bytes for the same arrays, and never half a file. Whether a
+structurally sound file fits a network is told by `check_params`, whether it is the file that was
+meant by `sha256`. Names stay as they are; an `arg:` or `aux:` in front is the caller's matter.
+
+Format. MXNet's list of arrays, as `NDArray::Save` and `NDArray::Load` define it
+(src/ndarray/ndarray.cc in Apache MXNet 1.x); little-endian, nothing padded or aligned:
+
+    file     u64 0x112, u64 0, u64 count, array * count, u64 count, name * count
+    array    u32 version, i32 storage, i32 ndim, i64 * ndim, i32 device, i32 device id,
+             i32 element type, the elements in C order
+    name     u64 bytes, UTF-8
+
+Limits. Dense arrays of the element types below, versions 2 (`net.save_parameters`, `net.export`,
+`mx.nd.save`) and 3 (the same in NumPy mode, which adds arrays without dimensions). Refused, with
+a word on the way out: MXNet before 1.0, sparse storage, arrays without names or without elements,
+more than `MAX_ARRAYS` arrays, names that are longer than `MAX_NAME` bytes or not printable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+MAX_ARRAYS = 1 << 14
+MAX_NAME = 1 << 10
+MAX_NDIM = 32  # NumPy 1.x knows no more
+
+HEADER = struct.pack("<2Q", 0x112, 0)
+VERSION_1, VERSION_2, VERSION_3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+DENSE, ROW_SPARSE, CSR = range(3)
+CPU = 1
+DEVICES = (CPU, 2, 3, 5)  # gpu, cpu_pinned, cpu_shared
+MAX_DEVICE_ID = 255
+TYPES = {
+    code: np.dtype(name)
+    for code, name in enumerate(("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8"))
+}
+CODES = {dtype: code for code, dtype in TYPES.items()}
+
+SAVE_AGAIN = "Copy it again, or write it again with net.save_parameters(...)"
+WRITE_ONE = "Write one with net.save_parameters(...) in MXNet"
+LOAD_AND_SAVE = "Load it with MXNet 1.x and write it with net.save_parameters(...)"
+SAVE_A_DICT = "Save a dict, not a list: mx.nd.save(path, {name: array})"
+IMPOSTORS = {
+    b"PK\x03\x04": "a zip archive (.npz, or PyTorch's .pt)",
+    b"\x80": "a Python pickle, which can run code when it is opened",
+    b"\x93NUMPY": "a NumPy .npy file",
+    b"\x89HDF": "an HDF5 file (Keras, .h5)",
+    b"\x1f\x8b": "a gzip archive",
+    b"version https://": "a Git LFS pointer, which `git lfs pull` replaces by the file",
+    b"{": "JSON: the network's -symbol.json, perhaps",
+    b"<": "a web page: a download that failed, perhaps",
+}
+
+
+class BadParams(Exception):
+    """The file, or what is in it, cannot be served. The message is for a person."""
+
+
+def read_params(path: str | os.PathLike[str], *, max_bytes: int = 1 << 30) -> Arrays:
+    """Every array of the file by name, in the file's order, read-only."""
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would keep us waiting
+            raise BadParams(f"{path}: not a regular file. Name the .params file itself")
+        with path.open("rb") as raw:
+            source = _Source(path, raw)
+            if source.left > max_bytes:
+                what = f"{source.left:,} bytes are more than the {max_bytes:,} allowed"
+                raise source.bad(what, "Is this the file you mean?")
+            return _read_list(source)
+    except OSError as error:
+        raise BadParams(f"{path}: {error.strerror}. Check the path and who may read it") from error
+
+
+def check_params(
+    arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises unless names and shapes are the expected ones and every value is a finite float."""
+    shared = [name for name in expected if name in arrays]
+    floats = [name for name in shared if arrays[name].dtype.kind == "f"]
+    faults = {
+        "missing": [name for name in expected if name not in arrays],
+        "unexpected": [name for name in arrays if name not in expected],
+        "another shape": [
+            f"{name} {arrays[name].shape} instead of {tuple(expected[name])}"
+            for name in shared
+            if arrays[name].shape != tuple(expected[name])
+        ],
+        "not floating point": [
+            f"{name} {arrays[name].dtype}" for name in shared if arrays[name].dtype.kind != "f"
+        ],
+        "not finite": [name for name in floats if not _is_finite(arrays[name])],
+    }
+    if told := "; ".join(f"{what}: {_first(names)}" for what, names in faults.items() if names):
+        raise BadParams(
+            f"The parameters do not fit the network ({told}). Are they from this architecture, "
+            "with this number of classes, and from a training run that converged?"
+        )
+
+
+def write_params(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes all of the file, or leaves what was there. ValueError: the format cannot hold it."""
+    path = Path(path)
+    if not 0 < len(arrays) <= MAX_ARRAYS:
+        raise ValueError(f"{len(arrays)} arrays: a file holds 1 to {MAX_ARRAYS}")
+    # Beside the target: a rename is atomic only within one file system.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(HEADER + struct.pack("<Q", len(arrays)))
+            for name, array in arrays.items():
+                _write_array(file, name, array)
+            file.write(struct.pack("<Q", len(arrays)))
+            for name in arrays:
+                _write_name(file, name)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The digest of the file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Source:
+    """An open file that hands out only bytes that are there."""
+
+    def __init__(self, path: Path, raw: BinaryIO) -> None:
+        self._path = path
+        self._raw = raw
+        self.left = os.fstat(raw.fileno()).st_size
+
+    def bad(self, what: str, do: str = SAVE_AGAIN) -> BadParams:
+        return BadParams(f"{self._path}: {what}. {do}")
+
+    def take(self, length: int, what: str) -> bytes:
+        if length > self.left:
+            raise self.bad(f"{what} needs {length:,} bytes where {self.left:,} are left")
+        taken = self._raw.read(length)
+        if len(taken) != length:
+            raise self.bad(f"the file became shorter while {what} was read")
+        self.left -= length
+        return taken
+
+    def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout), what))
+
+
+def _read_list(source: _Source) -> Arrays:
+    _check_kind(source)
+    (count,) = source.unpack("<Q", "the number of arrays")
+    if not 0 < count <= MAX_ARRAYS:
+        raise source.bad(f"declares {count:,} arrays where 1 to {MAX_ARRAYS:,} are served")
+    arrays = [_read_array(source, f"array {at} of {count}") for at in range(1, count + 1)]
+
+    (named,) = source.unpack("<Q", "the number of names")
+    if named != count:
+        do = SAVE_AGAIN if named else SAVE_A_DICT
+        raise source.bad(f"{count:,} arrays have {named:,} names", do)
+    result: Arrays = {}
+    for at, array in enumerate(arrays, start=1):
+        name = _read_name(source, f"name {at} of {count}")
+        if name in result:
+            raise source.bad(f"the name {name!r} is there twice")
+        result[name] = array
+    if source.left:
+        raise source.bad(f"{source.left:,} bytes follow the last name")
+    return result
+
+
+def _check_kind(source: _Source) -> None:
+    header = source.take(min(len(HEADER), source.left), "the header")
+    if not HEADER.startswith(header):
+        kinds = (kind for prefix, kind in IMPOSTORS.items() if header.startswith(prefix))
+        raise source.bad(f"not a .params file but {next(kinds, 'something else')}", WRITE_ONE)
+    if len(header) < len(HEADER):
+        raise source.bad("ends inside its header" if header else "the file is empty")
+
+
+def _read_array(source: _Source, what: str) -> NDArray[Any]:
+    (version,) = source.unpack("<I", what)
+    if version == VERSION_1 or 0 < version <= MAX_NDIM:  # at first, ndim stood in its place
+        raise source.bad(f"{what} was written by MXNet before 1.0", LOAD_AND_SAVE)
+    if version not in (VERSION_2, VERSION_3):
+        raise source.bad(f"{what} begins with {version:#x}, which is no version of MXNet's")
+    storage, ndim = source.unpack("<2i", what)
+    if storage in (ROW_SPARSE, CSR):
+        raise source.bad(f"{what} is sparse", "Convert it with array.tostype('default')")
+    if storage != DENSE:
+        raise source.bad(f"{what} has the unknown storage type {storage}")
+    fewest = 0 if version == VERSION_3 else 1  # to version 2, none means unknown
+    if not fewest <= ndim <= MAX_NDIM:
+        raise source.bad(f"{what} has {ndim} dimensions")
+    shape = source.unpack(f"<{ndim}q", f"the shape of {what}")
+    if any(length < 1 for length in shape):
+        raise source.bad(f"{what} has no elements: its shape is {shape}")
+    device, device_id, code = source.unpack("<3i", what)
+    if device not in DEVICES or not 0 <= device_id <= MAX_DEVICE_ID:
+        raise source.bad(f"{what} was saved from the unknown device {device}:{device_id}")
+    if code not in TYPES:
+        raise source.bad(f"{what} has the element type {code}", "Cast it to float32 and save again")
+    dtype = TYPES[code]
+    elements = source.take(prod(shape) * dtype.itemsize, f"{what}, {dtype} {shape},")
+    return np.frombuffer(elements, dtype).reshape(shape)
+
+
+def _read_name(source: _Source, what: str) -> str:
+    (length,) = source.unpack("<Q", what)
+    if not 0 < length <= MAX_NAME:
+        raise source.bad(f"{what} is {length:,} bytes long where 1 to {MAX_NAME:,} are served")
+    encoded = source.take(length, what)
+    try:
+        name = encoded.decode()
+    except UnicodeDecodeError:
+        raise source.bad(f"{what} is not UTF-8: {encoded[:40]!r}") from None
+    # A NUL would end the name early in MXNet, which would then load another than was checked.
+    if not name.isprintable():
+        raise source.bad(f"{what} is not printable: {name[:40]!r}")
+    return name
+
+
+def _write_array(file: BinaryIO, name: str, array: NDArray[Any]) -> None:
+    dtype = array.dtype.newbyteorder("<")
+    if dtype not in CODES or not array.size or not 0 < array.ndim <= MAX_NDIM:
+        raise ValueError(f"{name!r}: {array.dtype} {array.shape} has no place in a .params file")
+    shape = struct.pack(f"<i{array.ndim}q", array.ndim, *array.shape)
+    file.write(struct.pack("<Ii", VERSION_2, DENSE) + shape)
+    file.write(struct.pack("<3i", CPU, 0, CODES[dtype]))
+    file.write(np.ascontiguousarray(array, dtype).data)
+
+
+def _write_name(file: BinaryIO, name: str) -> None:
+    if not name.isprintable() or not 0 < len(encoded := name.encode()) <= MAX_NAME:
+        raise ValueError(f"{name[:40]!r} is no name for an array")
+    file.write(struct.pack("<Q", len(encoded)) + encoded)
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    with np.errstate(over="ignore"):  # the network computes in float32: 1e300 is infinite there
+        return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,42 @@
+"""How a network is trained: plain data, and the learning rate that follows from it.
+
+Stochastic gradient descent with Nesterov momentum, one-cycle learning rate (linear up, cosine
+down; Smith 2018, arXiv 1803.09820), mirrored and moved crops, no weight decay on BatchNorm and
+biases, and an exponential average of the weights (Polyak and Juditsky 1992).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from model_store.architectures import ARCHITECTURES, UnknownArchitecture
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, beside the data and the machine."""
+
+    architecture: str = "cifar_resnet20_v1"
+    epochs: int = 40
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    """At its peak."""
+    warm_up: float = 0.15
+    """Share of all steps in which the learning rate rises."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    averaging: float = 0.999
+    """The average keeps this share of itself at every step."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise UnknownArchitecture(self.architecture)
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of `step` (from 0) of `steps`."""
+        rise = max(1, round(self.warm_up * steps))
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        return self.learning_rate * (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2

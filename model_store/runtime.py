@@ -1,0 +1,85 @@
+"""The one door to MXNet: every `import mxnet` of the project goes through `load_mxnet`.
+
+MXNet 1.9.1 is the last release of a retired project, so three things must be right before its
+import, and this is where they are: environment variables it and OpenMP read only once, the
+`np.bool` alias it still uses, and a message in words where its import dies in a linker error.
+
+Call it from the thread that will own MXNet, and from no other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+
+ENVIRONMENT = {
+    # Tuning at import takes seconds and has hung under load (apache/mxnet issue 12255).
+    "MXNET_USE_OPERATOR_TUNING": "0",
+    # cu112 wheels are built for cuDNN 8.1; the check only warns that 8.9 is newer.
+    "MXNET_CUDNN_LIB_CHECKING": "0",
+    # Idle OpenMP threads sleep. Spinning ones fight the event loop for its core.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+class MXNetUnavailable(RuntimeError):
+    """MXNet cannot be imported here; the message says what is missing and what to install."""
+
+
+def is_gpu_build() -> bool:
+    """Is the MXNet that is installed one of those for CUDA? Asks the package, not MXNet."""
+    names = (package.metadata["Name"] or "" for package in importlib.metadata.distributions())
+    return any(name.lower().startswith("mxnet-cu") for name in names)
+
+
+def load_mxnet(threads: int, in_order: bool = False) -> Any:
+    """Import MXNet with `threads` OpenMP threads per operator and return the module.
+
+    `in_order`: every operator runs when it is called, on the caller's thread. MXNet's own
+    scheduler reads BatchNorm's statistics while they are being updated, and two runs differ.
+
+    Settings of the same names in the environment win. The second call returns the module of the
+    first, whatever its arguments say: they are read once in the life of a process.
+
+    Raises MXNetUnavailable.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if in_order:
+        os.environ.setdefault("MXNET_ENGINE_TYPE", "NaiveEngine")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "bool" not in vars(np):
+        np.bool = np.bool_  # type: ignore[attr-defined, unused-ignore]  # gone since NumPy 1.24
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # DeprecationWarnings of a module nobody maintains
+            return importlib.import_module("mxnet")
+    except ModuleNotFoundError as error:
+        raise MXNetUnavailable(_what_to_install(error)) from error
+    except OSError as error:
+        raise MXNetUnavailable(_what_is_missing(str(error))) from error
+
+
+def _what_to_install(error: ModuleNotFoundError) -> str:
+    if error.name == "distutils":
+        return "MXNet needs distutils, which Python 3.12 dropped: pip install 'setuptools>=70'"
+    return (
+        f"MXNet cannot be imported ({error}): install the extra for this machine, "
+        "'shoal[cpu]' or, with an NVIDIA GPU, 'shoal[gpu]'"
+    )
+
+
+def _what_is_missing(message: str) -> str:
+    if "libcuda" in message:
+        return (
+            "this is the GPU build of MXNet and NVIDIA's driver (libcuda.so.1) is not here: "
+            "install the driver, or replace mxnet-cu112 by the extra 'shoal[cpu]'"
+        )
+    if "libgomp" in message or "libquadmath" in message:
+        return f"MXNet needs a system library ({message}): apt-get install libgomp1 libquadmath0"
+    return f"MXNet cannot be loaded: {message}"

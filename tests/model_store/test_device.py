@@ -1,0 +1,85 @@
+"""Which device is taken. MXNet is stood in for by a few lines: there may be no GPU here."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_store.device import DeviceUnavailable, choose
+
+
+class MXNetError(RuntimeError):
+    pass
+
+
+class Array:
+    """What `mx.nd.ones` gives: adding computes, reading back raises what the device raised."""
+
+    def __init__(self, error: str | None) -> None:
+        self._error = error
+
+    def __add__(self, other: Array) -> Array:
+        return self
+
+    def asnumpy(self) -> Any:
+        if self._error:
+            raise MXNetError(self._error)
+        return np.array([2.0], dtype=np.float32)
+
+
+def mxnet(cuda: bool = True, gpus: int = 0, error: str | None = None) -> Any:
+    return SimpleNamespace(
+        cpu=lambda: "cpu context",
+        gpu=lambda number: f"gpu context {number}",
+        runtime=SimpleNamespace(Features=lambda: SimpleNamespace(is_enabled=lambda name: cuda)),
+        context=SimpleNamespace(num_gpus=lambda: gpus),
+        nd=SimpleNamespace(ones=lambda shape, ctx: Array(error)),
+        base=SimpleNamespace(MXNetError=MXNetError),
+    )
+
+
+NO_KERNEL = "Traceback\nCUDA: no kernel image is available for execution on the device"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mx", "name", "context", "reason"),
+    [
+        ("cpu", mxnet(gpus=1), "cpu", "cpu context", "as asked"),
+        ("auto", mxnet(gpus=1), "gpu:0", "gpu context 0", "computes"),
+        ("gpu", mxnet(gpus=2), "gpu:0", "gpu context 0", "computes"),
+        ("gpu:1", mxnet(gpus=2), "gpu:1", "gpu context 1", "computes"),
+        ("auto", mxnet(cuda=False), "cpu", "cpu context", "CPU build"),
+        ("auto", mxnet(gpus=0), "cpu", "cpu context", "no NVIDIA GPU"),
+        ("auto", mxnet(gpus=1, error=NO_KERNEL), "cpu", "cpu context", "no kernel image"),
+    ],
+)
+def test_chosen(wanted: str, mx: Any, name: str, context: str, reason: str) -> None:
+    """`auto` falls back to the CPU and says why; a name gets what it names."""
+    device = choose(mx, wanted)
+    assert (device.name, device.context) == (name, context)
+    assert reason in device.reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mx", "told"),
+    [
+        ("gpu", mxnet(cuda=False), "CPU build"),
+        ("gpu", mxnet(gpus=0), "no NVIDIA GPU"),
+        ("gpu:2", mxnet(gpus=2), "gpu:2 is not one of the 2"),
+        ("gpu", mxnet(gpus=1, error=NO_KERNEL), "Hopper"),
+    ],
+)
+def test_a_gpu_asked_for_must_be_there(wanted: str, mx: Any, told: str) -> None:
+    """An explicit GPU never turns into a CPU behind the operator's back."""
+    with pytest.raises(DeviceUnavailable, match=told) as caught:
+        choose(mx, wanted)
+    assert wanted in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", ["", "tpu", "gpu:", "gpu:-1", "gpu:x", "cpu:0"])
+def test_bad_name(wanted: str) -> None:
+    with pytest.raises(ValueError, match="auto, cpu, gpu"):
+        choose(mxnet(), wanted)

@@ -1,0 +1,174 @@
+"""The engine against an independent forward pass, and at its edges."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from model_store import engine, manifest
+from model_store.device import DeviceUnavailable
+from model_store.engine import GluonEngine, NotANumber, load_engine
+from model_store.manifest import BadModel
+from model_store.params import BadParams, read_params, sha256, write_params
+from tests.reference import probabilities
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MXNet's own
+]
+on_the_engines_loop = pytest.mark.asyncio(loop_scope="module")
+TOLERANCE = 1e-4
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def loaded(model: pathlib.Path) -> AsyncIterator[GluonEngine]:
+    async with load_engine(model, device="cpu", max_batch_size=64) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    """64 images of coloured squares, from coarse to fine."""
+    random = np.random.default_rng(11)
+    made = []
+    for number in range(64):
+        cells = 2 ** (1 + number % 5)
+        cell = 32 // cells
+        coarse = random.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        made.append(coarse.repeat(cell, axis=0).repeat(cell, axis=1))
+    return np.stack(made)
+
+
+@pytest.fixture(scope="module")
+def expected(model: pathlib.Path, images: Any) -> Any:
+    return probabilities(read_params(model / "net.params"), images)
+
+
+@pytest.mark.parametrize("size", [*range(1, 18), 31, 32, 33, 48, 63, 64])
+@on_the_engines_loop
+async def test_every_batch_size(loaded: GluonEngine, images: Any, expected: Any, size: int) -> None:
+    """A batch of any size, padded or not, gives each image what NumPy computes for it."""
+    rows = await loaded.infer(list(images[:size]))
+    assert len(rows) == size
+    for row, wanted in zip(rows, expected, strict=False):
+        assert isinstance(row, np.ndarray) and row.shape == (10,) and row.dtype == np.float32
+        assert np.abs(row - wanted).max() < TOLERANCE
+
+
+@on_the_engines_loop
+async def test_alone(loaded: GluonEngine, images: Any, expected: Any) -> None:
+    """Fifty images one by one: company changes nothing."""
+    for image, wanted in zip(images[:50], expected, strict=False):
+        (row,) = await loaded.infer([image])
+        assert isinstance(row, np.ndarray)
+        assert np.abs(row - wanted).max() < TOLERANCE
+        assert row.sum() == pytest.approx(1, abs=1e-5)
+
+
+@on_the_engines_loop
+async def test_photos(loaded: GluonEngine, model: pathlib.Path, data: pathlib.Path) -> None:
+    """The same holds for photographs."""
+    paths = sorted((data / "photos").glob("*.jpg"))[::3][:50]
+    photos = [np.asarray(Image.open(path).convert("RGB").resize((32, 32))) for path in paths]
+    wanted = probabilities(read_params(model / "net.params"), np.stack(photos))
+    rows = await loaded.infer(photos)
+    assert np.abs(np.stack(rows) - wanted).max() < TOLERANCE  # type: ignore[arg-type]
+
+
+@on_the_engines_loop
+async def test_buckets_are_warm(loaded: GluonEngine) -> None:
+    """Every power of two up to the largest batch has been run and timed before `ready`."""
+    assert list(loaded.warm_up_seconds) == [1, 2, 4, 8, 16, 32, 64]
+    for seconds in loaded.warm_up_seconds.values():
+        assert len(seconds) >= 3 and min(seconds) > 0
+
+
+@on_the_engines_loop
+async def test_one_thread_for_life(loaded: GluonEngine, images: Any) -> None:
+    """However many batches are asked for, one engine thread answers them."""
+    before = {thread.name for thread in threading.enumerate()}
+    for _ in range(5):
+        await loaded.infer([images[0]])
+    assert {t.name for t in threading.enumerate()} == before
+    assert len([name for name in before if name.startswith("engine")]) == 1
+
+
+@pytest.mark.parametrize(("size", "buckets"), [(1, [1]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
+def test_bucket_sizes(size: int, buckets: list[int]) -> None:
+    assert engine._buckets(size) == buckets
+
+
+def test_not_a_number_fails_its_own_item() -> None:
+    """A row that is not finite is an exception in its place; its neighbours are answers."""
+    rows = np.array([[0.5, 0.5], [np.nan, 0.5], [0.1, 0.9]], dtype=np.float32)
+    good, bad, also_good = engine._outcomes(rows)
+    assert isinstance(bad, NotANumber)
+    assert np.array_equal(good, rows[0]) and np.array_equal(also_good, rows[2])  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def copy(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(model, tmp_path / "copy"))
+
+
+def describe(folder: pathlib.Path, **changes: Any) -> None:
+    path = folder / manifest.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@on_the_engines_loop
+async def test_changed_bytes_are_not_served(copy: pathlib.Path) -> None:
+    """A flipped bit in a weight loads silently in MXNet; here the checksum refuses it."""
+    path = copy / "net.params"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadModel, match="SHA-256"):
+        async with load_engine(copy, device="cpu"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"classes": ["cat", "dog"]}, "another shape"),
+        ({"architecture": "cifar_resnet56_v1"}, "missing"),
+        ({"architecture": "resnet50"}, "cifar_resnet20_v1"),
+    ],
+)
+@on_the_engines_loop
+async def test_wrong_network(copy: pathlib.Path, changes: dict[str, Any], told: str) -> None:
+    """Parameters of another network, or an unknown one, are refused before a batch is run."""
+    describe(copy, **changes)
+    with pytest.raises((BadModel, BadParams, ValueError), match=told):
+        async with load_engine(copy, device="cpu"):
+            pass
+
+
+@on_the_engines_loop
+async def test_not_finite_weights(copy: pathlib.Path) -> None:
+    """One NaN among the weights is found at load, not in the answers."""
+    arrays = {name: array.copy() for name, array in read_params(copy / "net.params").items()}
+    arrays["output.weight"][0, 0] = np.nan
+    write_params(copy / "net.params", arrays)
+    described = json.loads((copy / manifest.MANIFEST).read_text())["parameters"]
+    describe(copy, parameters=described | {"sha256": sha256(copy / "net.params")})
+    with pytest.raises(BadParams, match="not finite"):
+        async with load_engine(copy, device="cpu"):
+            pass
+
+
+@on_the_engines_loop
+async def test_an_explicit_gpu_must_be_there(model: pathlib.Path) -> None:
+    with pytest.raises(DeviceUnavailable, match="gpu"):
+        async with load_engine(model, device="gpu:99"):
+            pass

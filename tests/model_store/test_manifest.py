@@ -1,0 +1,96 @@
+"""Manifests: what is accepted, and what a person reads when one is not."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from model_store import manifest
+from model_store.manifest import BadModel
+from model_store.params import sha256
+
+GOOD: dict[str, Any] = {
+    "name": "pets",
+    "version": "3",
+    "architecture": "cifar_resnet20_v1",
+    "classes": ["cat", "dog"],
+    "normalisation": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+    "parameters": {"file": "net.params", "bytes": 10, "sha256": "0" * 64},
+}
+
+
+def write(folder: pathlib.Path, text: str) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / manifest.MANIFEST).write_text(text)
+    return folder
+
+
+def test_round_trip(tmp_path: pathlib.Path) -> None:
+    """What is written is read back the same, whole."""
+    model = manifest.Manifest.model_validate(GOOD)
+    manifest.write(tmp_path, model)
+    assert manifest.read(tmp_path) == model
+    assert [path.name for path in tmp_path.iterdir()] == [manifest.MANIFEST]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"classes": ["cat"]}, "classes"),
+        ({"classes": ["cat", "cat"]}, "same name"),
+        ({"version": "0"}, "version"),
+        ({"version": "latest"}, "version"),
+        ({"name": "../up"}, "name"),
+        ({"parameters": GOOD["parameters"] | {"file": "../net.params"}}, "parameters.file"),
+        ({"parameters": GOOD["parameters"] | {"sha256": "abc"}}, "parameters.sha256"),
+        ({"normalisation": {"mean": [0, 0, 0], "std": [1, 0, 1]}}, "normalisation.std"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_refused(tmp_path: pathlib.Path, change: dict[str, Any], told: str) -> None:
+    """A manifest that does not hold names its file and the field that is wrong."""
+    folder = write(tmp_path, json.dumps(GOOD | change))
+    with pytest.raises(BadModel, match=told) as caught:
+        manifest.read(folder)
+    assert str(folder / manifest.MANIFEST) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": "pets"}'])
+def test_not_a_manifest(tmp_path: pathlib.Path, text: str) -> None:
+    """Neither is anything that is no manifest at all."""
+    with pytest.raises(BadModel):
+        manifest.read(write(tmp_path, text))
+
+
+def test_missing(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(BadModel, match="No such file"):
+        manifest.read(tmp_path / "nowhere")
+
+
+def test_latest_is_the_highest_number(tmp_path: pathlib.Path) -> None:
+    """Versions are numbers: 10 comes after 9. Folders without a manifest are none."""
+    for version in ("1", "9", "10"):
+        write(tmp_path / "pets" / version, json.dumps(GOOD))
+    (tmp_path / "pets" / "11").mkdir()
+    write(tmp_path / "pets" / ".12.partial", json.dumps(GOOD))
+    assert manifest.latest(tmp_path, "pets") == "10"
+    assert manifest.versions(tmp_path) == [("pets", "1"), ("pets", "9"), ("pets", "10")]
+
+
+def test_unknown_model_lists_what_there_is(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "pets" / "1", json.dumps(GOOD))
+    with pytest.raises(BadModel, match="pets"):
+        manifest.latest(tmp_path, "cars")
+
+
+def test_what_ships(model: pathlib.Path) -> None:
+    """The model that ships is whole, and says how good it is and on what that was measured."""
+    shipped = manifest.read(model)
+    path = model / shipped.parameters.file
+    assert path.stat().st_size == shipped.parameters.bytes
+    assert sha256(path) == shipped.parameters.sha256
+    assert shipped.measured[0].images == 5000
+    assert shipped.measured[0].accuracy >= 0.90

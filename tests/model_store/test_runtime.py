@@ -1,0 +1,98 @@
+"""The door to MXNet: what is set before its import, and what is said where that fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+
+import pytest
+
+from model_store import runtime
+from model_store.architectures import ARCHITECTURES, UnknownArchitecture, build
+from model_store.runtime import MXNetUnavailable, load_mxnet
+
+LIBCUDA = "libcuda.so.1: cannot open shared object file: No such file or directory"
+LIBGOMP = "libgomp.so.1: cannot open shared object file: No such file or directory"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*runtime.ENVIRONMENT, "OMP_NUM_THREADS", "MXNET_ENGINE_TYPE"):
+        monkeypatch.setenv(name, "")  # so that what is set here is undone
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
+    """An importer that notes the environment it is called in, or raises."""
+
+    def import_module(name: str) -> types.ModuleType:
+        if result is not None:
+            raise result
+        module = types.ModuleType(name)
+        vars(module)["environment"] = dict(os.environ)
+        return module
+
+    return import_module
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(LIBCUDA), "driver"),
+        (OSError(LIBGOMP), "apt-get install libgomp1 libquadmath0"),
+        (OSError("something else"), "something else"),
+        (ModuleNotFoundError("No module named 'mxnet'", name="mxnet"), r"shoal\[cpu\]"),
+        (ModuleNotFoundError("No module named 'distutils'", name="distutils"), "setuptools"),
+    ],
+)
+def test_in_words(environment: pytest.MonkeyPatch, error: Exception, told: str) -> None:
+    """A linker's or an import's error becomes a line that says what to install."""
+    environment.setattr("importlib.import_module", importing(error))
+    with pytest.raises(MXNetUnavailable, match=told) as caught:
+        load_mxnet(1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("in_order", "engine"), [(False, None), (True, "NaiveEngine")])
+def test_set_before_the_import(
+    environment: pytest.MonkeyPatch, in_order: bool, engine: str | None
+) -> None:
+    """What MXNet and OpenMP read only once is set when MXNet is imported."""
+    environment.setattr("importlib.import_module", importing(None))
+    seen = load_mxnet(3, in_order).environment
+    assert seen["OMP_NUM_THREADS"] == "3"
+    assert seen["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert seen["MXNET_USE_OPERATOR_TUNING"] == "0"
+    assert seen.get("MXNET_ENGINE_TYPE") == engine
+
+
+def test_the_environment_wins(environment: pytest.MonkeyPatch) -> None:
+    """An operator who sets a variable knows why."""
+    environment.setenv("OMP_NUM_THREADS", "7")
+    environment.setattr("importlib.import_module", importing(None))
+    assert load_mxnet(3).environment["OMP_NUM_THREADS"] == "7"
+
+
+def test_unknown_architecture() -> None:
+    """The message lists what is known; nothing is imported for it."""
+    with pytest.raises(UnknownArchitecture, match="cifar_resnet20_v1, cifar_resnet56_v1"):
+        build("resnet50", 10)
+
+
+@pytest.mark.slow
+def test_every_architecture_can_be_built_beside_pillow() -> None:
+    """GluonCV's networks come without its package, which would let truncated images through."""
+    code = (
+        "import sys\n"
+        "from PIL import ImageFile\n"
+        "from model_store.architectures import ARCHITECTURES, build\n"
+        "for name in ARCHITECTURES: build(name, 10)\n"
+        "sys.exit(ImageFile.LOAD_TRUNCATED_IMAGES or 'gluoncv' in sys.modules)\n"
+    )
+    assert len(ARCHITECTURES) > 10
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,78 @@
+"""Bringing one's own network, by the command line, and verifying what is there."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from model_store import manifest
+from model_store.params import read_params, write_params
+
+pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parents[2]
+ANIMALS = [f"animal {number}" for number in range(10)]
+
+
+def run(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "model_store", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def params(model: pathlib.Path) -> pathlib.Path:
+    return model / "net.params"
+
+
+def test_import(params: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A file from anywhere becomes a version with its own classes, and can be verified."""
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(ANIMALS) + "\n")
+    done = run("import", params, "--store", tmp_path, "--name", "zoo", "--classes", labels)
+    assert done.returncode == 0, done.stderr
+    imported = manifest.read(tmp_path / "zoo" / "1")
+    assert imported.classes == tuple(ANIMALS)
+    assert (tmp_path / "zoo" / "1" / "net.params").read_bytes() == params.read_bytes()
+
+    listed = run("list", "--store", tmp_path)
+    assert listed.stdout == "zoo 1: 10 classes, accuracy not measured\n"
+    assert run("verify", "--store", tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--arch", "cifar_resnet56_v1"], "missing"),
+        (["--arch", "resnet50"], "cifar_resnet20_v1"),
+        (["--classes", "pyproject.toml"], "same name"),
+        (["--classes", "nowhere.txt"], "nowhere.txt"),
+        (["--version", "latest"], "version"),
+        (["--std", "0", "1", "1"], "std"),
+    ],
+)
+def test_a_wrong_import(
+    params: pathlib.Path, tmp_path: pathlib.Path, more: list[str], told: str
+) -> None:
+    """One line that says what does not fit, and nothing is left in the store."""
+    failed = run("import", params, "--store", tmp_path, "--name", "zoo", *more)
+    assert failed.returncode == 2
+    assert told in failed.stderr and failed.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("zoo/*"))
+
+
+def test_a_file_that_is_none(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "net.params").write_bytes(b"\x80\x04pickle")
+    failed = run("import", tmp_path / "net.params", "--store", tmp_path)
+    assert failed.returncode == 2 and "pickle" in failed.stderr
+
+
+def test_verify_finds_damage(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Weights changed after the fact are found."""
+    copy = pathlib.Path(shutil.copytree(model, tmp_path / "cifar_resnet20_v1" / "1"))
+    arrays = {name: array + 1 for name, array in read_params(copy / "net.params").items()}
+    write_params(copy / "net.params", arrays)
+    failed = run("verify", "--store", tmp_path)
+    assert failed.returncode == 2 and "SHA-256" in failed.stderr

@@ -1,0 +1,129 @@
+"""Training by its command line, in real processes, on a few images."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from model_store import cifar10, manifest
+from model_store.params import read_params
+from model_store.recipe import Recipe
+
+pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
+pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parents[2]
+BATCH, IMAGES, EPOCHS = 16, 16, 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """CIFAR-10's layout with 80 training images of ten plain colours and 16 to test on."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(1)
+    colours = random.integers(0, 256, (10, 3, 1))
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        labels = random.integers(0, 10, IMAGES)
+        noise = random.integers(-20, 21, (IMAGES, 3, 1024))
+        pixels = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8).reshape(IMAGES, -1)
+        records = np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return folder
+
+
+def command(data: pathlib.Path, work: pathlib.Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "model_store", "train", "--device", "cpu", "--threads", "1"),
+        *("--data", str(data), "--checkpoints", str(work / "saved"), "--store", str(work)),
+        *("--batch-size", str(BATCH), "--epochs", str(EPOCHS), *more),
+    ]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    work = tmp_path_factory.mktemp("uninterrupted")
+    finished = run(command(data, work))
+    assert finished.returncode == 0, finished.stderr
+    return work / "cifar_resnet20_v1" / "1"
+
+
+def test_what_comes_out(uninterrupted: pathlib.Path) -> None:
+    """A version that can be served: parameters, a manifest that tells how they came, a plot."""
+    model = manifest.read(uninterrupted)
+    assert sorted(path.name for path in uninterrupted.iterdir()) == [
+        "manifest.json",
+        "net.params",
+        "training.png",
+    ]
+    assert model.classes == cifar10.CLASSES
+    assert model.training is not None
+    assert (model.training["seed"], model.training["epochs"]) == (1, EPOCHS)
+    assert model.measured[0].images == IMAGES
+    assert "16 images of test_batch.bin" in model.measured[0].on
+    assert (uninterrupted / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_interrupted_and_resumed(
+    data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Ctrl-C in the middle of an epoch loses nothing: the same command ends in the same bytes."""
+    stopped = subprocess.Popen(command(data, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    saved = tmp_path / "saved"
+    while not list(saved.glob("step-*")):  # the first epoch is done
+        assert stopped.poll() is None
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGINT)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, said
+    assert "the same command goes on from here" in said
+    assert not (tmp_path / "cifar_resnet20_v1").exists()
+
+    resumed = run(command(data, tmp_path))
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from step" in resumed.stdout
+    ours = read_params(tmp_path / "cifar_resnet20_v1" / "1" / "net.params")
+    theirs = read_params(uninterrupted / "net.params")
+    assert list(ours) == list(theirs)
+    for name, array in ours.items():
+        assert np.array_equal(array, theirs[name]), name
+    (state,) = saved.glob("step-*/state.json")
+    assert len(json.loads(state.read_text())["progress"]["epochs"]) == EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--seed", "2", "--version", "2"), "another recipe"),
+        ((), "never overwritten"),
+        (("--data", "/nowhere", "--version", "2"), "cifar-10-binary.tar.gz"),
+        (("--architecture", "vgg", "--version", "2"), "cifar_resnet20_v1"),
+    ],
+)
+def test_errors_for_people(
+    data: pathlib.Path, uninterrupted: pathlib.Path, more: tuple[str, ...], told: str
+) -> None:
+    """One line and exit status 2, before anything is trained."""
+    work = uninterrupted.parents[1]
+    failed = run(command(data, work, *more))
+    assert failed.returncode == 2
+    assert told in failed.stderr and failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"), [(0, 0.02), (4, 0.1), (9, 0.2), (10, 0.2), (55, 0.1), (99, 0.0001)]
+)
+def test_learning_rate(step: int, rate: float) -> None:
+    """One cycle: linear up to the peak, cosine down to almost nothing."""
+    recipe = Recipe(learning_rate=0.2, warm_up=0.1)
+    assert recipe.learning_rate_at(step, 100) == pytest.approx(rate, abs=1e-4)
