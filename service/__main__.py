@@ -1,0 +1,50 @@
+"""`python -m service`: serve until SIGTERM or Ctrl-C.
+
+Exit status: 0 after a clean stop, 1 when the model cannot be served, 2 when a setting is wrong, 3
+when the port cannot be had.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.logs import configure, log
+from service.server import Server
+from service.settings import BadSettings, Settings, load_settings, unknown
+
+
+def main() -> int:
+    try:
+        settings = load_settings()
+    except BadSettings as error:
+        print(error, file=sys.stderr)
+        return 2
+    configure(settings)
+    for line in unknown(os.environ):
+        log.warning(line)
+    return serve(create_app(settings), settings)
+
+
+def serve(app: FastAPI, settings: Settings) -> int:
+    """Serve `app` until a signal; the exit status."""
+    server = Server(app, settings)
+    # uvicorn stops on these signals, answers what is in flight, and then raises them again for
+    # whoever handled them before: without this the process would die by them and not leave with 0.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
+    server.run()
+    failure = app.state.serving.failure
+    if failure is not None:
+        log.error("the model cannot be served: %s", failure)
+        return 1
+    log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

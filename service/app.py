@@ -1,0 +1,74 @@
+"""`create_app(settings)`: the only place that builds things. Nothing is built at import."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+import model_store.engine
+from model_store import manifest
+from model_store.engine import GluonEngine
+from service import errors, routes, schemas
+from service.middleware import Requests
+from service.serving import LoadEngine, Serving
+from service.settings import Settings
+
+DESCRIPTION = """\
+Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
+class and softmax probability. Every error is `application/problem+json` (RFC 9457).
+"""
+
+
+def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
+    """The engine for the model that the settings name. Raises BadModel."""
+    version = settings.model_version or manifest.latest(settings.model_store, settings.model)
+    return model_store.engine.load_engine(
+        manifest.folder(settings.model_store, settings.model, version),
+        settings.device,
+        settings.engine_threads,
+        settings.max_batch_size,
+    )
+
+
+def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> FastAPI:
+    """The application: an ASGI app whose lifespan loads the model and drains on the way out."""
+    serving = Serving(settings, load_engine)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with serving.running():
+            yield
+
+    app: FastAPI = FastAPIOffline(
+        title="Shoal",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.serving = serving
+    app.include_router(routes.router)
+    for kind in (*errors.PROBLEMS, HTTPException):
+        app.add_exception_handler(kind, errors.handle)
+    app.add_middleware(Requests)
+    app.openapi = _with_problems(app)  # type: ignore[method-assign]  # FastAPI's own way
+    return app
+
+
+def _with_problems(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """FastAPI's description and the schema that every error response of `errors` refers to."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = describe()
+        shapes = description["components"]["schemas"]
+        shapes["ProblemDetails"] = schemas.ProblemDetails.model_json_schema()
+        return description
+
+    return openapi

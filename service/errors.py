@@ -1,0 +1,209 @@
+"""What goes wrong and what the client gets: one table, one shape of body.
+
+Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`,
+`code` and `request_id`. Exceptions know nothing of HTTP; routes contain no `try`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class MissingImage(Exception):
+    """The request holds no image."""
+
+
+class BodyTooLarge(Exception):
+    """The body is longer than allowed."""
+
+
+class UploadTimeout(Exception):
+    """The body did not arrive in time."""
+
+
+class BadTimeout(Exception):
+    """The deadline that the client asks for is none."""
+
+
+class NotReady(Exception):
+    """The model is not loaded or not warm yet."""
+
+
+class NotLive(Exception):
+    """The engine does not answer any more; only a new process helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row of the table. `detail` None: the exception's own message is for people."""
+
+    status: int
+    code: str
+    title: str
+    detail: str | None = None
+    retry_after: float | None = None
+    closes: bool = False
+
+
+PROBLEMS: dict[type[Exception], Problem] = {
+    MissingImage: Problem(422, "missing_image", "No image in the request"),
+    BadImage: Problem(400, "bad_image", "Not a readable image"),
+    UnsupportedImageType: Problem(415, "unsupported_image_type", "Image format not served"),
+    BodyTooLarge: Problem(413, "body_too_large", "Upload too large"),
+    ImageTooLarge: Problem(413, "image_too_large", "Too many pixels"),
+    UploadTimeout: Problem(408, "upload_timeout", "Upload too slow", closes=True),
+    BadTimeout: Problem(400, "bad_timeout", "Not a number of seconds"),
+    QueueFull: Problem(
+        503,
+        "queue_full",
+        "Too many requests are waiting",
+        "The queue is full. Try again after the seconds that Retry-After says.",
+    ),
+    DeadlineUnreachable: Problem(
+        503,
+        "deadline_unreachable",
+        "The answer would come too late",
+        "So many requests are waiting that this one could not be answered in time, so it was "
+        "refused at once. Try again after the seconds that Retry-After says.",
+    ),
+    Draining: Problem(
+        503,
+        "draining",
+        "Shutting down",
+        "This server is shutting down and takes no new requests. Try again: another will answer.",
+        retry_after=1,
+        closes=True,
+    ),
+    TimeoutError: Problem(
+        504,
+        "deadline_exceeded",
+        "Not answered in time",
+        "The image was accepted and its answer did not come in time. Try again.",
+    ),
+    EngineFailed: Problem(
+        500,
+        "engine_failed",
+        "The network failed on this image",
+        "The network could not compute this image; others are not affected. Try again, and if "
+        "it fails again, report the request id.",
+    ),
+    NotReady: Problem(
+        503,
+        "not_ready",
+        "Not ready yet",
+        "The model is being loaded and warmed up. Try again in a second.",
+        retry_after=1,
+    ),
+    NotLive: Problem(
+        503,
+        "not_live",
+        "The engine does not answer",
+        "The engine failed on everything lately. This process should be restarted.",
+    ),
+}
+
+INTERNAL = Problem(
+    500,
+    "internal_error",
+    "Unexpected error",
+    "Something unexpected went wrong here; it is in the server's log under this request id.",
+)
+
+
+def problem_for(error: Exception) -> Problem:
+    """The row for an exception, by its nearest class in the table."""
+    if isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        return Problem(error.status_code, code, error.detail, _HTTP_DETAILS.get(error.status_code))
+    for kind in type(error).__mro__:
+        if kind in PROBLEMS:
+            return PROBLEMS[kind]
+    return INTERNAL
+
+
+def answer(problem: Problem, error: Exception | None, request_id: str) -> Response:
+    """The response that tells `problem`."""
+    detail = problem.detail if problem.detail is not None else str(error)
+    body = {
+        "type": f"urn:shoal:problem:{problem.code}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": detail,
+        "code": problem.code,
+        "request_id": request_id,
+    }
+    headers = dict(getattr(error, "headers", None) or {})
+    retry_after = getattr(error, "retry_after", None) or problem.retry_after
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))  # whole seconds: RFC 9110
+    if problem.closes:
+        headers["Connection"] = "close"
+    return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
+
+
+async def handle(request: Request, error: Exception) -> Response:
+    """Starlette's handler for every exception of the table and for HTTPException."""
+    problem = problem_for(error)
+    request.state.code = problem.code
+    return answer(problem, error, request.state.request_id)
+
+
+def documented(kinds: Iterable[type[Exception]]) -> dict[int | str, dict[str, object]]:
+    """The rows for `kinds` as OpenAPI responses, one a status, with an example for each code."""
+    responses: dict[int | str, dict[str, object]] = {}
+    for kind in kinds:
+        problem = PROBLEMS[kind]
+        example = {
+            "type": f"urn:shoal:problem:{problem.code}",
+            "title": problem.title,
+            "status": problem.status,
+            "detail": problem.detail or _EXAMPLES.get(kind, problem.title),
+            "code": problem.code,
+            "request_id": "4f1d0f9b6a5c4a0e9d1c2b3a4f5e6d7c",
+        }
+        response = responses.setdefault(
+            problem.status,
+            {
+                "description": "",
+                "content": {
+                    MEDIA_TYPE: {
+                        "schema": {"$ref": "#/components/schemas/ProblemDetails"},
+                        "examples": {},
+                    }
+                },
+            },
+        )
+        codes = response["content"][MEDIA_TYPE]["examples"]  # type: ignore[index]  # built above
+        codes[problem.code] = {"summary": problem.title, "value": example}
+        response["description"] = "; ".join(e["summary"] for e in codes.values())
+        if problem.status == 503:
+            response["headers"] = {
+                "Retry-After": {
+                    "description": "Seconds after which to try again",
+                    "schema": {"type": "integer", "minimum": 1},
+                }
+            }
+    return responses
+
+
+_HTTP_DETAILS = {
+    404: "Nothing is served at this path. Images go to POST /predict; /docs lists everything.",
+    405: "This path is served for another method; the header Allow lists which.",
+}
+_EXAMPLES: dict[type[Exception], str] = {
+    MissingImage: "No image: send multipart/form-data with a file in the field 'img'.",
+    BodyTooLarge: "The upload is larger than the 10,485,760 bytes that are allowed.",
+    UploadTimeout: "The upload did not arrive within 30 seconds.",
+}

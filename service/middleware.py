@@ -1,0 +1,95 @@
+"""Around every request: an id, its line in the log, its timing header, and the last resort.
+
+Plain ASGI, no task and no copy of the body. The route notes in `request.state` what it learns:
+`timing` (stage -> seconds) and `code` (of a problem).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import errors
+from service.logs import log
+
+SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+CLIENT_LEFT = 499  # nginx's number for it; it is logged and never sent
+
+
+class Requests:
+    """Request ids, `Server-Timing`, the access log, and an answer to the unexpected."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id = _request_id(scope)
+        timing: dict[str, float] = {}
+        state["timing"] = timing
+        status = CLIENT_LEFT
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                if scope["app"].state.serving.draining:
+                    headers["Connection"] = "close"
+                if timing:
+                    headers["Server-Timing"] = _server_timing(timing)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            state["code"] = "client_left"
+        except Exception:
+            log.exception("unexpected error", extra={"fields": {"request_id": request_id}})
+            state["code"] = errors.INTERNAL.code
+            if status != CLIENT_LEFT:
+                raise  # half an answer is out: only cutting the connection tells the client
+            response = errors.answer(errors.INTERNAL, None, request_id)
+            await response(scope, receive, send_with_headers)
+        finally:
+            if log.isEnabledFor(logging.INFO):
+                _log_request(scope, state, status, time.perf_counter() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id if it is sane, else a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if SANE_ID.fullmatch(given) else os.urandom(16).hex()
+
+
+def _server_timing(timing: dict[str, float]) -> str:
+    """https://www.w3.org/TR/server-timing/: durations in milliseconds."""
+    return ", ".join(f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in timing.items())
+
+
+def _log_request(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
+    fields = {
+        "request_id": state["request_id"],
+        "client": scope["client"][0] if scope.get("client") else None,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "seconds": round(seconds, 6),
+    }
+    if "code" in state:
+        fields["code"] = state["code"]
+    for stage, duration in state["timing"].items():
+        fields[f"{stage}_seconds"] = round(duration, 6)
+    log.info("request", extra={"fields": fields})

@@ -1,0 +1,61 @@
+"""uvicorn, stopping without losing a request.
+
+uvicorn closes every connection that is between two requests the moment it is told to stop, also
+one whose next request is on its way, or whose first has not been read yet. Here such connections
+get a last moment: a request that arrives in it is answered, with `Connection: close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.serving import Serving
+from service.settings import Settings
+
+LINGER = 1.0
+"""Seconds that a connection between two requests may stay after no new ones are accepted."""
+
+
+class Server(uvicorn.Server):
+    """Serves `app` until SIGTERM or SIGINT; SIGINT twice leaves at once."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=settings.keep_alive_timeout,
+                timeout_graceful_shutdown=settings.shutdown_timeout,
+            )
+        )
+        self._serving: Serving = app.state.serving
+        self._drain_delay = settings.drain_delay
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so, stop accepting, answer what is under way, then let uvicorn do the rest."""
+        self._serving.draining = True  # /readyz says so; connections close after their answer
+        await self._wait(self._drain_delay)
+        for server in self.servers:
+            server.close()
+        await self._wait(LINGER, while_connected=True)
+        await super().shutdown(sockets)
+
+    async def _wait(self, seconds: float, while_connected: bool = False) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.force_exit:
+            if while_connected and not self.server_state.connections:
+                return
+            await asyncio.sleep(0.05)  # as uvicorn itself waits: signals wake nobody

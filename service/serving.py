@@ -1,0 +1,144 @@
+"""What a running service holds: the engine, its batcher, the decoders; from start to drained.
+
+Loading happens beside the listening server, so that probes are answered meanwhile: `/healthz`
+says live and `/readyz` says not ready. A model that cannot be loaded or warmed ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from batching import Batcher, LatencyTable, QueueFull
+from model_store.device import Device
+from model_store.engine import Image, Probabilities
+from model_store.manifest import Manifest
+from service.errors import NotReady
+from service.logs import log
+from service.settings import Settings
+
+
+class Engine(Protocol):
+    """What is needed of an engine; `model_store.engine.GluonEngine` is one."""
+
+    @property
+    def model(self) -> Manifest: ...
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
+
+    async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
+
+
+LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The parts that answer requests, loaded and warm."""
+
+    engine: Engine
+    latency: LatencyTable
+    batcher: Batcher[Image, Probabilities]
+
+
+class Serving:
+    """Brings the parts up and takes them down; `ready` has them in between."""
+
+    def __init__(self, settings: Settings, load_engine: LoadEngine) -> None:
+        self.decoders = Decoders(settings.decode_threads, settings.max_queue_size)
+        self.draining = False
+        """On the way out: whoever chooses among servers should choose another."""
+        self.failure: Exception | None = None
+        """Why the model cannot be served, if so."""
+        self._settings = settings
+        self._load_engine = load_engine
+        self._ready: Ready | None = None
+
+    @property
+    def ready(self) -> Ready:
+        """Raises NotReady."""
+        if self._ready is None:
+            raise NotReady
+        return self._ready
+
+    @property
+    def live(self) -> bool:
+        """False: only a new process helps."""
+        return self._ready is None or self._ready.batcher.healthy
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load in the background; on the way out drain the batcher, then close the engine."""
+        stop = asyncio.Event()
+        task = asyncio.create_task(self._run(stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            await task
+            self.decoders.close()
+
+    async def _run(self, stop: asyncio.Event) -> None:
+        try:
+            await self._serve_until(stop)
+        except Exception as error:  # noqa: BLE001  # without a model no process may linger
+            self.failure = error
+            signal.raise_signal(signal.SIGTERM)
+
+    async def _serve_until(self, stop: asyncio.Event) -> None:
+        settings, started = self._settings, time.perf_counter()
+        async with self._load_engine(settings) as engine:
+            latency = LatencyTable(engine.warm_up_seconds)
+            async with Batcher(
+                engine.infer,
+                latency=latency,
+                max_batch_size=latency.largest,
+                max_queue_size=settings.max_queue_size,
+                max_queue_delay=settings.max_queue_delay,
+                max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
+            ) as batcher:
+                self._ready = Ready(engine, latency, batcher)
+                seconds = round(time.perf_counter() - started, 3)
+                log.info("ready", extra={"fields": _told(engine) | {"seconds": seconds}})
+                await stop.wait()
+
+
+class Decoders:
+    """Threads for images that take long to decode, with a bound on how many wait for one."""
+
+    def __init__(self, threads: int, max_waiting: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._max_waiting = max_waiting
+        self._waiting = 0
+
+    async def run(self, decode: Callable[[], Image]) -> Image:
+        """`decode()` on one of the threads. Raises QueueFull, and what `decode` raises."""
+        if self._waiting >= self._max_waiting:
+            raise QueueFull("too many large images wait to be decoded", retry_after=1)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, decode)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _told(engine: Engine) -> dict[str, str]:
+    return {
+        "model": engine.model.name,
+        "version": engine.model.version,
+        "device": engine.device.name,
+        "device_reason": engine.device.reason,
+    }

@@ -1,0 +1,138 @@
+"""Every setting: name, type, bound, default and meaning in one place.
+
+Each is read from the environment variable of its name in capitals behind `SHOAL_`, once, when
+the process starts. The table in README.md is printed from here by `python -m service.settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model_store.manifest import STORE, Name, Version
+
+PREFIX = "SHOAL_"
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class BadSettings(Exception):
+    """The settings cannot be used; the message has a line for each that is wrong."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port to listen on; 0 takes a free one and logs it."""
+
+    model: Name = "cifar_resnet20_v1"
+    """Name of the model to serve."""
+    model_version: Version | None = None
+    """Its version. Default: the highest in the store."""
+    model_store: pathlib.Path = STORE
+    """Folder of the store. Default: the one that ships."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
+    """auto, cpu, gpu or gpu:N. auto: a GPU that computes, else the CPU."""
+    engine_threads: int = Field(default=1, ge=1, le=256)
+    """CPU threads that compute one batch."""
+
+    max_batch_size: int | None = Field(default=None, ge=1, le=1024)
+    """Most images computed together. Default: 16 on a CPU, 64 on a GPU."""
+    max_queue_size: int = Field(default=1024, ge=1, le=1_000_000)
+    """Most requests that wait for the engine; more are refused."""
+    max_queue_delay: float = Field(default=0.0, ge=0, le=60)
+    """Seconds the oldest request may wait for company while the engine is idle. 0: never."""
+    max_in_flight: int | None = Field(default=None, ge=1, le=8)
+    """Most batches handed to the engine at once. Default: 1 on a CPU, 2 on a GPU."""
+    request_timeout: Seconds = 5.0
+    """Seconds from the end of the upload in which a request is answered or refused."""
+
+    max_upload_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
+    """Most bytes of a request's body, told while it arrives."""
+    max_image_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000)
+    """Most pixels (width x height) of an image, told before any is decoded."""
+    upload_timeout: Seconds = 30.0
+    """Seconds in which a request's body must have arrived."""
+    decode_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
+    """Threads that decode large images. Default: one a CPU core."""
+
+    keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
+    """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""
+    drain_delay: float = Field(default=0.0, ge=0, le=600)
+    """Seconds after SIGTERM in which new connections are still taken while `/readyz` says
+    draining, so that load balancers look elsewhere first."""
+    shutdown_timeout: int = Field(default=20, ge=1, le=3600)
+    """Seconds after that in which requests in flight are answered; then they are cut off."""
+
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """json: one JSON object a line; text: for reading; auto: text on a terminal, else json."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is logged; requests are logged at info."""
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_a_service_link(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("tcp://"):
+            raise ValueError(
+                "this is a link that Kubernetes makes for a service named 'shoal': set "
+                "enableServiceLinks: false in the pod, or give SHOAL_PORT a number"
+            )
+        return value
+
+
+def load_settings() -> Settings:
+    """The settings from the environment. Raises BadSettings."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"{PREFIX}{str(fault['loc'][0]).upper()}={fault['input']}: {fault['msg']}"
+            for fault in error.errors()
+        ]
+        raise BadSettings("\n".join(lines)) from error
+
+
+def unknown(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line for each variable that looks like a setting and is none: a slip of the pen."""
+    known = [name.upper() for name in Settings.model_fields]
+    for variable in sorted(environment):
+        name = variable.removeprefix(PREFIX)
+        if name == variable or name in known or _is_service_link(variable):
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; {PREFIX}{close[0]} is" if close else ""
+        yield f"{variable} is no setting and is ignored{hint}"
+
+
+def table() -> str:
+    """The settings as a Markdown table."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        shown = "" if field.default_factory or default in (None, STORE) else f"`{default}`"
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {_one_line(field.description)} |")
+    return "\n".join(rows)
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _is_service_link(name: str) -> bool:
+    """Kubernetes sets such variables for a service named `shoal` or `shoal-...`."""
+    return re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)|_PORT$", name) is not None
+
+
+if __name__ == "__main__":
+    print(table())

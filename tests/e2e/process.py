@@ -1,0 +1,106 @@
+"""A server in a process of its own, for as long as a `with` lasts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+ROOT = pathlib.Path(__file__).parents[2]
+REAL = ("-m", "service")
+SCRIPTED = ("-m", "tests.e2e.scripted")
+PATIENCE = 60.0
+
+
+class Server:
+    """`python *arguments`, listening on a free port; `url` is where."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
+        self.started = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**inherited, "SHOAL_PORT": "0", "SHOAL_LOG_FORMAT": "json", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._log: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> Server:
+        running = self.wait_for_log("Uvicorn running")
+        address = re.search(r"http://\S+", running["message"])
+        assert address is not None
+        self.url = address.group()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until_ready(self) -> float:
+        """Seconds from the start of the process to the first 200 of /readyz."""
+        while time.monotonic() < self.started + PATIENCE:
+            if httpx.get(f"{self.url}/readyz").status_code == 200:
+                return time.monotonic() - self.started
+            time.sleep(0.02)
+        raise TimeoutError(f"not ready; the log says: {self._log}")
+
+    def wait_for_log(self, message: str) -> dict[str, Any]:
+        """The next record whose message contains `message`."""
+        while True:
+            try:
+                line = self._lines.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise TimeoutError(f"no {message!r} in the log: {self._log}") from None
+            assert line, f"the process ended: {self._log}"
+            record: dict[str, Any] = json.loads(line)
+            if message in record["message"]:
+                return record
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit status."""
+        self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        return self._process.wait(PATIENCE)
+
+    def log(self) -> list[dict[str, Any]]:
+        """All records so far."""
+        return [json.loads(line) for line in self._log]
+
+    def errors(self) -> str:
+        """Standard error, once the process has ended."""
+        assert self._process.stderr is not None
+        return self._process.stderr.read()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._log.append(line)
+            self._lines.put(line)
+        self._lines.put("")

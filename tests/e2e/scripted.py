@@ -1,0 +1,34 @@
+"""The real service with an engine that does as the environment says.
+
+ENGINE_SECONDS is what a batch takes, ENGINE_WARM_UP_SECONDS what it took at warm-up, ENGINE_ERROR
+what it raises; `load` fails while loading. Run as `python -m tests.e2e.scripted`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.__main__ import serve
+from service.app import create_app
+from service.logs import configure
+from service.settings import Settings, load_settings
+from tests.fakes import FakeEngine
+
+
+@asynccontextmanager
+async def load(settings: Settings) -> AsyncIterator[FakeEngine]:
+    error = os.environ.get("ENGINE_ERROR")
+    if error == "load":
+        raise RuntimeError("the engine was told to fail")
+    seconds = float(os.environ.get("ENGINE_SECONDS", "0"))
+    warm_up = float(os.environ.get("ENGINE_WARM_UP_SECONDS", seconds))
+    yield FakeEngine(seconds, RuntimeError(error) if error else None, warm_up)
+
+
+if __name__ == "__main__":
+    settings = load_settings()
+    configure(settings)
+    sys.exit(serve(create_app(settings, load), settings))

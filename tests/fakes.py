@@ -1,0 +1,60 @@
+"""An engine that answers by rule, so that what surrounds it can be tested without MXNet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from model_store import cifar10
+from model_store.device import Device
+from model_store.engine import Image, Probabilities
+from model_store.manifest import Manifest, Normalisation, Parameters
+from service.logs import log
+from service.settings import Settings
+
+MODEL = Manifest(
+    name="fake",
+    version="7",
+    architecture="cifar_resnet20_v1",
+    classes=cifar10.CLASSES,
+    normalisation=Normalisation(mean=cifar10.MEAN, std=cifar10.STD),
+    parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
+)
+
+
+class FakeEngine:
+    """The class of an image is its first red value modulo ten, with probability 0.91."""
+
+    model = MODEL
+    device = Device(None, "cpu", "as asked")
+
+    def __init__(
+        self,
+        seconds: float = 0.0,
+        error: Exception | None = None,
+        warm_up_seconds: float | None = None,
+    ) -> None:
+        self.seconds = seconds
+        self.error = error
+        self.warm_up_seconds: Mapping[int, Sequence[float]] = {
+            size: [warm_up_seconds or seconds or 1e-4] * 3 for size in (1, 2, 4, 8)
+        }
+        self.batches: list[int] = []
+
+    async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]:
+        self.batches.append(len(images))
+        log.info("batch", extra={"fields": {"size": len(images)}})
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        if self.error:
+            raise self.error
+        rows = np.full((len(images), 10), 0.01, dtype=np.float32)
+        rows[range(len(images)), [int(image[0, 0, 0]) % 10 for image in images]] = 0.91
+        return list(rows)
+
+    @asynccontextmanager
+    async def load(self, settings: Settings) -> AsyncIterator[FakeEngine]:
+        yield self

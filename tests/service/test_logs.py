@@ -1,0 +1,67 @@
+"""Logs: one line a record, for machines or for people, without pixels."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import httpx
+import pytest
+
+from service.logs import JsonFormatter, TextFormatter
+from tests.service.conftest import png
+
+
+def record(**extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("shoal", logging.INFO, __file__, 1, "hello %s", ("you",), None)
+    made.created, made.msecs = 1_700_000_000.25, 250
+    made.__dict__.update(extra)
+    return made
+
+
+def test_json() -> None:
+    """A JSON object a line: time in UTC, level, message, and the record's fields."""
+    line = JsonFormatter().format(record(fields={"status": 200, "path": '/a"b\n'}))
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "2023-11-14T22:13:20.250Z",
+        "level": "info",
+        "message": "hello you",
+        "status": 200,
+        "path": '/a"b\n',
+    }
+
+
+def test_traceback_in_one_json_line() -> None:
+    try:
+        raise ValueError("why")
+    except ValueError:
+        line = JsonFormatter().format(record(exc_info=sys.exc_info()))
+    assert "\n" not in line and "ValueError: why" in json.loads(line)["traceback"]
+
+
+def test_text() -> None:
+    line = TextFormatter().format(record(fields={"status": 200}))
+    assert line.endswith("info     hello you  status=200")
+
+
+async def test_one_line_a_request(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each request is told once: who, what, how it ended, and where the time went."""
+    caplog.set_level(logging.INFO)
+    files = {"img": png(7)}
+    await client.post("/predict?key=secret", files=files, headers={"x-request-id": "one"})
+    await client.post("/predict", headers={"x-request-id": "two"})
+    fields = [record.fields for record in caplog.records if record.getMessage() == "request"]  # type: ignore[attr-defined]
+    one, two = fields
+    assert (one["request_id"], one["method"], one["path"], one["status"]) == (
+        "one",
+        "POST",
+        "/predict",
+        200,
+    )
+    assert {"decode_seconds", "queue_seconds", "infer_seconds", "seconds"} <= set(one)
+    assert (two["status"], two["code"]) == (422, "missing_image")
+    assert "secret" not in str(fields)

@@ -1,0 +1,80 @@
+"""Settings: read from the environment, checked, explained, and listed in the README."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from service import settings
+from service.settings import BadSettings, load_settings, unknown
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in settings.Settings.model_fields:
+        monkeypatch.delenv(f"SHOAL_{name.upper()}", raising=False)
+    return monkeypatch
+
+
+def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SHOAL_PORT", "9000")
+    environment.setenv("SHOAL_DEVICE", "gpu:1")
+    environment.setenv("SHOAL_REQUEST_TIMEOUT", "0.25")
+    loaded = load_settings()
+    assert (loaded.port, loaded.device, loaded.request_timeout) == (9000, "gpu:1", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("SHOAL_PORT", "99999", "65535"),
+        ("SHOAL_PORT", "tcp://10.0.0.1:80", "enableServiceLinks"),
+        ("SHOAL_DEVICE", "tpu", "pattern"),
+        ("SHOAL_MAX_QUEUE_SIZE", "0", "greater than or equal to 1"),
+        ("SHOAL_REQUEST_TIMEOUT", "-1", "greater than 0"),
+        ("SHOAL_MODEL", "../etc", "pattern"),
+        ("SHOAL_LOG_FORMAT", "xml", "json"),
+    ],
+)
+def test_out_of_bounds(environment: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+    """A wrong setting is named with its value and its bound, and nothing else is said."""
+    environment.setenv(name, value)
+    with pytest.raises(BadSettings) as caught:
+        load_settings()
+    assert str(caught.value).startswith(f"{name}={value}: ")
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_wrong_one_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SHOAL_PORT", "-1")
+    environment.setenv("SHOAL_DECODE_THREADS", "0")
+    with pytest.raises(BadSettings) as caught:
+        load_settings()
+    assert [line.partition("=")[0] for line in str(caught.value).splitlines()] == [
+        "SHOAL_PORT",
+        "SHOAL_DECODE_THREADS",
+    ]
+
+
+def test_slips_of_the_pen() -> None:
+    """A variable that is almost a setting is pointed out; Kubernetes' own are not."""
+    environment = {
+        "SHOAL_MAX_BATCHSIZE": "8",
+        "SHOAL_PORT": "80",
+        "SHOAL_SERVICE_HOST": "10.0.0.1",
+        "SHOAL_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "SHOAL_COFFEE": "black",
+        "PATH": "/bin",
+    }
+    assert list(unknown(environment)) == [
+        "SHOAL_COFFEE is no setting and is ignored",
+        "SHOAL_MAX_BATCHSIZE is no setting and is ignored; SHOAL_MAX_BATCH_SIZE is",
+    ]
+
+
+def test_readme_lists_them() -> None:
+    """The table in the README is the one printed from the class."""
+    assert settings.table() in README.read_text()
