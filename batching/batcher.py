@@ -130,6 +130,11 @@ class Batcher(Generic[In, Out]):
         return len(self._policy.timeline)
 
     @property
+    def busy_seconds(self) -> float:
+        """How long the engine has had work, in all."""
+        return self._policy.timeline.busy_seconds(self._clock())
+
+    @property
     def draining(self) -> bool:
         return self._draining
 

@@ -35,6 +35,8 @@ class Timeline:
         self.table = table
         self.margin = Margin(table.spread)
         self._flights: list[Flight] = []
+        self._busy = 0.0
+        self._busy_since = 0.0
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -60,8 +62,14 @@ class Timeline:
     def stalled(self, now: float) -> bool:
         return bool(self._flights) and now - self._flights[0].ends > STALLED
 
+    def busy_seconds(self, now: float) -> float:
+        """How long the engine has had a batch, in all."""
+        return self._busy + (now - self._busy_since if self._flights else 0.0)
+
     def begin(self, size: int, now: float) -> Flight:
         """A batch of `size` has been handed over."""
+        if not self._flights:
+            self._busy_since = now
         flight = Flight(size, now, self.free_at(now), self.table.seconds(size))
         self._flights.append(flight)
         return flight
@@ -75,3 +83,5 @@ class Timeline:
         self._flights.remove(flight)
         if self._flights:
             self._flights[0].begins = max(self._flights[0].handed, now)
+        else:
+            self._busy += now - self._busy_since

@@ -14,6 +14,7 @@ import model_store.engine
 from model_store import manifest
 from model_store.engine import GluonEngine
 from service import errors, routes, schemas
+from service.metrics import Metrics
 from service.middleware import Requests
 from service.serving import LoadEngine, Serving
 from service.settings import Settings
@@ -37,7 +38,9 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
 
 def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> FastAPI:
     """The application: an ASGI app whose lifespan loads the model and drains on the way out."""
-    serving = Serving(settings, load_engine)
+    metrics = Metrics()
+    serving = Serving(settings, load_engine, metrics.count_batch)
+    metrics.watch(serving)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,10 +56,11 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
     )
     app.state.settings = settings
     app.state.serving = serving
+    app.state.metrics = metrics
     app.include_router(routes.router)
     for kind in (*errors.PROBLEMS, HTTPException):
         app.add_exception_handler(kind, errors.handle)
-    app.add_middleware(Requests)
+    app.add_middleware(Requests, count=metrics.count_request)
     app.openapi = _with_problems(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 

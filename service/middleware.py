@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,14 +21,17 @@ from service import errors
 from service.logs import log
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+Count = Callable[[str, int, float, Mapping[str, float], str | None], None]
+"""Is told of each request: route, status, seconds, seconds by stage, code of a problem."""
 CLIENT_LEFT = 499  # nginx's number for it; it is logged and never sent
 
 
 class Requests:
     """Request ids, `Server-Timing`, the access log, and an answer to the unexpected."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, count: Count) -> None:
         self._app = app
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,8 +68,11 @@ class Requests:
             response = errors.answer(errors.INTERNAL, None, request_id)
             await response(scope, receive, send_with_headers)
         finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "other")
+            self._count(route, status, seconds, timing, state.get("code"))
             if log.isEnabledFor(logging.INFO):
-                _log_request(scope, state, status, time.perf_counter() - started)
+                _log_request(scope, state, status, seconds)
 
 
 def _request_id(scope: Scope) -> str:

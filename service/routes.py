@@ -17,6 +17,7 @@ from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
 from service import decode, errors, schemas
 from service.departure import ends_with_client
+from service.metrics import MEDIA_TYPE, Metrics
 from service.serving import Serving
 from service.settings import Settings
 from service.upload import read_image
@@ -88,8 +89,10 @@ async def predict(request: Request) -> Response:
     timing: dict[str, float] = request.state.timing
     ready = serving.ready  # before the upload: why read what cannot be answered
     timeout = _timeout(request, settings)
+    began = time.perf_counter()
     data = await read_image(request, settings.max_upload_bytes, settings.upload_timeout)
     started = time.perf_counter()
+    timing["read"] = started - began
     with ends_with_client(request):
         image = await _decode(data, settings.max_image_pixels, timeout, serving)
         timing["decode"] = time.perf_counter() - started
@@ -136,6 +139,18 @@ async def readyz(request: Request) -> Response:
             "latency": {str(size): round(s, 6) for size, s in ready.latency.as_dict().items()},
         }
     )
+
+
+@router.get(
+    "/metrics",
+    tags=["probes"],
+    summary="Metrics for Prometheus",
+    response_class=PlainTextResponse,
+)
+async def metrics(request: Request) -> Response:
+    """Counters, histograms and what has a value now, in Prometheus' text format."""
+    found: Metrics = request.app.state.metrics
+    return Response(found.text(), media_type=MEDIA_TYPE)
 
 
 def _timeout(request: Request, settings: Settings) -> float:

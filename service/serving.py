@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Batcher, LatencyTable, QueueFull
+from batching import Batcher, BatchReport, LatencyTable, QueueFull
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
@@ -54,27 +54,34 @@ class Ready:
 class Serving:
     """Brings the parts up and takes them down; `ready` has them in between."""
 
-    def __init__(self, settings: Settings, load_engine: LoadEngine) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load_engine: LoadEngine,
+        on_batch: Callable[[BatchReport], None] | None = None,
+    ) -> None:
         self.decoders = Decoders(settings.decode_threads, settings.max_queue_size)
         self.draining = False
         """On the way out: whoever chooses among servers should choose another."""
         self.failure: Exception | None = None
         """Why the model cannot be served, if so."""
+        self.started: Ready | None = None
+        """The parts, once they are loaded and warm."""
         self._settings = settings
         self._load_engine = load_engine
-        self._ready: Ready | None = None
+        self._on_batch = on_batch
 
     @property
     def ready(self) -> Ready:
         """Raises NotReady."""
-        if self._ready is None:
+        if self.started is None:
             raise NotReady
-        return self._ready
+        return self.started
 
     @property
     def live(self) -> bool:
         """False: only a new process helps."""
-        return self._ready is None or self._ready.batcher.healthy
+        return self.started is None or self.started.batcher.healthy
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -106,8 +113,9 @@ class Serving:
                 max_queue_size=settings.max_queue_size,
                 max_queue_delay=settings.max_queue_delay,
                 max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
+                on_batch=self._on_batch,
             ) as batcher:
-                self._ready = Ready(engine, latency, batcher)
+                self.started = Ready(engine, latency, batcher)
                 seconds = round(time.perf_counter() - started, 3)
                 log.info("ready", extra={"fields": _told(engine) | {"seconds": seconds}})
                 await stop.wait()

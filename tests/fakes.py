@@ -43,9 +43,11 @@ class FakeEngine:
             size: [warm_up_seconds or seconds or 1e-4] * 3 for size in (1, 2, 4, 8)
         }
         self.batches: list[int] = []
+        self.called = asyncio.Event()
 
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]:
         self.batches.append(len(images))
+        self.called.set()
         log.info("batch", extra={"fields": {"size": len(images)}})
         if self.seconds:
             await asyncio.sleep(self.seconds)

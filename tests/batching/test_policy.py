@@ -254,3 +254,16 @@ def test_the_arrival_rate_follows_and_fades() -> None:
         arrivals.note(n / 10)
     assert arrivals.gap(19.9) == pytest.approx(0.1, rel=0.05)
     assert arrivals.gap(24.0) > 0.5
+
+
+def test_busy_time_counts_each_second_once() -> None:
+    """However many batches the engine has; the one that is under way included."""
+    p = policy()
+    first = p.timeline.begin(1, 1.0)
+    second = p.timeline.begin(1, 2.0)
+    assert p.timeline.busy_seconds(2.5) == 1.5
+    p.timeline.end(first, 3.0, computed=True)
+    p.timeline.end(second, 4.0, computed=False)
+    assert p.timeline.busy_seconds(10.0) == 3.0
+    p.timeline.begin(1, 11.0)
+    assert p.timeline.busy_seconds(12.0) == 4.0

@@ -69,7 +69,7 @@ async def test_timing(client: httpx.AsyncClient) -> None:
     """`Server-Timing` names the stages, in milliseconds."""
     response = await client.post("/predict", **raw())
     stages = dict(stage.split(";dur=") for stage in response.headers["server-timing"].split(", "))
-    assert list(stages) == ["decode", "queue", "infer"]
+    assert list(stages) == ["read", "decode", "queue", "infer"]
     assert all(0 <= float(duration) < 1000 for duration in stages.values())
 
 

@@ -1,0 +1,170 @@
+"""What Prometheus is told: one registry an application, read at `/metrics`.
+
+Names follow https://prometheus.io/docs/practices/naming/: base units, `_total` for what only grows.
+Requests and batches are counted as they end; what has a value at any moment (how many wait, what
+a batch takes) is asked for when somebody looks. No label takes a value from a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from batching import BatchReport
+from service.middleware import CLIENT_LEFT
+from service.serving import Serving
+
+MEDIA_TYPE = CONTENT_TYPE_LATEST
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+FINE_SECONDS = (0.0001, 0.00025, 0.0005, *SECONDS)
+SIZES = tuple(float(1 << power) for power in range(11))
+RATIOS = (0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0)
+
+
+class Metrics:
+    """Counts what happens; `text` is what there is to tell."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Histogram(
+            "shoal_request_duration_seconds",
+            "From a request's head to the end of its answer; 499: the client left.",
+            ["route", "status"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "shoal_stage_duration_seconds",
+            "Where a prediction's time went: read, decode, queue, infer.",
+            ["stage"],
+            buckets=FINE_SECONDS,
+            registry=registry,
+        )
+        self._refusals = Counter(
+            "shoal_refusals",
+            "Requests answered by a problem, by its code.",
+            ["code"],
+            registry=registry,
+        )
+        self._cancellations = Counter(
+            "shoal_cancellations", "Requests whose client left first.", registry=registry
+        )
+        self._batch_size = Histogram(
+            "shoal_batch_size", "Items computed together.", buckets=SIZES, registry=registry
+        )
+        self._padding = Counter(
+            "shoal_padding_items", "Places in batches that were computed empty.", registry=registry
+        )
+        self._batch_seconds = Histogram(
+            "shoal_batch_duration_seconds",
+            "From a batch's hand-over to its last outcome.",
+            buckets=FINE_SECONDS,
+            registry=registry,
+        )
+        self._overrun = Histogram(
+            "shoal_batch_actual_to_predicted_ratio",
+            "A batch's duration by the one that was predicted.",
+            buckets=RATIOS,
+            registry=registry,
+        )
+        self._items = Counter(
+            "shoal_items",
+            "Items of batches: answered, failed, or gone before the end.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._retries = Counter(
+            "shoal_batch_retries",
+            "Further calls of the engine to isolate a fault.",
+            registry=registry,
+        )
+        self._out_of_memory = Counter(
+            "shoal_batches_out_of_memory", "Batches that did not fit the device.", registry=registry
+        )
+        for outcome in ("answered", "failed", "gone"):
+            self._items.labels(outcome)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+    def watch(self, serving: Serving) -> None:
+        """Ask `serving` for what has a value at any moment."""
+        self._registry.register(_Now(serving))
+
+    def count_request(
+        self, route: str, status: int, seconds: float, stages: Mapping[str, float], code: str | None
+    ) -> None:
+        """A request has ended."""
+        self._requests.labels(route, str(status)).observe(seconds)
+        for stage, duration in stages.items():
+            self._stages.labels(stage).observe(duration)
+        if status == CLIENT_LEFT:
+            self._cancellations.inc()
+        elif code is not None:
+            self._refusals.labels(code).inc()
+
+    def count_batch(self, report: BatchReport) -> None:
+        """A batch has ended."""
+        self._batch_size.observe(report.size)
+        self._padding.inc(report.bucket - report.size)
+        self._batch_seconds.observe(report.infer_seconds)
+        self._overrun.observe(report.infer_seconds / report.predicted_seconds)
+        self._items.labels("answered").inc(report.answered)
+        self._items.labels("failed").inc(report.failed)
+        self._items.labels("gone").inc(report.gone)
+        self._retries.inc(report.retries)
+        self._out_of_memory.inc(report.out_of_memory)
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format 0.0.4."""
+        return generate_latest(self._registry)
+
+
+class _Now(Collector):
+    """Read from the running parts, each time anew."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def collect(self) -> Iterable[Metric]:
+        started = self._serving.started
+        ready = started is not None and not self._serving.draining
+        yield GaugeMetricFamily("shoal_ready", "1 while /readyz says so.", ready)
+        if started is None:
+            return
+        batcher = started.batcher
+        yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", batcher.queued)
+        yield GaugeMetricFamily(
+            "shoal_batches_in_flight", "Batches in the engine's hands.", batcher.in_flight
+        )
+        yield CounterMetricFamily(
+            "shoal_engine_busy_seconds", "Seconds the engine had work.", batcher.busy_seconds
+        )
+        expected = GaugeMetricFamily(
+            "shoal_batch_expected_seconds",
+            "What a batch of a bucket is expected to take, as learned so far.",
+            labels=["bucket"],
+        )
+        for bucket, seconds in started.latency.as_dict().items():
+            expected.add_metric([str(bucket)], seconds)
+        yield expected
+        model = GaugeMetricFamily(
+            "shoal_model_info",
+            "1, with the model that answers and what it runs on.",
+            labels=["model", "version", "device"],
+        )
+        told = started.engine.model
+        model.add_metric([told.name, told.version, started.engine.device.name], 1)
+        yield model
