@@ -1,6 +1,8 @@
 """Train networks and look after the store.
 
-Errors of the user end in one line and exit status 2, an interrupted training in 130.
+What cannot be done ends in one line that says what to do, and exit status 2; an interrupted
+training in 130. `list` and `verify` say in such a line what is wrong with a version, go on with the
+next, and end in 1.
 """
 
 from __future__ import annotations
@@ -11,45 +13,58 @@ import dataclasses
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 from pydantic import ValidationError
 
 from model_store import cifar10, manifest, store
+from model_store.architectures import UnknownArchitecture
 from model_store.device import DeviceUnavailable
 from model_store.params import BadParams
 from model_store.recipe import Recipe
 from model_store.runtime import MXNetUnavailable
 
+BAD_VERSION = (BadParams, OSError, UnknownArchitecture, manifest.BadModel)
 USER_ERRORS = (
-    BadParams,
+    *BAD_VERSION,
     DeviceUnavailable,
     MXNetUnavailable,
+    ModuleNotFoundError,
     ValueError,
     cifar10.BadDataset,
-    manifest.BadModel,
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"] if isinstance(part, str))
-        return _failed(options, where + first["msg"])
+        status: int = options.run(options)
     except USER_ERRORS as error:
-        return _failed(options, str(error))
-    return 0
+        _complain(options, error)
+        return 2
+    return status
 
 
-def _failed(options: argparse.Namespace, why: str) -> int:
-    print(f"model_store {options.command}: {why}", file=sys.stderr)
-    return 2
+def _complain(options: argparse.Namespace, error: Exception, about: str = "") -> None:
+    print(f"model_store {options.command}: {about}{_in_words(error)}", file=sys.stderr)
 
 
-def _train(options: argparse.Namespace) -> None:
-    from model_store.train import Interrupted, train  # needs the extra `train`
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return manifest.told(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}. Check the path, who may read and write it, and the disk"
+    return str(error)
+
+
+def _train(options: argparse.Namespace) -> int:
+    try:
+        from model_store.train import Interrupted, train
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}: install the extra 'shoal[train]', as `make train` does"
+        ) from error
 
     chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)}
     try:
@@ -64,25 +79,48 @@ def _train(options: argparse.Namespace) -> None:
         )
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(130)
+        return 130
     measured = manifest.read(target).measured[0]
     print(f"{target}: accuracy {measured.accuracy:.2%} on {measured.on}")
+    return 0
 
 
-def _list(options: argparse.Namespace) -> None:
-    for name, version in manifest.versions(options.store):
-        model = manifest.read(manifest.folder(options.store, name, version))
+def _list(options: argparse.Namespace) -> int:
+    def tell(folder: pathlib.Path) -> str:
+        model = manifest.read_version(folder)
         accuracy = f"{model.measured[0].accuracy:.2%}" if model.measured else "not measured"
-        print(f"{name} {version}: {len(model.classes)} classes, accuracy {accuracy}")
+        return f"{len(model.classes)} classes, accuracy {accuracy}"
+
+    return _tell_each(options, manifest.versions(options.store), tell)
 
 
-def _verify(options: argparse.Namespace) -> None:
-    for name, version in manifest.versions(options.store):
-        asyncio.run(store.verify(manifest.folder(options.store, name, version)))
-        print(f"{name} {version}: as its manifest says, loads and computes")
+def _verify(options: argparse.Namespace) -> int:
+    def tell(folder: pathlib.Path) -> str:
+        asyncio.run(store.verify(folder))
+        return "as its manifest says, loads and computes"
+
+    return _tell_each(options, manifest.find(options.store, options.name, options.version), tell)
 
 
-def _import(options: argparse.Namespace) -> None:
+def _tell_each(
+    options: argparse.Namespace,
+    versions: list[tuple[str, str]],
+    tell: Callable[[pathlib.Path], str],
+) -> int:
+    """Print a line on every version; 1 where one is bad, else 0."""
+    status = 0
+    for name, version in versions:
+        try:
+            line = tell(manifest.folder(options.store, name, version))
+        except BAD_VERSION as error:
+            _complain(options, error, about=f"{name} {version}: ")
+            status = 1
+        else:
+            print(f"{name} {version}: {line}")
+    return status
+
+
+def _import(options: argparse.Namespace) -> int:
     target = asyncio.run(
         store.import_params(
             options.file,
@@ -95,9 +133,10 @@ def _import(options: argparse.Namespace) -> None:
         )
     )
     print(f"{target}: imported; serve it with SHOAL_MODEL={target.parent.name}")
+    return 0
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     version = options.version or manifest.latest(options.store, options.name)
     folder = manifest.folder(options.store, options.name, version)
     test = cifar10.read_test(options.data)
@@ -105,13 +144,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name, share in accuracy.by_class.items():
         print(f"{name:12} {share:7.2%}")
     print(f"{'all':12} {accuracy.overall:7.2%} of {accuracy.images:,} images")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model_store", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run)
         made.add_argument(
@@ -120,11 +162,16 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     command("list", _list, "list every version in the store")
-    command("verify", _verify, "load and run every version in the store")
+    _add_verify(command("verify", _verify, "load and run every version in the store, or some"))
     _add_import(command("import", _import, "add a .params file that was trained elsewhere"))
     _add_evaluate(command("evaluate", _evaluate, "measure accuracy on CIFAR-10's test images"))
     _add_train(command("train", _train, "train on CIFAR-10 and add a version"))
     return parser
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", help="only models of this name")
+    parser.add_argument("--version", help="only versions of this number")
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:

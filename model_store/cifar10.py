@@ -7,6 +7,7 @@ byte and 3,072 pixel bytes: 1,024 red, 1,024 green, 1,024 blue, each row by row.
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from dataclasses import dataclass
 
@@ -55,6 +56,15 @@ def read_train(folder: pathlib.Path) -> Split:
 def read_test(folder: pathlib.Path) -> Split:
     """The test file. Raises BadDataset."""
     return _read([folder / "test_batch.bin"])
+
+
+def fingerprint(*splits: Split) -> str:
+    """SHA-256 of every label and pixel, in order and by split."""
+    whole = hashlib.sha256()
+    for split in splits:
+        for array in (split.labels, split.images):
+            whole.update(hashlib.sha256(array.tobytes()).digest())
+    return whole.hexdigest()
 
 
 def augment(images: Images, rng: np.random.Generator) -> Images:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +26,18 @@ import numpy.typing as npt
 from model_store import manifest
 from model_store.architectures import build
 from model_store.device import Device, choose
-from model_store.manifest import BadModel, Manifest
-from model_store.params import check_params, read_params, sha256
+from model_store.manifest import BadModel, Manifest, Parameters
+from model_store.params import Arrays, check_params, read_params, sha256
 from model_store.runtime import load_mxnet
 
 SIDE = 32
 WARM_UP_RUNS = 5
+# In the words of CUDA, of cuBLAS and cuDNN, of MXNet on a CPU, of C++.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|_STATUS_ALLOC_FAILED|failed to allocate cpu memory|memory allocation failed"
+    r"|bad_alloc",
+    re.IGNORECASE,
+)
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 """(32, 32, 3), RGB, height x width x channel."""
@@ -91,7 +98,7 @@ class _Network:
         self,
         mx: Any,
         model: Manifest,
-        arrays: dict[str, npt.NDArray[Any]],
+        arrays: Arrays,
         device: Device,
         max_batch_size: int,
     ) -> None:
@@ -119,7 +126,7 @@ class _Network:
         try:
             logits = self._by_bucket[bucket](self._inputs(images, bucket)).asnumpy()
         except self._mx.base.MXNetError as error:
-            if "memory" in str(error).lower():
+            if _is_out_of_memory(str(error)):
                 raise MemoryError(str(error)) from error
             raise
         return _softmax(logits[: len(images)])
@@ -128,7 +135,7 @@ class _Network:
         self._by_bucket.clear()
         self._mx.nd.waitall()  # or the process may hang at exit (apache/mxnet issue 8997)
 
-    def _with_parameters(self, model: Manifest, arrays: dict[str, npt.NDArray[Any]]) -> Any:
+    def _with_parameters(self, model: Manifest, arrays: Arrays) -> Any:
         network = build(model.architecture, len(model.classes))
         network.initialize(ctx=self.device.context)
         network(self._zeros(1))  # settles the shapes that Gluon leaves open
@@ -171,18 +178,39 @@ def _load(
     folder: pathlib.Path, device: str, threads: int, max_batch_size: int | None
 ) -> tuple[Manifest, _Network]:
     """Runs on the engine's thread."""
-    model = manifest.read(folder)
-    path = folder / model.parameters.file
-    arrays = read_params(path)
-    if sha256(path) != model.parameters.sha256:
-        raise BadModel(
-            f"{path} is not the file that {manifest.MANIFEST} names: its SHA-256 differs. "
-            "Restore the file, or import it as a new version"
-        )
+    model = manifest.read_version(folder)
+    arrays = _read(folder / model.parameters.file, model.parameters)
     mx = load_mxnet(threads)
     chosen = choose(mx, device)
     size = max_batch_size or (16 if chosen.name == "cpu" else 64)
     return model, _Network(mx, model, arrays, chosen, size)
+
+
+def _read(path: pathlib.Path, described: Parameters) -> Arrays:
+    """The arrays of the file that the manifest describes. Raises BadModel, BadParams."""
+    # First, so that nothing is read of a file of any other size.
+    if path.is_file() and (size := path.stat().st_size) != described.bytes:
+        raise _another(path, f"it has {size:,} bytes instead of {described.bytes:,}")
+    arrays = read_params(path)
+    if sha256(path) != described.sha256:
+        raise _another(path, "its SHA-256 differs")
+    return arrays
+
+
+def _another(path: pathlib.Path, why: str) -> BadModel:
+    return BadModel(
+        f"{path} is not the file that {manifest.MANIFEST} names: {why}. "
+        "Restore the file, or import it as a new version"
+    )
+
+
+def _is_out_of_memory(message: str) -> bool:
+    """Whether a smaller batch may do better.
+
+    CUDA's "illegal memory access" is something else, also where a cudaMalloc brings it to light:
+    after it the GPU does not compute for this process any more.
+    """
+    return OUT_OF_MEMORY.search(message) is not None
 
 
 def _buckets(max_batch_size: int) -> list[int]:

@@ -2,17 +2,20 @@
 
 The manifest is plain data. It says which network the parameters belong to, what its outputs
 mean, how pixels are normalised, which bytes the parameters are, and what was measured on what.
-Finding, reading and checking manifests is here; reading parameters is in `params`.
+Finding, reading, checking and adding versions is here; reading parameters is in `params`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model_store.folders import AlreadyThere, appearing
 
 MANIFEST = "manifest.json"
 STORE = pathlib.Path(__file__).parent / "models"
@@ -55,9 +58,14 @@ class Measurement(Plain):
     accuracy: Annotated[float, Field(ge=0, le=1)]
 
 
-class Manifest(Plain):
+class Identity(Plain):
+    """Which version of which model."""
+
     name: Name
     version: Version
+
+
+class Manifest(Identity):
     architecture: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     normalisation: Normalisation
@@ -74,6 +82,14 @@ class Manifest(Plain):
 
 
 def folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
+    """Where the version lies or would lie. Raises BadModel: no model can have that name or number.
+
+    A name with a slash in it would lead out of the store.
+    """
+    try:
+        Identity(name=name, version=version)
+    except ValidationError as error:
+        raise BadModel(told(error)) from error
     return store / name / version
 
 
@@ -84,32 +100,87 @@ def versions(store: pathlib.Path) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: (pair[0], int(pair[1])))
 
 
+def find(
+    store: pathlib.Path, name: str | None = None, version: str | None = None
+) -> list[tuple[str, str]]:
+    """Those of `versions` that have this name and number; None stands for any.
+
+    Raises BadModel, listing what there is, where there is none.
+    """
+    there = versions(store)
+    found = [pair for pair in there if name in (None, pair[0]) and version in (None, pair[1])]
+    if found:
+        return found
+    wanted = f"model {name!r}" if name else "model"
+    wanted += f" of version {version!r}" if version else ""
+    held = ", ".join(map(" ".join, there)) or "nothing"
+    raise BadModel(f"no {wanted} in {store}; it holds {held}")
+
+
 def latest(store: pathlib.Path, name: str) -> str:
     """The highest version of `name`. Raises BadModel, listing what there is."""
-    there = versions(store)
-    numbers = [version for known, version in there if known == name]
-    if numbers:
-        return numbers[-1]
-    names = ", ".join(sorted({known for known, _ in there})) or "nothing"
-    raise BadModel(f"no model {name!r} in {store}; it holds {names}")
+    return find(store, name)[-1][1]
+
+
+def vacant(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
+    """Where the version would lie. Raises BadModel: it is there, or it cannot be, as `folder`."""
+    target = folder(store, name, version)
+    if target.exists():
+        raise _exists(target)
+    return target
+
+
+@contextmanager
+def adding(store: pathlib.Path, name: str, version: str) -> Iterator[pathlib.Path]:
+    """An empty folder that becomes the version where the block succeeds, and else is gone.
+
+    Raises BadModel as `vacant`, also where another process added the version meanwhile.
+    """
+    target = vacant(store, name, version)
+    try:
+        with appearing(target, within=store) as partial:
+            yield partial
+    except AlreadyThere as error:
+        raise _exists(target) from error
 
 
 def read(folder: pathlib.Path) -> Manifest:
-    """The manifest in `folder`. Raises BadModel."""
+    """The manifest in `folder`, wherever that is. Raises BadModel."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadModel(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise BadModel(f"{path}: {where}: {first['msg']}") from error
+        raise BadModel(f"{path}: {told(error)}") from error
+
+
+def read_version(folder: pathlib.Path) -> Manifest:
+    """The manifest of a version in a store, which lies under its own name and number.
+
+    Raises BadModel.
+    """
+    model = read(folder)
+    name, version = folder.absolute().parts[-2:]
+    if (model.name, model.version) != (name, version):
+        raise BadModel(
+            f"{folder / MANIFEST} is of {model.name} {model.version} and lies where {name} "
+            f"{version} belongs: rename the folder, or mend the manifest"
+        )
+    return model
 
 
 def write(folder: pathlib.Path, manifest: Manifest) -> None:
-    """Write the manifest into `folder`, whole or not at all."""
     text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
-    partial = folder / f".{MANIFEST}.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / MANIFEST)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def told(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the whole"
+    return f"{where}: {first['msg']}"
+
+
+def _exists(target: pathlib.Path) -> BadModel:
+    return BadModel(f"{target} exists; versions are never overwritten: choose another --version")

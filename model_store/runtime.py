@@ -1,8 +1,9 @@
 """The one door to MXNet: every `import mxnet` of the project goes through `load_mxnet`.
 
-MXNet 1.9.1 is the last release of a retired project, so three things must be right before its
+MXNet 1.9.1 is the last release of a retired project, so four things must be right before its
 import, and this is where they are: environment variables it and OpenMP read only once, the
-`np.bool` alias it still uses, and a message in words where its import dies in a linker error.
+`np.bool` alias it still uses, CUDA's libraries for its GPU build, and a message in words where
+its import dies in a linker error.
 
 Call it from the thread that will own MXNet, and from no other.
 """
@@ -12,10 +13,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import sys
 import warnings
 from typing import Any
 
 import numpy as np
+
+from model_store import cuda
 
 ENVIRONMENT = {
     # Tuning at import takes seconds and has hung under load (apache/mxnet issue 12255).
@@ -43,16 +47,20 @@ def load_mxnet(threads: int, in_order: bool = False) -> Any:
     `in_order`: every operator runs when it is called, on the caller's thread. MXNet's own
     scheduler reads BatchNorm's statistics while they are being updated, and two runs differ.
 
-    Settings of the same names in the environment win. The second call returns the module of the
-    first, whatever its arguments say: they are read once in the life of a process.
+    `threads` wins over an inherited OMP_NUM_THREADS, which was meant for programs of every kind.
+    All else that is set here gives way to what the environment says. The second call returns the
+    module of the first, whatever its arguments say: they are read once in the life of a process.
 
     Raises MXNetUnavailable.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if "mxnet" in sys.modules:
+        return sys.modules["mxnet"]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     if in_order:
         os.environ.setdefault("MXNET_ENGINE_TYPE", "NaiveEngine")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    failures = cuda.preload() if is_gpu_build() else []
     if "bool" not in vars(np):
         np.bool = np.bool_  # type: ignore[attr-defined, unused-ignore]  # gone since NumPy 1.24
     try:
@@ -62,7 +70,7 @@ def load_mxnet(threads: int, in_order: bool = False) -> Any:
     except ModuleNotFoundError as error:
         raise MXNetUnavailable(_what_to_install(error)) from error
     except OSError as error:
-        raise MXNetUnavailable(_what_is_missing(str(error))) from error
+        raise MXNetUnavailable("; ".join([_what_is_missing(str(error)), *failures])) from error
 
 
 def _what_to_install(error: ModuleNotFoundError) -> str:
@@ -75,10 +83,15 @@ def _what_to_install(error: ModuleNotFoundError) -> str:
 
 
 def _what_is_missing(message: str) -> str:
-    if "libcuda" in message:
+    if "libcuda.so" in message:
         return (
             "this is the GPU build of MXNet and NVIDIA's driver (libcuda.so.1) is not here: "
             "install the driver, or replace mxnet-cu112 by the extra 'shoal[cpu]'"
+        )
+    if package := cuda.package_of(message):
+        return (
+            f"this is the GPU build of MXNet and a CUDA 11 library cannot be loaded ({message}): "
+            f"install the extra 'shoal[gpu]', which brings it as {package}"
         )
     if "libgomp" in message or "libquadmath" in message:
         return f"MXNet needs a system library ({message}): apt-get install libgomp1 libquadmath0"

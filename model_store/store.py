@@ -7,7 +7,6 @@ what will be served.
 from __future__ import annotations
 
 import pathlib
-import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,18 +48,13 @@ async def import_params(
     """Add a network that was trained elsewhere; returns the new version's folder.
 
     The file is read, checked against the architecture, loaded and run before the version appears;
-    it appears whole or not at all. Raises BadModel, BadParams, UnknownArchitecture, ValueError.
+    it appears whole or not at all. Raises BadModel, BadParams, UnknownArchitecture, ValueError,
+    OSError.
     """
     if architecture not in ARCHITECTURES:
         raise UnknownArchitecture(architecture)
-    target = manifest.folder(store, name, version)
-    if target.exists():
-        raise BadModel(f"{target} exists; versions are never overwritten: choose another --version")
     arrays = read_params(source)
-    partial = target.with_name(f".{version}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with manifest.adding(store, name, version) as partial:
         path = partial / "net.params"
         write_params(path, arrays)
         manifest.write(
@@ -77,10 +71,7 @@ async def import_params(
             ),
         )
         await verify(partial)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
+    return manifest.folder(store, name, version)
 
 
 async def verify(folder: pathlib.Path) -> Manifest:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import shutil
 import signal
 import sys
 import time
@@ -18,12 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from model_store import cifar10, manifest
+from model_store import checkpoint, cifar10, manifest
+from model_store.checkpoint import Origin, Progress
 from model_store.params import sha256
 from model_store.recipe import Recipe
-from model_store.training import Progress, Training, checkpoint, recipe_of
+from model_store.training import Training
 
 PARAMS = "net.params"
 
@@ -43,29 +44,25 @@ def train(
 ) -> pathlib.Path:
     """Train, or go on training, and return the new version's folder in `store`.
 
-    Raises BadDataset, BadModel (the version exists), ValueError (checkpoint of another recipe),
-    DeviceUnavailable, MXNetUnavailable, Interrupted.
+    Raises BadDataset, BadModel (the version exists), ValueError (checkpoint of another origin),
+    DeviceUnavailable, MXNetUnavailable, OSError, Interrupted.
     """
-    target = manifest.folder(store, recipe.architecture, version)
-    if target.exists():
-        raise manifest.BadModel(f"{target} exists; versions are never overwritten: --version")
-    saved = checkpoint(checkpoints)
-    if saved is not None and recipe_of(saved) != dataclasses.asdict(recipe):
-        raise ValueError(
-            f"{saved} was made by another recipe, {recipe_of(saved)}: "
-            "name another --checkpoints folder, or use the same options"
-        )
+    target = manifest.vacant(store, recipe.architecture, version)  # now, not hours later
     train_split, test_split = cifar10.read_train(data), cifar10.read_test(data)
     batches = len(train_split.images) // recipe.batch_size
     if batches == 0:
         raise ValueError(f"{len(train_split.images)} images do not fill a batch: --batch-size")
-    training = Training(recipe, device, threads, batches)
+    origin = Origin(recipe, cifar10.fingerprint(train_split, test_split), threads)
+    saved = checkpoint.newest(checkpoints)
+    if saved is not None:
+        checkpoint.check_origin(saved, origin)
+    training = Training(origin, device, batches)
     if saved is not None:
         training.load(saved)
         print(f"going on from step {training.progress.step} of {training.steps}", flush=True)
     print(f"training on {training.device.name} ({training.device.reason})", flush=True)
     _run(training, train_split, test_split, checkpoints)
-    _ship(training, train_split, test_split, target, version)
+    _ship(training, train_split, test_split, store, version)
     return target
 
 
@@ -86,8 +83,10 @@ def _run(
     with bar, _stop_asked() as stop:
         for progress in training.run(train, test):
             bar.update(size)
-            if progress.step % training.batches == 0:
+            closed, stopped = progress.step % training.batches == 0, bool(stop)
+            if closed or stopped:
                 training.save(checkpoints)
+            if closed:
                 _plot(progress, checkpoints / "training.png")
                 last = progress.epochs[-1]
                 bar.write(
@@ -95,8 +94,7 @@ def _run(
                     f"loss {last['loss']:.3f}, train {last['train_accuracy']:.2%}, "
                     f"test {last['test_accuracy']:.2%}"
                 )
-            if stop:
-                training.save(checkpoints)
+            if stopped:
                 raise Interrupted(
                     f"stopped at step {progress.step} of {training.steps}, saved in {checkpoints}; "
                     "the same command goes on from here"
@@ -123,54 +121,55 @@ def _ship(
     training: Training,
     train: cifar10.Split,
     test: cifar10.Split,
-    target: pathlib.Path,
+    store: pathlib.Path,
     version: str,
 ) -> None:
-    """Write the version: parameters, plot, manifest; the folder appears whole or not at all."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    training.save_average(partial / PARAMS)
-    _plot(training.progress, partial / "training.png")
+    """Add the version: parameters, plot, manifest."""
+    with manifest.adding(store, training.recipe.architecture, version) as partial:
+        training.save_average(partial / PARAMS)
+        _plot(training.progress, partial / "training.png")
+        manifest.write(partial, _describe(training, train, test, version, partial / PARAMS))
+
+
+def _describe(
+    training: Training,
+    train: cifar10.Split,
+    test: cifar10.Split,
+    version: str,
+    params: pathlib.Path,
+) -> manifest.Manifest:
     recipe = dataclasses.asdict(training.recipe)
-    manifest.write(
-        partial,
-        manifest.Manifest(
-            name=recipe.pop("architecture"),
-            version=version,
-            architecture=training.recipe.architecture,
-            classes=cifar10.CLASSES,
-            normalisation=manifest.Normalisation(mean=cifar10.MEAN, std=cifar10.STD),
-            parameters=manifest.Parameters(
-                file=PARAMS,
-                bytes=(partial / PARAMS).stat().st_size,
-                sha256=sha256(partial / PARAMS),
-            ),
-            training={
-                **recipe,
-                "data": f"CIFAR-10, {len(train.images):,} training images",
-                "device": training.device.name,
-                "mxnet": training.mxnet_version,
-                "date": time.strftime("%Y-%m-%d", time.gmtime()),
-                "final_loss": round(training.progress.epochs[-1]["loss"], 4),
-            },
-            measured=(
-                manifest.Measurement(
-                    on=f"CIFAR-10, the {len(test.images):,} images of test_batch.bin, fp32, "
-                    "measured after training and never used to choose anything",
-                    images=len(test.images),
-                    accuracy=training.accuracy(test),
-                ),
+    return manifest.Manifest(
+        name=recipe.pop("architecture"),
+        version=version,
+        architecture=training.recipe.architecture,
+        classes=cifar10.CLASSES,
+        normalisation=manifest.Normalisation(mean=cifar10.MEAN, std=cifar10.STD),
+        parameters=manifest.Parameters(
+            file=params.name, bytes=params.stat().st_size, sha256=sha256(params)
+        ),
+        training={
+            **recipe,
+            "data": f"CIFAR-10, {len(train.images):,} training images",
+            "device": training.device.name,
+            "threads": training.origin.threads,
+            "mxnet": training.mxnet_version,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "final_loss": round(training.progress.epochs[-1]["loss"], 4),
+        },
+        measured=(
+            manifest.Measurement(
+                on=f"CIFAR-10, the {len(test.images):,} images of test_batch.bin, fp32, "
+                "measured after training and never used to choose anything",
+                images=len(test.images),
+                accuracy=training.accuracy(test),
             ),
         ),
     )
-    partial.rename(target)
 
 
 def _plot(progress: Progress, path: pathlib.Path) -> None:
     """Loss and accuracy by epoch as a PNG."""
-    from matplotlib.figure import Figure  # the only one who needs it
-
     epochs = range(1, len(progress.epochs) + 1)
     figure = Figure(figsize=(9, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)

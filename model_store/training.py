@@ -1,7 +1,7 @@
 """A training run: the network, its average, the optimiser and how far they have come.
 
-Able to step, to save everything a later process needs to go on as if nothing had happened, and to
-load it again. A batch is decided by the seed and the number of the step alone.
+Able to step, to save itself as a checkpoint and to go on from one. A batch is decided by the seed
+and the number of the step alone.
 
 A step on a CPU is 1.5 times as fast as the obvious one, because global average pooling is replaced
 by a mean over the axes: MXNet's pooling hands back gradients in a layout that drops the BatchNorm
@@ -10,66 +10,34 @@ of the last stage to a reference implementation.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pathlib
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from model_store import cifar10
+from model_store import checkpoint, cifar10
 from model_store.architectures import build
+from model_store.checkpoint import Origin, Progress
 from model_store.device import choose
-from model_store.recipe import Recipe
 from model_store.runtime import is_gpu_build, load_mxnet
 
 AVERAGE_EVERY = 4
 """Steps between two updates of the average."""
 
 
-@dataclass
-class Progress:
-    """What a checkpoint remembers beside weights: steps done, sums of this epoch, finished ones."""
-
-    step: int = 0
-    loss: float = 0.0
-    right: int = 0
-    seen: int = 0
-    epochs: list[dict[str, float]] = field(default_factory=list)
-
-    def count(self, losses: npt.NDArray[np.float32], right: int) -> None:
-        self.step += 1
-        self.loss += float(losses.sum(dtype=np.float64))
-        self.right += right
-        self.seen += len(losses)
-
-    def close_epoch(self, test_accuracy: float, learning_rate: float) -> None:
-        self.epochs.append(
-            {
-                "loss": self.loss / self.seen,
-                "train_accuracy": self.right / self.seen,
-                "test_accuracy": test_accuracy,
-                "learning_rate": learning_rate,
-            }
-        )
-        self.loss, self.right, self.seen = 0.0, 0, 0
-
-
 class Training:
     """The network, its average and the optimiser on one device, able to step, save and load."""
 
-    def __init__(self, recipe: Recipe, device: str, threads: int, batches: int) -> None:
-        self.recipe = recipe
+    def __init__(self, origin: Origin, device: str, batches: int) -> None:
+        self.origin = origin
+        self.recipe = recipe = origin.recipe
         self.batches = batches
         self.steps = recipe.epochs * batches
         self.progress = Progress()
         # In order, a run repeats bit for bit. On a GPU it would not anyway: cuDNN adds up as it
         # pleases, and operators that are waited for one by one leave a GPU idle.
-        self._mx = load_mxnet(threads, in_order=device == "cpu" or not is_gpu_build())
+        self._mx = load_mxnet(origin.threads, in_order=device == "cpu" or not is_gpu_build())
         self.device = choose(self._mx, device)
         self.mxnet_version: str = self._mx.__version__
         self._mx.random.seed(recipe.seed)
@@ -111,30 +79,17 @@ class Training:
 
     def save(self, folder: pathlib.Path) -> None:
         """A checkpoint in `folder`, replacing the one before; whole or not at all."""
-        target = folder / f"step-{self.progress.step:08d}"
-        if target.exists():
-            return
-        partial = folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self._net.save_parameters(str(partial / "net.params"))
-        self._average.save_parameters(str(partial / "average.params"))
-        self._trainer.save_states(str(partial / "optimiser.states"))
-        state = {
-            "recipe": dataclasses.asdict(self.recipe),
-            "progress": dataclasses.asdict(self.progress),
-        }
-        (partial / "state.json").write_text(json.dumps(state, indent=2))
-        partial.rename(target)
-        for older in set(folder.glob("step-*")) - {target}:
-            shutil.rmtree(older)
+        with checkpoint.saving(folder, self.origin, self.progress) as partial:
+            self._net.save_parameters(str(partial / "net.params"))
+            self._average.save_parameters(str(partial / "average.params"))
+            self._trainer.save_states(str(partial / "optimiser.states"))
 
     def load(self, saved: pathlib.Path) -> None:
-        """Go on from a checkpoint of the same recipe."""
+        """Go on from a checkpoint of the same origin."""
         self._net.load_parameters(str(saved / "net.params"), ctx=self.device.context)
         self._average.load_parameters(str(saved / "average.params"), ctx=self.device.context)
         self._trainer.load_states(str(saved / "optimiser.states"))
-        self.progress = Progress(**_state(saved)["progress"])
+        self.progress = checkpoint.progress_of(saved)
 
     def save_average(self, path: pathlib.Path) -> None:
         self._average.save_parameters(str(path))
@@ -192,19 +147,3 @@ class Training:
         for name, parameter in self._net._collect_params_with_prefix().items():
             mean = average[name].data()
             mean[:] = keep * mean + (1 - keep) * parameter.data()
-
-
-def checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
-    """The newest whole checkpoint in `folder`, if any."""
-    return max(folder.glob("step-*"), default=None)
-
-
-def recipe_of(saved: pathlib.Path) -> dict[str, Any]:
-    """The recipe that a checkpoint was made by, as plain data."""
-    recipe: dict[str, Any] = _state(saved)["recipe"]
-    return recipe
-
-
-def _state(saved: pathlib.Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((saved / "state.json").read_text())
-    return state

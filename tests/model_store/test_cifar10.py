@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from model_store import cifar10
-from model_store.cifar10 import PADDING, SIDE, BadDataset, augment
+from model_store.cifar10 import PADDING, SIDE, BadDataset, Split, augment, fingerprint
 
 
 def record(label: int, image: cifar10.Images) -> bytes:
@@ -52,6 +53,35 @@ def test_other_files(tmp_path: pathlib.Path, content: bytes | None, told: str) -
     with pytest.raises(BadDataset, match=told) as caught:
         cifar10.read_test(tmp_path)
     assert "test_batch.bin" in str(caught.value)
+
+
+def _another_pixel(train: Split, test: Split) -> tuple[Split, Split]:
+    images = train.images.copy()
+    images[-1, -1, -1, -1] ^= 1
+    return Split(images, train.labels), test
+
+
+def _another_label(train: Split, test: Split) -> tuple[Split, Split]:
+    return train, Split(test.images, (test.labels + 1) % 10)
+
+
+def _moved_over(train: Split, test: Split) -> tuple[Split, Split]:
+    images, labels = (np.concatenate([a, b]) for a, b in ((train.images, test.images), LABELS))
+    return Split(images[:3], labels[:3]), Split(images[3:], labels[3:])
+
+
+LABELS = (np.arange(4), np.arange(4, 6))
+
+
+@pytest.mark.parametrize("change", [_another_pixel, _another_label, _moved_over])
+def test_fingerprint(
+    images: cifar10.Images, change: Callable[[Split, Split], tuple[Split, Split]]
+) -> None:
+    """The same data have the same; other pixels, other labels or another division have another."""
+    train, test = Split(images[:4], LABELS[0]), Split(images[4:], LABELS[1])
+    again = Split(images[:4].copy(), LABELS[0].copy())
+    assert fingerprint(train, test) == fingerprint(again, test)
+    assert fingerprint(train, test) != fingerprint(*change(train, test))
 
 
 def test_augment_moves_and_mirrors(images: cifar10.Images) -> None:

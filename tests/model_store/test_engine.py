@@ -115,9 +115,34 @@ def test_not_a_number_fails_its_own_item() -> None:
     assert np.array_equal(good, rows[0]) and np.array_equal(also_good, rows[2])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "src/storage/./pooled_storage_manager.h:161: cudaMalloc retry failed: out of memory",
+            True,
+        ),
+        ("CUDA: Check failed: e == cudaSuccess (2 vs. 0) : out of memory", True),
+        ("Check failed: e == CUBLAS_STATUS_SUCCESS: cuBLAS: CUBLAS_STATUS_ALLOC_FAILED", True),
+        ("cuDNN: Check failed: e == CUDNN_STATUS_SUCCESS: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cpu_device_storage.h, line 74\nMXNetError: Failed to allocate CPU Memory", True),
+        ("src/storage/./pooled_storage_manager.h:62: Memory allocation failed.", True),
+        ("std::bad_alloc", True),
+        ("CUDA: an illegal memory access was encountered", False),
+        ("cudaMalloc failed: an illegal memory access was encountered", False),
+        ("CUDA: no kernel image is available for execution on the device", False),
+        ("Check failed: memory format of the weights", False),
+    ],
+)
+def test_out_of_memory(message: str, expected: bool) -> None:
+    """What a smaller batch may cure, in the words of each library, and what merely names memory."""
+    assert engine._is_out_of_memory(message) is expected
+
+
 @pytest.fixture
 def copy(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(shutil.copytree(model, tmp_path / "copy"))
+    """The version that ships, to be damaged, in a store of its own."""
+    return pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / model.name))
 
 
 def describe(folder: pathlib.Path, **changes: Any) -> None:
@@ -137,9 +162,21 @@ async def test_changed_bytes_are_not_served(copy: pathlib.Path) -> None:
             pass
 
 
+@on_the_engines_loop
+async def test_another_size_is_not_read(copy: pathlib.Path) -> None:
+    """A file of another size is refused as such: not one byte of it is looked at."""
+    size = (copy / "net.params").stat().st_size
+    (copy / "net.params").write_bytes(b"PK\x03\x04")
+    with pytest.raises(BadModel, match=rf"4 bytes instead of {size:,}"):
+        async with load_engine(copy, device="cpu"):
+            pass
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"name": "pets"}, "rename the folder"),
+        ({"version": "999"}, "rename the folder"),
         ({"classes": ["cat", "dog"]}, "another shape"),
         ({"architecture": "cifar_resnet56_v1"}, "missing"),
         ({"architecture": "resnet50"}, "cifar_resnet20_v1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,6 +85,73 @@ def test_unknown_model_lists_what_there_is(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "pets" / "1", json.dumps(GOOD))
     with pytest.raises(BadModel, match="pets"):
         manifest.latest(tmp_path, "cars")
+
+
+def test_find(tmp_path: pathlib.Path) -> None:
+    """By name, by number, by both or all; where there is none, what there is is listed."""
+    for name, version in (("cats", "1"), ("pets", "1"), ("pets", "2")):
+        write(tmp_path / name / version, json.dumps(GOOD))
+    assert manifest.find(tmp_path) == [("cats", "1"), ("pets", "1"), ("pets", "2")]
+    assert manifest.find(tmp_path, name="pets") == [("pets", "1"), ("pets", "2")]
+    assert manifest.find(tmp_path, version="1") == [("cats", "1"), ("pets", "1")]
+    assert manifest.find(tmp_path, "pets", "2") == [("pets", "2")]
+    with pytest.raises(BadModel, match=r"'pets' of version '3'.*holds cats 1, pets 1, pets 2"):
+        manifest.find(tmp_path, "pets", "3")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "told"),
+    [
+        ("../esc/zz", "1", "name"),
+        ("/etc", "1", "name"),
+        (".hidden", "1", "name"),
+        ("", "1", "name"),
+        ("pets", "..", "version"),
+        ("pets", "01", "version"),
+    ],
+)
+def test_no_way_out_of_the_store(
+    tmp_path: pathlib.Path, name: str, version: str, told: str
+) -> None:
+    """What no manifest could say is no place in the store either, and nothing is made for it."""
+    with pytest.raises(BadModel, match=told):
+        manifest.folder(tmp_path / "store", name, version)
+    with pytest.raises(BadModel, match=told), manifest.adding(tmp_path / "store", name, version):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_added_under_its_own_name(tmp_path: pathlib.Path) -> None:
+    """A version can be read as one, and so be verified, before it appears."""
+    with manifest.adding(tmp_path, "pets", "3") as partial:
+        manifest.write(partial, manifest.Manifest.model_validate(GOOD))
+        assert manifest.read_version(partial).name == "pets"
+        assert not manifest.versions(tmp_path)
+    assert manifest.versions(tmp_path) == [("pets", "3")]
+
+
+def add(store: pathlib.Path, who: str, then: Callable[[], None] = lambda: None) -> None:
+    with manifest.adding(store, "pets", "3") as partial:
+        (partial / who).touch()
+        then()
+
+
+def test_the_second_to_finish_is_refused(tmp_path: pathlib.Path) -> None:
+    """Two processes add the same version: the first to finish stays, the other gets a line."""
+    with pytest.raises(BadModel, match="exists; versions are never overwritten"):
+        add(tmp_path, "slow", then=lambda: add(tmp_path, "fast"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["3", "fast", "pets"]
+    with pytest.raises(BadModel, match="exists"):
+        manifest.vacant(tmp_path, "pets", "3")
+
+
+@pytest.mark.parametrize("where", ["cats/3", "pets/4"])
+def test_in_another_s_place(tmp_path: pathlib.Path, where: str) -> None:
+    """A manifest that lies under another name or number is not the one that was asked for."""
+    folder = write(tmp_path / where, json.dumps(GOOD))
+    assert manifest.read(folder).name == "pets"
+    with pytest.raises(BadModel, match=rf"is of pets 3 and lies where {where.replace('/', ' ')}"):
+        manifest.read_version(folder)
 
 
 def test_what_ships(model: pathlib.Path) -> None:

@@ -14,12 +14,14 @@ from model_store import runtime
 from model_store.architectures import ARCHITECTURES, UnknownArchitecture, build
 from model_store.runtime import MXNetUnavailable, load_mxnet
 
-LIBCUDA = "libcuda.so.1: cannot open shared object file: No such file or directory"
-LIBGOMP = "libgomp.so.1: cannot open shared object file: No such file or directory"
+NOT_THERE = "cannot open shared object file: No such file or directory"
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No MXNet was loaded, it is the CPU build, and nothing that concerns it is set."""
+    monkeypatch.delitem(sys.modules, "mxnet", raising=False)
+    monkeypatch.setattr(runtime, "is_gpu_build", lambda: False)
     for name in (*runtime.ENVIRONMENT, "OMP_NUM_THREADS", "MXNET_ENGINE_TYPE"):
         monkeypatch.setenv(name, "")  # so that what is set here is undone
         monkeypatch.delenv(name)
@@ -42,8 +44,10 @@ def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(LIBCUDA), "driver"),
-        (OSError(LIBGOMP), "apt-get install libgomp1 libquadmath0"),
+        (OSError(f"libcuda.so.1: {NOT_THERE}"), "driver"),
+        (OSError(f"libcudart.so.11.0: {NOT_THERE}"), "nvidia-cuda-runtime-cu11"),
+        (OSError(f"libcudnn.so.8: {NOT_THERE}"), r"shoal\[gpu\].*nvidia-cudnn-cu11"),
+        (OSError(f"libgomp.so.1: {NOT_THERE}"), "apt-get install libgomp1 libquadmath0"),
         (OSError("something else"), "something else"),
         (ModuleNotFoundError("No module named 'mxnet'", name="mxnet"), r"shoal\[cpu\]"),
         (ModuleNotFoundError("No module named 'distutils'", name="distutils"), "setuptools"),
@@ -72,9 +76,56 @@ def test_set_before_the_import(
 
 def test_the_environment_wins(environment: pytest.MonkeyPatch) -> None:
     """An operator who sets a variable knows why."""
+    environment.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    environment.setenv("MXNET_ENGINE_TYPE", "ThreadedEngine")
+    environment.setattr("importlib.import_module", importing(None))
+    seen = load_mxnet(3, in_order=True).environment
+    assert (seen["OMP_WAIT_POLICY"], seen["MXNET_ENGINE_TYPE"]) == ("ACTIVE", "ThreadedEngine")
+
+
+def test_an_inherited_number_of_threads_does_not(environment: pytest.MonkeyPatch) -> None:
+    """The number asked for is the number there is, whatever a shell or an image has set."""
     environment.setenv("OMP_NUM_THREADS", "7")
     environment.setattr("importlib.import_module", importing(None))
-    assert load_mxnet(3).environment["OMP_NUM_THREADS"] == "7"
+    assert load_mxnet(3).environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_the_second_call_changes_nothing(environment: pytest.MonkeyPatch) -> None:
+    """The module of the first is returned, and the environment still says how it was loaded."""
+    first = types.ModuleType("mxnet")
+    environment.setitem(sys.modules, "mxnet", first)
+    environment.setenv("OMP_NUM_THREADS", "7")
+    assert load_mxnet(3) is first
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize(("gpu_build", "loaded"), [(True, ["cuda", "mxnet"]), (False, ["mxnet"])])
+def test_cuda_comes_first(
+    environment: pytest.MonkeyPatch, gpu_build: bool, loaded: list[str]
+) -> None:
+    """The GPU build finds CUDA's libraries in the process when it is imported."""
+    order: list[str] = []
+
+    def preload() -> list[str]:
+        order.append("cuda")
+        return ["libnccl.so.2: file too short"]  # the system may have a better one
+
+    environment.setattr(runtime, "is_gpu_build", lambda: gpu_build)
+    environment.setattr("model_store.cuda.preload", preload)
+    environment.setattr("importlib.import_module", order.append)
+    load_mxnet(1)
+    assert order == loaded
+
+
+def test_a_broken_library_is_told_where_the_import_fails(environment: pytest.MonkeyPatch) -> None:
+    """A library that MXNet misses although it is there: the line says what is wrong with it."""
+    environment.setattr(runtime, "is_gpu_build", lambda: True)
+    environment.setattr("model_store.cuda.preload", lambda: ["/x/libnccl.so.2: file too short"])
+    environment.setattr("importlib.import_module", importing(OSError(f"libnccl.so.2: {NOT_THERE}")))
+    with pytest.raises(
+        MXNetUnavailable, match=r"nvidia-nccl-cu11; /x/libnccl\.so\.2: file too short"
+    ):
+        load_mxnet(1)
 
 
 def test_unknown_architecture() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -51,16 +52,18 @@ def test_import(params: pathlib.Path, tmp_path: pathlib.Path) -> None:
         (["--classes", "nowhere.txt"], "nowhere.txt"),
         (["--version", "latest"], "version"),
         (["--std", "0", "1", "1"], "std"),
+        (["--name", "../escaped/zoo"], "name"),
+        (["--version", "../2"], "version"),
     ],
 )
 def test_a_wrong_import(
     params: pathlib.Path, tmp_path: pathlib.Path, more: list[str], told: str
 ) -> None:
-    """One line that says what does not fit, and nothing is left in the store."""
-    failed = run("import", params, "--store", tmp_path, "--name", "zoo", *more)
+    """One line that says what does not fit, and nothing is left: not a folder, not the store."""
+    failed = run("import", params, "--store", tmp_path / "new" / "store", "--name", "zoo", *more)
     assert failed.returncode == 2
     assert told in failed.stderr and failed.stderr.count("\n") == 1
-    assert not list(tmp_path.glob("zoo/*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_none(tmp_path: pathlib.Path) -> None:
@@ -70,9 +73,25 @@ def test_a_file_that_is_none(tmp_path: pathlib.Path) -> None:
 
 
 def test_verify_finds_damage(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Weights changed after the fact are found."""
-    copy = pathlib.Path(shutil.copytree(model, tmp_path / "cifar_resnet20_v1" / "1"))
-    arrays = {name: array + 1 for name, array in read_params(copy / "net.params").items()}
-    write_params(copy / "net.params", arrays)
-    failed = run("verify", "--store", tmp_path)
-    assert failed.returncode == 2 and "SHA-256" in failed.stderr
+    """Weights changed after the fact are told, and so is whatever comes after them."""
+    for version in ("1", "2", "3"):
+        copy = pathlib.Path(shutil.copytree(model, tmp_path / "cifar_resnet20_v1" / version))
+        described = json.loads((copy / manifest.MANIFEST).read_text()) | {"version": version}
+        (copy / manifest.MANIFEST).write_text(json.dumps(described))
+    for version in ("1", "3"):
+        path = tmp_path / "cifar_resnet20_v1" / version / "net.params"
+        write_params(path, {name: array + 1 for name, array in read_params(path).items()})
+
+    verified = run("verify", "--store", tmp_path)
+    assert verified.returncode == 1
+    assert [line.partition(" is not ")[0] for line in verified.stderr.splitlines()] == [
+        f"model_store verify: cifar_resnet20_v1 {version}: {tmp_path}/cifar_resnet20_v1/{version}"
+        "/net.params"
+        for version in ("1", "3")
+    ]
+    assert verified.stderr.count("SHA-256") == 2
+    good = "cifar_resnet20_v1 2: as its manifest says, loads and computes\n"
+    assert verified.stdout == good
+
+    one = run("verify", "--store", tmp_path, "--name", "cifar_resnet20_v1", "--version", "2")
+    assert (one.returncode, one.stdout, one.stderr) == (0, good, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def test_what_comes_out(uninterrupted: pathlib.Path) -> None:
     assert model.classes == cifar10.CLASSES
     assert model.training is not None
     assert (model.training["seed"], model.training["epochs"]) == (1, EPOCHS)
+    assert model.training["threads"] == 1
     assert model.measured[0].images == IMAGES
     assert "16 images of test_batch.bin" in model.measured[0].on
     assert (uninterrupted / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -105,6 +107,8 @@ def test_interrupted_and_resumed(
     ("more", "told"),
     [
         (("--seed", "2", "--version", "2"), "another recipe"),
+        (("--threads", "2", "--version", "2"), "--threads 1"),
+        (("--version", "latest"), "version"),
         ((), "never overwritten"),
         (("--data", "/nowhere", "--version", "2"), "cifar-10-binary.tar.gz"),
         (("--architecture", "vgg", "--version", "2"), "cifar_resnet20_v1"),
@@ -118,6 +122,19 @@ def test_errors_for_people(
     failed = run(command(data, work, *more))
     assert failed.returncode == 2
     assert told in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_other_data(
+    data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """A run does not go on with other images, be it one pixel of one of them."""
+    other = pathlib.Path(shutil.copytree(data, tmp_path / "other"))
+    content = bytearray((other / "data_batch_3.bin").read_bytes())
+    content[-1] ^= 1
+    (other / "data_batch_3.bin").write_bytes(content)
+    failed = run(command(other, uninterrupted.parents[1], "--version", "2"))
+    assert failed.returncode == 2
+    assert "other images" in failed.stderr and failed.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""Checkpoints: what a later process needs to go on training as if nothing had happened.
+
+A checkpoint is a folder `step-<n>` with the weights, as `training` writes them, and `state.json`.
+A power cut at any moment leaves one that is whole, if ever there was one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model_store.folders import appearing
+from model_store.recipe import Recipe
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What decides the weights on a CPU. A run goes on only from checkpoints of the same origin."""
+
+    recipe: Recipe
+    data: str
+    """Fingerprint of the images and labels."""
+    threads: int
+
+
+@dataclass
+class Progress:
+    """How far a run has come: steps done, sums of this epoch, finished ones."""
+
+    step: int = 0
+    loss: float = 0.0
+    right: int = 0
+    seen: int = 0
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+    def count(self, losses: npt.NDArray[np.float32], right: int) -> None:
+        self.step += 1
+        self.loss += float(losses.sum(dtype=np.float64))
+        self.right += right
+        self.seen += len(losses)
+
+    def close_epoch(self, test_accuracy: float, learning_rate: float) -> None:
+        self.epochs.append(
+            {
+                "loss": self.loss / self.seen,
+                "train_accuracy": self.right / self.seen,
+                "test_accuracy": test_accuracy,
+                "learning_rate": learning_rate,
+            }
+        )
+        self.loss, self.right, self.seen = 0.0, 0, 0
+
+
+@contextmanager
+def saving(folder: pathlib.Path, origin: Origin, progress: Progress) -> Iterator[pathlib.Path]:
+    """A folder for the weights of this step, which becomes the one checkpoint in `folder`."""
+    target = folder / f"step-{progress.step:08d}"
+    state = {**dataclasses.asdict(origin), "progress": dataclasses.asdict(progress)}
+    with appearing(target, within=folder) as partial:
+        (partial / STATE).write_text(json.dumps(state, indent=2))
+        yield partial
+    # What a killed process left half done goes, too.
+    for older in {*folder.glob("step-*"), *folder.glob(".*.partial")} - {target}:
+        shutil.rmtree(older)
+
+
+def newest(folder: pathlib.Path) -> pathlib.Path | None:
+    """The newest checkpoint in `folder`, if any."""
+    return max(folder.glob("step-*"), default=None)
+
+
+def progress_of(saved: pathlib.Path) -> Progress:
+    return Progress(**_state(saved)["progress"])
+
+
+def check_origin(saved: pathlib.Path, origin: Origin) -> None:
+    """Raises ValueError, saying what differs, where the checkpoint is of another origin."""
+    state = _state(saved)
+    wanted = dataclasses.asdict(origin)
+    faults = {
+        "recipe": f"by another recipe, {state.get('recipe')}: use the same options",
+        "data": "from other images or labels: name the same --data",
+        "threads": f"with another number of threads: use --threads {state.get('threads')}",
+    }
+    for what, fault in faults.items():
+        if state.get(what) != wanted[what]:
+            raise ValueError(f"{saved} was made {fault}, or name another --checkpoints folder")
+
+
+def _state(saved: pathlib.Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((saved / STATE).read_text())
+    return state

@@ -1,0 +1,91 @@
+"""Checkpoints: one that is whole, whatever happens, and none of another run."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from model_store import checkpoint
+from model_store.checkpoint import Origin, Progress
+from model_store.recipe import Recipe
+
+ORIGIN = Origin(Recipe(), data="0" * 64, threads=2)
+
+
+def save(folder: pathlib.Path, progress: Progress, fails: bool = False) -> None:
+    with checkpoint.saving(folder, ORIGIN, progress) as partial:
+        (partial / "net.params").touch()
+        if fails:
+            raise OSError("the disk is full")
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_progress_comes_back(tmp_path: pathlib.Path) -> None:
+    """What is read is what was saved, to the last bit."""
+    progress = Progress()
+    progress.count(np.array([0.1, 0.2], dtype=np.float32), right=1)
+    progress.close_epoch(test_accuracy=1 / 3, learning_rate=0.1)
+    progress.count(np.array([0.7], dtype=np.float32), right=0)
+    save(tmp_path, progress)
+    saved = checkpoint.newest(tmp_path)
+    assert saved == tmp_path / "step-00000002"
+    assert checkpoint.progress_of(saved) == progress
+
+
+def test_none_yet(tmp_path: pathlib.Path) -> None:
+    assert checkpoint.newest(tmp_path / "nowhere") is None
+
+
+def test_one_takes_the_place_of_the_other(tmp_path: pathlib.Path) -> None:
+    """The older goes, and so does what a killed process left; what else is there stays."""
+    (tmp_path / ".killed.partial" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "training.png").touch()
+    save(tmp_path, Progress(step=1))
+    save(tmp_path, Progress(step=2))
+    assert names(tmp_path) == ["step-00000002", "training.png"]
+
+
+def test_a_failed_save_keeps_the_older(tmp_path: pathlib.Path) -> None:
+    """A full disk costs the steps since, not the run."""
+    save(tmp_path, Progress(step=1))
+    with pytest.raises(OSError, match="full"):
+        save(tmp_path, Progress(step=2), fails=True)
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_a_power_cut_leaves_one(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older stays until the newer is on the disk: its files, itself, and its name."""
+    save(tmp_path, Progress(step=1))
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        assert (tmp_path / "step-00000001" / "net.params").exists()
+        synced.append(pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save(tmp_path, Progress(step=2))
+    assert sorted(synced) == sorted(["net.params", "state.json", "step-00000002", tmp_path.name])
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        (Origin(Recipe(seed=2), ORIGIN.data, 2), "another recipe.*'seed': 1"),
+        (Origin(Recipe(), "1" * 64, 2), "other images or labels"),
+        (Origin(Recipe(), ORIGIN.data, 1), "--threads 2"),
+    ],
+)
+def test_of_another_run(tmp_path: pathlib.Path, origin: Origin, told: str) -> None:
+    """A run goes on with its own recipe, data and threads; else a line says what differs."""
+    save(tmp_path, Progress(step=1))
+    saved = tmp_path / "step-00000001"
+    checkpoint.check_origin(saved, ORIGIN)
+    with pytest.raises(ValueError, match=told) as caught:
+        checkpoint.check_origin(saved, origin)
+    assert str(saved) in str(caught.value) and "--checkpoints" in str(caught.value)

@@ -1,0 +1,86 @@
+"""Folders appear whole or not at all, and stay."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from model_store.folders import AlreadyThere, appearing
+
+
+def fill(target: pathlib.Path, within: pathlib.Path, then: Callable[[], None]) -> None:
+    with appearing(target, within) as partial:
+        (partial / "file").touch()
+        then()
+
+
+def fail() -> None:
+    raise RuntimeError
+
+
+def test_appears_when_it_is_whole(tmp_path: pathlib.Path) -> None:
+    """Nobody sees it before the block has ended, nor anything but it afterwards."""
+    target = tmp_path / "store" / "pets" / "1"
+    with appearing(target, within=tmp_path / "store") as partial:
+        (partial / "file").write_text("content")
+        assert partial.parts[-2:] == target.parts[-2:]
+        assert not target.parent.exists()
+    assert (target / "file").read_text() == "content"
+    assert list((tmp_path / "store").iterdir()) == [target.parent]
+
+
+def test_a_failure_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    """Not even the folders that were made for it."""
+    store = tmp_path / "new" / "store"
+    with pytest.raises(RuntimeError):
+        fill(store / "pets" / "1", store, fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
+    """Folders that were there stay, be they empty."""
+    (tmp_path / "pets").mkdir()
+    with pytest.raises(RuntimeError):
+        fill(tmp_path / "pets" / "1", tmp_path, fail)
+    assert list(tmp_path.iterdir()) == [tmp_path / "pets"]
+
+
+def test_a_place_that_is_taken(tmp_path: pathlib.Path) -> None:
+    """The block is not begun; the message names the place."""
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(AlreadyThere, match="taken"):
+        fill(tmp_path / "taken", tmp_path, fail)
+
+
+def test_the_slower_one_is_refused(tmp_path: pathlib.Path) -> None:
+    """What another has put there meanwhile is neither replaced nor mixed with."""
+    target = tmp_path / "1"
+
+    def faster() -> None:
+        with appearing(target, within=tmp_path) as partial:
+            (partial / "faster").touch()
+
+    with pytest.raises(AlreadyThere):
+        fill(target, tmp_path, faster)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1", "faster"]
+
+
+def test_on_the_disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is in it is written through before it appears, and its name afterwards."""
+    target = tmp_path / "pets" / "1"
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with appearing(target, within=tmp_path) as partial:
+        (partial / "file").touch()
+        (partial / "folder").mkdir()
+        (partial / "folder" / "inner").touch()
+    before = {(name, False) for name in ("1", "file", "folder", "inner")}
+    assert set(synced) == before | {("pets", True), (tmp_path.name, True)}

@@ -1,0 +1,105 @@
+"""The command line where it has something to complain about: one line, and an exit status."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from model_store import manifest
+from model_store.__main__ import main
+from model_store.params import write_params
+from tests.model_store.test_manifest import GOOD, write
+
+
+@pytest.fixture
+def store(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Two versions with something wrong around one that can be listed."""
+    write(tmp_path / "cats" / "1", "{")
+    with manifest.adding(tmp_path, "pets", "3") as partial:
+        manifest.write(partial, manifest.Manifest.model_validate(GOOD))
+    write(tmp_path / "pets" / "4", (tmp_path / "pets/3/manifest.json").read_text())
+    return tmp_path
+
+
+def test_list_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong with one version does not hide the others."""
+    assert main(["list", "--store", str(store)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "pets 3: 2 classes, accuracy not measured\n"
+    bad = [line.split(": ")[:2] for line in said.err.splitlines()]
+    assert bad == [["model_store list", "cats 1"], ["model_store list", "pets 4"]]
+
+
+def test_verify_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every bad version gets its line, the one without parameters as well."""
+    assert main(["verify", "--store", str(store)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    bad = [line.split(": ")[1] for line in said.err.splitlines()]
+    assert bad == ["cats 1", "pets 3", "pets 4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--name", "pets"], ["pets 3", "pets 4"]),
+        (["--name", "pets", "--version", "4"], ["pets 4"]),
+    ],
+)
+def test_verify_some(
+    store: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    told: list[str],
+) -> None:
+    """A name and a version say which; the others are left alone."""
+    assert main(["verify", "--store", str(store), *options]) == 1
+    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == told
+
+
+def test_nothing_to_verify(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt name or store does not pass as sound."""
+    assert main(["verify", "--store", str(store), "--name", "pest"]) == 2
+    assert "pets 3" in capsys.readouterr().err
+    assert main(["verify", "--store", str(store / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--store", "{tmp}/file"], "{tmp}/file"),
+        (["--store", "{tmp}/file/store"], "{tmp}/file/store"),
+        (["--store", "{tmp}/store", "--classes", "{tmp}"], "{tmp}: cannot be read"),
+        (["--store", "{tmp}/store", "--classes", "{tmp}/file/labels"], "labels"),
+    ],
+)
+def test_what_the_disk_refuses(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+) -> None:
+    """A store that cannot be written, labels that cannot be read: one line that names the path."""
+    (tmp_path / "file").touch()
+    write_params(tmp_path / "net.params", {"weight": np.ones(1, dtype=np.float32)})
+    options = [option.format(tmp=tmp_path) for option in options]
+    assert main(["import", str(tmp_path / "net.params"), *options]) == 2
+    error = capsys.readouterr().err
+    assert told.format(tmp=tmp_path) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["tqdm", "matplotlib"])
+def test_training_without_its_extra(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+) -> None:
+    """What is not installed is told before an epoch is trained, with what installs it."""
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == module or name == "model_store.train":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["train", "--data", str(tmp_path), "--store", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert module in error and "shoal[train]" in error and error.count("\n") == 1
