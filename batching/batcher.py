@@ -104,7 +104,10 @@ class Batcher(Generic[In, Out]):
             self._queue.discard(entry)  # a no-op unless we were cancelled or late
 
     async def drain(self) -> None:
-        """Refuse what is new, answer what waits, return when all are answered."""
+        """Refuse what is new, answer what waits, return when the engine has given all back.
+
+        That takes as long as the engine does: a caller whose engine may hang bounds it.
+        """
         self._draining = True
         self._wake()
         if self._runners:
@@ -112,7 +115,8 @@ class Batcher(Generic[In, Out]):
 
     @property
     def healthy(self) -> bool:
-        """All runners alive, the engine neither failing all the time nor hung."""
+        """All runners alive, the engine not hung and not failing on everything: `max_failures`
+        batches in a row of which it computed no item, whether or not anybody still waited."""
         return (
             (self._draining or 0 < self._alive == self._slots)
             and self._failures < self._max_failures
@@ -128,6 +132,16 @@ class Batcher(Generic[In, Out]):
     def in_flight(self) -> int:
         """Batches in the engine's hands."""
         return len(self._policy.timeline)
+
+    @property
+    def size_limit(self) -> int:
+        """The largest batch at the moment: less than `max_batch_size` where memory ran out."""
+        return self._policy.size_limit(self._clock())
+
+    @property
+    def margin(self) -> float:
+        """The share of a predicted time that is kept in reserve, as learned so far."""
+        return self._policy.timeline.margin.share
 
     @property
     def busy_seconds(self) -> float:
@@ -182,10 +196,7 @@ class Batcher(Generic[In, Out]):
     async def _serve(self, batch: list[Entry[In, Out]]) -> None:
         serving = Serving(batch, self._infer, self._policy, self._clock, self._reconsider)
         report = await serving.run()
-        if report.answered:
-            self._failures = 0
-        elif report.failed:
-            self._failures += 1
+        self._failures = 0 if serving.computed else self._failures + 1
         if self._on_batch is not None:
             try:
                 self._on_batch(report)
@@ -195,9 +206,10 @@ class Batcher(Generic[In, Out]):
     def _cut(self, now: float) -> list[Entry[In, Out]]:
         """The next batch, without those who can no longer make it."""
         lost, size = self._policy.cut(self._queue.deadlines, now)
-        for entry in self._queue.take(lost):
-            late = self._policy.drained_at(1, now) - entry.deadline
-            entry.fail(DeadlineUnreachable("batches took longer than foreseen", max(late, 0.0)))
+        if lost:
+            soon = self._policy.drained_at(len(self._queue) - lost, now) - now
+            for entry in self._queue.take(lost):
+                entry.fail(DeadlineUnreachable("batches took longer than foreseen", soon))
         return [entry for entry in self._queue.take(size) if entry.waiting]
 
     def _due(self, now: float) -> float:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 
 class Refused(Exception):
-    """Not computed. The same request would be welcome `retry_after` seconds from now, as far as
-    the batcher can tell."""
+    """Not computed. As far as the batcher can tell, the same request would be welcome `retry_after`
+    seconds from now, unless it has less time than the engine takes for one item."""
 
     def __init__(self, detail: str, retry_after: float) -> None:
         super().__init__(detail)

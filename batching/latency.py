@@ -7,7 +7,9 @@ LatencyTable answers for T(n), the seconds a batch of n items takes. It promises
   single items says next to nothing about a full batch;
 - a lasting change, such as a throttled device, is followed within a few batches: an error that
   two sizes in a row agree on is the device's, and counts for all but those that were right when
-  they last ran.
+  they last ran;
+- no size is avoided for ever because it was slow once: one that has not run for long is taken to
+  be no slower than those that do, in the proportions of the warm-up, and so is tried again.
 
 Margin answers for how far T(n) can be trusted: the share of a predicted time to keep in reserve.
 """
@@ -21,6 +23,12 @@ from statistics import median
 
 WORTH_SPLITTING = 0.1
 """Share of its time that computing a batch in two must save. Less may be noise."""
+
+PATIENCE, MOST_PATIENCE = 32, 1024
+"""Batches after which what was heard of a size that has not run since is forgotten. Twice as many
+each time that it turns out to have been true."""
+SLOWER = 1.2
+"""By how much such a size must look slower than the others to be doubted. Less may be noise."""
 
 NORMAL = 1.4826
 """A normal distribution's standard deviation, in median absolute deviations."""
@@ -37,8 +45,12 @@ class LatencyTable:
             raise ValueError("a sample must be a positive number of seconds")
         self.buckets = tuple(sorted(samples))
         self._measured = [median(samples[bucket]) for bucket in self.buckets]
+        self._at_warm_up = list(self._measured)
         self._heard: dict[int, tuple[int, float]] = {}
         self._last = 0
+        self._batches = 0
+        self._ran: dict[int, int] = {}
+        self._patience: dict[int, int] = {}
         self.spread = max(median(_spread(samples[bucket]) for bucket in self.buckets), 0.01)
         """Relative standard deviation of a batch's time at warm-up."""
         self._settle()
@@ -79,6 +91,8 @@ class LatencyTable:
         kind = bucket.bit_length()
         errors = {kind: self._error(*heard) for kind, heard in self._heard.items()}
         error = self._error(bucket, seconds)
+        if kind in self._ran and kind not in self._heard:
+            self._learn_patience(kind, error)
         own = _agreed(error, errors.get(kind, 0.0))
         shared = 0.0 if kind == self._last else _agreed(error, errors.get(self._last, 0.0))
         errors[kind], self._heard[kind], self._last = error, (bucket, seconds), kind
@@ -86,7 +100,27 @@ class LatencyTable:
             likeness = min(bucket, other) / max(bucket, other)
             device = _agreed(shared, errors.get(other.bit_length(), shared))
             self._measured[i] *= math.exp(self._step(max(own * likeness, device, key=abs)))
+        self._batches += 1
+        self._ran[kind] = self._batches
+        self._doubt_the_stale(bucket)
         self._settle()
+
+    def _doubt_the_stale(self, ran: int) -> None:
+        """Forget that a size was slow that has not run for long, by the example of `ran`."""
+        place = bisect_left(self.buckets, ran)
+        share = self._measured[place] / self._at_warm_up[place]
+        for i, other in enumerate(self.buckets):
+            kind = other.bit_length()
+            if self._batches - self._ran.get(kind, 0) > self._patience.get(kind, PATIENCE):
+                self._heard.pop(kind, None)
+                if self._measured[i] > SLOWER * share * self._at_warm_up[i]:
+                    self._measured[i] = share * self._at_warm_up[i]
+
+    def _learn_patience(self, kind: int, error: float) -> None:
+        """A size has run for the first time since it was forgotten: was that right?"""
+        right = error < math.log(SLOWER)
+        patience = PATIENCE if right else 2 * self._patience.get(kind, PATIENCE)
+        self._patience[kind] = min(patience, MOST_PATIENCE)
 
     def _error(self, bucket: int, seconds: float) -> float:
         """By how much the table is wrong about that, as a logarithm."""

@@ -11,6 +11,8 @@ margin on top. In short:
 - A newcomer is refused when its own answer would be late, when it would make somebody late who
   was accepted before, or when it could only be had by a batch too small to keep up with what is
   arriving: such a batch costs more answers than it gives.
+- An engine that has been idle for a while is tried whatever the prediction says: one that was slow
+  would otherwise be refused for ever, since only a batch can teach that it no longer is.
 """
 
 from __future__ import annotations
@@ -41,9 +43,11 @@ class Policy:
 
     def lateness(self, line: Sequence[float], deadline: float, now: float) -> float | None:
         """Seconds by which a newcomer comes too late to join `line`; None if it is welcome."""
+        if not line and deadline > now and self.timeline.unheard(now):
+            return None
         place = bisect_right(line, deadline)
         line = [*line[:place], deadline, *line[place:]]
-        cap = self._cap(now)
+        cap = self.size_limit(now)
         start = self.timeline.free_at(now)
         first = 0
         while first < len(line):
@@ -55,15 +59,16 @@ class Policy:
                 size = self.table.best(min(allowed, cap, len(line) - first))
                 start += self.table.seconds(size)
                 first += size
-            elif first < place:
-                first += 1  # lost already, whoever comes
+            elif first < place:  # lost already, whoever comes, and those who have no more time
+                soonest = self._in_time(start + self.table.seconds(1), now)
+                first = max(first + 1, bisect_left(line, soonest, first, place))
             else:
                 return self._in_time(start + self.table.seconds(needed), now) - line[first]
         return None
 
     def drained_at(self, waiting: int, now: float) -> float:
         """When what is in flight and `waiting` more items will have been computed."""
-        full, rest = divmod(waiting, size := self.table.best(self._cap(now)))
+        full, rest = divmod(waiting, size := self.table.best(self.size_limit(now)))
         seconds = full * self.table.seconds(size) + self.table.seconds(rest)
         return self.timeline.free_at(now) + seconds
 
@@ -72,7 +77,7 @@ class Policy:
 
         Until `patience` it may wait for company, as long as nobody's deadline is at stake.
         """
-        cap = self._cap(now)
+        cap = self.size_limit(now)
         if len(line) >= min(cap, self._allowed(line[0], self.timeline.free_at(now), now)):
             return now  # waiting cannot make it larger
         company = self.table.seconds(len(line) + 1) * (1 + self.timeline.margin.share)
@@ -85,24 +90,38 @@ class Policy:
         foreseen, some who could, if that leaves fewer promises broken in all: a full batch now
         instead of a small one in time for the first.
         """
-        cap = self._cap(now)
+        cap = self.size_limit(now)
         start = self.timeline.free_at(now)
         first = bisect_left(line, start + self.table.seconds(1))
         if first == len(line):
-            return first, 0
+            tried = line[-1] > now and self.timeline.unheard(now)
+            return (first - 1, 1) if tried else (first, 0)
         if self._allowed(line[first], start, now) < min(cap, len(line) - first):
-            first = min(
-                range(first, len(line), 1 + (len(line) - first) // CHOICES),
-                key=lambda choice: choice + self._lost(line, choice, start, cap, now),
-            )
+            first = self._least_lost(line, first, start, cap, now)
         allowed = max(self._allowed(line[first], start, now), 1)
         return first, self.table.best(min(allowed, cap, len(line) - first))
 
-    def _lost(self, line: Sequence[float], first: int, start: float, cap: int, now: float) -> int:
-        """How many of `line` from `first` on will be late, if a batch with `first` begins now."""
+    def _least_lost(
+        self, line: Sequence[float], first: int, start: float, cap: int, now: float
+    ) -> int:
+        """How many at the head to give up, from `first` on, so that the fewest are late in all."""
+        choice, fewest = first, math.inf
+        for given_up in range(first, len(line), 1 + (len(line) - first) // CHOICES):
+            if given_up >= fewest:
+                break
+            lost = given_up + self._lost(line, given_up, start, cap, now, fewest - given_up)
+            if lost < fewest:
+                choice, fewest = given_up, lost
+        return choice
+
+    def _lost(
+        self, line: Sequence[float], first: int, start: float, cap: int, now: float, most: float
+    ) -> int:
+        """How many of `line` from `first` on will be late, if a batch with `first` begins now;
+        counted up to `most`."""
         lost = 0
         place = first
-        while place < len(line):
+        while place < len(line) and lost < most:
             allowed = self._allowed(line[place], start, now)
             if not allowed and place > first:
                 lost += 1
@@ -113,7 +132,8 @@ class Policy:
             place += size
         return lost
 
-    def _cap(self, now: float) -> int:
+    def size_limit(self, now: float) -> int:
+        """The largest batch that is computed at the moment."""
         return min(self._max_batch_size, self.memory.limit(now))
 
     def _in_time(self, end: float, now: float) -> float:

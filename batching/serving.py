@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from batching.errors import EngineFailed
+from batching.errors import DeadlineUnreachable, EngineFailed
 from batching.policy import Policy
 from batching.report import Answer, BatchReport
 
@@ -58,6 +58,8 @@ class Serving(Generic[In, Out]):
         self._freed = freed
         self._calls = self._answered = self._failed = 0
         self._out_of_memory = False
+        self.computed = False
+        """Did the engine compute any item, whether or not its caller was still there?"""
 
     async def run(self) -> BatchReport:
         """Answer everybody. Raises nothing but what ends the runner."""
@@ -90,15 +92,17 @@ class Serving(Generic[In, Out]):
         self._calls += 1
         outcomes: Sequence[Out | Exception] = ()
         error: Exception | None = None
+        computed = False
         try:
             outcomes = await self._infer([entry.item for entry in entries])
-            if len(outcomes) != len(entries):
+            computed = len(outcomes) == len(entries)
+            if not computed:
                 error = EngineFailed(f"{len(outcomes)} outcomes for {len(entries)} items")
         except Exception as raised:  # noqa: BLE001 - whatever it is, its callers get to hear it
             error = raised
         finally:
             ended = self._clock()
-            timeline.end(flight, ended, computed=len(outcomes) == len(entries))
+            timeline.end(flight, ended, computed=computed)
             self._freed()
         if error is None:
             for entry, outcome in zip(entries, outcomes, strict=True):
@@ -111,9 +115,21 @@ class Serving(Generic[In, Out]):
             self._fail(entries[0], error)
             return
         middle = len(entries) // 2
-        for half in entries[:middle], entries[middle:]:
-            if still := [entry for entry in half if entry.waiting]:
-                await self._compute(still)
+        first, second = entries[:middle], entries[middle:]
+        with timeline.owing(len(second)):
+            await self._compute_again(first)
+        await self._compute_again(second)
+
+    async def _compute_again(self, entries: Sequence[Entry[In, Out]]) -> None:
+        """For those who still wait and can still be answered in time."""
+        now = self._clock()
+        soonest = self._policy.timeline.free_at(now) + self._policy.table.seconds(1)
+        for entry in entries:
+            if entry.deadline < soonest:
+                late = soonest - entry.deadline
+                entry.fail(DeadlineUnreachable("the engine failed and took too long", late))
+        if still := [entry for entry in entries if entry.waiting]:
+            await self._compute(still)
 
     def _answer(
         self,
@@ -125,7 +141,9 @@ class Serving(Generic[In, Out]):
     ) -> None:
         if isinstance(outcome, Exception):
             self._fail(entry, outcome)
-        elif entry.waiting:
+            return
+        self.computed = True
+        if entry.waiting:
             self._answered += 1
             bucket = self._policy.table.bucket(size)
             answer = Answer(outcome, handed - entry.arrived, ended - handed, size, bucket)

@@ -7,10 +7,14 @@ margin learn.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from batching.latency import LatencyTable, Margin
 
+PROBE = 1.0
+"""Seconds after which an idle engine counts as unheard of."""
 STALLED = 30.0
 """Seconds a batch may be overdue before the engine counts as hung."""
 
@@ -35,6 +39,8 @@ class Timeline:
         self.table = table
         self.margin = Margin(table.spread)
         self._flights: list[Flight] = []
+        self._owed = 0.0
+        self._idle_since: float | None = None
         self._busy = 0.0
         self._busy_since = 0.0
 
@@ -42,7 +48,27 @@ class Timeline:
         return len(self._flights)
 
     def free_at(self, now: float) -> float:
-        """When the engine is done with all it has.
+        """When the engine is done with all it has, and with what it has yet to compute again."""
+        return self._done_at(now) + self._owed
+
+    def unheard(self, now: float) -> bool:
+        """Has the engine been idle for so long that what was learned may no longer hold?"""
+        if self._idle_since is None:
+            self._idle_since = now
+        return not self._flights and now - self._idle_since > PROBE
+
+    @contextmanager
+    def owing(self, size: int) -> Iterator[None]:
+        """Within, a batch of `size` is still to be handed over: half of one that failed."""
+        seconds = self.table.seconds(size)
+        self._owed += seconds
+        try:
+            yield
+        finally:
+            self._owed -= seconds
+
+    def _done_at(self, now: float) -> float:
+        """When it is done with all it has.
 
         What is late by some time is expected to be late by as much again, so that an engine that
         hangs soon has no deadline left that it could meet.
@@ -70,7 +96,7 @@ class Timeline:
         """A batch of `size` has been handed over."""
         if not self._flights:
             self._busy_since = now
-        flight = Flight(size, now, self.free_at(now), self.table.seconds(size))
+        flight = Flight(size, now, self._done_at(now), self.table.seconds(size))
         self._flights.append(flight)
         return flight
 
@@ -84,4 +110,5 @@ class Timeline:
         if self._flights:
             self._flights[0].begins = max(self._flights[0].handed, now)
         else:
+            self._idle_since = now
             self._busy += now - self._busy_since

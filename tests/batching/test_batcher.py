@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from batching import (
+    Batcher,
     BatchReport,
     DeadlineUnreachable,
     Draining,
@@ -248,6 +249,50 @@ async def test_a_caller_that_has_left_is_not_computed_again() -> None:
 
 
 @virtual_time
+async def test_halves_are_not_computed_for_who_is_late_by_now() -> None:
+    """Refused, when the second try could not be in time."""
+    engine = FakeEngine()
+    engine.poison = {0}
+    async with batcher(engine) as b:
+        tasks = [task(b, item, 1.9 if item < 2 else 9) for item in range(4)]
+        results = await outcomes(*tasks)
+
+    assert [type(result) for result in results[:2]] == [DeadlineUnreachable] * 2
+    assert [getattr(result, "value", None) for result in results[2:]] == [4, 6]
+    assert engine.batches == [[0, 1, 2, 3], [2, 3]]
+
+
+@virtual_time
+async def test_newcomers_are_told_of_the_halves_still_to_come() -> None:
+    """Nobody is let in who could only have been in time if the batch had not failed."""
+    engine = FakeEngine()
+    engine.poison = set(range(8))
+    async with batcher(engine) as b:
+        tasks = [task(b, item) for item in range(8)]
+        await asyncio.sleep(1.5)  # the first half is being computed
+        with pytest.raises(DeadlineUnreachable):
+            await b.submit(9, 2.4)
+        await outcomes(*tasks)
+
+
+@virtual_time
+async def test_an_answer_that_is_none_fails_the_batch() -> None:
+    """And neither the runner nor what it keeps of the engine."""
+
+    async def forgetful(items: Sequence[int]) -> Sequence[int]:
+        return None if items == [0] else items  # type: ignore[return-value]
+
+    engine = FakeEngine()
+    b = Batcher(forgetful, latency=table(), max_batch_size=8, max_queue_size=8, clock=now)
+    async with b:
+        with pytest.raises(EngineFailed):
+            await b.submit(0, 10)
+        assert b.in_flight == 0 and b.healthy
+        assert (await b.submit(1, 10)).value == 1
+    assert engine.batches == []
+
+
+@virtual_time
 async def test_a_wrong_number_of_outcomes_fails_the_batch() -> None:
     """No caller gets another's answer."""
 
@@ -297,6 +342,54 @@ async def test_an_engine_that_fails_everything_is_unhealthy_until_it_does_not() 
         await b.submit(1, 100)
         await asyncio.sleep(0)
         assert b.healthy
+
+
+@virtual_time
+async def test_an_engine_that_fails_too_late_is_unhealthy_as_well() -> None:
+    """Nobody waits any more when it fails; it has failed all the same."""
+    engine = FakeEngine(lambda size: 6.0)
+    engine.broken = True
+    async with batcher(engine, latency=table(), max_failures=3) as b:
+        for _ in range(3):
+            await asyncio.sleep(10)
+            assert b.healthy
+            with pytest.raises(TimeoutError):
+                await b.submit(1, 5)
+            await asyncio.sleep(2)
+        assert not b.healthy
+
+
+@virtual_time
+async def test_an_engine_that_computes_for_nobody_is_healthy() -> None:
+    """Its callers have left; it has not failed."""
+    engine = FakeEngine()
+    engine.broken = True
+    async with batcher(engine, max_failures=2) as b:
+        await outcomes(task(b, 1))
+        engine.broken = False
+        gone = task(b, 2)
+        await asyncio.sleep(0.5)
+        gone.cancel()
+        await asyncio.sleep(1)
+        engine.broken = True
+        await outcomes(task(b, 3))
+        assert b.healthy
+
+
+@virtual_time
+async def test_a_bad_time_is_lived_down() -> None:
+    """An engine that was so slow that everybody had to be refused is used again when it is not."""
+    engine = FakeEngine(lambda size: 22.0)
+    async with batcher(engine, latency=table()) as b:
+        for _ in range(3):
+            await outcomes(task(b, 0, 30))
+        engine.seconds = lambda size: 1.0
+        answered = 0
+        for _ in range(60):
+            results = await outcomes(task(b, 1, 10))
+            answered += not isinstance(results[0], Exception)
+            await asyncio.sleep(2)
+        assert answered > 50
 
 
 @virtual_time

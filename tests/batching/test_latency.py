@@ -133,6 +133,57 @@ def test_one_size_says_next_to_nothing_about_a_far_one() -> None:
     assert t.seconds(64) == pytest.approx(linear(64), rel=0.02)
 
 
+@pytest.mark.parametrize("slowdown", [2.0, 3.0, 6.0, 50.0])
+@pytest.mark.parametrize("running", [(1,), (1, 2), (1, 2, 4, 8), (8, 16, 32)])
+def test_a_size_that_was_slow_once_is_tried_again(
+    slowdown: float, running: tuple[int, ...]
+) -> None:
+    """However slow it was, and whatever runs instead since the device has recovered."""
+    t, random_ = table(), random.Random(3)
+    for _ in range(20):
+        t.observe(64, slowdown * linear(64))
+        t.observe(32, slowdown * linear(32))
+    assert t.seconds(64) > 0.9 * slowdown * linear(64)
+    for n in range(64):
+        size = running[n % len(running)]
+        t.observe(size, linear(size) * random_.gauss(1, 0.03))
+    assert t.best(64) == 64
+    for _ in range(4):
+        t.observe(64, linear(64))
+    assert t.seconds(64) == pytest.approx(linear(64), rel=0.1)
+
+
+def test_a_slow_warm_up_is_lived_down() -> None:
+    """Measured beside a neighbour who has gone since: sizes that do not run come down with those
+    that do."""
+    t = LatencyTable({b: [20 * linear(b)] * 3 for b in BUCKETS})
+    for _ in range(64):
+        t.observe(1, linear(1))
+    assert times(t) == pytest.approx([linear(b) for b in BUCKETS], rel=0.1)
+
+
+def test_a_size_that_stays_slow_is_tried_less_and_less() -> None:
+    """Full batches that no longer pay are found out again and again, ever more rarely."""
+    t = table()
+    tried = []
+    for n in range(6000):
+        size = t.best(64)
+        t.observe(size, (6.0 if size == 64 else 1.0) * linear(size))
+        tried += [n] if size == 64 else []
+    late = [n for n in tried if n > 2000]
+    assert 0 < len(late) < 0.003 * 4000
+
+
+def test_outliers_far_apart_do_not_agree() -> None:
+    """What was heard of a size long ago confirms nothing."""
+    t = table()
+    t.observe(64, 50 * linear(64))
+    for _ in range(64):
+        t.observe(1, linear(1))
+    t.observe(64, 50 * linear(64))
+    assert t.seconds(64) == pytest.approx(linear(64), rel=0.02)
+
+
 def test_two_sizes_that_disagree_are_both_learned() -> None:
     """Taking turns does not make their errors cancel."""
     t = table()

@@ -3,6 +3,7 @@ and the margin is a tenth."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -111,6 +112,21 @@ def test_a_trickle_opens_any_batch() -> None:
     assert p.lateness([], (1.8 + 1.1) * 1.1 + SOON, 0.0) is None
 
 
+def test_an_engine_unheard_of_is_tried_whatever_it_took() -> None:
+    """A while after the last batch, one that waits alone is let in and computed; not two."""
+    p = policy()
+    p.timeline.end(p.timeline.begin(1, 0.0), 1.0, computed=True)
+    assert p.lateness([], 2.4, 1.9) is not None
+    assert p.lateness([], 2.6, 2.1) is None
+    assert p.lateness([2.6], 2.6, 2.1) is not None
+    assert p.lateness([], 2.0, 2.1) is not None, "not without any time at all"
+    assert p.cut([2.6], 2.1) == (0, 1)
+    assert p.cut([2.2, 2.3, 2.6], 2.1) == (2, 1)
+    assert p.cut([2.4], 1.9) == (1, 0)
+    p.timeline.begin(1, 2.1)
+    assert p.lateness([], 2.6, 2.2) is not None, "one at a time"
+
+
 # When a batch leaves
 
 
@@ -203,7 +219,28 @@ def test_what_waits_behind_a_batch_in_flight_is_cut_by_when_it_would_begin() -> 
     assert p.cut([1.5, 9.0], 0.5) == (1, 1)
 
 
+def test_a_long_line_is_judged_soon() -> None:
+    """Thousands who wait, lost or not, keep the event loop for a moment only."""
+    p = Policy(table(lambda size: 1.0 + 0.02 * size, (1, 2, 4, 8, 16, 32, 64)), 64)
+    lines = {"lost": [0.5] * 8000, "waiting": [1.05 + 0.01 * n for n in range(8000)]}
+    for name, line in lines.items():
+        began = time.process_time()
+        p.lateness(line, 1000.0, 0.0)
+        p.cut(line, 0.0)
+        assert time.process_time() - began < 0.1, name
+
+
 # What is in flight
+
+
+def test_what_must_be_computed_again_is_expected() -> None:
+    """Half of a failed batch is ahead of newcomers, also while the other half is computed."""
+    p = policy(steps)
+    with p.timeline.owing(4):
+        assert p.timeline.free_at(0.0) == 2.5
+        p.timeline.begin(4, 0.0)
+        assert p.timeline.free_at(0.0) == 5.0
+    assert p.timeline.free_at(0.0) == 2.5
 
 
 def test_a_batch_behind_another_begins_when_that_one_ends() -> None:
