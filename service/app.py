@@ -53,6 +53,7 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.settings = settings
     app.state.serving = serving

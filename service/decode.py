@@ -57,6 +57,9 @@ _SERVED = "JPEG, PNG, WebP, BMP or GIF"
 _SMALL_BYTES = 32 * 1024
 _SMALL_PIXELS = 128 * 128
 
+# Chunks that Pillow inflates, each to a megabyte at most: 30 of them take 70 ms.
+_COMPRESSED_TEXT = re.compile(rb"zTXt|iTXt|iCCP")
+
 # Generous to whatever cameras and editors write (a progressive JPEG has some ten scans), and few
 # enough that a JPEG cannot take minutes.
 _MAX_SEGMENTS = 1000
@@ -90,12 +93,17 @@ class Upload:
     max_pixels: int
 
     @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+    @property
     def is_small(self) -> bool:
         """Whether `decode` is quick enough for the event loop."""
         return (
             len(self.data) <= _SMALL_BYTES
-            and self.width * self.height <= _SMALL_PIXELS
+            and self.pixels <= _SMALL_PIXELS
             and self.format != "GIF"  # whose first frame may be larger than the header says
+            and not (self.format == "PNG" and _COMPRESSED_TEXT.search(self.data))
         )
 
     def decode(self) -> Pixels:
@@ -130,10 +138,12 @@ class Upload:
         # averaged as well as we would. The box is what such a draft stands for, to the fraction.
         draft = image.draft(None, (_SPARE * SIDE, _SPARE * SIDE))
         width, height = draft[1][2:] if draft else image.size
+        drawn = image.tile[0].extents if self.format == "GIF" and image.tile else None
         image.load()
         if self.format == "PNG":
             _scale_transparent_colour(image, depth=self.data[24])
-        seen = _fit(image, width, height)
+        whole = image if drawn is None else _around(image, drawn)
+        seen = _fit(whole, width, height)
         # Turned last: nothing so far depends on it, and by now it costs nothing.
         turn = _TURNS.get(_orientation(image.info))
         return seen if turn is None else seen.transpose(turn)
@@ -182,7 +192,7 @@ _SIGNATURE = re.compile(
     | (?P<HEIF>....ftyp(?:he[iv][cmsx]|mif1|msf1))
     | (?P<JPEG_2000>\x00\x00\x00\x0cjP\x20\x20\r\n\x87\n|\xff\x4f\xff\x51)
     | (?P<JPEG_XL>\x00\x00\x00\x0cJXL\x20\r\n\x87\n|\xff\x0a)
-    | (?P<SVG>(?:\xef\xbb\xbf)?\s*<(?:svg\b|[?!].{0,1000}?<svg\b))
+    | (?P<SVG>(?:\xef\xbb\xbf)?\s{0,64}<(?:svg\b|[?!].{0,1000}?<svg\b))
     | (?P<Photoshop>8BPS)
     | (?P<Windows_icon>\x00\x00[\x01\x02]\x00[^\x00]\x00)
     | (?P<Apple_icon>icns)
@@ -242,6 +252,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 3)
             return width, height
+        if marker == _START_OF_SCAN:
+            break  # what follows is pixels, and may be long
     raise BadImage("This JPEG image has no frame header. Send all of it.")
 
 
@@ -357,6 +369,16 @@ def _on_white(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     paper = Image.new("RGB", image.size, "white")
     paper.paste(image, mask=image)
+    return paper
+
+
+def _around(image: Image.Image, drawn: tuple[int, int, int, int]) -> Image.Image:
+    """White paper around the part of a GIF that its first frame draws on; Pillow fills the rest
+    with the palette's first colour."""
+    if drawn == (0, 0, *image.size):
+        return image
+    paper = Image.new("RGB", image.size, "white")
+    paper.paste(_on_white(image.crop(drawn)), drawn[:2])
     return paper
 
 

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,6 +20,14 @@ from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
 
 MEDIA_TYPE = "application/problem+json"
+REQUEST_ID = {
+    "description": "The request's own, if it is sane, else a new one; it is in the log, too",
+    "schema": {"type": "string"},
+}
+RETRY_AFTER = {
+    "description": "Seconds after which to try again",
+    "schema": {"type": "integer", "minimum": 1},
+}
 
 
 class MissingImage(Exception):
@@ -75,8 +84,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "deadline_unreachable",
         "The answer would come too late",
-        "So many requests are waiting that this one could not be answered in time, so it was "
-        "refused at once. Try again after the seconds that Retry-After says.",
+        "Going by what is waiting and what it takes, this request could not be answered in the "
+        "time it has. Try again after the seconds that Retry-After says, or allow more time.",
     ),
     Draining: Problem(
         503,
@@ -121,6 +130,31 @@ INTERNAL = Problem(
     "Something unexpected went wrong here; it is in the server's log under this request id.",
 )
 
+CUT_OFF = Problem(
+    503,
+    "cut_off",
+    "Shutting down",
+    "This server is shutting down and could not wait for the answer. Try again: another will.",
+    retry_after=1,
+    closes=True,
+)
+BAD_REQUEST = Problem(
+    400,
+    "bad_request",
+    "Not HTTP/1.1",
+    "The request cannot be read as HTTP/1.1. Check the client, and that it speaks plain HTTP to "
+    "this port and not TLS or HTTP/2.",
+    closes=True,
+)
+HEAD_TOO_LARGE = Problem(
+    431,
+    "head_too_large",
+    "Head too large",
+    "The request's first line and headers are longer than 65,536 bytes. Send fewer, or shorter "
+    "ones.",
+    closes=True,
+)
+
 
 def problem_for(error: Exception) -> Problem:
     """The row for an exception, by its nearest class in the table."""
@@ -145,7 +179,7 @@ def answer(problem: Problem, error: Exception | None, request_id: str) -> Respon
         "request_id": request_id,
     }
     headers = dict(getattr(error, "headers", None) or {})
-    retry_after = getattr(error, "retry_after", None) or problem.retry_after
+    retry_after = getattr(error, "retry_after", problem.retry_after)
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))  # whole seconds: RFC 9110
     if problem.closes:
@@ -160,11 +194,12 @@ async def handle(request: Request, error: Exception) -> Response:
     return answer(problem, error, request.state.request_id)
 
 
-def documented(kinds: Iterable[type[Exception]]) -> dict[int | str, dict[str, object]]:
-    """The rows for `kinds` as OpenAPI responses, one a status, with an example for each code."""
-    responses: dict[int | str, dict[str, object]] = {}
-    for kind in kinds:
-        problem = PROBLEMS[kind]
+def documented(kinds: Iterable[type[Exception]]) -> dict[int | str, dict[str, Any]]:
+    """The rows for `kinds`, and the last resort, as OpenAPI responses: one a status, with an
+    example for each code."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in (*kinds, Exception):
+        problem = PROBLEMS.get(kind, INTERNAL)
         example = {
             "type": f"urn:shoal:problem:{problem.code}",
             "title": problem.title,
@@ -177,6 +212,7 @@ def documented(kinds: Iterable[type[Exception]]) -> dict[int | str, dict[str, ob
             problem.status,
             {
                 "description": "",
+                "headers": {"X-Request-ID": REQUEST_ID},
                 "content": {
                     MEDIA_TYPE: {
                         "schema": {"$ref": "#/components/schemas/ProblemDetails"},
@@ -185,16 +221,11 @@ def documented(kinds: Iterable[type[Exception]]) -> dict[int | str, dict[str, ob
                 },
             },
         )
-        codes = response["content"][MEDIA_TYPE]["examples"]  # type: ignore[index]  # built above
+        codes = response["content"][MEDIA_TYPE]["examples"]
         codes[problem.code] = {"summary": problem.title, "value": example}
         response["description"] = "; ".join(e["summary"] for e in codes.values())
         if problem.status == 503:
-            response["headers"] = {
-                "Retry-After": {
-                    "description": "Seconds after which to try again",
-                    "schema": {"type": "integer", "minimum": 1},
-                }
-            }
+            response["headers"]["Retry-After"] = RETRY_AFTER
     return responses
 
 

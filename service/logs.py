@@ -47,13 +47,19 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = "  ".join(f"{name}={value}" for name, value in _fields(record).items())
+        fields = "  ".join(f"{name}={_shown(value)}" for name, value in _fields(record).items())
         line = f"{clock} {record.levelname.lower():8} {record.getMessage()}"
         if fields:
             line += f"  {fields}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+def _shown(value: Any) -> str:
+    """In one line whatever a client has sent, and nothing that moves a terminal's cursor."""
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

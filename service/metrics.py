@@ -152,6 +152,16 @@ class _Now(Collector):
         yield CounterMetricFamily(
             "shoal_engine_busy_seconds", "Seconds the engine had work.", batcher.busy_seconds
         )
+        yield GaugeMetricFamily(
+            "shoal_batch_size_limit",
+            "The largest batch at the moment; less than set where memory ran out.",
+            batcher.size_limit,
+        )
+        yield GaugeMetricFamily(
+            "shoal_prediction_margin_ratio",
+            "Share of a predicted time that is kept in reserve, as learned so far.",
+            batcher.margin,
+        )
         expected = GaugeMetricFamily(
             "shoal_batch_expected_seconds",
             "What a batch of a bucket is expected to take, as learned so far.",

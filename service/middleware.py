@@ -6,6 +6,7 @@ Plain ASGI, no task and no copy of the body. The route notes in `request.state` 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -60,13 +61,16 @@ class Requests:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             state["code"] = "client_left"
-        except Exception:
-            log.exception("unexpected error", extra={"fields": {"request_id": request_id}})
-            state["code"] = errors.INTERNAL.code
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, Exception):
+                problem = errors.INTERNAL
+                log.exception("unexpected error", extra={"fields": {"request_id": request_id}})
+            else:  # by the server, when a stop has taken too long
+                problem = errors.CUT_OFF
+            state["code"] = problem.code
             if status != CLIENT_LEFT:
                 raise  # half an answer is out: only cutting the connection tells the client
-            response = errors.answer(errors.INTERNAL, None, request_id)
-            await response(scope, receive, send_with_headers)
+            await errors.answer(problem, None, request_id)(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")

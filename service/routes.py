@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import time
@@ -51,6 +50,10 @@ TIMEOUT = {
     "schema": {"type": "number", "exclusiveMinimum": 0},
     "description": "Seconds in which the answer is wanted, if less than the server's own limit",
 }
+SERVER_TIMING = {
+    "description": "Milliseconds for read, decode, queue and infer",
+    "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
+}
 REFUSALS = (
     errors.MissingImage,
     decode.BadImage,
@@ -75,7 +78,10 @@ REFUSALS = (
     response_model=schemas.Prediction,
     openapi_extra={"requestBody": UPLOAD, "parameters": [TIMEOUT]},
     responses={
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "headers": {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": SERVER_TIMING},
+        },
         **errors.documented(REFUSALS),
     },
 )
@@ -89,13 +95,8 @@ async def predict(request: Request) -> Response:
     timing: dict[str, float] = request.state.timing
     ready = serving.ready  # before the upload: why read what cannot be answered
     timeout = _timeout(request, settings)
-    began = time.perf_counter()
-    data = await read_image(request, settings.max_upload_bytes, settings.upload_timeout)
-    started = time.perf_counter()
-    timing["read"] = started - began
+    image = await _image(request, timeout)
     with ends_with_client(request):
-        image = await _decode(data, settings.max_image_pixels, timeout, serving)
-        timing["decode"] = time.perf_counter() - started
         answer = await ready.batcher.submit(image, timeout - timing["decode"])
     timing["queue"] = answer.queue_seconds
     timing["infer"] = answer.infer_seconds
@@ -167,12 +168,24 @@ def _timeout(request: Request, settings: Settings) -> float:
     return min(seconds, settings.request_timeout)
 
 
-async def _decode(data: bytes, max_pixels: int, max_seconds: float, serving: Serving) -> Image:
-    upload = decode.identify(data, max_pixels)
-    if upload.is_small:
-        return upload.decode()  # sooner done than handed over
-    async with asyncio.timeout(max_seconds):
-        return await serving.decoders.run(upload.decode)
+async def _image(request: Request, timeout: float) -> Image:  # noqa: ASYNC109 - foreseen, too
+    """Read the upload and decode it, the latter within `timeout` seconds."""
+    serving: Serving = request.app.state.serving
+    settings: Settings = request.app.state.settings
+    timing: dict[str, float] = request.state.timing
+    with serving.uploads.holding() as hold:
+        began = time.perf_counter()
+        data = await read_image(request, settings.max_upload_bytes, settings.upload_timeout, hold)
+        started = time.perf_counter()
+        timing["read"] = started - began
+        upload = decode.identify(data, settings.max_image_pixels)
+        if upload.is_small:
+            image = upload.decode()  # sooner done than handed over
+        else:
+            with ends_with_client(request):
+                image = await serving.decoders.run(upload, timeout)
+        timing["decode"] = time.perf_counter() - started
+    return image
 
 
 def _respond(request: Request, model: Manifest, row: Probabilities) -> Response:

@@ -14,6 +14,7 @@ import time
 import uvicorn
 from fastapi import FastAPI
 
+from service.connection import Connection
 from service.serving import Serving
 from service.settings import Settings
 
@@ -31,7 +32,7 @@ class Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
-                http="httptools",
+                http=Connection,
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -7,21 +7,23 @@ says live and `/readyz` says not ready. A model that cannot be loaded or warmed 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Batcher, BatchReport, LatencyTable, QueueFull
+from batching import Batcher, BatchReport, LatencyTable
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
+from service.decoders import Decoders
 from service.errors import NotReady
 from service.logs import log
 from service.settings import Settings
+from service.upload import Budget
 
 
 class Engine(Protocol):
@@ -60,7 +62,8 @@ class Serving:
         load_engine: LoadEngine,
         on_batch: Callable[[BatchReport], None] | None = None,
     ) -> None:
-        self.decoders = Decoders(settings.decode_threads, settings.max_queue_size)
+        self.decoders = Decoders(settings.decode_threads, settings.max_image_pixels)
+        self.uploads = Budget(settings.max_upload_memory)
         self.draining = False
         """On the way out: whoever chooses among servers should choose another."""
         self.failure: Exception | None = None
@@ -85,14 +88,18 @@ class Serving:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Load in the background; on the way out drain the batcher, then close the engine."""
+        """Load in the background; on the way out drain the batcher, then close the engine, in
+        `shutdown_timeout` seconds at most: an engine that hangs ends the process."""
         stop = asyncio.Event()
         task = asyncio.create_task(self._run(stop))
         try:
             yield
         finally:
             stop.set()
-            await task
+            _, hung = await asyncio.wait({task}, timeout=self._settings.shutdown_timeout)
+            if hung:
+                log.error("the engine does not come back; leaving without it")
+                os._exit(1)  # nothing less ends a thread that hangs
             self.decoders.close()
 
     async def _run(self, stop: asyncio.Event) -> None:
@@ -119,28 +126,6 @@ class Serving:
                 seconds = round(time.perf_counter() - started, 3)
                 log.info("ready", extra={"fields": _told(engine) | {"seconds": seconds}})
                 await stop.wait()
-
-
-class Decoders:
-    """Threads for images that take long to decode, with a bound on how many wait for one."""
-
-    def __init__(self, threads: int, max_waiting: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._max_waiting = max_waiting
-        self._waiting = 0
-
-    async def run(self, decode: Callable[[], Image]) -> Image:
-        """`decode()` on one of the threads. Raises QueueFull, and what `decode` raises."""
-        if self._waiting >= self._max_waiting:
-            raise QueueFull("too many large images wait to be decoded", retry_after=1)
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, decode)
-        finally:
-            self._waiting -= 1
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
 
 def _told(engine: Engine) -> dict[str, str]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store.manifest import STORE, Name, Version
@@ -31,7 +31,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, frozen=True, use_attribute_docstrings=True, protected_namespaces=()
     )
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one and logs it."""
@@ -49,7 +49,7 @@ class Settings(BaseSettings):
 
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
     """Most images computed together. Default: 16 on a CPU, 64 on a GPU."""
-    max_queue_size: int = Field(default=1024, ge=1, le=1_000_000)
+    max_queue_size: int = Field(default=1024, ge=1, le=65_536)
     """Most requests that wait for the engine; more are refused."""
     max_queue_delay: float = Field(default=0.0, ge=0, le=60)
     """Seconds the oldest request may wait for company while the engine is idle. 0: never."""
@@ -60,12 +60,16 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
     """Most bytes of a request's body, told while it arrives."""
+    max_upload_memory: int = Field(default=256 * 2**20, ge=1024, le=2**40)
+    """Most bytes of uploads held at the same moment, by all requests together; more are refused."""
     max_image_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000)
     """Most pixels (width x height) of an image, told before any is decoded."""
     upload_timeout: Seconds = 30.0
     """Seconds in which a request's body must have arrived."""
-    decode_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
-    """Threads that decode large images. Default: one a CPU core."""
+    decode_threads: int = Field(
+        default_factory=lambda: min(len(os.sched_getaffinity(0)), 8), ge=1, le=256
+    )
+    """Threads that decode large images. Default: one a CPU core, 8 at most."""
 
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""
@@ -88,6 +92,13 @@ class Settings(BaseSettings):
                 "this is a link that Kubernetes makes for a service named 'shoal': set "
                 "enableServiceLinks: false in the pod, or give SHOAL_PORT a number"
             )
+        return value
+
+    @field_validator("max_upload_memory")
+    @classmethod
+    def _holds_one(cls, value: int, info: ValidationInfo) -> int:
+        if value < (one := info.data.get("max_upload_bytes", 0)):
+            raise ValueError(f"less than one upload may have, {PREFIX}MAX_UPLOAD_BYTES={one}")
         return value
 
 

@@ -10,11 +10,14 @@ counts; other fields are passed over.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from batching import QueueFull
 from service.errors import BodyTooLarge, MissingImage, UploadTimeout
 
 FIELD = b"img"
@@ -25,10 +28,39 @@ HOW = (
 )
 
 
-async def read_image(request: Request, max_bytes: int, max_seconds: float) -> bytes:
-    """The image's bytes, at least one.
+class Budget:
+    """How many bytes of uploads are held at the same moment, by all requests together."""
 
-    Raises MissingImage, BodyTooLarge, UploadTimeout, and Starlette's ClientDisconnect.
+    def __init__(self, most: int) -> None:
+        self.held = 0
+        self._most = most
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Within, call what is given with each number of bytes that is kept; they count until the
+        end. It raises QueueFull instead of going beyond the budget."""
+        ours = 0
+
+        def hold(count: int) -> None:
+            nonlocal ours
+            if self.held + count > self._most:
+                raise QueueFull("uploads take all the memory that they may", retry_after=1)
+            self.held += count
+            ours += count
+
+        try:
+            yield hold
+        finally:
+            self.held -= ours
+
+
+async def read_image(
+    request: Request, max_bytes: int, max_seconds: float, hold: Callable[[int], None]
+) -> bytes:
+    """The image's bytes, at least one; `hold` is told of every chunk that is kept.
+
+    Raises MissingImage, BodyTooLarge, UploadTimeout, Starlette's ClientDisconnect, and what `hold`
+    raises.
     """
     body = _body_for(request.headers.get("content-type", ""))
     declared = request.headers.get("content-length", "0")
@@ -41,6 +73,7 @@ async def read_image(request: Request, max_bytes: int, max_seconds: float) -> by
                 received += len(chunk)
                 if received > max_bytes:
                     raise _too_large(max_bytes)
+                hold(len(chunk))
                 body.write(chunk)
     except TimeoutError as error:
         raise UploadTimeout(

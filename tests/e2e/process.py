@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pathlib
@@ -69,6 +70,13 @@ class Server:
             time.sleep(0.02)
         raise TimeoutError(f"not ready; the log says: {self._log}")
 
+    async def wait_until(self, metric: str, value: float) -> None:
+        """Until `/metrics` says `value` for a metric without labels."""
+        line = f"\n{metric} {value:.1f}\n"
+        async with httpx.AsyncClient() as client, asyncio.timeout(PATIENCE):
+            while line not in (await client.get(f"{self.url}/metrics")).text:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     def wait_for_log(self, message: str) -> dict[str, Any]:
         """The next record whose message contains `message`."""
         while True:
@@ -92,6 +100,10 @@ class Server:
     def log(self) -> list[dict[str, Any]]:
         """All records so far."""
         return [json.loads(line) for line in self._log]
+
+    def batches(self) -> list[int]:
+        """Sizes of the batches that a scripted engine was handed so far."""
+        return [record["size"] for record in self.log() if record["message"] == "batch"]
 
     def errors(self) -> str:
         """Standard error, once the process has ended."""

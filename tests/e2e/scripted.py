@@ -1,11 +1,13 @@
 """The real service with an engine that does as the environment says.
 
-ENGINE_SECONDS is what a batch takes, ENGINE_WARM_UP_SECONDS what it took at warm-up, ENGINE_ERROR
-what it raises; `load` fails while loading. Run as `python -m tests.e2e.scripted`.
+ENGINE_SECONDS is what a batch takes, ENGINE_WARM_UP_SECONDS what it took at warm-up,
+ENGINE_LOAD_SECONDS what loading takes, ENGINE_ERROR what it raises; `load` fails while loading.
+Run as `python -m tests.e2e.scripted`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +25,7 @@ async def load(settings: Settings) -> AsyncIterator[FakeEngine]:
     error = os.environ.get("ENGINE_ERROR")
     if error == "load":
         raise RuntimeError("the engine was told to fail")
+    await asyncio.sleep(float(os.environ.get("ENGINE_LOAD_SECONDS", "0")))
     seconds = float(os.environ.get("ENGINE_SECONDS", "0"))
     warm_up = float(os.environ.get("ENGINE_WARM_UP_SECONDS", seconds))
     yield FakeEngine(seconds, RuntimeError(error) if error else None, warm_up)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 async def test_who_leaves_is_not_computed() -> None:
     """Of many that wait behind a slow batch, those that hang up never reach the engine."""
-    with Server(*SCRIPTED, ENGINE_SECONDS="0.8", SHOAL_REQUEST_TIMEOUT="20") as server:
+    with Server(*SCRIPTED, ENGINE_SECONDS="3", SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
 
@@ -24,14 +24,15 @@ async def test_who_leaves_is_not_computed() -> None:
                 return asyncio.create_task(client.post(f"{server.url}/predict", files=form))
 
             first = post()
-            await asyncio.sleep(0.3)  # it is being computed, alone
+            await server.wait_until("shoal_batches_in_flight", 1)
             waiting = [post() for _ in range(24)]
-            await asyncio.sleep(0.3)  # all wait in the queue
+            await server.wait_until("shoal_queue_length", 24)
             for task in waiting[4:]:
                 task.cancel()
+            await server.wait_until("shoal_queue_length", 4)
             answers = await asyncio.gather(first, *waiting[:4])
         assert server.stop() == 0
-        computed = sum(record["size"] for record in server.log() if record["message"] == "batch")
+        computed = sum(server.batches())
         left = [record for record in server.log() if record.get("code") == "client_left"]
     assert [answer.status_code for answer in answers] == [200] * 5
     assert computed == 5

@@ -65,7 +65,19 @@ def test_every_error_is_described(predict: Any) -> None:
         (503, "draining"),
         (504, "deadline_exceeded"),
         (500, "engine_failed"),
+        (500, "internal_error"),
     }
+
+
+def test_headers_are_described(server: Server, predict: Any) -> None:
+    """Those that a real answer and a real refusal carry, beside what HTTP needs."""
+    for response in (
+        httpx.post(f"{server.url}/predict", files={"img": png(7)}),
+        httpx.post(f"{server.url}/predict"),
+    ):
+        described = predict["responses"][str(response.status_code)]["headers"]
+        ours = set(response.headers) - {"content-length", "content-type", "date"}
+        assert ours == {name.lower() for name in described}
 
 
 def test_references_lead_somewhere(server: Server) -> None:

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -21,14 +23,15 @@ HORSE = png(7)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_stop_loses_nothing(number: int) -> None:
     """Requests in flight when the signal arrives are answered; the process ends with 0."""
-    with Server(*SCRIPTED, ENGINE_SECONDS="0.3") as server:
+    with Server(*SCRIPTED, ENGINE_SECONDS="1", SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
             requests = [
                 asyncio.create_task(client.post(f"{server.url}/predict", files={"img": HORSE}))
                 for _ in range(32)
             ]
-            await asyncio.sleep(0.25)  # all have arrived, the first batch is being computed
+            await server.wait_until("shoal_batches_in_flight", 1)
+            await server.wait_until("shoal_queue_length", 32 - sum(server.batches()))
             status = await asyncio.to_thread(server.stop, number)
             responses = await asyncio.gather(*requests)
     assert status == 0
@@ -39,6 +42,23 @@ def test_stop_while_loading() -> None:
     """A signal during start-up ends the process cleanly too."""
     with Server(*REAL) as server:
         assert server.stop() == 0
+
+
+def test_an_engine_that_hangs_does_not_keep_the_process() -> None:
+    """Who waits for it is told, and the process ends in time, with 1 and a word in the log."""
+    hung = {"ENGINE_SECONDS": "1000", "SHOAL_REQUEST_TIMEOUT": "2000"}
+    with Server(*SCRIPTED, **hung, SHOAL_SHUTDOWN_TIMEOUT="1") as server:
+        server.wait_until_ready()
+        with ThreadPoolExecutor(1) as client:
+            waiting = client.submit(
+                httpx.post, f"{server.url}/predict", files={"img": HORSE}, timeout=30
+            )
+            server.wait_for_log("batch")
+            started = time.monotonic()
+            assert server.stop() == 1
+            assert time.monotonic() - started < 10
+            assert waiting.result().json()["code"] == "cut_off"
+        assert "does not come back" in server.log()[-1]["message"]
 
 
 def test_a_model_that_does_not_load_ends_the_process() -> None:

@@ -97,7 +97,7 @@ async def at_once(server: Server, count: int) -> list[httpx.Response]:
 
 async def test_deadline_unreachable() -> None:
     """Who could not be answered in time is refused at once and told when to come back."""
-    slow = {"ENGINE_SECONDS": "0.5", "SHOAL_REQUEST_TIMEOUT": "1.2"}
+    slow = {"ENGINE_SECONDS": "1", "SHOAL_REQUEST_TIMEOUT": "2.9"}
     with Server(*SCRIPTED, **slow) as server:
         server.wait_until_ready()
         responses = await at_once(server, 32)
@@ -132,7 +132,7 @@ async def test_queue_full() -> None:
 
 def test_not_ready() -> None:
     """While the model is loaded: alive, not ready, and requests are told to come back."""
-    with Server("-m", "service") as server:
+    with Server(*SCRIPTED, ENGINE_LOAD_SECONDS="30") as server:
         alive = httpx.get(f"{server.url}/healthz")
         ready = httpx.get(f"{server.url}/readyz")
         predict = httpx.post(f"{server.url}/predict", files={"img": HORSE})

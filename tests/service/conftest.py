@@ -32,7 +32,12 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(max_upload_bytes=100_000, max_image_pixels=1_000_000, decode_threads=1)
+    return Settings(
+        max_upload_bytes=100_000,
+        max_upload_memory=200_000,
+        max_image_pixels=1_000_000,
+        decode_threads=1,
+    )
 
 
 @pytest.fixture

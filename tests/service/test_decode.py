@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+import struct
 import subprocess
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -125,6 +127,36 @@ def test_a_gif_that_outgrows_its_screen_meets_the_same_limit() -> None:
     assert is_what_was_promised(decode(data, max_pixels=1024))
     with pytest.raises(ImageTooLarge, match="32 x 32"):
         decode(data, max_pixels=1023)
+
+
+def test_around_a_gif_that_does_not_fill_its_screen_is_white_paper() -> None:
+    """As a browser shows it, whatever the first colour of the palette is."""
+    pixels = decode(synthetic.gif(frame=(SIDE // 2, SIDE)), MAX_PIXELS)
+
+    assert not pixels[:, : SIDE // 2].any()
+    assert (pixels[:, SIDE // 2 :] == 255).all()
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_what_a_png_says_beside_its_pixels_may_take_long(kind: bytes) -> None:
+    """A few kilobytes inflate to megabytes: not on the event loop."""
+    png = encode(CHART, "PNG")
+    text = b"note\0\0" + zlib.compress(bytes(1 << 20))
+    chunk = struct.pack(">I", len(text)) + kind + text
+    data = png[:33] + chunk + struct.pack(">I", zlib.crc32(kind + text)) + png[33:]
+
+    assert identify(png, MAX_PIXELS).is_small
+    assert not identify(data, MAX_PIXELS).is_small
+
+
+def test_a_jpeg_whose_pixels_come_first_is_not_searched_for_its_size() -> None:
+    """Ten megabytes of 0xff would keep the event loop for a tenth of a second."""
+    data = b"\xff\xd8\xff\xda\x00\x02" + b"\xff" * 20_000_000
+
+    started = time.process_time()
+    with pytest.raises(BadImage):
+        identify(data, MAX_PIXELS)
+    assert time.process_time() - started < 0.02
 
 
 def test_small_images_may_be_decoded_on_the_event_loop() -> None:

@@ -46,6 +46,12 @@ def test_text() -> None:
     assert line.endswith("info     hello you  status=200")
 
 
+def test_a_client_cannot_forge_a_line() -> None:
+    """What moves a cursor or begins a line is shown, not done."""
+    line = TextFormatter().format(record(fields={"path": "/x\n12:00:00 info \x1b[31m", "size": 3}))
+    assert line.endswith(r"path='/x\n12:00:00 info \x1b[31m'  size=3") and line.isprintable()
+
+
 async def test_one_line_a_request(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

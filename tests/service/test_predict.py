@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -87,7 +89,7 @@ async def test_another_is_replaced(client: httpx.AsyncClient, given: str) -> Non
     assert len(response.headers["x-request-id"]) == 32
 
 
-@pytest.mark.parametrize("wish", ["0.5", "1e-1", " 2 ", "3600"])
+@pytest.mark.parametrize("wish", ["9.5", "1e1", " 12 ", "3600"])
 async def test_a_deadline_of_its_own(client: httpx.AsyncClient, wish: str) -> None:
     """A request may be in more of a hurry than the server; never in less."""
     assert (await client.post("/predict", **raw(**{"x-request-timeout": wish}))).status_code == 200
@@ -154,6 +156,45 @@ async def test_an_unknown_length_is_counted(client: httpx.AsyncClient) -> None:
     assert response.json()["code"] == "body_too_large"
 
 
+async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
+    """What all uploads hold together is bounded; who would exceed it comes back later, and what
+    has ended weighs no more."""
+    more = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield HORSE + bytes(60_000)
+        await more.wait()
+
+    def post(content: Any) -> asyncio.Task[httpx.Response]:
+        headers = {"content-type": "image/png"}
+        return asyncio.create_task(client.post("/predict", content=content, headers=headers))
+
+    first, second = post(slow()), post(slow())
+    await asyncio.sleep(0.05)
+    refused = await post(HORSE + bytes(90_000))
+    assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+    assert refused.headers["retry-after"] == "1"
+    more.set()
+    assert [(await task).status_code for task in (first, second)] == [200, 200]
+    for _ in range(5):
+        assert (await post(HORSE + bytes(90_000))).status_code == 200
+
+
+async def test_a_stop_that_takes_too_long_is_told(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that the server gives up on ends as a problem, not as half an answer."""
+
+    async def give_up(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("service.routes.read_image", give_up)
+    response = await client.post("/predict", **raw())
+    assert (response.status_code, response.json()["code"]) == (503, "cut_off")
+    assert response.headers["connection"] == "close"
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_other_fields_are_passed_over(client: httpx.AsyncClient) -> None:
     """Fields beside `img` do no harm, and of two images the first one counts."""
     files = [("note", b"hi"), ("img", HORSE), ("img", png(3))]
@@ -198,7 +239,11 @@ async def test_readyz(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
-    [("GET", "/nope", 404, "not_found"), ("GET", "/predict", 405, "method_not_allowed")],
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("POST", "/predict/", 404, "not_found"),  # no redirect to what the client calls us
+        ("GET", "/predict", 405, "method_not_allowed"),
+    ],
 )
 async def test_elsewhere(
     client: httpx.AsyncClient, method: str, path: str, status: int, code: str

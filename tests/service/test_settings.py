@@ -32,6 +32,8 @@ def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
     [
         ("SHOAL_PORT", "99999", "65535"),
         ("SHOAL_PORT", "tcp://10.0.0.1:80", "enableServiceLinks"),
+        ("SHOAL_HOST", "", "at least 1 character"),
+        ("SHOAL_MAX_UPLOAD_MEMORY", "2000", "SHOAL_MAX_UPLOAD_BYTES=10485760"),
         ("SHOAL_DEVICE", "tpu", "pattern"),
         ("SHOAL_MAX_QUEUE_SIZE", "0", "greater than or equal to 1"),
         ("SHOAL_REQUEST_TIMEOUT", "-1", "greater than 0"),
