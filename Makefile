@@ -22,7 +22,7 @@ ifeq ($(filter cpu gpu,$(EXTRA)),)
 $(error EXTRA is cpu or gpu, not '$(EXTRA)')
 endif
 
-.PHONY: help serve test check format train simulate lock clean
+.PHONY: help serve test check format train load-test simulate lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +49,9 @@ format: $(VENV)/dev ## format the code and mend what the linter can
 train: $(VENV)/train ## train on CIFAR-10's binary version: make train DATA=folder
 	@$(if $(DATA),,echo "make train DATA=FOLDER: the folder of CIFAR-10's binary version" >&2; exit 2)
 	@exec $(RUN) -m model_store train --data $(DATA) $(ARGS)
+
+load-test: $(VENV)/train ## measure a running server: make load-test ARGS="--rate 200"
+	@exec $(RUN) -m benchmarks.load_test $(ARGS)
 
 simulate: $(VENV)/train ## compare batching policies on virtual time
 	$(RUN) -m benchmarks.simulate $(ARGS)

@@ -43,10 +43,12 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 """(32, 32, 3), RGB, height x width x channel."""
 Probabilities: TypeAlias = npt.NDArray[np.float32]
 """(classes,), a softmax: not negative, sum 1."""
+Inputs: TypeAlias = npt.NDArray[np.float32]
+"""(bucket, 3, 32, 32), normalised."""
 
 
-class NotANumber(ArithmeticError):
-    """The network's output for this image is not finite."""
+class BadRow(ArithmeticError):
+    """The network's output for this image is not one finite number a class."""
 
 
 class GluonEngine:
@@ -61,13 +63,14 @@ class GluonEngine:
         self._thread = thread
 
     async def infer(self, images: Sequence[Image]) -> list[Probabilities | Exception]:
-        """One outcome per image, in order: its probabilities, or NotANumber.
+        """One outcome per image, in order: its probabilities, or BadRow.
 
         Raises MemoryError where the device is out of memory, and whatever MXNet raises.
         """
+        inputs = self._network.assemble(images)  # here, so that it may overlap another's compute
         loop = asyncio.get_running_loop()
-        batch = np.stack(images)
-        return _outcomes(await loop.run_in_executor(self._thread, self._network.infer, batch))
+        rows = await loop.run_in_executor(self._thread, self._network.infer, inputs)
+        return _outcomes(rows[: len(images)], len(self.model.classes))
 
 
 @asynccontextmanager
@@ -120,16 +123,25 @@ class _Network:
         }
         self.warm_up_seconds = {bucket: self._warm_up(bucket) for bucket in self._by_bucket}
 
-    def infer(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """uint8 (n, 32, 32, 3) -> float32 (n, classes), n at most the largest bucket."""
+    def assemble(self, images: Sequence[Image]) -> Inputs:
+        """(pixel / 255 - mean) / std, padded with zeros to a bucket. NumPy only: on any thread."""
         bucket = next(bucket for bucket in self._by_bucket if bucket >= len(images))
+        inputs = np.zeros((bucket, 3, SIDE, SIDE), dtype=np.float32)
+        filled = inputs[: len(images)]
+        np.multiply(np.stack(images).transpose(0, 3, 1, 2), self._scale, out=filled)
+        filled -= self._shift
+        return inputs
+
+    def infer(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Softmax rows, float32 (bucket, classes), for what `assemble` made."""
         try:
-            logits = self._by_bucket[bucket](self._inputs(images, bucket)).asnumpy()
+            on_device = self._mx.nd.array(inputs, ctx=self.device.context)
+            logits = self._by_bucket[len(inputs)](on_device).asnumpy()
         except self._mx.base.MXNetError as error:
             if _is_out_of_memory(str(error)):
                 raise MemoryError(str(error)) from error
             raise
-        return _softmax(logits[: len(images)])
+        return _softmax(logits)
 
     def close(self) -> None:
         self._by_bucket.clear()
@@ -154,21 +166,13 @@ class _Network:
             )
         else:
             network.hybridize(static_alloc=True, static_shape=True)
-        images = np.zeros((bucket, SIDE, SIDE, 3), dtype=np.uint8)
+        images = [np.zeros((SIDE, SIDE, 3), dtype=np.uint8)] * bucket
         seconds = []
         for _ in range(1 + WARM_UP_RUNS):
             started = time.perf_counter()
-            self.infer(images)
+            self.infer(self.assemble(images))
             seconds.append(time.perf_counter() - started)
         return tuple(seconds[1:])  # the first compiles and tunes
-
-    def _inputs(self, images: npt.NDArray[np.uint8], bucket: int) -> Any:
-        """(pixel / 255 - mean) / std as float32 (bucket, 3, 32, 32); padding is zeros."""
-        inputs = np.zeros((bucket, 3, SIDE, SIDE), dtype=np.float32)
-        filled = inputs[: len(images)]
-        np.multiply(images.transpose(0, 3, 1, 2), self._scale, out=filled)
-        filled -= self._shift
-        return self._mx.nd.array(inputs, ctx=self.device.context)
 
     def _zeros(self, count: int) -> Any:
         return self._mx.nd.zeros((count, 3, SIDE, SIDE), ctx=self.device.context)
@@ -225,9 +229,10 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return exponentials
 
 
-def _outcomes(rows: npt.NDArray[np.float32]) -> list[Probabilities | Exception]:
-    finite = np.isfinite(rows).all(axis=1)
+def _outcomes(rows: npt.NDArray[np.float32], classes: int) -> list[Probabilities | Exception]:
+    shaped = rows.shape[1:] == (classes,)
+    good = np.isfinite(rows).all(axis=1) if shaped else np.zeros(len(rows), dtype=bool)
     return [
-        row if good else NotANumber("the network's output is not finite")
-        for row, good in zip(rows, finite, strict=True)
+        row if fine else BadRow("the network's output is not one finite number a class")
+        for row, fine in zip(rows, good, strict=True)
     ]
