@@ -27,7 +27,12 @@ def main() -> int:
     configure(settings)
     for line in unknown(os.environ):
         log.warning(line)
-    return serve(create_app(settings), settings)
+    try:
+        app = create_app(settings)
+    except BadSettings as error:
+        print(error, file=sys.stderr)
+        return 2
+    return serve(app, settings)
 
 
 def serve(app: FastAPI, settings: Settings) -> int:

@@ -14,6 +14,7 @@ import model_store.engine
 from model_store import manifest
 from model_store.engine import GluonEngine
 from service import errors, routes, schemas
+from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import Requests
 from service.serving import LoadEngine, Serving
@@ -23,6 +24,10 @@ DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
 class and softmax probability. Every error is `application/problem+json` (RFC 9457).
 """
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
@@ -37,7 +42,13 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
 
 
 def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> FastAPI:
-    """The application: an ASGI app whose lifespan loads the model and drains on the way out."""
+    """The application: an ASGI app whose lifespan loads the model and drains on the way out.
+
+    Raises BadSettings where keys cannot be used.
+    """
+    keys = Keys(
+        settings.api_keys.get_secret_value() if settings.api_keys else "", settings.api_keys_file
+    )
     metrics = Metrics()
     serving = Serving(settings, load_engine, metrics.count_batch)
     metrics.watch(serving)
@@ -58,22 +69,27 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
     app.state.settings = settings
     app.state.serving = serving
     app.state.metrics = metrics
+    app.state.keys = keys
     app.include_router(routes.router)
     for kind in (*errors.PROBLEMS, HTTPException):
         app.add_exception_handler(kind, errors.handle)
     app.add_middleware(Requests, count=metrics.count_request)
-    app.openapi = _with_problems(app)  # type: ignore[method-assign]  # FastAPI's own way
+    app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 
 
-def _with_problems(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's description and the schema that every error response of `errors` refers to."""
+def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """FastAPI's description, the schema that every error response of `errors` refers to, and how
+    to send a key where one is wanted."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
         description = describe()
-        shapes = description["components"]["schemas"]
-        shapes["ProblemDetails"] = schemas.ProblemDetails.model_json_schema()
+        components = description["components"]
+        components["schemas"]["ProblemDetails"] = schemas.ProblemDetails.model_json_schema()
+        if app.state.keys.wanted:
+            components["securitySchemes"] = SECURITY
+            description["paths"]["/predict"]["post"]["security"] = [{name: []} for name in SECURITY]
         return description
 
     return openapi

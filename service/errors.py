@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -46,6 +46,12 @@ class BadTimeout(Exception):
     """The deadline that the client asks for is none."""
 
 
+class Unauthorized(Exception):
+    """No key, or a wrong one, where one is asked for."""
+
+    headers: ClassVar = {"WWW-Authenticate": "Bearer"}
+
+
 class NotReady(Exception):
     """The model is not loaded or not warm yet."""
 
@@ -74,6 +80,13 @@ PROBLEMS: dict[type[Exception], Problem] = {
     ImageTooLarge: Problem(413, "image_too_large", "Too many pixels"),
     UploadTimeout: Problem(408, "upload_timeout", "Upload too slow", closes=True),
     BadTimeout: Problem(400, "bad_timeout", "Not a number of seconds"),
+    Unauthorized: Problem(
+        401,
+        "unauthorized",
+        "No valid key",
+        "This server answers who has a key: send Authorization: Bearer KEY, or X-API-Key: KEY. Ask "
+        "whoever runs it for one.",
+    ),
     QueueFull: Problem(
         503,
         "queue_full",

@@ -55,6 +55,7 @@ SERVER_TIMING = {
     "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
 }
 REFUSALS = (
+    errors.Unauthorized,
     errors.MissingImage,
     decode.BadImage,
     decode.UnsupportedImageType,
@@ -93,6 +94,7 @@ async def predict(request: Request) -> Response:
     serving: Serving = request.app.state.serving
     settings: Settings = request.app.state.settings
     timing: dict[str, float] = request.state.timing
+    request.app.state.keys.check(request.headers)
     ready = serving.ready  # before the upload: why read what cannot be answered
     timeout = _timeout(request, settings)
     image = await _image(request, timeout)

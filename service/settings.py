@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store.manifest import STORE, Name, Version
@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         default_factory=lambda: min(len(os.sched_getaffinity(0)), 8), ge=1, le=256
     )
     """Threads that decode large images. Default: one a CPU core, 8 at most."""
+
+    api_keys: SecretStr | None = None
+    """Keys, separated by commas; with any, predictions are for who sends one. At least 16
+    characters each."""
+    api_keys_file: pathlib.Path | None = None
+    """File of more keys, one a line, read again when it changes."""
 
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""

@@ -52,6 +52,7 @@ def test_every_error_is_described(predict: Any) -> None:
         for code in response["content"].get("application/problem+json", {}).get("examples", {})
     }
     assert described == {
+        (401, "unauthorized"),
         (422, "missing_image"),
         (400, "bad_image"),
         (400, "bad_timeout"),
