@@ -65,12 +65,13 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.serving = serving
     app.state.metrics = metrics
     app.state.keys = keys
-    app.include_router(routes.router)
+    app.router.routes[:0] = routes.router.routes  # first, and found without a detour
     for kind in (*errors.PROBLEMS, HTTPException):
         app.add_exception_handler(kind, errors.handle)
     app.add_middleware(Requests, count=metrics.count_request)

@@ -6,12 +6,12 @@ Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `stat
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -197,7 +197,7 @@ def answer(problem: Problem, error: Exception | None, request_id: str) -> Respon
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))  # whole seconds: RFC 9110
     if problem.closes:
         headers["Connection"] = "close"
-    return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
+    return Response(orjson.dumps(body), problem.status, headers, MEDIA_TYPE)
 
 
 async def handle(request: Request, error: Exception) -> Response:

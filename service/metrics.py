@@ -7,6 +7,7 @@ a batch takes) is asked for when somebody looks. No label takes a value from a c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import (
@@ -93,8 +94,12 @@ class Metrics:
         self._out_of_memory = Counter(
             "shoal_batches_out_of_memory", "Batches that did not fit the device.", registry=registry
         )
-        for outcome in ("answered", "failed", "gone"):
-            self._items.labels(outcome)
+        self._answered = self._items.labels("answered")
+        self._failed = self._items.labels("failed")
+        self._gone = self._items.labels("gone")
+        # Looking a child up costs more than counting does.
+        self._request = functools.cache(self._requests.labels)
+        self._stage = functools.cache(self._stages.labels)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -107,9 +112,9 @@ class Metrics:
         self, route: str, status: int, seconds: float, stages: Mapping[str, float], code: str | None
     ) -> None:
         """A request has ended."""
-        self._requests.labels(route, str(status)).observe(seconds)
+        self._request(route, status).observe(seconds)
         for stage, duration in stages.items():
-            self._stages.labels(stage).observe(duration)
+            self._stage(stage).observe(duration)
         if status == CLIENT_LEFT:
             self._cancellations.inc()
         elif code is not None:
@@ -121,9 +126,9 @@ class Metrics:
         self._padding.inc(report.bucket - report.size)
         self._batch_seconds.observe(report.infer_seconds)
         self._overrun.observe(report.infer_seconds / report.predicted_seconds)
-        self._items.labels("answered").inc(report.answered)
-        self._items.labels("failed").inc(report.failed)
-        self._items.labels("gone").inc(report.gone)
+        self._answered.inc(report.answered)
+        self._failed.inc(report.failed)
+        self._gone.inc(report.gone)
         self._retries.inc(report.retries)
         self._out_of_memory.inc(report.out_of_memory)
 

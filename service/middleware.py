@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 from service.logs import log
 
-SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 Count = Callable[[str, int, float, Mapping[str, float], str | None], None]
 """Is told of each request: route, status, seconds, seconds by stage, code of a problem."""
 CLIENT_LEFT = 499  # nginx's number for it; it is logged and never sent
@@ -49,12 +48,12 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
+                headers = message["headers"]
+                headers.append((b"x-request-id", request_id.encode()))
                 if scope["app"].state.serving.draining:
-                    headers["Connection"] = "close"
+                    headers.append((b"connection", b"close"))
                 if timing:
-                    headers["Server-Timing"] = _server_timing(timing)
+                    headers.append((b"server-timing", _server_timing(timing)))
             await send(message)
 
         try:
@@ -81,13 +80,17 @@ class Requests:
 
 def _request_id(scope: Scope) -> str:
     """The client's own id if it is sane, else a new one."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if SANE_ID.fullmatch(given) else os.urandom(16).hex()
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and SANE_ID.fullmatch(value):
+            sane: str = value.decode()
+            return sane
+    return os.urandom(16).hex()
 
 
-def _server_timing(timing: dict[str, float]) -> str:
+def _server_timing(timing: dict[str, float]) -> bytes:
     """https://www.w3.org/TR/server-timing/: durations in milliseconds."""
-    return ", ".join(f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in timing.items())
+    stages = [f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in timing.items()]
+    return ", ".join(stages).encode()
 
 
 def _log_request(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:

@@ -10,6 +10,8 @@ counts; other fields are passed over.
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +24,12 @@ from service.errors import BodyTooLarge, MissingImage, UploadTimeout
 
 FIELD = b"img"
 MAX_PARTS = 64
+_USUAL_FORM = re.compile(r"multipart/form-data; boundary=([\w'+.-]{1,70})", re.ASCII)
+_ONLY_HEAD = re.compile(
+    rb'\r\ncontent-disposition: form-data; name="img"(?:; filename="[^"\\\r\n]*")?\r\n'
+    rb"(?:content-(?:type|length): [\w/.+-]+\r\n)*\r\n",
+    re.IGNORECASE,
+)
 HOW = (
     "Send multipart/form-data with a file in the field 'img' (curl -F img=@photo.jpg URL), or "
     "the image itself as the body, with Content-Type: image/jpeg, image/png or the like."
@@ -62,10 +70,11 @@ async def read_image(
     Raises MissingImage, BodyTooLarge, UploadTimeout, Starlette's ClientDisconnect, and what `hold`
     raises.
     """
-    body = _body_for(request.headers.get("content-type", ""))
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > max_bytes:
+    declared = request.headers.get("content-length", "")
+    length = int(declared) if declared.isdecimal() else -1
+    if length > max_bytes:
         raise _too_large(max_bytes)
+    body = _body_for(request.headers.get("content-type", ""), length)
     received = 0
     try:
         async with asyncio.timeout(max_seconds):
@@ -101,18 +110,9 @@ class _Raw:
 class _Form:
     """A body that is a form: keeps the bytes of the first part named `img`, forgets the rest."""
 
-    def __init__(self, boundary: bytes) -> None:
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._header_name,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_part_data": self._data,
-                "on_part_end": self._end,
-            },
-        )
+    def __init__(self, boundary: bytes, length: int) -> None:
+        self._boundary = boundary
+        self._length = length
         self._chunks: list[bytes] = []
         self._name = self._value = b""
         self._parts = 0
@@ -122,6 +122,10 @@ class _Form:
     def write(self, chunk: bytes) -> None:
         if self._found:
             return  # nothing after the image matters
+        if len(chunk) == self._length and (image := only_part(chunk, self._boundary)) is not None:
+            self._chunks.append(image)
+            self._found = True
+            return
         try:
             self._parser.write(chunk)
         except FormParserError as error:
@@ -133,6 +137,20 @@ class _Form:
         if image := b"".join(self._chunks):
             return image
         raise MissingImage(f"The file in the field 'img' is empty. {HOW}")
+
+    @functools.cached_property
+    def _parser(self) -> MultipartParser:
+        return MultipartParser(
+            self._boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._header_name,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_end,
+                "on_part_data": self._data,
+                "on_part_end": self._end,
+            },
+        )
 
     def _begin(self) -> None:
         self._is_image = False
@@ -159,19 +177,29 @@ class _Form:
         self._found = self._found or self._is_image
 
 
-def _body_for(content_type: str) -> _Raw | _Form:
-    kind, options = parse_options_header(content_type)
-    if kind.startswith(b"image/"):
+def only_part(body: bytes, boundary: bytes) -> bytes | None:
+    """The image of a form that is whole and has it as its only part, as most have: what the parser
+    would find, in a fifth of the time. None: the parser's to judge."""
+    delimiter = b"--" + boundary
+    end = body.find(b"\r\n" + delimiter, len(delimiter))
+    if end < 0 or body[end + 2 + len(delimiter) :] not in (b"--\r\n", b"--"):
+        return None
+    head = _ONLY_HEAD.match(body, len(delimiter), end)
+    return body[head.end() : end] if head and body.startswith(delimiter) else None
+
+
+def _body_for(content_type: str, length: int) -> _Raw | _Form:
+    if content_type.lower().startswith("image/"):
         return _Raw()
+    if usual := _USUAL_FORM.fullmatch(content_type):
+        return _Form(usual[1].encode(), length)
+    kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         raise MissingImage(f"The request holds no image. {HOW}")
     boundary = options.get(b"boundary")
     if not boundary:
         raise MissingImage(f"The form's Content-Type names no boundary. {HOW}")
-    try:
-        return _Form(boundary)
-    except FormParserError as error:
-        raise MissingImage(f"The form cannot be read: {error}. {HOW}") from error
+    return _Form(boundary, length)
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:
