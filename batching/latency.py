@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 WORTH_SPLITTING = 0.1
@@ -51,7 +51,7 @@ class LatencyTable:
         self._batches = 0
         self._ran: dict[int, int] = {}
         self._patience: dict[int, int] = {}
-        self.spread = max(median(_spread(samples[bucket]) for bucket in self.buckets), 0.01)
+        self.spread = max(_spread(samples.values()), 0.01)
         """Relative standard deviation of a batch's time at warm-up."""
         self._settle()
 
@@ -181,9 +181,14 @@ def _agreed(error: float, before: float) -> float:
     return min(error, before, key=abs) if error * before > 0 else 0.0
 
 
-def _spread(runs: Sequence[float]) -> float:
-    middle = median(runs)
-    return NORMAL * median(abs(seconds - middle) for seconds in runs) / middle
+def _spread(samples: Iterable[Sequence[float]]) -> float:
+    """From how far the runs of each bucket are from their median, all buckets together. Where the
+    median is one of the runs, that one says nothing."""
+    distances: list[float] = []
+    for runs in samples:
+        middle = median(runs)
+        distances += sorted(abs(seconds - middle) / middle for seconds in runs)[len(runs) % 2 :]
+    return NORMAL * median(distances) if distances else 0.0
 
 
 def _never_decreasing(values: Sequence[float]) -> list[float]:

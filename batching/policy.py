@@ -29,6 +29,11 @@ KEEPING_UP = 0.75
 """Share of what arrives that a batch must keep up with to be worth opening. Found by simulation:
 with less, batches get small under overload; with more, too many are refused just below it."""
 
+LENIENCY = 0.5
+"""Share of the margin that is asked of those who were accepted: it was there for the errors that
+came since. Asked for all of it again, one late batch would make the next small, and so others late.
+"""
+
 CHOICES = 16
 """How many ways of giving some up are compared, when some must be."""
 
@@ -78,7 +83,7 @@ class Policy:
         Until `patience` it may wait for company, as long as nobody's deadline is at stake.
         """
         cap = self.size_limit(now)
-        if len(line) >= min(cap, self._allowed(line[0], self.timeline.free_at(now), now)):
+        if len(line) >= min(cap, self._allowed(line[0], self.timeline.free_at(now), now, LENIENCY)):
             return now  # waiting cannot make it larger
         company = self.table.seconds(len(line) + 1) * (1 + self.timeline.margin.share)
         return max(self.timeline.runs_dry_at(now), min(patience, line[0] - company))
@@ -96,9 +101,9 @@ class Policy:
         if first == len(line):
             tried = line[-1] > now and self.timeline.unheard(now)
             return (first - 1, 1) if tried else (first, 0)
-        if self._allowed(line[first], start, now) < min(cap, len(line) - first):
+        if self._allowed(line[first], start, now, LENIENCY) < min(cap, len(line) - first):
             first = self._least_lost(line, first, start, cap, now)
-        allowed = max(self._allowed(line[first], start, now), 1)
+        allowed = max(self._allowed(line[first], start, now, LENIENCY), 1)
         return first, self.table.best(min(allowed, cap, len(line) - first))
 
     def _least_lost(
@@ -122,7 +127,7 @@ class Policy:
         lost = 0
         place = first
         while place < len(line) and lost < most:
-            allowed = self._allowed(line[place], start, now)
+            allowed = self._allowed(line[place], start, now, LENIENCY)
             if not allowed and place > first:
                 lost += 1
                 place += 1
@@ -140,9 +145,10 @@ class Policy:
         """The earliest deadline that a predicted `end` can be trusted to meet."""
         return now + (end - now) * (1 + self.timeline.margin.share)
 
-    def _allowed(self, deadline: float, start: float, now: float) -> int:
-        """The largest batch from `start` that meets `deadline`; 0 if none does."""
-        trusted = now + (deadline - now) / (1 + self.timeline.margin.share)
+    def _allowed(self, deadline: float, start: float, now: float, of_margin: float = 1.0) -> int:
+        """The largest batch from `start` that meets `deadline` with that share of the margin; 0 if
+        none does."""
+        trusted = now + (deadline - now) / (1 + of_margin * self.timeline.margin.share)
         return self.table.largest_within(trusted - start)
 
     def _worthwhile(self, timeout: float, cap: int, now: float) -> int:

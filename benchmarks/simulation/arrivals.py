@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
+
+BURST = Path(__file__).parent / "burst.json"
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:
@@ -25,13 +29,14 @@ def ramp(rate: float, count: int, seed: int) -> list[float]:
 
 
 def bursts(rate: float, count: int, seed: int) -> list[float]:
-    """A nearly idle service, and now and then 128 requests within a millisecond."""
-    random_ = random.Random(seed)
+    """A nearly idle service, and now and then 128 requests that were sent together, as recorded by
+    `python -m benchmarks.record_burst`."""
+    recorded: list[float] = json.loads(BURST.read_text())
     length = count / rate
     quiet = _thinned(rate / 10, count // 10, seed, lambda _: 1.0, 1.0)
-    together = max(1, round(0.9 * count / 128))
+    together = max(1, round(0.9 * count / len(recorded)))
     starts = [length * (k + 0.5) / together for k in range(together)]
-    return sorted(quiet + [s + random_.uniform(0, 0.001) for s in starts for _ in range(128)])
+    return sorted(quiet + [start + offset for start in starts for offset in recorded])
 
 
 def _thinned(

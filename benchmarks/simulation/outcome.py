@@ -29,20 +29,20 @@ class Figures:
 
 
 def figures(requests: Sequence[Request], slo: float) -> Figures:
-    """Of the requests that arrive after a start of three SLOs. Goodput counts those of them that
-    are answered within the SLO, per second of arrivals.
+    """Of the requests that arrive after a start of three SLOs and at least one SLO before the end:
+    later ones compete with nobody for what is left in a queue. Goodput counts those of them that
+    are answered within the SLO, per second of such arrivals.
 
     Latencies are those of accepted requests; one that was accepted and never answered counts as
     infinitely late, and so against `kept_share`, the share of the accepted answered in time.
     """
-    begin = requests[0].arrived + 3 * slo
-    counted = [request for request in requests if request.arrived >= begin]
-    seconds = requests[-1].arrived - begin
+    begin, end = requests[0].arrived + 3 * slo, requests[-1].arrived - slo
+    counted = [request for request in requests if begin <= request.arrived <= end]
     accepted = sorted(r.done - r.arrived for r in counted if r.accepted)
     kept = sum(1 for latency in accepted if latency <= slo)
     return Figures(
-        offered=len(counted) / seconds,
-        goodput=kept / seconds,
+        offered=len(counted) / (end - begin),
+        goodput=kept / (end - begin),
         accepted_share=len(accepted) / len(counted),
         kept_share=kept / len(accepted) if accepted else 1.0,
         p50=quantile(accepted, 0.50),

@@ -29,7 +29,7 @@ def verdict(results: list[dict[str, Any]]) -> dict[str, Any]:
         calm = ours.get("kept_share_but_for_the_change", ours["kept_share"])
         if ours["kept_share"] < KEPT:
             kept.append(
-                f"{name}: {ours['kept_share']:.1%}; {calm:.1%} but for the SLO around the change"
+                f"{name}: {ours['kept_share']:.1%}; {calm:.1%} but for four SLOs around the change"
             )
         for peer, row in cell["rows"].items():
             if peer == "shoal":

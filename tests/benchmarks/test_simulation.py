@@ -64,15 +64,16 @@ def test_the_flow_knows_of_the_slow_half() -> None:
 
 
 def test_figures_of_a_handful() -> None:
-    """Refused, late, never answered, and in time; the first three SLOs do not count."""
+    """Refused, late, never answered, and in time; the first three SLOs and the last do not
+    count."""
     start = Request(0.0, done=99.0)
     good = [Request(3.0 + n, done=3.5 + n) for n in range(6)]
     late, lost = Request(9.0, done=10.5), Request(10.0)
     refused = [Request(11.0, accepted=False), Request(13.0, accepted=False)]
     found = figures([start, *good, late, lost, *refused], 1.0)
     assert found.offered == 1.0
-    assert found.goodput == pytest.approx(0.6)
-    assert found.accepted_share == pytest.approx(0.8)
+    assert found.goodput == pytest.approx(6 / 9)
+    assert found.accepted_share == pytest.approx(8 / 9)
     assert found.kept_share == pytest.approx(0.75)
     assert found.p50 == pytest.approx(0.5)
     assert found.p99 == math.inf
