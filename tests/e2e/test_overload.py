@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-import time
+import urllib.parse
 
 import httpx
 import pytest
 
+from benchmarks.load.fleet import poisson
+from benchmarks.load.generator import Generator, Job
+from benchmarks.load.images import Picture, request
 from tests.e2e.process import SCRIPTED, Server
 from tests.service.conftest import png
 
@@ -26,35 +29,41 @@ def resident(pid: int) -> int:
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
+async def refusals(url: str) -> list[httpx.Response]:
+    """What a client is told that comes now and then while others flood the server."""
+    async with httpx.AsyncClient(timeout=30) as client:
+        answers = []
+        for _ in range(SECONDS):
+            await asyncio.sleep(0.9)
+            answers.append(await client.post(url, files={"img": png(7)}))
+    return [answer for answer in answers if answer.status_code != 200]
+
+
 async def test_ten_times_too_much() -> None:
-    """Every request gets an answer in time or an immediate refusal; goodput and memory hold."""
+    """Every request gets its own answer in time or an immediate refusal that says when to come
+    back; goodput and memory hold."""
     settings = {"ENGINE_SECONDS": str(ENGINE_SECONDS), "SHOAL_REQUEST_TIMEOUT": str(TIMEOUT)}
     with Server(*SCRIPTED, **settings) as server:
         server.wait_until_ready()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(timeout=30, limits=limits) as client:
-
-            async def post() -> tuple[httpx.Response, float]:
-                sent = time.monotonic()
-                response = await client.post(f"{server.url}/predict", files={"img": png(7)})
-                return response, time.monotonic() - sent
-
-            tasks, memory = [], 0
-            started = time.monotonic()
-            for number in range(int(10 * CAPACITY * SECONDS)):
-                await asyncio.sleep(started + number / (10 * CAPACITY) - time.monotonic())
-                tasks.append(asyncio.create_task(post()))
-                if number == int(10 * CAPACITY * SECONDS) // 4:
-                    memory = resident(server.pid)
-            answers = await asyncio.gather(*tasks)  # raises on a reset or a hang
-            grown = resident(server.pid) - memory
+        url = f"{server.url}/predict"
+        upload = request(urllib.parse.urlsplit(url), Picture("7.png", png(7), None), raw=False)
+        times = poisson(10 * CAPACITY, SECONDS, seed=1)
+        job = Job(url, [upload], ["horse"], duration=SECONDS, timeout=30, seed=1, times=times)
+        load = asyncio.create_task(Generator(job, lambda answered, failed: None).run())
+        looking = asyncio.create_task(refusals(url))
+        await asyncio.sleep(SECONDS / 4)
+        memory = resident(server.pid)
+        outcome, refused = await load, await looking
+        grown = resident(server.pid) - memory
         assert server.stop() == 0
-    assert {response.status_code for response, _ in answers} == {200, 503}
-    in_time = [seconds for response, seconds in answers if response.status_code == 200]
+    assert set(outcome.status) == {200, 503}, "no reset, no hang, nothing accepted in vain"
+    assert outcome.different == 0
+    ended = list(zip(outcome.status, outcome.latency, strict=True))
+    in_time = [seconds for status, seconds in ended if status == 200]
     assert len(in_time) > 0.8 * CAPACITY * SECONDS, "goodput"
     assert max(in_time) < TIMEOUT + ENGINE_SECONDS
-    for response, _ in answers:
-        if response.status_code == 503:
-            assert response.json()["code"] in ("deadline_unreachable", "queue_full")
-            assert int(response.headers["retry-after"]) >= 1
+    assert refused
+    for answer in refused:
+        assert answer.json()["code"] == "deadline_unreachable"
+        assert int(answer.headers["retry-after"]) >= 1
     assert grown < 20_000, f"grown by {grown} kB"
