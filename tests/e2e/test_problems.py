@@ -77,7 +77,7 @@ def test_slow_upload(server: Server) -> None:
         answer = b""
         while received := connection.recv(65536):
             answer += received
-    assert answer.startswith(b"HTTP/1.1 408 ") and b'"code": "upload_timeout"' in answer
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"code":"upload_timeout"' in answer
     assert b"connection: close" in answer.lower()
 
 
