@@ -50,8 +50,9 @@ class Requests:
                 status = message["status"]
                 headers = message["headers"]
                 headers.append((b"x-request-id", request_id.encode()))
-                if scope["app"].state.serving.draining:
-                    headers.append((b"connection", b"close"))
+                close = (b"connection", b"close")
+                if scope["app"].state.serving.draining and close not in headers:
+                    headers.append(close)
                 if timing:
                     headers.append((b"server-timing", _server_timing(timing)))
             await send(message)
