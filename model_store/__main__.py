@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace) -> int:
             data=options.data,
             checkpoints=options.checkpoints,
             store=options.store,
-            version=options.version,
+            version=options.version or manifest.following(options.store, options.architecture),
             device=options.device,
             threads=options.threads,
         )
@@ -121,12 +121,13 @@ def _tell_each(
 
 
 def _import(options: argparse.Namespace) -> int:
+    name = options.name or options.arch
     target = asyncio.run(
         store.import_params(
             options.file,
             options.store,
-            options.name or options.arch,
-            options.version,
+            name,
+            options.version or manifest.following(options.store, name),
             options.arch,
             store.read_classes(options.classes) if options.classes else cifar10.CLASSES,
             manifest.Normalisation(mean=tuple(options.mean), std=tuple(options.std)),
@@ -178,7 +179,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=pathlib.Path, help="as net.save_parameters wrote it")
     parser.add_argument("--arch", default="cifar_resnet20_v1", help="(%(default)s)")
     parser.add_argument("--name", help="the model's name (that of the architecture)")
-    parser.add_argument("--version", default="1", help="a number (%(default)s)")
+    parser.add_argument("--version", help="its number (the next one)")
     parser.add_argument(
         "--classes", type=pathlib.Path, help="file of class names, one a line (CIFAR-10's)"
     )
@@ -201,7 +202,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_data_and_device(parser)
-    parser.add_argument("--version", default="1", help="number of the new version (%(default)s)")
+    parser.add_argument("--version", help="number of the new version (the next one)")
     parser.add_argument(
         "--checkpoints",
         type=pathlib.Path,

@@ -122,6 +122,12 @@ def latest(store: pathlib.Path, name: str) -> str:
     return find(store, name)[-1][1]
 
 
+def following(store: pathlib.Path, name: str) -> str:
+    """The number after the highest of `name`; 1 if there is none."""
+    numbers = [int(version) for known, version in versions(store) if known == name]
+    return str(max(numbers, default=0) + 1)
+
+
 def vacant(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
     """Where the version would lie. Raises BadModel: it is there, or it cannot be, as `folder`."""
     target = folder(store, name, version)

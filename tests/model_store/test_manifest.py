@@ -81,6 +81,15 @@ def test_latest_is_the_highest_number(tmp_path: pathlib.Path) -> None:
     assert manifest.versions(tmp_path) == [("pets", "1"), ("pets", "9"), ("pets", "10")]
 
 
+def test_a_new_version_gets_the_next_number(tmp_path: pathlib.Path) -> None:
+    """One more than the highest of that name; gaps stay, and others' numbers do not count."""
+    for name, version in ("pets", "2"), ("pets", "10"), ("cars", "30"):
+        (tmp_path / name / version).mkdir(parents=True)
+        (tmp_path / name / version / "manifest.json").touch()
+    assert manifest.following(tmp_path, "pets") == "11"
+    assert manifest.following(tmp_path, "birds") == "1"
+
+
 def test_unknown_model_lists_what_there_is(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "pets" / "1", json.dumps(GOOD))
     with pytest.raises(BadModel, match="pets"):
