@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 import model_store.engine
 from model_store import manifest
 from model_store.engine import GluonEngine
-from service import errors, routes, schemas
+from service import errors, pages, routes, schemas
 from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import Requests
@@ -72,6 +72,8 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
     app.state.metrics = metrics
     app.state.keys = keys
     app.router.routes[:0] = routes.router.routes  # first, and found without a detour
+    if settings.page:
+        app.include_router(pages.router())
     for kind in (*errors.PROBLEMS, HTTPException):
         app.add_exception_handler(kind, errors.handle)
     app.add_middleware(Requests, count=metrics.count_request)

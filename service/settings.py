@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     shutdown_timeout: int = Field(default=20, ge=1, le=3600)
     """Seconds after that in which requests in flight are answered; then they are cut off."""
 
+    page: bool = True
+    """Whether to serve the page at `/`, where one drops pictures and sees their classes."""
+
     log_format: Literal["auto", "json", "text"] = "auto"
     """json: one JSON object a line; text: for reading; auto: text on a terminal, else json."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.chromium import Chromium
 from tests.e2e.process import SCRIPTED, Server
 from tests.service.conftest import png
 
@@ -94,3 +96,20 @@ def test_answers_are_as_described(server: Server, predict: Any) -> None:
     assert set(answer) == set(shapes["Prediction"]["required"])
     problem = httpx.post(f"{server.url}/predict").json()
     assert set(problem) == set(shapes["ProblemDetails"]["required"])
+
+
+def test_try_it_out(chromium: Chromium, server: Server, tmp_path: pathlib.Path) -> None:
+    """In the browser, a file is chosen, sent and answered."""
+    horse = tmp_path / "horse.png"
+    horse.write_bytes(png(7))
+    with chromium.page() as page:
+        page.open(f"{server.url}/docs")
+        page.click(".opblock-post .opblock-summary-control")
+        page.click(".opblock-post .try-out__btn")
+        page.wait_for("!!document.querySelector('.opblock-post input[type=file]')")
+        page.choose(".opblock-post input[type=file]", horse)
+        page.click(".opblock-post .execute")
+        page.wait_for("!!document.querySelector('.live-responses-table .response')")
+        answer = page.texts(".live-responses-table .response")[0]
+        assert answer.startswith("200") and '"class": "horse"' in answer
+        assert {url.split("/")[2] for url in page.requests} == {server.url.split("/")[2]}

@@ -1,0 +1,62 @@
+"""The page at `/`: drop a picture and see what the network makes of it.
+
+Promises
+    Plain files beside this one, without a framework or a build step, read once as the router is
+    made. Everything on the page comes from this service, and the browser is told to see to that.
+
+Left to others
+    The answers: the page asks `POST /predict` and `GET /metrics` as any client does.
+
+Invariants
+    The addresses within the page are relative, so that it also works behind a proxy's prefix.
+    No script and no style inline: the policy below forbids both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter, Request, Response
+
+FOLDER = pathlib.Path(__file__).parent
+MEDIA_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+HEADERS = {
+    "Cache-Control": "no-cache",  # kept, and asked for again by its ETag
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def router() -> APIRouter:
+    """`/`, and what it needs below `/page/`."""
+    router = APIRouter(include_in_schema=False)
+    for file in sorted(FOLDER.iterdir()):
+        if file.suffix not in MEDIA_TYPES:
+            continue
+        path = "/" if file.name == "index.html" else f"/page/{file.name}"
+        handler = _handler(file.read_bytes(), MEDIA_TYPES[file.suffix])
+        router.add_api_route(path, handler, methods=["GET", "HEAD"])
+    return router
+
+
+def _handler(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = HEADERS | {"ETag": etag}
+
+    async def handler(request: Request) -> Response:
+        # Within: clients send lists, and proxies that compress put W/ in front.
+        if etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type=media_type)
+
+    return handler
