@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import model_store.engine
 from model_store import manifest
 from model_store.engine import GluonEngine
-from service import errors, pages, routes, schemas
+from service import errors, inference, pages, protocol, routes, schemas
 from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import Requests
@@ -22,7 +23,8 @@ from service.settings import Settings
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
-class and softmax probability. Every error is `application/problem+json` (RFC 9457).
+class and softmax probability, several to `POST /predict/batch`, or speak the Open Inference
+Protocol v2 below `/v2`. Every error elsewhere is `application/problem+json` (RFC 9457).
 """
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -71,7 +73,8 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
     app.state.serving = serving
     app.state.metrics = metrics
     app.state.keys = keys
-    app.router.routes[:0] = routes.router.routes  # first, and found without a detour
+    # first, and found without a detour
+    app.router.routes[:0] = [*routes.router.routes, *inference.router.routes]
     if settings.page:
         app.include_router(pages.router())
     for kind in (*errors.PROBLEMS, HTTPException):
@@ -82,17 +85,24 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
 
 
 def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's description, the schema that every error response of `errors` refers to, and how
-    to send a key where one is wanted."""
+    """FastAPI's description, the shapes that it does not see (of errors, and of bodies that we
+    read ourselves), and how to send a key where one is wanted."""
     describe = app.openapi
+    unseen = schemas.ProblemDetails, protocol.InferenceError, protocol.InferenceRequest
 
     def openapi() -> dict[str, Any]:
         description = describe()
         components = description["components"]
-        components["schemas"]["ProblemDetails"] = schemas.ProblemDetails.model_json_schema()
+        _, shapes = models_json_schema(
+            [(shape, "validation") for shape in unseen],
+            ref_template="#/components/schemas/{model}",
+        )
+        components["schemas"] |= shapes["$defs"]
         if app.state.keys.wanted:
             components["securitySchemes"] = SECURITY
-            description["paths"]["/predict"]["post"]["security"] = [{name: []} for name in SECURITY]
+            for path in description["paths"].values():
+                if "post" in path:
+                    path["post"]["security"] = [{name: []} for name in SECURITY]
         return description
 
     return openapi

@@ -24,6 +24,10 @@ REQUEST_ID = {
     "description": "The request's own, if it is sane, else a new one; it is in the log, too",
     "schema": {"type": "string"},
 }
+SERVER_TIMING = {
+    "description": "Milliseconds for read, decode, queue and infer, as far as it came",
+    "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
+}
 RETRY_AFTER = {
     "description": "Seconds after which to try again",
     "schema": {"type": "integer", "minimum": 1},
@@ -32,6 +36,10 @@ RETRY_AFTER = {
 
 class MissingImage(Exception):
     """The request holds no image."""
+
+
+class TooManyImages(Exception):
+    """More images in one request than allowed."""
 
 
 class BodyTooLarge(Exception):
@@ -50,6 +58,18 @@ class Unauthorized(Exception):
     """No key, or a wrong one, where one is asked for."""
 
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
+
+
+class BadInference(Exception):
+    """Not a request that the Open Inference Protocol or this model can take."""
+
+
+class UnknownModel(Exception):
+    """Another model, or another version of it, is served."""
+
+
+class UnsupportedEncoding(Exception):
+    """The body is compressed."""
 
 
 class NotReady(Exception):
@@ -78,6 +98,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
     UnsupportedImageType: Problem(415, "unsupported_image_type", "Image format not served"),
     BodyTooLarge: Problem(413, "body_too_large", "Upload too large"),
     ImageTooLarge: Problem(413, "image_too_large", "Too many pixels"),
+    TooManyImages: Problem(413, "too_many_images", "Too many images"),
     UploadTimeout: Problem(408, "upload_timeout", "Upload too slow", closes=True),
     BadTimeout: Problem(400, "bad_timeout", "Not a number of seconds"),
     Unauthorized: Problem(
@@ -86,6 +107,15 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "No valid key",
         "This server answers who has a key: send Authorization: Bearer KEY, or X-API-Key: KEY. Ask "
         "whoever runs it for one.",
+    ),
+    BadInference: Problem(400, "bad_inference", "Not a request that can be inferred"),
+    UnknownModel: Problem(404, "unknown_model", "Another model is served"),
+    UnsupportedEncoding: Problem(
+        415,
+        "unsupported_encoding",
+        "Compressed",
+        "Compressed bodies are not served, and images gain nothing by it. Send the body as it is, "
+        "without Content-Encoding.",
     ),
     QueueFull: Problem(
         503,
@@ -180,66 +210,77 @@ def problem_for(error: Exception) -> Problem:
     return INTERNAL
 
 
-def answer(problem: Problem, error: Exception | None, request_id: str) -> Response:
-    """The response that tells `problem`."""
+def told(problem: Problem, error: Exception | None, request_id: str) -> dict[str, Any]:
+    """The problem's details as plain data."""
     detail = problem.detail if problem.detail is not None else str(error)
-    body = {
+    return {
         "type": f"urn:shoal:problem:{problem.code}",
         "title": problem.title,
         "status": problem.status,
-        "detail": detail,
+        "detail": " ".join([detail, *getattr(error, "__notes__", ())]),
         "code": problem.code,
         "request_id": request_id,
     }
+
+
+def retry_after(problem: Problem, error: Exception | None) -> int | None:
+    """Whole seconds, as RFC 9110 wants them, and never at once."""
+    seconds: float | None = getattr(error, "retry_after", problem.retry_after)
+    return None if seconds is None else max(1, math.ceil(seconds))
+
+
+def answer(problem: Problem, error: Exception | None, request_id: str, path: str = "/") -> Response:
+    """The response that tells `problem`, in the words of the protocol that `path` belongs to."""
+    body, media_type = told(problem, error, request_id), MEDIA_TYPE
+    if _speaks_v2(path):
+        body, media_type = {"error": body["detail"]}, "application/json"
     headers = dict(getattr(error, "headers", None) or {})
-    retry_after = getattr(error, "retry_after", problem.retry_after)
-    if retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))  # whole seconds: RFC 9110
+    if (seconds := retry_after(problem, error)) is not None:
+        headers["Retry-After"] = str(seconds)
     if problem.closes:
         headers["Connection"] = "close"
-    return Response(orjson.dumps(body), problem.status, headers, MEDIA_TYPE)
+    return Response(orjson.dumps(body), problem.status, headers, media_type)
 
 
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's handler for every exception of the table and for HTTPException."""
     problem = problem_for(error)
     request.state.code = problem.code
-    return answer(problem, error, request.state.request_id)
+    return answer(problem, error, request.state.request_id, request.scope["path"])
 
 
-def documented(kinds: Iterable[type[Exception]]) -> dict[int | str, dict[str, Any]]:
-    """The rows for `kinds`, and the last resort, as OpenAPI responses: one a status, with an
-    example for each code."""
-    responses: dict[int | str, dict[str, Any]] = {}
+def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | str, Any]:
+    """The rows for `kinds`, and the last resort, as OpenAPI responses of what is served at `path`:
+    one a status, with an example for each code."""
+    responses: dict[int | str, Any] = {}
+    v2 = _speaks_v2(path)
+    media_type = "application/json" if v2 else MEDIA_TYPE
+    schema = {"$ref": f"#/components/schemas/{'InferenceError' if v2 else 'ProblemDetails'}"}
     for kind in (*kinds, Exception):
         problem = PROBLEMS.get(kind, INTERNAL)
-        example = {
-            "type": f"urn:shoal:problem:{problem.code}",
-            "title": problem.title,
-            "status": problem.status,
-            "detail": problem.detail or _EXAMPLES.get(kind, problem.title),
-            "code": problem.code,
-            "request_id": "4f1d0f9b6a5c4a0e9d1c2b3a4f5e6d7c",
-        }
+        example = told(problem, None, "4f1d0f9b6a5c4a0e9d1c2b3a4f5e6d7c")
+        if problem.detail is None:
+            example["detail"] = _EXAMPLES.get(kind, problem.title)
         response = responses.setdefault(
             problem.status,
             {
                 "description": "",
-                "headers": {"X-Request-ID": REQUEST_ID},
-                "content": {
-                    MEDIA_TYPE: {
-                        "schema": {"$ref": "#/components/schemas/ProblemDetails"},
-                        "examples": {},
-                    }
-                },
+                "headers": {"X-Request-ID": REQUEST_ID, "Server-Timing": SERVER_TIMING},
+                "content": {media_type: {"schema": schema, "examples": {}}},
             },
         )
-        codes = response["content"][MEDIA_TYPE]["examples"]
-        codes[problem.code] = {"summary": problem.title, "value": example}
+        codes = response["content"][media_type]["examples"]
+        value = {"error": example["detail"]} if v2 else example
+        codes[problem.code] = {"summary": problem.title, "value": value}
         response["description"] = "; ".join(e["summary"] for e in codes.values())
         if problem.status == 503:
             response["headers"]["Retry-After"] = RETRY_AFTER
     return responses
+
+
+def _speaks_v2(path: str) -> bool:
+    """Is this where the Open Inference Protocol is spoken, which has errors of its own shape?"""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 _HTTP_DETAILS = {
@@ -250,4 +291,6 @@ _EXAMPLES: dict[type[Exception], str] = {
     MissingImage: "No image: send multipart/form-data with a file in the field 'img'.",
     BodyTooLarge: "The upload is larger than the 10,485,760 bytes that are allowed.",
     UploadTimeout: "The upload did not arrive within 30 seconds.",
+    BadInference: "inputs.0.shape: Field required.",
+    UnknownModel: "This server has the model 'cifar_resnet20_v1' in version '1' and no other.",
 }

@@ -70,7 +70,8 @@ class Requests:
             state["code"] = problem.code
             if status != CLIENT_LEFT:
                 raise  # half an answer is out: only cutting the connection tells the client
-            await errors.answer(problem, None, request_id)(scope, receive, send_with_headers)
+            response = errors.answer(problem, None, request_id, scope["path"])
+            await response(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")

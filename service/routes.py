@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,14 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
-from service import decode, errors, schemas
+from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
+from service.journey import Journey, each, forgiving
 from service.metrics import MEDIA_TYPE, Metrics
 from service.serving import Serving
 from service.settings import Settings
-from service.upload import read_image
+from service.upload import read_image, read_images
 
-TIMEOUT_HEADER = "X-Request-Timeout"
 SENTENCE = "The input picture is classified as [{}], with probability {:.3f}."
 
 
@@ -37,34 +36,22 @@ class Direct(APIRoute):
 
 router = APIRouter(route_class=Direct)
 
-FORM = {
-    "type": "object",
-    "required": ["img"],
-    "properties": {
-        "img": {
-            "type": "string",
-            "contentMediaType": "application/octet-stream",
-            "format": "binary",
-            "description": "JPEG, PNG, WebP, BMP or GIF",
-        }
-    },
+FILE = {
+    "type": "string",
+    "contentMediaType": "application/octet-stream",
+    "format": "binary",
+    "description": "JPEG, PNG, WebP, BMP or GIF",
 }
+FORM = {"type": "object", "required": ["img"], "properties": {"img": FILE}}
+FORM_OF_MANY = FORM | {"properties": {"img": {"type": "array", "minItems": 1, "items": FILE}}}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 UPLOAD = {
     "required": True,
     "content": {"multipart/form-data": {"schema": FORM}}
     | {f"image/{kind}": BINARY for kind in ("jpeg", "png", "webp", "bmp", "gif")},
 }
-TIMEOUT = {
-    "name": TIMEOUT_HEADER,
-    "in": "header",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
-    "description": "Seconds in which the answer is wanted, if less than the server's own limit",
-}
-SERVER_TIMING = {
-    "description": "Milliseconds for read, decode, queue and infer",
-    "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
-}
+UPLOADS = {"required": True, "content": {"multipart/form-data": {"schema": FORM_OF_MANY}}}
+HEADERS = {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": errors.SERVER_TIMING}
 REFUSALS = (
     errors.Unauthorized,
     errors.MissingImage,
@@ -81,6 +68,17 @@ REFUSALS = (
     TimeoutError,
     EngineFailed,
 )
+# Of a whole batch. What befalls an image, queue_full included, is told in its place.
+BATCH_REFUSALS = (
+    errors.Unauthorized,
+    errors.MissingImage,
+    errors.BodyTooLarge,
+    errors.TooManyImages,
+    errors.UploadTimeout,
+    errors.BadTimeout,
+    errors.NotReady,
+    QueueFull,
+)
 
 
 @router.post(
@@ -88,11 +86,11 @@ REFUSALS = (
     tags=["predictions"],
     summary="Classify an image",
     response_model=schemas.Prediction,
-    openapi_extra={"requestBody": UPLOAD, "parameters": [TIMEOUT]},
+    openapi_extra={"requestBody": UPLOAD, "parameters": [wishes.TIMEOUT]},
     responses={
         200: {
             "content": {"text/plain": {"schema": {"type": "string"}}},
-            "headers": {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": SERVER_TIMING},
+            "headers": HEADERS,
         },
         **errors.documented(REFUSALS),
     },
@@ -102,18 +100,38 @@ async def predict(request: Request) -> Response:
 
     With `Accept: text/plain` the answer is the bare sentence.
     """
-    serving: Serving = request.app.state.serving
-    settings: Settings = request.app.state.settings
-    timing: dict[str, float] = request.state.timing
-    request.app.state.keys.check(request.headers)
-    ready = serving.ready  # before the upload: why read what cannot be answered
-    timeout = _timeout(request, settings)
-    image = await _image(request, timeout)
+    journey = Journey(request, wishes.timeout(request))
+    image = await _image(request, journey)
     with ends_with_client(request):
-        answer = await ready.batcher.submit(image, timeout - timing["decode"])
-    timing["queue"] = answer.queue_seconds
-    timing["infer"] = answer.infer_seconds
-    return _respond(request, ready.engine.model, answer.value)
+        row = await journey.infer(image)
+    return _respond(request, journey.model, row)
+
+
+@router.post(
+    "/predict/batch",
+    tags=["predictions"],
+    summary="Classify several images",
+    response_model=schemas.Predictions,
+    openapi_extra={"requestBody": UPLOADS, "parameters": [wishes.TIMEOUT]},
+    responses={200: {"headers": HEADERS}, **errors.documented(BATCH_REFUSALS)},
+)
+async def predict_batch(request: Request) -> Response:
+    """The classes of the images in the form's file fields `img`, in their order.
+
+    An image that cannot be answered fails alone: its place has the problem, as `/predict` would
+    have told it, and where trying again may help the seconds to wait, `retry_after`.
+    """
+    journey = Journey(request, wishes.timeout(request))
+    images = await _images(request, journey)
+    with ends_with_client(request):
+        rows = await each(forgiving(journey.infer), images)
+    predictions = [
+        _problem(row, request.state.request_id)
+        if isinstance(row, Exception)
+        else _prediction(journey.model, row)
+        for row in rows
+    ]
+    return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
 
 @router.get(
@@ -167,79 +185,47 @@ async def metrics(request: Request) -> Response:
     return Response(found.text(), media_type=MEDIA_TYPE)
 
 
-def _timeout(request: Request, settings: Settings) -> float:
-    """Seconds that this request may take: its own wish, within the server's limit."""
-    wish = request.headers.get(TIMEOUT_HEADER)
-    if wish is None:
-        return settings.request_timeout
-    seconds = _number(wish)
-    if not 0 < seconds < math.inf:
-        raise errors.BadTimeout(
-            f"{TIMEOUT_HEADER}: {wish!r} is not a positive number of seconds. "
-            "Send a number such as 0.25, or leave the header out."
-        )
-    return min(seconds, settings.request_timeout)
+async def _image(request: Request, journey: Journey) -> Image:
+    """Read and decoded; the upload is forgotten before the image waits for the engine."""
+    with journey.reading() as read:
+        data = await read(read_image)
+        with ends_with_client(request):
+            return await journey.decode(data)
 
 
-async def _image(request: Request, timeout: float) -> Image:  # noqa: ASYNC109 - foreseen, too
-    """Read the upload and decode it, the latter within `timeout` seconds."""
-    serving: Serving = request.app.state.serving
+async def _images(request: Request, journey: Journey) -> list[Image | Exception]:
+    """The same for many, of which any may fail."""
     settings: Settings = request.app.state.settings
-    timing: dict[str, float] = request.state.timing
-    with serving.uploads.holding() as hold:
-        began = time.perf_counter()
-        data = await read_image(request, settings.max_upload_bytes, settings.upload_timeout, hold)
-        started = time.perf_counter()
-        timing["read"] = started - began
-        upload = decode.identify(data, settings.max_image_pixels)
-        if upload.is_small:
-            image = upload.decode()  # sooner done than handed over
-        else:
-            with ends_with_client(request):
-                image = await serving.decoders.run(upload, timeout)
-        timing["decode"] = time.perf_counter() - started
-    return image
+    read_all = partial(read_images, max_images=settings.max_images_per_request)
+    with journey.reading() as read:
+        uploads = await read(read_all)
+        with ends_with_client(request):
+            return await each(forgiving(journey.decode), uploads, pause=True)
 
 
 def _respond(request: Request, model: Manifest, row: Probabilities) -> Response:
-    best = int(np.argmax(row))
-    probabilities = [round(p, 6) for p in row.tolist()]
-    sentence = SENTENCE.format(model.classes[best], probabilities[best])
-    if _wants_text(request.headers.get("accept", "")):
-        return PlainTextResponse(sentence)
-    body: dict[str, Any] = {
-        "class": model.classes[best],
-        "probability": probabilities[best],
-        "message": sentence,
-        "probabilities": dict(zip(model.classes, probabilities, strict=True)),
-        "model": {"name": model.name, "version": model.version},
-    }
+    body = _prediction(model, row)
+    if wishes.wants_text(request):
+        return PlainTextResponse(body["message"])
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-def _wants_text(accept: str) -> bool:
-    """Does the client prefer text/plain to JSON? Where it likes both equally it gets JSON."""
-    if "text/plain" not in (accept := accept.lower()):
-        return False
-    weights = dict(_media_range(part) for part in accept.split(","))
-    anything = weights.get("*/*", 0.0)
-    json_weight = weights.get("application/json", weights.get("application/*", anything))
-    return weights.get("text/plain", 0.0) > json_weight
+def _prediction(model: Manifest, row: Probabilities) -> dict[str, Any]:
+    best = int(np.argmax(row))
+    probabilities = [round(p, 6) for p in row.tolist()]
+    return {
+        "class": model.classes[best],
+        "probability": probabilities[best],
+        "message": SENTENCE.format(model.classes[best], probabilities[best]),
+        "probabilities": dict(zip(model.classes, probabilities, strict=True)),
+        "model": {"name": model.name, "version": model.version},
+    }
 
 
-def _media_range(part: str) -> tuple[str, float]:
-    """`text/plain;q=0.5` -> ("text/plain", 0.5); a weight that cannot be read is 0 (RFC 9110)."""
-    kind, *parameters = (piece.strip() for piece in part.split(";"))
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            return kind, _number(value)
-    return kind, 1.0
-
-
-def _number(text: str) -> float:
-    """0 for what is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+def _problem(error: Exception, request_id: str) -> dict[str, Any]:
+    """In the place of a prediction."""
+    problem = errors.problem_for(error)
+    body = errors.told(problem, error, request_id)
+    if (seconds := errors.retry_after(problem, error)) is not None:
+        body["retry_after"] = seconds
+    return body

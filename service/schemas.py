@@ -66,3 +66,15 @@ class ProblemDetails(BaseModel):
     detail: str = Field(description="what happened and what to do")
     code: str = Field(description="for programs; one a kind of problem")
     request_id: str
+
+
+class ImageProblem(ProblemDetails):
+    """Why one image of several was not answered."""
+
+    retry_after: int = Field(default=0, ge=1, description="seconds, where trying again may help")
+
+
+class Predictions(BaseModel):
+    """One a file, in the order of the files."""
+
+    predictions: list[Prediction | ImageProblem]

@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     """Most bytes of a request's body, told while it arrives."""
     max_upload_memory: int = Field(default=256 * 2**20, ge=1024, le=2**40)
     """Most bytes of uploads held at the same moment, by all requests together; more are refused."""
+    max_images_per_request: int = Field(default=64, ge=1, le=256)
+    """Most images of one request to `/predict/batch` or of the Open Inference Protocol."""
     max_image_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000)
     """Most pixels (width x height) of an image, told before any is decoded."""
     upload_timeout: Seconds = 30.0

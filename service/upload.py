@@ -1,39 +1,24 @@
-"""The bytes of the image in a request: a form's file field `img`, or the body itself.
+"""What a request's body holds: an image, several images, or bytes for another to read.
 
-The body is read as it arrives, never beyond the limit and never longer than the time allowed;
-only the bytes of `img` are kept, and nothing is written to disk.
-
-A form is multipart/form-data (RFC 7578), parsed by python-multipart. The first part named `img`
-counts; other fields are passed over.
+A body is read as it arrives, never beyond the limit and never longer than the time allowed;
+nothing is written to disk.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from batching import QueueFull
-from service.errors import BodyTooLarge, MissingImage, UploadTimeout
+from service.errors import BodyTooLarge, TooManyImages, UploadTimeout
+from service.form import Form, boundary
 
-FIELD = b"img"
-MAX_PARTS = 64
-_USUAL_FORM = re.compile(r"multipart/form-data; boundary=([\w'+.-]{1,70})", re.ASCII)
-_ONLY_HEAD = re.compile(
-    rb'\r\ncontent-disposition: form-data; name="img"(?:; filename="[^"\\\r\n]*")?\r\n'
-    rb"(?:content-(?:type|length): [\w/.+-]+\r\n)*\r\n",
-    re.IGNORECASE,
-)
-HOW = (
-    "Send multipart/form-data with a file in the field 'img' (curl -F img=@photo.jpg URL), or "
-    "the image itself as the body, with Content-Type: image/jpeg, image/png or the like."
-)
+Hold = Callable[[int], None]
+"""Is told the number of bytes that are kept. Raises QueueFull."""
 
 
 class Budget:
@@ -44,7 +29,7 @@ class Budget:
         self._most = most
 
     @contextmanager
-    def holding(self) -> Iterator[Callable[[int], None]]:
+    def holding(self) -> Iterator[Hold]:
         """Within, call what is given with each number of bytes that is kept; they count until the
         end. It raises QueueFull instead of going beyond the budget."""
         ours = 0
@@ -62,19 +47,66 @@ class Budget:
             self.held -= ours
 
 
-async def read_image(
-    request: Request, max_bytes: int, max_seconds: float, hold: Callable[[int], None]
-) -> bytes:
-    """The image's bytes, at least one; `hold` is told of every chunk that is kept.
+# Each of the three that follow tells `hold` of every chunk that is kept, and raises BodyTooLarge,
+# UploadTimeout, Starlette's ClientDisconnect, and what `hold` raises.
 
-    Raises MissingImage, BodyTooLarge, UploadTimeout, Starlette's ClientDisconnect, and what `hold`
-    raises.
+
+async def read_image(request: Request, max_bytes: int, max_seconds: float, hold: Hold) -> bytes:
+    """The image in a form's field `img` or in the body itself; it may be empty.
+
+    Raises MissingImage, too.
     """
-    declared = request.headers.get("content-length", "")
-    length = int(declared) if declared.isdecimal() else -1
-    if length > max_bytes:
+    content_type = request.headers.get("content-type", "")
+    if content_type.lower().startswith("image/"):
+        return await read_bytes(request, max_bytes, max_seconds, hold)
+    form = Form(boundary(content_type), _declared(request), most=1)
+    await _receive(request, form, max_bytes, max_seconds, hold)
+    return form.images()[0]
+
+
+async def read_images(
+    request: Request, max_bytes: int, max_seconds: float, hold: Hold, *, max_images: int
+) -> list[bytes]:
+    """All images in a form's fields `img`: at least one, and any may be empty.
+
+    Raises MissingImage and TooManyImages, too.
+    """
+    content_type = request.headers.get("content-type", "")
+    form = Form(boundary(content_type), _declared(request), most=max_images + 1)
+    await _receive(request, form, max_bytes, max_seconds, hold)
+    if len(images := form.images()) > max_images:
+        raise TooManyImages(
+            f"The form has more than the {max_images} images that are allowed. "
+            "Send the others in another request."
+        )
+    return images
+
+
+async def read_bytes(request: Request, max_bytes: int, max_seconds: float, hold: Hold) -> bytes:
+    """The body as it is."""
+    body = _Raw()
+    await _receive(request, body, max_bytes, max_seconds, hold)
+    return b"".join(body.chunks)
+
+
+class _Body(Protocol):
+    def write(self, chunk: bytes) -> None: ...
+
+
+class _Raw:
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+
+    def write(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
+
+
+async def _receive(
+    request: Request, body: _Body, max_bytes: int, max_seconds: float, hold: Hold
+) -> None:
+    """Hand `body` every chunk as it arrives."""
+    if _declared(request) > max_bytes:
         raise _too_large(max_bytes)
-    body = _body_for(request.headers.get("content-type", ""), length)
     received = 0
     try:
         async with asyncio.timeout(max_seconds):
@@ -89,117 +121,12 @@ async def read_image(
             f"The upload did not arrive within {max_seconds:g} seconds: {received:,} bytes did. "
             "Send a smaller image, or use a faster connection."
         ) from error
-    return body.image()
 
 
-class _Raw:
-    """A body that is the image."""
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-
-    def write(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-
-    def image(self) -> bytes:
-        if image := b"".join(self._chunks):
-            return image
-        raise MissingImage(f"The body is empty. {HOW}")
-
-
-class _Form:
-    """A body that is a form: keeps the bytes of the first part named `img`, forgets the rest."""
-
-    def __init__(self, boundary: bytes, length: int) -> None:
-        self._boundary = boundary
-        self._length = length
-        self._chunks: list[bytes] = []
-        self._name = self._value = b""
-        self._parts = 0
-        self._is_image = False
-        self._found = False
-
-    def write(self, chunk: bytes) -> None:
-        if self._found:
-            return  # nothing after the image matters
-        if len(chunk) == self._length and (image := only_part(chunk, self._boundary)) is not None:
-            self._chunks.append(image)
-            self._found = True
-            return
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise MissingImage(f"The form cannot be read: {error}. {HOW}") from error
-
-    def image(self) -> bytes:
-        if not self._found:
-            raise MissingImage(f"The form has no complete field 'img'. {HOW}")
-        if image := b"".join(self._chunks):
-            return image
-        raise MissingImage(f"The file in the field 'img' is empty. {HOW}")
-
-    @functools.cached_property
-    def _parser(self) -> MultipartParser:
-        return MultipartParser(
-            self._boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._header_name,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_part_data": self._data,
-                "on_part_end": self._end,
-            },
-        )
-
-    def _begin(self) -> None:
-        self._is_image = False
-        self._parts += 1
-        if self._parts > MAX_PARTS:  # 10 MiB of empty parts would keep the loop for seconds
-            raise MissingImage(f"The form has no field 'img' among its first {MAX_PARTS}. {HOW}")
-
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._name.lower() == b"content-disposition" and not self._found:
-            self._is_image = parse_options_header(self._value)[1].get(b"name") == FIELD
-        self._name = self._value = b""
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._is_image:
-            self._chunks.append(data[start:end])
-
-    def _end(self) -> None:
-        self._found = self._found or self._is_image
-
-
-def only_part(body: bytes, boundary: bytes) -> bytes | None:
-    """The image of a form that is whole and has it as its only part, as most have: what the parser
-    would find, in a fifth of the time. None: the parser's to judge."""
-    delimiter = b"--" + boundary
-    end = body.find(b"\r\n" + delimiter, len(delimiter))
-    if end < 0 or body[end + 2 + len(delimiter) :] not in (b"--\r\n", b"--"):
-        return None
-    head = _ONLY_HEAD.match(body, len(delimiter), end)
-    return body[head.end() : end] if head and body.startswith(delimiter) else None
-
-
-def _body_for(content_type: str, length: int) -> _Raw | _Form:
-    if content_type.lower().startswith("image/"):
-        return _Raw()
-    if usual := _USUAL_FORM.fullmatch(content_type):
-        return _Form(usual[1].encode(), length)
-    kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data":
-        raise MissingImage(f"The request holds no image. {HOW}")
-    boundary = options.get(b"boundary")
-    if not boundary:
-        raise MissingImage(f"The form's Content-Type names no boundary. {HOW}")
-    return _Form(boundary, length)
+def _declared(request: Request) -> int:
+    """The length of the body; -1 where the request does not say."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else -1
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

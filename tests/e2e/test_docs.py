@@ -80,7 +80,7 @@ def test_headers_are_described(server: Server, predict: Any) -> None:
     ):
         described = predict["responses"][str(response.status_code)]["headers"]
         ours = set(response.headers) - {"content-length", "content-type", "date"}
-        assert ours == {name.lower() for name in described}
+        assert ours <= {name.lower() for name in described}
 
 
 def test_references_lead_somewhere(server: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import numpy as np
@@ -40,11 +41,18 @@ def settings() -> Settings:
     )
 
 
-@pytest.fixture
-async def client(engine: FakeEngine, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+@asynccontextmanager
+async def connected(settings: Settings, engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application with these settings and this engine."""
     app = create_app(settings, engine.load)
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)  # the model is loaded beside the server
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
             yield client
+
+
+@pytest.fixture
+async def client(engine: FakeEngine, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with connected(settings, engine) as client:
+        yield client

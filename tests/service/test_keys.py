@@ -135,6 +135,20 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
             yield client
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/fake/infer"])
+async def test_wherever_images_are_sent(client: httpx.AsyncClient, path: str) -> None:
+    """No way around it; what tells of the server and its model stays open."""
+    refused = await client.post(path, files={"img": png(7)})
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+    headers = {"authorization": f"Bearer {ONE}"}
+    assert (await client.post(path, files={"img": png(7)}, headers=headers)).status_code != 401
+    for open_path in "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/fake":
+        assert (await client.get(open_path)).status_code == 200
+    described = (await client.get("/openapi.json")).json()["paths"]
+    for operation in (methods["post"] for methods in described.values() if "post" in methods):
+        assert operation["security"] == [{"bearer": []}, {"key": []}]
+
+
 async def test_who_has_none_is_told_how_to_send_one(client: httpx.AsyncClient) -> None:
     """401 as a problem, before the upload is looked at; probes and docs stay open."""
     files = {"img": png(7)}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import MissingImage
-from service.upload import _Form, only_part
+from service.form import Form, only_part
 
 BOUNDARY = b"a-boundary"
 IMG = b'Content-Disposition: form-data; name="img"; filename="horse.png"'
@@ -24,10 +24,10 @@ def form(*parts: tuple[bytes, bytes], end: bytes = b"--\r\n") -> bytes:
 
 def parsed(body: bytes) -> bytes | None:
     """By the parser alone; None where it finds no image."""
-    parser = _Form(BOUNDARY, -1)
+    parser = Form(BOUNDARY, -1, most=1)
     try:
         parser.write(body)
-        return parser.image()
+        return parser.images()[0]
     except MissingImage:
         return None
 

@@ -1,0 +1,124 @@
+"""The images in a form: multipart/form-data (RFC 7578), parsed by python-multipart as it arrives.
+
+Only the bytes of parts named `img` are kept. Other parts are passed over.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import MissingImage
+
+FIELD = b"img"
+MAX_OTHERS = 63
+_USUAL_FORM = re.compile(r"multipart/form-data; boundary=([\w'+.-]{1,70})", re.ASCII)
+_ONLY_HEAD = re.compile(
+    rb'\r\ncontent-disposition: form-data; name="img"(?:; filename="[^"\\\r\n]*")?\r\n'
+    rb"(?:content-(?:type|length): [\w/.+-]+\r\n)*\r\n",
+    re.IGNORECASE,
+)
+HOW = "Send multipart/form-data with a file in the field 'img': curl -F img=@photo.jpg URL"
+
+
+def boundary(content_type: str) -> bytes:
+    """Of the form that a Content-Type announces. Raises MissingImage."""
+    if usual := _USUAL_FORM.fullmatch(content_type):
+        return usual[1].encode()
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        raise MissingImage(
+            f"The request holds no image. {HOW}. To /predict, an image may also be the body "
+            "itself, with Content-Type: image/jpeg, image/png or the like."
+        )
+    if found := options.get(b"boundary"):
+        return found
+    raise MissingImage(f"The form's Content-Type names no boundary. {HOW}.")
+
+
+class Form:
+    """Keeps the parts named `img`, of which `most` are enough, and forgets the rest."""
+
+    def __init__(self, boundary: bytes, length: int, most: int) -> None:
+        """`length`: of the whole body, where it is known; else -1."""
+        self._boundary = boundary
+        self._length = length
+        self._most = most
+        self._images: list[bytes] = []
+        self._chunks: list[bytes] = []
+        self._name = self._value = b""
+        self._parts = 0
+        self._is_image = False
+
+    def write(self, chunk: bytes) -> None:
+        """Raises MissingImage where this is no form, or has no end of parts."""
+        if len(self._images) >= self._most:
+            return  # nothing after the last image matters
+        if len(chunk) == self._length and (image := only_part(chunk, self._boundary)) is not None:
+            self._images.append(image)
+            return
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise MissingImage(f"The form cannot be read: {error}. {HOW}.") from error
+
+    def images(self) -> list[bytes]:
+        """At least one; any of them may be empty. Raises MissingImage."""
+        if not self._images:
+            raise MissingImage(f"The form has no complete field 'img'. {HOW}.")
+        return self._images
+
+    @functools.cached_property
+    def _parser(self) -> MultipartParser:
+        return MultipartParser(
+            self._boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._header_name,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_end,
+                "on_part_data": self._data,
+                "on_part_end": self._end,
+            },
+        )
+
+    def _begin(self) -> None:
+        self._is_image = False
+        self._parts += 1
+        # 10 MiB of empty parts would keep the loop for seconds
+        if self._parts > MAX_OTHERS + self._most:
+            raise MissingImage(f"The form has more than {MAX_OTHERS} parts beside images. {HOW}.")
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._is_image = parse_options_header(self._value)[1].get(b"name") == FIELD
+        self._name = self._value = b""
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._is_image:
+            self._chunks.append(data[start:end])
+
+    def _end(self) -> None:
+        if self._is_image:
+            self._images.append(b"".join(self._chunks))
+            self._chunks.clear()
+
+
+def only_part(body: bytes, boundary: bytes) -> bytes | None:
+    """The image of a form that is whole and has it as its only part, as most have: what the parser
+    would find, in a fifth of the time. None: the parser's to judge."""
+    delimiter = b"--" + boundary
+    end = body.find(b"\r\n" + delimiter, len(delimiter))
+    if end < 0 or body[end + 2 + len(delimiter) :] not in (b"--\r\n", b"--"):
+        return None
+    head = _ONLY_HEAD.match(body, len(delimiter), end)
+    return body[head.end() : end] if head and body.startswith(delimiter) else None

@@ -1,0 +1,152 @@
+"""From the bytes of an inference request to images, and from probabilities to those of its answer.
+
+Pure: the Open Inference Protocol v2 with Triton's extensions for binary tensors and
+classification, for one model. `inference` speaks HTTP.
+
+A request has n images as one of
+    image   BYTES [n] or [n, 1]         encoded as for /predict; in JSON, in base64
+    pixels  UINT8 [n, 32, 32, 3]        height x width x red, green, blue
+    pixels  FP32  [n, 3, 32, 32]        normalised: (pixel / 255 - mean) / std, of 8-bit pixels
+and gets
+    class          BYTES [n]            the most probable one
+    probability    FP32  [n]            of that class
+    probabilities  FP32  [n, classes]   a softmax
+
+What the network sees are always 8-bit pixels. FP32 is taken back to them, which is exact, and is
+refused where it is not: whoever normalised otherwise, or with another mean, is told so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from model_store.engine import SIDE, Image
+from model_store.manifest import Manifest
+from service.elements import (
+    Encoded,
+    binary_numbers,
+    binary_strings,
+    denormalised,
+    json_numbers,
+    json_strings,
+    whole_pixels,
+)
+from service.errors import BadInference, TooManyImages
+from service.outline import outline
+from service.outputs import Reply, wanted
+from service.protocol import InferenceRequest, RequestInput
+
+MAX_HEADER_DIGITS = 12
+SHAPES = {
+    ("image", "BYTES"): ([], [1]),
+    ("pixels", "UINT8"): ([SIDE, SIDE, 3],),
+    ("pixels", "FP32"): ([3, SIDE, SIDE],),
+}
+"""Input and type -> what may follow n in its shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is asked for, within how many seconds. Of `encoded` and `pixels` one is empty."""
+
+    reply: Reply
+    seconds: float | None
+    encoded: Sequence[Encoded]
+    pixels: Sequence[Image]
+
+
+def header_length(text: str | None) -> int | None:
+    """The length of the JSON, from the header Inference-Header-Content-Length; None: it is all.
+
+    Raises BadInference.
+    """
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_HEADER_DIGITS):
+        raise BadInference(
+            f"Inference-Header-Content-Length: {text[:64]!r} is not a number of bytes."
+        )
+    return int(text)
+
+
+def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> Call:
+    """Raises BadInference, TooManyImages."""
+    if header is not None and not 0 < header <= len(body):
+        raise BadInference(
+            f"Inference-Header-Content-Length says {header:,} bytes of JSON, and the body has "
+            f"{len(body):,} in all. A request begins with JSON."
+        )
+    text, aside = outline(body[:header])
+    request = _validated(text)
+    if len(request.inputs) != 1:
+        raise BadInference(
+            f"The request has {len(request.inputs)} inputs. Send one: 'image' or 'pixels'."
+        )
+    tensor, seconds = request.inputs[0], _seconds(request.parameters)
+    _check_shape(tensor, max_images)
+    raw = _raw(tensor, memoryview(body)[len(body) if header is None else header :])
+    reply = Reply(request.id, wanted(request))
+    if tensor.datatype == "BYTES":
+        count = tensor.shape[0]
+        encoded = json_strings(tensor, aside) if raw is None else binary_strings(raw, count)
+        return Call(reply, seconds, encoded, [])
+    numbers = json_numbers(tensor) if raw is None else binary_numbers(raw, tensor)
+    if tensor.datatype == "UINT8":
+        return Call(reply, seconds, [], list(whole_pixels(numbers)))
+    return Call(reply, seconds, [], list(denormalised(numbers, model.normalisation)))
+
+
+def _validated(text: bytes) -> InferenceRequest:
+    try:
+        return InferenceRequest.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "The body"
+        raise BadInference(f"{where}: {fault['msg']}.") from None
+
+
+def _seconds(parameters: dict[str, Any]) -> float | None:
+    timeout = parameters.get("timeout", 0)
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
+        raise BadInference("The parameter 'timeout' is not a number of microseconds.")
+    return timeout / 1e6 if timeout else None
+
+
+def _check_shape(tensor: RequestInput, max_images: int) -> None:
+    count, *rest = tensor.shape
+    if rest not in SHAPES.get((tensor.name, tensor.datatype), ()) or count < 1:
+        raise BadInference(
+            f"There is no input {tensor.name!r} of {tensor.datatype!r} {tensor.shape}. Send "
+            "'image' of BYTES [n], 'pixels' of UINT8 [n, 32, 32, 3], or 'pixels' of FP32 "
+            "[n, 3, 32, 32]."
+        )
+    if count > max_images:
+        raise TooManyImages(
+            f"The request has {count:,} images and {max_images} are allowed. Send the others in "
+            "another request."
+        )
+
+
+def _raw(tensor: RequestInput, binary: memoryview) -> memoryview | None:
+    """The tensor's binary data; None where the JSON has its elements."""
+    if "shared_memory_region" in tensor.parameters:
+        raise BadInference("Shared memory is not served. Send the tensor in the request.")
+    if "binary_data_size" not in tensor.parameters:
+        if tensor.data is None:
+            raise BadInference("The input has neither 'data' nor a 'binary_data_size'.")
+        if binary:
+            raise BadInference(f"{len(binary):,} bytes behind the JSON belong to no input.")
+        return None
+    size = tensor.parameters["binary_data_size"]
+    if tensor.data is not None:
+        raise BadInference("The input has both 'data' and a 'binary_data_size'.")
+    if type(size) is not int or size != len(binary):
+        raise BadInference(
+            f"The parameter 'binary_data_size' is not {len(binary)}, the number of bytes behind "
+            "the JSON. Inference-Header-Content-Length says where the JSON ends."
+        )
+    return binary

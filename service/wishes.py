@@ -1,0 +1,65 @@
+"""What a request asks for in its headers: how soon it wants the answer, and in which form."""
+
+from __future__ import annotations
+
+import math
+
+from starlette.requests import Request
+
+from service.errors import BadTimeout
+from service.settings import Settings
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+TIMEOUT = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "description": "Seconds in which the answer is wanted, if less than the server's own limit",
+}
+"""The header, as OpenAPI describes it."""
+
+
+def timeout(request: Request) -> float:
+    """Seconds that this request may take: its own wish, within the server's limit.
+
+    Raises BadTimeout.
+    """
+    settings: Settings = request.app.state.settings
+    wish = request.headers.get(TIMEOUT_HEADER)
+    if wish is None:
+        return settings.request_timeout
+    seconds = _number(wish)
+    if not 0 < seconds < math.inf:
+        raise BadTimeout(
+            f"{TIMEOUT_HEADER}: {wish!r} is not a positive number of seconds. "
+            "Send a number such as 0.25, or leave the header out."
+        )
+    return min(seconds, settings.request_timeout)
+
+
+def wants_text(request: Request) -> bool:
+    """Does the client prefer text/plain to JSON? Where it likes both equally it gets JSON."""
+    if "text/plain" not in (accept := request.headers.get("accept", "").lower()):
+        return False
+    weights = dict(_media_range(part) for part in accept.split(","))
+    anything = weights.get("*/*", 0.0)
+    json_weight = weights.get("application/json", weights.get("application/*", anything))
+    return weights.get("text/plain", 0.0) > json_weight
+
+
+def _media_range(part: str) -> tuple[str, float]:
+    """`text/plain;q=0.5` -> ("text/plain", 0.5); a weight that cannot be read is 0 (RFC 9110)."""
+    kind, *parameters = (piece.strip() for piece in part.split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            return kind, _number(value)
+    return kind, 1.0
+
+
+def _number(text: str) -> float:
+    """0 for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
