@@ -69,6 +69,7 @@ async def good(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write(response())
 
 
+@pytest.mark.slow
 async def test_a_stall_is_felt_by_all_who_would_have_come() -> None:
     """Open loop: latency counts from the moment a request was meant to be sent."""
     stalled_until = 0.0
@@ -89,6 +90,7 @@ async def test_a_stall_is_felt_by_all_who_would_have_come() -> None:
         assert latency == pytest.approx(0.4 - moment, abs=0.15)
 
 
+@pytest.mark.slow
 async def test_closed_loop_keeps_so_many_under_way() -> None:
     """Each connection sends its next when it has its answer; no more and no fewer."""
     under_way, most = 0, 0
@@ -109,6 +111,7 @@ async def test_closed_loop_keeps_so_many_under_way() -> None:
     assert len(outcome.status) > 20 and set(outcome.status) == {200}
 
 
+@pytest.mark.slow
 async def test_another_callers_answer_is_noticed() -> None:
     """The class must be the one that the same image got before."""
     async with served(good) as url:
@@ -117,6 +120,7 @@ async def test_another_callers_answer_is_noticed() -> None:
     assert (fine.different, swapped.different) == (0, 2)
 
 
+@pytest.mark.slow
 async def test_refusals_resets_and_silence_are_counted_apart() -> None:
     """Statuses as they came; 0 for a connection that broke, -1 for no answer in time."""
     answers = iter([response(b"", "503 Service Unavailable"), b"", b"not HTTP at all\r\n\r\n"])
@@ -133,6 +137,7 @@ async def test_refusals_resets_and_silence_are_counted_apart() -> None:
     assert sorted(outcome.status) == [-1, 0, 0, 503]
 
 
+@pytest.mark.slow
 async def test_nobody_listens() -> None:
     """Every request that was due has failed, and the run ends."""
     async with served(good) as url:
@@ -141,6 +146,7 @@ async def test_nobody_listens() -> None:
     assert outcome.status == [0, 0, 0]
 
 
+@pytest.mark.slow
 async def test_the_timer_is_finer_than_asyncios() -> None:
     """Within a fraction of a millisecond, on average, of the moment asked for."""
     late = []
@@ -254,6 +260,7 @@ def test_from_the_command_line(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "load_test.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_no_server() -> None:
     """One line that says what to look at, exit status 1."""
     run = subprocess.run(

@@ -109,7 +109,7 @@ def test_interrupted_and_resumed(
         (("--seed", "2", "--version", "2"), "another recipe"),
         (("--threads", "2", "--version", "2"), "--threads 1"),
         (("--version", "latest"), "version"),
-        ((), "never overwritten"),
+        (("--version", "1"), "never overwritten"),
         (("--data", "/nowhere", "--version", "2"), "cifar-10-binary.tar.gz"),
         (("--architecture", "vgg", "--version", "2"), "cifar_resnet20_v1"),
     ],

@@ -1,0 +1,135 @@
+"""The manifests say what the code does: settings, ports, probes, times, memory."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from service import decode
+from service.app import create_app
+from service.server import LINGER
+from service.settings import PREFIX, Settings, unknown
+from tests.fakes import FakeEngine
+from tests.k8s.manifests import (
+    COMBINATIONS,
+    MEBIBYTE,
+    container_of,
+    environment_of,
+    mebibytes,
+    of_kind,
+    pod_of,
+    rendered,
+)
+
+PREDICTED_BASE = 260
+"""MiB of a CPU process that has served a while, measured: docs/deploy.md."""
+MARGIN = 5
+"""Seconds between the longest stop and the kill."""
+
+every_combination = pytest.mark.parametrize("combination", COMBINATIONS)
+
+
+def settings_of(combination: str) -> Settings:
+    told = environment_of(rendered(combination))
+    return Settings(
+        **{
+            name.removeprefix(PREFIX).lower(): value  # type: ignore[arg-type]  # it converts
+            for name, value in told.items()
+            if name.startswith(PREFIX)
+        }
+    )
+
+
+@every_combination
+def test_settings(combination: str) -> None:
+    """Every SHOAL_ variable is a setting, and its value one that the setting takes."""
+    told = environment_of(rendered(combination))
+    assert list(unknown(told)) == []
+    assert settings_of(combination).device == combination.split()[0]
+
+
+@every_combination
+def test_threads_come_from_the_limit(combination: str) -> None:
+    """Threads are for the cores of the pod, not for those of the node."""
+    told = environment_of(rendered(combination))
+    limit = container_of(rendered(combination))["resources"]["limits"]["cpu"]
+    assert told["SHOAL_DECODE_THREADS"] == told["OMP_NUM_THREADS"] == limit
+    assert settings_of(combination).engine_threads < int(limit), "a core for the event loop"
+
+
+@every_combination
+def test_port(combination: str) -> None:
+    """The container's port is the one that the service listens on."""
+    [port] = container_of(rendered(combination))["ports"]
+    assert port["containerPort"] == settings_of(combination).port
+
+
+@every_combination
+def test_probes(combination: str) -> None:
+    """Probes ask paths that are there; liveness never asks whether it can answer requests."""
+    container = container_of(rendered(combination))
+    kinds = ("startup", "readiness", "liveness")
+    asked = [container[f"{kind}Probe"]["httpGet"] for kind in kinds]
+    assert {get["port"] for get in asked} == {"http"}
+    paths = create_app(Settings(), FakeEngine().load).openapi()["paths"]
+    assert {get["path"] for get in asked} <= paths.keys()
+    assert [get["path"] for get in asked] == ["/readyz", "/readyz", "/healthz"]
+
+
+@every_combination
+def test_grace(combination: str) -> None:
+    """No stop, however slow, is cut short: preStop, then everything that service/ does."""
+    pod, settings = pod_of(rendered(combination)), settings_of(combination)
+    sleep = container_of(rendered(combination))["lifecycle"]["preStop"]["sleep"]["seconds"]
+    stop = settings.drain_delay + LINGER + settings.shutdown_timeout  # service/server.py
+    stop += settings.shutdown_timeout  # service/serving.py: the batcher and the engine
+    assert sleep + stop + MARGIN <= pod["terminationGracePeriodSeconds"]
+    assert settings.drain_delay > 0, "kept-alive connections need a last answer that closes them"
+
+
+@every_combination
+def test_memory(combination: str) -> None:
+    """The limit holds what the settings allow at worst, all at the same moment."""
+    pod, settings = pod_of(rendered(combination)), settings_of(combination)
+    bytes_a_pixel = re.search(r"Memory: (\d+) bytes a pixel at most", decode.__doc__ or "")
+    assert bytes_a_pixel
+    pixels = settings.max_image_pixels * int(bytes_a_pixel[1]) / MEBIBYTE
+    uploads = settings.max_upload_memory / MEBIBYTE
+    tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
+    limit = mebibytes(container_of(rendered(combination))["resources"]["limits"]["memory"])
+    assert PREDICTED_BASE + pixels + uploads + tmpfs <= limit
+
+
+@every_combination
+def test_api_keys(combination: str) -> None:
+    """The file of keys lies in the Secret's volume."""
+    file = settings_of(combination).api_keys_file
+    mounts = container_of(rendered(combination))["volumeMounts"]
+    folders = [mount["mountPath"] for mount in mounts if mount["name"] == "api-keys"]
+    assert folders == ([str(file.parent)] if file else [])
+
+
+@every_combination
+def test_model_store(combination: str) -> None:
+    """The store's volume is mounted where the service looks, and nobody writes to it."""
+    if "model-store" not in combination:
+        return
+    store = str(settings_of(combination).model_store)
+    mounts = container_of(rendered(combination))["volumeMounts"]
+    assert {"name": "models", "mountPath": store, "readOnly": True} in mounts
+
+
+@every_combination
+def test_gateway(combination: str) -> None:
+    """It forwards paths that are there, not the metrics, and waits longer than the service."""
+    settings = settings_of(combination)
+    app = create_app(Settings(), FakeEngine().load)
+    there = {getattr(route, "path", None) for route in app.routes}
+    for route in of_kind(rendered(combination), "HTTPRoute"):
+        for rule in route["spec"]["rules"]:
+            paths = {match["path"]["value"] for match in rule["matches"]}
+            assert "/predict" in paths and "/metrics" not in paths and paths <= there
+            for seconds in rule["timeouts"].values():
+                longest = settings.upload_timeout + settings.request_timeout
+                assert float(seconds.removesuffix("s")) > longest

@@ -1,0 +1,173 @@
+"""What neither a schema nor the API server checks: that objects which belong together fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.k8s.manifests import (
+    COMBINATIONS,
+    K8S,
+    Object,
+    container_of,
+    load,
+    of_kind,
+    pod_of,
+    rendered,
+)
+
+every_combination = pytest.mark.parametrize("combination", COMBINATIONS)
+SUPPORTED_MAJORS = ["5", "6", "7", "8"]
+"""Of compute capability, by MXNet's machine code: model_store/device.py."""
+
+
+def labels_of_pod(objects: list[Object]) -> dict[str, str]:
+    [maker] = of_kind(objects, "Deployment", "InferenceService")
+    labels: dict[str, str] = (
+        maker["spec"]["template"]["metadata"]["labels"]
+        if maker["kind"] == "Deployment"
+        else maker["spec"]["predictor"]["labels"]
+    )
+    return labels
+
+
+@every_combination
+def test_one_namespace(combination: str) -> None:
+    """All that has one is in it, and it is there."""
+    objects = rendered(combination)
+    [namespace] = of_kind(objects, "Namespace")
+    used = {o["metadata"]["namespace"] for o in objects if o["kind"] != "Namespace"}
+    assert used == {namespace["metadata"]["name"]}
+
+
+@every_combination
+def test_selectors_select_the_pod(combination: str) -> None:
+    objects = rendered(combination)
+    labels = labels_of_pod(objects).items()
+    for o in of_kind(objects, "Deployment", "PodDisruptionBudget"):
+        assert o["spec"]["selector"]["matchLabels"].items() <= labels
+    for policy in of_kind(objects, "NetworkPolicy"):
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
+    for service in of_kind(objects, "Service"):
+        assert service["spec"]["selector"].items() <= labels
+    for spread in pod_of(objects)["topologySpreadConstraints"]:
+        assert spread["labelSelector"]["matchLabels"].items() <= labels
+
+
+@every_combination
+def test_port_names(combination: str) -> None:
+    """Whoever names a port names one of the container's."""
+    objects = rendered(combination)
+    names = {port["name"] for port in container_of(objects)["ports"]}
+    services = of_kind(objects, "Service")
+    for service in services:
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    for policy in of_kind(objects, "NetworkPolicy"):
+        assert {p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]} <= names
+    for monitor in of_kind(objects, "ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        found = [s for s in services if wanted <= s["metadata"]["labels"].items()]
+        ports = {port["name"] for s in found for port in s["spec"]["ports"]}
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
+
+
+@every_combination
+def test_routes_lead_to_the_service(combination: str) -> None:
+    objects = rendered(combination)
+    served = {
+        (s["metadata"]["name"], port["port"])
+        for s in of_kind(objects, "Service")
+        for port in s["spec"]["ports"]
+    }
+    gateways = {o["metadata"]["name"] for o in of_kind(objects, "Gateway")}
+    for route in of_kind(objects, "HTTPRoute"):
+        assert {parent["name"] for parent in route["spec"]["parentRefs"]} <= gateways
+        backends = [b for rule in route["spec"]["rules"] for b in rule["backendRefs"]]
+        assert {(b["name"], b["port"]) for b in backends} <= served
+
+
+@every_combination
+def test_one_autoscaler(combination: str) -> None:
+    """Two would fight; it scales what is there, and nobody else sets the number of pods."""
+    objects = rendered(combination)
+    scalers = of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject")
+    deployments = of_kind(objects, "Deployment")
+    assert len(scalers) == len(deployments)  # KServe brings its own
+    for scaler, deployment in zip(scalers, deployments, strict=True):
+        assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+        assert "replicas" not in deployment["spec"]
+        least, most = (
+            scaler["spec"].get(f"{bound}Replicas") or scaler["spec"].get(f"{bound}ReplicaCount")
+            for bound in ("min", "max")
+        )
+        assert 2 <= least < most, "one pod is no service: it is away while it is replaced"
+
+
+@every_combination
+def test_volumes(combination: str) -> None:
+    """Each mount has its volume, and each volume a mount; claims exist."""
+    objects = rendered(combination)
+    pod, container = pod_of(objects), container_of(objects)
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes.keys()
+    claims = {o["metadata"]["name"] for o in of_kind(objects, "PersistentVolumeClaim")}
+    used = [v["persistentVolumeClaim"] for v in volumes.values() if "persistentVolumeClaim" in v]
+    assert {claim["claimName"] for claim in used} == claims
+
+
+@every_combination
+def test_locked_down(combination: str) -> None:
+    """The restricted profile of the pod security standards, a read-only root, and no token."""
+    assert_locked_down(pod_of(rendered(combination)))
+
+
+def test_the_pod_that_fills_the_store() -> None:
+    """Is locked down, too; it runs the overlay's image and mounts the component's claim."""
+    component = K8S / "components/model-store"
+    [fill] = load((component / "fill.yaml").read_text())
+    [claim] = load((component / "claim.yaml").read_text())
+    assert_locked_down(fill["spec"])
+    assert fill["spec"]["containers"][0]["image"] == container_of(rendered("cpu gateway"))["image"]
+    assert claim["metadata"]["name"] in str(fill["spec"]["volumes"])
+
+
+def assert_locked_down(pod: Object) -> None:
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False, "SHOAL_PORT would be an address"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        name, _, tag = container["image"].rpartition(":")
+        assert name and tag not in ("", "latest")
+
+
+@every_combination
+def test_rollouts(combination: str) -> None:
+    """With CPUs a new pod comes first; with GPUs an old one goes first, for there is no spare."""
+    [maker] = of_kind(rendered(combination), "Deployment", "InferenceService")
+    strategy = maker["spec"].get("strategy") or maker["spec"]["predictor"]["deploymentStrategy"]
+    surge, away = (0, 1) if combination.startswith("gpu") else (1, 0)
+    assert strategy["rollingUpdate"] == {"maxSurge": surge, "maxUnavailable": away}
+
+
+@every_combination
+def test_gpus(combination: str) -> None:
+    """A whole GPU of a generation that MXNet has code for, or none."""
+    objects = rendered(combination)
+    limits, pod = container_of(objects)["resources"]["limits"], pod_of(objects)
+    if combination.startswith("cpu"):
+        assert "nvidia.com/gpu" not in limits and "tolerations" not in pod
+        return
+    assert limits["nvidia.com/gpu"] == 1
+    assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
+    affinity = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    [term] = affinity["nodeSelectorTerms"]
+    [label] = term["matchExpressions"]
+    assert label["key"] == "nvidia.com/gpu.compute.major"
+    assert label["values"] == SUPPORTED_MAJORS
