@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import pathlib
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -52,6 +53,20 @@ async def predict(client: httpx.AsyncClient, url: str, image: Any) -> Any:
     return list(response.json()["probabilities"].values())
 
 
+async def batches(client: httpx.AsyncClient, url: str) -> int:
+    """How many have been computed."""
+    (line,) = re.findall(
+        r"^shoal_batch_size_count (\S+)$", (await client.get(f"{url}/metrics")).text, re.MULTILINE
+    )
+    return int(float(line))
+
+
+def test_ready_soon() -> None:
+    """Five seconds after its start, at most, the process answers."""
+    with Server(*REAL) as server:
+        assert server.wait_until_ready() < 5
+
+
 async def test_alone(server: Server, images: Any, expected: Any) -> None:
     """One at a time, what is served is what NumPy computes from the paper's description."""
     async with httpx.AsyncClient() as client:
@@ -64,8 +79,11 @@ async def test_alone(server: Server, images: Any, expected: Any) -> None:
 async def test_in_company(server: Server, images: Any, expected: Any, size: int) -> None:
     """The same in batches: each caller gets the answer to its own image."""
     async with httpx.AsyncClient(timeout=30) as client:
+        before = await batches(client, server.url)
         requests = [predict(client, server.url, image) for image in images[:size]]
         served = await asyncio.gather(*requests)
+        computed = await batches(client, server.url) - before
+    assert computed < size or size < 8, "they were computed together"
     assert np.abs(np.asarray(served) - expected[:size]).max() < TOLERANCE
 
 
