@@ -1,4 +1,5 @@
-"""An engine that answers by rule, so that what surrounds it can be tested without MXNet."""
+"""An engine that answers by rule, so that what surrounds it can be tested without MXNet; and a
+clock that stands."""
 
 from __future__ import annotations
 
@@ -60,3 +61,12 @@ class FakeEngine:
     @asynccontextmanager
     async def load(self, settings: Settings) -> AsyncIterator[FakeEngine]:
         yield self
+
+
+class Clock:
+    """Says what it is set to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now

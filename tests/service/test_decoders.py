@@ -13,6 +13,7 @@ from batching import DeadlineUnreachable
 from model_store.engine import Image
 from service.decode import BadImage
 from service.decoders import FIRST_GUESS, Decoders
+from tests.fakes import Clock
 
 MEGAPIXEL = 1_000_000
 
@@ -34,13 +35,6 @@ class Upload:
         if self._error is not None:
             raise self._error
         return np.zeros((32, 32, 3), np.uint8)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

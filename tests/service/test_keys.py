@@ -13,17 +13,10 @@ from service.app import create_app
 from service.errors import Unauthorized
 from service.keys import Keys
 from service.settings import BadSettings, Settings
-from tests.fakes import FakeEngine
+from tests.fakes import Clock, FakeEngine
 from tests.service.conftest import png
 
 ONE, TWO = "one-key-of-many-letters", "another-key-of-many-letters"
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
