@@ -576,6 +576,26 @@ async def test_a_report_tells_what_happened() -> None:
     )
 
 
+@pytest.mark.parametrize("broken", [False, True])
+@virtual_time
+async def test_a_report_counts_who_has_gone_once(broken: bool) -> None:
+    """Neither as answered nor as failed, whatever the engine made of their items."""
+    reports = Reports()
+    engine = FakeEngine()
+    engine.broken = broken
+    async with batcher(engine, on_batch=reports) as b:
+        tasks = [task(b, 0), task(b, 1), task(b, 2, 1.2), task(b, 3, 1.2)]
+        await asyncio.sleep(0.5)
+        tasks[1].cancel()
+        engine.seconds = lambda size: 5.0
+        await outcomes(*tasks)
+
+    (report,) = reports
+    kept = 3 if not broken else 1
+    assert (report.answered, report.failed)[broken] == kept
+    assert report.answered + report.failed + report.gone == 4 and report.gone == 4 - kept
+
+
 @pytest.mark.parametrize(
     "settings",
     [

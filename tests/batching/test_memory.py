@@ -68,6 +68,16 @@ def test_what_has_held_on_the_way_up_still_holds() -> None:
     assert cap.limit(3.5 * PAUSE) == 4
 
 
+def test_a_doubled_pause_is_forgotten_when_the_top_holds() -> None:
+    """Ran out on the way up, recovered, and held: the next time counts as the first."""
+    cap = MemoryCap(BUCKETS)
+    cap.ran_out(8, 0.0)
+    cap.ran_out(8, 1.5 * PAUSE)  # on the way up: twice the pause from now on
+    assert cap.limit(3.0 * PAUSE) == 4
+    cap.ran_out(8, 100 * PAUSE)
+    assert [cap.limit((100 + t) * PAUSE) for t in (0.9, 1.1)] == [4, 8]
+
+
 def test_the_smallest_bucket_stays() -> None:
     """Less than one item cannot be asked for."""
     cap = MemoryCap(BUCKETS)
