@@ -112,3 +112,25 @@ $(VENV)/uv: | $(VENV)/$(EXTRA)
 # The constraint gives every lock file the same version of a package, so that they combine.
 LOCK = $(VENV)/uv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
 	--python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+
+# --- Images and manifests: docs/deploy.md. ------------------------------------------------------
+
+.PHONY: image check-image manifests rehearse
+
+TARGET ?= cpu
+IMAGE ?= shoal
+DOCKER ?= docker
+VERSION := $(shell sed -n '/^version = /{s/[^"]*"\(.*\)"/\1/p;q}' pyproject.toml)
+
+image: ## build the image shoal:VERSION-cpu; TARGET=gpu, IMAGE=registry/team/shoal
+	$(DOCKER) build --target $(TARGET) --tag $(IMAGE):$(VERSION)-$(TARGET) \
+		--label org.opencontainers.image.revision=$$(git rev-parse HEAD) $(ARGS) .
+
+check-image: ## run that image as a cluster would, and stop it under load
+	python3 k8s/check_image.py $(IMAGE):$(VERSION)-$(TARGET) --docker $(DOCKER) $(ARGS)
+
+manifests: $(VENV)/dev ## render, validate and lint k8s/ and the Dockerfile
+	k8s/check $(ARGS)
+
+rehearse: $(VENV)/dev ## a rolling update under load, behind nginx
+	$(RUN) k8s/rehearse.py $(ARGS)

@@ -1,0 +1,239 @@
+"""A rolling update on one machine: nginx in front of two processes, replaced one after the other.
+
+    .venv/bin/python k8s/rehearse.py [--requests 20000] [--unheard 2]
+
+Plays Kubernetes' part by the numbers of k8s/base: a new process gets requests when its readiness
+probe passes, and only then an old one goes (maxSurge 1, maxUnavailable 0). It is taken out of nginx
+only `--unheard` seconds after it was told to stop, as endpoints are removed behind a pod's back. It
+gets SIGTERM after the preStop sleep, and must end by itself, with 0, within the grace period.
+Clients ask all the while; updates follow each other until there were `--requests`. Ends with 1 if
+one of them was lost. nginx may not retry (proxy_next_upstream off), so it hides nothing. Needs
+nginx (Debian: nginx-light) and what `make test` installs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import yaml
+from load import Load, ask, made_up_picture
+
+ROOT = pathlib.Path(__file__).parents[1]
+BASE = ROOT / "k8s/base"
+CLIENTS = 8
+LONGEST = 900.0
+"""Seconds after which a rehearsal is given up."""
+
+NGINX = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+worker_processes 1;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    client_max_body_size 11m;
+    upstream shoal {{
+{servers}
+        keepalive 16;
+    }}
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        location / {{
+            proxy_pass http://shoal;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_next_upstream off;
+        }}
+    }}
+}}
+"""
+
+
+class Manifest:
+    """The numbers of the Deployment and its settings."""
+
+    def __init__(self) -> None:
+        deployment: Any = yaml.safe_load((BASE / "deployment.yaml").read_text(encoding="utf-8"))
+        pod = deployment["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        probe = container["readinessProbe"]
+        self.grace = float(pod["terminationGracePeriodSeconds"])
+        self.pre_stop = float(container["lifecycle"]["preStop"]["sleep"]["seconds"])
+        self.ready_path = str(probe["httpGet"]["path"])
+        self.ready_period = float(probe["periodSeconds"])
+        lines = (BASE / "shoal.env").read_text(encoding="utf-8").splitlines()
+        self.environment = dict(re.findall(r"^(SHOAL_\w+)=(.*)$", "\n".join(lines), re.MULTILINE))
+
+
+class Pod:
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.process = process
+        self.port = port
+
+    @classmethod
+    async def ready(cls, manifest: Manifest) -> Pod:
+        """A new one, that has passed its readiness probe."""
+        port = free_port()
+        told = {
+            "SHOAL_LOG_LEVEL": "warning",
+            "SHOAL_DEVICE": "cpu",
+            "SHOAL_DECODE_THREADS": "2",
+            "SHOAL_PORT": str(port),
+        }
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service"),
+            cwd=ROOT,
+            env={**os.environ, **manifest.environment, **told},
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        pod = cls(process, port)
+        url = f"http://127.0.0.1:{port}{manifest.ready_path}"
+        while (await asyncio.to_thread(ask, url))[0] != 200:
+            if process.returncode is not None:
+                raise SystemExit(f"a pod ended with {process.returncode} before it was ready")
+            await asyncio.sleep(manifest.ready_period)
+        return pod
+
+
+class Nginx:
+    """Its list of servers is what a Service's endpoints are."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._process: asyncio.subprocess.Process | None = None
+
+    @contextlib.asynccontextmanager
+    async def serving(self, pods: list[Pod]) -> AsyncIterator[None]:
+        self._write(pods)
+        program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+        if program is None:
+            raise SystemExit("nginx is not here; on Debian: apt-get install nginx-light")
+        self._process = await asyncio.create_subprocess_exec(
+            program, "-p", self._folder, "-c", self._folder / "nginx.conf"
+        )
+        try:
+            await asyncio.sleep(1)
+            yield
+        finally:
+            self._process.terminate()
+            await self._process.wait()
+
+    def route_to(self, pods: list[Pod]) -> None:
+        """New connections go to these; requests under way stay where they are."""
+        assert self._process is not None
+        self._write(pods)
+        self._process.send_signal(1)  # SIGHUP: read the configuration again
+
+    def errors(self) -> str:
+        log = self._folder / "error.log"
+        return log.read_text(encoding="utf-8") if log.exists() else ""
+
+    def _write(self, pods: list[Pod]) -> None:
+        # max_fails=0: a server that fails stays, so that each failure is seen.
+        servers = "\n".join(f"        server 127.0.0.1:{pod.port} max_fails=0;" for pod in pods)
+        text = NGINX.format(folder=self._folder, servers=servers, port=self.port)
+        (self._folder / "nginx.conf").write_text(text, encoding="utf-8")
+
+
+async def stop(manifest: Manifest, nginx: Nginx, old: Pod, rest: list[Pod], unheard: float) -> None:
+    """As a pod is deleted: everything at the same time, and nobody waits for anybody."""
+
+    async def endpoint() -> None:
+        await asyncio.sleep(unheard)
+        nginx.route_to(rest)
+
+    async def kubelet() -> None:
+        async with asyncio.timeout(manifest.grace):
+            await asyncio.sleep(manifest.pre_stop)
+            old.process.terminate()
+            status = await old.process.wait()
+        if status != 0:
+            raise SystemExit(f"a pod ended with {status}")
+
+    began = time.monotonic()
+    await asyncio.gather(endpoint(), kubelet())
+    took = time.monotonic() - began
+    print(f"  a pod ended with 0, {took:.1f} s after it was told to", flush=True)
+
+
+async def rehearse(requests: int, unheard: float) -> bool:
+    manifest = Manifest()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        pods = [await Pod.ready(manifest) for _ in range(2)]
+        nginx = Nginx(folder)
+        try:
+            async with nginx.serving(pods):
+                load = Load(f"http://127.0.0.1:{nginx.port}/predict", made_up_picture(), CLIENTS)
+                asking = asyncio.create_task(load.run())
+                began, updates = time.monotonic(), 0
+                while updates == 0 or load.answered < requests:
+                    updates += 1
+                    print(f"update {updates}: {load.answered:,} requests answered", flush=True)
+                    for old in list(pods):
+                        pods.append(await Pod.ready(manifest))
+                        nginx.route_to(pods)
+                        pods.remove(old)
+                        await stop(manifest, nginx, old, pods, unheard)
+                load.stop()
+                await asking
+        finally:
+            for pod in pods:
+                pod.process.kill()
+                await pod.process.wait()
+        seconds = time.monotonic() - began
+        order = sorted(load.seconds)
+        report = {
+            "requests": load.answered + sum(load.lost.values()),
+            "answered": load.answered,
+            "lost": dict(load.lost),
+            "updates": updates,
+            "pods_replaced": 2 * updates,
+            "seconds": round(seconds, 1),
+            "requests_a_second": round(load.answered / seconds),
+            "latency_ms": {
+                f"p{q}": round(1e3 * order[int(len(order) * q / 100)], 1) for q in (50, 99)
+            }
+            | {"max": round(1e3 * order[-1], 1)},
+        }
+        print(json.dumps(report, indent=1))
+        if load.lost:
+            print(nginx.errors()[-3000:], file=sys.stderr)
+        return not load.lost
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--requests", type=int, default=20_000, help="at least (%(default)s)")
+    parser.add_argument(
+        "--unheard", type=float, default=2.0, help="seconds until nginx knows (%(default)s)"
+    )
+    options = parser.parse_args()
+    whole = asyncio.wait_for(rehearse(options.requests, options.unheard), LONGEST)
+    sys.exit(0 if asyncio.run(whole) else 1)
