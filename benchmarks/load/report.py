@@ -99,7 +99,7 @@ def table(runs: Sequence[Run]) -> str:
         if run.different:
             line += f"; {run.different} OF ANOTHER CLASS THAN BEFORE"
         if run.limited_by_generator:
-            line += "  (the generator was the limit)"
+            line += "  (the generator itself was late or busy: in part these are its own times)"
         lines.append(line)
     return "\n".join(lines)
 
