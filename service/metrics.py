@@ -55,7 +55,7 @@ class Metrics:
         )
         self._refusals = Counter(
             "shoal_refusals",
-            "Requests answered by a problem, by its code.",
+            "Requests, or images of /predict/batch, answered by a problem, by its code.",
             ["code"],
             registry=registry,
         )
@@ -118,7 +118,11 @@ class Metrics:
         if status == CLIENT_LEFT:
             self._cancellations.inc()
         elif code is not None:
-            self._refusals.labels(code).inc()
+            self.count_refusal(code)
+
+    def count_refusal(self, code: str) -> None:
+        """A request was answered by a problem, or an image among others."""
+        self._refusals.labels(code).inc()
 
     def count_batch(self, report: BatchReport) -> None:
         """A batch has ended."""

@@ -126,9 +126,7 @@ async def predict_batch(request: Request) -> Response:
     with ends_with_client(request):
         rows = await each(forgiving(journey.infer), images)
     predictions = [
-        _problem(row, request.state.request_id)
-        if isinstance(row, Exception)
-        else _prediction(journey.model, row)
+        _problem(row, request) if isinstance(row, Exception) else _prediction(journey.model, row)
         for row in rows
     ]
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
@@ -222,10 +220,12 @@ def _prediction(model: Manifest, row: Probabilities) -> dict[str, Any]:
     }
 
 
-def _problem(error: Exception, request_id: str) -> dict[str, Any]:
-    """In the place of a prediction."""
+def _problem(error: Exception, request: Request) -> dict[str, Any]:
+    """In the place of a prediction; counted as a refusal of its own."""
     problem = errors.problem_for(error)
-    body = errors.told(problem, error, request_id)
+    metrics: Metrics = request.app.state.metrics
+    metrics.count_refusal(problem.code)
+    body = errors.told(problem, error, request.state.request_id)
     if (seconds := errors.retry_after(problem, error)) is not None:
         body["retry_after"] = seconds
     return body

@@ -50,6 +50,16 @@ async def test_requests_add_up(client: httpx.AsyncClient) -> None:
         assert value(samples, "stage_duration_seconds_count", stage=stage) == times
 
 
+async def test_each_refused_image_of_many_counts(client: httpx.AsyncClient) -> None:
+    """The request is one that was answered; two of its images were refused."""
+    files = [("img", upload) for upload in (png(7), b"hello", b"hello")]
+    await client.post("/predict/batch", files=files)
+    samples = await scrape(client)
+    assert value(samples, "refusals_total", code="bad_image") == 2
+    count = "request_duration_seconds_count"
+    assert value(samples, count, route="/predict/batch", status="200") == 1
+
+
 async def test_batches_add_up(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     """Items, batches, and the places that were padded, as the engine saw them."""
     engine.seconds = 0.02
