@@ -23,6 +23,8 @@ from service.logs import log
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 Count = Callable[[str, int, float, Mapping[str, float], str | None], None]
 """Is told of each request: route, status, seconds, seconds by stage, code of a problem."""
+ROUTINE = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+"""Asked every few seconds by machines: nothing to tell while all is well."""
 CLIENT_LEFT = 499  # nginx's number for it; it is logged and never sent
 
 
@@ -76,8 +78,9 @@ class Requests:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
             self._count(route, status, seconds, timing, state.get("code"))
-            if log.isEnabledFor(logging.INFO):
-                _log_request(scope, state, status, seconds)
+            level = logging.DEBUG if status == 200 and route in ROUTINE else logging.INFO
+            if log.isEnabledFor(level):
+                _log_request(level, scope, state, status, seconds)
 
 
 def _request_id(scope: Scope) -> str:
@@ -95,7 +98,9 @@ def _server_timing(timing: dict[str, float]) -> bytes:
     return ", ".join(stages).encode()
 
 
-def _log_request(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
+def _log_request(
+    level: int, scope: Scope, state: dict[str, Any], status: int, seconds: float
+) -> None:
     fields = {
         "request_id": state["request_id"],
         "client": scope["client"][0] if scope.get("client") else None,
@@ -108,4 +113,4 @@ def _log_request(scope: Scope, state: dict[str, Any], status: int, seconds: floa
         fields["code"] = state["code"]
     for stage, duration in state["timing"].items():
         fields[f"{stage}_seconds"] = round(duration, 6)
-    log.info("request", extra={"fields": fields})
+    log.log(level, "request", extra={"fields": fields})

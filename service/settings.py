@@ -93,7 +93,8 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = "auto"
     """json: one JSON object a line; text: for reading; auto: text on a terminal, else json."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severity that is logged; requests are logged at info."""
+    """Least severity that is logged; requests are logged at info, probes that
+    find all well at debug."""
 
     @field_validator("port", mode="before")
     @classmethod

@@ -71,3 +71,23 @@ async def test_one_line_a_request(
     assert {"decode_seconds", "queue_seconds", "infer_seconds", "seconds"} <= set(one)
     assert (two["status"], two["code"]) == (422, "missing_image")
     assert "secret" not in str(fields)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v2/health/ready"])
+@pytest.mark.parametrize(
+    ("level", "method", "told"),
+    [(logging.INFO, "GET", 0), (logging.DEBUG, "GET", 1), (logging.INFO, "DELETE", 1)],
+)
+async def test_probes_that_find_all_well_are_not_told(
+    client: httpx.AsyncClient,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    level: int,
+    method: str,
+    told: int,
+) -> None:
+    """They come every few seconds: told only when debugging, or when something is wrong."""
+    caplog.clear()
+    caplog.set_level(level)
+    await client.request(method, path)
+    assert [r.getMessage() for r in caplog.records if r.name == "shoal"] == ["request"] * told
