@@ -133,7 +133,9 @@ def _import(options: argparse.Namespace) -> int:
             manifest.Normalisation(mean=tuple(options.mean), std=tuple(options.std)),
         )
     )
-    print(f"{target}: imported; serve it with SHOAL_MODEL={target.parent.name}")
+    elsewhere = options.store != manifest.STORE
+    where = f"SHOAL_MODEL_STORE={options.store} " if elsewhere else ""
+    print(f"{target}: imported; serve it with {where}SHOAL_MODEL={target.parent.name}")
     return 0
 
 

@@ -34,6 +34,7 @@ def test_import(params: pathlib.Path, tmp_path: pathlib.Path) -> None:
     labels.write_text("\n".join(ANIMALS) + "\n")
     done = run("import", params, "--store", tmp_path, "--name", "zoo", "--classes", labels)
     assert done.returncode == 0, done.stderr
+    assert f"SHOAL_MODEL_STORE={tmp_path} SHOAL_MODEL=zoo" in done.stdout
     imported = manifest.read(tmp_path / "zoo" / "1")
     assert imported.classes == tuple(ANIMALS)
     assert (tmp_path / "zoo" / "1" / "net.params").read_bytes() == params.read_bytes()
