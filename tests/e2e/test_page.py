@@ -67,7 +67,7 @@ def test_a_dropped_picture(page: Page, server: Server, write: Write) -> None:
     stages = page.texts(".times dt")
     assert stages == ["read", "decode", "queue", "infer", "there and back"]
     infer = float(page.texts(".times dd")[3].removesuffix(" ms"))
-    assert 100 <= infer < 1000
+    assert 99 <= infer < 1000  # uvloop's timers count whole milliseconds
     assert "Answered by fake, version 7." in page.texts(".card .quiet")
     assert page.texts("#log p") == ["horse.png: horse, 91.0 %"]
     assert page.evaluate("document.querySelector('.thumbnail').width") == 200
