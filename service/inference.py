@@ -195,13 +195,10 @@ def _served(request: Request) -> Ready:
     return found
 
 
-def _available(request: Request) -> None:
+def _available(request: Request) -> Ready:
     """Raises NotReady or Draining."""
     serving: Serving = request.app.state.serving
-    if serving.started is None:
-        raise errors.NotReady
-    if serving.draining:
-        raise Draining("shutting down", retry_after=1)
+    return serving.available
 
 
 async def _images(request: Request, journey: Journey) -> tuple[Reply, list[Image]]:

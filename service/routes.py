@@ -157,9 +157,7 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 when the model is loaded and warm, with what serves and on what. For readiness probes."""
     serving: Serving = request.app.state.serving
-    ready = serving.ready
-    if serving.draining:
-        raise Draining("shutting down", retry_after=1)
+    ready = serving.available
     return JSONResponse(
         {
             "status": "ready",

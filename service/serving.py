@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Batcher, BatchReport, LatencyTable
+from batching import Batcher, BatchReport, Draining, LatencyTable
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
@@ -80,6 +80,14 @@ class Serving:
         if self.started is None:
             raise NotReady
         return self.started
+
+    @property
+    def available(self) -> Ready:
+        """Raises NotReady, or Draining: what a readiness probe is told."""
+        ready = self.ready
+        if self.draining:
+            raise Draining("shutting down", retry_after=1)
+        return ready
 
     @property
     def live(self) -> bool:
