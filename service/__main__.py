@@ -6,19 +6,24 @@ when the port cannot be had.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import sys
 
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 
-from service.app import create_app
+from service.app import LOAD_ENGINE, create_app, imported
 from service.logs import configure, log
 from service.server import Server
 from service.settings import BadSettings, Settings, load_settings, unknown
+from service.workers.supervisor import Supervisor
 
 
-def main() -> int:
+def main(load_engine: str = LOAD_ENGINE) -> int:
+    """`load_engine`: `module:function`, since the process that calls it may be another."""
     try:
         settings = load_settings()
     except BadSettings as error:
@@ -28,27 +33,42 @@ def main() -> int:
     for line in unknown(os.environ):
         log.warning(line)
     try:
-        app = create_app(settings)
+        app = create_app(settings, imported(load_engine))
     except BadSettings as error:
         print(error, file=sys.stderr)
         return 2
-    return serve(app, settings)
+    if settings.workers == 1:
+        return serve(app, settings)
+    return supervise(settings, load_engine)  # each front end builds an application of its own
 
 
-def serve(app: FastAPI, settings: Settings) -> int:
-    """Serve `app` until a signal; the exit status."""
+def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = None) -> int:
+    """Serve `app` until a signal; the exit status. `sockets`: to listen on, in place of those that
+    the settings name."""
     server = Server(app, settings)
     # uvicorn stops on these signals, answers what is in flight, and then raises them again for
     # whoever handled them before: without this the process would die by them and not leave with 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
-    server.run()
-    failure = app.state.serving.failure
+    server.run(sockets)
+    failure = app.state.serving.inference.failure
     if failure is not None:
         log.error("the model cannot be served: %s", failure)
         return 1
     log.info("stopped")
     return 0
+
+
+def supervise(settings: Settings, load_engine: str) -> int:
+    """Let several processes serve until a signal; the exit status."""
+    try:
+        status = asyncio.run(Supervisor(settings, load_engine).run())
+    except OSError as error:
+        log.error("%s", error)
+        return STARTUP_FAILURE
+    if status == 0:
+        log.info("stopped")
+    return status
 
 
 if __name__ == "__main__":

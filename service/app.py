@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -16,10 +19,12 @@ from model_store import manifest
 from model_store.engine import GluonEngine
 from service import errors, inference, pages, protocol, routes, schemas
 from service.keys import Keys
+from service.local import LoadEngine, Local
 from service.metrics import Metrics
 from service.middleware import Requests
-from service.serving import LoadEngine, Serving
+from service.serving import Inference, Serving
 from service.settings import Settings
+from service.workers.remote import Remote
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
@@ -30,6 +35,9 @@ SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+
+
+LOAD_ENGINE = "service.app:load_engine"
 
 
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
@@ -43,17 +51,33 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
     )
 
 
-def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> FastAPI:
+def imported(path: str) -> LoadEngine:
+    """What `module:function` names, as `load_engine` of this one."""
+    module, _, name = path.partition(":")
+    return cast(LoadEngine, getattr(importlib.import_module(module), name))
+
+
+def create_app(
+    settings: Settings, load_engine: LoadEngine = load_engine, folder: str | None = None
+) -> FastAPI:
     """The application: an ASGI app whose lifespan loads the model and drains on the way out.
+
+    `folder`: of several processes, one of which has the engine: it is not loaded here.
 
     Raises BadSettings where keys cannot be used.
     """
     keys = Keys(
         settings.api_keys.get_secret_value() if settings.api_keys else "", settings.api_keys_file
     )
-    metrics = Metrics()
-    serving = Serving(settings, load_engine, metrics.count_batch)
-    metrics.watch(serving)
+    metrics = Metrics(folder)
+    engine: Inference
+    if folder is None:
+        # A model that cannot be served ends the process, as the signal does.
+        stop = partial(signal.raise_signal, signal.SIGTERM)
+        engine = Local(settings, load_engine, metrics.count_batch, stop)
+    else:
+        engine = Remote(folder)
+    serving = Serving(settings, engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

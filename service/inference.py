@@ -84,7 +84,7 @@ async def server_metadata(request: Request) -> Response:
 async def live(request: Request) -> Response:
     """As `/healthz`."""
     serving: Serving = request.app.state.serving
-    if not serving.live:
+    if not await serving.live():
         raise errors.NotLive
     return JSONResponse({"live": True})
 
@@ -103,14 +103,14 @@ async def ready(request: Request) -> Response:
 
 async def model_ready(request: Request) -> Response:
     """As `/readyz`, of the model and version that are served."""
-    model = _served(request).engine.model
+    model = _served(request).model
     _available(request)
     return JSONResponse({"name": model.name, "ready": True})
 
 
 async def model_metadata(request: Request) -> Response:
     """Its inputs, of which a request has one, and its outputs."""
-    model = _served(request).engine.model
+    model = _served(request).model
     return JSONResponse(
         {
             "name": model.name,
@@ -142,7 +142,8 @@ async def infer(request: Request) -> Response:
         raise errors.UnsupportedEncoding
     reply, images = await _images(request, journey)
     with ends_with_client(request):
-        rows = await each(journey.infer, images)
+        found = await each(journey.infer, images)
+    rows = [one.probabilities for one in found]
     body, length = serialise(reply, journey.model, rows)
     if length is None:
         return Response(body, media_type="application/json")
@@ -187,7 +188,7 @@ for path, names in MODELS.items():
 def _served(request: Request) -> Ready:
     """Raises NotReady, or UnknownModel where the path names another model or version."""
     found: Ready = request.app.state.serving.ready
-    model, names = found.engine.model, request.path_params
+    model, names = found.model, request.path_params
     if (names["model"], names.get("version", model.version)) != (model.name, model.version):
         raise errors.UnknownModel(
             f"This server has the model {model.name!r} in version {model.version!r} and no other."

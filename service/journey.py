@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from model_store.engine import Image, Probabilities
+from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import decode, errors
-from service.serving import Ready, Serving
+from service.serving import Classified, Ready, Serving
 from service.settings import Settings
 from service.upload import Hold
 
@@ -45,7 +45,8 @@ class Journey:
 
     @property
     def model(self) -> Manifest:
-        return self._ready.engine.model
+        """What serves as the request begins; another may be what computes it."""
+        return self._ready.model
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Read[Out]], Awaitable[Out]]]:
@@ -81,9 +82,9 @@ class Journey:
         self._note("decode", time.perf_counter() - began)
         return image
 
-    async def infer(self, image: Image) -> Probabilities:
-        """Raises what `Batcher.submit` raises."""
-        answer = await self._ready.batcher.submit(image, self._left())
+    async def infer(self, image: Image) -> Classified:
+        """Raises what `Inference.submit` raises."""
+        answer = await self._serving.inference.submit(image, self._left())
         self._note("queue", answer.queue_seconds)
         self._note("infer", answer.infer_seconds)
         return answer.value

@@ -1,14 +1,18 @@
-"""What Prometheus is told: one registry an application, read at `/metrics`.
+"""What Prometheus is told, read at `/metrics`: of this process, or of all that share a folder.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, `_total` for what only grows.
-Requests and batches are counted as they end; what has a value at any moment (how many wait, what
-a batch takes) is asked for when somebody looks. No label takes a value from a client.
+Requests and batches are counted as they end; what has a value at any moment is asked for when
+somebody looks (`gauges`). No label takes a value from a client.
+
+Where there are several processes each counts in files of its own in their folder, and any of them
+adds up what all have counted, also those that are gone. That is prometheus_client's own way, which
+it takes where PROMETHEUS_MULTIPROC_DIR is set before it is imported.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -20,12 +24,12 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from batching import BatchReport
+from service.gauges import Processes
 from service.middleware import CLIENT_LEFT
-from service.serving import Serving
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -37,7 +41,9 @@ RATIOS = (0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0)
 class Metrics:
     """Counts what happens; `text` is what there is to tell."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | None = None) -> None:
+        """`folder`: of all processes, and the value of PROMETHEUS_MULTIPROC_DIR."""
+        self._folder = folder
         self._registry = registry = CollectorRegistry()
         self._requests = Histogram(
             "shoal_request_duration_seconds",
@@ -104,10 +110,6 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def watch(self, serving: Serving) -> None:
-        """Ask `serving` for what has a value at any moment."""
-        self._registry.register(_Now(serving))
-
     def count_request(
         self, route: str, status: int, seconds: float, stages: Mapping[str, float], code: str | None
     ) -> None:
@@ -136,54 +138,14 @@ class Metrics:
         self._retries.inc(report.retries)
         self._out_of_memory.inc(report.out_of_memory)
 
-    def text(self) -> bytes:
-        """Everything, in Prometheus' text format 0.0.4."""
-        return generate_latest(self._registry)
+    def text(self, now: Collector | None = None) -> bytes:
+        """Everything, in Prometheus' text format 0.0.4; `now` is what is true at the moment."""
+        parts: list[Collector] = [self._registry]
+        if self._folder is not None:
+            parts = [_all_counted_in(self._folder), Processes(self._folder)]
+        return b"".join(map(generate_latest, [*parts, now] if now is not None else parts))
 
 
-class _Now(Collector):
-    """Read from the running parts, each time anew."""
-
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
-
-    def collect(self) -> Iterable[Metric]:
-        started = self._serving.started
-        ready = started is not None and not self._serving.draining
-        yield GaugeMetricFamily("shoal_ready", "1 while /readyz says so.", ready)
-        if started is None:
-            return
-        batcher = started.batcher
-        yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", batcher.queued)
-        yield GaugeMetricFamily(
-            "shoal_batches_in_flight", "Batches in the engine's hands.", batcher.in_flight
-        )
-        yield CounterMetricFamily(
-            "shoal_engine_busy_seconds", "Seconds the engine had work.", batcher.busy_seconds
-        )
-        yield GaugeMetricFamily(
-            "shoal_batch_size_limit",
-            "The largest batch at the moment; less than set where memory ran out.",
-            batcher.size_limit,
-        )
-        yield GaugeMetricFamily(
-            "shoal_prediction_margin_ratio",
-            "Share of a predicted time that is kept in reserve, as learned so far.",
-            batcher.margin,
-        )
-        expected = GaugeMetricFamily(
-            "shoal_batch_expected_seconds",
-            "What a batch of a bucket is expected to take, as learned so far.",
-            labels=["bucket"],
-        )
-        for bucket, seconds in started.latency.as_dict().items():
-            expected.add_metric([str(bucket)], seconds)
-        yield expected
-        model = GaugeMetricFamily(
-            "shoal_model_info",
-            "1, with the model that answers and what it runs on.",
-            labels=["model", "version", "device"],
-        )
-        told = started.engine.model
-        model.add_metric([told.name, told.version, started.engine.device.name], 1)
-        yield model
+def _all_counted_in(folder: str) -> Collector:
+    collector: Collector = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]  # theirs
+    return collector

@@ -13,13 +13,13 @@ from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
-from model_store.engine import Image, Probabilities
-from model_store.manifest import Manifest
+from model_store.engine import Image
 from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
+from service.gauges import Gauges
 from service.journey import Journey, each, forgiving
 from service.metrics import MEDIA_TYPE, Metrics
-from service.serving import Serving
+from service.serving import Classified, Serving
 from service.settings import Settings
 from service.upload import read_image, read_images
 
@@ -103,8 +103,8 @@ async def predict(request: Request) -> Response:
     journey = Journey(request, wishes.timeout(request))
     image = await _image(request, journey)
     with ends_with_client(request):
-        row = await journey.infer(image)
-    return _respond(request, journey.model, row)
+        found = await journey.infer(image)
+    return _respond(request, found)
 
 
 @router.post(
@@ -124,10 +124,9 @@ async def predict_batch(request: Request) -> Response:
     journey = Journey(request, wishes.timeout(request))
     images = await _images(request, journey)
     with ends_with_client(request):
-        rows = await each(forgiving(journey.infer), images)
+        found = await each(forgiving(journey.infer), images)
     predictions = [
-        _problem(row, request) if isinstance(row, Exception) else _prediction(journey.model, row)
-        for row in rows
+        _problem(one, request) if isinstance(one, Exception) else _prediction(one) for one in found
     ]
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
@@ -142,7 +141,7 @@ async def predict_batch(request: Request) -> Response:
 async def healthz(request: Request) -> Response:
     """200 unless only a restart helps. For liveness probes."""
     serving: Serving = request.app.state.serving
-    if not serving.live:
+    if not await serving.live():
         raise errors.NotLive
     return JSONResponse({"status": "live"})
 
@@ -157,14 +156,15 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 when the model is loaded and warm, with what serves and on what. For readiness probes."""
     serving: Serving = request.app.state.serving
-    ready = serving.available
+    ready, figures = serving.available, await serving.figures()
+    expected = figures.expected if figures is not None else {}
     return JSONResponse(
         {
             "status": "ready",
-            "model": {"name": ready.engine.model.name, "version": ready.engine.model.version},
-            "device": ready.engine.device.name,
-            "device_reason": ready.engine.device.reason,
-            "latency": {str(size): round(s, 6) for size, s in ready.latency.as_dict().items()},
+            "model": {"name": ready.model.name, "version": ready.model.version},
+            "device": ready.device,
+            "device_reason": ready.device_reason,
+            "latency": {size: round(seconds, 6) for size, seconds in expected.items()},
         }
     )
 
@@ -178,7 +178,9 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Counters, histograms and what has a value now, in Prometheus' text format."""
     found: Metrics = request.app.state.metrics
-    return Response(found.text(), media_type=MEDIA_TYPE)
+    serving: Serving = request.app.state.serving
+    now = Gauges(serving.inference.ready, serving.draining, await serving.figures())
+    return Response(found.text(now), media_type=MEDIA_TYPE)
 
 
 async def _image(request: Request, journey: Journey) -> Image:
@@ -199,14 +201,15 @@ async def _images(request: Request, journey: Journey) -> list[Image | Exception]
             return await each(forgiving(journey.decode), uploads, pause=True)
 
 
-def _respond(request: Request, model: Manifest, row: Probabilities) -> Response:
-    body = _prediction(model, row)
+def _respond(request: Request, found: Classified) -> Response:
+    body = _prediction(found)
     if wishes.wants_text(request):
         return PlainTextResponse(body["message"])
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-def _prediction(model: Manifest, row: Probabilities) -> dict[str, Any]:
+def _prediction(found: Classified) -> dict[str, Any]:
+    model, row = found.model, found.probabilities
     best = int(np.argmax(row))
     probabilities = [round(p, 6) for p in row.tolist()]
     return {

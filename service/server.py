@@ -45,6 +45,11 @@ class Server(uvicorn.Server):
         self._serving: Serving = app.state.serving
         self._drain_delay = settings.drain_delay
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if sockets:  # about which uvicorn says nothing
+            self._log_started_message(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so, stop accepting, answer what is under way, then let uvicorn do the rest."""
         self._serving.draining = True  # /readyz says so; connections close after their answer

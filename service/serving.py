@@ -1,85 +1,88 @@
-"""What a running service holds: the engine, its batcher, the decoders; from start to drained.
+"""What a process that answers requests holds: decoders, a budget for uploads, and an engine.
 
+The engine is in this process (`local`) or in another (`workers.remote`); nothing here can tell.
 Loading happens beside the listening server, so that probes are answered meanwhile: `/healthz`
-says live and `/readyz` says not ready. A model that cannot be loaded or warmed ends the process.
+says live and `/readyz` says not ready.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Batcher, BatchReport, Draining, LatencyTable
-from model_store.device import Device
+from batching import Answer, Draining
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
 from service.decoders import Decoders
 from service.errors import NotReady
-from service.logs import log
+from service.figures import Figures
 from service.settings import Settings
 from service.upload import Budget
 
 
-class Engine(Protocol):
-    """What is needed of an engine; `model_store.engine.GluonEngine` is one."""
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """What a version says of an image."""
 
-    @property
-    def model(self) -> Manifest: ...
-
-    @property
-    def device(self) -> Device: ...
-
-    @property
-    def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
-
-    async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
-
-
-LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
+    model: Manifest
+    probabilities: Probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The parts that answer requests, loaded and warm."""
+    """What is loaded and warm, and what it runs on."""
 
-    engine: Engine
-    latency: LatencyTable
-    batcher: Batcher[Image, Probabilities]
+    model: Manifest
+    device: str
+    device_reason: str
+
+
+class Inference(Protocol):
+    """An engine and its batcher, wherever they are."""
+
+    @property
+    def ready(self) -> Ready | None:
+        """None: nothing is loaded, or it cannot be reached."""
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the model cannot be served, if so; then the process ends."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """It does its work within; on the way out it drains."""
+
+    async def submit(
+        self,
+        image: Image,
+        timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
+    ) -> Answer[Classified]:
+        """What the version that computes it says of `image`, within `timeout` seconds.
+
+        Raises NotReady, and what `Batcher.submit` raises.
+        """
+
+    async def figures(self) -> Figures | None:
+        """None: there are none, since nothing is loaded. Raises TimeoutError: no answer."""
 
 
 class Serving:
-    """Brings the parts up and takes them down; `ready` has them in between."""
+    """Of one process."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        load_engine: LoadEngine,
-        on_batch: Callable[[BatchReport], None] | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, inference: Inference) -> None:
         self.decoders = Decoders(settings.decode_threads, settings.max_image_pixels)
         self.uploads = Budget(settings.max_upload_memory)
+        self.inference = inference
         self.draining = False
         """On the way out: whoever chooses among servers should choose another."""
-        self.failure: Exception | None = None
-        """Why the model cannot be served, if so."""
-        self.started: Ready | None = None
-        """The parts, once they are loaded and warm."""
-        self._settings = settings
-        self._load_engine = load_engine
-        self._on_batch = on_batch
 
     @property
     def ready(self) -> Ready:
         """Raises NotReady."""
-        if self.started is None:
+        if (ready := self.inference.ready) is None:
             raise NotReady
-        return self.started
+        return ready
 
     @property
     def available(self) -> Ready:
@@ -89,57 +92,23 @@ class Serving:
             raise Draining("shutting down", retry_after=1)
         return ready
 
-    @property
-    def live(self) -> bool:
+    async def live(self) -> bool:
         """False: only a new process helps."""
-        return self.started is None or self.started.batcher.healthy
+        try:
+            figures = await self.inference.figures()
+        except TimeoutError:
+            return False
+        return figures is None or figures.healthy
+
+    async def figures(self) -> Figures | None:
+        """None also where nobody answers: what else there is to tell is no less useful for that."""
+        try:
+            return await self.inference.figures()
+        except TimeoutError:
+            return None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Load in the background; on the way out drain the batcher, then close the engine, in
-        `shutdown_timeout` seconds at most: an engine that hangs ends the process."""
-        stop = asyncio.Event()
-        task = asyncio.create_task(self._run(stop))
-        try:
+        async with self.inference.running():
             yield
-        finally:
-            stop.set()
-            _, hung = await asyncio.wait({task}, timeout=self._settings.shutdown_timeout)
-            if hung:
-                log.error("the engine does not come back; leaving without it")
-                os._exit(1)  # nothing less ends a thread that hangs
-            self.decoders.close()
-
-    async def _run(self, stop: asyncio.Event) -> None:
-        try:
-            await self._serve_until(stop)
-        except Exception as error:  # noqa: BLE001  # without a model no process may linger
-            self.failure = error
-            signal.raise_signal(signal.SIGTERM)
-
-    async def _serve_until(self, stop: asyncio.Event) -> None:
-        settings, started = self._settings, time.perf_counter()
-        async with self._load_engine(settings) as engine:
-            latency = LatencyTable(engine.warm_up_seconds)
-            async with Batcher(
-                engine.infer,
-                latency=latency,
-                max_batch_size=latency.largest,
-                max_queue_size=settings.max_queue_size,
-                max_queue_delay=settings.max_queue_delay,
-                max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
-                on_batch=self._on_batch,
-            ) as batcher:
-                self.started = Ready(engine, latency, batcher)
-                seconds = round(time.perf_counter() - started, 3)
-                log.info("ready", extra={"fields": _told(engine) | {"seconds": seconds}})
-                await stop.wait()
-
-
-def _told(engine: Engine) -> dict[str, str]:
-    return {
-        "model": engine.model.name,
-        "version": engine.model.version,
-        "device": engine.device.name,
-        "device_reason": engine.device.reason,
-    }
+        self.decoders.close()

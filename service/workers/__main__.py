@@ -1,0 +1,64 @@
+"""`python -m service.workers NAME`: one of several processes, started by their supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from functools import partial
+
+import uvloop
+
+from service.__main__ import serve
+from service.app import create_app, imported
+from service.local import Local
+from service.logs import configure, log
+from service.metrics import Metrics
+from service.settings import Settings
+from service.workers.hub import Hub
+from service.workers.orders import Orders, obey, receive
+from service.workers.supervisor import CANNOT_SERVE, ENGINE
+
+
+def main(name: str) -> int:
+    orders, settings = receive()
+    configure(settings)
+    if name == ENGINE:
+        return uvloop.run(engine(orders, settings))
+    return front_end(orders, settings)
+
+
+def front_end(orders: Orders, settings: Settings) -> int:
+    """Speaks HTTP until SIGTERM."""
+    obey(orders, lambda: None)
+    app = create_app(settings, folder=orders.folder)
+    return serve(app, settings, [socket.socket(fileno=each) for each in orders.sockets])
+
+
+async def engine(orders: Orders, settings: Settings) -> int:
+    """Computes until the supervisor says that all front ends have gone. Signals that are sent to
+    all processes alike are for the supervisor."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    obey(orders, partial(loop.call_soon_threadsafe, stop.set))
+    local = Local(
+        settings,
+        imported(orders.load_engine),
+        on_batch=Metrics(orders.folder).count_batch,
+        on_failure=stop.set,
+        on_change=lambda: hub.announce(),
+    )
+    hub = Hub(local)
+    (descriptor,) = orders.sockets
+    async with hub.serving(socket.socket(fileno=descriptor)), local.running():
+        await stop.wait()
+    if local.failure is not None:
+        log.error("the model cannot be served: %s", local.failure)
+        return CANNOT_SERVE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

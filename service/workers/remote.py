@@ -1,0 +1,192 @@
+"""A front end's side of the socket: an engine that lives in another process.
+
+Every `submit` ends: with the answer, with what the engine's process raised, with TimeoutError when
+its time is up, or with NotReady the moment the link is lost. The link is made again by itself: the
+supervisor keeps the address alive while the engine's process is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from batching import Answer, QueueFull
+from model_store.engine import Image
+from model_store.manifest import Manifest
+from service.errors import NotReady
+from service.figures import Figures
+from service.logs import log
+from service.serving import Classified, Ready
+from service.workers import frames, refusals
+from service.workers.frames import ANSWER, ASK, MODEL, REFUSAL, STATE, TOLD, BadFrame, Frame
+from service.workers.link import Link
+
+SOCKET = "engine.sock"
+"""In the folder that the processes share."""
+RECONNECT_PAUSE = 0.1
+"""Seconds between two attempts to reach the engine's process."""
+ANSWER_SECONDS = 2.0
+"""In which the engine's process says how it is, unless it hangs."""
+
+
+class Remote:
+    """An `Inference`, in another process of those that share `folder`."""
+
+    failure: Exception | None = None
+    """None: a model that cannot be served ends the engine's process, and the supervisor us."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = f"{folder}/{SOCKET}"
+        self._link: _Engine | None = None
+        self._numbers = itertools.count(1)
+
+    @property
+    def ready(self) -> Ready | None:
+        return self._link.ready if self._link is not None else None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        keeper = asyncio.create_task(self._keep())
+        try:
+            yield
+        finally:
+            keeper.cancel()
+            if self._link is not None:
+                self._link.close()
+
+    async def submit(
+        self,
+        image: Image,
+        timeout: float,  # noqa: ASYNC109 - as `Batcher.submit`
+    ) -> Answer[Classified]:
+        """`queue_seconds` has the way there and back in it."""
+        link, number, now = self._linked, next(self._numbers), time.monotonic()
+        if link.crowded:
+            raise QueueFull("the engine's process does not keep up with reading", retry_after=1)
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[frames.Answer] = loop.create_future()
+        link.waiting[number] = waiting
+        link.send(frames.submit(number, now + timeout, image.tobytes()))
+        timer = loop.call_later(timeout, _late, waiting)
+        try:
+            told = await waiting
+        finally:
+            timer.cancel()
+            if link.waiting.pop(number, None) is not None:  # not answered
+                link.send(frames.cancel(number))
+        infer_seconds, size, bucket, model, row = told
+        found = Classified(link.models[model], np.frombuffer(row, np.float32))
+        queue_seconds = time.monotonic() - now - infer_seconds
+        return Answer(found, queue_seconds, infer_seconds, size, bucket)
+
+    async def figures(self) -> Figures | None:
+        if self.ready is None:
+            return None
+        try:
+            told = await self._ask({"do": "figures"}, ANSWER_SECONDS)
+        except NotReady:  # since a moment ago
+            return None
+        return None if told["figures"] is None else Figures(**told["figures"])
+
+    async def _ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """What the engine's process says to it. Raises NotReady, TimeoutError."""
+        link, number = self._linked, next(self._numbers)
+        asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        link.asked[number] = asked
+        link.send(frames.message(ASK, number, question))
+        try:
+            async with asyncio.timeout(seconds):
+                return await asked
+        finally:
+            link.asked.pop(number, None)
+
+    @property
+    def _linked(self) -> _Engine:
+        if self._link is None or self._link.ended.is_set():
+            raise NotReady
+        return self._link
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                _, link = await loop.create_unix_connection(_Engine, self._path)
+            except OSError as error:
+                log.debug("no link to the engine's process: %s", error)
+            else:
+                self._link = link
+                await link.ended.wait()
+                self._link = None
+            await asyncio.sleep(RECONNECT_PAUSE)
+
+
+class _Engine(Link):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready: Ready | None = None
+        self.models: dict[int, Manifest] = {}
+        self.waiting: dict[int, asyncio.Future[frames.Answer]] = {}
+        self.asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.ended = asyncio.Event()
+
+    def received(self, frame: Frame) -> None:
+        kind, number, body = frame
+        if kind == ANSWER:
+            told = frames.read_answer(body)
+            if told.model not in self.models:
+                raise BadFrame(f"an answer of model {told.model}, which nobody has introduced")
+            if (waiting := self.waiting.pop(number, None)) and not waiting.done():
+                waiting.set_result(told)
+        elif kind == REFUSAL:
+            error = refusals.meant(frames.read_refusal(body))
+            if (waiting := self.waiting.pop(number, None)) and not waiting.done():
+                waiting.set_exception(error)
+        elif kind == TOLD:
+            content = frames.read_message(body)
+            if (asked := self.asked.get(number)) and not asked.done():
+                asked.set_result(content)
+        elif kind == STATE:
+            self.ready = _ready(frames.read_message(body).get("ready"))
+        elif kind == MODEL:
+            self.models[number] = _manifest(frames.read_message(body))
+        else:
+            raise BadFrame(f"a frame of kind {kind} from the engine's process")
+
+    def lost(self) -> None:
+        self.ready = None
+        self.ended.set()
+        futures: list[asyncio.Future[Any]] = [*self.waiting.values(), *self.asked.values()]
+        self.waiting.clear()
+        for future in futures:
+            if not future.done():
+                future.set_exception(NotReady())
+
+
+def _ready(told: dict[str, Any] | None) -> Ready | None:
+    """Raises BadFrame."""
+    if told is None:
+        return None
+    try:
+        return Ready(_manifest(told["model"]), told["device"], told["device_reason"])
+    except KeyError as error:
+        raise BadFrame(f"a state without {error}") from None
+
+
+def _manifest(told: dict[str, Any]) -> Manifest:
+    """Raises BadFrame."""
+    try:
+        return Manifest.model_validate(told)
+    except ValidationError as error:
+        raise BadFrame(f"a model that is none: {error}") from None
+
+
+def _late(waiting: asyncio.Future[frames.Answer]) -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError("the deadline has passed"))

@@ -1,0 +1,202 @@
+"""The parent of a service with several processes: starts them, keeps them, stops them.
+
+It imports no MXNet, answers no request and holds what must outlive them: the listening sockets,
+the address of the engine's process, the folder with what they share. All of them live in sessions
+of their own, so that Ctrl-C reaches the supervisor alone.
+
+A process that dies is started again, with pauses (`restarts`); when that does not help the whole
+service leaves with 1, as it does when the model cannot be loaded in the first place. To stop, front
+ends are told first and drain; the engine's process is told when the last of them has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import pathlib
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from service.gauges import PIDS
+from service.logs import log
+from service.server import LINGER
+from service.settings import Settings
+from service.workers import listening
+from service.workers.orders import STOP, Orders
+from service.workers.remote import SOCKET
+from service.workers.restarts import Restarts
+
+ENGINE = "engine"
+CANNOT_SERVE = 1
+"""Exit status of the engine's process when the model cannot be loaded, and of the service."""
+GRACE = 5.0
+"""Seconds more than a process allows itself before it is killed."""
+
+
+@dataclass(eq=False)
+class Child:
+    """A process and what it is told."""
+
+    name: str
+    orders: Orders
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    async def start(self) -> asyncio.subprocess.Process:
+        self.process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service.workers", self.name),
+            stdin=asyncio.subprocess.PIPE,
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self.orders.folder},
+            pass_fds=self.orders.sockets,
+            start_new_session=True,
+        )
+        self.tell(self.orders.line())
+        return process
+
+    def tell(self, line: bytes) -> None:
+        assert self.process is not None and self.process.stdin is not None
+        self.process.stdin.write(line)
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+
+class Supervisor:
+    """Of one service, for its life."""
+
+    def __init__(self, settings: Settings, load_engine: str) -> None:
+        self._settings = settings
+        self._load_engine = load_engine
+        self._stopping = asyncio.Event()
+        self._status = 0
+        self._children: list[Child] = []
+
+    async def run(self) -> int:
+        """Until a signal, or until it is of no use to go on; the exit status.
+
+        Raises OSError where the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled, number)
+        settings, count = self._settings, self._settings.workers
+        with tempfile.TemporaryDirectory(prefix="shoal-") as folder, contextlib.ExitStack() as own:
+            address = own.enter_context(_at(folder))
+            sockets = listening.bind(settings.host, settings.port, count)
+            for each in itertools.chain.from_iterable(sockets):
+                own.enter_context(each)
+            engine = Child(ENGINE, self._orders(settings, folder, [address]))
+            share = settings.share(count)
+            front_ends = [
+                Child(f"front-end-{number}", self._orders(share, folder, mine))
+                for number, mine in enumerate(sockets, 1)
+            ]
+            self._children = [engine, *front_ends]
+            keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
+            await self._stopping.wait()
+            own.close()  # front ends that still accept have their own
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.wait(keepers)
+            await self._stop(front_ends, engine)
+        return self._status
+
+    def _orders(self, settings: Settings, folder: str, sockets: Sequence[socket.socket]) -> Orders:
+        descriptors = [each.fileno() for each in sockets]
+        return Orders.of(settings, folder, descriptors, self._load_engine)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._stopping.is_set() and number == signal.SIGINT:
+            log.error("leaving at once")
+            for child in self._children:
+                if child.alive:
+                    child.send(signal.SIGKILL)
+        self._stopping.set()
+
+    async def _keep(self, child: Child) -> None:
+        """Start it, and again when it has died, for as long as that helps."""
+        restarts, first = Restarts(), True
+        while True:
+            process = await child.start()
+            restarts.started(time.monotonic())
+            self._write_pids()
+            log.info("started", extra={"fields": {"process": child.name, "pid": process.pid}})
+            status = await process.wait()
+            pause = restarts.died(time.monotonic())
+            told = {"process": child.name, "pid": process.pid, "status": status}
+            hopeless = first and child.name == ENGINE and status == CANNOT_SERVE
+            if pause is None or hopeless:
+                log.error("a process ended and is not started again", extra={"fields": told})
+                self._status = 1
+                self._stopping.set()
+                return
+            log.error("a process ended", extra={"fields": told | {"restart_in_seconds": pause}})
+            await asyncio.sleep(pause)
+            first = False
+
+    async def _stop(self, front_ends: Sequence[Child], engine: Child) -> None:
+        """Nobody is cut off who is within his time."""
+        settings = self._settings
+        log.info("stopping")
+        for child in front_ends:
+            if child.alive:
+                child.send(signal.SIGTERM)
+        drain = settings.drain_delay + LINGER + settings.shutdown_timeout + GRACE
+        await asyncio.gather(*(self._gone(child, drain) for child in front_ends))
+        if engine.alive:
+            engine.tell(STOP)
+        await self._gone(engine, settings.shutdown_timeout + GRACE)
+
+    async def _gone(self, child: Child, seconds: float) -> None:
+        """Within `seconds`, or killed."""
+        if not child.alive:
+            return
+        assert child.process is not None
+        try:
+            async with asyncio.timeout(seconds):
+                status = await child.process.wait()
+        except TimeoutError:
+            child.send(signal.SIGKILL)
+            status = await child.process.wait()
+        if status not in (0, -signal.SIGTERM):  # by which one dies that has not begun to serve
+            told = {"process": child.name, "status": status}
+            log.error("a process did not end well", extra={"fields": told})
+            self._status = 1
+
+    def _write_pids(self) -> None:
+        """For whoever wants to know the processes' memory and time."""
+        pids = {"supervisor": os.getpid()} | {
+            child.name: child.process.pid for child in self._children if child.process is not None
+        }
+        path = pathlib.Path(self._children[0].orders.folder, PIDS)
+        new = path.with_suffix(".new")
+        new.write_bytes(orjson.dumps(pids))
+        new.replace(path)
+
+
+def _at(folder: str) -> socket.socket:
+    """The address of the engine's process: it stays while the process is replaced, and who
+    connects meanwhile waits in line. Raises OSError."""
+    path = f"{folder}/{SOCKET}"
+    address = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        address.bind(path)
+    except OSError as error:
+        address.close()
+        raise OSError(f"cannot listen on {path}: {error}; set TMPDIR to a shorter path") from None
+    address.listen(128)
+    return address
