@@ -126,6 +126,16 @@ class Batcher(Generic[In, Out]):
         self._queue.discard(entry)
         entry.answer.cancel()
 
+    def switch(self, latency: LatencyTable) -> None:
+        """From the next batch on `infer` takes what `latency` says, since something else computes
+        behind it. Who waits goes on waiting; what is in flight teaches the new table nothing.
+
+        Raises ValueError where the buckets are others.
+        """
+        self._policy.switch(latency)
+        self._failures = 0
+        self._reconsider()
+
     async def drain(self) -> None:
         """Refuse what is new, answer what waits, return when the engine has given all back.
 

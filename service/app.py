@@ -11,18 +11,19 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import model_store.engine
-from model_store import manifest
 from model_store.engine import GluonEngine
-from service import errors, inference, pages, protocol, routes, schemas
+from service import admin, errors, inference, pages, protocol, repository, routes, schemas
 from service.keys import Keys
 from service.local import LoadEngine, Local
 from service.metrics import Metrics
 from service.middleware import Requests
-from service.serving import Inference, Serving
+from service.repository import Repository
+from service.serving import Inference, Serving, Versions
 from service.settings import Settings
 from service.workers.remote import Remote
 
@@ -42,9 +43,8 @@ LOAD_ENGINE = "service.app:load_engine"
 
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
     """The engine for the model that the settings name. Raises BadModel."""
-    version = settings.model_version or manifest.latest(settings.model_store, settings.model)
     return model_store.engine.load_engine(
-        manifest.folder(settings.model_store, settings.model, version),
+        repository.folder(settings),
         settings.device,
         settings.engine_threads,
         settings.max_batch_size,
@@ -66,17 +66,20 @@ def create_app(
 
     Raises BadSettings where keys cannot be used.
     """
-    keys = Keys(
-        settings.api_keys.get_secret_value() if settings.api_keys else "", settings.api_keys_file
+    keys = Keys(_secret(settings.api_keys), settings.api_keys_file)
+    admin_keys = Keys(
+        _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
     )
     metrics = Metrics(folder)
     engine: Inference
+    versions: Versions
     if folder is None:
         # A model that cannot be served ends the process, as the signal does.
         stop = partial(signal.raise_signal, signal.SIGTERM)
-        engine = Local(settings, load_engine, metrics.count_batch, stop)
+        engine = local = Local(settings, load_engine, metrics.count_batch, stop)
+        versions = Repository(settings, local, metrics.count_load)
     else:
-        engine = Remote(folder)
+        engine = versions = Remote(folder)
     serving = Serving(settings, engine)
 
     @asynccontextmanager
@@ -97,8 +100,14 @@ def create_app(
     app.state.serving = serving
     app.state.metrics = metrics
     app.state.keys = keys
+    app.state.admin_keys = admin_keys
+    app.state.repository = versions
     # first, and found without a detour
-    app.router.routes[:0] = [*routes.router.routes, *inference.router.routes]
+    app.router.routes[:0] = [
+        *routes.router.routes,
+        *inference.router.routes,
+        *admin.router.routes,
+    ]
     if settings.page:
         app.include_router(pages.router())
     for kind in (*errors.PROBLEMS, HTTPException):
@@ -108,11 +117,21 @@ def create_app(
     return app
 
 
+def _secret(setting: SecretStr | None) -> str:
+    return setting.get_secret_value() if setting else ""
+
+
 def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
     """FastAPI's description, the shapes that it does not see (of errors, and of bodies that we
     read ourselves), and how to send a key where one is wanted."""
     describe = app.openapi
-    unseen = schemas.ProblemDetails, protocol.InferenceError, protocol.InferenceRequest
+    unseen = (
+        schemas.ProblemDetails,
+        protocol.InferenceError,
+        protocol.InferenceRequest,
+        protocol.RepositoryRequest,
+        protocol.RepositoryIndexRequest,
+    )
 
     def openapi() -> dict[str, Any]:
         description = describe()
@@ -122,11 +141,15 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
             ref_template="#/components/schemas/{model}",
         )
         components["schemas"] |= shapes["$defs"]
-        if app.state.keys.wanted:
+        state = app.state
+        if state.keys.wanted or state.admin_keys.wanted:
             components["securitySchemes"] = SECURITY
-            for path in description["paths"].values():
-                if "post" in path:
-                    path["post"]["security"] = [{name: []} for name in SECURITY]
+        for path, operations in description["paths"].items():
+            for method, operation in operations.items():
+                administers = path.startswith(admin.router.prefix)
+                keys = state.admin_keys if administers else state.keys
+                if keys.wanted and (administers or method == "post"):
+                    operation["security"] = [{name: []} for name in SECURITY]
         return description
 
     return openapi

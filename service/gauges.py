@@ -38,7 +38,7 @@ class Gauges(Collector):
                 labels=["model", "version", "device"],
             )
             told = self._ready.model
-            model.add_metric([told.name, told.version, self._ready.device], 1)
+            model.add_metric([told.name, told.version, self._ready.device.name], 1)
             yield model
 
 

@@ -1,23 +1,27 @@
 """An engine in this process, and its batcher; from start to drained.
 
-Loading happens beside whatever else the process does. A model that cannot be loaded or warmed is
-told to `on_failure`: no process may linger that can never be ready.
+Loading happens beside whatever else the process does. A model that cannot be loaded or warmed at
+the start is told to `on_failure`: no process may linger that can never be ready.
+
+Later another version may take the place of the one that serves. The batcher and all who wait in
+it stay; from one batch to the next another network computes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pathlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
-from batching import Answer, Batcher, BatchReport, LatencyTable
+from batching import Answer, Batcher, BatchReport, Draining, LatencyTable
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
-from service.errors import NotReady
+from service.errors import ChangeUnderWay, NotReady, Unloaded
 from service.figures import Figures
 from service.logs import log
 from service.serving import Classified, Ready
@@ -38,6 +42,10 @@ class Engine(Protocol):
 
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
 
+    async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None: ...
+
+    async def unload(self) -> None: ...
+
 
 LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
 
@@ -55,23 +63,30 @@ class Local:
         on_failure: Callable[[], None],
         on_change: Callable[[], None] = _nothing,
     ) -> None:
-        """`on_change` is called when `ready` has become another."""
-        self.ready: Ready | None = None
+        """`on_change` is called when `started` has become another."""
+        self.started: Ready | None = None
+        self.unloaded = False
         self.failure: Exception | None = None
         """Why the model cannot be served, if so."""
+        self.loading: str | None = None
+        """The version that is being loaded in place of the one that serves."""
         self._settings = settings
         self._load_engine = load_engine
         self._on_batch = on_batch
         self._on_failure = on_failure
         self._on_change = on_change
+        self._engine: Engine | None = None
         self._latency: LatencyTable | None = None
         self._batcher: Batcher[Image, Classified] | None = None
+        self._open = AsyncExitStack()
+        self._change = asyncio.Lock()
+        self._stopping = False
 
     @property
     def batcher(self) -> Batcher[Image, Classified]:
-        """Raises NotReady."""
-        if self.ready is None or self._batcher is None:
-            raise NotReady
+        """Raises NotReady, or Unloaded, which is one."""
+        if self.started is None or self._batcher is None:
+            raise Unloaded if self.unloaded else NotReady
         return self._batcher
 
     async def submit(
@@ -95,6 +110,44 @@ class Local:
             expected={str(size): seconds for size, seconds in latency.as_dict().items()},
         )
 
+    async def replace(self, folder: pathlib.Path) -> Manifest:
+        """Load the version in `folder` beside the one that serves, if one does, and let it take
+        its place between two batches; what it is.
+
+        Raises ChangeUnderWay, NotReady during the start, Draining, and what the engine raises
+        about a version that it cannot serve: then nothing has changed.
+        """
+        async with self._changing() as engine:
+            began, before = time.perf_counter(), self.started
+            self.loading = folder.name
+            try:
+                await engine.replace(folder, on_switch=lambda: self._switch(engine))
+            finally:
+                self.loading = None
+            if self._batcher is None:
+                await self._start_batcher(engine)
+            fields = {"before": before.model.version} if before else {}
+            log.info("switched", extra={"fields": _told(engine, began) | fields})
+            return engine.model
+
+    async def unload(self) -> Manifest:
+        """Refuse what is new with Unloaded, answer who was accepted, and free the memory, until
+        the next `replace`; what was unloaded.
+
+        Raises ChangeUnderWay, NotReady, Draining.
+        """
+        async with self._changing() as engine:
+            if self.started is None:
+                raise Unloaded
+            model = self.started.model
+            self.unloaded = True
+            self._tell(None)
+            await self._open.aclose()  # drains the batcher
+            self._batcher = None
+            await engine.unload()
+            log.info("unloaded", extra={"fields": _identity(model)})
+            return model
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load in the background; on the way out drain the batcher, then close the engine, in
@@ -104,6 +157,7 @@ class Local:
         try:
             yield
         finally:
+            self._stopping = True
             stop.set()
             _, hung = await asyncio.wait({task}, timeout=self._settings.shutdown_timeout)
             if hung:
@@ -118,35 +172,70 @@ class Local:
             self._on_failure()
 
     async def _serve_until(self, stop: asyncio.Event) -> None:
-        settings, began = self._settings, time.perf_counter()
-        async with self._load_engine(settings) as engine:
+        began = time.perf_counter()
+        async with self._load_engine(self._settings) as engine, self._open:
+            await self._start_batcher(engine)
+            self._engine = engine
+            log.info("ready", extra={"fields": _told(engine, began)})
+            await stop.wait()
+            await self._change.acquire()  # one that is under way ends, and no other begins
 
-            async def infer(images: Sequence[Image]) -> Sequence[Classified | Exception]:
-                return [
-                    row if isinstance(row, Exception) else Classified(engine.model, row)
-                    for row in await engine.infer(images)
-                ]
+    async def _start_batcher(self, engine: Engine) -> None:
+        async def infer(images: Sequence[Image]) -> Sequence[Classified | Exception]:
+            model = engine.model  # no switch can come between this and the call
+            return [
+                row if isinstance(row, Exception) else Classified(model, row)
+                for row in await engine.infer(images)
+            ]
 
-            self._latency = latency = LatencyTable(engine.warm_up_seconds)
-            async with Batcher(
-                infer,
-                latency=latency,
-                max_batch_size=latency.largest,
-                max_queue_size=settings.max_queue_size,
-                max_queue_delay=settings.max_queue_delay,
-                max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
-                on_batch=self._on_batch,
-            ) as self._batcher:
-                self.ready = Ready(engine.model, engine.device.name, engine.device.reason)
-                self._on_change()
-                log.info("ready", extra={"fields": _told(engine, began)})
-                await stop.wait()
+        settings = self._settings
+        self._latency = latency = LatencyTable(engine.warm_up_seconds)
+        batcher = Batcher(
+            infer,
+            latency=latency,
+            max_batch_size=latency.largest,
+            max_queue_size=settings.max_queue_size,
+            max_queue_delay=settings.max_queue_delay,
+            max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
+            on_batch=self._on_batch,
+        )
+        self._batcher = await self._open.enter_async_context(batcher)
+        self.unloaded = False
+        self._tell(Ready(engine.model, engine.device))
+
+    def _switch(self, engine: Engine) -> None:
+        """Between two batches. What a batch takes is what the new version's warm-up took: under
+        the very load that there is, on the same thread, and so nearer than anything that was
+        learned of the old one."""
+        if self._batcher is not None:
+            self._latency = LatencyTable(engine.warm_up_seconds)
+            self._batcher.switch(self._latency)
+            self._tell(Ready(engine.model, engine.device))
+
+    def _tell(self, started: Ready | None) -> None:
+        self.started = started
+        self._on_change()
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[Engine]:
+        """One at a time, and none on the way up or out."""
+        if self._stopping:
+            raise Draining("shutting down", retry_after=1)
+        if self._engine is None:
+            raise NotReady
+        if self._change.locked():
+            raise ChangeUnderWay
+        async with self._change:
+            yield self._engine
+
+
+def _identity(model: Manifest) -> dict[str, str]:
+    return {"model": model.name, "version": model.version}
 
 
 def _told(engine: Engine, began: float) -> dict[str, str | float]:
     return {
-        "model": engine.model.name,
-        "version": engine.model.version,
+        **_identity(engine.model),
         "device": engine.device.name,
         "device_reason": engine.device.reason,
         "seconds": round(time.perf_counter() - began, 3),

@@ -100,6 +100,14 @@ class Metrics:
         self._out_of_memory = Counter(
             "shoal_batches_out_of_memory", "Batches that did not fit the device.", registry=registry
         )
+        self._loads = Counter(
+            "shoal_model_loads",
+            "How often another version was to be loaded: loaded, or failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("loaded", "failed"):
+            self._loads.labels(outcome)
         self._answered = self._items.labels("answered")
         self._failed = self._items.labels("failed")
         self._gone = self._items.labels("gone")
@@ -137,6 +145,10 @@ class Metrics:
         self._gone.inc(report.gone)
         self._retries.inc(report.retries)
         self._out_of_memory.inc(report.out_of_memory)
+
+    def count_load(self, outcome: str) -> None:
+        """Another version was to be loaded: `loaded`, or `failed`."""
+        self._loads.labels(outcome).inc()
 
     def text(self, now: Collector | None = None) -> bytes:
         """Everything, in Prometheus' text format 0.0.4; `now` is what is true at the moment."""

@@ -103,8 +103,8 @@ async def predict(request: Request) -> Response:
     journey = Journey(request, wishes.timeout(request))
     image = await _image(request, journey)
     with ends_with_client(request):
-        found = await journey.infer(image)
-    return _respond(request, found)
+        classified = await journey.infer(image)
+    return _respond(request, classified)
 
 
 @router.post(
@@ -124,9 +124,10 @@ async def predict_batch(request: Request) -> Response:
     journey = Journey(request, wishes.timeout(request))
     images = await _images(request, journey)
     with ends_with_client(request):
-        found = await each(forgiving(journey.infer), images)
+        outcomes = await each(forgiving(journey.infer), images)
     predictions = [
-        _problem(one, request) if isinstance(one, Exception) else _prediction(one) for one in found
+        _problem(outcome, request) if isinstance(outcome, Exception) else _prediction(outcome)
+        for outcome in outcomes
     ]
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
@@ -162,8 +163,8 @@ async def readyz(request: Request) -> Response:
         {
             "status": "ready",
             "model": {"name": ready.model.name, "version": ready.model.version},
-            "device": ready.device,
-            "device_reason": ready.device_reason,
+            "device": ready.device.name,
+            "device_reason": ready.device.reason,
             "latency": {size: round(seconds, 6) for size, seconds in expected.items()},
         }
     )
@@ -179,7 +180,7 @@ async def metrics(request: Request) -> Response:
     """Counters, histograms and what has a value now, in Prometheus' text format."""
     found: Metrics = request.app.state.metrics
     serving: Serving = request.app.state.serving
-    now = Gauges(serving.inference.ready, serving.draining, await serving.figures())
+    now = Gauges(serving.inference.started, serving.draining, await serving.figures())
     return Response(found.text(now), media_type=MEDIA_TYPE)
 
 
@@ -201,15 +202,15 @@ async def _images(request: Request, journey: Journey) -> list[Image | Exception]
             return await each(forgiving(journey.decode), uploads, pause=True)
 
 
-def _respond(request: Request, found: Classified) -> Response:
-    body = _prediction(found)
+def _respond(request: Request, classified: Classified) -> Response:
+    body = _prediction(classified)
     if wishes.wants_text(request):
         return PlainTextResponse(body["message"])
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-def _prediction(found: Classified) -> dict[str, Any]:
-    model, row = found.model, found.probabilities
+def _prediction(classified: Classified) -> dict[str, Any]:
+    model, row = classified.model, classified.probabilities
     best = int(np.argmax(row))
     probabilities = [round(p, 6) for p in row.tolist()]
     return {

@@ -3,6 +3,9 @@
 The engine is in this process (`local`) or in another (`workers.remote`); nothing here can tell.
 Loading happens beside the listening server, so that probes are answered meanwhile: `/healthz`
 says live and `/readyz` says not ready.
+
+Another version may take the place of the one that serves. An answer has with it the model that
+computed it, which need not be the one that serves by the time it is written.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from batching import Answer, Draining
+from model_store.device import Device
 from model_store.engine import Image, Probabilities
-from model_store.manifest import Manifest
+from model_store.manifest import Identity, Manifest
 from service.decoders import Decoders
-from service.errors import NotReady
+from service.errors import NotReady, Unloaded
 from service.figures import Figures
 from service.settings import Settings
 from service.upload import Budget
@@ -24,7 +28,7 @@ from service.upload import Budget
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """What a version says of an image."""
+    """What a version of a model says of an image."""
 
     model: Manifest
     probabilities: Probabilities
@@ -35,16 +39,19 @@ class Ready:
     """What is loaded and warm, and what it runs on."""
 
     model: Manifest
-    device: str
-    device_reason: str
+    device: Device
 
 
 class Inference(Protocol):
     """An engine and its batcher, wherever they are."""
 
     @property
-    def ready(self) -> Ready | None:
+    def started(self) -> Ready | None:
         """None: nothing is loaded, or it cannot be reached."""
+
+    @property
+    def unloaded(self) -> bool:
+        """Is nothing loaded because somebody wanted it so?"""
 
     @property
     def failure(self) -> Exception | None:
@@ -67,6 +74,18 @@ class Inference(Protocol):
         """None: there are none, since nothing is loaded. Raises TimeoutError: no answer."""
 
 
+class Versions(Protocol):
+    """The model repository; `service.repository.Repository` is one."""
+
+    async def load(self, name: str, version: str | None = None) -> Identity: ...
+
+    async def unload(self, name: str) -> Identity: ...
+
+    async def reload(self) -> Identity: ...
+
+    async def index(self) -> list[dict[str, str]]: ...
+
+
 class Serving:
     """Of one process."""
 
@@ -79,10 +98,10 @@ class Serving:
 
     @property
     def ready(self) -> Ready:
-        """Raises NotReady."""
-        if (ready := self.inference.ready) is None:
-            raise NotReady
-        return ready
+        """Raises NotReady, or Unloaded, which is one."""
+        if (started := self.inference.started) is None:
+            raise Unloaded if self.inference.unloaded else NotReady
+        return started
 
     @property
     def available(self) -> Ready:
@@ -91,6 +110,14 @@ class Serving:
         if self.draining:
             raise Draining("shutting down", retry_after=1)
         return ready
+
+    async def submit(
+        self,
+        image: Image,
+        timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
+    ) -> Answer[Classified]:
+        """Raises what `Inference.submit` raises."""
+        return await self.inference.submit(image, timeout)
 
     async def live(self) -> bool:
         """False: only a new process helps."""

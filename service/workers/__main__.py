@@ -15,6 +15,7 @@ from service.app import create_app, imported
 from service.local import Local
 from service.logs import configure, log
 from service.metrics import Metrics
+from service.repository import Repository
 from service.settings import Settings
 from service.workers.hub import Hub
 from service.workers.orders import Orders, obey, receive
@@ -43,14 +44,15 @@ async def engine(orders: Orders, settings: Settings) -> int:
         signal.signal(number, signal.SIG_IGN)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     obey(orders, partial(loop.call_soon_threadsafe, stop.set))
+    metrics = Metrics(orders.folder)
     local = Local(
         settings,
         imported(orders.load_engine),
-        on_batch=Metrics(orders.folder).count_batch,
+        on_batch=metrics.count_batch,
         on_failure=stop.set,
         on_change=lambda: hub.announce(),
     )
-    hub = Hub(local)
+    hub = Hub(local, Repository(settings, local, metrics.count_load))
     (descriptor,) = orders.sockets
     async with hub.serving(socket.socket(fileno=descriptor)), local.running():
         await stop.wait()

@@ -22,7 +22,7 @@ from model_store.engine import SIDE
 from model_store.manifest import Manifest
 from service.local import Local
 from service.logs import log
-from service.serving import Classified
+from service.serving import Classified, Versions
 from service.workers import frames, refusals
 from service.workers.frames import ASK, CANCEL, MODEL, STATE, SUBMIT, TOLD, BadFrame, Frame
 from service.workers.link import Link
@@ -33,8 +33,9 @@ Outcome: TypeAlias = "asyncio.Future[Answer[Classified]]"
 class Hub:
     """All front ends, and the engine that they share."""
 
-    def __init__(self, local: Local) -> None:
+    def __init__(self, local: Local, versions: Versions) -> None:
         self.local = local
+        self._versions = versions
         self.links: set[_FrontEnd] = set()
         self.models: list[Manifest] = []
         """All that have answered; the first one's number is 1."""
@@ -63,12 +64,22 @@ class Hub:
             self.models.append(model)
         return len(self.models)
 
-    async def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """To what a front end asks."""
-        if question.get("do") == "figures":
-            figures = await self.local.figures()
-            return {"figures": None if figures is None else dataclasses.asdict(figures)}
-        raise BadFrame(f"a question that is none: {question}")
+    async def answer(self, question: dict[str, Any]) -> object:
+        """What there is to say to a front end that asks for more than an image's class. Raises
+        what the repository raises."""
+        match question:
+            case {"do": "figures"}:
+                figures = await self.local.figures()
+                return figures and dataclasses.asdict(figures)
+            case {"do": "load", "name": str(name), "version": str() | None as version}:
+                return (await self._versions.load(name, version)).model_dump()
+            case {"do": "unload", "name": str(name)}:
+                return (await self._versions.unload(name)).model_dump()
+            case {"do": "reload"}:
+                return (await self._versions.reload()).model_dump()
+            case {"do": "index"}:
+                return await self._versions.index()
+        raise ValueError(f"a question that is none: {question}")
 
 
 class _FrontEnd(Link):
@@ -85,13 +96,14 @@ class _FrontEnd(Link):
         self.announce()
 
     def announce(self) -> None:
-        ready = self._hub.local.ready
-        told = ready and {
-            "model": ready.model.model_dump(mode="json"),
-            "device": ready.device,
-            "device_reason": ready.device_reason,
+        """Before any answer of the version that it is about."""
+        local = self._hub.local
+        told = local.started and {
+            "model": local.started.model.model_dump(mode="json"),
+            "device": local.started.device.name,
+            "device_reason": local.started.device.reason,
         }
-        self.send(frames.message(STATE, 0, {"ready": told}))
+        self.send(frames.message(STATE, 0, {"started": told, "unloaded": local.unloaded}))
 
     def received(self, frame: Frame) -> None:
         kind, number, body = frame
@@ -152,4 +164,12 @@ class _FrontEnd(Link):
         )
 
     async def _answer(self, number: int, question: dict[str, Any]) -> None:
-        self.send(frames.message(TOLD, number, await self._hub.answer(question)))
+        try:
+            told = {"answer": await self._hub.answer(question)}
+            frame = frames.message(TOLD, number, told)
+        except Exception as error:  # noqa: BLE001  # the front end raises it again
+            refusal = refusals.told(error)
+            if isinstance(refusals.meant(refusal), refusals.Unexpected):
+                log.exception("unexpected error")
+            frame = frames.message(TOLD, number, {"refusal": refusal})
+        self.send(frame)

@@ -1,12 +1,17 @@
-"""Exceptions as frames, and back: the front end raises what the engine's process raised."""
+"""Exceptions as plain data, and back: the front end raises what the engine's process raised."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull, Refused
-from service.errors import NotReady
+from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel, Unloaded
 from service.workers.frames import BadFrame, Refusal
+
+
+class Unexpected(Exception):
+    """Nobody foresaw this; it is in the log of the engine's process."""
+
 
 REASONS: Final[dict[int, type[Exception]]] = {
     1: QueueFull,
@@ -15,17 +20,22 @@ REASONS: Final[dict[int, type[Exception]]] = {
     4: NotReady,
     5: TimeoutError,
     6: EngineFailed,
+    7: Unloaded,
+    8: UnknownModel,
+    9: ChangeUnderWay,
+    10: LoadFailed,
+    11: Unexpected,
 }
 _NUMBERS: Final = {kind: number for number, kind in REASONS.items()}
 
 
 def told(error: Exception) -> Refusal:
-    """An exception that is none of `REASONS` is EngineFailed: it befell this item alone."""
     cause = error.__cause__
-    detail = f"{error} ({cause!r})" if cause is not None else str(error)
-    number = _NUMBERS.get(type(error))
-    if number is None:
-        return Refusal(_NUMBERS[EngineFailed], 0.0, repr(error))
+    if (number := _NUMBERS.get(type(error))) is None:
+        return Refusal(_NUMBERS[Unexpected], 0.0, repr(error))
+    detail = str(error)
+    if isinstance(error, EngineFailed) and cause is not None:
+        detail = f"{detail}: {cause!r}"
     return Refusal(number, max(0.0, getattr(error, "retry_after", 0.0)), detail)
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from batching import Answer, QueueFull
+from model_store.device import Device
 from model_store.engine import Image
-from model_store.manifest import Manifest
+from model_store.manifest import Identity, Manifest
 from service.errors import NotReady
 from service.figures import Figures
 from service.logs import log
@@ -37,7 +38,7 @@ ANSWER_SECONDS = 2.0
 
 
 class Remote:
-    """An `Inference`, in another process of those that share `folder`."""
+    """An `Inference` and its `Versions`, in another process of those that share `folder`."""
 
     failure: Exception | None = None
     """None: a model that cannot be served ends the engine's process, and the supervisor us."""
@@ -48,8 +49,12 @@ class Remote:
         self._numbers = itertools.count(1)
 
     @property
-    def ready(self) -> Ready | None:
-        return self._link.ready if self._link is not None else None
+    def started(self) -> Ready | None:
+        return self._link.started if self._link is not None else None
+
+    @property
+    def unloaded(self) -> bool:
+        return self._link is not None and self._link.unloaded
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -87,25 +92,41 @@ class Remote:
         return Answer(found, queue_seconds, infer_seconds, size, bucket)
 
     async def figures(self) -> Figures | None:
-        if self.ready is None:
+        if self.started is None:
             return None
         try:
-            told = await self._ask({"do": "figures"}, ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                told = await self._ask({"do": "figures"})
         except NotReady:  # since a moment ago
             return None
-        return None if told["figures"] is None else Figures(**told["figures"])
+        return None if told is None else Figures(**told)
 
-    async def _ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """What the engine's process says to it. Raises NotReady, TimeoutError."""
+    async def load(self, name: str, version: str | None = None) -> Identity:
+        return Identity(**await self._ask({"do": "load", "name": name, "version": version}))
+
+    async def unload(self, name: str) -> Identity:
+        return Identity(**await self._ask({"do": "unload", "name": name}))
+
+    async def reload(self) -> Identity:
+        return Identity(**await self._ask({"do": "reload"}))
+
+    async def index(self) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = await self._ask({"do": "index"})
+        return found
+
+    async def _ask(self, question: dict[str, Any]) -> Any:
+        """What the engine's process says to it. Raises what it raised, and NotReady."""
         link, number = self._linked, next(self._numbers)
         asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         link.asked[number] = asked
         link.send(frames.message(ASK, number, question))
         try:
-            async with asyncio.timeout(seconds):
-                return await asked
+            told = await asked
         finally:
             link.asked.pop(number, None)
+        if (refusal := told.get("refusal")) is not None:
+            raise refusals.meant(frames.Refusal(*refusal))
+        return told.get("answer")
 
     @property
     def _linked(self) -> _Engine:
@@ -130,7 +151,8 @@ class Remote:
 class _Engine(Link):
     def __init__(self) -> None:
         super().__init__()
-        self.ready: Ready | None = None
+        self.started: Ready | None = None
+        self.unloaded = False
         self.models: dict[int, Manifest] = {}
         self.waiting: dict[int, asyncio.Future[frames.Answer]] = {}
         self.asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -153,14 +175,16 @@ class _Engine(Link):
             if (asked := self.asked.get(number)) and not asked.done():
                 asked.set_result(content)
         elif kind == STATE:
-            self.ready = _ready(frames.read_message(body).get("ready"))
+            state = frames.read_message(body)
+            self.started = _started(state.get("started"))
+            self.unloaded = bool(state.get("unloaded"))
         elif kind == MODEL:
             self.models[number] = _manifest(frames.read_message(body))
         else:
             raise BadFrame(f"a frame of kind {kind} from the engine's process")
 
     def lost(self) -> None:
-        self.ready = None
+        self.started = None
         self.ended.set()
         futures: list[asyncio.Future[Any]] = [*self.waiting.values(), *self.asked.values()]
         self.waiting.clear()
@@ -169,14 +193,14 @@ class _Engine(Link):
                 future.set_exception(NotReady())
 
 
-def _ready(told: dict[str, Any] | None) -> Ready | None:
+def _started(told: Any) -> Ready | None:
     """Raises BadFrame."""
-    if told is None:
-        return None
-    try:
-        return Ready(_manifest(told["model"]), told["device"], told["device_reason"])
-    except KeyError as error:
-        raise BadFrame(f"a state without {error}") from None
+    match told:
+        case None:
+            return None
+        case {"model": dict(model), "device": str(name), "device_reason": str(reason)}:
+            return Ready(_manifest(model), Device(None, name, reason))
+    raise BadFrame(f"a state that is none: {told}")
 
 
 def _manifest(told: dict[str, Any]) -> Manifest:

@@ -14,10 +14,11 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from model_store import engine, manifest
+from model_store import manifest, network
 from model_store.device import DeviceUnavailable
-from model_store.engine import BadRow, GluonEngine, load_engine
+from model_store.engine import GluonEngine, load_engine
 from model_store.manifest import BadModel
+from model_store.network import BadRow
 from model_store.params import BadParams, read_params, sha256, write_params
 from tests.reference import probabilities
 
@@ -104,13 +105,13 @@ async def test_one_thread_for_life(loaded: GluonEngine, images: Any) -> None:
 
 @pytest.mark.parametrize(("size", "buckets"), [(1, [1]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
 def test_bucket_sizes(size: int, buckets: list[int]) -> None:
-    assert engine._buckets(size) == buckets
+    assert network.buckets(size) == buckets
 
 
 def test_not_a_number_fails_its_own_item() -> None:
     """A row that is not finite is an exception in its place; its neighbours are answers."""
     rows = np.array([[0.5, 0.5], [np.nan, 0.5], [0.1, 0.9]], dtype=np.float32)
-    good, bad, also_good = engine._outcomes(rows, 2)
+    good, bad, also_good = network.outcomes(rows, 2)
     assert isinstance(bad, BadRow)
     assert np.array_equal(good, rows[0]) and np.array_equal(also_good, rows[2])  # type: ignore[arg-type]
 
@@ -118,7 +119,7 @@ def test_not_a_number_fails_its_own_item() -> None:
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 3), (3, 2, 1)])
 def test_rows_of_another_shape_are_no_answers(shape: tuple[int, ...]) -> None:
     """Probabilities are one number for each class the manifest names."""
-    outcomes = engine._outcomes(np.zeros(shape, dtype=np.float32), 2)
+    outcomes = network.outcomes(np.zeros(shape, dtype=np.float32), 2)
     assert [type(outcome) for outcome in outcomes] == [BadRow] * 3
 
 
@@ -143,7 +144,7 @@ def test_rows_of_another_shape_are_no_answers(shape: tuple[int, ...]) -> None:
 )
 def test_out_of_memory(message: str, expected: bool) -> None:
     """What a smaller batch may cure, in the words of each library, and what merely names memory."""
-    assert engine._is_out_of_memory(message) is expected
+    assert network.is_out_of_memory(message) is expected
 
 
 @pytest.fixture

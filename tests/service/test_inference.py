@@ -179,9 +179,7 @@ async def test_which_image_is_bad(client: httpx.AsyncClient) -> None:
     assert is_error(response, 400).endswith("This is image 2 of the request, counted from 0.")
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/v2/nope"), ("POST", "/v2/repository/index")]
-)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v2/nope"), ("POST", "/v2/models")])
 async def test_elsewhere(client: httpx.AsyncClient, method: str, path: str) -> None:
     """What is not served is told in the protocol's shape, too; other paths keep theirs."""
     is_error(await client.request(method, path), 404)
@@ -232,7 +230,7 @@ async def test_not_ready(engine: FakeEngine, settings: Settings) -> None:
     """Alive, and nothing else; draining is not ready either."""
     async with connected(settings, engine) as client:
         serving = client._transport.app.state.serving  # type: ignore[attr-defined]
-        ready, serving.inference.ready = serving.inference.ready, None
+        ready, serving.inference.started = serving.inference.started, None
         paths = "/v2/health/ready", "/v2/models/fake/ready", "/v2/models/fake"
         for path in paths:
             response = await client.get(path)
@@ -240,7 +238,7 @@ async def test_not_ready(engine: FakeEngine, settings: Settings) -> None:
             assert response.headers["retry-after"] == "1"
         assert "being loaded" in is_error(await client.post(INFER, json=body(HORSE)), 503)
         assert (await client.get("/v2/health/live")).status_code == 200
-        serving.inference.ready, serving.draining = ready, True
+        serving.inference.started, serving.draining = ready, True
         for path in paths[:2]:
             assert "shutting down" in is_error(await client.get(path), 503)
         serving.draining = False

@@ -18,6 +18,7 @@ from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from model_store.engine import Image
 from service.errors import NotReady
 from service.local import Local
+from service.repository import Repository
 from service.serving import Classified
 from service.settings import Settings
 from service.workers import frames
@@ -36,7 +37,7 @@ class Pair:
 
     def __init__(self, folder: pathlib.Path, engine: FakeEngine, settings: Settings) -> None:
         self.folder = folder
-        self.failures = 0
+        self.loads: list[str] = []
         self.local = Local(
             settings,
             engine.load,
@@ -44,7 +45,7 @@ class Pair:
             on_failure=lambda: None,
             on_change=lambda: self.hub.announce(),
         )
-        self.hub = Hub(self.local)
+        self.hub = Hub(self.local, Repository(settings, self.local, self.loads.append))
         self.address = socket.socket(socket.AF_UNIX)
         self.address.bind(str(folder / SOCKET))
         self.address.listen()
@@ -58,7 +59,7 @@ class Pair:
     async def front_end(self) -> AsyncIterator[Remote]:
         remote = Remote(str(self.folder))
         async with remote.running():
-            await until(lambda: remote.ready)
+            await until(lambda: remote.started)
             yield remote
 
     async def until_queued(self, count: int) -> None:
@@ -102,7 +103,7 @@ async def test_an_answer(pair: Pair) -> None:
 async def test_what_is_ready(pair: Pair) -> None:
     """A front end knows what serves and how it does."""
     async with pair.engine(), pair.front_end() as remote:
-        assert remote.ready == pair.local.ready
+        assert remote.started == pair.local.started
         assert await remote.figures() == await pair.local.figures()
 
 
@@ -203,7 +204,7 @@ async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
         assert await remote.figures() is None
-        await until(lambda: remote.ready)
+        await until(lambda: remote.started)
         answer = await remote.submit(image(4), 5)
         assert np.argmax(answer.value.probabilities) == 4
 
@@ -213,7 +214,7 @@ async def test_before_the_model_is_loaded(pair: Pair) -> None:
     remote = Remote(str(pair.folder))
     async with pair.hub.serving(pair.address.dup()), remote.running():
         await until(lambda: pair.hub.links)
-        assert remote.ready is None
+        assert remote.started is None
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
 
@@ -267,7 +268,7 @@ async def test_who_sends_nonsense(
         frames.answer(1, frames.Answer(0.1, 1, 1, 9, bytes(40))),
         frames.refusal(1, frames.Refusal(99, 0.0, "")),
         frames.submit(1, 1.0, bytes(frames.IMAGE_BYTES)),
-        frames.message(frames.STATE, 0, {"ready": {}}),
+        frames.message(frames.STATE, 0, {"started": {}}),
         frames.message(frames.MODEL, 1, {"name": "fake"}),
     ],
     ids=["no such model", "no such reason", "a submit", "half a state", "half a model"],
