@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -20,6 +21,11 @@ from service.settings import Settings
 from service.workers.hub import Hub
 from service.workers.orders import Orders, obey, receive
 from service.workers.supervisor import CANNOT_SERVE, ENGINE
+
+CHECK_EVERY = 1.0
+"""Seconds."""
+ILL = 70
+"""Exit status of an engine's process that computes nothing any more."""
 
 
 def main(name: str) -> int:
@@ -55,11 +61,23 @@ async def engine(orders: Orders, settings: Settings) -> int:
     hub = Hub(local, Repository(settings, local, metrics.count_load))
     (descriptor,) = orders.sockets
     async with hub.serving(socket.socket(fileno=descriptor)), local.running():
+        watch = asyncio.create_task(_leave_when_ill(local))
         await stop.wait()
+        watch.cancel()
     if local.failure is not None:
         log.error("the model cannot be served: %s", local.failure)
         return CANNOT_SERVE
     return 0
+
+
+async def _leave_when_ill(local: Local) -> None:
+    """Only a new process helps, and here the supervisor starts one."""
+    while True:
+        await asyncio.sleep(CHECK_EVERY)
+        figures = await local.figures()
+        if figures is not None and not figures.healthy:
+            log.error("the engine failed on everything lately; leaving for another process")
+            os._exit(ILL)
 
 
 if __name__ == "__main__":

@@ -171,5 +171,5 @@ class _FrontEnd(Link):
             refusal = refusals.told(error)
             if isinstance(refusals.meant(refusal), refusals.Unexpected):
                 log.exception("unexpected error")
-            frame = frames.message(TOLD, number, {"refusal": refusal})
+            frame = frames.message(TOLD, number, {"refusal": list(refusal)})
         self.send(frame)

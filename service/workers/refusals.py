@@ -26,17 +26,17 @@ REASONS: Final[dict[int, type[Exception]]] = {
     10: LoadFailed,
     11: Unexpected,
 }
+LONGEST_WAIT = 3600.0
+"""Seconds. Whoever would have to wait longer may as well try."""
 _NUMBERS: Final = {kind: number for number, kind in REASONS.items()}
 
 
 def told(error: Exception) -> Refusal:
-    cause = error.__cause__
-    if (number := _NUMBERS.get(type(error))) is None:
-        return Refusal(_NUMBERS[Unexpected], 0.0, repr(error))
-    detail = str(error)
-    if isinstance(error, EngineFailed) and cause is not None:
-        detail = f"{detail}: {cause!r}"
-    return Refusal(number, max(0.0, getattr(error, "retry_after", 0.0)), detail)
+    number, detail = _NUMBERS.get(type(error), _NUMBERS[Unexpected]), str(error)
+    if isinstance(error, EngineFailed) and error.__cause__ is not None:
+        detail = f"{detail}: {error.__cause__!r}"
+    wait = min(max(0.0, getattr(error, "retry_after", 0.0)), LONGEST_WAIT)
+    return Refusal(number, wait, detail.encode(errors="replace").decode())
 
 
 def meant(refusal: Refusal) -> Exception:

@@ -18,11 +18,9 @@ import os
 import pathlib
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import orjson
 
@@ -31,6 +29,7 @@ from service.logs import log
 from service.server import LINGER
 from service.settings import Settings
 from service.workers import listening
+from service.workers.child import Child
 from service.workers.orders import STOP, Orders
 from service.workers.remote import SOCKET
 from service.workers.restarts import Restarts
@@ -38,41 +37,8 @@ from service.workers.restarts import Restarts
 ENGINE = "engine"
 CANNOT_SERVE = 1
 """Exit status of the engine's process when the model cannot be loaded, and of the service."""
-GRACE = 5.0
+GRACE = 2.0
 """Seconds more than a process allows itself before it is killed."""
-
-
-@dataclass(eq=False)
-class Child:
-    """A process and what it is told."""
-
-    name: str
-    orders: Orders
-    process: asyncio.subprocess.Process | None = None
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.returncode is None
-
-    async def start(self) -> asyncio.subprocess.Process:
-        self.process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.workers", self.name),
-            stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self.orders.folder},
-            pass_fds=self.orders.sockets,
-            start_new_session=True,
-        )
-        self.tell(self.orders.line())
-        return process
-
-    def tell(self, line: bytes) -> None:
-        assert self.process is not None and self.process.stdin is not None
-        self.process.stdin.write(line)
-
-    def send(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
 
 
 class Supervisor:
@@ -107,12 +73,18 @@ class Supervisor:
             ]
             self._children = [engine, *front_ends]
             keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
-            await self._stopping.wait()
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait((stopping, *keepers), return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                self._status = 1
             own.close()  # front ends that still accept have their own
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.wait(keepers)
+            for task in (stopping, *keepers):
+                task.cancel()
+            outcomes = await asyncio.gather(stopping, *keepers, return_exceptions=True)
             await self._stop(front_ends, engine)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
         return self._status
 
     def _orders(self, settings: Settings, folder: str, sockets: Sequence[socket.socket]) -> Orders:
@@ -128,25 +100,29 @@ class Supervisor:
         self._stopping.set()
 
     async def _keep(self, child: Child) -> None:
-        """Start it, and again when it has died, for as long as that helps."""
+        """Start it, and again when it has died; returns when that does not help."""
         restarts, first = Restarts(), True
         while True:
-            process = await child.start()
             restarts.started(time.monotonic())
-            self._write_pids()
-            log.info("started", extra={"fields": {"process": child.name, "pid": process.pid}})
-            status = await process.wait()
+            status = await self._run(child)
             pause = restarts.died(time.monotonic())
-            told = {"process": child.name, "pid": process.pid, "status": status}
-            hopeless = first and child.name == ENGINE and status == CANNOT_SERVE
-            if pause is None or hopeless:
+            told = {"process": child.name, "status": status}
+            if pause is None or (first and child.name == ENGINE and status == CANNOT_SERVE):
                 log.error("a process ended and is not started again", extra={"fields": told})
-                self._status = 1
-                self._stopping.set()
                 return
             log.error("a process ended", extra={"fields": told | {"restart_in_seconds": pause}})
             await asyncio.sleep(pause)
             first = False
+
+    async def _run(self, child: Child) -> int | str:
+        """From its start to its end: the exit status, or why it could not be started."""
+        try:
+            process = await child.start()
+        except OSError as error:
+            return str(error)
+        self._write_pids()
+        log.info("started", extra={"fields": {"process": child.name, "pid": process.pid}})
+        return await process.wait()
 
     async def _stop(self, front_ends: Sequence[Child], engine: Child) -> None:
         """Nobody is cut off who is within his time."""

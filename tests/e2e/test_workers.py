@@ -160,6 +160,19 @@ async def test_an_engine_that_is_killed() -> None:
     assert total["shoal_refusals_total"] >= 17 and total["shoal_items_total"] == 1
 
 
+async def test_an_engine_that_fails_on_everything() -> None:
+    """Is replaced: a new process may do better."""
+    with serving(*SCRIPTED, ENGINE_ERROR="the fan is off") as server:
+        before = server.processes()["engine"]
+        async with clients() as client:
+            answers = [await post(client, server) for _ in range(5)]
+        server.wait_for_log("leaving for another process")
+        server.wait_for_log("ready")
+        assert server.processes()["engine"] != before
+        assert server.stop() == 0
+    assert {answer.json()["code"] for answer in answers} == {"engine_failed"}
+
+
 async def test_a_front_end_that_is_killed() -> None:
     """Takes its own connections and items with it, and nobody else's; another takes its place."""
     with serving(*SCRIPTED, ENGINE_SECONDS="2", **LONG) as server:

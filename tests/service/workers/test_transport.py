@@ -16,7 +16,8 @@ import pytest
 
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from model_store.engine import Image
-from service.errors import NotReady
+from model_store.manifest import BadModel, Identity
+from service.errors import LoadFailed, NotReady, UnknownModel, Unloaded
 from service.local import Local
 from service.repository import Repository
 from service.serving import Classified
@@ -24,8 +25,10 @@ from service.settings import Settings
 from service.workers import frames
 from service.workers.hub import Hub
 from service.workers.link import HIGH_WATER
+from service.workers.refusals import Unexpected
 from service.workers.remote import SOCKET, Remote
 from tests.fakes import MODEL, FakeEngine
+from tests.service.test_repository import add
 
 
 def image(red: int) -> Image:
@@ -83,7 +86,10 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def pair(tmp_path: pathlib.Path, engine: FakeEngine) -> Iterator[Pair]:
-    pair = Pair(tmp_path, engine, Settings(max_queue_size=8))
+    for version in "7", "8":
+        add(tmp_path, version)
+    settings = Settings(model="fake", model_version="7", model_store=tmp_path, max_queue_size=8)
+    pair = Pair(tmp_path, engine, settings)
     with pair.address:
         yield pair
 
@@ -207,6 +213,61 @@ async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
         await until(lambda: remote.started)
         answer = await remote.submit(image(4), 5)
         assert np.argmax(answer.value.probabilities) == 4
+
+
+async def test_another_version(pair: Pair) -> None:
+    """Loaded through one front end it serves for all, and each answer says who computed it."""
+    async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
+        assert await one.load("fake", "8") == Identity(name="fake", version="8")
+        assert pair.loads == ["loaded"]
+        for remote in (one, two):
+            answer = await remote.submit(image(7), 5)
+            assert answer.value.model.version == "8"
+            assert remote.started and remote.started.model == answer.value.model
+        index = {version["version"]: version["state"] for version in await two.index()}
+        assert index == {"7": "UNAVAILABLE", "8": "READY"}
+        assert (await two.reload()).version == "7"
+        assert (await one.submit(image(7), 5)).value.model.version == "7"
+
+
+async def test_a_version_that_is_computing(pair: Pair, engine: FakeEngine) -> None:
+    """When another takes its place still answers under its own name."""
+    engine.seconds = 0.1
+    async with pair.engine(), pair.front_end() as remote:
+        old = asyncio.create_task(remote.submit(image(7), 5))
+        await until(engine.called.is_set)
+        await remote.load("fake", "8")
+        new = asyncio.create_task(remote.submit(image(7), 5))
+        assert (await old).value.model.version == "7"
+        assert (await new).value.model.version == "8"
+
+
+async def test_no_version(pair: Pair) -> None:
+    """Unloaded through one front end it is gone for all, and they know that it was wanted so."""
+    async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
+        await one.unload("fake")
+        await until(lambda: two.started is None)
+        assert one.unloaded and two.unloaded
+        with pytest.raises(Unloaded):
+            await two.submit(image(0), 5)
+        assert await two.figures() is None
+        await two.load("fake", "7")
+        await until(lambda: one.started)
+        assert not one.unloaded
+
+
+async def test_a_load_that_fails(pair: Pair, engine: FakeEngine) -> None:
+    """Is told in the words of the repository, and nothing has changed."""
+    engine.load_error = BadModel("its SHA-256 differs")
+    async with pair.engine(), pair.front_end() as remote:
+        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 goes on serving"):
+            await remote.load("fake", "8")
+        with pytest.raises(UnknownModel):
+            await remote.load("other")
+        with pytest.raises(Unexpected):
+            await remote._ask({"do": "dance"})
+        assert pair.loads == ["failed"]
+        assert (await remote.submit(image(7), 5)).value.model.version == "7"
 
 
 async def test_before_the_model_is_loaded(pair: Pair) -> None:
