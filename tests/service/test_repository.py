@@ -254,6 +254,9 @@ async def test_what_cannot_be_loaded_changes_nothing(
     engine.load_error = None
     assert (await client.post(LOAD, json=VERSION_8)).status_code == 200
     assert await states(client) == {"7": "UNAVAILABLE", "8": "READY"}
+    await client.post(LOAD)
+    (reason,) = [v["reason"] for v in (await client.get(INDEX)).json() if v["version"] == "8"]
+    assert reason == "not loaded", "what is mended is no failure any more"
 
 
 async def test_the_unforeseen_changes_nothing_either(
