@@ -114,6 +114,9 @@ async def test_without_any_admin_key_it_is_off(
     async with connected(off, engine) as client:
         refused = await client.post(path, headers={"x-api-key": KEY})
         extensions = (await client.get("/v2")).json()["extensions"]
+        described = (await client.get("/openapi.json")).json()["paths"]
+    assert "security" in described["/predict"]["post"]
+    assert "security" not in described[INDEX]["post"]
     assert refused.status_code == 403 and "SHOAL_ADMIN_KEYS_FILE" in refused.json()["error"]
     assert "model_repository" not in extensions
 
