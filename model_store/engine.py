@@ -21,7 +21,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from model_store import manifest
 from model_store.device import Device, choose
-from model_store.manifest import BadModel, Manifest
+from model_store.manifest import BadModel, Manifest, Parameters
 from model_store.network import SIDE, Image, Network, Probabilities, outcomes
 from model_store.params import Arrays, read_params, sha256
 from model_store.runtime import load_mxnet
@@ -155,19 +155,20 @@ def _step(steps: Generator[None, None, None]) -> bool:
 
 
 def _read(folder: pathlib.Path) -> tuple[Manifest, Arrays]:
-    """The manifest, and the arrays of the file that it describes; NumPy only, on any thread.
-
-    Raises BadModel, BadParams.
-    """
+    """The version in `folder`, verified. NumPy only: on any thread. Raises BadModel, BadParams."""
     model = manifest.read_version(folder)
-    path, described = folder / model.parameters.file, model.parameters
+    return model, read_described(folder / model.parameters.file, model.parameters)
+
+
+def read_described(path: pathlib.Path, described: Parameters) -> Arrays:
+    """The arrays of the file that the manifest describes. Raises BadModel, BadParams."""
     # First, so that nothing is read of a file of any other size.
     if path.is_file() and (size := path.stat().st_size) != described.bytes:
         raise _another(path, f"it has {size:,} bytes instead of {described.bytes:,}")
     arrays = read_params(path)
     if sha256(path) != described.sha256:
         raise _another(path, "its SHA-256 differs")
-    return model, arrays
+    return arrays
 
 
 def _another(path: pathlib.Path, why: str) -> BadModel:

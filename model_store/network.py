@@ -179,8 +179,9 @@ def outcomes(rows: npt.NDArray[np.float32], classes: int) -> list[Probabilities 
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    exponentials: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
-    exponentials /= exponentials.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # `outcomes` tells what is not finite
+        exponentials: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
+        exponentials /= exponentials.sum(axis=1, keepdims=True)
     return exponentials
 
 

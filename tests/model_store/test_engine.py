@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pathlib
 import shutil
@@ -217,3 +218,97 @@ async def test_an_explicit_gpu_must_be_there(model: pathlib.Path) -> None:
     with pytest.raises(DeviceUnavailable, match="gpu"):
         async with load_engine(model, device="gpu:99"):
             pass
+
+
+@pytest.fixture
+def another(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Version 2: what ships, with its outputs in reverse order."""
+    folder = pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / "2"))
+    arrays = dict(read_params(folder / "net.params"))
+    for output in "output.weight", "output.bias":
+        arrays[output] = arrays[output][::-1]
+    write_params(folder / "net.params", arrays)
+    described = json.loads((folder / manifest.MANIFEST).read_text())["parameters"]
+    described["sha256"] = sha256(folder / "net.params")
+    describe(folder, version="2", parameters=described)
+    return folder
+
+
+@on_the_engines_loop
+async def test_another_version_takes_over(
+    model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
+) -> None:
+    """Batches take turns with the steps of the load. Each is computed by the version that `model`
+    named as it was handed over, the one in flight at the switch included; and never again by the
+    old one."""
+    async with load_engine(model, device="cpu", max_batch_size=4) as engine:
+        switched_at: list[int] = []
+        batches: list[tuple[str, asyncio.Task[Any]]] = []
+
+        async def serve() -> None:
+            while len(batches) < 10 or not switched_at or len(batches) < switched_at[0] + 10:
+                batch = asyncio.create_task(engine.infer(list(images[:3])))
+                batches.append((engine.model.version, batch))
+                await asyncio.sleep(0)  # handed over
+                await asyncio.wait({batch})
+
+        serving = asyncio.create_task(serve())
+        in_flight = asyncio.create_task(engine.infer(list(images[:3])))
+        await engine.replace(another, on_switch=lambda: switched_at.append(len(batches)))
+        await serving
+        assert engine.model.version == "2"
+        rows = {"1": expected[:3], "2": expected[:3, ::-1]}
+        for version, batch in [*batches, ("1", in_flight)]:
+            assert np.abs(np.stack(batch.result()) - rows[version]).max() < TOLERANCE
+        versions = [version for version, _ in batches]
+        assert versions == sorted(versions) and versions[switched_at[0] :] == ["2"] * 10
+        assert switched_at[0] > 50, "batches take turns with a load of so many steps"
+        assert list(engine.warm_up_seconds) == [1, 2, 4]
+
+
+@on_the_engines_loop
+async def test_what_cannot_be_loaded_changes_nothing(
+    model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
+) -> None:
+    """Found before it is read, while it is built, or when it answers nonsense."""
+    path = another / "net.params"
+    arrays = {name: array.copy() for name, array in read_params(path).items()}
+    async with load_engine(model, device="cpu", max_batch_size=2) as engine:
+        for value, told in ((0, "SHA-256"), (np.nan, "not finite"), (3e38, "nonsense")):
+            arrays["output.weight"][:] = value
+            write_params(path, arrays)
+            if value:
+                described = json.loads((another / manifest.MANIFEST).read_text())["parameters"]
+                describe(another, parameters=described | {"sha256": sha256(path)})
+            with pytest.raises((BadModel, BadParams), match=told):
+                await engine.replace(another)
+            assert engine.model.version == "1"
+            (row,) = await engine.infer([images[0]])
+            assert np.abs(row - expected[0]).max() < TOLERANCE
+
+
+@on_the_engines_loop
+async def test_unload_and_go_on(model: pathlib.Path, images: Any, expected: Any) -> None:
+    """One thread still: it outlives the network."""
+    async with load_engine(model, device="cpu", max_batch_size=1) as engine:
+        await engine.unload()
+        await engine.unload()
+        with pytest.raises(RuntimeError, match="no version"):
+            await engine.infer([images[0]])
+        await engine.replace(model)
+        (row,) = await engine.infer([images[0]])
+        assert np.abs(row - expected[0]).max() < TOLERANCE
+
+
+@on_the_engines_loop
+async def test_a_load_that_is_given_up(model: pathlib.Path, images: Any, expected: Any) -> None:
+    """Cancelled between two steps, it leaves nothing behind."""
+    async with load_engine(model, device="cpu", max_batch_size=1) as engine:
+        load = asyncio.create_task(engine.replace(model))
+        for _ in range(10):
+            await engine.infer([images[0]])
+        load.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await load
+        (row,) = await engine.infer([images[0]])
+        assert np.abs(row - expected[0]).max() < TOLERANCE
