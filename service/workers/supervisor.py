@@ -37,6 +37,8 @@ from service.workers.restarts import Restarts
 ENGINE = "engine"
 CANNOT_SERVE = 1
 """Exit status of the engine's process when the model cannot be loaded, and of the service."""
+LEFT_AT_ONCE = 130
+"""Exit status after Ctrl-C twice: what a shell says of SIGINT."""
 GRACE = 2.0
 """Seconds more than a process allows itself before it is killed."""
 
@@ -49,6 +51,7 @@ class Supervisor:
         self._load_engine = load_engine
         self._stopping = asyncio.Event()
         self._status = 0
+        self._left_at_once = False
         self._children: list[Child] = []
 
     async def run(self) -> int:
@@ -85,7 +88,7 @@ class Supervisor:
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
-        return self._status
+        return LEFT_AT_ONCE if self._left_at_once else self._status
 
     def _orders(self, settings: Settings, folder: str, sockets: Sequence[socket.socket]) -> Orders:
         descriptors = [each.fileno() for each in sockets]
@@ -94,6 +97,7 @@ class Supervisor:
     def _signalled(self, number: signal.Signals) -> None:
         if self._stopping.is_set() and number == signal.SIGINT:
             log.error("leaving at once")
+            self._left_at_once = True
             for child in self._children:
                 if child.alive:
                     child.send(signal.SIGKILL)

@@ -238,7 +238,7 @@ async def test_ctrl_c_twice() -> None:
             os.kill(server.pid, signal.SIGINT)
             await asyncio.to_thread(server.wait_for_log, "stopping")
             began = time.monotonic()
-            await asyncio.to_thread(server.stop, signal.SIGINT)
+            assert await asyncio.to_thread(server.stop, signal.SIGINT) == 130
             assert time.monotonic() - began < 2
             await asyncio.gather(*waiting, return_exceptions=True)
     assert not any(map(alive, server.processes().values()))
