@@ -25,6 +25,7 @@ from service.middleware import Requests
 from service.repository import Repository
 from service.serving import Inference, Serving, Versions
 from service.settings import Settings
+from service.workers.hub import Hub
 from service.workers.remote import Remote
 
 DESCRIPTION = """\
@@ -115,6 +116,22 @@ def create_app(
     app.add_middleware(Requests, count=metrics.count_request)
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
+
+
+def create_hub(
+    settings: Settings, load_engine: LoadEngine, folder: str, on_failure: Callable[[], None]
+) -> Hub:
+    """The engine that front ends in other processes share; `folder` is theirs, too."""
+    metrics = Metrics(folder)
+    local = Local(
+        settings,
+        load_engine,
+        metrics.count_batch,
+        on_failure,
+        on_change=lambda: hub.announce(),
+    )
+    hub = Hub(local, Repository(settings, local, metrics.count_load))
+    return hub
 
 
 def _secret(setting: SecretStr | None) -> str:

@@ -50,15 +50,17 @@ def test_one_door_to_mxnet() -> None:
 
 def test_http_without_mxnet() -> None:
     """A process that only speaks HTTP imports the whole service and no MXNet."""
-    code = "import service.__main__, sys; sys.exit('mxnet' in sys.modules)"
+    code = (
+        "import service.__main__, service.workers.__main__, sys; sys.exit('mxnet' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "service").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "service").glob("**/*.py")), ids=lambda p: p.name)
 def test_only_app_builds(path: pathlib.Path) -> None:
     """Engines and applications are built in one place."""
     if path.name in ("app.py", "__main__.py"):
         return
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     called = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
-    assert not called & {"GluonEngine", "FastAPI", "create_app"}
+    assert not called & {"GluonEngine", "FastAPI", "Local", "Hub", "create_app", "create_hub"}

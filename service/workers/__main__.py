@@ -12,13 +12,10 @@ from functools import partial
 import uvloop
 
 from service.__main__ import serve
-from service.app import create_app, imported
+from service.app import create_app, create_hub, imported
 from service.local import Local
 from service.logs import configure, log
-from service.metrics import Metrics
-from service.repository import Repository
 from service.settings import Settings
-from service.workers.hub import Hub
 from service.workers.orders import Orders, obey, receive
 from service.workers.supervisor import CANNOT_SERVE, ENGINE
 
@@ -50,22 +47,14 @@ async def engine(orders: Orders, settings: Settings) -> int:
         signal.signal(number, signal.SIG_IGN)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     obey(orders, partial(loop.call_soon_threadsafe, stop.set))
-    metrics = Metrics(orders.folder)
-    local = Local(
-        settings,
-        imported(orders.load_engine),
-        on_batch=metrics.count_batch,
-        on_failure=stop.set,
-        on_change=lambda: hub.announce(),
-    )
-    hub = Hub(local, Repository(settings, local, metrics.count_load))
+    hub = create_hub(settings, imported(orders.load_engine), orders.folder, on_failure=stop.set)
     (descriptor,) = orders.sockets
-    async with hub.serving(socket.socket(fileno=descriptor)), local.running():
-        watch = asyncio.create_task(_leave_when_ill(local))
+    async with hub.serving(socket.socket(fileno=descriptor)), hub.local.running():
+        watch = asyncio.create_task(_leave_when_ill(hub.local))
         await stop.wait()
         watch.cancel()
-    if local.failure is not None:
-        log.error("the model cannot be served: %s", local.failure)
+    if hub.local.failure is not None:
+        log.error("the model cannot be served: %s", hub.local.failure)
         return CANNOT_SERVE
     return 0
 

@@ -9,7 +9,7 @@ import pathlib
 import signal
 import stat
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -68,6 +68,15 @@ async def until_gone(*pids: int) -> None:
     async with asyncio.timeout(10):
         while any(map(alive, pids)):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+async def settled(server: Server) -> None:
+    """Ready, whoever is asked."""
+    in_a_row = 0
+    async with clients() as client, asyncio.timeout(30):
+        while in_a_row < 12:
+            ready = (await client.get(f"{server.url}/readyz")).status_code == 200
+            in_a_row = in_a_row + 1 if ready else 0
 
 
 async def scraped(client: httpx.AsyncClient, server: Server) -> dict[str, float]:
@@ -147,7 +156,7 @@ async def test_an_engine_that_is_killed() -> None:
             assert time.monotonic() - killed < 2, "sooner than the engine would have been"
             assert (await client.get(f"{server.url}/readyz")).status_code == 503
             assert (await client.get(f"{server.url}/healthz")).status_code == 200
-            server.wait_until_ready()
+            await settled(server)
             assert (await post(client, server)).status_code == 200
             total = await scraped(client, server)
         after = server.processes()
@@ -184,6 +193,7 @@ async def test_a_front_end_that_is_killed() -> None:
             os.kill(before[FRONT_ENDS[0]], signal.SIGKILL)
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
             answered = [one for one in outcomes if isinstance(one, httpx.Response)]
+            await settled(server)
             again = await asyncio.gather(*(post(client, server) for _ in range(16)))
             total = await scraped(client, server)
         after = server.processes()
@@ -194,6 +204,47 @@ async def test_a_front_end_that_is_killed() -> None:
     assert sum(server.batches()) <= len(answered) + 16 + 8, "but for the batch that was under way"
     assert total["shoal_request_duration_seconds_count"] == len(answered) + 16
     assert after.pop(FRONT_ENDS[0]) != before.pop(FRONT_ENDS[0]) and after == before
+
+
+async def test_deaths_under_load() -> None:
+    """Nobody waits for long; whoever is not answered hears why, or loses the connection to the
+    front end that died; in the end all is well."""
+    outcomes: list[tuple[str, float]] = []
+    leaving = False
+
+    async def ask(server: Server) -> None:
+        async with httpx.AsyncClient(timeout=30) as client:  # keeps its connection
+            while not leaving:
+                asked = time.monotonic()
+                try:
+                    answer = await client.post(f"{server.url}/predict", files={"img": HORSE})
+                    told = answer.json()
+                    outcome = told.get("code") or told["class"]
+                except httpx.TransportError:
+                    outcome = "lost"
+                outcomes.append((outcome, time.monotonic() - asked))
+
+    with serving(*SCRIPTED, ENGINE_SECONDS="0.01", ENGINE_LOAD_SECONDS="0.5") as server:
+        load = [asyncio.create_task(ask(server)) for _ in range(12)]
+        for name in ("engine", FRONT_ENDS[1], "engine"):
+            await asyncio.sleep(0.3)
+            before = server.processes()[name]
+            os.kill(before, signal.SIGKILL)
+            async with asyncio.timeout(30):
+                while server.processes()[name] == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            await settled(server)
+        leaving = True
+        await asyncio.gather(*load)
+        async with clients() as client:
+            last = await asyncio.gather(*(post(client, server) for _ in range(16)))
+        assert server.stop() == 0
+    told = Counter(outcome for outcome, _ in outcomes)
+    assert told.keys() <= {"horse", "not_ready", "deadline_unreachable", "lost"}
+    assert told["horse"] > 50 and told["not_ready"] > 0
+    assert told["lost"] <= 12, "at most what a front end had"
+    assert max(seconds for _, seconds in outcomes) < 10, "on a machine with other work"
+    assert {answer.status_code for answer in last} == {200}
 
 
 async def test_a_supervisor_that_is_killed(tmp_path: pathlib.Path) -> None:
