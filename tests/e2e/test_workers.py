@@ -264,16 +264,18 @@ async def test_a_supervisor_that_is_killed(tmp_path: pathlib.Path) -> None:
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_stop_loses_nothing(number: int) -> None:
+@pytest.mark.parametrize("everybody", [True, False], ids=["everybody", "the supervisor"])
+async def test_stop_loses_nothing(everybody: bool) -> None:
     """Requests in flight when the signal arrives are answered by whoever has them; the service
-    ends with 0, and so do all of its processes."""
+    ends with 0, and so do all of its processes, also where each is told to, as by systemd."""
     with serving(*SCRIPTED, ENGINE_SECONDS="1", **LONG) as server:
         async with clients() as client:
             requests = [post(client, server) for _ in range(32)]
             await server.wait_until("shoal_batches_in_flight", 1)
             await server.wait_until("shoal_queue_length", 32 - sum(server.batches()))
-            status = await asyncio.to_thread(server.stop, number)
+            for pid in server.processes().values() if everybody else ():
+                os.kill(pid, signal.SIGTERM)
+            status = await asyncio.to_thread(server.stop, signal.SIGTERM)
             responses = await asyncio.gather(*requests)
     assert status == 0
     assert [response.status_code for response in responses] == [200] * 32
@@ -281,13 +283,17 @@ async def test_stop_loses_nothing(number: int) -> None:
 
 
 async def test_ctrl_c_twice() -> None:
-    """Leaves at once, whoever still waits."""
+    """Leaves at once, whoever still waits; after the first, nobody new is let in."""
     with serving(*SCRIPTED, ENGINE_SECONDS="30", **LONG) as server:
         async with clients() as client:
             waiting = [post(client, server) for _ in range(4)]
             await server.wait_until("shoal_batches_in_flight", 1)
             os.kill(server.pid, signal.SIGINT)
             await asyncio.to_thread(server.wait_for_log, "stopping")
+            async with asyncio.timeout(10):
+                with contextlib.suppress(httpx.ConnectError):
+                    while True:
+                        await client.get(f"{server.url}/healthz")
             began = time.monotonic()
             assert await asyncio.to_thread(server.stop, signal.SIGINT) == 130
             assert time.monotonic() - began < 2
