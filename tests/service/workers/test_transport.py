@@ -215,6 +215,16 @@ async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
         assert np.argmax(answer.value.probabilities) == 4
 
 
+async def test_the_moment_in_which_the_link_is_lost(pair: Pair) -> None:
+    """Nothing more is sent into it: nobody would hear what becomes of that."""
+    async with pair.engine(), pair.front_end() as remote:
+        assert remote._link is not None
+        remote._link.lost()
+        assert remote.started is None
+        with pytest.raises(NotReady):
+            await remote.submit(image(0), 5)
+
+
 async def test_another_version(pair: Pair) -> None:
     """Loaded through one front end it serves for all, and each answer says who computed it."""
     async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
