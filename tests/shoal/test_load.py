@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.load import fleet, images
-from benchmarks.load.generator import Generator, Job, Outcome
-from benchmarks.load.images import Picture, class_of
-from benchmarks.load.report import Run, summarise, table
-from benchmarks.load.timer import Timer
-from benchmarks.load_test import find_max
+from shoal.load import fleet, images
+from shoal.load.generator import Generator, Job, Outcome
+from shoal.load.images import Picture, class_of
+from shoal.load.load_test import find_max
+from shoal.load.report import Run, summarise, table
+from shoal.load.timer import Timer
 from tests.e2e.process import ROOT, SCRIPTED, Server
 
 HORSE = b'{"class": "horse", "probability": 0.9}'
@@ -243,7 +243,7 @@ def test_from_the_command_line(tmp_path: pathlib.Path) -> None:
         server.wait_until_ready()
         run = subprocess.run(
             [
-                *(sys.executable, "-m", "benchmarks.load_test", f"{server.url}/predict"),
+                *(sys.executable, "-m", "shoal", "bench", f"{server.url}/predict"),
                 *("--rate", "20,40", "--duration", "1", "--warm-up", "0.2", "--processes", "2"),
                 *("--slo-ms", "1000", "--out", str(tmp_path)),
             ],
@@ -264,7 +264,7 @@ def test_from_the_command_line(tmp_path: pathlib.Path) -> None:
 def test_no_server() -> None:
     """One line that says what to look at, exit status 1."""
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load_test", "http://127.0.0.1:9/x", "--rate", "1"],
+        [sys.executable, "-m", "shoal", "bench", "http://127.0.0.1:9/x", "--rate", "1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
