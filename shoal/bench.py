@@ -70,10 +70,10 @@ def run(options: argparse.Namespace) -> int:
             runs.append(run)
             print(table([run]).splitlines()[-1], flush=True)
     except (Trouble, RuntimeError) as trouble:
-        print(trouble, file=sys.stderr)
+        _complain(trouble)
         return 1
     except KeyboardInterrupt:
-        print("stopped; what was measured so far is kept", file=sys.stderr)
+        _complain("stopped; what was measured so far is kept")
         status = 130
     if not runs:
         return status
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         most = f"{max(good):,.0f}/s" if good else "none of these loads"
         print(f"Within {1e3 * slo:g} ms at the 99th percentile of all requests: {most}")
     if options.out is not None:
-        _write(options, slo, runs)
+        write(options, slo, runs)
     return status
 
 
@@ -95,7 +95,7 @@ def _planned(test: LoadTest, options: argparse.Namespace, slo: float | None) -> 
     return find_max(test.open_loop, slo)
 
 
-def _write(options: argparse.Namespace, slo: float | None, runs: Sequence[Run]) -> None:
+def write(options: argparse.Namespace, slo: float | None, runs: Sequence[Run]) -> None:
     """The figures for programs, and a plot where there is something to draw it."""
     options.out.mkdir(parents=True, exist_ok=True)
     report = {
@@ -105,13 +105,19 @@ def _write(options: argparse.Namespace, slo: float | None, runs: Sequence[Run]) 
         "slo_seconds": slo,
         "runs": [run.as_dict() for run in runs],
     }
-    path = options.out / "load_test"
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    figures, picture = options.out / "load_test.json", options.out / "load_test.png"
+    figures.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    print(figures)
     try:
-        plot(runs, slo, path.with_suffix(".png"))
+        plot(runs, slo, picture)
     except ModuleNotFoundError as error:
-        print(f"no plot: {error}; install the extra 'shoal[train]' for one", file=sys.stderr)
-    print(f"{path}.json and, for people, {path}.png")
+        _complain(f"no plot: {error}; install the extra 'shoal[train]' for one")
+    else:
+        print(picture)
+
+
+def _complain(text: object) -> None:
+    print(f"shoal bench: {text}", file=sys.stderr)
 
 
 def _url(text: str) -> str:

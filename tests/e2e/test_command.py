@@ -190,13 +190,20 @@ COMPLETE = {
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 @pytest.mark.parametrize(
     ("typed", "completed"),
-    [("pre", "predict"), ("serve --max-b", "--max-batch-size"), ("models im", "import")],
+    [
+        ("pre", "predict"),
+        ("serve --max-b", "--max-batch-size"),
+        ("models im", "import"),
+        ("predict READ", "README.md"),
+    ],
 )
 def test_completion(shell: str, typed: str, completed: str) -> None:
-    """Commands, flags and commands of commands, in the shell itself."""
+    """Commands, flags, commands of commands and files, in the shell itself."""
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell}: apt-get install {shell}")
     script = shoal("completion", shell).stdout
     asking = COMPLETE[shell].replace("{typed}", typed).replace("{last}", str(len(typed.split())))
-    done = subprocess.run([shell, "-c", asking], input=script, capture_output=True, text=True)
+    done = subprocess.run(
+        [shell, "-c", asking], input=script, capture_output=True, text=True, cwd=ROOT
+    )
     assert completed in done.stdout.split(), done.stderr
