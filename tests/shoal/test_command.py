@@ -54,7 +54,7 @@ def test_every_command_teaches(name: str, capsys: pytest.CaptureFixture[str]) ->
         (["bench", "localhost", "--rate", "1"], "http://HOST:PORT/predict"),
         (["bench", "--rate", "1,0"], "--rate"),
         (["bench", "--rate", "1", "--images", "nowhere"], "nowhere is no folder"),
-        (["serve", "--por", "1"], "--por"),  # no abbreviations
+        (["serve", "--por", "99999"], "unrecognized arguments: --por"),  # no abbreviations
         (["models"], "COMMAND"),
         (["completion", "csh"], "bash"),
     ],
