@@ -183,14 +183,14 @@ def _load(
 ) -> tuple[Manifest, _Network]:
     """Runs on the engine's thread."""
     model = manifest.read_version(folder)
-    arrays = _read(folder / model.parameters.file, model.parameters)
+    arrays = read_described(folder / model.parameters.file, model.parameters)
     mx = load_mxnet(threads)
     chosen = choose(mx, device)
     size = max_batch_size or (16 if chosen.name == "cpu" else 64)
     return model, _Network(mx, model, arrays, chosen, size)
 
 
-def _read(path: pathlib.Path, described: Parameters) -> Arrays:
+def read_described(path: pathlib.Path, described: Parameters) -> Arrays:
     """The arrays of the file that the manifest describes. Raises BadModel, BadParams."""
     # First, so that nothing is read of a file of any other size.
     if path.is_file() and (size := path.stat().st_size) != described.bytes:
