@@ -70,8 +70,11 @@ def run(options: argparse.Namespace) -> int:
 async def _run(options: argparse.Namespace) -> int:
     width = max(map(len, options.files))
     rows = failed = 0
-    async with _client(options) as client, aclosing(_in_order(client, options.files)) as outcomes:
-        with tqdm(total=len(options.files), unit="image", leave=False, disable=None) as bar:
+    with tqdm(total=len(options.files), unit="image", leave=False, disable=None) as bar:
+        async with (
+            _client(options) as client,
+            aclosing(_in_order(client, options.files)) as outcomes,
+        ):
             async for name, outcome in outcomes:
                 bar.update()
                 failed += isinstance(outcome, Exception)

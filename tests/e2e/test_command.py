@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -187,6 +188,11 @@ COMPLETE = {
 }
 
 
+@functools.cache
+def script(shell: str) -> str:
+    return shoal("completion", shell).stdout
+
+
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 @pytest.mark.parametrize(
     ("typed", "completed"),
@@ -201,9 +207,8 @@ def test_completion(shell: str, typed: str, completed: str) -> None:
     """Commands, flags, commands of commands and files, in the shell itself."""
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell}: apt-get install {shell}")
-    script = shoal("completion", shell).stdout
     asking = COMPLETE[shell].replace("{typed}", typed).replace("{last}", str(len(typed.split())))
     done = subprocess.run(
-        [shell, "-c", asking], input=script, capture_output=True, text=True, cwd=ROOT
+        [shell, "-c", asking], input=script(shell), capture_output=True, text=True, cwd=ROOT
     )
     assert completed in done.stdout.split(), done.stderr
