@@ -31,14 +31,14 @@ class Prediction:
 
 
 def prediction(response: httpx.Response) -> Prediction:
-    """What /predict answered. Raises Problem, and NotShoal."""
+    """What /predict answered with a 200. Raises NotShoal."""
     return _prediction(_body(response), response)
 
 
 def predictions(response: httpx.Response) -> list[Prediction | Problem]:
-    """What /predict/batch answered: one a file, in their order. Raises Problem, and NotShoal."""
+    """What /predict/batch answered with a 200: one a file, in their order. Raises NotShoal."""
     items = _body(response).get("predictions")
-    if not isinstance(items, list):
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise _not_shoal(response)
     return [_problem(i, response) if "code" in i else _prediction(i, response) for i in items]
 
@@ -62,8 +62,6 @@ def retry_after(response: httpx.Response) -> float | None:
 
 
 def _body(response: httpx.Response) -> dict[str, Any]:
-    if response.status_code != 200:
-        raise refusal(response)
     try:
         body = response.json()
     except ValueError:

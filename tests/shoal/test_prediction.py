@@ -51,7 +51,9 @@ def test_somebody_else_answers(body: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"predictions": 1}, {"predictions": [{"code": "x"}]}], ids=str
+    "body",
+    [{}, {"predictions": 1}, {"predictions": [{"code": "x"}]}, {"predictions": [1]}],
+    ids=str,
 )
 def test_somebody_else_answers_several(body: Any) -> None:
     with pytest.raises(NotShoal):
