@@ -12,10 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+from fastapi import FastAPI
 
-from service.app import create_app, load_engine
-from service.serving import LoadEngine
-from service.settings import Settings
 from shoal.errors import NotServed
 
 URL = "http://shoal"
@@ -23,11 +21,8 @@ LOOK_EVERY = 0.02
 
 
 @asynccontextmanager
-async def served(
-    settings: Settings, load_engine: LoadEngine = load_engine
-) -> AsyncIterator[httpx.ASGITransport]:
-    """What takes a client of URL to the service, once that is ready. Raises NotServed."""
-    app = create_app(settings, load_engine)
+async def served(app: FastAPI) -> AsyncIterator[httpx.ASGITransport]:
+    """What takes a client of URL to `app`, the service, once that is ready. Raises NotServed."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Where the model fails, the service sends this to itself, to end.

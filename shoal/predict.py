@@ -99,12 +99,13 @@ async def _client(options: argparse.Namespace) -> AsyncIterator[AsyncClient]:
         ) as client:
             yield client
     else:
+        from service.app import create_app
         from shoal import local
 
         ours = {"api_keys": None, "api_keys_file": None, "request_timeout": options.timeout}
         settings = load_settings().model_copy(update=ours)
         async with (
-            local.served(settings) as transport,
+            local.served(create_app(settings)) as transport,
             AsyncClient(local.URL, timeout=options.timeout, transport=transport) as client,
         ):
             yield client

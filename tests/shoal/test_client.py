@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from service.app import create_app
 from service.settings import Settings
 from shoal.client import AsyncClient, Client
 from shoal.errors import TimedOut, Unauthorized, Unreachable
@@ -39,7 +41,7 @@ def busy(times: int, seen: list[httpx.Request]) -> Handler:
 async def test_an_image_and_several(engine: FakeEngine) -> None:
     """From the real service: a class for an image, a problem for what is none, in order."""
     async with (
-        served(Settings(), engine.load) as transport,
+        served(create_app(Settings(), engine.load)) as transport,
         AsyncClient(URL, transport=transport) as client,
     ):
         one = await client.predict(png(7))
@@ -53,7 +55,8 @@ async def test_an_image_and_several(engine: FakeEngine) -> None:
 
 async def test_keys(engine: FakeEngine) -> None:
     """The key is sent; without it, or with another, the service says no."""
-    async with served(Settings(api_keys=KEY), engine.load) as transport:  # type: ignore[arg-type]
+    settings = Settings(api_keys=SecretStr(KEY))
+    async with served(create_app(settings, engine.load)) as transport:
         async with AsyncClient(URL, KEY, transport=transport) as client:
             assert (await client.predict(png(7))).class_ == "horse"
         for key in (None, "another-key-of-sixteen"):
