@@ -310,7 +310,7 @@ def _allowed(request: Request) -> dict[str, str]:
     """The methods of every route of this path; Starlette names those of the first alone. Nothing
     where no route has it: files are served from a folder."""
     here = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
-    methods = {method for route in here for method in route.methods or ()}
+    methods = {method for route in here for method in getattr(route, "methods", None) or ()}
     return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
