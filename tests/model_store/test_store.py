@@ -88,8 +88,8 @@ def test_verify_finds_damage(model: pathlib.Path, tmp_path: pathlib.Path) -> Non
     verified = run("verify", "--store", tmp_path)
     assert verified.returncode == 1
     assert [line.partition(" is not ")[0] for line in verified.stderr.splitlines()] == [
-        f"model_store verify: cifar_resnet20_v1 {version}: {tmp_path}/cifar_resnet20_v1/{version}"
-        "/net.params"
+        f"python -m model_store verify: cifar_resnet20_v1 {version}: "
+        f"{tmp_path}/cifar_resnet20_v1/{version}/net.params"
         for version in ("1", "3")
     ]
     assert verified.stderr.count("SHA-256") == 2
