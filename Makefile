@@ -51,7 +51,7 @@ train: $(VENV)/train ## train on CIFAR-10's binary version: make train DATA=fold
 	@exec $(RUN) -m model_store train --data $(DATA) $(ARGS)
 
 load-test: $(VENV)/train ## measure a running server: make load-test ARGS="--rate 200"
-	@exec $(RUN) -m shoal bench --out benchmarks/results $(ARGS)
+	@exec $(RUN) -m benchmarks.load_test $(ARGS)
 
 simulate: $(VENV)/train ## compare batching policies on virtual time
 	$(RUN) -m benchmarks.simulate $(ARGS)
