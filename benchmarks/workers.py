@@ -32,8 +32,8 @@ from functools import partial
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.front_end import ROOT, cpu_seconds
-from benchmarks.load import fleet, images
-from benchmarks.load.generator import Job
+from shoal.load import fleet, images
+from shoal.load.generator import Job
 
 CORES = 2
 COUNTS = (1, 2)
