@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.datastructures import State
 
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
@@ -26,19 +26,25 @@ from service.upload import Hold
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-Read = Callable[[Request, int, float, Hold], Awaitable[Out]]
-"""Reads a body: request, most bytes, most seconds, and whom to tell of what is kept."""
+Read = Callable[[int, float, Hold], Awaitable[Out]]
+"""Reads a body: most bytes, most seconds, and whom to tell of what is kept."""
 
 
 class Journey:
-    """Of one request. Raises Unauthorized, and NotReady: why read what cannot be answered."""
+    """Of one request, over HTTP or gRPC."""
 
-    def __init__(self, request: Request, timeout: float) -> None:
-        request.app.state.keys.check(request.headers)
-        self._request = request
-        self._serving: Serving = request.app.state.serving
-        self._settings: Settings = request.app.state.settings
-        self._timing: dict[str, float] = request.state.timing
+    def __init__(
+        self, parts: State, headers: Mapping[str, str], timing: dict[str, float], timeout: float
+    ) -> None:
+        """`parts`: the application's; `headers`: the request's, names in lower case; `timing`:
+        where the seconds of each stage are noted; `timeout`: seconds from the end of the upload.
+
+        Raises Unauthorized, and NotReady: why read what cannot be answered.
+        """
+        parts.keys.check(headers)
+        self._serving: Serving = parts.serving
+        self._settings: Settings = parts.settings
+        self._timing = timing
         self._ready: Ready = self._serving.ready
         self._timeout = timeout
         self._deadline = math.inf
@@ -56,7 +62,7 @@ class Journey:
             async def read(reader: Read[Out]) -> Out:
                 limits = self._settings.max_upload_bytes, self._settings.upload_timeout
                 began = time.perf_counter()
-                body = await reader(self._request, *limits, hold)
+                body = await reader(*limits, hold)
                 self._note("read", time.perf_counter() - began)
                 self._deadline = time.perf_counter() + self._timeout
                 return body
@@ -64,7 +70,7 @@ class Journey:
             yield read
 
     def hurry(self, timeout: float) -> None:
-        """The body says that the answer is wanted within `timeout` seconds."""
+        """The client wants the answer within `timeout` seconds from now."""
         self._deadline = min(self._deadline, time.perf_counter() + timeout)
 
     async def decode(self, data: bytes) -> Image:
