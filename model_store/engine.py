@@ -15,9 +15,10 @@ import asyncio
 import pathlib
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,6 +33,8 @@ from model_store.runtime import load_mxnet
 
 SIDE = 32
 WARM_UP_RUNS = 5
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a GPU's memory."""
 # In the words of CUDA, of cuBLAS and cuDNN, of MXNet on a CPU, of C++.
 OUT_OF_MEMORY = re.compile(
     r"out of memory|_STATUS_ALLOC_FAILED|failed to allocate cpu memory|memory allocation failed"
@@ -47,6 +50,14 @@ Inputs: TypeAlias = npt.NDArray[np.float32]
 """(bucket, 3, 32, 32), normalised."""
 
 
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Bytes of the whole GPU, whoever uses them."""
+
+    free: int
+    total: int
+
+
 class BadRow(ArithmeticError):
     """The network's output for this image is not one finite number a class."""
 
@@ -59,15 +70,25 @@ class GluonEngine:
         self.device = network.device
         self.warm_up_seconds = network.warm_up_seconds
         """Bucket -> seconds of each of its warm-up batches."""
+        self.on_assembled: Callable[[float], None] | None = None
+        """Is told the seconds that it took to make a batch's images one array."""
         self._network = network
         self._thread = thread
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """As of the latest batch, or a second before; None on a CPU."""
+        return self._network.gpu_memory
 
     async def infer(self, images: Sequence[Image]) -> list[Probabilities | Exception]:
         """One outcome per image, in order: its probabilities, or BadRow.
 
         Raises MemoryError where the device is out of memory, and whatever MXNet raises.
         """
+        started = time.perf_counter()
         inputs = self._network.assemble(images)  # here, so that it may overlap another's compute
+        if self.on_assembled is not None:
+            self.on_assembled(time.perf_counter() - started)
         loop = asyncio.get_running_loop()
         rows = await loop.run_in_executor(self._thread, self._network.infer, inputs)
         return _outcomes(rows[: len(images)], len(self.model.classes))
@@ -106,6 +127,8 @@ class _Network:
         max_batch_size: int,
     ) -> None:
         self.device = device
+        self.gpu_memory: GpuMemory | None = None
+        self._look_at = 0.0
         self._mx = mx
         scale = 1 / (255 * np.asarray(model.normalisation.std, dtype=np.float64))
         shift = np.asarray(model.normalisation.mean) / np.asarray(model.normalisation.std)
@@ -141,7 +164,16 @@ class _Network:
             if _is_out_of_memory(str(error)):
                 raise MemoryError(str(error)) from error
             raise
+        self._look_at_memory(time.monotonic())
         return _softmax(logits)
+
+    def _look_at_memory(self, now: float) -> None:
+        """Asking the driver takes tens of microseconds, and only this thread may."""
+        if self.device.name == "cpu" or now < self._look_at:
+            return
+        self._look_at = now + LOOK_EVERY
+        number = int(self.device.name.partition(":")[2])
+        self.gpu_memory = GpuMemory(*self._mx.context.gpu_memory_info(number))
 
     def close(self) -> None:
         self._by_bucket.clear()

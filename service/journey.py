@@ -11,9 +11,10 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
+from opentelemetry.trace import SpanContext
 from starlette.datastructures import State
 
 from model_store.engine import Image, Probabilities
@@ -21,6 +22,7 @@ from model_store.manifest import Manifest
 from service import decode, errors
 from service.serving import Ready, Serving
 from service.settings import Settings
+from service.tracing import Tracing
 from service.upload import Hold
 
 In = TypeVar("In")
@@ -44,6 +46,7 @@ class Journey:
         parts.keys.check(headers)
         self._serving: Serving = parts.serving
         self._settings: Settings = parts.settings
+        self._tracing: Tracing | None = parts.tracing
         self._timing = timing
         self._ready: Ready = self._serving.ready
         self._timeout = timeout
@@ -63,7 +66,7 @@ class Journey:
                 limits = self._settings.max_upload_bytes, self._settings.upload_timeout
                 began = time.perf_counter()
                 body = await reader(*limits, hold)
-                self._note("read", time.perf_counter() - began)
+                self._note("read", began, time.perf_counter())
                 self._deadline = time.perf_counter() + self._timeout
                 return body
 
@@ -76,30 +79,55 @@ class Journey:
     async def decode(self, data: bytes) -> Image:
         """Raises MissingImage where there are no bytes, and what `decode` and `Decoders.run`
         raise."""
-        if not data:
-            raise errors.MissingImage("The image is empty: it has no bytes at all. Send a file.")
         began = time.perf_counter()
-        upload = decode.identify(data, self._settings.max_image_pixels)
-        if upload.is_small:
-            image = upload.decode()  # sooner done than handed over
-        else:
-            image = await self._serving.decoders.run(upload, self._left())
-        self._note("decode", time.perf_counter() - began)
+        try:
+            image = await self._decoded(data)
+        except BaseException as error:
+            self._broken_off("decode", began, error)
+            raise
+        self._note("decode", began, time.perf_counter())
         return image
 
     async def infer(self, image: Image) -> Probabilities:
         """Raises what `Batcher.submit` raises."""
-        answer = await self._ready.batcher.submit(image, self._left())
-        self._note("queue", answer.queue_seconds)
-        self._note("infer", answer.infer_seconds)
+        began = time.perf_counter()
+        with self._tracing.seated(image) if self._tracing else _NOWHERE as seat:
+            try:
+                answer = await self._ready.batcher.submit(image, self._left())
+            except BaseException as error:
+                self._broken_off("queue", began, error)
+                raise
+        handed = began + answer.queue_seconds
+        self._note("queue", began, handed)
+        batch = seat.batch if seat is not None else None
+        self._note("infer", handed, handed + answer.infer_seconds, batch)
         return answer.value
+
+    async def _decoded(self, data: bytes) -> Image:
+        if not data:
+            raise errors.MissingImage("The image is empty: it has no bytes at all. Send a file.")
+        upload = decode.identify(data, self._settings.max_image_pixels)
+        if upload.is_small:
+            return upload.decode()  # sooner done than handed over
+        return await self._serving.decoders.run(upload, self._left())
 
     def _left(self) -> float:
         return self._deadline - time.perf_counter()
 
-    def _note(self, stage: str, seconds: float) -> None:
-        self._timing[stage] = max(seconds, self._timing.get(stage, 0.0))
+    def _note(
+        self, stage: str, began: float, ended: float, batch: SpanContext | None = None
+    ) -> None:
+        """A stage is done; `batch`: where it was computed, if it is traced."""
+        self._timing[stage] = max(ended - began, self._timing.get(stage, 0.0))
+        if self._tracing is not None:
+            self._tracing.stage(stage, began, ended, batch)
 
+    def _broken_off(self, stage: str, began: float, error: BaseException) -> None:
+        if self._tracing is not None:
+            self._tracing.stage(stage, began, time.perf_counter(), error=error)
+
+
+_NOWHERE = nullcontext[None]()
 
 Step = Callable[[In], Coroutine[Any, Any, Out]]
 

@@ -115,9 +115,7 @@ def _boolean(parameters: dict[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _tensor(
-    output: Wanted, classes: Sequence[str], rows: npt.NDArray[np.float32]
-) -> OutputTensor:
+def _tensor(output: Wanted, classes: Sequence[str], rows: npt.NDArray[np.float32]) -> OutputTensor:
     """`rows`: (n, classes)."""
     if output.classes:
         ranked = np.argsort(-rows, axis=1, kind="stable")[:, : output.classes]

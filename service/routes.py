@@ -35,6 +35,8 @@ class Direct(APIRoute):
 
 
 router = APIRouter(route_class=Direct)
+scrapes = APIRouter(route_class=Direct)
+"""`/metrics` alone, which may have a port of its own."""
 
 FILE = {
     "type": "string",
@@ -169,7 +171,7 @@ async def readyz(request: Request) -> Response:
     )
 
 
-@router.get(
+@scrapes.get(
     "/metrics",
     tags=["probes"],
     summary="Metrics for Prometheus",

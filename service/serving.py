@@ -17,12 +17,13 @@ from typing import Protocol
 
 from batching import Batcher, BatchReport, Draining, LatencyTable
 from model_store.device import Device
-from model_store.engine import Image, Probabilities
+from model_store.engine import GpuMemory, Image, Probabilities
 from model_store.manifest import Manifest
 from service.decoders import Decoders
 from service.errors import NotReady
 from service.logs import log
 from service.settings import Settings
+from service.tracing import Tracing
 from service.upload import Budget
 
 
@@ -37,6 +38,11 @@ class Engine(Protocol):
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None: ...
+
+    on_assembled: Callable[[float], None] | None
 
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
 
@@ -61,6 +67,8 @@ class Serving:
         settings: Settings,
         load_engine: LoadEngine,
         on_batch: Callable[[BatchReport], None] | None = None,
+        on_assembled: Callable[[float], None] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.decoders = Decoders(settings.decode_threads, settings.max_image_pixels)
         self.uploads = Budget(settings.max_upload_memory)
@@ -73,6 +81,8 @@ class Serving:
         self._settings = settings
         self._load_engine = load_engine
         self._on_batch = on_batch
+        self._on_assembled = on_assembled
+        self._tracing = tracing
 
     @property
     def ready(self) -> Ready:
@@ -120,9 +130,10 @@ class Serving:
     async def _serve_until(self, stop: asyncio.Event) -> None:
         settings, started = self._settings, time.perf_counter()
         async with self._load_engine(settings) as engine:
+            engine.on_assembled = self._on_assembled
             latency = LatencyTable(engine.warm_up_seconds)
             async with Batcher(
-                engine.infer,
+                self._tracing.batches(engine.infer) if self._tracing else engine.infer,
                 latency=latency,
                 max_batch_size=latency.largest,
                 max_queue_size=settings.max_queue_size,

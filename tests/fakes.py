@@ -4,14 +4,14 @@ clock that stands."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
 
 from model_store import cifar10
 from model_store.device import Device
-from model_store.engine import Image, Probabilities
+from model_store.engine import GpuMemory, Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
 from service.logs import log
 from service.settings import Settings
@@ -31,6 +31,8 @@ class FakeEngine:
 
     model = MODEL
     device = Device(None, "cpu", "as asked")
+    gpu_memory: GpuMemory | None = None
+    on_assembled: Callable[[float], None] | None = None
 
     def __init__(
         self,
@@ -49,6 +51,8 @@ class FakeEngine:
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]:
         self.batches.append(len(images))
         self.called.set()
+        if self.on_assembled is not None:
+            self.on_assembled(1e-6)
         log.info("batch", extra={"fields": {"size": len(images)}})
         if self.seconds:
             await asyncio.sleep(self.seconds)

@@ -58,6 +58,10 @@ class Server:
         self._process.kill()
         self._process.communicate()
 
+    def address(self, name: str) -> str:
+        """Where a port beside the main one was opened, as the log says: `gRPC running on`."""
+        return next(r["message"].split()[-1] for r in self.log() if name in r["message"])
+
     @property
     def pid(self) -> int:
         return self._process.pid
