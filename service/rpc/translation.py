@@ -38,7 +38,7 @@ def parsed(kind: Any, data: bytes) -> Any:
     try:
         return kind.FromString(data)
     except DecodeError:
-        raise BadInference(f"The request is not a {kind.DESCRIPTOR.full_name}.") from None
+        raise BadInference(f"The message cannot be read as {kind.DESCRIPTOR.full_name}.") from None
 
 
 def request(message: Any, model: Manifest, max_images: int) -> Call:

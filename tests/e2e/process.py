@@ -60,7 +60,8 @@ class Server:
 
     def address(self, name: str) -> str:
         """Where a port beside the main one was opened, as the log says: `gRPC running on`."""
-        return next(r["message"].split()[-1] for r in self.log() if name in r["message"])
+        messages = (str(record["message"]) for record in self.log())
+        return next(message.split()[-1] for message in messages if name in message)
 
     @property
     def pid(self) -> int:

@@ -155,6 +155,10 @@ def test_errors(
     assert caught.value.status() == f"StatusCode.{status}"
 
 
+def trailing_of(error: Any) -> dict[str, str]:
+    return dict(error.trailing_metadata())
+
+
 def test_what_is_not_served(client: InferenceServerClient) -> None:
     """Compression, streams, and the rest of Triton's methods: UNIMPLEMENTED, in words."""
     with pytest.raises(InferenceServerException, match="gzip") as compressed:
@@ -188,7 +192,7 @@ def test_what_comes_with_an_answer(server: Server) -> None:
         request.model_name = "other"
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request)
-        assert dict(refused.value.trailing_metadata())["problem-code"] == "unknown_model"
+        assert trailing_of(refused.value)["problem-code"] == "unknown_model"
 
 
 def test_the_same_way_as_http(server: Server, client: InferenceServerClient) -> None:
@@ -233,7 +237,7 @@ def test_not_ready() -> None:
             with pytest.raises(grpc.RpcError, match="being loaded") as refused:
                 stub.ModelInfer(service_pb2.ModelInferRequest(model_name="fake"))
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        trailing = dict(refused.value.trailing_metadata())
+        trailing = trailing_of(refused.value)
         assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("1", "1000")
 
 
