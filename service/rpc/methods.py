@@ -15,7 +15,8 @@ from starlette.datastructures import State
 
 from batching import Draining, QueueFull
 from model_store.engine import Image
-from service import open_inference
+from model_store.manifest import Manifest
+from service import open_inference, tensors
 from service.errors import NotReady, UnsupportedMethod, UploadTimeout
 from service.journey import Journey, Read, each
 from service.open_inference import decoded, served
@@ -96,16 +97,17 @@ class Methods:
     async def _images(self, call: Call, journey: Journey) -> tuple[Reply, list[Image]]:
         """Read and decoded; the message is forgotten before the images wait for the engine."""
         with journey.reading() as read:
-            data = await read(self._places.reader(call))
-            if call.time_left is not None:
-                journey.hurry(call.time_left)
-            message = translation.read(data)
-            served(self._serving, message.model_name, message.model_version)
-            most = self._settings.max_images_per_request
-            asked = translation.request(message, journey.model, most)
-            if asked.seconds is not None:
-                journey.hurry(asked.seconds)
+            asked = self._asked(await read(self._places.reader(call)), journey.model)
+            for seconds in (call.time_left, asked.seconds):
+                if seconds is not None:
+                    journey.hurry(seconds)
             return asked.reply, await decoded(journey, asked)
+
+    def _asked(self, data: bytes, model: Manifest) -> tensors.Call:
+        """A function of its own, so that of the message only its images are left."""
+        message = translation.read(data)
+        served(self._serving, message.model_name, message.model_version)
+        return translation.request(message, model, self._settings.max_images_per_request)
 
     async def _named(self, call: Call, kind: Any) -> Any:
         """The message that names a model, of class `kind`."""
