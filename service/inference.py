@@ -16,8 +16,8 @@ from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from model_store.engine import Image
 from service import decode, errors, open_inference, protocol, wishes
 from service.departure import ends_with_client
-from service.journey import Journey, each
-from service.open_inference import decoded, served
+from service.journey import Journey
+from service.open_inference import by_one_version, check_named, decoded, served
 from service.outputs import Reply, serialise
 from service.protocol import LENGTH_HEADER
 from service.routes import Direct, begun
@@ -67,7 +67,8 @@ REFUSALS = (
 @router.get("/", include_in_schema=False)
 async def server_metadata(request: Request) -> Response:
     """Its name, its version, and the extensions of the protocol that it knows."""
-    return JSONResponse(open_inference.server_metadata(request.app.version))
+    repository = request.app.state.admin_keys.wanted
+    return JSONResponse(open_inference.server_metadata(request.app.version, repository))
 
 
 @router.get(
@@ -98,14 +99,14 @@ async def ready(request: Request) -> Response:
 
 async def model_ready(request: Request) -> Response:
     """As `/readyz`, of the model and version that are served."""
-    model = _served(request).engine.model
+    model = _served(request).model
     _available(request)
     return JSONResponse({"name": model.name, "ready": True})
 
 
 async def model_metadata(request: Request) -> Response:
     """Its inputs, of which a request has one, and its outputs."""
-    return JSONResponse(open_inference.model_metadata(_served(request).engine.model))
+    return JSONResponse(open_inference.model_metadata(_served(request).model))
 
 
 async def infer(request: Request) -> Response:
@@ -121,8 +122,10 @@ async def infer(request: Request) -> Response:
         raise errors.UnsupportedEncoding
     reply, images = await _images(request, journey)
     with ends_with_client(request):
-        rows = await each(journey.infer, images)
-    body, length = serialise(reply, journey.model, rows)
+        answered = await by_one_version(journey, images)
+    check_named(answered[0].model, *_named_model(request))
+    rows = [one.probabilities for one in answered]
+    body, length = serialise(reply, answered[0].model, rows)
     if length is None:
         return Response(body, media_type="application/json")
     return Response(body, 200, {LENGTH_HEADER: str(length)}, "application/octet-stream")
@@ -165,8 +168,13 @@ for path, names in MODELS.items():
 
 def _served(request: Request) -> Ready:
     """Raises NotReady, or UnknownModel where the path names another model or version."""
+    return served(request.app.state.serving, *_named_model(request))
+
+
+def _named_model(request: Request) -> tuple[str, str | None]:
+    """The path's model, and its version if it names one."""
     names = request.path_params
-    return served(request.app.state.serving, names["model"], names.get("version"))
+    return names["model"], names.get("version")
 
 
 def _available(request: Request) -> Ready:

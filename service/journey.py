@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from opentelemetry.trace import SpanContext
 from starlette.datastructures import State
 
-from model_store.engine import Image, Probabilities
+from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import decode, errors
-from service.serving import Ready, Serving
+from service.serving import Classified, Serving
 from service.settings import Settings
 from service.tracing import Tracing
 from service.upload import Hold
@@ -44,23 +44,20 @@ class Journey:
         Raises Unauthorized, and NotReady: why read what cannot be answered.
         """
         parts.keys.check(headers)
-        self._serving: Serving = parts.serving
+        self.serving: Serving = parts.serving
+        self.model: Manifest = self.serving.ready.model
+        """That serves as the request begins. Another may compute it."""
         self._settings: Settings = parts.settings
         self._tracing: Tracing | None = parts.tracing
         self._timing = timing
-        self._ready: Ready = self._serving.ready
         self._timeout = timeout
         self._deadline = math.inf
-
-    @property
-    def model(self) -> Manifest:
-        return self._ready.engine.model
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Read[Out]], Awaitable[Out]]]:
         """Within, call what is given with what reads the body; its bytes count as held memory
         until the end."""
-        with self._serving.uploads.holding() as hold:
+        with self.serving.uploads.holding() as hold:
 
             async def read(reader: Read[Out]) -> Out:
                 limits = self._settings.max_upload_bytes, self._settings.upload_timeout
@@ -88,12 +85,12 @@ class Journey:
         self._note("decode", began, time.perf_counter())
         return image
 
-    async def infer(self, image: Image) -> Probabilities:
-        """Raises what `Batcher.submit` raises."""
+    async def infer(self, image: Image) -> Classified:
+        """Raises what `Serving.submit` raises."""
         began = time.perf_counter()
         with self._tracing.seated(image) if self._tracing else _NOWHERE as seat:
             try:
-                answer = await self._ready.batcher.submit(image, self._left())
+                answer = await self.serving.submit(image, self._left())
             except BaseException as error:
                 self._broken_off("queue", began, error)
                 raise
@@ -109,7 +106,7 @@ class Journey:
         upload = decode.identify(data, self._settings.max_image_pixels)
         if upload.is_small:
             return upload.decode()  # sooner done than handed over
-        return await self._serving.decoders.run(upload, self._left())
+        return await self.serving.decoders.run(upload, self._left())
 
     def _left(self) -> float:
         return self._deadline - time.perf_counter()

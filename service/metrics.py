@@ -26,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from batching import BatchReport
+from service.repository import Repository
 from service.serving import Ready, Serving
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -117,9 +118,9 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def watch(self, serving: Serving) -> None:
-        """Ask `serving` for what has a value at any moment."""
-        self._registry.register(_Now(serving))
+    def watch(self, serving: Serving, repository: Repository) -> None:
+        """Ask these for what has a value at any moment."""
+        self._registry.register(_Now(serving, repository))
 
     def begin_request(self) -> None:
         """The head of a request is there."""
@@ -167,13 +168,22 @@ class Metrics:
 class _Now(Collector):
     """Read from the running parts, each time anew."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, repository: Repository) -> None:
         self._serving = serving
+        self._repository = repository
 
     def collect(self) -> Iterable[Metric]:
         started = self._serving.started
         ready = started is not None and not self._serving.draining
         yield GaugeMetricFamily("shoal_ready", "1 while /readyz says so.", ready)
+        loads = CounterMetricFamily(
+            "shoal_model_loads",
+            "How often another version was to be loaded: loaded, or failed.",
+            labels=["outcome"],
+        )
+        for outcome, count in self._repository.loads.items():
+            loads.add_metric([outcome], count)
+        yield loads
         yield GaugeMetricFamily(
             "shoal_upload_memory_bytes", "Held by uploads.", self._serving.uploads.held
         )
@@ -183,10 +193,19 @@ class _Now(Collector):
             self._serving.decoders.waiting,
         )
         if started is not None:
-            yield from _of_engine(started)
+            yield from _of_batcher(started)
+        if (memory := self._serving.gpu_memory) is not None:
+            gpu = GaugeMetricFamily(
+                "shoal_gpu_memory_bytes",
+                "Of the whole GPU, as of the latest batch; used: by any process.",
+                labels=["state"],
+            )
+            gpu.add_metric(["used"], memory.total - memory.free)
+            gpu.add_metric(["free"], memory.free)
+            yield gpu
 
 
-def _of_engine(started: Ready) -> Iterable[Metric]:
+def _of_batcher(started: Ready) -> Iterable[Metric]:
     batcher = started.batcher
     yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", batcher.queued)
     yield GaugeMetricFamily(
@@ -218,15 +237,6 @@ def _of_engine(started: Ready) -> Iterable[Metric]:
         "1, with the model that answers and what it runs on.",
         labels=["model", "version", "device"],
     )
-    told = started.engine.model
-    model.add_metric([told.name, told.version, started.engine.device.name], 1)
+    told = started.model
+    model.add_metric([told.name, told.version, started.device.name], 1)
     yield model
-    if (memory := started.engine.gpu_memory) is not None:
-        gpu = GaugeMetricFamily(
-            "shoal_gpu_memory_bytes",
-            "Of the whole GPU, as of the latest batch; used: by any process.",
-            labels=["state"],
-        )
-        gpu.add_metric(["used"], memory.total - memory.free)
-        gpu.add_metric(["free"], memory.free)
-        yield gpu

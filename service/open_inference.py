@@ -2,12 +2,13 @@
 
 What the server and the model say of themselves, which model is meant, and the way from what a
 request holds to images. Each image is an item of its own in the batcher, on the same way as one of
-`/predict`; a request is answered whole or not at all. One model in one version is served.
+`/predict`; a request is answered whole or not at all. One model in one version is served at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from model_store.engine import SIDE, Image
@@ -15,16 +16,18 @@ from model_store.manifest import Manifest
 from service.elements import Encoded
 from service.errors import UnknownModel
 from service.journey import Journey, each
-from service.serving import Ready, Serving
+from service.serving import Classified, Ready, Serving
 from service.tensors import Call
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
+REPOSITORY = "model_repository"
 PLATFORM = "mxnet_gluon"
 
 
-def server_metadata(version: str) -> dict[str, Any]:
+def server_metadata(version: str, repository: bool) -> dict[str, Any]:
     """The server's name, its version, and the extensions of the protocol that it knows."""
-    return {"name": "shoal", "version": version, "extensions": EXTENSIONS}
+    extensions = [*EXTENSIONS, REPOSITORY] if repository else EXTENSIONS
+    return {"name": "shoal", "version": version, "extensions": extensions}
 
 
 def model_metadata(model: Manifest) -> dict[str, Any]:
@@ -51,18 +54,38 @@ def served(serving: Serving, name: str, version: str | None) -> Ready:
     Raises NotReady, UnknownModel.
     """
     found = serving.ready
-    model = found.engine.model
+    check_named(found.model, name, version)
+    return found
+
+
+def check_named(model: Manifest, name: str, version: str | None) -> None:
+    """Raises UnknownModel where `model` is not the one that is named."""
     if (name, version or model.version) != (model.name, model.version):
         raise UnknownModel(
             f"This server has the model {model.name!r} in version {model.version!r} and no other."
         )
-    return found
 
 
 async def decoded(journey: Journey, call: Call) -> list[Image]:
     """The images that `call` holds. Raises what `Journey.decode` raises, and BadInference."""
     uploads = [await _joined(encoded) for encoded in call.encoded]
     return [*call.pixels, *await each(journey.decode, uploads, pause=True)]
+
+
+async def by_one_version(journey: Journey, images: Sequence[Image]) -> list[Classified]:
+    """An answer names one version. Where another took over between two images, those that the old
+    one computed are computed again: versions may differ in their classes.
+
+    Raises what `Journey.infer` raises.
+    """
+    answered = await each(journey.infer, images)
+    while any(one.model != answered[0].model for one in answered):
+        model = journey.serving.ready.model
+        old = [place for place, one in enumerate(answered) if one.model != model]
+        again = await each(journey.infer, [images[place] for place in old])
+        for place, one in zip(old, again, strict=True):
+            answered[place] = one
+    return answered
 
 
 async def _joined(pieces: Encoded) -> bytes:

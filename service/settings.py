@@ -85,6 +85,11 @@ class Settings(BaseSettings):
     characters each."""
     api_keys_file: pathlib.Path | None = None
     """File of more keys, one a line, read again when it changes."""
+    admin_keys: SecretStr | None = None
+    """Keys, separated by commas, for who may load another version of the model; without any, nobody
+    may. At least 16 characters each."""
+    admin_keys_file: pathlib.Path | None = None
+    """File of more such keys, one a line, read again when it changes."""
 
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""

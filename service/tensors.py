@@ -38,7 +38,7 @@ from service.elements import (
 from service.errors import BadInference, TooManyImages
 from service.outline import outline
 from service.outputs import Reply, wanted
-from service.protocol import InferenceRequest, RequestInput
+from service.protocol import InferenceRequest, RequestInput, fault
 
 MAX_HEADER_DIGITS = 12
 SHAPES = {
@@ -93,9 +93,7 @@ def validated(validate: Callable[[Any], InferenceRequest], given: Any) -> Infere
     try:
         return validate(given)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "The body"
-        raise BadInference(f"{where}: {fault['msg']}.") from None
+        raise BadInference(fault(error)) from None
 
 
 def only_input(request: InferenceRequest, max_images: int) -> RequestInput:

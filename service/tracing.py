@@ -17,16 +17,17 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
-from model_store.engine import Image, Probabilities
+from batching.serving import Infer
+from model_store.engine import Image
 from service.logs import log
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ EXPORTERS = {
 FLUSH_SECONDS = 5.0
 """How long a stop waits for a collector that does not answer."""
 
-Infer = Callable[[Sequence[Image]], Awaitable[Sequence[Probabilities | Exception]]]
+Out = TypeVar("Out")
 
 
 @dataclass(slots=True, eq=False)
@@ -111,10 +112,10 @@ class Tracing:
         finally:
             del self._seats[id(image)]
 
-    def batches(self, infer: Infer) -> Infer:
+    def batches(self, infer: Infer[Image, Out]) -> Infer[Image, Out]:
         """`infer`, with a span a batch."""
 
-        async def traced(images: Sequence[Image]) -> Sequence[Probabilities | Exception]:
+        async def traced(images: Sequence[Image]) -> Sequence[Out | Exception]:
             found = (self._seats.get(id(image)) for image in images)
             seats = [seat for seat in found if seat and seat.request.trace_flags.sampled]
             if not seats:

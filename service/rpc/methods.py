@@ -18,8 +18,8 @@ from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import open_inference, tensors
 from service.errors import NotReady, UnsupportedMethod, UploadTimeout
-from service.journey import Journey, Read, each
-from service.open_inference import decoded, served
+from service.journey import Journey, Read
+from service.open_inference import by_one_version, check_named, decoded, served
 from service.outputs import Reply
 from service.rpc import messages, translation
 from service.rpc.call import Call, surrounded
@@ -27,6 +27,8 @@ from service.serving import Serving
 from service.settings import Settings
 from service.upload import Hold
 
+Name = tuple[str, str]
+"""Of a model and its version; that may be empty: whichever is served."""
 NAMES, NAMES_SECONDS, NAMES_BYTES = 4, 5.0, 4096
 """Messages that name a model: taken in at once, within so many seconds, and looked at so far."""
 
@@ -76,38 +78,42 @@ class Methods:
         return messages.ModelReadyResponse(ready=ready)
 
     async def server_metadata(self, call: Call) -> Any:
-        return messages.ServerMetadataResponse(**open_inference.server_metadata(self._version))
+        about = open_inference.server_metadata(self._version, repository=False)
+        return messages.ServerMetadataResponse(**about)
 
     async def model_metadata(self, call: Call) -> Any:
         asked = await self._named(call, messages.ModelMetadataRequest)
-        model = served(self._serving, asked.name, asked.version).engine.model
+        model = served(self._serving, asked.name, asked.version).model
         return messages.ModelMetadataResponse(**open_inference.model_metadata(model))
 
     async def infer(self, call: Call) -> Any:
         """The classes of n images, or an error if any of them cannot be answered."""
         timeout = self._settings.request_timeout
         journey = Journey(self._parts, call.headers, call.timing, timeout)
-        reply, images = await self._images(call, journey)
-        rows = await each(journey.infer, images)
-        return translation.response(reply, journey.model, rows)
+        named, reply, images = await self._images(call, journey)
+        answered = await by_one_version(journey, images)
+        model = answered[0].model
+        check_named(model, *named)
+        return translation.response(reply, model, [one.probabilities for one in answered])
 
     async def stream_infer(self, call: Call) -> Any:
         raise UnsupportedMethod
 
-    async def _images(self, call: Call, journey: Journey) -> tuple[Reply, list[Image]]:
+    async def _images(self, call: Call, journey: Journey) -> tuple[Name, Reply, list[Image]]:
         """Read and decoded; the message is forgotten before the images wait for the engine."""
         with journey.reading() as read:
-            asked = self._asked(await read(self._places.reader(call)), journey.model)
+            named, asked = self._asked(await read(self._places.reader(call)), journey.model)
             for seconds in (call.time_left, asked.seconds):
                 if seconds is not None:
                     journey.hurry(seconds)
-            return asked.reply, await decoded(journey, asked)
+            return named, asked.reply, await decoded(journey, asked)
 
-    def _asked(self, data: bytes, model: Manifest) -> tensors.Call:
+    def _asked(self, data: bytes, model: Manifest) -> tuple[Name, tensors.Call]:
         """A function of its own, so that of the message only its images are left."""
         message = translation.read(data)
-        served(self._serving, message.model_name, message.model_version)
-        return translation.request(message, model, self._settings.max_images_per_request)
+        named = message.model_name, message.model_version
+        served(self._serving, *named)
+        return named, translation.request(message, model, self._settings.max_images_per_request)
 
     async def _named(self, call: Call, kind: Any) -> Any:
         """The message that names a model, of class `kind`."""

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batching import BatchReport
-from model_store.engine import GpuMemory
+from model_store.device import GpuMemory
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.fakes import FakeEngine
