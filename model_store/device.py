@@ -54,10 +54,13 @@ def choose(mx: Any, wanted: str) -> Device:
 
 
 def gpu_memory(mx: Any, device: Device) -> GpuMemory | None:
-    """Of `device`, None for a CPU. It takes the driver some tens of microseconds."""
+    """Of `device`; None for a CPU, and where the driver does not say."""
     if device.name == "cpu":
         return None
-    return GpuMemory(*mx.context.gpu_memory_info(int(device.name.partition(":")[2])))
+    try:
+        return GpuMemory(*mx.context.gpu_memory_info(int(device.name.partition(":")[2])))
+    except mx.base.MXNetError:
+        return None
 
 
 def _trouble(mx: Any, number: int) -> str | None:

@@ -160,7 +160,7 @@ class TraceId(logging.Filter):
 def from_environment(environment: Mapping[str, str]) -> Tracing | None:
     """Where the environment asks for traces and they can be sent; else None, with a word in the
     log if they cannot: it is not worth the predictions."""
-    if not _wanted(environment):
+    if not wanted(environment):
         return None
     protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), None)
     try:
@@ -186,7 +186,8 @@ def from_environment(environment: Mapping[str, str]) -> Tracing | None:
     return Tracing(BatchSpanProcessor(exporter.OTLPSpanExporter()))
 
 
-def _wanted(environment: Mapping[str, str]) -> bool:
+def wanted(environment: Mapping[str, str]) -> bool:
+    """Does the environment ask for traces?"""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if exporter := environment.get("OTEL_TRACES_EXPORTER", ""):

@@ -43,7 +43,7 @@ class RpcServer:
         except RuntimeError as error:
             raise OSError(f"gRPC cannot listen on {host}:{settings.grpc_port}") from error
         await self._server.start()
-        log.info("gRPC running on %s:%d", host, port)
+        log.info("gRPC on %s:%d", host, port)
 
     async def stop(self, seconds: float) -> None:
         """Take no more RPCs, and give those under way so long."""

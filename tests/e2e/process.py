@@ -59,7 +59,7 @@ class Server:
         self._process.communicate()
 
     def address(self, name: str) -> str:
-        """Where a port beside the main one was opened, as the log says: `gRPC running on`."""
+        """Where a port beside the main one was opened, as the log says: `gRPC on`."""
         messages = (str(record["message"]) for record in self.log())
         return next(message.split()[-1] for message in messages if name in message)
 

@@ -124,7 +124,7 @@ def test_a_request_that_fails(collector: Collector, server: Server) -> None:
 
 
 def test_over_grpc(collector: Collector, server: Server) -> None:
-    with grpc.insecure_channel(server.address("gRPC running on")) as channel:
+    with grpc.insecure_channel(server.address("gRPC on")) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         request = service_pb2.ModelInferRequest(model_name="fake")
         tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
