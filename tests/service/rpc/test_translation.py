@@ -145,3 +145,9 @@ def test_no_message() -> None:
         read(b"\x0a\x01\xff")
     with pytest.raises(BadInference):
         parsed(ModelInferRequest, b"\x0a\x05x")
+
+
+def test_what_is_too_much_is_not_parsed() -> None:
+    """A million empty inputs would be a hundred megabytes."""
+    with pytest.raises(BadInference, match="fields"):
+        read(b"\x2a\x00" * 1_000_000)
