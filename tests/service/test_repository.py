@@ -114,6 +114,9 @@ async def test_without_any_admin_key_it_is_off(
     async with connected(off, engine) as client:
         refused = await client.post(path, headers={"x-api-key": KEY})
         extensions = (await client.get("/v2")).json()["extensions"]
+        described = (await client.get("/openapi.json")).json()["paths"]
+    assert "security" in described["/predict"]["post"]
+    assert "security" not in described[INDEX]["post"]
     assert refused.status_code == 403 and "SHOAL_ADMIN_KEYS_FILE" in refused.json()["error"]
     assert "model_repository" not in extensions
 
@@ -254,6 +257,9 @@ async def test_what_cannot_be_loaded_changes_nothing(
     engine.load_error = None
     assert (await client.post(LOAD, json=VERSION_8)).status_code == 200
     assert await states(client) == {"7": "UNAVAILABLE", "8": "READY"}
+    await client.post(LOAD)
+    (reason,) = [v["reason"] for v in (await client.get(INDEX)).json() if v["version"] == "8"]
+    assert reason == "not loaded", "what is mended is no failure any more"
 
 
 async def test_the_unforeseen_changes_nothing_either(
