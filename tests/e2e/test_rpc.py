@@ -288,6 +288,25 @@ async def test_stop_loses_nothing() -> None:
     assert [r.as_numpy("probabilities").argmax() for r in results] == [n % 10 for n in range(20)]
 
 
+async def test_a_stop_waits_for_what_is_decoded() -> None:
+    """A call that has not come to the batcher yet is under way, too; a new one is refused."""
+    large, settings = (
+        png(7, side=4000),
+        {"SHOAL_DECODE_THREADS": "1", "SHOAL_REQUEST_TIMEOUT": "60"},
+    )
+    with Server(*SCRIPTED, **RPC, **settings) as server:
+        server.wait_until_ready()
+        async with AsyncClient(server.address("gRPC on")) as client:
+            calls = [asyncio.create_task(client.infer("fake", [images(large)])) for _ in range(6)]
+            await server.wait_until("shoal_decode_queue_length", 5)
+            stopping = asyncio.create_task(asyncio.to_thread(server.stop))
+            results = await asyncio.gather(*calls)
+            with pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+                await client.infer("fake", [images(HORSE)])
+            assert await stopping == 0
+    assert [list(result.as_numpy("class")) for result in results] == [[b"horse"]] * 6
+
+
 async def test_messages_share_the_memory_for_uploads() -> None:
     """Who sends slowly, or much at once, gets no more memory than the settings say."""
     settings = {"SHOAL_MAX_UPLOAD_MEMORY": str(30 * 2**20), "ENGINE_SECONDS": "0.2"}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import httpx
+import numpy as np
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
@@ -110,6 +111,17 @@ async def test_each_image_of_a_request(kept: Kept, engine: FakeEngine, settings:
         3,
     ]
     assert [link.context.span_id for link in batch.links] == [request.context.span_id]
+
+
+async def test_a_batch_is_nobodys_child() -> None:
+    """Not even of the request that had the model loaded, whose context the batcher may run in."""
+    kept, image = Kept(), np.zeros((32, 32, 3), np.uint8)
+    tracing = Tracing(kept)
+    with tracing.requested("load", {}, {}), tracing.seated(image):
+        await tracing.batches(FakeEngine().infer)([image])
+    (batch,) = kept.named("batch")
+    (load,) = kept.named("load")
+    assert batch.parent is None and batch.context.trace_id != load.context.trace_id
 
 
 async def test_who_leaves(kept: Kept, engine: FakeEngine, settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from starlette.datastructures import State
 
 from batching import QueueFull
+from model_store import manifest
 from service.app import create_app
 from service.errors import UploadTimeout
 from service.rpc import messages
@@ -18,7 +20,7 @@ from service.rpc.call import Call, surrounded
 from service.rpc.methods import Methods, Places
 from service.settings import Settings
 from service.upload import Budget
-from tests.fakes import FakeEngine
+from tests.fakes import MODEL, FakeEngine
 from tests.service.conftest import png
 
 MEBIBYTE = 2**20
@@ -69,9 +71,14 @@ def call(context: Context) -> Call:
 
 
 @pytest.fixture
-async def parts() -> AsyncIterator[State]:
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def parts(engine: FakeEngine) -> AsyncIterator[State]:
     """An application's, ready."""
-    app = create_app(Settings(max_queue_size=2), FakeEngine().load)
+    app = create_app(Settings(max_queue_size=2), engine.load)
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)
         yield app.state
@@ -156,13 +163,40 @@ def handler(name: str, parts: State) -> Any:
     return surrounded(name, found, parts)
 
 
+def horse(version: str = "") -> bytes:
+    request = messages.ModelInferRequest(model_name="fake", model_version=version)
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(png(7))
+    message: bytes = request.SerializeToString()
+    return message
+
+
+async def test_who_names_a_version_gets_no_other(
+    parts: State, engine: FakeEngine, tmp_path: pathlib.Path
+) -> None:
+    """Where another takes over while a request waits, it is refused. Else its answer says which."""
+    engine.seconds = 0.05
+    folder = tmp_path / "fake" / "8"
+    folder.mkdir(parents=True)
+    manifest.write(folder, MODEL.model_copy(update={"version": "8"}))
+    infer = handler("ModelInfer", parts)
+    first = asyncio.create_task(infer(None, Context(horse("7"))))
+    await engine.called.wait()
+    named, any_version = Context(horse("7")), Context(horse())
+    waiting = [asyncio.create_task(infer(None, context)) for context in (named, any_version)]
+    await asyncio.sleep(0.01)
+    await parts.serving.replace(folder)
+    assert (await first).model_version == "7"
+    with pytest.raises(Aborted):
+        await waiting[0]
+    assert named.answer[0] is grpc.StatusCode.NOT_FOUND
+    assert (await waiting[1]).model_version == "8"
+
+
 async def test_an_answer(parts: State, caplog: pytest.LogCaptureFixture) -> None:
     """With the id that was sent; told in the log, as of who asked."""
     caplog.set_level("INFO")
-    request = messages.ModelInferRequest(model_name="fake")
-    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(png(7))
-    context = Context(request.SerializeToString(), x_request_id="42")
+    context = Context(horse(), x_request_id="42")
     answer = await handler("ModelInfer", parts)(None, context)
     assert list(answer.outputs[0].contents.bytes_contents) == [b"horse"]
     assert context.trailing["x-request-id"] == "42"
@@ -173,10 +207,7 @@ async def test_an_answer(parts: State, caplog: pytest.LogCaptureFixture) -> None
 
 async def test_the_client_s_deadline(parts: State) -> None:
     """One that cannot be met is refused at once, though the server itself would allow more."""
-    request = messages.ModelInferRequest(model_name="fake")
-    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(png(7))
-    context = Context(request.SerializeToString(), deadline=1e-9)
+    context = Context(horse(), deadline=1e-9)
     with pytest.raises(Aborted):
         await handler("ModelInfer", parts)(None, context)
     assert context.trailing["problem-code"] in ("deadline_unreachable", "deadline_exceeded")

@@ -62,6 +62,7 @@ def test_what_else_a_request_has() -> None:
     found.parameters["timeout"].int64_param = 250_000
     found.parameters["binary_data_output"].bool_param = False  # REST's, without meaning here
     wanted = found.outputs.add(name="probabilities")
+    wanted.parameters["binary_data"].bool_param = False
     wanted.parameters["classification"].int64_param = 3
     call = asked(found)
     assert (call.reply.id, call.seconds) == ("42", 0.25)
