@@ -15,6 +15,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
@@ -325,8 +326,18 @@ def answer(problem: Problem, error: Exception | None, request_id: str, path: str
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's handler for every exception of the table and for HTTPException."""
     problem = problem_for(error)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        error.headers = _allowed(request)
     request.state.code = problem.code
     return answer(problem, error, request.state.request_id, request.scope["path"])
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """The methods of every route of this path; Starlette names those of the first alone. Nothing
+    where no route has it: files are served from a folder."""
+    here = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in here for method in getattr(route, "methods", None) or ()}
+    return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
 def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | str, Any]:
