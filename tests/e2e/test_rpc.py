@@ -324,7 +324,7 @@ async def test_messages_share_the_memory_for_uploads() -> None:
                 await asyncio.sleep(0.01)
         refused = [str(r) for r in calls.result() if isinstance(r, BaseException)]
         assert len(refused) < 24 and all("queue is full" in told for told in refused)
-    assert most - before < 100 * 2**20, "of 216 MiB that were sent"
+    assert most - before < 150 * 2**20, "of 216 MiB that were sent"
 
 
 def resident(pid: int) -> int:
