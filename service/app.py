@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,6 +15,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 import model_store.engine
@@ -21,10 +24,12 @@ from service import admin, errors, inference, pages, protocol, repository, route
 from service.keys import Keys
 from service.local import LoadEngine, Local
 from service.metrics import Metrics
-from service.middleware import Requests
+from service.middleware import ROUTINE, Requests
 from service.repository import Repository
+from service.server import Listener, SidePort
 from service.serving import Inference, Serving, Versions
-from service.settings import Settings
+from service.settings import PREFIX, BadSettings, Settings
+from service.tracing import from_environment
 from service.workers.hub import Hub
 from service.workers.remote import Remote
 
@@ -65,19 +70,20 @@ def create_app(
 
     `folder`: of several processes, one of which has the engine: it is not loaded here.
 
-    Raises BadSettings where keys cannot be used.
+    Raises BadSettings where keys cannot be used, or packages are missing.
     """
     keys = Keys(_secret(settings.api_keys), settings.api_keys_file)
     admin_keys = Keys(
         _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
     )
+    tracing = from_environment(os.environ)
     metrics = Metrics(folder)
     engine: Inference
     versions: Versions
     if folder is None:
         # A model that cannot be served ends the process, as the signal does.
         stop = partial(signal.raise_signal, signal.SIGTERM)
-        engine = local = Local(settings, load_engine, metrics.count_batch, stop)
+        engine = local = Local(settings, load_engine, metrics, stop, tracing=tracing)
         versions = Repository(settings, local, metrics.count_load)
     else:
         engine = versions = Remote(folder)
@@ -85,8 +91,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with serving.running():
+        async with serving.running(), _noting(metrics, serving, often=folder is not None):
             yield
+        if tracing is not None:
+            await tracing.close()
 
     app: FastAPI = FastAPIOffline(
         title="Shoal",
@@ -95,17 +103,27 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry={"metrics": False, "logs": False},
+        telemetry={
+            "tracing": tracing is not None,
+            "tracer_provider": tracing and tracing.provider,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "exclude": lambda scope: scope["path"] in ROUTINE,
+        },
     )
     app.state.settings = settings
     app.state.serving = serving
     app.state.metrics = metrics
+    app.state.tracing = tracing
     app.state.keys = keys
     app.state.admin_keys = admin_keys
     app.state.repository = versions
+    app.state.listeners = _listeners(app, settings)
     # first, and found without a detour
     app.router.routes[:0] = [
         *routes.router.routes,
+        *([] if settings.metrics_port is not None else routes.scrapes.routes),
         *inference.router.routes,
         *admin.router.routes,
     ]
@@ -113,9 +131,26 @@ def create_app(
         app.include_router(pages.router())
     for kind in (*errors.PROBLEMS, HTTPException):
         app.add_exception_handler(kind, errors.handle)
-    app.add_middleware(Requests, count=metrics.count_request)
+    app.add_middleware(Requests, count=metrics)
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
+
+
+@asynccontextmanager
+async def _noting(metrics: Metrics, serving: Serving, often: bool) -> AsyncIterator[None]:
+    """Within, what this process holds is noted every second for others to add up, if there are
+    any; who is asked himself looks anew."""
+
+    async def note() -> None:
+        while often:
+            metrics.note(serving.uploads.held, serving.decoders.waiting)
+            await asyncio.sleep(1)
+
+    noting = asyncio.create_task(note())
+    try:
+        yield
+    finally:
+        noting.cancel()
 
 
 def create_hub(
@@ -123,15 +158,28 @@ def create_hub(
 ) -> Hub:
     """The engine that front ends in other processes share; `folder` is theirs, too."""
     metrics = Metrics(folder)
-    local = Local(
-        settings,
-        load_engine,
-        metrics.count_batch,
-        on_failure,
-        on_change=lambda: hub.announce(),
-    )
+    local = Local(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
     hub = Hub(local, Repository(settings, local, metrics.count_load))
     return hub
+
+
+def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:
+    """What serves beside the application, on ports of their own. Raises BadSettings."""
+    found: list[Listener] = []
+    if settings.metrics_port is not None:
+        metrics = Starlette(routes=routes.scrapes.routes)
+        metrics.state = app.state
+        found.append(SidePort(metrics, settings, settings.metrics_port))
+    if settings.grpc_port is not None:
+        try:
+            from service.rpc.server import RpcServer
+        except ImportError as error:
+            raise BadSettings(
+                f"{PREFIX}GRPC_PORT={settings.grpc_port}: {error}; gRPC wants the packages of an "
+                "extra: pip install 'shoal[grpc]', or leave the setting out"
+            ) from error
+        found.append(RpcServer(app.state, settings, app.version))
+    return found
 
 
 def _secret(setting: SecretStr | None) -> str:

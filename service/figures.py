@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from model_store.device import GpuMemory
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
@@ -22,3 +24,5 @@ class Figures:
     """Share of a predicted time that is kept in reserve, as learned so far."""
     expected: Mapping[str, float]
     """Bucket -> seconds that a batch is expected to take, as learned so far."""
+    gpu_memory: GpuMemory | None
+    """Of the engine's GPU, if it has one."""

@@ -85,3 +85,12 @@ def _told(figures: Figures) -> Iterable[Metric]:
     for bucket, seconds in figures.expected.items():
         expected.add_metric([bucket], seconds)
     yield expected
+    if (memory := figures.gpu_memory) is not None:
+        gpu = GaugeMetricFamily(
+            "shoal_gpu_memory_bytes",
+            "Of the whole GPU, as of the latest batch; used: by any process.",
+            labels=["state"],
+        )
+        gpu.add_metric(["used"], memory.total - memory.free)
+        gpu.add_metric(["free"], memory.free)
+        yield gpu

@@ -18,7 +18,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Protocol
 
 from batching import Answer, Batcher, BatchReport, Draining, LatencyTable
-from model_store.device import Device
+from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
 from service.errors import ChangeUnderWay, NotReady, Unloaded
@@ -26,6 +26,7 @@ from service.figures import Figures
 from service.logs import log
 from service.serving import Classified, Ready
 from service.settings import Settings
+from service.tracing import Tracing
 
 
 class Engine(Protocol):
@@ -40,11 +41,24 @@ class Engine(Protocol):
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
 
+    @property
+    def gpu_memory(self) -> GpuMemory | None: ...
+
+    on_assembled: Callable[[float], None] | None
+
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
 
     async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None: ...
 
     async def unload(self) -> None: ...
+
+
+class Count(Protocol):
+    """Is told of each batch."""
+
+    def count_batch(self, report: BatchReport) -> None: ...
+
+    def count_assembly(self, seconds: float) -> None: ...
 
 
 LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
@@ -59,9 +73,10 @@ class Local:
         self,
         settings: Settings,
         load_engine: LoadEngine,
-        on_batch: Callable[[BatchReport], None],
+        count: Count,
         on_failure: Callable[[], None],
         on_change: Callable[[], None] = _nothing,
+        tracing: Tracing | None = None,
     ) -> None:
         """`on_change` is called when `started` has become another."""
         self.started: Ready | None = None
@@ -72,9 +87,10 @@ class Local:
         """The version that is being loaded in place of the one that serves."""
         self._settings = settings
         self._load_engine = load_engine
-        self._on_batch = on_batch
+        self._count = count
         self._on_failure = on_failure
         self._on_change = on_change
+        self._tracing = tracing
         self._engine: Engine | None = None
         self._latency: LatencyTable | None = None
         self._batcher: Batcher[Image, Classified] | None = None
@@ -108,6 +124,7 @@ class Local:
             size_limit=batcher.size_limit,
             margin=batcher.margin,
             expected={str(size): seconds for size, seconds in latency.as_dict().items()},
+            gpu_memory=self._engine.gpu_memory if self._engine is not None else None,
         )
 
     async def replace(self, folder: pathlib.Path) -> Manifest:
@@ -174,6 +191,7 @@ class Local:
     async def _serve_until(self, stop: asyncio.Event) -> None:
         began = time.perf_counter()
         async with self._load_engine(self._settings) as engine, self._open:
+            engine.on_assembled = self._count.count_assembly
             await self._start_batcher(engine)
             self._engine = engine
             log.info("ready", extra={"fields": _told(engine, began)})
@@ -191,13 +209,13 @@ class Local:
         settings = self._settings
         self._latency = latency = LatencyTable(engine.warm_up_seconds)
         batcher = Batcher(
-            infer,
+            self._tracing.batches(infer) if self._tracing else infer,
             latency=latency,
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,
             max_queue_delay=settings.max_queue_delay,
             max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
-            on_batch=self._on_batch,
+            on_batch=self._count.count_batch,
         )
         self._batcher = await self._open.enter_async_context(batcher)
         self.unloaded = False

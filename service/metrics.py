@@ -1,8 +1,9 @@
 """What Prometheus is told, read at `/metrics`: of this process, or of all that share a folder.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, `_total` for what only grows.
-Requests and batches are counted as they end; what has a value at any moment is asked for when
-somebody looks (`gauges`). No label takes a value from a client.
+What happened is counted as it ends: requests, their stages and refusals by whoever answers them,
+batches and what an engine tells by whoever computes them. What has a value at any moment (how many
+wait, what a batch takes) is asked for when somebody looks. No label takes a value from a client.
 
 Where there are several processes each counts in files of its own in their folder, and any of them
 adds up what all have counted, also those that are gone. That is prometheus_client's own way, which
@@ -18,6 +19,7 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     GCCollector,
     Histogram,
     PlatformCollector,
@@ -29,7 +31,6 @@ from prometheus_client.registry import Collector
 
 from batching import BatchReport
 from service.gauges import Processes
-from service.middleware import CLIENT_LEFT
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -47,14 +48,16 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Histogram(
             "shoal_request_duration_seconds",
-            "From a request's head to the end of its answer; 499: the client left.",
+            "From a request's head to the end of its answer, by HTTP's status or gRPC's; "
+            "499 or CANCELLED: the client left.",
             ["route", "status"],
             buckets=SECONDS,
             registry=registry,
         )
         self._stages = Histogram(
             "shoal_stage_duration_seconds",
-            "Where a prediction's time went: read, decode, queue, infer.",
+            "Where a prediction's time went: read, decode, queue, infer, of its slowest image. "
+            "assemble: of a batch, the images made one array.",
             ["stage"],
             buckets=FINE_SECONDS,
             registry=registry,
@@ -68,8 +71,19 @@ class Metrics:
         self._cancellations = Counter(
             "shoal_cancellations", "Requests whose client left first.", registry=registry
         )
+        # Of several processes: the sum over those that live.
+        gauge = functools.partial(Gauge, registry=registry, multiprocess_mode="livesum")
+        self._in_flight = gauge("shoal_requests_in_flight", "Requests that are not answered yet.")
+        self._held = gauge("shoal_upload_memory_bytes", "Held by uploads.")
+        self._waiting = gauge("shoal_decode_queue_length", "Images that wait for a decoder.")
         self._batch_size = Histogram(
             "shoal_batch_size", "Items computed together.", buckets=SIZES, registry=registry
+        )
+        self._buckets = Counter(
+            "shoal_batches",
+            "Batches, by the size that the engine padded them to.",
+            ["bucket"],
+            registry=registry,
         )
         self._padding = Counter(
             "shoal_padding_items", "Places in batches that were computed empty.", registry=registry
@@ -114,18 +128,29 @@ class Metrics:
         # Looking a child up costs more than counting does.
         self._request = functools.cache(self._requests.labels)
         self._stage = functools.cache(self._stages.labels)
+        self._bucket = functools.cache(self._buckets.labels)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def count_request(
-        self, route: str, status: int, seconds: float, stages: Mapping[str, float], code: str | None
+    def note(self, held: int, waiting: int) -> None:
+        """Bytes that uploads hold, and images that wait for a decoder, at the moment."""
+        self._held.set(held)
+        self._waiting.set(waiting)
+
+    def begin_request(self) -> None:
+        """The head of a request is there."""
+        self._in_flight.inc()
+
+    def end_request(
+        self, route: str, status: str, seconds: float, stages: Mapping[str, float], code: str | None
     ) -> None:
-        """A request has ended."""
+        """It was answered, or its client left."""
+        self._in_flight.dec()
         self._request(route, status).observe(seconds)
         for stage, duration in stages.items():
             self._stage(stage).observe(duration)
-        if status == CLIENT_LEFT:
+        if code == "client_left":
             self._cancellations.inc()
         elif code is not None:
             self.count_refusal(code)
@@ -137,6 +162,7 @@ class Metrics:
     def count_batch(self, report: BatchReport) -> None:
         """A batch has ended."""
         self._batch_size.observe(report.size)
+        self._bucket(report.bucket).inc()
         self._padding.inc(report.bucket - report.size)
         self._batch_seconds.observe(report.infer_seconds)
         self._overrun.observe(report.infer_seconds / report.predicted_seconds)
@@ -145,6 +171,10 @@ class Metrics:
         self._gone.inc(report.gone)
         self._retries.inc(report.retries)
         self._out_of_memory.inc(report.out_of_memory)
+
+    def count_assembly(self, seconds: float) -> None:
+        """A batch's images were made the array that the engine computes."""
+        self._stage("assemble").observe(seconds)
 
     def count_load(self, outcome: str) -> None:
         """Another version was to be loaded: `loaded`, or `failed`."""

@@ -10,6 +10,21 @@ from __future__ import annotations
 import socket
 
 
+def reserve(host: str, port: int) -> tuple[int, list[socket.socket]]:
+    """The port that front ends may `join`, and what keeps it for them: sockets that never listen.
+
+    Raises OSError as `bind`.
+    """
+    (kept,) = bind(host, port, 1)
+    return kept[0].getsockname()[1], kept
+
+
+def join(host: str, port: int) -> list[socket.socket]:
+    """A front end's share of a port that is reserved. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [_bound(family, address, shared=True) for family, *_, address in dict.fromkeys(found)]
+
+
 def bind(host: str, port: int, count: int) -> list[list[socket.socket]]:
     """For each of `count` front ends a socket on every address of `host`; they begin to listen when
     somebody accepts from them.

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from batching import Answer, QueueFull
-from model_store.device import Device
+from model_store.device import Device, GpuMemory
 from model_store.engine import Image
 from model_store.manifest import Identity, Manifest
 from service.errors import NotReady
@@ -99,7 +99,10 @@ class Remote:
                 told = await self._ask({"do": "figures"})
         except NotReady:  # since a moment ago
             return None
-        return None if told is None else Figures(**told)
+        if told is None:
+            return None
+        memory = told.pop("gpu_memory")
+        return Figures(**told, gpu_memory=memory and GpuMemory(**memory))
 
     async def load(self, name: str, version: str | None = None) -> Identity:
         return Identity(**await self._ask({"do": "load", "name": name, "version": version}))

@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 
 import orjson
+from prometheus_client.multiprocess import mark_process_dead
 
 from service.gauges import PIDS
 from service.logs import log
@@ -69,7 +70,7 @@ class Supervisor:
             for each in itertools.chain.from_iterable(sockets):
                 own.enter_context(each)
             engine = Child(ENGINE, self._orders(settings, folder, [address]))
-            share = settings.share(count)
+            share = settings.share(count).model_copy(update=self._reserved(own))
             front_ends = [
                 Child(f"front-end-{number}", self._orders(share, folder, mine))
                 for number, mine in enumerate(sockets, 1)
@@ -89,6 +90,16 @@ class Supervisor:
             if isinstance(outcome, Exception):
                 raise outcome
         return LEFT_AT_ONCE if self._left_at_once else self._status
+
+    def _reserved(self, own: contextlib.ExitStack) -> dict[str, int]:
+        """The other ports that are set, kept for the front ends to share. Raises OSError."""
+        found = {}
+        for name in ("grpc_port", "metrics_port"):
+            if (wanted := getattr(self._settings, name)) is not None:
+                found[name], kept = listening.reserve(self._settings.host, wanted)
+                for each in kept:
+                    own.enter_context(each)
+        return found
 
     def _orders(self, settings: Settings, folder: str, sockets: Sequence[socket.socket]) -> Orders:
         descriptors = [each.fileno() for each in sockets]
@@ -126,7 +137,11 @@ class Supervisor:
             return str(error)
         self._write_pids()
         log.info("started", extra={"fields": {"process": child.name, "pid": process.pid}})
-        return await process.wait()
+        try:
+            return await process.wait()
+        finally:
+            # What it had at the moment counts no more; what it counted does.
+            mark_process_dead(process.pid, child.orders.folder)  # type: ignore[no-untyped-call]  # theirs
 
     async def _stop(self, front_ends: Sequence[Child], engine: Child) -> None:
         """Nobody is cut off who is within his time."""

@@ -19,6 +19,7 @@ from model_store.engine import Image
 from model_store.manifest import BadModel, Identity
 from service.errors import LoadFailed, NotReady, UnknownModel, Unloaded
 from service.local import Local
+from service.metrics import Metrics
 from service.repository import Repository
 from service.serving import Classified
 from service.settings import Settings
@@ -44,7 +45,7 @@ class Pair:
         self.local = Local(
             settings,
             engine.load,
-            on_batch=lambda report: None,
+            Metrics(),
             on_failure=lambda: None,
             on_change=lambda: self.hub.announce(),
         )
