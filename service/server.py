@@ -97,6 +97,8 @@ class SidePort(uvicorn.Server):
         self.lifespan = self.config.lifespan_class(self.config)
         sockets = join(self.config.host, self.config.port) if self._shared else None
         await self.startup(sockets)
+        if sockets:
+            self._log_started_message(sockets)
         self._loop = asyncio.ensure_future(self.main_loop())
 
     async def stop(self, seconds: float) -> None:

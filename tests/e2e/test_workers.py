@@ -7,14 +7,17 @@ import contextlib
 import os
 import pathlib
 import signal
+import socket
 import stat
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from tests.e2e.process import REAL, SCRIPTED, Server
 from tests.service.conftest import png
@@ -141,6 +144,29 @@ async def test_one_queue() -> None:
         assert found["shoal_request_duration_seconds_count"] == 17 + 8 + 1
 
 
+def test_other_ports() -> None:
+    """Front ends share them, too, and nobody else does."""
+    with serving(*SCRIPTED, SHOAL_METRICS_PORT="0", SHOAL_GRPC_PORT="0") as server:
+        logged = [record["message"] for record in server.log()]
+        scrapes = {line for line in logged if line.startswith("metrics on")}
+        calls = {line for line in logged if line.startswith("gRPC on")}
+        assert len(scrapes) == len(calls) == 1
+        (scrape,), (call,) = scrapes, calls
+        host, _, port = call.split()[-1].rpartition(":")
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server((host, int(port)))
+        image = InferInput("image", [1], "BYTES")
+        image.set_data_from_numpy(np.array([HORSE], dtype=object))
+        for _ in range(6):  # connections of their own
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            with InferenceServerClient(f"{host}:{port}", channel_args=options) as client:
+                assert client.infer("fake", [image]).as_numpy("class")[0] == b"horse"
+            text = httpx.get(f"{scrape.split()[-1]}/metrics").text
+        assert 'shoal_items_total{outcome="answered"} 6.0' in text
+        assert httpx.get(f"{server.url}/metrics").status_code == 404
+        assert server.stop() == 0
+
+
 async def test_an_engine_that_is_killed() -> None:
     """Whoever waits is told at once to come back; another engine is started and found; what was
     counted stays counted."""
@@ -203,6 +229,7 @@ async def test_a_front_end_that_is_killed() -> None:
     assert all(isinstance(one, httpx.Response | httpx.TransportError) for one in outcomes)
     assert sum(server.batches()) <= len(answered) + 16 + 8, "but for the batch that was under way"
     assert total["shoal_request_duration_seconds_count"] == len(answered) + 16
+    assert total["shoal_requests_in_flight"] == 1, "the scrape; those of the dead are no more"
     assert after.pop(FRONT_ENDS[0]) != before.pop(FRONT_ENDS[0]) and after == before
 
 
