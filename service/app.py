@@ -40,6 +40,7 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
         settings.device,
         settings.engine_threads,
         settings.max_batch_size,
+        settings.precision,
     )
 
 

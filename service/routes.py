@@ -163,6 +163,8 @@ async def readyz(request: Request) -> Response:
             "model": {"name": ready.model.name, "version": ready.model.version},
             "device": ready.device.name,
             "device_reason": ready.device.reason,
+            "precision": ready.precision.name,
+            "precision_reason": ready.precision.reason,
             "latency": {str(size): round(s, 6) for size, s in ready.latency.as_dict().items()},
         }
     )

@@ -25,6 +25,7 @@ from batching import Answer, Batcher, BatchReport, Draining, LatencyTable
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
+from model_store.precision import Precision
 from service.decoders import Decoders
 from service.errors import ChangeUnderWay, NotReady, Unloaded
 from service.logs import log
@@ -40,6 +41,9 @@ class Engine(Protocol):
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def precision(self) -> Precision: ...
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
@@ -68,6 +72,7 @@ class Ready:
 
     model: Manifest
     device: Device
+    precision: Precision
     latency: LatencyTable
     batcher: Batcher[Image, Classified]
 
@@ -216,7 +221,7 @@ class Serving:
             on_batch=self._on_batch,
         )
         self._batcher = await self._open.enter_async_context(batcher)
-        self.started = Ready(engine.model, engine.device, latency, batcher)
+        self.started = Ready(engine.model, engine.device, engine.precision, latency, batcher)
 
     def _switch(self, engine: Engine) -> None:
         """Between two batches. What a batch takes is what the new version's warm-up took: under
@@ -226,7 +231,7 @@ class Serving:
             latency = LatencyTable(engine.warm_up_seconds)
             batcher = self.started.batcher
             batcher.switch(latency)
-            self.started = Ready(engine.model, engine.device, latency, batcher)
+            self.started = Ready(engine.model, engine.device, engine.precision, latency, batcher)
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
@@ -250,5 +255,7 @@ def _told(engine: Engine, began: float) -> dict[str, str | float]:
         **_identity(engine.model),
         "device": engine.device.name,
         "device_reason": engine.device.reason,
+        "precision": engine.precision.name,
+        "precision_reason": engine.precision.reason,
         "seconds": round(time.perf_counter() - began, 3),
     }

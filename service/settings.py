@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     """Folder of the store. Default: the one that ships."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
     """auto, cpu, gpu or gpu:N. auto: a GPU that computes, else the CPU."""
+    precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
+    """auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 where the machine has instructions
+    for it and the version was measured to be as accurate in it; else fp32."""
     engine_threads: int = Field(default=1, ge=1, le=256)
     """CPU threads that compute one batch."""
 
