@@ -59,7 +59,7 @@ simulate: $(VENV)/train ## compare batching policies on virtual time
 lock: $(VENV)/uv ## resolve pyproject.toml anew into requirements/
 	@mkdir -p requirements
 	$(LOCK) --all-extras -o $(VENV)/all.lock
-	for extra in cpu gpu train dev; do \
+	for extra in cpu gpu export train dev; do \
 		$(LOCK) --extra $$extra --constraint $(VENV)/all.lock -o requirements/$$extra.lock || exit; \
 	done
 
