@@ -182,13 +182,28 @@ class Sent(asyncio.Transport):
 async def test_an_answer_is_one_write() -> None:
     """Head and body go out together, as soon as the answer is complete."""
     transport = Sent()
-    config = uvicorn.Config(refuses, lifespan="off", log_config=None)
+    sent_by_then: list[bytes] = []
+
+    async def looks(scope: Any, receive: Any, send: Any) -> None:
+        await refuses(scope, receive, send)
+        sent_by_then.extend(transport.sent)
+
+    config = uvicorn.Config(looks, lifespan="off", log_config=None)
     connection = Connection(config=config, server_state=ServerState(), app_state={})
     connection.connection_made(transport)
     connection.data_received(GET)
     await asyncio.wait(connection.tasks)
-    assert transport.sent == [ANSWER]
+    assert transport.sent == sent_by_then == [ANSWER]
     connection.connection_lost(None)
+
+
+async def test_much_is_not_gathered() -> None:
+    """What a client does not read must be felt by who writes it, and soon."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(bytes(40_000))
+    assert transport.sent == []
+    outgoing.write(bytes(40_000))
+    assert transport.sent == [bytes(80_000)]
 
 
 async def test_what_is_written_goes_out_when_the_turn_ends() -> None:
