@@ -25,6 +25,8 @@ from service.logs import log
 from service.serving import Serving
 from service.settings import Settings
 
+ARRIVING = 0.1
+"""Seconds in which connections that the kernel has taken reach us; closing now would reset them."""
 LINGER = 1.0
 """Seconds that a connection between two requests may stay after no new ones are accepted."""
 
@@ -61,7 +63,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so, stop accepting, answer what is under way, then let uvicorn do the rest."""
         self._serving.draining = True  # /readyz says so; connections close after their answer
-        await self._wait(self._drain_delay)
+        await self._wait(max(self._drain_delay, ARRIVING))
         for server in self.servers:
             server.close()
         started = time.monotonic()

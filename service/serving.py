@@ -12,6 +12,7 @@ that computed it, which need not be the one that serves by the time it is writte
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pathlib
 import signal
@@ -197,6 +198,7 @@ class Serving:
             _, hung = await asyncio.wait({task}, timeout=self._settings.shutdown_timeout)
             if hung:
                 log.error("the engine does not come back; leaving without it")
+                logging.shutdown()
                 os._exit(1)  # nothing less ends a thread that hangs
             self.decoders.close()
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from batching import QueueFull
 from service.errors import BodyTooLarge, TooManyImages, UploadTimeout
 from service.form import Form, boundary
+from service.wishes import header
 
 Hold = Callable[[int], None]
 """Is told the number of bytes that are kept. Raises QueueFull."""
@@ -56,7 +57,7 @@ async def read_image(request: Request, max_bytes: int, max_seconds: float, hold:
 
     Raises MissingImage, too.
     """
-    content_type = request.headers.get("content-type", "")
+    content_type = header(request, b"content-type") or ""
     if content_type.lower().startswith("image/"):
         return await read_bytes(request, max_bytes, max_seconds, hold)
     form = Form(boundary(content_type), _declared(request), most=1)
@@ -71,7 +72,7 @@ async def read_images(
 
     Raises MissingImage and TooManyImages, too.
     """
-    content_type = request.headers.get("content-type", "")
+    content_type = header(request, b"content-type") or ""
     form = Form(boundary(content_type), _declared(request), most=max_images + 1)
     await _receive(request, form, max_bytes, max_seconds, hold)
     if len(images := form.images()) > max_images:
@@ -110,7 +111,13 @@ async def _receive(
     received = 0
     try:
         async with asyncio.timeout(max_seconds):
-            async for chunk in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk: bytes = message.get("body", b"")
+                more = message.get("more_body", False)
                 received += len(chunk)
                 if received > max_bytes:
                     raise _too_large(max_bytes)
@@ -125,7 +132,7 @@ async def _receive(
 
 def _declared(request: Request) -> int:
     """The length of the body; -1 where the request does not say."""
-    declared = request.headers.get("content-length", "")
+    declared = header(request, b"content-length") or ""
     return int(declared) if declared.isdecimal() else -1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service import connection
-from service.connection import Connection
+from service.connection import Connection, Outgoing
 
 pytestmark = pytest.mark.slow
 PATIENCE = 10.0
@@ -157,3 +157,72 @@ async def test_a_request_that_takes_long_is_left_alone() -> None:
     async with client(slow) as (reader, writer):
         writer.write(HEAD + b"Content-Length: 5\r\n\r\n12345")
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
+class Sent(asyncio.Transport):
+    """Remembers what was sent in one go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def writelines(self, chunks: Iterable[Any]) -> None:
+        self.sent.append(b"".join(chunks))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    pause_reading = resume_reading = close
+
+
+async def test_an_answer_is_one_write() -> None:
+    """Head and body go out together, as soon as the answer is complete."""
+    transport = Sent()
+    sent_by_then: list[bytes] = []
+
+    async def looks(scope: Any, receive: Any, send: Any) -> None:
+        await refuses(scope, receive, send)
+        sent_by_then.extend(transport.sent)
+
+    config = uvicorn.Config(looks, lifespan="off", log_config=None)
+    connection = Connection(config=config, server_state=ServerState(), app_state={})
+    connection.connection_made(transport)
+    connection.data_received(GET)
+    await asyncio.wait(connection.tasks)
+    assert transport.sent == sent_by_then == [ANSWER]
+    connection.connection_lost(None)
+
+
+async def test_much_is_not_gathered() -> None:
+    """What a client does not read must be felt by who writes it, and soon."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(bytes(40_000))
+    assert transport.sent == []
+    outgoing.write(bytes(40_000))
+    assert transport.sent == [bytes(80_000)]
+
+
+async def test_what_is_written_goes_out_when_the_turn_ends() -> None:
+    """Also where an answer is not complete for long."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(b"a")
+    outgoing.write(b"b")
+    assert transport.sent == []
+    await asyncio.sleep(0)
+    outgoing.write(b"c")
+    await asyncio.sleep(0)
+    assert transport.sent == [b"ab", b"c"]
+
+
+async def test_closing_sends_what_was_written() -> None:
+    """And nothing is written to a connection that has been closed."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(b"a")
+    outgoing.close()
+    outgoing.write(b"b")
+    await asyncio.sleep(0)
+    assert (transport.sent, transport.closed) == ([b"a"], True)
