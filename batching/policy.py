@@ -25,9 +25,10 @@ from batching.latency import LatencyTable
 from batching.memory import MemoryCap
 from batching.timeline import Timeline
 
-KEEPING_UP = 0.75
+KEEPING_UP = 0.5
 """Share of what arrives that a batch must keep up with to be worth opening. Found by simulation:
-with less, batches get small under overload; with more, too many are refused just below it."""
+with less, batches get small under overload; with more, too many are refused at capacity, and at
+the end of a burst."""
 
 LENIENCY = 0.5
 """Share of the margin that is asked of those who were accepted: it was there for the errors that
@@ -56,7 +57,10 @@ class Policy:
         start = self.timeline.free_at(now)
         first = 0
         while first < len(line):
-            allowed = self._allowed(line[first], start, now)
+            # Those ahead are laid out as they will be cut. With the whole margin a batch that has
+            # lost some of it looked smaller, its rest lost, and the time of that rest free.
+            of_margin = LENIENCY if first < place else 1.0
+            allowed = self._allowed(line[first], start, now, of_margin)
             needed = 1
             if first == place and allowed < cap:
                 needed = max(1, self._worthwhile(deadline - now, cap, now))
