@@ -15,6 +15,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
@@ -60,6 +61,26 @@ class Unauthorized(Exception):
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
+class NotAdmin(Unauthorized):
+    """No admin key, or a wrong one, where one is asked for."""
+
+
+class RepositoryOff(Exception):
+    """A call to the model repository, and no admin key is set."""
+
+
+class BadRepositoryCall(Exception):
+    """Not a call to the model repository that can be followed."""
+
+
+class LoadFailed(Exception):
+    """Another version was to be loaded and was not; what served before goes on to."""
+
+
+class ChangeUnderWay(Exception):
+    """Another version is being loaded or unloaded."""
+
+
 class BadInference(Exception):
     """Not a request that the Open Inference Protocol or this model can take."""
 
@@ -74,6 +95,10 @@ class UnsupportedEncoding(Exception):
 
 class NotReady(Exception):
     """The model is not loaded or not warm yet."""
+
+
+class Unloaded(NotReady):
+    """The model was unloaded, and not loaded again since."""
 
 
 class NotLive(Exception):
@@ -107,6 +132,28 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "No valid key",
         "This server answers who has a key: send Authorization: Bearer KEY, or X-API-Key: KEY. Ask "
         "whoever runs it for one.",
+    ),
+    NotAdmin: Problem(
+        401,
+        "unauthorized",
+        "No valid admin key",
+        "This is for who has an admin key, which is another than those for predictions: send "
+        "Authorization: Bearer KEY, or X-API-Key: KEY. Ask whoever runs this server for one.",
+    ),
+    RepositoryOff: Problem(
+        403,
+        "repository_off",
+        "Repository calls are off",
+        "Nobody may load or unload a model here, since no admin key is set. Whoever runs this "
+        "server sets one with SHOAL_ADMIN_KEYS or SHOAL_ADMIN_KEYS_FILE.",
+    ),
+    BadRepositoryCall: Problem(400, "bad_repository_call", "Not a call that can be followed"),
+    LoadFailed: Problem(400, "load_failed", "The version cannot be served"),
+    ChangeUnderWay: Problem(
+        409,
+        "change_under_way",
+        "Another version is being loaded or unloaded",
+        "Another version is being loaded or unloaded. Wait until that has ended and try again.",
     ),
     BadInference: Problem(400, "bad_inference", "Not a request that can be inferred"),
     UnknownModel: Problem(404, "unknown_model", "Another model is served"),
@@ -157,6 +204,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Not ready yet",
         "The model is being loaded and warmed up. Try again in a second.",
         retry_after=1,
+    ),
+    Unloaded: Problem(
+        503,
+        "not_ready",
+        "No model is loaded",
+        "The model was unloaded by whoever runs this server, and is not served until it is loaded "
+        "again.",
+        retry_after=10,
     ),
     NotLive: Problem(
         503,
@@ -245,8 +300,18 @@ def answer(problem: Problem, error: Exception | None, request_id: str, path: str
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's handler for every exception of the table and for HTTPException."""
     problem = problem_for(error)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        error.headers = _allowed(request)
     request.state.code = problem.code
     return answer(problem, error, request.state.request_id, request.scope["path"])
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """The methods of every route of this path; Starlette names those of the first alone. Nothing
+    where no route has it: files are served from a folder."""
+    here = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in here for method in getattr(route, "methods", None) or ()}
+    return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
 def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | str, Any]:

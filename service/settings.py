@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store.manifest import STORE, Name, Version
@@ -78,6 +79,11 @@ class Settings(BaseSettings):
     characters each."""
     api_keys_file: pathlib.Path | None = None
     """File of more keys, one a line, read again when it changes."""
+    admin_keys: SecretStr | None = None
+    """Keys, separated by commas, for who may load another version of the model; without any, nobody
+    may. At least 16 characters each."""
+    admin_keys_file: pathlib.Path | None = None
+    """File of more such keys, one a line, read again when it changes."""
 
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""
@@ -142,13 +148,18 @@ def table() -> str:
     """The settings as a Markdown table."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = field.default
-        shown = "" if field.default_factory or default in (None, STORE) else f"`{default}`"
-        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {_one_line(field.description)} |")
+        shown = f"`{default}`" if (default := default_of(field)) else ""
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {one_line(field.description)} |")
     return "\n".join(rows)
 
 
-def _one_line(text: str | None) -> str:
+def default_of(field: FieldInfo) -> str:
+    """For people; empty where the meaning says it better."""
+    default = field.default
+    return "" if field.default_factory or default in (None, STORE) else str(default)
+
+
+def one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 

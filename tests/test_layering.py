@@ -11,11 +11,12 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PACKAGES = ("batching", "model_store", "service")
+PACKAGES = ("batching", "model_store", "service", "shoal")
 MAY_IMPORT = {
     "batching": {"batching"},
     "model_store": {"model_store"},
     "service": {"batching", "model_store", "service"},
+    "shoal": {"batching", "model_store", "service", "shoal"},
 }
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
 
@@ -32,7 +33,8 @@ def imports(path: pathlib.Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_layers(path: pathlib.Path) -> None:
-    """`service` knows the other two; they know neither each other nor it."""
+    """`service` knows `batching` and `model_store`, which know neither each other nor it; `shoal`
+    knows them all, and none of them knows `shoal`."""
     package = path.relative_to(ROOT).parts[0]
     assert set(imports(path)) & {*PACKAGES, "tests", "benchmarks"} <= MAY_IMPORT[package]
 
