@@ -25,10 +25,9 @@ from batching.latency import LatencyTable
 from batching.memory import MemoryCap
 from batching.timeline import Timeline
 
-KEEPING_UP = 0.5
+KEEPING_UP = 0.75
 """Share of what arrives that a batch must keep up with to be worth opening. Found by simulation:
-with less, batches get small under overload; with more, too many are refused at capacity, and at
-the end of a burst."""
+with less, batches get small under overload; with more, too many are refused just below it."""
 
 LENIENCY = 0.5
 """Share of the margin that is asked of those who were accepted: it was there for the errors that
