@@ -60,6 +60,14 @@ class Unauthorized(Exception):
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
+class RateLimited(Exception):
+    """A client asks more often than it may; as of now it may again in `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"welcome again in {retry_after:.3g} s")
+        self.retry_after = retry_after
+
+
 class BadInference(Exception):
     """Not a request that the Open Inference Protocol or this model can take."""
 
@@ -107,6 +115,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "No valid key",
         "This server answers who has a key: send Authorization: Bearer KEY, or X-API-Key: KEY. Ask "
         "whoever runs it for one.",
+    ),
+    RateLimited: Problem(
+        429,
+        "rate_limited",
+        "Too many requests of this client",
+        "You ask more often than this server lets a single client. Try again after the seconds "
+        "that Retry-After says.",
+        retry_after=1,
     ),
     BadInference: Problem(400, "bad_inference", "Not a request that can be inferred"),
     UnknownModel: Problem(404, "unknown_model", "Another model is served"),
@@ -273,7 +289,7 @@ def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | 
         value = {"error": example["detail"]} if v2 else example
         codes[problem.code] = {"summary": problem.title, "value": value}
         response["description"] = "; ".join(e["summary"] for e in codes.values())
-        if problem.status == 503:
+        if problem.status in (429, 503):
             response["headers"]["Retry-After"] = RETRY_AFTER
     return responses
 

@@ -47,6 +47,7 @@ MODELS = {
 }
 REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     errors.BadInference,
     decode.BadImage,

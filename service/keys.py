@@ -50,16 +50,17 @@ class Keys:
         """Is a key asked for?"""
         return bool(self._given or self._file)
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Raises Unauthorized unless `headers` (names in lower case) name a key, or none is
-        wanted."""
+    def check(self, headers: Mapping[str, str]) -> bytes | None:
+        """The digest of the key that `headers` (names in lower case) name; None where none is
+        wanted. Raises Unauthorized."""
         if not self.wanted:
-            return
+            return None
         self._look()
         digest = _digest(_named(headers))
         known = [hmac.compare_digest(digest, key) for key in (*self._given, *self._from_file)]
         if not any(known):
             raise Unauthorized
+        return digest
 
     def _look(self) -> None:
         if self._file is None or (now := self._clock()) < self._look_at:

@@ -18,6 +18,7 @@ from model_store.manifest import Manifest
 from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
 from service.journey import Journey, each, forgiving
+from service.keys import Keys
 from service.metrics import MEDIA_TYPE, Metrics
 from service.serving import Serving
 from service.settings import Settings
@@ -54,6 +55,7 @@ UPLOADS = {"required": True, "content": {"multipart/form-data": {"schema": FORM_
 HEADERS = {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": errors.SERVER_TIMING}
 REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     decode.BadImage,
     decode.UnsupportedImageType,
@@ -71,6 +73,7 @@ REFUSALS = (
 # Of a whole batch. What befalls an image, queue_full included, is told in its place.
 BATCH_REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     errors.BodyTooLarge,
     errors.TooManyImages,
@@ -174,9 +177,14 @@ async def readyz(request: Request) -> Response:
     tags=["probes"],
     summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
+    responses=errors.documented([errors.Unauthorized]),
 )
 async def metrics(request: Request) -> Response:
     """Counters, histograms and what has a value now, in Prometheus' text format."""
+    settings: Settings = request.app.state.settings
+    if settings.metrics_need_key:
+        keys: Keys = request.app.state.keys
+        keys.check(request.headers)
     found: Metrics = request.app.state.metrics
     return Response(found.text(), media_type=MEDIA_TYPE)
 

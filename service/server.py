@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from service.connection import Connection
 from service.serving import Serving
-from service.settings import Settings
+from service.settings import Settings, split
 
 LINGER = 1.0
 """Seconds that a connection between two requests may stay after no new ones are accepted."""
@@ -38,6 +38,8 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=bool(split(settings.trusted_proxies)),
+                forwarded_allow_ips=split(settings.trusted_proxies),
                 timeout_keep_alive=settings.keep_alive_timeout,
                 timeout_graceful_shutdown=settings.shutdown_timeout,
             )

@@ -19,11 +19,11 @@ from batching import Batcher, BatchReport, Draining, LatencyTable
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
+from service.budget import Budget
 from service.decoders import Decoders
 from service.errors import NotReady
 from service.logs import log
 from service.settings import Settings
-from service.upload import Budget
 
 
 class Engine(Protocol):
