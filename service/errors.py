@@ -205,6 +205,15 @@ BAD_REQUEST = Problem(
     "this port and not TLS or HTTP/2.",
     closes=True,
 )
+TOO_MANY_CONNECTIONS = Problem(
+    503,
+    "too_many_connections",
+    "Too many connections",
+    "This server has as many connections as it may have, and all of them are busy. Try again "
+    "after the seconds that Retry-After says.",
+    retry_after=1,
+    closes=True,
+)
 HEAD_TOO_LARGE = Problem(
     431,
     "head_too_large",

@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.connection import Connection
+from service.connections import Connections, bound
 from service.serving import Serving
 from service.settings import Settings, split
 
@@ -44,6 +45,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=settings.shutdown_timeout,
             )
         )
+        self.server_state = Connections(bound(settings.max_connections))
         self._serving: Serving = app.state.serving
         self._drain_delay = settings.drain_delay
 
