@@ -15,8 +15,6 @@ from batching.latency import LatencyTable, Margin
 
 PROBE = 1.0
 """Seconds after which an idle engine counts as unheard of."""
-STALLED = 30.0
-"""Seconds a batch may be overdue before the engine counts as hung."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +44,11 @@ class Timeline:
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    @property
+    def current(self) -> Flight | None:
+        """What it computes at the moment."""
+        return self._flights[0] if self._flights else None
 
     def free_at(self, now: float) -> float:
         """When the engine is done with all it has, and with what it has yet to compute again."""
@@ -84,9 +87,6 @@ class Timeline:
         """When the engine may be out of work at the earliest."""
         early = self.margin.share * sum(flight.seconds for flight in self._flights)
         return self.free_at(now) - early
-
-    def stalled(self, now: float) -> bool:
-        return bool(self._flights) and now - self._flights[0].ends > STALLED
 
     def busy_seconds(self, now: float) -> float:
         """How long the engine has had a batch, in all."""

@@ -1,7 +1,7 @@
 """`python -m service`: serve until SIGTERM or Ctrl-C.
 
 Exit status: 0 after a clean stop, 1 when the model cannot be served, 2 when a setting is wrong, 3
-when the port cannot be had.
+when the port cannot be had, 4 when the engine died under way and a new process should take over.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.logs import configure, log
 from service.server import Server
+from service.serving import DEAD, Serving
 from service.settings import BadSettings, Settings, load_settings, unknown
 
 
@@ -43,9 +44,11 @@ def serve(app: FastAPI, settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     server.run()
-    failure = app.state.serving.failure
-    if failure is not None:
-        log.error("the model cannot be served: %s", failure)
+    serving: Serving = app.state.serving
+    if serving.dead:
+        return DEAD
+    if serving.failure is not None:
+        log.error("the model cannot be served: %s", serving.failure)
         return 1
     log.info("stopped")
     return 0

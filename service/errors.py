@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
 
 MEDIA_TYPE = "application/problem+json"
@@ -167,6 +167,15 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "The network could not compute this image; others are not affected. Try again, and if "
         "it fails again, report the request id.",
     ),
+    EngineDead: Problem(
+        503,
+        "engine_dead",
+        "The engine does not answer",
+        "The engine did not come back from a batch, and this process ends so that another takes "
+        "its place. Try again after the seconds that Retry-After says.",
+        retry_after=1,
+        closes=True,
+    ),
     NotReady: Problem(
         503,
         "not_ready",
@@ -178,7 +187,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "not_live",
         "The engine does not answer",
-        "The engine failed on everything lately. This process should be restarted.",
+        "The engine failed on everything lately, or does not come back from a batch. This process "
+        "should be restarted.",
     ),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
 from service import decode, errors, protocol, wishes
 from service.departure import ends_with_client
@@ -60,6 +60,7 @@ REFUSALS = (
     decode.UnsupportedImageType,
     errors.UnsupportedEncoding,
     EngineFailed,
+    EngineDead,
     errors.NotReady,
     QueueFull,
     DeadlineUnreachable,

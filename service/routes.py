@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
 from service import decode, errors, schemas, wishes
@@ -69,6 +69,7 @@ REFUSALS = (
     Draining,
     TimeoutError,
     EngineFailed,
+    EngineDead,
 )
 # Of a whole batch. What befalls an image, queue_full included, is told in its place.
 BATCH_REFUSALS = (

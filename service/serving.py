@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Batcher, BatchReport, Draining, LatencyTable
+from batching import Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
@@ -24,6 +24,10 @@ from service.decoders import Decoders
 from service.errors import NotReady
 from service.logs import log
 from service.settings import Settings
+from service.watchdog import watched
+
+DEAD = 4
+"""Exit status of a process whose engine died."""
 
 
 class Engine(Protocol):
@@ -94,6 +98,11 @@ class Serving:
         """False: only a new process helps."""
         return self.started is None or self.started.batcher.healthy
 
+    @property
+    def dead(self) -> bool:
+        """The engine did not come back and was given up."""
+        return isinstance(self.failure, EngineDead)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load in the background; on the way out drain the batcher, then close the engine, in
@@ -104,10 +113,11 @@ class Serving:
             yield
         finally:
             stop.set()
-            _, hung = await asyncio.wait({task}, timeout=self._settings.shutdown_timeout)
+            patience = 0 if self.dead else self._settings.shutdown_timeout
+            _, hung = await asyncio.wait({task}, timeout=patience)
             if hung:
                 log.error("the engine does not come back; leaving without it")
-                os._exit(1)  # nothing less ends a thread that hangs
+                os._exit(DEAD if self.dead else 1)  # nothing less ends a thread that hangs
             self.decoders.close()
 
     async def _run(self, stop: asyncio.Event) -> None:
@@ -117,19 +127,29 @@ class Serving:
             self.failure = error
             signal.raise_signal(signal.SIGTERM)
 
+    def _give_up(self) -> None:
+        """Everybody has been told; now answer them, and leave so that another takes our place."""
+        self.failure = EngineDead("it did not come back from a batch")
+        log.critical("the engine is dead: %s; leaving", self.failure)
+        signal.raise_signal(signal.SIGTERM)
+
     async def _serve_until(self, stop: asyncio.Event) -> None:
         settings, started = self._settings, time.perf_counter()
         async with self._load_engine(settings) as engine:
             latency = LatencyTable(engine.warm_up_seconds)
-            async with Batcher(
-                engine.infer,
-                latency=latency,
-                max_batch_size=latency.largest,
-                max_queue_size=settings.max_queue_size,
-                max_queue_delay=settings.max_queue_delay,
-                max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
-                on_batch=self._on_batch,
-            ) as batcher:
+            async with (
+                Batcher(
+                    engine.infer,
+                    latency=latency,
+                    max_batch_size=latency.largest,
+                    max_queue_size=settings.max_queue_size,
+                    max_queue_delay=settings.max_queue_delay,
+                    max_in_flight=settings.max_in_flight
+                    or (1 if engine.device.name == "cpu" else 2),
+                    on_batch=self._on_batch,
+                ) as batcher,
+                watched(batcher, self._give_up),
+            ):
                 self.started = Ready(engine, latency, batcher)
                 seconds = round(time.perf_counter() - started, 3)
                 log.info("ready", extra={"fields": _told(engine) | {"seconds": seconds}})
