@@ -1,4 +1,4 @@
-"""`python -m service`: serve until SIGTERM or Ctrl-C.
+"""`python -m service`: serve until SIGTERM or Ctrl-C. Ctrl-C twice leaves at once, with 130.
 
 Exit status: 0 after a clean stop, 1 when the model cannot be served, 2 when a setting is wrong, 3
 when the port cannot be had, 4 when the engine died under way and a new process should take over.
@@ -9,6 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+
+if __name__ == "__main__":
+    # Before the imports below, which take a second or more. A signal that nobody handles is lost on
+    # process 1 of a container, and elsewhere Ctrl-C would end in a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
 
 from fastapi import FastAPI
 
@@ -39,8 +46,7 @@ def main() -> int:
 def serve(app: FastAPI, settings: Settings) -> int:
     """Serve `app` until a signal; the exit status."""
     server = Server(app, settings)
-    # uvicorn stops on these signals, answers what is in flight, and then raises them again for
-    # whoever handled them before: without this the process would die by them and not leave with 0.
+    # uvicorn takes these over once its loop runs. Until then, and after, they are handled as well.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     server.run()

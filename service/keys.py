@@ -62,16 +62,22 @@ class Keys:
             raise Unauthorized
         return digest
 
+    def reload(self) -> None:
+        """Read the file now, whether or not it looks changed."""
+        if self._file is not None:
+            self._read_again(self._file)
+
     def _look(self) -> None:
         if self._file is None or (now := self._clock()) < self._look_at:
             return
         self._look_at = now + LOOK_EVERY
-        state = _state(self._file)
-        if state == self._seen:
-            return
-        self._seen = state
+        if _state(self._file) != self._seen:
+            self._read_again(self._file)
+
+    def _read_again(self, file: pathlib.Path) -> None:
+        self._seen = _state(file)
         try:
-            self._from_file = _read(self._file)
+            self._from_file = _read(file)
             log.info("keys read", extra={"fields": {"keys": len(self._from_file)}})
         except BadSettings as error:
             log.error("the keys stay as they were: %s", error)
