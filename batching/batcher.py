@@ -107,6 +107,16 @@ class Batcher(Generic[In, Out]):
             timer.cancel()
             self._queue.discard(entry)  # a no-op unless we were cancelled or late
 
+    def switch(self, latency: LatencyTable) -> None:
+        """From the next batch on `infer` takes what `latency` says, since something else computes
+        behind it. Who waits goes on waiting; what is in flight teaches the new table nothing.
+
+        Raises ValueError where the buckets are others.
+        """
+        self._policy.switch(latency)
+        self._failures = 0
+        self._reconsider()
+
     async def drain(self) -> None:
         """Refuse what is new, answer what waits, return when the engine has given all back.
 

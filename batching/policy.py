@@ -46,6 +46,19 @@ class Policy:
         self.arrivals = Arrivals(memory=8 * table.seconds(1))
         self._max_batch_size = max_batch_size
 
+    def switch(self, table: LatencyTable) -> None:
+        """Another engine computes what begins from now on: what was learned of the one before,
+        its memory included, no longer holds. What is in flight is still waited for.
+
+        Raises ValueError unless it pads to the same buckets.
+        """
+        if table.buckets != self.table.buckets:
+            raise ValueError(f"the buckets are {self.table.buckets}, not {table.buckets}")
+        self.table = table
+        self.timeline.switch(table)
+        self.memory = MemoryCap(table.buckets)
+        self.arrivals = Arrivals(memory=8 * table.seconds(1))
+
     def lateness(self, line: Sequence[float], deadline: float, now: float) -> float | None:
         """Seconds by which a newcomer comes too late to join `line`; None if it is welcome."""
         if not line and deadline > now and self.timeline.unheard(now):

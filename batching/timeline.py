@@ -2,7 +2,7 @@
 
 The engine computes batches one at a time, in the order it got them; a batch handed over while
 another computes begins when that one ends. From each batch that ends, the latency table and the
-margin learn.
+margin learn; one that began before a `switch` teaches nothing, since another engine computed it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Flight:
     handed: float
     begins: float
     seconds: float
+    table: LatencyTable
 
     @property
     def ends(self) -> float:
@@ -49,6 +50,11 @@ class Timeline:
     def current(self) -> Flight | None:
         """What it computes at the moment."""
         return self._flights[0] if self._flights else None
+
+    def switch(self, table: LatencyTable) -> None:
+        """What begins from now on takes what `table` says."""
+        self.table = table
+        self.margin = Margin(table.spread)
 
     def free_at(self, now: float) -> float:
         """When the engine is done with all it has, and with what it has yet to compute again."""
@@ -96,13 +102,13 @@ class Timeline:
         """A batch of `size` has been handed over."""
         if not self._flights:
             self._busy_since = now
-        flight = Flight(size, now, self._done_at(now), self.table.seconds(size))
+        flight = Flight(size, now, self._done_at(now), self.table.seconds(size), self.table)
         self._flights.append(flight)
         return flight
 
     def end(self, flight: Flight, now: float, *, computed: bool) -> None:
-        """It has come back; `computed` unless the engine failed, which teaches nothing."""
-        if computed:
+        """It has come back; `computed` unless the engine failed, which teaches nothing either."""
+        if computed and flight.table is self.table:
             began = flight.begins if flight is self._flights[0] else flight.handed
             self.table.observe(flight.size, now - began)
             self.margin.observe(flight.seconds, now - began)

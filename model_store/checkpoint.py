@@ -32,6 +32,8 @@ class Origin:
     data: str
     """Fingerprint of the images and labels."""
     threads: int
+    start: str = ""
+    """SHA-256 of the parameters that it starts from, if any."""
 
 
 @dataclass
@@ -92,6 +94,7 @@ def check_origin(saved: pathlib.Path, origin: Origin) -> None:
         "recipe": f"by another recipe, {state.get('recipe')}: use the same options",
         "data": "from other images or labels: name the same --data",
         "threads": f"with another number of threads: use --threads {state.get('threads')}",
+        "start": "from another network: restore the version that --start names",
     }
     for what, fault in faults.items():
         if state.get(what) != wanted[what]:

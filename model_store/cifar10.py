@@ -31,6 +31,7 @@ STD = (0.2023, 0.1994, 0.2010)
 SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE
 PADDING = 4
+GREY = tuple(round(255 * mean) for mean in MEAN)
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -67,17 +68,29 @@ def fingerprint(*splits: Split) -> str:
     return whole.hexdigest()
 
 
-def augment(images: Images, rng: np.random.Generator) -> Images:
-    """Each image mirrored or not and moved by up to 4 pixels, black moving in at the edges.
+def augment(images: Images, rng: np.random.Generator, side: int = SIDE, cutout: int = 0) -> Images:
+    """Each image mirrored or not and cropped to `side` x `side`; then a square of it is blanked.
 
-    Source: He et al. 2015, arXiv 1512.03385, section 4.2.
+    A crop of the whole size is moved by up to 4 pixels, black moving in at the edges; a smaller one
+    lies within the image. The square of `cutout` x `cutout` is grey, and its centre anywhere.
+
+    Sources: He et al. 2015, arXiv 1512.03385, section 4.2; DeVries and Taylor 2017, arXiv
+    1708.04552.
     """
     count = len(images)
     images = np.where(rng.random(count)[:, None, None, None] < 0.5, images[:, :, ::-1], images)
-    padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    places = np.lib.stride_tricks.sliding_window_view(padded, (SIDE, SIDE), (1, 2))  # type: ignore[call-overload]  # NumPy 1.26's stub lacks axes
-    top, left = rng.integers(0, 2 * PADDING + 1, (2, count))
-    return np.ascontiguousarray(places[np.arange(count), top, left].transpose(0, 2, 3, 1))
+    if side == SIDE:
+        images = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    places = np.lib.stride_tricks.sliding_window_view(images, (side, side), (1, 2))  # type: ignore[call-overload]  # NumPy 1.26's stub lacks axes
+    top, left = rng.integers(0, places.shape[1], (2, count))
+    crops = np.ascontiguousarray(places[np.arange(count), top, left].transpose(0, 2, 3, 1))
+    if cutout:
+        centres = rng.integers(0, side, (2, count, 1))
+        first = centres - cutout // 2
+        pixels = np.arange(side)
+        rows, columns = (first <= pixels) & (pixels < first + cutout)
+        crops[rows[:, :, None] & columns[:, None, :]] = GREY
+    return crops
 
 
 def _read(paths: list[pathlib.Path]) -> Split:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from model_store import checkpoint, cifar10, manifest
 from model_store.checkpoint import Origin, Progress
-from model_store.params import sha256
+from model_store.engine import read_described
+from model_store.params import Arrays, sha256
 from model_store.recipe import Recipe
 from model_store.training import Training
 
@@ -52,11 +53,13 @@ def train(
     batches = len(train_split.images) // recipe.batch_size
     if batches == 0:
         raise ValueError(f"{len(train_split.images)} images do not fill a batch: --batch-size")
-    origin = Origin(recipe, cifar10.fingerprint(train_split, test_split), threads)
+    start, digest = _read_start(store, recipe.start)
+    data_digest = cifar10.fingerprint(train_split, test_split)
+    origin = Origin(recipe, data_digest, threads, digest)
     saved = checkpoint.newest(checkpoints)
     if saved is not None:
         checkpoint.check_origin(saved, origin)
-    training = Training(origin, device, batches)
+    training = Training(origin, device, batches, start)
     if saved is not None:
         training.load(saved)
         print(f"going on from step {training.progress.step} of {training.steps}", flush=True)
@@ -64,6 +67,17 @@ def train(
     _run(training, train_split, test_split, checkpoints)
     _ship(training, train_split, test_split, store, version)
     return target
+
+
+def _read_start(store: pathlib.Path, start: str) -> tuple[Arrays | None, str]:
+    """The parameters of `name/version` and their SHA-256. Raises BadModel, BadParams."""
+    if not start:
+        return None, ""
+    name, _, version = start.partition("/")
+    folder = manifest.folder(store, name, version)
+    model = manifest.read_version(folder)
+    arrays = read_described(folder / model.parameters.file, model.parameters)
+    return arrays, model.parameters.sha256
 
 
 def _run(

@@ -20,6 +20,7 @@ from model_store import checkpoint, cifar10
 from model_store.architectures import build
 from model_store.checkpoint import Origin, Progress
 from model_store.device import choose
+from model_store.params import Arrays, check_params
 from model_store.runtime import is_gpu_build, load_mxnet
 
 AVERAGE_EVERY = 4
@@ -29,7 +30,10 @@ AVERAGE_EVERY = 4
 class Training:
     """The network, its average and the optimiser on one device, able to step, save and load."""
 
-    def __init__(self, origin: Origin, device: str, batches: int) -> None:
+    def __init__(
+        self, origin: Origin, device: str, batches: int, start: Arrays | None = None
+    ) -> None:
+        """`start`: the weights to begin with. Raises BadParams where they do not fit."""
         self.origin = origin
         self.recipe = recipe = origin.recipe
         self.batches = batches
@@ -43,6 +47,8 @@ class Training:
         self._mx.random.seed(recipe.seed)
         self._net = self._new_network()
         self._average = self._new_network()
+        if start is not None:
+            self._set(start)
         self._update_average(keep=0.0)
         for name, parameter in self._net.collect_params().items():
             if name.endswith(("gamma", "beta", "bias")):
@@ -100,7 +106,9 @@ class Training:
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(train.images))
         chosen = order[number * self.recipe.batch_size : (number + 1) * self.recipe.batch_size]
         rng = np.random.default_rng((self.recipe.seed, epoch, number))
-        return cifar10.augment(train.images[chosen], rng), train.labels[chosen]
+        side = self.recipe.side_at(step, self.steps)
+        crops = cifar10.augment(train.images[chosen], rng, side, self.recipe.cutout)
+        return crops, train.labels[chosen]
 
     def _step(self, images: cifar10.Images, labels: cifar10.Labels) -> tuple[Any, Any]:
         """One update; losses (n,) and logits (n, classes) before it."""
@@ -117,7 +125,7 @@ class Training:
         return losses, logits
 
     def _to_device(self, images: cifar10.Images) -> Any:
-        """uint8 (n, 32, 32, 3) -> float32 (n, 3, 32, 32) on the device, normalised."""
+        """uint8 (n, side, side, 3) -> float32 (n, 3, side, side) on the device, normalised."""
         mean = np.asarray(cifar10.MEAN, dtype=np.float32)
         std = np.asarray(cifar10.STD, dtype=np.float32)
         pixels = (images.astype(np.float32) / 255 - mean) / std
@@ -140,6 +148,12 @@ class Training:
         net(mx.nd.zeros((1, 3, cifar10.SIDE, cifar10.SIDE), ctx=self.device.context))
         net.hybridize(static_alloc=True, static_shape=True)
         return net
+
+    def _set(self, arrays: Arrays) -> None:
+        parameters = self._net._collect_params_with_prefix()
+        check_params(arrays, {name: p.shape for name, p in parameters.items()})
+        for name, parameter in parameters.items():
+            parameter.set_data(self._mx.nd.array(arrays[name], ctx=self.device.context))
 
     def _update_average(self, keep: float) -> None:
         """average = keep * average + (1 - keep) * network, BatchNorm's statistics included."""

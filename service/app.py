@@ -10,19 +10,20 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import model_store.engine
-from model_store import manifest
 from model_store.engine import GluonEngine
-from service import errors, inference, pages, protocol, routes, schemas
+from service import admin, errors, inference, pages, protocol, repository, routes, schemas
 from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import Requests
 from service.protocol import LENGTH_HEADER
 from service.rates import Rates
+from service.repository import Repository
 from service.serving import LoadEngine, Serving
 from service.settings import Settings, split
 
@@ -39,9 +40,8 @@ SECURITY = {
 
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
     """The engine for the model that the settings name. Raises BadModel."""
-    version = settings.model_version or manifest.latest(settings.model_store, settings.model)
     return model_store.engine.load_engine(
-        manifest.folder(settings.model_store, settings.model, version),
+        repository.folder(settings),
         settings.device,
         settings.engine_threads,
         settings.max_batch_size,
@@ -53,12 +53,14 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
 
     Raises BadSettings where keys cannot be used.
     """
-    keys = Keys(
-        settings.api_keys.get_secret_value() if settings.api_keys else "", settings.api_keys_file
+    keys = Keys(_secret(settings.api_keys), settings.api_keys_file)
+    admin_keys = Keys(
+        _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
     )
     metrics = Metrics()
     serving = Serving(settings, load_engine, metrics.count_batch)
-    metrics.watch(serving)
+    versions = Repository(settings, serving)
+    metrics.watch(serving, versions)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,8 +82,14 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
     app.state.metrics = metrics
     app.state.keys = keys
     app.state.rates = _rates(settings)
+    app.state.admin_keys = admin_keys
+    app.state.repository = versions
     # first, and found without a detour
-    app.router.routes[:0] = [*routes.router.routes, *inference.router.routes]
+    app.router.routes[:0] = [
+        *routes.router.routes,
+        *inference.router.routes,
+        *admin.router.routes,
+    ]
     if settings.page:
         app.include_router(pages.router(settings.docs))
     for kind in (*errors.PROBLEMS, HTTPException):
@@ -106,11 +114,21 @@ def _rates(settings: Settings) -> Rates | None:
     return Rates(settings.rate_limit, burst)
 
 
+def _secret(setting: SecretStr | None) -> str:
+    return setting.get_secret_value() if setting else ""
+
+
 def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
     """FastAPI's description, the shapes that it does not see (of errors, and of bodies that we
     read ourselves), and how to send a key where one is wanted."""
     describe = app.openapi
-    unseen = schemas.ProblemDetails, protocol.InferenceError, protocol.InferenceRequest
+    unseen = (
+        schemas.ProblemDetails,
+        protocol.InferenceError,
+        protocol.InferenceRequest,
+        protocol.RepositoryRequest,
+        protocol.RepositoryIndexRequest,
+    )
 
     def openapi() -> dict[str, Any]:
         description = describe()
@@ -120,11 +138,15 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
             ref_template="#/components/schemas/{model}",
         )
         components["schemas"] |= shapes["$defs"]
-        if app.state.keys.wanted:
+        state = app.state
+        if state.keys.wanted or state.admin_keys.wanted:
             components["securitySchemes"] = SECURITY
-            for path in description["paths"].values():
-                if "post" in path:
-                    path["post"]["security"] = [{name: []} for name in SECURITY]
+        for path, operations in description["paths"].items():
+            for method, operation in operations.items():
+                administers = path.startswith(admin.router.prefix)
+                keys = state.admin_keys if administers else state.keys
+                if keys.wanted and (administers or method == "post"):
+                    operation["security"] = [{name: []} for name in SECURITY]
         return description
 
     return openapi

@@ -68,6 +68,26 @@ class RateLimited(Exception):
         self.retry_after = retry_after
 
 
+class NotAdmin(Unauthorized):
+    """No admin key, or a wrong one, where one is asked for."""
+
+
+class RepositoryOff(Exception):
+    """A call to the model repository, and no admin key is set."""
+
+
+class BadRepositoryCall(Exception):
+    """Not a call to the model repository that can be followed."""
+
+
+class LoadFailed(Exception):
+    """Another version was to be loaded and was not; what served before goes on to."""
+
+
+class ChangeUnderWay(Exception):
+    """Another version is being loaded or unloaded."""
+
+
 class BadInference(Exception):
     """Not a request that the Open Inference Protocol or this model can take."""
 
@@ -82,6 +102,10 @@ class UnsupportedEncoding(Exception):
 
 class NotReady(Exception):
     """The model is not loaded or not warm yet."""
+
+
+class Unloaded(NotReady):
+    """The model was unloaded, and not loaded again since."""
 
 
 class NotLive(Exception):
@@ -123,6 +147,28 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "You ask more often than this server lets a single client. Try again after the seconds "
         "that Retry-After says.",
         retry_after=1,
+    ),
+    NotAdmin: Problem(
+        401,
+        "unauthorized",
+        "No valid admin key",
+        "This is for who has an admin key, which is another than those for predictions: send "
+        "Authorization: Bearer KEY, or X-API-Key: KEY. Ask whoever runs this server for one.",
+    ),
+    RepositoryOff: Problem(
+        403,
+        "repository_off",
+        "Repository calls are off",
+        "Nobody may load or unload a model here, since no admin key is set. Whoever runs this "
+        "server sets one with SHOAL_ADMIN_KEYS or SHOAL_ADMIN_KEYS_FILE.",
+    ),
+    BadRepositoryCall: Problem(400, "bad_repository_call", "Not a call that can be followed"),
+    LoadFailed: Problem(400, "load_failed", "The version cannot be served"),
+    ChangeUnderWay: Problem(
+        409,
+        "change_under_way",
+        "Another version is being loaded or unloaded",
+        "Another version is being loaded or unloaded. Wait until that has ended and try again.",
     ),
     BadInference: Problem(400, "bad_inference", "Not a request that can be inferred"),
     UnknownModel: Problem(404, "unknown_model", "Another model is served"),
@@ -182,6 +228,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Not ready yet",
         "The model is being loaded and warmed up. Try again in a second.",
         retry_after=1,
+    ),
+    Unloaded: Problem(
+        503,
+        "not_ready",
+        "No model is loaded",
+        "The model was unloaded by whoever runs this server, and is not served until it is loaded "
+        "again.",
+        retry_after=10,
     ),
     NotLive: Problem(
         503,

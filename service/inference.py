@@ -8,6 +8,7 @@ are those of `errors`, in the protocol's shape. One model in one version is serv
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
+from model_store.manifest import Manifest
 from service import decode, errors, protocol, wishes
 from service.departure import ends_with_client
 from service.elements import Encoded
@@ -22,7 +24,7 @@ from service.journey import Journey, each
 from service.outputs import Reply, serialise
 from service.protocol import LENGTH_HEADER
 from service.routes import Direct
-from service.serving import Ready, Serving
+from service.serving import Classified, Ready, Serving
 from service.settings import Settings
 from service.tensors import header_length, parse
 from service.upload import read_bytes
@@ -74,7 +76,11 @@ REFUSALS = (
 async def server_metadata(request: Request) -> Response:
     """Its name, its version, and the extensions of the protocol that it knows."""
     version = request.app.version
-    return JSONResponse({"name": "shoal", "version": version, "extensions": EXTENSIONS})
+    extensions = [
+        *EXTENSIONS,
+        *(["model_repository"] if request.app.state.admin_keys.wanted else []),
+    ]
+    return JSONResponse({"name": "shoal", "version": version, "extensions": extensions})
 
 
 @router.get(
@@ -105,14 +111,14 @@ async def ready(request: Request) -> Response:
 
 async def model_ready(request: Request) -> Response:
     """As `/readyz`, of the model and version that are served."""
-    model = _served(request).engine.model
+    model = _served(request).model
     _available(request)
     return JSONResponse({"name": model.name, "ready": True})
 
 
 async def model_metadata(request: Request) -> Response:
     """Its inputs, of which a request has one, and its outputs."""
-    model = _served(request).engine.model
+    model = _served(request).model
     return JSONResponse(
         {
             "name": model.name,
@@ -144,8 +150,9 @@ async def infer(request: Request) -> Response:
         raise errors.UnsupportedEncoding
     reply, images = await _images(request, journey)
     with ends_with_client(request):
-        rows = await each(journey.infer, images)
-    body, length = serialise(reply, journey.model, rows)
+        answered = await _by_one_version(request, journey, images)
+    rows = [one.probabilities for one in answered]
+    body, length = serialise(reply, answered[0].model, rows)
     if length is None:
         return Response(body, media_type="application/json")
     return Response(body, 200, {LENGTH_HEADER: str(length)}, "application/octet-stream")
@@ -189,12 +196,37 @@ for path, names in MODELS.items():
 def _served(request: Request) -> Ready:
     """Raises NotReady, or UnknownModel where the path names another model or version."""
     found: Ready = request.app.state.serving.ready
-    model, names = found.engine.model, request.path_params
+    _check_named(request, found.model)
+    return found
+
+
+def _check_named(request: Request, model: Manifest) -> None:
+    """Raises UnknownModel where the path names another model or version."""
+    names = request.path_params
     if (names["model"], names.get("version", model.version)) != (model.name, model.version):
         raise errors.UnknownModel(
             f"This server has the model {model.name!r} in version {model.version!r} and no other."
         )
-    return found
+
+
+async def _by_one_version(
+    request: Request, journey: Journey, images: Sequence[Image]
+) -> list[Classified]:
+    """An answer names one version. Where another took over between two images, those that the old
+    one computed are computed again: versions may differ in their classes.
+
+    Raises UnknownModel where the path names the old one, and what `Journey.infer` raises.
+    """
+    serving: Serving = request.app.state.serving
+    answered = await each(journey.infer, images)
+    while any(one.model != answered[0].model for one in answered):
+        model = serving.ready.model
+        old = [place for place, one in enumerate(answered) if one.model != model]
+        again = await each(journey.infer, [images[place] for place in old])
+        for place, one in zip(old, again, strict=True):
+            answered[place] = one
+    _check_named(request, answered[0].model)
+    return answered
 
 
 def _available(request: Request) -> Ready:

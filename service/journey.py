@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from model_store.engine import Image, Probabilities
+from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import decode, errors
 from service.budget import Share
 from service.keys import Keys
 from service.rates import Rates, network
-from service.serving import Ready, Serving
+from service.serving import Classified, Serving
 from service.settings import Settings
 
 In = TypeVar("In")
@@ -42,13 +42,10 @@ class Journey:
         self._serving: Serving = request.app.state.serving
         self._settings: Settings = request.app.state.settings
         self._timing: dict[str, float] = request.state.timing
-        self._ready: Ready = self._serving.ready
+        self.model: Manifest = self._serving.ready.model
+        """That serves as the request begins. Another may compute it."""
         self._timeout = timeout
         self._deadline = math.inf
-
-    @property
-    def model(self) -> Manifest:
-        return self._ready.engine.model
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Read[Out]], Awaitable[Out]]]:
@@ -84,9 +81,9 @@ class Journey:
         self._note("decode", time.perf_counter() - began)
         return image
 
-    async def infer(self, image: Image) -> Probabilities:
-        """Raises what `Batcher.submit` raises."""
-        answer = await self._ready.batcher.submit(image, self._left())
+    async def infer(self, image: Image) -> Classified:
+        """Raises what `Serving.submit` raises."""
+        answer = await self._serving.submit(image, self._left())
         self._note("queue", answer.queue_seconds)
         self._note("infer", answer.infer_seconds)
         return answer.value

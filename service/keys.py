@@ -1,4 +1,4 @@
-"""Keys: who may ask for predictions, where the settings name keys at all.
+"""Keys: who may ask for predictions, and who for another version of the model.
 
 A key is sent as `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`. Only digests stay in
 memory, all of them are compared in constant time, and no key is ever logged or told.
@@ -27,39 +27,44 @@ LOOK_EVERY = 1.0
 
 
 class Keys:
-    """Raises BadSettings for a key that is too short, a file without keys, or none where named."""
+    """Those of one setting and the file that another names. Raises BadSettings for a key that is
+    too short, a file without keys, or none where named."""
 
     def __init__(
         self,
         given: str = "",
         file: pathlib.Path | None = None,
+        setting: str = "API_KEYS",
+        refusal: type[Unauthorized] = Unauthorized,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._given = _digests(given, f"{PREFIX}API_KEYS")
+        self._given = _digests(given, f"{PREFIX}{setting}")
         self._file = file
+        self._setting = setting
+        self._refusal = refusal
         self._clock = clock
         self._look_at = clock() + LOOK_EVERY
         self._seen: object = None
         self._from_file: tuple[bytes, ...] = ()
         if file is not None:
             self._seen = _state(file)
-            self._from_file = _read(file)
+            self._from_file = self._read(file)
 
     @property
     def wanted(self) -> bool:
-        """Is a key asked for?"""
+        """Are there any?"""
         return bool(self._given or self._file)
 
     def check(self, headers: Mapping[str, str]) -> bytes | None:
         """The digest of the key that `headers` (names in lower case) name; None where none is
-        wanted. Raises Unauthorized."""
+        wanted. Raises `refusal`."""
         if not self.wanted:
             return None
         self._look()
         digest = _digest(_named(headers))
         known = [hmac.compare_digest(digest, key) for key in (*self._given, *self._from_file)]
         if not any(known):
-            raise Unauthorized
+            raise self._refusal
         return digest
 
     def reload(self) -> None:
@@ -77,25 +82,25 @@ class Keys:
     def _read_again(self, file: pathlib.Path) -> None:
         self._seen = _state(file)
         try:
-            self._from_file = _read(file)
+            self._from_file = self._read(file)
             log.info("keys read", extra={"fields": {"keys": len(self._from_file)}})
         except BadSettings as error:
             log.error("the keys stay as they were: %s", error)
+
+    def _read(self, file: pathlib.Path) -> tuple[bytes, ...]:
+        variable = f"{PREFIX}{self._setting}_FILE={file}"
+        try:
+            digests = _digests(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSettings(f"{variable}: cannot be read: {error}") from error
+        if not digests:
+            raise BadSettings(f"{variable}: holds no key; write one a line")
+        return digests
 
 
 def _named(headers: Mapping[str, str]) -> str:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-
-
-def _read(file: pathlib.Path) -> tuple[bytes, ...]:
-    try:
-        digests = _digests(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSettings(f"{PREFIX}API_KEYS_FILE={file}: cannot be read: {error}") from error
-    if not digests:
-        raise BadSettings(f"{PREFIX}API_KEYS_FILE={file}: holds no key; write one a line")
-    return digests
 
 
 def _state(file: pathlib.Path) -> object:

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from batching import BatchReport
 from service.middleware import CLIENT_LEFT
+from service.repository import Repository
 from service.serving import Serving
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -104,9 +105,9 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def watch(self, serving: Serving) -> None:
-        """Ask `serving` for what has a value at any moment."""
-        self._registry.register(_Now(serving))
+    def watch(self, serving: Serving, repository: Repository) -> None:
+        """Ask these for what has a value at any moment."""
+        self._registry.register(_Now(serving, repository))
 
     def count_request(
         self, route: str, status: int, seconds: float, stages: Mapping[str, float], code: str | None
@@ -144,13 +145,22 @@ class Metrics:
 class _Now(Collector):
     """Read from the running parts, each time anew."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, repository: Repository) -> None:
         self._serving = serving
+        self._repository = repository
 
     def collect(self) -> Iterable[Metric]:
         started = self._serving.started
         ready = started is not None and not self._serving.draining
         yield GaugeMetricFamily("shoal_ready", "1 while /readyz says so.", ready)
+        loads = CounterMetricFamily(
+            "shoal_model_loads",
+            "How often another version was to be loaded: loaded, or failed.",
+            labels=["outcome"],
+        )
+        for outcome, count in self._repository.loads.items():
+            loads.add_metric([outcome], count)
+        yield loads
         if started is None:
             return
         batcher = started.batcher
@@ -184,6 +194,6 @@ class _Now(Collector):
             "1, with the model that answers and what it runs on.",
             labels=["model", "version", "device"],
         )
-        told = started.engine.model
-        model.add_metric([told.name, told.version, started.engine.device.name], 1)
+        told = started.model
+        model.add_metric([told.name, told.version, started.device.name], 1)
         yield model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import REQUEST_ID, SERVER_TIMING
 
@@ -78,6 +78,34 @@ class InferenceResponse(BaseModel):
     outputs: list[ResponseOutput]
 
 
+class RepositoryIndexRequest(_Read):
+    ready: bool = Field(default=False, description="only what is READY")
+
+
+class RepositoryRequest(_Read):
+    parameters: Parameters = Field(
+        default={},
+        description="of a load: `version`, the one to serve",
+        examples=[{"version": "2"}],
+    )
+
+
+class RepositoryVersion(BaseModel):
+    """A version of the model."""
+
+    name: str = Field(examples=["cifar_resnet20_v1"])
+    version: str = Field(examples=["2"])
+    state: str = Field(examples=["READY"], description="READY, LOADING or UNAVAILABLE")
+    reason: str = Field(examples=[""], description="why it is not READY")
+
+
+class RepositoryAnswer(BaseModel):
+    """The version that serves after a load, or served before an unload."""
+
+    name: str = Field(examples=["cifar_resnet20_v1"])
+    version: str = Field(examples=["2"])
+
+
 class InferenceError(BaseModel):
     error: str = Field(description="what happened and what to do")
 
@@ -115,6 +143,13 @@ class ServerReady(BaseModel):
 class ModelReady(BaseModel):
     name: str = Field(examples=["cifar_resnet20_v1"])
     ready: bool = Field(examples=[True])
+
+
+def fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a body, as a sentence."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "The body"
+    return f"{where}: {first['msg']}."
 
 
 # As OpenAPI describes what pydantic does not see: we read and write these bodies ourselves.

@@ -13,14 +13,13 @@ from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
-from model_store.engine import Image, Probabilities
-from model_store.manifest import Manifest
+from model_store.engine import Image
 from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
 from service.journey import Journey, each, forgiving
 from service.keys import Keys
 from service.metrics import MEDIA_TYPE, Metrics
-from service.serving import Serving
+from service.serving import Classified, Serving
 from service.settings import Settings
 from service.upload import read_image, read_images
 
@@ -107,8 +106,8 @@ async def predict(request: Request) -> Response:
     journey = Journey(request, wishes.timeout(request))
     image = await _image(request, journey)
     with ends_with_client(request):
-        row = await journey.infer(image)
-    return _respond(request, journey.model, row)
+        classified = await journey.infer(image)
+    return _respond(request, classified)
 
 
 @router.post(
@@ -128,10 +127,10 @@ async def predict_batch(request: Request) -> Response:
     journey = Journey(request, wishes.timeout(request))
     images = await _images(request, journey)
     with ends_with_client(request):
-        rows = await each(forgiving(journey.infer), images)
+        outcomes = await each(forgiving(journey.infer), images)
     predictions = [
-        _problem(row, request) if isinstance(row, Exception) else _prediction(journey.model, row)
-        for row in rows
+        _problem(outcome, request) if isinstance(outcome, Exception) else _prediction(outcome)
+        for outcome in outcomes
     ]
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
@@ -165,9 +164,9 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(
         {
             "status": "ready",
-            "model": {"name": ready.engine.model.name, "version": ready.engine.model.version},
-            "device": ready.engine.device.name,
-            "device_reason": ready.engine.device.reason,
+            "model": {"name": ready.model.name, "version": ready.model.version},
+            "device": ready.device.name,
+            "device_reason": ready.device.reason,
             "latency": {str(size): round(s, 6) for size, s in ready.latency.as_dict().items()},
         }
     )
@@ -208,14 +207,15 @@ async def _images(request: Request, journey: Journey) -> list[Image | Exception]
             return await each(forgiving(journey.decode), uploads, pause=True)
 
 
-def _respond(request: Request, model: Manifest, row: Probabilities) -> Response:
-    body = _prediction(model, row)
+def _respond(request: Request, classified: Classified) -> Response:
+    body = _prediction(classified)
     if wishes.wants_text(request):
         return PlainTextResponse(body["message"])
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-def _prediction(model: Manifest, row: Probabilities) -> dict[str, Any]:
+def _prediction(classified: Classified) -> dict[str, Any]:
+    model, row = classified.model, classified.probabilities
     best = int(np.argmax(row))
     probabilities = [round(p, 6) for p in row.tolist()]
     return {

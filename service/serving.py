@@ -1,27 +1,33 @@
 """What a running service holds: the engine, its batcher, the decoders; from start to drained.
 
 Loading happens beside the listening server, so that probes are answered meanwhile: `/healthz`
-says live and `/readyz` says not ready. A model that cannot be loaded or warmed ends the process.
+says live and `/readyz` says not ready. A model that cannot be loaded or warmed at the start ends
+the process.
+
+Later another version may take the place of the one that serves. The batcher and all who wait in
+it stay; from one batch to the next another network computes. An answer has with it the model
+that computed it, which need not be the one that serves by the time it is written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pathlib
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Batcher, BatchReport, Draining, EngineDead, LatencyTable
+from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
 from service.budget import Budget
 from service.decoders import Decoders
-from service.errors import NotReady
+from service.errors import ChangeUnderWay, NotReady, Unloaded
 from service.logs import log
 from service.settings import Settings
 from service.watchdog import watched
@@ -44,17 +50,30 @@ class Engine(Protocol):
 
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
 
+    async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None: ...
+
+    async def unload(self) -> None: ...
+
 
 LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """The parts that answer requests, loaded and warm."""
+class Classified:
+    """What a version of a model says of an image."""
 
-    engine: Engine
+    model: Manifest
+    probabilities: Probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The parts that answer requests, loaded and warm; others after a switch, but the batcher."""
+
+    model: Manifest
+    device: Device
     latency: LatencyTable
-    batcher: Batcher[Image, Probabilities]
+    batcher: Batcher[Image, Classified]
 
 
 class Serving:
@@ -73,16 +92,23 @@ class Serving:
         self.failure: Exception | None = None
         """Why the model cannot be served, if so."""
         self.started: Ready | None = None
-        """The parts, once they are loaded and warm."""
+        """The parts, while a version is loaded and warm."""
+        self.loading: str | None = None
+        """The version that is being loaded in place of the one that serves."""
         self._settings = settings
         self._load_engine = load_engine
         self._on_batch = on_batch
+        self._engine: Engine | None = None
+        self._batcher: Batcher[Image, Classified] | None = None
+        self._unloaded = False
+        self._open = AsyncExitStack()
+        self._change = asyncio.Lock()
 
     @property
     def ready(self) -> Ready:
-        """Raises NotReady."""
+        """Raises NotReady, or Unloaded, which is one."""
         if self.started is None:
-            raise NotReady
+            raise Unloaded if self._unloaded else NotReady
         return self.started
 
     @property
@@ -96,7 +122,51 @@ class Serving:
     @property
     def live(self) -> bool:
         """False: only a new process helps."""
-        return self.started is None or self.started.batcher.healthy
+        return self._batcher is None or self._batcher.healthy
+
+    async def submit(
+        self,
+        image: Image,
+        timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
+    ) -> Answer[Classified]:
+        """Raises NotReady, and what `Batcher.submit` raises."""
+        return await self.ready.batcher.submit(image, timeout)
+
+    async def replace(self, folder: pathlib.Path) -> Manifest:
+        """Load the version in `folder` beside the one that serves, if one does, and let it take
+        its place between two batches; what it is.
+
+        Raises ChangeUnderWay, NotReady during the start, Draining, and what the engine raises
+        about a version that it cannot serve: then nothing has changed.
+        """
+        async with self._changing() as engine:
+            began, before = time.perf_counter(), self.started
+            self.loading = folder.name
+            try:
+                await engine.replace(folder, on_switch=lambda: self._switch(engine))
+            finally:
+                self.loading = None
+            if self._batcher is None:
+                await self._start_batcher(engine)
+            self._unloaded = False
+            fields = {"before": before.model.version} if before else {}
+            log.info("switched", extra={"fields": _told(engine, began) | fields})
+            return engine.model
+
+    async def unload(self) -> Manifest:
+        """Refuse what is new with Unloaded, answer who was accepted, and free the memory, until
+        the next `replace`; what was unloaded.
+
+        Raises ChangeUnderWay, NotReady, Draining.
+        """
+        async with self._changing() as engine:
+            model = self.ready.model
+            self.started, self._unloaded = None, True
+            await self._open.aclose()  # drains the batcher
+            self._batcher = None
+            await engine.unload()
+            log.info("unloaded", extra={"fields": _identity(model)})
+            return model
 
     @property
     def dead(self) -> bool:
@@ -134,32 +204,68 @@ class Serving:
         signal.raise_signal(signal.SIGTERM)
 
     async def _serve_until(self, stop: asyncio.Event) -> None:
-        settings, started = self._settings, time.perf_counter()
-        async with self._load_engine(settings) as engine:
+        began = time.perf_counter()
+        async with self._load_engine(self._settings) as engine, self._open:
+            await self._start_batcher(engine)
+            self._engine = engine
+            log.info("ready", extra={"fields": _told(engine, began)})
+            await stop.wait()
+            await self._change.acquire()  # one that is under way ends, and no other begins
+
+    async def _start_batcher(self, engine: Engine) -> None:
+        async def infer(images: Sequence[Image]) -> Sequence[Classified | Exception]:
+            model = engine.model  # no switch can come between this and the call
+            return [
+                row if isinstance(row, Exception) else Classified(model, row)
+                for row in await engine.infer(images)
+            ]
+
+        settings = self._settings
+        latency = LatencyTable(engine.warm_up_seconds)
+        batcher = Batcher(
+            infer,
+            latency=latency,
+            max_batch_size=latency.largest,
+            max_queue_size=settings.max_queue_size,
+            max_queue_delay=settings.max_queue_delay,
+            max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
+            on_batch=self._on_batch,
+        )
+        self._batcher = await self._open.enter_async_context(batcher)
+        await self._open.enter_async_context(watched(batcher, self._give_up))
+        self.started = Ready(engine.model, engine.device, latency, batcher)
+
+    def _switch(self, engine: Engine) -> None:
+        """Between two batches. What a batch takes is what the new version's warm-up took: under
+        the very load that there is, on the same thread, and so nearer than anything that was
+        learned of the old one."""
+        if self.started is not None:
             latency = LatencyTable(engine.warm_up_seconds)
-            async with (
-                Batcher(
-                    engine.infer,
-                    latency=latency,
-                    max_batch_size=latency.largest,
-                    max_queue_size=settings.max_queue_size,
-                    max_queue_delay=settings.max_queue_delay,
-                    max_in_flight=settings.max_in_flight
-                    or (1 if engine.device.name == "cpu" else 2),
-                    on_batch=self._on_batch,
-                ) as batcher,
-                watched(batcher, self._give_up),
-            ):
-                self.started = Ready(engine, latency, batcher)
-                seconds = round(time.perf_counter() - started, 3)
-                log.info("ready", extra={"fields": _told(engine) | {"seconds": seconds}})
-                await stop.wait()
+            batcher = self.started.batcher
+            batcher.switch(latency)
+            self.started = Ready(engine.model, engine.device, latency, batcher)
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[Engine]:
+        """One at a time, and none on the way up or out."""
+        if self.draining:
+            raise Draining("shutting down", retry_after=1)
+        if self._engine is None:
+            raise NotReady
+        if self._change.locked():
+            raise ChangeUnderWay
+        async with self._change:
+            yield self._engine
 
 
-def _told(engine: Engine) -> dict[str, str]:
+def _identity(model: Manifest) -> dict[str, str]:
+    return {"model": model.name, "version": model.version}
+
+
+def _told(engine: Engine, began: float) -> dict[str, str | float]:
     return {
-        "model": engine.model.name,
-        "version": engine.model.version,
+        **_identity(engine.model),
         "device": engine.device.name,
         "device_reason": engine.device.reason,
+        "seconds": round(time.perf_counter() - began, 3),
     }

@@ -92,6 +92,11 @@ class Settings(BaseSettings):
     cors_origins: str = ""
     """Origins, separated by commas, whose pages may ask from a browser; `*` for all.
     Default: none but this server's own."""
+    admin_keys: SecretStr | None = None
+    """Keys, separated by commas, for who may load another version of the model; without any, nobody
+    may. At least 16 characters each."""
+    admin_keys_file: pathlib.Path | None = None
+    """File of more such keys, one a line, read again when it changes."""
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
     """Most connections at once, as far as the system gives descriptors (`ulimit -n`); a newcomer

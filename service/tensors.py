@@ -38,7 +38,7 @@ from service.elements import (
 from service.errors import BadInference, TooManyImages
 from service.outline import outline
 from service.outputs import Reply, wanted
-from service.protocol import InferenceRequest, RequestInput
+from service.protocol import InferenceRequest, RequestInput, fault
 
 MAX_HEADER_DIGITS = 12
 SHAPES = {
@@ -104,9 +104,7 @@ def _validated(text: bytes) -> InferenceRequest:
     try:
         return InferenceRequest.model_validate_json(text)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "The body"
-        raise BadInference(f"{where}: {fault['msg']}.") from None
+        raise BadInference(fault(error)) from None
 
 
 def _seconds(parameters: dict[str, Any]) -> float | None:

@@ -4,12 +4,13 @@ clock that stands."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import pathlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
 
-from model_store import cifar10
+from model_store import cifar10, manifest
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
@@ -29,7 +30,6 @@ MODEL = Manifest(
 class FakeEngine:
     """The class of an image is its first red value modulo ten, with probability 0.91."""
 
-    model = MODEL
     device = Device(None, "cpu", "as asked")
 
     def __init__(
@@ -38,6 +38,7 @@ class FakeEngine:
         error: Exception | None = None,
         warm_up_seconds: float | None = None,
     ) -> None:
+        self.model = MODEL
         self.seconds = seconds
         self.error = error
         self.warm_up_seconds: Mapping[int, Sequence[float]] = {
@@ -45,6 +46,10 @@ class FakeEngine:
         }
         self.batches: list[int] = []
         self.called = asyncio.Event()
+        self.loading, self.loaded = asyncio.Event(), asyncio.Event()
+        self.loaded.set()
+        self.load_error: Exception | None = None
+        self.unloaded = False
 
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]:
         self.batches.append(len(images))
@@ -57,6 +62,19 @@ class FakeEngine:
         rows = np.full((len(images), 10), 0.01, dtype=np.float32)
         rows[range(len(images)), [int(image[0, 0, 0]) % 10 for image in images]] = 0.91
         return list(rows)
+
+    async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None:
+        """The manifest in `folder`; `loaded` says when, `load_error` that it cannot be."""
+        model = manifest.read_version(folder)
+        self.loading.set()
+        await self.loaded.wait()
+        if self.load_error:
+            raise self.load_error
+        self.model = model
+        on_switch()
+
+    async def unload(self) -> None:
+        self.unloaded = True
 
     @asynccontextmanager
     async def load(self, settings: Settings) -> AsyncIterator[FakeEngine]:

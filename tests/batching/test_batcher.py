@@ -650,3 +650,56 @@ def test_settings_out_of_bounds_are_refused(settings: dict[str, float]) -> None:
             batcher(FakeEngine(), **settings)
 
     scenario()
+
+
+@virtual_time
+async def test_another_engine_takes_over_between_two_batches() -> None:
+    """Who waits is computed by it, and by its times; the batch in flight keeps its own."""
+    engine = FakeEngine()
+    async with batcher(engine, max_batch_size=2) as running:
+        first = task(running, 0)
+        await asyncio.sleep(0.5)
+        waiting = [task(running, item) for item in range(1, 5)]
+        await asyncio.sleep(0)
+        engine.seconds = lambda size: 4.0
+        running.switch(table(engine.seconds))
+        assert (await first).infer_seconds == 1
+        assert [(await answer).infer_seconds for answer in waiting] == [4] * 4
+        assert engine.batches == [[0], [1, 2], [3, 4]]
+        with pytest.raises(DeadlineUnreachable):
+            await running.submit(9, timeout=2)
+
+
+@virtual_time
+async def test_the_old_engine_teaches_the_new_ones_table_nothing() -> None:
+    """However long the batch took that was in flight at the switch."""
+    engine = FakeEngine(lambda size: 50.0)
+    async with batcher(engine, latency=table()) as running:
+        first = task(running, 1, timeout=1000)
+        await asyncio.sleep(0.5)
+        new = table(lambda size: 1.0)
+        running.switch(new)
+        margin = running.margin
+        await first
+        assert new.seconds(1) == 1 and running.margin == margin
+        assert running.busy_seconds == 50, "the clock of the metrics goes on"
+
+
+@virtual_time
+async def test_another_engine_starts_without_a_past() -> None:
+    """Failures, and memory that ran out, were the old one's."""
+    engine = FakeEngine()
+    engine.memory = 0
+    async with batcher(engine, max_failures=1) as running:
+        crowd = [task(running, item) for item in range(8)]
+        await asyncio.gather(*crowd, return_exceptions=True)
+        before = running.healthy, running.size_limit
+        running.switch(table())
+        assert (before, running.healthy, running.size_limit) == ((False, 1), True, 8)
+
+
+@virtual_time
+async def test_another_engine_must_have_the_same_buckets() -> None:
+    async with batcher(FakeEngine()) as running:
+        with pytest.raises(ValueError, match="buckets"):
+            running.switch(table(buckets=(1, 2, 4)))

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 
 import pytest
 
+from batching.latency import LatencyTable
 from batching.timeline import Flight
 from batching.watchdog import FLOOR, Watchdog
 
 
 def flight(predicted: float) -> Flight:
-    return Flight(size=1, handed=0.0, begins=0.0, seconds=predicted)
+    table = LatencyTable({1: [predicted] * 3})
+    return Flight(size=1, handed=0.0, begins=0.0, seconds=predicted, table=table)
 
 
 def dead_at(watchdog: Watchdog, looks: Iterable[float], current: Flight) -> float | None:

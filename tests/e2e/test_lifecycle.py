@@ -98,7 +98,7 @@ def test_a_model_that_does_not_load_ends_the_process() -> None:
     ("environment", "told"),
     [
         ({"SHOAL_MODEL": "unknown"}, "it holds cifar_resnet20_v1"),
-        ({"SHOAL_MODEL_VERSION": "999"}, "No such file"),
+        ({"SHOAL_MODEL_VERSION": "999"}, "of version '999'"),
         ({"SHOAL_DEVICE": "gpu:9"}, "device gpu:9 was asked for"),
     ],
 )

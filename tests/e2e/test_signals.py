@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,4 +122,28 @@ def test_sighup_reads_the_keys(tmp_path: pathlib.Path) -> None:
         server.send(signal.SIGHUP)
         server.wait_for_log("keys stay as they were")
         assert (status(ONE), status(TWO)) == (401, 200)
+        assert server.stop() == 0
+
+
+def test_sighup_loads_the_newest_version(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
+    """As a start would; one that cannot be served changes nothing."""
+    store = tmp_path / "store"
+    versions = store / model.parent.name
+    shutil.copytree(model, versions / model.name)
+    with Server(*SCRIPTED, SHOAL_MODEL_STORE=str(store)) as server:
+        server.wait_until_ready()
+
+        def serves() -> str:
+            version: str = httpx.get(f"{server.url}/readyz").json()["model"]["version"]
+            return version
+
+        assert serves() == "7"  # the scripted engine's own
+        server.send(signal.SIGHUP)
+        assert server.wait_for_log("reloaded")["version"] == serves() == model.name
+        (versions / "99").mkdir()
+        (versions / "99" / "manifest.json").write_text("{")
+        server.send(signal.SIGHUP)
+        server.wait_for_log("the model stays as it was")
+        assert serves() == model.name
+        assert httpx.post(f"{server.url}/predict", files={"img": HORSE}).status_code == 200
         assert server.stop() == 0

@@ -105,6 +105,31 @@ def test_augment_covers_every_move(images: cifar10.Images) -> None:
     assert len({image.tobytes() for image in many}) == 2 * (2 * PADDING + 1) ** 2
 
 
+def test_augment_small(images: cifar10.Images) -> None:
+    """A smaller crop is a window of the image itself; each of them occurs, mirrored or not."""
+    side = SIDE - 2
+    crops = augment(np.repeat(images[:1], 500, axis=0), np.random.default_rng(5), side)
+    windows = {
+        turned[top : top + side, left : left + side].tobytes()
+        for turned in (images[0], images[0][:, ::-1])
+        for top in range(3)
+        for left in range(3)
+    }
+    assert {crop.tobytes() for crop in crops} == windows
+
+
+def test_cutout() -> None:
+    """A grey square, whole or cut by an edge, is blanked in each image; any pixel can be in it."""
+    white = np.full((2000, SIDE, SIDE, 3), 255, dtype=np.uint8)
+    crops = augment(white, np.random.default_rng(6), SIDE - 2, cutout=8)
+    blanked = (crops == cifar10.GREY).all(axis=3)
+    assert (blanked | (crops == 255).all(axis=3)).all()
+    assert blanked.any(axis=0).all()
+    rows, columns = blanked.any(axis=2).sum(axis=1), blanked.any(axis=1).sum(axis=1)
+    assert (blanked.sum(axis=(1, 2)) == rows * columns).all(), "not one rectangle"
+    assert set(rows) == set(columns) == {4, 5, 6, 7, 8}
+
+
 def test_augment_is_repeatable(images: cifar10.Images) -> None:
     first, second = (augment(images, np.random.default_rng((7, 0, 1))) for _ in range(2))
     assert np.array_equal(first, second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pathlib
 import shutil
@@ -14,10 +15,11 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from model_store import engine, manifest
+from model_store import manifest, network
 from model_store.device import DeviceUnavailable
-from model_store.engine import BadRow, GluonEngine, load_engine
+from model_store.engine import GluonEngine, load_engine
 from model_store.manifest import BadModel
+from model_store.network import BadRow
 from model_store.params import BadParams, read_params, sha256, write_params
 from tests.reference import probabilities
 
@@ -104,13 +106,13 @@ async def test_one_thread_for_life(loaded: GluonEngine, images: Any) -> None:
 
 @pytest.mark.parametrize(("size", "buckets"), [(1, [1]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
 def test_bucket_sizes(size: int, buckets: list[int]) -> None:
-    assert engine._buckets(size) == buckets
+    assert network.buckets(size) == buckets
 
 
 def test_not_a_number_fails_its_own_item() -> None:
     """A row that is not finite is an exception in its place; its neighbours are answers."""
     rows = np.array([[0.5, 0.5], [np.nan, 0.5], [0.1, 0.9]], dtype=np.float32)
-    good, bad, also_good = engine._outcomes(rows, 2)
+    good, bad, also_good = network.outcomes(rows, 2)
     assert isinstance(bad, BadRow)
     assert np.array_equal(good, rows[0]) and np.array_equal(also_good, rows[2])  # type: ignore[arg-type]
 
@@ -118,7 +120,7 @@ def test_not_a_number_fails_its_own_item() -> None:
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 3), (3, 2, 1)])
 def test_rows_of_another_shape_are_no_answers(shape: tuple[int, ...]) -> None:
     """Probabilities are one number for each class the manifest names."""
-    outcomes = engine._outcomes(np.zeros(shape, dtype=np.float32), 2)
+    outcomes = network.outcomes(np.zeros(shape, dtype=np.float32), 2)
     assert [type(outcome) for outcome in outcomes] == [BadRow] * 3
 
 
@@ -143,7 +145,7 @@ def test_rows_of_another_shape_are_no_answers(shape: tuple[int, ...]) -> None:
 )
 def test_out_of_memory(message: str, expected: bool) -> None:
     """What a smaller batch may cure, in the words of each library, and what merely names memory."""
-    assert engine._is_out_of_memory(message) is expected
+    assert network.is_out_of_memory(message) is expected
 
 
 @pytest.fixture
@@ -216,3 +218,97 @@ async def test_an_explicit_gpu_must_be_there(model: pathlib.Path) -> None:
     with pytest.raises(DeviceUnavailable, match="gpu"):
         async with load_engine(model, device="gpu:99"):
             pass
+
+
+@pytest.fixture
+def another(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Version 2: what ships, with its outputs in reverse order."""
+    folder = pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / "2"))
+    arrays = dict(read_params(folder / "net.params"))
+    for output in "output.weight", "output.bias":
+        arrays[output] = arrays[output][::-1]
+    write_params(folder / "net.params", arrays)
+    described = json.loads((folder / manifest.MANIFEST).read_text())["parameters"]
+    described["sha256"] = sha256(folder / "net.params")
+    describe(folder, version="2", parameters=described)
+    return folder
+
+
+@on_the_engines_loop
+async def test_another_version_takes_over(
+    model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
+) -> None:
+    """Batches take turns with the steps of the load. Each is computed by the version that `model`
+    named as it was handed over, the one in flight at the switch included; and never again by the
+    old one."""
+    async with load_engine(model, device="cpu", max_batch_size=4) as engine:
+        switched_at: list[int] = []
+        batches: list[tuple[str, asyncio.Task[Any]]] = []
+
+        async def serve() -> None:
+            while len(batches) < 10 or not switched_at or len(batches) < switched_at[0] + 10:
+                batch = asyncio.create_task(engine.infer(list(images[:3])))
+                batches.append((engine.model.version, batch))
+                await asyncio.sleep(0)  # handed over
+                await asyncio.wait({batch})
+
+        serving = asyncio.create_task(serve())
+        in_flight = asyncio.create_task(engine.infer(list(images[:3])))
+        await engine.replace(another, on_switch=lambda: switched_at.append(len(batches)))
+        await serving
+        assert engine.model.version == "2"
+        rows = {"1": expected[:3], "2": expected[:3, ::-1]}
+        for version, batch in [*batches, ("1", in_flight)]:
+            assert np.abs(np.stack(batch.result()) - rows[version]).max() < TOLERANCE
+        versions = [version for version, _ in batches]
+        assert versions == sorted(versions) and versions[switched_at[0] :] == ["2"] * 10
+        assert switched_at[0] > 50, "batches take turns with a load of so many steps"
+        assert list(engine.warm_up_seconds) == [1, 2, 4]
+
+
+@on_the_engines_loop
+async def test_what_cannot_be_loaded_changes_nothing(
+    model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
+) -> None:
+    """Found before it is read, while it is built, or when it answers nonsense."""
+    path = another / "net.params"
+    arrays = {name: array.copy() for name, array in read_params(path).items()}
+    async with load_engine(model, device="cpu", max_batch_size=2) as engine:
+        for value, told in ((0, "SHA-256"), (np.nan, "not finite"), (3e38, "nonsense")):
+            arrays["output.weight"][:] = value
+            write_params(path, arrays)
+            if value:
+                described = json.loads((another / manifest.MANIFEST).read_text())["parameters"]
+                describe(another, parameters=described | {"sha256": sha256(path)})
+            with pytest.raises((BadModel, BadParams), match=told):
+                await engine.replace(another)
+            assert engine.model.version == "1"
+            (row,) = await engine.infer([images[0]])
+            assert np.abs(row - expected[0]).max() < TOLERANCE
+
+
+@on_the_engines_loop
+async def test_unload_and_go_on(model: pathlib.Path, images: Any, expected: Any) -> None:
+    """One thread still: it outlives the network."""
+    async with load_engine(model, device="cpu", max_batch_size=1) as engine:
+        await engine.unload()
+        await engine.unload()
+        with pytest.raises(RuntimeError, match="no version"):
+            await engine.infer([images[0]])
+        await engine.replace(model)
+        (row,) = await engine.infer([images[0]])
+        assert np.abs(row - expected[0]).max() < TOLERANCE
+
+
+@on_the_engines_loop
+async def test_a_load_that_is_given_up(model: pathlib.Path, images: Any, expected: Any) -> None:
+    """Cancelled between two steps, it leaves nothing behind."""
+    async with load_engine(model, device="cpu", max_batch_size=1) as engine:
+        load = asyncio.create_task(engine.replace(model))
+        for _ in range(10):
+            await engine.infer([images[0]])
+        load.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await load
+        (row,) = await engine.infer([images[0]])
+        assert np.abs(row - expected[0]).max() < TOLERANCE
