@@ -47,9 +47,11 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def listening(app: App = refuses, most: int = 100) -> AsyncIterator[tuple[str, int]]:
+async def listening(
+    app: App = refuses, most: int = 100, keep_alive: int = 1
+) -> AsyncIterator[tuple[str, int]]:
     """Where a server of `app` listens that has at most so many connections."""
-    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=1)
+    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
     state = Connections(most)
 
     def accept() -> Connection:
@@ -172,9 +174,12 @@ async def test_a_request_that_takes_long_is_left_alone() -> None:
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
-async def test_the_one_that_waits_longest_makes_room(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_one_that_waits_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Be it idle, silent, or in the middle of a head; the log says so once."""
-    async with listening(most=3) as address, asyncio.timeout(PATIENCE):
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 60)
+    async with listening(most=3, keep_alive=60) as address, asyncio.timeout(PATIENCE):
         newcomers = []
         idle, half, silent = [await asyncio.open_connection(*address) for _ in range(3)]
         idle[1].write(GET)
