@@ -74,6 +74,7 @@ COPY LICENSE ./
 COPY batching batching/
 COPY model_store model_store/
 COPY service service/
+COPY shoal shoal/
 # `unchecked-hash`: the bytecode counts whatever the files' times are after copying.
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 

@@ -22,7 +22,7 @@ ifeq ($(filter cpu gpu,$(EXTRA)),)
 $(error EXTRA is cpu or gpu, not '$(EXTRA)')
 endif
 
-.PHONY: help serve test check format train load-test simulate lock clean
+.PHONY: help serve test check format train load-test simulate lock proto clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -60,8 +60,14 @@ lock: $(VENV)/uv ## resolve pyproject.toml anew into requirements/
 	@mkdir -p requirements
 	$(LOCK) --all-extras -o $(VENV)/all.lock
 	for extra in cpu gpu train dev; do \
-		$(LOCK) --extra $$extra --constraint $(VENV)/all.lock -o requirements/$$extra.lock || exit; \
+		case $$extra in cpu | gpu) more="--extra grpc --extra otel" ;; *) more= ;; esac; \
+		$(LOCK) --extra $$extra $$more --constraint $(VENV)/all.lock \
+			-o requirements/$$extra.lock || exit; \
 	done
+
+proto: | $(VENV)/protoc ## compile service/rpc/open_inference.proto after a change
+	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I service/rpc \
+		--descriptor_set_out=service/rpc/open_inference.binpb open_inference.proto
 
 clean: ## remove .venv and what tools leave behind
 	rm -rf .venv .venv-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -108,6 +114,10 @@ endef
 $(VENV)/uv: | $(VENV)/$(EXTRA)
 	@$(RUN) -m venv $@
 	@$@/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+$(VENV)/protoc: | $(VENV)/$(EXTRA)
+	@$(RUN) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.81.1
 
 # --- What is in it, for who has to know: docs/dependencies.md. --------------------------------
 

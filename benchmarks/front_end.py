@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from benchmarks.load import images
-from benchmarks.load.generator import Generator, Job
+from shoal.load import images
+from shoal.load.generator import Generator, Job
 
 ROOT = pathlib.Path(__file__).parent.parent
 TICK = 1 / os.sysconf("SC_CLK_TCK")

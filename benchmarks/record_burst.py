@@ -18,10 +18,10 @@ from pathlib import Path
 import uvloop
 
 from batching.policy import Arrivals
-from benchmarks.load import images
 from service.app import create_app
 from service.server import Server
 from service.settings import Settings
+from shoal.load import images
 from tests.fakes import FakeEngine
 
 FILE = Path(__file__).parent / "simulation" / "burst.json"

@@ -1,8 +1,14 @@
 """Train networks and look after the store.
 
-What cannot be done ends in one line that says what to do, and exit status 2; an interrupted
-training in 130. `list` and `verify` say in such a line what is wrong with a version, go on with the
-next, and end in 1.
+    shoal models list
+    shoal models verify --name pets
+    shoal models import net.params --name pets --arch cifar_resnet56_v1 --classes labels.txt
+    shoal models evaluate --data cifar-10-batches-bin
+    shoal models train --data cifar-10-batches-bin --epochs 40
+
+`python -m model_store` is the same. What cannot be done ends in one line that says what to do, and
+exit status 2; an interrupted training in 130. `list` and `verify` say in such a line what is wrong
+with a version, go on with the next, and end in 1.
 """
 
 from __future__ import annotations
@@ -13,9 +19,11 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from model_store import cifar10, manifest, store
 from model_store.architectures import UnknownArchitecture
@@ -36,9 +44,19 @@ USER_ERRORS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m model_store",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what `add_arguments` has read; the exit status."""
     try:
-        status: int = options.run(options)
+        status: int = options.do(options)
     except USER_ERRORS as error:
         _complain(options, error)
         return 2
@@ -46,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(options: argparse.Namespace, error: Exception, about: str = "") -> None:
-    print(f"model_store {options.command}: {about}{_in_words(error)}", file=sys.stderr)
+    print(f"{options.prog}: {about}{_in_words(error)}", file=sys.stderr)
 
 
 def _in_words(error: Exception) -> str:
@@ -143,24 +161,35 @@ def _evaluate(options: argparse.Namespace) -> int:
     version = options.version or manifest.latest(options.store, options.name)
     folder = manifest.folder(options.store, options.name, version)
     test = cifar10.read_test(options.data)
-    accuracy = asyncio.run(store.evaluate(folder, test, options.device, options.threads))
+    with _progress(len(test.images)) as done:
+        accuracy = asyncio.run(store.evaluate(folder, test, options.device, options.threads, done))
     for name, share in accuracy.by_class.items():
         print(f"{name:12} {share:7.2%}")
     print(f"{'all':12} {accuracy.overall:7.2%} of {accuracy.images:,} images")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model_store", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+@contextmanager
+def _progress(images: int) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal; what is given is told how many more images are done."""
+    with tqdm(total=images, unit="image", leave=False, disable=None) as bar:
+        yield bar.update
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], int], text: str
+        name: str, do: Callable[[argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(run=run)
+        made.set_defaults(do=do, prog=made.prog)
         made.add_argument(
-            "--store", type=pathlib.Path, default=manifest.STORE, help="its folder (%(default)s)"
+            "--store",
+            type=pathlib.Path,
+            metavar="FOLDER",
+            default=manifest.STORE,
+            help="its folder (%(default)s)",
         )
         return made
 
@@ -169,7 +198,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(command("import", _import, "add a .params file that was trained elsewhere"))
     _add_evaluate(command("evaluate", _evaluate, "measure accuracy on CIFAR-10's test images"))
     _add_train(command("train", _train, "train on CIFAR-10 and add a version"))
-    return parser
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -178,12 +206,17 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=pathlib.Path, help="as net.save_parameters wrote it")
+    parser.add_argument(
+        "file", type=pathlib.Path, metavar="FILE", help="as net.save_parameters wrote it"
+    )
     parser.add_argument("--arch", default="cifar_resnet20_v1", help="(%(default)s)")
     parser.add_argument("--name", help="the model's name (that of the architecture)")
     parser.add_argument("--version", help="its number (the next one)")
     parser.add_argument(
-        "--classes", type=pathlib.Path, help="file of class names, one a line (CIFAR-10's)"
+        "--classes",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="file of class names, one a line (CIFAR-10's)",
     )
     for name, default in (("mean", cifar10.MEAN), ("std", cifar10.STD)):
         parser.add_argument(
@@ -208,6 +241,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints",
         type=pathlib.Path,
+        metavar="FOLDER",
         default=pathlib.Path("training"),
         help="folder to save to after every epoch and to go on from (%(default)s)",
     )
@@ -222,7 +256,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_and_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=pathlib.Path, required=True, help="folder of CIFAR-10's binary version"
+        "--data",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        required=True,
+        help="folder of CIFAR-10's binary version",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N (%(default)s)")
     parser.add_argument(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import pathlib
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,16 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
 from model_store import manifest
-from model_store.device import Device, choose
+from model_store.device import Device, GpuMemory, choose, gpu_memory
 from model_store.manifest import BadModel, Manifest, Parameters
-from model_store.network import SIDE, Image, Network, Probabilities, outcomes
+from model_store.network import SIDE, Image, Inputs, Network, Probabilities, Rows, outcomes
 from model_store.params import Arrays, read_params, sha256
 from model_store.runtime import load_mxnet
 
 __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "load_engine"]
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a GPU's memory."""
 
 Arguments = TypeVarTuple("Arguments")
 R = TypeVar("R")
@@ -39,8 +43,13 @@ class GluonEngine:
         self, mx: Any, device: Device, max_batch_size: int, thread: ThreadPoolExecutor
     ) -> None:
         self.device = device
+        self.gpu_memory: GpuMemory | None = None
+        """As of the latest batch, or up to a second before; None on a CPU."""
+        self.on_assembled: Callable[[float], None] | None = None
+        """Is told the seconds that it took to make a batch's images one array."""
         self._mx = mx
         self._max_batch_size = max_batch_size
+        self._look_at = 0.0
         self._thread = thread
         self._network: Network | None = None
 
@@ -59,9 +68,11 @@ class GluonEngine:
 
         Raises MemoryError where the device is out of memory, and whatever MXNet raises.
         """
-        network = self._serving
+        network, started = self._serving, time.perf_counter()
         inputs = network.assemble(images)  # here, so that it may overlap another's compute
-        rows = await self._on_thread(network.infer, inputs)
+        if self.on_assembled is not None:
+            self.on_assembled(time.perf_counter() - started)
+        rows = await self._on_thread(self._compute, network, inputs)
         return outcomes(rows[: len(images)], len(network.model.classes))
 
     async def replace(
@@ -108,6 +119,13 @@ class GluonEngine:
             await self._on_thread(network.close)
             raise
         return network
+
+    def _compute(self, network: Network, inputs: Inputs) -> Rows:
+        rows = network.infer(inputs)
+        if (now := time.monotonic()) > self._look_at:
+            self._look_at = now + LOOK_EVERY
+            self.gpu_memory = gpu_memory(self._mx, self.device)
+        return rows
 
     async def _on_thread(self, call: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
         """First come, first served."""

@@ -39,6 +39,8 @@ Probabilities: TypeAlias = npt.NDArray[np.float32]
 """(classes,), a softmax: not negative, sum 1."""
 Inputs: TypeAlias = npt.NDArray[np.float32]
 """(bucket, 3, 32, 32), normalised."""
+Rows: TypeAlias = npt.NDArray[np.float32]
+"""(bucket, classes), a softmax each."""
 
 
 class BadRow(ArithmeticError):
@@ -80,7 +82,7 @@ class Network:
         filled -= self._shift
         return inputs
 
-    def infer(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+    def infer(self, inputs: Inputs) -> Rows:
         """Softmax rows, float32 (bucket, classes), for what `assemble` made."""
         try:
             on_device = self._mx.nd.array(inputs, ctx=self._device.context)

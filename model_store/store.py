@@ -7,6 +7,7 @@ what will be served.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,15 +88,23 @@ async def verify(folder: pathlib.Path) -> Manifest:
 
 
 async def evaluate(
-    folder: pathlib.Path, test: cifar10.Split, device: str, threads: int
+    folder: pathlib.Path,
+    test: cifar10.Split,
+    device: str,
+    threads: int,
+    done: Callable[[int], object] = lambda images: None,
 ) -> Accuracy:
-    """Accuracy on labelled images, as served. Raises BadModel where the classes are not CIFAR's."""
+    """Accuracy on labelled images, as served; `done` is told how many more are classified.
+
+    Raises BadModel where the classes are not CIFAR's.
+    """
     async with load_engine(folder, device, threads, max_batch_size=64) as engine:
         if engine.model.classes != cifar10.CLASSES:
             raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
         best: list[int] = []
         for start in range(0, len(test.images), 64):
             rows = await engine.infer(list(test.images[start : start + 64]))
+            done(len(rows))
             best += [-1 if isinstance(row, Exception) else int(row.argmax()) for row in rows]
     hits = np.asarray(best) == test.labels
     shares = [float(hits[test.labels == label].mean()) for label in range(len(cifar10.CLASSES))]

@@ -15,6 +15,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
@@ -96,6 +97,10 @@ class UnknownModel(Exception):
     """Another model, or another version of it, is served."""
 
 
+class UnsupportedMethod(Exception):
+    """Of gRPC: in the protocol, and not served."""
+
+
 class UnsupportedEncoding(Exception):
     """The body is compressed."""
 
@@ -172,6 +177,13 @@ PROBLEMS: dict[type[Exception], Problem] = {
     ),
     BadInference: Problem(400, "bad_inference", "Not a request that can be inferred"),
     UnknownModel: Problem(404, "unknown_model", "Another model is served"),
+    UnsupportedMethod: Problem(
+        501,
+        "unsupported_method",
+        "Not served",
+        "Streams are not served, and gain nothing here: send each request by ModelInfer. What is "
+        "under way together is computed together.",
+    ),
     UnsupportedEncoding: Problem(
         415,
         "unsupported_encoding",
@@ -244,6 +256,22 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "The engine failed on everything lately, or does not come back from a batch. This process "
         "should be restarted.",
     ),
+}
+
+# https://grpc.io/docs/guides/status-codes/: what an RPC ends with instead of a problem's status.
+RPC_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    413: "RESOURCE_EXHAUSTED",  # as gRPC itself says of a message that is too large
+    415: "INVALID_ARGUMENT",
+    422: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
 
 INTERNAL = Problem(
@@ -334,8 +362,18 @@ def answer(problem: Problem, error: Exception | None, request_id: str, path: str
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's handler for every exception of the table and for HTTPException."""
     problem = problem_for(error)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        error.headers = _allowed(request)
     request.state.code = problem.code
     return answer(problem, error, request.state.request_id, request.scope["path"])
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """The methods of every route of this path; Starlette names those of the first alone. Nothing
+    where no route has it: files are served from a folder."""
+    here = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in here for method in getattr(route, "methods", None) or ()}
+    return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
 def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | str, Any]:

@@ -160,10 +160,15 @@ LENGTH = {
     "schema": {"type": "integer", "minimum": 1},
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGOw6TkBAAKYAZFkYbNGAAAAAElFTkSuQmCC"
+EXAMPLE = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [DOT]}]}
 REQUEST = {
     "required": True,
     "content": {
-        "application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/InferenceRequest"},
+            "examples": {"a PNG of one pixel": {"value": EXAMPLE}},
+        },
         "application/octet-stream": BINARY,
     },
 }

@@ -35,6 +35,8 @@ class Direct(APIRoute):
 
 
 router = APIRouter(route_class=Direct)
+scrapes = APIRouter(route_class=Direct)
+"""`/metrics` alone, which may have a port of its own."""
 
 FILE = {
     "type": "string",
@@ -103,7 +105,7 @@ async def predict(request: Request) -> Response:
 
     With `Accept: text/plain` the answer is the bare sentence.
     """
-    journey = Journey(request, wishes.timeout(request))
+    journey = begun(request)
     image = await _image(request, journey)
     with ends_with_client(request):
         classified = await journey.infer(image)
@@ -124,7 +126,7 @@ async def predict_batch(request: Request) -> Response:
     An image that cannot be answered fails alone: its place has the problem, as `/predict` would
     have told it, and where trying again may help the seconds to wait, `retry_after`.
     """
-    journey = Journey(request, wishes.timeout(request))
+    journey = begun(request)
     images = await _images(request, journey)
     with ends_with_client(request):
         outcomes = await each(forgiving(journey.infer), images)
@@ -172,7 +174,7 @@ async def readyz(request: Request) -> Response:
     )
 
 
-@router.get(
+@scrapes.get(
     "/metrics",
     tags=["probes"],
     summary="Metrics for Prometheus",
@@ -189,10 +191,17 @@ async def metrics(request: Request) -> Response:
     return Response(found.text(), media_type=MEDIA_TYPE)
 
 
+def begun(request: Request) -> Journey:
+    """Raises BadTimeout and what Journey raises."""
+    timeout = wishes.timeout(request)
+    client = request.client.host if request.client else ""
+    return Journey(request.app.state, request.headers, client, request.state.timing, timeout)
+
+
 async def _image(request: Request, journey: Journey) -> Image:
     """Read and decoded; the upload is forgotten before the image waits for the engine."""
     with journey.reading() as read:
-        data = await read(read_image)
+        data = await read(partial(read_image, request))
         with ends_with_client(request):
             return await journey.decode(data)
 
@@ -200,7 +209,7 @@ async def _image(request: Request, journey: Journey) -> Image:
 async def _images(request: Request, journey: Journey) -> list[Image | Exception]:
     """The same for many, of which any may fail."""
     settings: Settings = request.app.state.settings
-    read_all = partial(read_images, max_images=settings.max_images_per_request)
+    read_all = partial(read_images, request, max_images=settings.max_images_per_request)
     with journey.reading() as read:
         uploads = await read(read_all)
         with ends_with_client(request):

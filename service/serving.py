@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable
-from model_store.device import Device
+from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
 from service.budget import Budget
@@ -30,6 +30,7 @@ from service.decoders import Decoders
 from service.errors import ChangeUnderWay, NotReady, Unloaded
 from service.logs import log
 from service.settings import Settings
+from service.tracing import Tracing
 from service.watchdog import watched
 
 DEAD = 4
@@ -47,6 +48,11 @@ class Engine(Protocol):
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None: ...
+
+    on_assembled: Callable[[float], None] | None
 
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
 
@@ -84,6 +90,8 @@ class Serving:
         settings: Settings,
         load_engine: LoadEngine,
         on_batch: Callable[[BatchReport], None] | None = None,
+        on_assembled: Callable[[float], None] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.decoders = Decoders(settings.decode_threads, settings.max_image_pixels)
         self.uploads = Budget(settings.max_upload_memory)
@@ -98,6 +106,8 @@ class Serving:
         self._settings = settings
         self._load_engine = load_engine
         self._on_batch = on_batch
+        self._on_assembled = on_assembled
+        self._tracing = tracing
         self._engine: Engine | None = None
         self._batcher: Batcher[Image, Classified] | None = None
         self._unloaded = False
@@ -123,6 +133,11 @@ class Serving:
     def live(self) -> bool:
         """False: only a new process helps."""
         return self._batcher is None or self._batcher.healthy
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """Of the engine's GPU, if it has one."""
+        return self._engine.gpu_memory if self._engine is not None else None
 
     async def submit(
         self,
@@ -206,6 +221,7 @@ class Serving:
     async def _serve_until(self, stop: asyncio.Event) -> None:
         began = time.perf_counter()
         async with self._load_engine(self._settings) as engine, self._open:
+            engine.on_assembled = self._on_assembled
             await self._start_batcher(engine)
             self._engine = engine
             log.info("ready", extra={"fields": _told(engine, began)})
@@ -223,7 +239,7 @@ class Serving:
         settings = self._settings
         latency = LatencyTable(engine.warm_up_seconds)
         batcher = Batcher(
-            infer,
+            self._tracing.batches(infer) if self._tracing else infer,
             latency=latency,
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,

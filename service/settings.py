@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store.manifest import STORE, Name, Version
@@ -36,6 +37,13 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one and logs it."""
+
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port for the Open Inference Protocol over gRPC, with the packages of the extra `grpc`; 0
+    takes a free one and logs it. Default: none."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port for `/metrics` alone, which the main port then does not serve; 0 takes a free
+    one and logs it. Default: none, `/metrics` is on the main port."""
 
     model: Name = "cifar_resnet20_v1"
     """Name of the model to serve."""
@@ -120,13 +128,15 @@ class Settings(BaseSettings):
     """Least severity that is logged; requests are logged at info, probes that
     find all well at debug."""
 
-    @field_validator("port", mode="before")
+    @field_validator("port", "grpc_port", "metrics_port", mode="before")
     @classmethod
-    def _not_a_service_link(cls, value: Any) -> Any:
+    def _not_a_service_link(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and value.startswith("tcp://"):
+            variable = f"{PREFIX}{info.field_name}".upper()
+            service = variable.lower().replace("_", "-").removesuffix("-port")
             raise ValueError(
-                "this is a link that Kubernetes makes for a service named 'shoal': set "
-                "enableServiceLinks: false in the pod, or give SHOAL_PORT a number"
+                f"this is a link that Kubernetes makes for a service named '{service}': set "
+                f"enableServiceLinks: false in the pod, or give {variable} a number"
             )
         return value
 
@@ -203,13 +213,18 @@ def table() -> str:
     """The settings as a Markdown table."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = field.default
-        shown = "" if field.default_factory or default in (None, STORE) else f"`{default}`"
-        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {_one_line(field.description)} |")
+        shown = f"`{default}`" if (default := default_of(field)) else ""
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {one_line(field.description)} |")
     return "\n".join(rows)
 
 
-def _one_line(text: str | None) -> str:
+def default_of(field: FieldInfo) -> str:
+    """For people; empty where the meaning says it better."""
+    default = field.default
+    return "" if field.default_factory or default in (None, STORE) else str(default)
+
+
+def one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 

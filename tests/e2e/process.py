@@ -58,6 +58,11 @@ class Server:
         self._process.kill()
         self._process.communicate()
 
+    def address(self, name: str) -> str:
+        """Where a port beside the main one was opened, as the log says: `gRPC on`."""
+        messages = (str(record["message"]) for record in self.log())
+        return next(message.split()[-1] for message in messages if name in message)
+
     @property
     def pid(self) -> int:
         return self._process.pid

@@ -9,9 +9,9 @@ import urllib.parse
 import httpx
 import pytest
 
-from benchmarks.load.fleet import poisson
-from benchmarks.load.generator import Generator, Job
-from benchmarks.load.images import Picture, request
+from shoal.load.fleet import poisson
+from shoal.load.generator import Generator, Job
+from shoal.load.images import Picture, request
 from tests.e2e.process import SCRIPTED, Server
 from tests.service.conftest import png
 

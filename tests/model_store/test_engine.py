@@ -16,7 +16,7 @@ import pytest_asyncio
 from PIL import Image
 
 from model_store import manifest, network
-from model_store.device import DeviceUnavailable
+from model_store.device import Device, DeviceUnavailable, GpuMemory
 from model_store.engine import GluonEngine, load_engine
 from model_store.manifest import BadModel
 from model_store.network import BadRow
@@ -53,6 +53,30 @@ def images() -> Any:
 @pytest.fixture(scope="module")
 def expected(model: pathlib.Path, images: Any) -> Any:
     return probabilities(read_params(model / "net.params"), images)
+
+
+@on_the_engines_loop
+async def test_what_it_tells(
+    loaded: GluonEngine, images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long each batch took to assemble; the GPU's memory, looked at once a second and on its
+    own thread."""
+    assembled: list[float] = []
+    threads: list[str] = []
+
+    def look(mx: Any, device: Device) -> GpuMemory:
+        threads.append(threading.current_thread().name)
+        return GpuMemory(1, 2)
+
+    monkeypatch.setattr("model_store.engine.gpu_memory", look)
+    monkeypatch.setattr(loaded, "_look_at", 0.0)
+    monkeypatch.setattr(loaded, "on_assembled", assembled.append)
+    for _ in range(3):
+        await loaded.infer(images[:2])
+    assert len(assembled) == 3 and all(0 < seconds < 1 for seconds in assembled)
+    assert [name.partition("_")[0] for name in threads] == ["engine"]
+    assert loaded.gpu_memory == GpuMemory(1, 2)
+    loaded.gpu_memory = None
 
 
 @pytest.mark.parametrize("size", range(1, 65))

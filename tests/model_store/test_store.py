@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from model_store import manifest
+from model_store import cifar10, manifest, store
 from model_store.params import read_params, write_params
 
 pytestmark = pytest.mark.slow
@@ -86,8 +88,8 @@ def test_verify_finds_damage(model: pathlib.Path, tmp_path: pathlib.Path) -> Non
     verified = run("verify", "--store", tmp_path)
     assert verified.returncode == 1
     assert [line.partition(" is not ")[0] for line in verified.stderr.splitlines()] == [
-        f"model_store verify: cifar_resnet20_v1 {version}: {tmp_path}/cifar_resnet20_v1/{version}"
-        "/net.params"
+        f"python -m model_store verify: cifar_resnet20_v1 {version}: "
+        f"{tmp_path}/cifar_resnet20_v1/{version}/net.params"
         for version in ("1", "3")
     ]
     assert verified.stderr.count("SHA-256") == 2
@@ -96,3 +98,15 @@ def test_verify_finds_damage(model: pathlib.Path, tmp_path: pathlib.Path) -> Non
 
     one = run("verify", "--store", tmp_path, "--name", "cifar_resnet20_v1", "--version", "2")
     assert (one.returncode, one.stdout, one.stderr) == (0, good, "")
+
+
+def test_evaluate(model: pathlib.Path) -> None:
+    """Accuracy by class and overall, and how far it has come is told on the way."""
+    random = np.random.default_rng(1)
+    labels = np.arange(70, dtype=np.uint8) % 10
+    test = cifar10.Split(random.integers(0, 256, (70, 32, 32, 3), np.uint8), labels)
+    told: list[int] = []
+    accuracy = asyncio.run(store.evaluate(model, test, "cpu", 1, told.append))
+    assert told == [64, 6] and accuracy.images == 70
+    assert set(accuracy.by_class) == set(cifar10.CLASSES)
+    assert accuracy.overall == pytest.approx(sum(accuracy.by_class.values()) / 10)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+import httpx
 import pytest
 
 from batching import DeadlineUnreachable, Draining, QueueFull
 from service import errors
+from service.app import create_app
+from service.settings import Settings
+from tests.fakes import FakeEngine
 
 
 @pytest.mark.parametrize(
@@ -31,3 +37,21 @@ def test_rows(problem: errors.Problem) -> None:
     assert problem.code.replace("_", "").isalpha() and problem.code.islower()
     assert not problem.title.endswith(".")
     assert problem.detail is None or problem.detail.endswith(".")
+
+
+async def test_methods_of_every_route(engine: FakeEngine, settings: Settings) -> None:
+    """`Allow` lists what the path is served for, be it by one route or by several."""
+
+    async def nothing() -> None: ...
+
+    app = create_app(settings, engine.load)
+    for method in ("PATCH", "POST"):
+        app.add_api_route("/twice", nothing, methods=[method])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        once, twice = await client.put("/predict"), await client.put("/twice")
+        docs = (await client.get("/docs")).text
+        files = await client.put(re.findall(r'src="(/[^"]+js)"', docs)[0])
+    assert (once.status_code, once.headers["allow"]) == (405, "POST")
+    assert (twice.status_code, twice.headers["allow"]) == (405, "PATCH, POST")
+    assert files.status_code == 405
+    assert twice.json()["code"] == "method_not_allowed"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.load.connection import FAILED, TIMED_OUT
-from benchmarks.load.generator import Outcome
+from shoal.load.connection import FAILED, TIMED_OUT
+from shoal.load.generator import Outcome
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 BUSY = 0.9

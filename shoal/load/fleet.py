@@ -10,7 +10,7 @@ from multiprocessing.synchronize import Barrier
 
 import uvloop
 
-from benchmarks.load.generator import Generator, Job, Outcome
+from shoal.load.generator import Generator, Job, Outcome
 
 Progress = Callable[[int, int], None]
 """Is told answered and failed requests so far, of all processes together."""

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.load.connection import FAILED, Connection
-from benchmarks.load.images import class_of
-from benchmarks.load.timer import Timer
+from shoal.load.connection import FAILED, Connection
+from shoal.load.images import class_of
+from shoal.load.timer import Timer
 
 MAX_CONNECTIONS = 4096
 WATCH_EVERY = 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.load import fleet, images
-from benchmarks.load.generator import Generator, Job, Outcome
-from benchmarks.load.images import Picture, class_of
-from benchmarks.load.report import Run, summarise, table
-from benchmarks.load.timer import Timer
-from benchmarks.load_test import find_max
+from shoal import bench
+from shoal.command import parser
+from shoal.load import fleet, images
+from shoal.load.generator import Generator, Job, Outcome
+from shoal.load.images import Picture, class_of
+from shoal.load.load_test import find_max
+from shoal.load.report import Run, summarise, table
+from shoal.load.timer import Timer
 from tests.e2e.process import ROOT, SCRIPTED, Server
 
 HORSE = b'{"class": "horse", "probability": 0.9}'
@@ -238,16 +241,19 @@ def test_the_highest_rate_is_closed_in_on(most: float) -> None:
 
 @pytest.mark.slow
 def test_from_the_command_line(tmp_path: pathlib.Path) -> None:
-    """Two processes against the real service: a table, figures and a plot; exit status 0."""
-    with Server(*SCRIPTED) as server:
+    """Two processes against the real service, which wants a key: a table, figures and a plot; exit
+    status 0."""
+    key = "a-key-of-sixteen-or-more"
+    with Server(*SCRIPTED, SHOAL_API_KEYS=key) as server:
         server.wait_until_ready()
         run = subprocess.run(
             [
-                *(sys.executable, "-m", "benchmarks.load_test", f"{server.url}/predict"),
+                *(sys.executable, "-m", "shoal", "bench", server.url),
                 *("--rate", "20,40", "--duration", "1", "--warm-up", "0.2", "--processes", "2"),
                 *("--slo-ms", "1000", "--out", str(tmp_path)),
             ],
             cwd=ROOT,
+            env=os.environ | {"SHOAL_API_KEY": key},
             capture_output=True,
             text=True,
             timeout=60,
@@ -260,11 +266,25 @@ def test_from_the_command_line(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "load_test.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_figures_without_matplotlib(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Are written all the same, and what would draw them is told."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    options = parser({"bench"}).parse_args(["bench", "--rate", "1", "--out", str(tmp_path)])
+    bench.write(options, None, [summarise("x", 10.0, [outcome([200] * 4)], 0.0, 1.0)])
+    assert [path.name for path in tmp_path.iterdir()] == ["load_test.json"]
+    said = capsys.readouterr()
+    assert "shoal[train]" in said.err and ".png" not in said.out
+
+
 @pytest.mark.slow
 def test_no_server() -> None:
     """One line that says what to look at, exit status 1."""
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load_test", "http://127.0.0.1:9/x", "--rate", "1"],
+        [sys.executable, "-m", "shoal", "bench", "http://127.0.0.1:9/x", "--rate", "1"],
         cwd=ROOT,
         capture_output=True,
         text=True,

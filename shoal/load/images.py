@@ -48,8 +48,10 @@ def made_up(side: int, count: int = 64) -> list[Picture]:
     return pictures
 
 
-def request(url: urllib.parse.SplitResult, picture: Picture, raw: bool) -> bytes:
-    """The whole HTTP request, ready to be written."""
+def request(
+    url: urllib.parse.SplitResult, picture: Picture, raw: bool, key: str | None = None
+) -> bytes:
+    """The whole HTTP request, ready to be written; with `key` where the server wants one."""
     if raw:
         kind, body = "image/jpeg", picture.data
     else:
@@ -67,6 +69,7 @@ def request(url: urllib.parse.SplitResult, picture: Picture, raw: bool) -> bytes
         f"Content-Type: {kind}",
         f"Content-Length: {len(body)}",
         "Accept: application/json, */*;q=0.5",
+        *([f"X-API-Key: {key}"] if key else []),
         "\r\n",
     )
     return "\r\n".join(lines).encode() + body

@@ -1,0 +1,6 @@
+"""Shoal for the terminal and for programs: the command `shoal`, and `shoal.client`.
+
+Nothing is imported here, so that `shoal --help` and completion answer at once.
+"""
+
+__version__ = "0.1.0"

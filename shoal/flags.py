@@ -1,0 +1,79 @@
+"""The service's settings as flags of the command line, made from the class that has them.
+
+`--max-batch-size 8` is SHOAL_MAX_BATCH_SIZE=8: a flag becomes the variable of this process, and so
+holds for whatever this process starts. Secrets get no flag, since every user of a machine can
+read its command lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import types
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from service.settings import PREFIX, Settings, default_of, one_line
+
+METAVARS = {int: "N", float: "SECONDS", str: "TEXT", pathlib.Path: "PATH"}
+
+
+def add(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_fields) -> None:
+    """A flag for each of these settings, absent from the result where it is not given."""
+    for name in names:
+        field = Settings.model_fields[name]
+        kind = _kind(field.annotation)
+        if kind is SecretStr:
+            continue
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        else:
+            options["metavar"] = METAVARS.get(kind, "VALUE")
+            options["type"] = _checked(field)
+        parser.add_argument(flag(name), **options)
+
+
+def apply(options: argparse.Namespace) -> None:
+    """Put the settings that were given into the environment."""
+    for name in Settings.model_fields.keys() & vars(options).keys():
+        os.environ[f"{PREFIX}{name.upper()}"] = str(getattr(options, name))
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _kind(annotation: Any) -> Any:
+    """The type itself, without its bounds and without None."""
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _kind(next(kind for kind in get_args(annotation) if kind is not types.NoneType))
+    return annotation
+
+
+def _checked(field: FieldInfo) -> Callable[[str], str]:
+    """The text itself, once the setting's own bounds have been seen to hold."""
+
+    def check(text: str) -> str:
+        bounded: Any = Annotated[field.annotation, *field.metadata]
+        try:
+            TypeAdapter(bounded).validate_python(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from None
+        return text
+
+    return check
+
+
+def _help(field: FieldInfo) -> str:
+    default = default_of(field)
+    shown = f" ({default})" if default else ""
+    return (one_line(field.description) + shown).replace("%", "%%")
