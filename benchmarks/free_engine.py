@@ -16,6 +16,7 @@ from model_store.cifar10 import CLASSES, MEAN, STD
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
+from model_store.precision import Precision
 from service.__main__ import serve
 from service.app import create_app
 from service.logs import configure
@@ -36,6 +37,7 @@ class FreeEngine:
         parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
     )
     device = Device(None, "cpu", "as asked")
+    precision = Precision("fp32", "as asked")
     gpu_memory: GpuMemory | None = None
     on_assembled: Callable[[float], None] | None = None
 

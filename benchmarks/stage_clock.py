@@ -24,7 +24,7 @@ from service import middleware, routes
 from service.__main__ import main
 from service.connection import Connection
 from service.journey import Journey
-from service.logs import Lines
+from service.logs import Output
 from service.metrics import Metrics
 
 STAGES = ("read", "route", "parse", "decode", "queue", "infer", "respond")
@@ -41,7 +41,7 @@ CLOCKED: tuple[tuple[Any, str, str], ...] = (
     (middleware, "log_request", "respond"),
     (Metrics, "end_request", "respond"),
     (Metrics, "count_batch", "respond"),
-    (Lines, "flush", "respond"),
+    (Output, "flush", "respond"),
 )
 """Where each stage begins. Within one that is not told otherwise, what it calls is its own; outside
 of all is the loop itself, which reads."""

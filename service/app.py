@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,6 +15,7 @@ from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import model_store.engine
 from model_store.engine import GluonEngine
@@ -20,10 +23,12 @@ from service import admin, errors, inference, pages, protocol, repository, route
 from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import ROUTINE, Requests
+from service.protocol import LENGTH_HEADER
+from service.rates import Rates
 from service.repository import Repository
 from service.server import Listener, SidePort
 from service.serving import LoadEngine, Serving
-from service.settings import PREFIX, BadSettings, Settings
+from service.settings import PREFIX, BadSettings, Settings, split
 from service.tracing import from_environment
 
 DESCRIPTION = """\
@@ -70,7 +75,9 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
         if tracing is not None:
             await tracing.close()
 
-    app: FastAPI = FastAPIOffline(
+    without = partial(FastAPI, docs_url=None, openapi_url=None)
+    build: Callable[..., FastAPI] = FastAPIOffline if settings.docs else without
+    app = build(
         title="Shoal",
         version="0.1.0",
         description=DESCRIPTION,
@@ -91,6 +98,7 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
     app.state.metrics = metrics
     app.state.tracing = tracing
     app.state.keys = keys
+    app.state.rates = _rates(settings)
     app.state.admin_keys = admin_keys
     app.state.repository = versions
     app.state.listeners = _listeners(app, settings)
@@ -102,18 +110,38 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
         *admin.router.routes,
     ]
     if settings.page:
-        app.include_router(pages.router())
+        app.include_router(pages.router(settings.docs))
     for kind in (*errors.PROBLEMS, HTTPException):
         app.add_exception_handler(kind, errors.handle)
-    app.add_middleware(Requests, count=metrics)
+    if origins := split(settings.cors_origins):
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
+        )
+    app.add_middleware(Requests, count=metrics)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
+
+
+def _rates(settings: Settings) -> Rates | None:
+    if settings.rate_limit is None:
+        return None
+    burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
+    return Rates(settings.rate_limit, burst)
 
 
 def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:
     """What serves beside the application, on ports of their own. Raises BadSettings."""
     found: list[Listener] = []
     if settings.metrics_port is not None:
+        if settings.metrics_need_key:
+            raise BadSettings(
+                f"{PREFIX}METRICS_NEED_KEY: on {PREFIX}METRICS_PORT, a port of their own, metrics "
+                "want no key. Leave out one of the two"
+            )
         metrics = Starlette(routes=routes.scrapes.routes)
         metrics.state = app.state
         found.append(SidePort(metrics, settings, settings.metrics_port))

@@ -11,11 +11,12 @@ from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
 from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
 from service.journey import Journey, each, forgiving
+from service.keys import Keys
 from service.metrics import MEDIA_TYPE, Metrics
 from service.serving import Classified, Serving
 from service.settings import Settings
@@ -59,6 +60,7 @@ UPLOADS = {"required": True, "content": {"multipart/form-data": {"schema": FORM_
 HEADERS = {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": errors.SERVER_TIMING}
 REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     decode.BadImage,
     decode.UnsupportedImageType,
@@ -72,10 +74,12 @@ REFUSALS = (
     Draining,
     TimeoutError,
     EngineFailed,
+    EngineDead,
 )
 # Of a whole batch. What befalls an image, queue_full included, is told in its place.
 BATCH_REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     errors.BodyTooLarge,
     errors.TooManyImages,
@@ -181,9 +185,14 @@ async def readyz(request: Request) -> Response:
     tags=["probes"],
     summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
+    responses=errors.documented([errors.Unauthorized]),
 )
 async def metrics(request: Request) -> Response:
     """Counters, histograms and what has a value now, in Prometheus' text format."""
+    settings: Settings = request.app.state.settings
+    if settings.metrics_need_key:
+        keys: Keys = request.app.state.keys
+        keys.check(request.headers)
     found: Metrics = request.app.state.metrics
     return Response(found.text(), media_type=MEDIA_TYPE)
 
@@ -191,7 +200,8 @@ async def metrics(request: Request) -> Response:
 def begun(request: Request) -> Journey:
     """Raises BadTimeout and what Journey raises."""
     timeout = wishes.timeout(request)
-    return Journey(request.app.state, request.headers, request.state.timing, timeout)
+    client = request.client.host if request.client else ""
+    return Journey(request.app.state, request.headers, client, request.state.timing, timeout)
 
 
 async def _image(request: Request, journey: Journey) -> Image:
