@@ -14,18 +14,14 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-import numpy as np
-
-from model_store.cifar10 import CLASSES, MEAN, STD
+from benchmarks.free_engine import ROW, FreeEngine
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
-from model_store.manifest import Manifest, Normalisation, Parameters
 from service.__main__ import main
 from service.settings import Settings
 
 BATCH_SECONDS, IMAGE_SECONDS = 0.001, 0.00002
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-ROW = np.array([0.91 if name == "horse" else 0.01 for name in CLASSES], np.float32)
 
 
 def seconds(size: int) -> float:
@@ -33,22 +29,17 @@ def seconds(size: int) -> float:
     return BATCH_SECONDS + IMAGE_SECONDS * size
 
 
-class SimulatedDevice:
+class SimulatedDevice(FreeEngine):
     """Takes one batch at a time, on a thread of its own, like the real engine."""
 
-    model = Manifest(
-        name="simulated",
-        version="1",
-        architecture="cifar_resnet20_v1",
-        classes=CLASSES,
-        normalisation=Normalisation(mean=MEAN, std=STD),
-        parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
-    )
     device = Device(None, "gpu", "simulated")
-    warm_up_seconds = {size: [seconds(size)] * 3 for size in BUCKETS}  # noqa: RUF012
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread
+
+    @property
+    def warm_up_seconds(self) -> dict[int, list[float]]:
+        return {size: [seconds(size)] * 3 for size in BUCKETS}
 
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]:
         loop = asyncio.get_running_loop()

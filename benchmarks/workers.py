@@ -32,7 +32,7 @@ from functools import partial
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.front_end import ROOT, cpu_seconds
+from benchmarks.process import ROOT, cpu_seconds
 from shoal.load import fleet, images
 from shoal.load.generator import Job
 

@@ -1,7 +1,7 @@
-"""`python -m service`: serve until SIGTERM or Ctrl-C.
+"""`python -m service`: serve until SIGTERM or Ctrl-C. Ctrl-C twice leaves at once, with 130.
 
 Exit status: 0 after a clean stop, 1 when the model cannot be served, 2 when a setting is wrong, 3
-when the port cannot be had.
+when the port cannot be had, 4 when the engine died under way and a new process should take over.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ import signal
 import socket
 import sys
 
+if __name__ == "__main__":
+    # Before the imports below, which take a second or more. A signal that nobody handles is lost on
+    # process 1 of a container, and elsewhere Ctrl-C would end in a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from service.app import LOAD_ENGINE, create_app, imported
+from service.local import DEAD
 from service.logs import configure, log
 from service.server import Server
+from service.serving import Serving
 from service.settings import BadSettings, Settings, load_settings, unknown
 from service.workers.supervisor import Supervisor
 
@@ -46,13 +55,14 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
     """Serve `app` until a signal; the exit status. `sockets`: to listen on, in place of those that
     the settings name."""
     server = Server(app, settings)
-    # uvicorn stops on these signals, answers what is in flight, and then raises them again for
-    # whoever handled them before: without this the process would die by them and not leave with 0.
+    # uvicorn takes these over once its loop runs. Until then, and after, they are handled as well.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     server.run(sockets)
-    failure = app.state.serving.inference.failure
-    if failure is not None:
+    serving: Serving = app.state.serving
+    if serving.dead:
+        return DEAD
+    if (failure := serving.inference.failure) is not None:
         log.error("the model cannot be served: %s", failure)
         return 1
     log.info("stopped")

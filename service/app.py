@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import model_store.engine
 from model_store.engine import GluonEngine
@@ -25,10 +27,12 @@ from service.keys import Keys
 from service.local import LoadEngine, Local
 from service.metrics import Metrics
 from service.middleware import ROUTINE, Requests
+from service.protocol import LENGTH_HEADER
+from service.rates import Rates
 from service.repository import Repository
 from service.server import Listener, SidePort
 from service.serving import Inference, Serving, Versions
-from service.settings import PREFIX, BadSettings, Settings
+from service.settings import PREFIX, BadSettings, Settings, split
 from service.tracing import from_environment
 from service.workers.hub import Hub
 from service.workers.remote import Remote
@@ -54,6 +58,7 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
         settings.device,
         settings.engine_threads,
         settings.max_batch_size,
+        settings.precision,
     )
 
 
@@ -96,7 +101,9 @@ def create_app(
         if tracing is not None:
             await tracing.close()
 
-    app: FastAPI = FastAPIOffline(
+    without = partial(FastAPI, docs_url=None, openapi_url=None)
+    build: Callable[..., FastAPI] = FastAPIOffline if settings.docs else without
+    app = build(
         title="Shoal",
         version="0.1.0",
         description=DESCRIPTION,
@@ -117,6 +124,7 @@ def create_app(
     app.state.metrics = metrics
     app.state.tracing = tracing
     app.state.keys = keys
+    app.state.rates = _rates(settings)
     app.state.admin_keys = admin_keys
     app.state.repository = versions
     app.state.listeners = _listeners(app, settings)
@@ -128,10 +136,18 @@ def create_app(
         *admin.router.routes,
     ]
     if settings.page:
-        app.include_router(pages.router())
+        app.include_router(pages.router(settings.docs))
     for kind in (*errors.PROBLEMS, HTTPException):
         app.add_exception_handler(kind, errors.handle)
-    app.add_middleware(Requests, count=metrics)
+    if origins := split(settings.cors_origins):
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
+        )
+    app.add_middleware(Requests, count=metrics)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 
@@ -163,10 +179,22 @@ def create_hub(
     return hub
 
 
+def _rates(settings: Settings) -> Rates | None:
+    if settings.rate_limit is None:
+        return None
+    burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
+    return Rates(settings.rate_limit, burst)
+
+
 def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:
     """What serves beside the application, on ports of their own. Raises BadSettings."""
     found: list[Listener] = []
     if settings.metrics_port is not None:
+        if settings.metrics_need_key:
+            raise BadSettings(
+                f"{PREFIX}METRICS_NEED_KEY: on {PREFIX}METRICS_PORT, a port of their own, metrics "
+                "want no key. Leave out one of the two"
+            )
         metrics = Starlette(routes=routes.scrapes.routes)
         metrics.state = app.state
         found.append(SidePort(metrics, settings, settings.metrics_port))

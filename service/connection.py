@@ -7,9 +7,12 @@ before its end. Here
 - a connection on which nothing arrives is closed after the keep-alive time, also the first time;
 - a request that was answered before its end may go on for `REST_SECONDS`, so that its client has
   a chance to read the answer, and is then cut off;
-- a client that takes nothing of its answer for `READ_SECONDS` is cut off.
+- a client that takes nothing of its answer for `READ_SECONDS` is cut off;
+- there are only so many connections, and `connections` says which makes room for another.
 
 How long a body may take is the route's to say. Bad requests get their 400 as a problem, too.
+
+And an answer is written in one go, where uvicorn writes its head and its body apart.
 """
 
 from __future__ import annotations
@@ -21,52 +24,113 @@ from collections.abc import Callable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import errors
+from service.connections import Connections
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 REST_SECONDS = 2.0
 READ_SECONDS = 30.0
+GATHERED_BYTES = 64 * 1024
+
+
+class Outgoing(asyncio.Transport):
+    """A transport that gathers what is written within a turn of the event loop, up to
+    `GATHERED_BYTES`: every write is a system call. `flush` sends it sooner."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._gathered: list[bytes | bytearray | memoryview] = []
+        self._bytes = 0
+        # What uvicorn asks of a transport beside writing and leaving.
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._gathered:
+            self._loop.call_soon(self.flush)
+        self._gathered.append(data)
+        self._bytes += len(data)
+        if self._bytes > GATHERED_BYTES:  # a client that does not read must be felt
+            self.flush()
+
+    def flush(self) -> None:
+        if self._gathered and not self._transport.is_closing():
+            self._transport.writelines(self._gathered)
+        self._gathered.clear()
+        self._bytes = 0
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
 
 class Connection(HttpToolsProtocol):
+    server_state: Connections
     _timer: asyncio.TimerHandle | None = None
     _in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        admitted = self.server_state.admit()
+        self._outgoing = Outgoing(transport)
+        super().connection_made(self._outgoing)
+        if not admitted:
+            self._refuse(errors.TOO_MANY_CONNECTIONS)
+            return
+        self.server_state.waits(self)
         self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def make_room(self) -> None:
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._at_ease()
+        self.server_state.goes_on(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            if self.transport.is_closing():
+                return
+            if self._head_bytes > HEAD_BYTES:
                 self._refuse(errors.HEAD_TOO_LARGE)
+            elif self._timer is None:  # most heads are whole by now
+                self._within(HEAD_SECONDS, self.timeout_keep_alive_handler)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        self._within(HEAD_SECONDS, self.timeout_keep_alive_handler)
+        self._at_ease()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._at_ease()
+        self.server_state.goes_on(self)
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
+        self._outgoing.flush()
         super().on_response_complete()
-        if self.cycle.response_complete and self.cycle.more_body:
-            self._within(REST_SECONDS, self.timeout_keep_alive_handler)
+        if self.cycle.response_complete:
+            if self.cycle.more_body:
+                self._within(REST_SECONDS, self.timeout_keep_alive_handler)
+            else:
+                self.server_state.waits(self)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         if self.cycle.response_complete:  # the rest has come
             self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+            self.server_state.waits(self)
 
     def pause_writing(self) -> None:
         super().pause_writing()

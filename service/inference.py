@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
 from service import decode, errors, open_inference, protocol, wishes
 from service.departure import ends_with_client
@@ -43,6 +43,7 @@ MODELS = {
 }
 REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     errors.BadInference,
     decode.BadImage,
@@ -55,6 +56,7 @@ REFUSALS = (
     decode.UnsupportedImageType,
     errors.UnsupportedEncoding,
     EngineFailed,
+    EngineDead,
     errors.NotReady,
     QueueFull,
     DeadlineUnreachable,

@@ -20,30 +20,37 @@ from starlette.datastructures import State
 from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import decode, errors
+from service.budget import Share
+from service.rates import network
 from service.serving import Classified, Serving
 from service.settings import Settings
 from service.tracing import Tracing
-from service.upload import Hold
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-Read = Callable[[int, float, Hold], Awaitable[Out]]
-"""Reads a body: most bytes, most seconds, and whom to tell of what is kept."""
+Read = Callable[[int, float, Share], Awaitable[Out]]
+"""Reads a body: most bytes, most seconds, and the share of the memory for uploads."""
 
 
 class Journey:
     """Of one request, over HTTP or gRPC."""
 
     def __init__(
-        self, parts: State, headers: Mapping[str, str], timing: dict[str, float], timeout: float
+        self,
+        parts: State,
+        headers: Mapping[str, str],
+        client: str,
+        timing: dict[str, float],
+        timeout: float,
     ) -> None:
-        """`parts`: the application's; `headers`: the request's, names in lower case; `timing`:
-        where the seconds of each stage are noted; `timeout`: seconds from the end of the upload.
+        """`parts`: the application's; `headers`: the request's, names in lower case; `client`: the
+        address it comes from; `timing`: where the seconds of each stage are noted; `timeout`:
+        seconds from the end of the upload.
 
-        Raises Unauthorized, and NotReady: why read what cannot be answered.
+        Raises Unauthorized, RateLimited, and NotReady: why read what cannot be answered.
         """
-        parts.keys.check(headers)
+        _admit(parts, headers, client)
         self.serving: Serving = parts.serving
         self.model: Manifest = self.serving.ready.model
         """That serves as the request begins. Another may compute it."""
@@ -57,12 +64,12 @@ class Journey:
     def reading(self) -> Iterator[Callable[[Read[Out]], Awaitable[Out]]]:
         """Within, call what is given with what reads the body; its bytes count as held memory
         until the end."""
-        with self.serving.uploads.holding() as hold:
+        with self.serving.uploads.holding() as share:
 
             async def read(reader: Read[Out]) -> Out:
                 limits = self._settings.max_upload_bytes, self._settings.upload_timeout
                 began = time.perf_counter()
-                body = await reader(*limits, hold)
+                body = await reader(*limits, share)
                 self._note("read", began, time.perf_counter())
                 self._deadline = time.perf_counter() + self._timeout
                 return body
@@ -125,6 +132,14 @@ class Journey:
 
 
 _NOWHERE = nullcontext[None]()
+
+
+def _admit(parts: State, headers: Mapping[str, str], client: str) -> None:
+    """By key and, where there is a limit, by how often this client asks."""
+    key = parts.keys.check(headers)
+    if parts.rates is not None:
+        parts.rates.take(key or network(client), time.monotonic())
+
 
 Step = Callable[[In], Coroutine[Any, Any, Out]]
 

@@ -10,6 +10,7 @@ it stay; from one batch to the next another network computes.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pathlib
 import time
@@ -17,16 +18,21 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
-from batching import Answer, Batcher, BatchReport, Draining, LatencyTable
+from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
+from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
 from service.figures import Figures
 from service.logs import log
 from service.serving import Classified, Ready
 from service.settings import Settings
 from service.tracing import Tracing
+from service.watchdog import watched
+
+DEAD = 4
+"""Exit status of a process whose engine died."""
 
 
 class Engine(Protocol):
@@ -37,6 +43,9 @@ class Engine(Protocol):
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def precision(self) -> Precision: ...
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
@@ -176,10 +185,13 @@ class Local:
         finally:
             self._stopping = True
             stop.set()
-            _, hung = await asyncio.wait({task}, timeout=self._settings.shutdown_timeout)
+            dead = isinstance(self.failure, EngineDead)
+            patience = 0 if dead else self._settings.shutdown_timeout
+            _, hung = await asyncio.wait({task}, timeout=patience)
             if hung:
                 log.error("the engine does not come back; leaving without it")
-                os._exit(1)  # nothing less ends a thread that hangs
+                logging.shutdown()
+                os._exit(DEAD if dead else 1)  # nothing less ends a thread that hangs
 
     async def _run(self, stop: asyncio.Event) -> None:
         try:
@@ -187,6 +199,12 @@ class Local:
         except Exception as error:  # noqa: BLE001  # told once the process has stopped
             self.failure = error
             self._on_failure()
+
+    def _give_up(self) -> None:
+        """Everybody has been told; now answer them, and leave so that another takes our place."""
+        self.failure = EngineDead("it did not come back from a batch")
+        log.critical("the engine is dead: %s; leaving", self.failure)
+        self._on_failure()
 
     async def _serve_until(self, stop: asyncio.Event) -> None:
         began = time.perf_counter()
@@ -218,8 +236,9 @@ class Local:
             on_batch=self._count.count_batch,
         )
         self._batcher = await self._open.enter_async_context(batcher)
+        await self._open.enter_async_context(watched(batcher, self._give_up))
         self.unloaded = False
-        self._tell(Ready(engine.model, engine.device))
+        self._tell(Ready(engine.model, engine.device, engine.precision))
 
     def _switch(self, engine: Engine) -> None:
         """Between two batches. What a batch takes is what the new version's warm-up took: under
@@ -228,7 +247,7 @@ class Local:
         if self._batcher is not None:
             self._latency = LatencyTable(engine.warm_up_seconds)
             self._batcher.switch(self._latency)
-            self._tell(Ready(engine.model, engine.device))
+            self._tell(Ready(engine.model, engine.device, engine.precision))
 
     def _tell(self, started: Ready | None) -> None:
         self.started = started
@@ -256,5 +275,7 @@ def _told(engine: Engine, began: float) -> dict[str, str | float]:
         **_identity(engine.model),
         "device": engine.device.name,
         "device_reason": engine.device.reason,
+        "precision": engine.precision.name,
+        "precision_reason": engine.precision.reason,
         "seconds": round(time.perf_counter() - began, 3),
     }

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
 from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
 from service.gauges import Gauges
 from service.journey import Journey, each, forgiving
+from service.keys import Keys
 from service.metrics import MEDIA_TYPE, Metrics
 from service.serving import Classified, Serving
 from service.settings import Settings
@@ -27,11 +27,16 @@ SENTENCE = "The input picture is classified as [{}], with probability {:.3f}."
 
 
 class Direct(APIRoute):
-    """Calls the endpoint with the request: there is nothing for FastAPI to inject or validate."""
+    """Calls the endpoint with the request: there is nothing for FastAPI to inject, to validate or
+    to clean up. What it raises is answered by the application's table like that of any other."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return endpoint
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app = self._call
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response: Response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 router = APIRouter(route_class=Direct)
@@ -56,6 +61,7 @@ UPLOADS = {"required": True, "content": {"multipart/form-data": {"schema": FORM_
 HEADERS = {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": errors.SERVER_TIMING}
 REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     decode.BadImage,
     decode.UnsupportedImageType,
@@ -69,10 +75,12 @@ REFUSALS = (
     Draining,
     TimeoutError,
     EngineFailed,
+    EngineDead,
 )
 # Of a whole batch. What befalls an image, queue_full included, is told in its place.
 BATCH_REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     errors.BodyTooLarge,
     errors.TooManyImages,
@@ -167,6 +175,8 @@ async def readyz(request: Request) -> Response:
             "model": {"name": ready.model.name, "version": ready.model.version},
             "device": ready.device.name,
             "device_reason": ready.device.reason,
+            "precision": ready.precision.name,
+            "precision_reason": ready.precision.reason,
             "latency": {size: round(seconds, 6) for size, seconds in expected.items()},
         }
     )
@@ -177,9 +187,14 @@ async def readyz(request: Request) -> Response:
     tags=["probes"],
     summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
+    responses=errors.documented([errors.Unauthorized]),
 )
 async def metrics(request: Request) -> Response:
     """Counters, histograms and what has a value now, in Prometheus' text format."""
+    settings: Settings = request.app.state.settings
+    if settings.metrics_need_key:
+        keys: Keys = request.app.state.keys
+        keys.check(request.headers)
     found: Metrics = request.app.state.metrics
     serving: Serving = request.app.state.serving
     found.note(serving.uploads.held, serving.decoders.waiting)
@@ -190,7 +205,8 @@ async def metrics(request: Request) -> Response:
 def begun(request: Request) -> Journey:
     """Raises BadTimeout and what Journey raises."""
     timeout = wishes.timeout(request)
-    return Journey(request.app.state, request.headers, request.state.timing, timeout)
+    client = request.client.host if request.client else ""
+    return Journey(request.app.state, request.headers, client, request.state.timing, timeout)
 
 
 async def _image(request: Request, journey: Journey) -> Image:
@@ -220,7 +236,7 @@ def _respond(request: Request, classified: Classified) -> Response:
 
 def _prediction(classified: Classified) -> dict[str, Any]:
     model, row = classified.model, classified.probabilities
-    best = int(np.argmax(row))
+    best = int(row.argmax())
     probabilities = [round(p, 6) for p in row.tolist()]
     return {
         "class": model.classes[best],

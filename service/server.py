@@ -8,10 +8,13 @@ get a last moment: a request that arrives in it is answered, with `Connection: c
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Protocol
 
 import uvicorn
@@ -21,13 +24,21 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
 from service.connection import Connection
+from service.connections import Connections, bound
 from service.logs import log
+from service.reload import reload
 from service.serving import Serving
-from service.settings import Settings
+from service.settings import Settings, split
 from service.workers.listening import join
 
+ARRIVING = 0.1
+"""Seconds in which connections that the kernel has taken reach us; closing now would reset them."""
 LINGER = 1.0
 """Seconds that a connection between two requests may stay after no new ones are accepted."""
+
+
+LEFT_AT_ONCE = 130
+"""Exit status of a process that was told twice by Ctrl-C: what a shell says of SIGINT."""
 
 
 class Listener(Protocol):
@@ -41,14 +52,25 @@ class Listener(Protocol):
 
 
 class Server(uvicorn.Server):
-    """Serves `app` until SIGTERM or SIGINT; SIGINT twice leaves at once."""
+    """Serves `app` until SIGTERM or SIGINT. SIGINT after either leaves at once; SIGTERM again
+    changes nothing. SIGHUP reloads."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_config(app, settings, settings.port, lifespan=True))
+        self.server_state = Connections(bound(settings.max_connections))
         self._serving: Serving = app.state.serving
         self._beside: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
         self._shutdown_timeout = settings.shutdown_timeout
+        self._app = app
+        self._reloading = set[asyncio.Task[None]]()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Unlike uvicorn's own, remembers no signal to raise again at the end: the process leaves
+        with a status and does not die by what it has handled."""
+        if self.should_exit and sig == signal.SIGINT:
+            os._exit(LEFT_AT_ONCE)  # whatever hangs, does not any more
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -60,11 +82,17 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if sockets:  # about which uvicorn says nothing
             self._log_started_message(sockets)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._start_reload)
+
+    def _start_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(reload(self._app))
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so, stop accepting, answer what is under way, then let uvicorn do the rest."""
         self._serving.draining = True  # /readyz says so; connections close after their answer
-        await self._wait(self._drain_delay)
+        await self._wait(max(self._drain_delay, ARRIVING))
         for server in self.servers:
             server.close()
         started = time.monotonic()
@@ -90,6 +118,7 @@ class SidePort(uvicorn.Server):
 
     def __init__(self, app: Starlette, settings: Settings, port: int) -> None:
         super().__init__(_config(app, settings, port, lifespan=False))
+        self.server_state = Connections(settings.max_connections)
         self._shared = settings.workers > 1
 
     async def start(self) -> None:
@@ -123,6 +152,8 @@ def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> u
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(split(settings.trusted_proxies)),
+        forwarded_allow_ips=split(settings.trusted_proxies),
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

@@ -15,15 +15,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Answer, Draining
+from batching import Answer, Draining, EngineDead
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Identity, Manifest
+from model_store.precision import Precision
+from service.budget import Budget
 from service.decoders import Decoders
 from service.errors import NotReady, Unloaded
 from service.figures import Figures
 from service.settings import Settings
-from service.upload import Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Ready:
 
     model: Manifest
     device: Device
+    precision: Precision
 
 
 class Inference(Protocol):
@@ -133,6 +135,11 @@ class Serving:
             return await self.inference.figures()
         except TimeoutError:
             return None
+
+    @property
+    def dead(self) -> bool:
+        """The engine did not come back and was given up."""
+        return isinstance(self.inference.failure, EngineDead)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -25,8 +25,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model_store.engine import SIDE, Image
+from model_store.engine import Image
 from model_store.manifest import Manifest
+from model_store.network import SIDE
 from service.elements import (
     Elements,
     Encoded,

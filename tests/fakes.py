@@ -14,6 +14,7 @@ from model_store import cifar10, manifest
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
+from model_store.precision import Precision
 from service.logs import log
 from service.settings import Settings
 
@@ -31,6 +32,7 @@ class FakeEngine:
     """The class of an image is its first red value modulo ten, with probability 0.91."""
 
     device = Device(None, "cpu", "as asked")
+    precision = Precision("fp32", "this version is not calibrated for int8")
     gpu_memory: GpuMemory | None = None
     on_assembled: Callable[[float], None] | None = None
 

@@ -17,6 +17,7 @@ from batching import Draining, QueueFull
 from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import open_inference, tensors
+from service.budget import Share
 from service.errors import NotReady, UnsupportedMethod, UploadTimeout
 from service.journey import Journey, Read
 from service.open_inference import by_one_version, check_named, decoded, served
@@ -25,7 +26,6 @@ from service.rpc import messages, translation
 from service.rpc.call import Call, surrounded
 from service.serving import Serving
 from service.settings import Settings
-from service.upload import Hold
 
 Name = tuple[str, str]
 """Of a model and its version; that may be empty: whichever is served."""
@@ -89,7 +89,7 @@ class Methods:
     async def infer(self, call: Call) -> Any:
         """The classes of n images, or an error if any of them cannot be answered."""
         timeout = self._settings.request_timeout
-        journey = Journey(self._parts, call.headers, call.timing, timeout)
+        journey = Journey(self._parts, call.headers, call.client, call.timing, timeout)
         named, reply, images = await self._images(call, journey)
         answered = await by_one_version(journey, images)
         model = answered[0].model
@@ -136,15 +136,15 @@ class Places:
     def reader(self, call: Call) -> Read[bytes]:
         """Reads the message of `call`. Raises QueueFull, UploadTimeout."""
 
-        async def read(max_bytes: int, max_seconds: float, hold: Hold) -> bytes:
+        async def read(max_bytes: int, max_seconds: float, share: Share) -> bytes:
             if self._waiting >= self._most_waiting:
                 raise QueueFull(f"{self._waiting} messages wait to be taken in", retry_after=1)
             self._waiting += 1
             try:
                 async with asyncio.timeout(max_seconds), self._places:
-                    hold(max_bytes)
+                    share.add(max_bytes)
                     data = await call.message()
-                    hold(len(data) - max_bytes)
+                    share.add(len(data) - max_bytes)
             except TimeoutError as error:
                 raise UploadTimeout(
                     f"The message did not arrive within {max_seconds:g} seconds. Send a smaller "

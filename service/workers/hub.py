@@ -19,7 +19,7 @@ import numpy as np
 
 from batching import Answer
 from model_store.engine import SIDE
-from model_store.manifest import Manifest
+from model_store.manifest import Identity, Manifest
 from service.local import Local
 from service.logs import log
 from service.serving import Classified, Versions
@@ -36,6 +36,7 @@ class Hub:
     def __init__(self, local: Local, versions: Versions) -> None:
         self.local = local
         self._versions = versions
+        self._reloading: asyncio.Task[Identity] | None = None
         self.links: set[_FrontEnd] = set()
         self.models: list[Manifest] = []
         """All that have answered; the first one's number is 1."""
@@ -76,10 +77,20 @@ class Hub:
             case {"do": "unload", "name": str(name)}:
                 return (await self._versions.unload(name)).model_dump()
             case {"do": "reload"}:
-                return (await self._versions.reload()).model_dump()
+                return (await self._reload()).model_dump()
             case {"do": "index"}:
                 return await self._versions.index()
         raise ValueError(f"a question that is none: {question}")
+
+    async def _reload(self) -> Identity:
+        """Once for all who ask at the same moment, as on SIGHUP."""
+        if self._reloading is None:
+            self._reloading = asyncio.create_task(self._versions.reload())
+            self._reloading.add_done_callback(self._reloaded)
+        return await asyncio.shield(self._reloading)
+
+    def _reloaded(self, _: asyncio.Task[Identity]) -> None:
+        self._reloading = None
 
 
 class _FrontEnd(Link):
@@ -102,6 +113,8 @@ class _FrontEnd(Link):
             "model": local.started.model.model_dump(mode="json"),
             "device": local.started.device.name,
             "device_reason": local.started.device.reason,
+            "precision": local.started.precision.name,
+            "precision_reason": local.started.precision.reason,
         }
         self.send(frames.message(STATE, 0, {"started": told, "unloaded": local.unloaded}))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull, Refused
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull, Refused
 from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel, Unloaded
 from service.workers.frames import BadFrame, Refusal
 
@@ -25,6 +25,7 @@ REASONS: Final[dict[int, type[Exception]]] = {
     9: ChangeUnderWay,
     10: LoadFailed,
     11: Unexpected,
+    12: EngineDead,
 }
 LONGEST_WAIT = 3600.0
 """Seconds. Whoever would have to wait longer may as well try."""

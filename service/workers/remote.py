@@ -21,6 +21,7 @@ from batching import Answer, QueueFull
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image
 from model_store.manifest import Identity, Manifest
+from model_store.precision import Precision
 from service.errors import NotReady
 from service.figures import Figures
 from service.logs import log
@@ -201,8 +202,18 @@ def _started(told: Any) -> Ready | None:
     match told:
         case None:
             return None
-        case {"model": dict(model), "device": str(name), "device_reason": str(reason)}:
-            return Ready(_manifest(model), Device(None, name, reason))
+        case {
+            "model": dict(model),
+            "device": str(device),
+            "device_reason": str(device_reason),
+            "precision": "fp32" | "int8" as precision,
+            "precision_reason": str(precision_reason),
+        }:
+            return Ready(
+                _manifest(model),
+                Device(None, device, device_reason),
+                Precision(precision, precision_reason),
+            )
     raise BadFrame(f"a state that is none: {told}")
 
 

@@ -27,7 +27,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from service.gauges import PIDS
 from service.logs import log
-from service.server import LINGER
+from service.server import LEFT_AT_ONCE, LINGER
 from service.settings import Settings
 from service.workers import listening
 from service.workers.child import Child
@@ -38,8 +38,6 @@ from service.workers.restarts import Restarts
 ENGINE = "engine"
 CANNOT_SERVE = 1
 """Exit status of the engine's process when the model cannot be loaded, and of the service."""
-LEFT_AT_ONCE = 130
-"""Exit status after Ctrl-C twice: what a shell says of SIGINT."""
 GRACE = 2.0
 """Seconds more than a process allows itself before it is killed."""
 
@@ -63,6 +61,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         settings, count = self._settings, self._settings.workers
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder, contextlib.ExitStack() as own:
             address = own.enter_context(_at(folder))
@@ -113,6 +112,12 @@ class Supervisor:
                 if child.alive:
                     child.send(signal.SIGKILL)
         self._stopping.set()
+
+    def _reload(self) -> None:
+        """Front ends have keys of their own; of the model they ask the engine's process."""
+        for child in self._children:
+            if child.name != ENGINE and child.alive:
+                child.send(signal.SIGHUP)
 
     async def _keep(self, child: Child) -> None:
         """Start it, and again when it has died; returns when that does not help."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import uvicorn
-from uvicorn.server import ServerState
 
 from service import connection
-from service.connection import Connection
+from service.connection import Connection, Outgoing
+from service.connections import Connections, bound
 
 pytestmark = pytest.mark.slow
 PATIENCE = 10.0
@@ -46,26 +47,40 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def client(
-    app: App = refuses,
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to a server of `app` that keeps idle ones for a second."""
-    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=1)
-    state = ServerState()
+async def listening(
+    app: App = refuses, most: int = 100, keep_alive: int = 1
+) -> AsyncIterator[tuple[str, int]]:
+    """Where a server of `app` listens that has at most so many connections."""
+    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
+    state = Connections(most)
 
     def accept() -> Connection:
         return Connection(config=config, server_state=state, app_state={})
 
     server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
-        async with asyncio.timeout(PATIENCE):
-            yield reader, writer
+        yield server.sockets[0].getsockname()
     finally:
-        writer.close()
         server.close()
         for task in state.tasks:
             task.cancel()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def client(
+    app: App = refuses,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to a server of `app` that keeps idle ones for a second."""
+    async with listening(app) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                yield reader, writer
+        finally:
+            writer.close()
 
 
 def problem(answer: bytes) -> Any:
@@ -157,3 +172,169 @@ async def test_a_request_that_takes_long_is_left_alone() -> None:
     async with client(slow) as (reader, writer):
         writer.write(HEAD + b"Content-Length: 5\r\n\r\n12345")
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
+class Sent(asyncio.Transport):
+    """Remembers what was sent in one go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def writelines(self, chunks: Iterable[Any]) -> None:
+        self.sent.append(b"".join(chunks))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    pause_reading = resume_reading = close
+
+
+async def test_an_answer_is_one_write() -> None:
+    """Head and body go out together, as soon as the answer is complete."""
+    transport = Sent()
+    sent_by_then: list[bytes] = []
+
+    async def looks(scope: Any, receive: Any, send: Any) -> None:
+        await refuses(scope, receive, send)
+        sent_by_then.extend(transport.sent)
+
+    config = uvicorn.Config(looks, lifespan="off", log_config=None)
+    connection = Connection(config=config, server_state=Connections(9), app_state={})
+    connection.connection_made(transport)
+    connection.data_received(GET)
+    await asyncio.wait(connection.tasks)
+    assert transport.sent == sent_by_then == [ANSWER]
+    connection.connection_lost(None)
+
+
+async def test_much_is_not_gathered() -> None:
+    """What a client does not read must be felt by who writes it, and soon."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(bytes(40_000))
+    assert transport.sent == []
+    outgoing.write(bytes(40_000))
+    assert transport.sent == [bytes(80_000)]
+
+
+async def test_what_is_written_goes_out_when_the_turn_ends() -> None:
+    """Also where an answer is not complete for long."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(b"a")
+    outgoing.write(b"b")
+    assert transport.sent == []
+    await asyncio.sleep(0)
+    outgoing.write(b"c")
+    await asyncio.sleep(0)
+    assert transport.sent == [b"ab", b"c"]
+
+
+async def test_closing_sends_what_was_written() -> None:
+    """And nothing is written to a connection that has been closed."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(b"a")
+    outgoing.close()
+    outgoing.write(b"b")
+    await asyncio.sleep(0)
+    assert (transport.sent, transport.closed) == ([b"a"], True)
+
+
+async def test_the_one_that_waits_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Be it idle, silent, or in the middle of a head; the log says so once."""
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 60)
+    async with listening(most=3, keep_alive=60) as address, asyncio.timeout(PATIENCE):
+        newcomers = []
+        idle, half, silent = [await asyncio.open_connection(*address) for _ in range(3)]
+        idle[1].write(GET)
+        await idle[0].readuntil(b"ok")
+        half[1].write(HEAD)
+        await asyncio.sleep(0.05)
+        for waiting in half, silent, idle:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(GET)
+            await reader.readuntil(b"ok")
+            assert await waiting[0].read() == b""
+            waiting[1].close()
+            newcomers.append(writer)
+        for writer in newcomers:
+            writer.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_no_room_where_all_are_busy() -> None:
+    """A newcomer is told to come back, and those who are served are left alone."""
+    done = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await done.wait()
+        await refuses(scope, receive, send)
+
+    async with listening(slow, most=2) as address, asyncio.timeout(PATIENCE):
+        busy = [await asyncio.open_connection(*address) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(GET)
+        await asyncio.sleep(0.05)
+        reader, writer = await asyncio.open_connection(*address)
+        told = problem(answer := await reader.read())
+        assert (told["status"], told["code"]) == (503, "too_many_connections")
+        assert b"retry-after: 1\r\n" in answer
+        writer.close()
+        done.set()
+        for reader, writer in busy:
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            writer.close()
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(GET)
+        await reader.readuntil(b"ok")
+        writer.close()
+
+
+@pytest.mark.parametrize("rest", [b"", b"67890"])
+async def test_who_was_answered_early_makes_room_once_its_rest_has_come(rest: bytes) -> None:
+    async with listening(most=1) as address, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(HEAD + b"Content-Length: 10\r\n\r\n12345")
+        await reader.readuntil(b"ok")
+        writer.write(rest)
+        await asyncio.sleep(0.05)
+        newcomer, other = await asyncio.open_connection(*address)
+        other.write(GET)
+        head = await newcomer.readline()
+        assert head.startswith(b"HTTP/1.1 200" if rest else b"HTTP/1.1 503")
+        writer.close()
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "possible", "raised_to"),
+    [
+        ((1024, 4096), 500, 500, 1024),
+        ((1024, 1_048_576), 4096, 4096, 4160),
+        ((256, 1024), 4096, 960, 1024),
+        ((64, 64), 4096, 32, 64),
+        ((64, 64), 20, 20, 64),
+        ((64, resource.RLIM_INFINITY), 4096, 4096, 4160),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 4096, 4096, None),
+    ],
+)
+def test_descriptors(
+    limits: tuple[int, int],
+    wanted: int,
+    possible: int,
+    raised_to: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The limit is raised as far as may be; with fewer than wanted the log says what to do."""
+    soft = [limits[0]]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
+    assert bound(wanted) == possible
+    assert soft[-1] == (raised_to or limits[0])
+    assert bool(caplog.records) == (possible < wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,12 +15,13 @@ from starlette.datastructures import State
 from batching import QueueFull
 from model_store import manifest
 from service.app import create_app
+from service.budget import Budget
 from service.errors import UploadTimeout
+from service.rates import Rates, network
 from service.rpc import messages
 from service.rpc.call import Call, surrounded
 from service.rpc.methods import Methods, Places
 from service.settings import Settings
-from service.upload import Budget
 from tests.fakes import MODEL, FakeEngine
 from tests.service.conftest import png
 
@@ -100,9 +102,9 @@ async def test_no_more_messages_at_once_than_there_are_places() -> None:
     contexts = [Context(b"x" * 10) for _ in range(5)]
     for context in contexts:
         context.sends.clear()
-    with budget.holding() as hold:
+    with budget.holding() as share:
         reading = [
-            asyncio.ensure_future(found.reader(call(c))(MEBIBYTE, 9, hold)) for c in contexts
+            asyncio.ensure_future(found.reader(call(c))(MEBIBYTE, 9, share)) for c in contexts
         ]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -119,32 +121,44 @@ async def test_a_client_that_does_not_send_gives_its_place_up() -> None:
     found, budget = places(1), Budget(2 * MEBIBYTE)
     silent, other = Context(), Context(b"x")
     silent.sends.clear()
-    with budget.holding() as hold, pytest.raises(UploadTimeout, match=r"within 0\.01 seconds"):
-        await found.reader(call(silent))(MEBIBYTE, 0.01, hold)
-    with budget.holding() as hold:
-        assert await found.reader(call(other))(MEBIBYTE, 0.01, hold) == b"x"
+    with budget.holding() as share, pytest.raises(UploadTimeout, match=r"within 0\.01 seconds"):
+        await found.reader(call(silent))(MEBIBYTE, 0.01, share)
+    with budget.holding() as share:
+        assert await found.reader(call(other))(MEBIBYTE, 0.01, share) == b"x"
 
 
 async def test_who_waits_for_a_place_is_bounded() -> None:
     found, budget = places(1, waiting=2), Budget(2 * MEBIBYTE)
     first, second, third = [Context() for _ in range(3)]
     first.sends.clear()
-    with budget.holding() as hold:
+    with budget.holding() as share:
         waiting = [
-            asyncio.ensure_future(found.reader(call(context))(MEBIBYTE, 9, hold))
+            asyncio.ensure_future(found.reader(call(context))(MEBIBYTE, 9, share))
             for context in (first, second)
         ]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull):
-            await found.reader(call(third))(MEBIBYTE, 9, hold)
+            await found.reader(call(third))(MEBIBYTE, 9, share)
         first.sends.set()
         await asyncio.gather(*waiting)
 
 
+async def test_a_client_is_limited_over_both(parts: State) -> None:
+    """Its requests count wherever they come, and its message is not asked for."""
+    parts.rates = Rates(0.01, 1)
+    parts.rates.take(network("::1"), time.monotonic())
+    context = Context(b"")
+    with pytest.raises(Aborted):
+        await handler("ModelInfer", parts)(None, context)
+    assert context.answer[0] is grpc.StatusCode.RESOURCE_EXHAUSTED and not context.asked
+    assert context.trailing["problem-code"] == "rate_limited"
+    assert 99 <= int(context.trailing["retry-after"]) <= 100
+
+
 async def test_uploads_over_http_count(parts: State) -> None:
     """The memory is one for both."""
-    with parts.serving.uploads.holding() as hold:
-        hold(parts.settings.max_upload_memory)
+    with parts.serving.uploads.holding() as share:
+        share.add(parts.settings.max_upload_memory)
         context = Context(b"", x_request_id="42")
         with pytest.raises(Aborted):
             await handler("ModelInfer", parts)(None, context)
