@@ -167,6 +167,23 @@ def test_other_ports() -> None:
         assert server.stop() == 0
 
 
+async def test_reload() -> None:
+    """On SIGHUP to the supervisor every front end reloads, and the model is loaded once for all."""
+    with serving(*SCRIPTED) as server:
+        before = server.processes()
+        async with clients() as client:
+            assert (await post(client, server)).json()["model"]["version"] == "7", "a fake's"
+            os.kill(server.pid, signal.SIGHUP)
+            for _ in FRONT_ENDS:
+                await asyncio.to_thread(server.wait_for_log, "reloaded")
+            answers = await asyncio.gather(*(post(client, server) for _ in range(16)))
+        assert server.processes() == before
+        messages = [record["message"] for record in server.log()]
+        assert server.stop() == 0
+    assert {answer.json()["model"]["version"] for answer in answers} == {"1"}, "the store's"
+    assert messages.count("switched") == 1
+
+
 async def test_an_engine_that_is_killed() -> None:
     """Whoever waits is told at once to come back; another engine is started and found; what was
     counted stays counted."""
@@ -212,9 +229,9 @@ async def test_a_front_end_that_is_killed() -> None:
     """Takes its own connections and items with it, and nobody else's; another takes its place."""
     with serving(*SCRIPTED, ENGINE_SECONDS="2", **LONG) as server:
         async with clients() as client:
-            waiting = [post(client, server) for _ in range(40)]
+            waiting = [post(client, server) for _ in range(24)]
             await server.wait_until("shoal_batches_in_flight", 1)
-            await server.wait_until("shoal_queue_length", 40 - sum(server.batches()))
+            await server.wait_until("shoal_queue_length", 24 - sum(server.batches()))
             before = server.processes()
             os.kill(before[FRONT_ENDS[0]], signal.SIGKILL)
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -224,7 +241,7 @@ async def test_a_front_end_that_is_killed() -> None:
             total = await scraped(client, server)
         after = server.processes()
         assert server.stop() == 0
-    assert 0 < len(answered) < 40, "both had some"
+    assert 0 < len(answered) < 24, "both had some"
     assert {answer.status_code for answer in (*answered, *again)} == {200}
     assert all(isinstance(one, httpx.Response | httpx.TransportError) for one in outcomes)
     assert sum(server.batches()) <= len(answered) + 16 + 8, "but for the batch that was under way"
