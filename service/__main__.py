@@ -62,8 +62,8 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
     serving: Serving = app.state.serving
     if serving.dead:
         return DEAD
-    if (failure := serving.inference.failure) is not None:
-        log.error("the model cannot be served: %s", failure)
+    if serving.failure is not None:
+        log.error("the model cannot be served: %s", serving.failure)
         return 1
     log.info("stopped")
     return 0

@@ -152,6 +152,13 @@ def create_app(
     return app
 
 
+def _rates(settings: Settings) -> Rates | None:
+    if settings.rate_limit is None:
+        return None
+    burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
+    return Rates(settings.rate_limit, burst)
+
+
 @asynccontextmanager
 async def _noting(metrics: Metrics, serving: Serving, often: bool) -> AsyncIterator[None]:
     """Within, what this process holds is noted every second for others to add up, if there are
@@ -177,13 +184,6 @@ def create_hub(
     local = Local(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
     hub = Hub(local, Repository(settings, local, metrics.count_load))
     return hub
-
-
-def _rates(settings: Settings) -> Rates | None:
-    if settings.rate_limit is None:
-        return None
-    burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
-    return Rates(settings.rate_limit, burst)
 
 
 def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:

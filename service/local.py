@@ -108,6 +108,11 @@ class Local:
         self._stopping = False
 
     @property
+    def dead(self) -> bool:
+        """The engine did not come back and was given up."""
+        return isinstance(self.failure, EngineDead)
+
+    @property
     def batcher(self) -> Batcher[Image, Classified]:
         """Raises NotReady, or Unloaded, which is one."""
         if self.started is None or self._batcher is None:
@@ -185,13 +190,12 @@ class Local:
         finally:
             self._stopping = True
             stop.set()
-            dead = isinstance(self.failure, EngineDead)
-            patience = 0 if dead else self._settings.shutdown_timeout
+            patience = 0 if self.dead else self._settings.shutdown_timeout
             _, hung = await asyncio.wait({task}, timeout=patience)
             if hung:
                 log.error("the engine does not come back; leaving without it")
                 logging.shutdown()
-                os._exit(DEAD if dead else 1)  # nothing less ends a thread that hangs
+                os._exit(DEAD if self.dead else 1)  # nothing less ends a thread that hangs
 
     async def _run(self, stop: asyncio.Event) -> None:
         try:

@@ -137,9 +137,14 @@ class Serving:
             return None
 
     @property
+    def failure(self) -> Exception | None:
+        """Why the model cannot be served, if so."""
+        return self.inference.failure
+
+    @property
     def dead(self) -> bool:
         """The engine did not come back and was given up."""
-        return isinstance(self.inference.failure, EngineDead)
+        return isinstance(self.failure, EngineDead)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

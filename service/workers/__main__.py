@@ -17,7 +17,7 @@ import uvloop
 
 from service.__main__ import serve
 from service.app import create_app, create_hub, imported
-from service.local import Local
+from service.local import DEAD, Local
 from service.logs import configure, log
 from service.settings import Settings
 from service.workers.orders import Orders, obey, receive
@@ -30,6 +30,7 @@ ILL = 70
 
 
 def main(name: str) -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     orders, settings = receive()
     configure(settings)
     if name == ENGINE:
@@ -57,6 +58,8 @@ async def engine(orders: Orders, settings: Settings) -> int:
         watch = asyncio.create_task(_leave_when_ill(hub.local))
         await stop.wait()
         watch.cancel()
+    if hub.local.dead:
+        return DEAD
     if hub.local.failure is not None:
         log.error("the model cannot be served: %s", hub.local.failure)
         return CANNOT_SERVE

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull, Refused
+from batching import (
+    DeadlineUnreachable,
+    Draining,
+    EngineDead,
+    EngineFailed,
+    QueueFull,
+    Refused,
+)
 from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel, Unloaded
 from service.workers.frames import BadFrame, Refusal
 

@@ -206,7 +206,7 @@ def _started(told: Any) -> Ready | None:
             "model": dict(model),
             "device": str(device),
             "device_reason": str(device_reason),
-            "precision": "fp32" | "int8" as precision,
+            "precision": "fp32" | "int8" | "fp16" as precision,
             "precision_reason": str(precision_reason),
         }:
             return Ready(

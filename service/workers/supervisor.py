@@ -114,9 +114,9 @@ class Supervisor:
         self._stopping.set()
 
     def _reload(self) -> None:
-        """Front ends have keys of their own; of the model they ask the engine's process."""
+        """Each front end reads its keys; the first to ask reloads the model for all."""
         for child in self._children:
-            if child.name != ENGINE and child.alive:
+            if child.alive and child.name != ENGINE:
                 child.send(signal.SIGHUP)
 
     async def _keep(self, child: Child) -> None:
