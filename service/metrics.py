@@ -13,7 +13,9 @@ it takes where PROMETHEUS_MULTIPROC_DIR is set before it is imported.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
+from functools import partial
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -25,6 +27,7 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     generate_latest,
+    values,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -45,6 +48,8 @@ class Metrics:
     def __init__(self, folder: str | None = None) -> None:
         """`folder`: of all processes, and the value of PROMETHEUS_MULTIPROC_DIR."""
         self._folder = folder
+        if folder is not None:  # nobody forks: no need to ask who we are each time we count
+            values.ValueClass = values.MultiProcessValue(partial(int, os.getpid()))
         self._registry = registry = CollectorRegistry()
         self._requests = Histogram(
             "shoal_request_duration_seconds",
@@ -72,7 +77,7 @@ class Metrics:
             "shoal_cancellations", "Requests whose client left first.", registry=registry
         )
         # Of several processes: the sum over those that live.
-        gauge = functools.partial(Gauge, registry=registry, multiprocess_mode="livesum")
+        gauge = partial(Gauge, registry=registry, multiprocess_mode="livesum")
         self._in_flight = gauge("shoal_requests_in_flight", "Requests that are not answered yet.")
         self._held = gauge("shoal_upload_memory_bytes", "Held by uploads.")
         self._waiting = gauge("shoal_decode_queue_length", "Images that wait for a decoder.")
