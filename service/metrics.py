@@ -49,7 +49,8 @@ class Metrics:
         """`folder`: of all processes, and the value of PROMETHEUS_MULTIPROC_DIR."""
         self._folder = folder
         if folder is not None:  # nobody forks: no need to ask who we are each time we count
-            values.ValueClass = values.MultiProcessValue(partial(int, os.getpid()))
+            ours = partial(int, os.getpid())
+            values.ValueClass = values.MultiProcessValue(ours)  # type: ignore[no-untyped-call]  # theirs
         self._registry = registry = CollectorRegistry()
         self._requests = Histogram(
             "shoal_request_duration_seconds",
