@@ -167,7 +167,7 @@ def test_other_ports() -> None:
         assert server.stop() == 0
 
 
-async def test_reload(model: pathlib.Path) -> None:
+async def test_reload(shipped: pathlib.Path) -> None:
     """On SIGHUP to the supervisor every front end reloads, and the model is loaded once for all."""
     with serving(*SCRIPTED) as server:
         before = server.processes()
@@ -180,7 +180,9 @@ async def test_reload(model: pathlib.Path) -> None:
         assert server.processes() == before
         messages = [record["message"] for record in server.log()]
         assert server.stop() == 0
-    assert {answer.json()["model"]["version"] for answer in answers} == {model.name}, "the store's"
+    assert {answer.json()["model"]["version"] for answer in answers} == {shipped.name}, (
+        "the store's"
+    )
     assert messages.count("switched") == 1
 
 
