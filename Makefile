@@ -109,6 +109,26 @@ $(VENV)/uv: | $(VENV)/$(EXTRA)
 	@$(RUN) -m venv $@
 	@$@/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
+# --- What is in it, for who has to know: docs/dependencies.md. --------------------------------
+
+.PHONY: sbom
+
+sbom: $(VENV)/cyclonedx ## write what the lock files hold into build/, as CycloneDX
+	@mkdir -p build
+	@for extra in cpu gpu train dev; do \
+		$</bin/python -W ignore -m cyclonedx_py requirements requirements/$$extra.lock \
+			--pyproject pyproject.toml --short-PURLs --output-reproducible --index-url $(PYPI) \
+			--output-file build/shoal-$(VERSION)-$$extra.cdx.json || exit; \
+	done
+	@ls build/shoal-$(VERSION)-*.cdx.json
+
+# Where the packages of the lock files are looked up by others, whatever mirror this machine has.
+PYPI := https://pypi.org/simple
+
+$(VENV)/cyclonedx: | $(VENV)/$(EXTRA)
+	@$(RUN) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+
 # The constraint gives every lock file the same version of a package, so that they combine.
 LOCK = $(VENV)/uv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
 	--python-version 3.11 --generate-hashes --custom-compile-command "make lock"

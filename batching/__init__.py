@@ -8,6 +8,7 @@ from batching.batcher import Batcher
 from batching.errors import (
     DeadlineUnreachable,
     Draining,
+    EngineDead,
     EngineFailed,
     QueueFull,
     Refused,
@@ -21,6 +22,7 @@ __all__ = [
     "Batcher",
     "DeadlineUnreachable",
     "Draining",
+    "EngineDead",
     "EngineFailed",
     "LatencyTable",
     "QueueFull",

@@ -24,12 +24,13 @@ import time
 from collections.abc import Callable
 from typing import Generic
 
-from batching.errors import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching.errors import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from batching.latency import LatencyTable
 from batching.policy import Policy
 from batching.queue import BatchQueue
 from batching.report import Answer, BatchReport
 from batching.serving import Entry, In, Infer, Out, Serving
+from batching.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ class Batcher(Generic[In, Out]):
         self._clock = clock
         self._failures = 0
         self._draining = False
+        self._watchdog = Watchdog()
+        self._dead = False
+        self._in_hand = set[Serving[In, Out]]()
         self._runners: list[asyncio.Task[None]] = []
         self._alive = 0
         self._closing = asyncio.Lock()
@@ -92,8 +96,8 @@ class Batcher(Generic[In, Out]):
     ) -> Answer[Out]:
         """The answer for `item`, within `timeout` seconds or not at all.
 
-        Raises Draining, QueueFull or DeadlineUnreachable at once; later DeadlineUnreachable,
-        TimeoutError or EngineFailed.
+        Raises Draining, QueueFull, DeadlineUnreachable or EngineDead at once; later
+        DeadlineUnreachable, TimeoutError or EngineFailed, of which EngineDead is one.
         """
         entry = self._join(item, timeout)
         timer = self._loop.call_later(timeout, entry.fail, TimeoutError("the deadline has passed"))
@@ -123,14 +127,31 @@ class Batcher(Generic[In, Out]):
         if self._runners:
             await asyncio.wait(self._runners)
 
+    def engine_is_dead(self) -> bool:
+        """Only a new one helps. To be asked every second or so, as `watchdog` says."""
+        self._dead |= self._watchdog.look(self._policy.timeline.current, self._clock())
+        return self._dead
+
+    def abandon(self) -> None:
+        """The engine is given up: tell everybody who waits for it, and who is new, EngineDead.
+
+        Draining still takes until the engine comes back, which may be never.
+        """
+        self._draining = self._dead = True
+        for serving in self._in_hand:
+            serving.abandon()
+        for entry in self._queue.take(len(self._queue)):
+            entry.fail(EngineDead("the engine did not come back from another batch"))
+        self._wake()
+
     @property
     def healthy(self) -> bool:
-        """All runners alive, the engine not hung and not failing on everything: `max_failures`
+        """All runners alive, the engine not dead and not failing on everything: `max_failures`
         batches in a row of which it computed no item, whether or not anybody still waited."""
         return (
             (self._draining or 0 < self._alive == self._slots)
             and self._failures < self._max_failures
-            and not self._policy.timeline.stalled(self._clock())
+            and not self._dead
         )
 
     @property
@@ -165,6 +186,8 @@ class Batcher(Generic[In, Out]):
     def _join(self, item: In, timeout: float) -> Entry[In, Out]:
         now, queue, policy = self._clock(), self._queue, self._policy
         policy.arrivals.note(now)
+        if self._dead:
+            raise EngineDead("the engine did not come back from another batch")
         if self._draining or not self._alive:
             raise Draining("not accepting", policy.drained_at(len(queue), now) - now)
         if queue.full:
@@ -205,7 +228,11 @@ class Batcher(Generic[In, Out]):
 
     async def _serve(self, batch: list[Entry[In, Out]]) -> None:
         serving = Serving(batch, self._infer, self._policy, self._clock, self._reconsider)
-        report = await serving.run()
+        self._in_hand.add(serving)
+        try:
+            report = await serving.run()
+        finally:
+            self._in_hand.remove(serving)
         self._failures = 0 if serving.computed else self._failures + 1
         if self._on_batch is not None:
             try:

@@ -29,3 +29,7 @@ class Draining(Refused):
 
 class EngineFailed(Exception):
     """The engine failed on this item; `__cause__` says how."""
+
+
+class EngineDead(EngineFailed):
+    """The engine did not come back from a batch and was given up; the item is not at fault."""

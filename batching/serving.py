@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from batching.errors import DeadlineUnreachable, EngineFailed
+from batching.errors import DeadlineUnreachable, EngineDead, EngineFailed
 from batching.policy import Policy
 from batching.report import Answer, BatchReport
 
@@ -83,6 +83,13 @@ class Serving(Generic[In, Out]):
             retries=self._calls - 1,
             out_of_memory=self._out_of_memory,
         )
+
+    def abandon(self) -> None:
+        """Nobody waits for the engine any more."""
+        for entry in self._batch:
+            if entry.waiting:
+                self._failed += 1
+                entry.fail(EngineDead("the engine did not come back from this item's batch"))
 
     async def _compute(self, entries: Sequence[Entry[In, Out]]) -> None:
         """Answer `entries`, if need be in halves."""

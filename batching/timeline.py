@@ -15,8 +15,6 @@ from batching.latency import LatencyTable, Margin
 
 PROBE = 1.0
 """Seconds after which an idle engine counts as unheard of."""
-STALLED = 30.0
-"""Seconds a batch may be overdue before the engine counts as hung."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +45,11 @@ class Timeline:
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    @property
+    def current(self) -> Flight | None:
+        """What it computes at the moment."""
+        return self._flights[0] if self._flights else None
 
     def switch(self, table: LatencyTable) -> None:
         """What begins from now on takes what `table` says."""
@@ -90,9 +93,6 @@ class Timeline:
         """When the engine may be out of work at the earliest."""
         early = self.margin.share * sum(flight.seconds for flight in self._flights)
         return self.free_at(now) - early
-
-    def stalled(self, now: float) -> bool:
-        return bool(self._flights) and now - self._flights[0].ends > STALLED
 
     def busy_seconds(self, now: float) -> float:
         """How long the engine has had a batch, in all."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import model_store.engine
 from model_store.engine import GluonEngine
@@ -18,9 +21,11 @@ from service import admin, errors, inference, pages, protocol, repository, route
 from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import Requests
+from service.protocol import LENGTH_HEADER
+from service.rates import Rates
 from service.repository import Repository
 from service.serving import LoadEngine, Serving
-from service.settings import Settings
+from service.settings import Settings, split
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
@@ -62,7 +67,8 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
         async with serving.running():
             yield
 
-    app: FastAPI = FastAPIOffline(
+    build = FastAPIOffline if settings.docs else partial(FastAPI, docs_url=None, openapi_url=None)
+    app: FastAPI = build(
         title="Shoal",
         version="0.1.0",
         description=DESCRIPTION,
@@ -75,6 +81,7 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
     app.state.serving = serving
     app.state.metrics = metrics
     app.state.keys = keys
+    app.state.rates = _rates(settings)
     app.state.admin_keys = admin_keys
     app.state.repository = versions
     # first, and found without a detour
@@ -84,12 +91,27 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
         *admin.router.routes,
     ]
     if settings.page:
-        app.include_router(pages.router())
+        app.include_router(pages.router(settings.docs))
     for kind in (*errors.PROBLEMS, HTTPException):
         app.add_exception_handler(kind, errors.handle)
-    app.add_middleware(Requests, count=metrics.count_request)
+    if origins := split(settings.cors_origins):
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
+        )
+    app.add_middleware(Requests, count=metrics.count_request)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
+
+
+def _rates(settings: Settings) -> Rates | None:
+    if settings.rate_limit is None:
+        return None
+    burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
+    return Rates(settings.rate_limit, burst)
 
 
 def _secret(setting: SecretStr | None) -> str:

@@ -7,7 +7,8 @@ before its end. Here
 - a connection on which nothing arrives is closed after the keep-alive time, also the first time;
 - a request that was answered before its end may go on for `REST_SECONDS`, so that its client has
   a chance to read the answer, and is then cut off;
-- a client that takes nothing of its answer for `READ_SECONDS` is cut off.
+- a client that takes nothing of its answer for `READ_SECONDS` is cut off;
+- there are only so many connections, and `connections` says which makes room for another.
 
 How long a body may take is the route's to say. Bad requests get their 400 as a problem, too.
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import errors
+from service.connections import Connections
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
@@ -29,16 +31,26 @@ READ_SECONDS = 30.0
 
 
 class Connection(HttpToolsProtocol):
+    server_state: Connections
     _timer: asyncio.TimerHandle | None = None
     _in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        admitted = self.server_state.admit()
         super().connection_made(transport)
+        if not admitted:
+            self._refuse(errors.TOO_MANY_CONNECTIONS)
+            return
+        self.server_state.waits(self)
         self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def make_room(self) -> None:
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._at_ease()
+        self.server_state.goes_on(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -56,17 +68,22 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._at_ease()
+        self.server_state.goes_on(self)
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete and self.cycle.more_body:
-            self._within(REST_SECONDS, self.timeout_keep_alive_handler)
+        if self.cycle.response_complete:
+            if self.cycle.more_body:
+                self._within(REST_SECONDS, self.timeout_keep_alive_handler)
+            else:
+                self.server_state.waits(self)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         if self.cycle.response_complete:  # the rest has come
             self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+            self.server_state.waits(self)
 
     def pause_writing(self) -> None:
         super().pause_writing()

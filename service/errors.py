@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
 
 MEDIA_TYPE = "application/problem+json"
@@ -59,6 +59,14 @@ class Unauthorized(Exception):
     """No key, or a wrong one, where one is asked for."""
 
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
+
+
+class RateLimited(Exception):
+    """A client asks more often than it may; as of now it may again in `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"welcome again in {retry_after:.3g} s")
+        self.retry_after = retry_after
 
 
 class NotAdmin(Unauthorized):
@@ -133,6 +141,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "This server answers who has a key: send Authorization: Bearer KEY, or X-API-Key: KEY. Ask "
         "whoever runs it for one.",
     ),
+    RateLimited: Problem(
+        429,
+        "rate_limited",
+        "Too many requests of this client",
+        "You ask more often than this server lets a single client. Try again after the seconds "
+        "that Retry-After says.",
+        retry_after=1,
+    ),
     NotAdmin: Problem(
         401,
         "unauthorized",
@@ -198,6 +214,15 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "The network could not compute this image; others are not affected. Try again, and if "
         "it fails again, report the request id.",
     ),
+    EngineDead: Problem(
+        503,
+        "engine_dead",
+        "The engine does not answer",
+        "The engine did not come back from a batch, and this process ends so that another takes "
+        "its place. Try again after the seconds that Retry-After says.",
+        retry_after=1,
+        closes=True,
+    ),
     NotReady: Problem(
         503,
         "not_ready",
@@ -217,7 +242,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "not_live",
         "The engine does not answer",
-        "The engine failed on everything lately. This process should be restarted.",
+        "The engine failed on everything lately, or does not come back from a batch. This process "
+        "should be restarted.",
     ),
 }
 
@@ -242,6 +268,15 @@ BAD_REQUEST = Problem(
     "Not HTTP/1.1",
     "The request cannot be read as HTTP/1.1. Check the client, and that it speaks plain HTTP to "
     "this port and not TLS or HTTP/2.",
+    closes=True,
+)
+TOO_MANY_CONNECTIONS = Problem(
+    503,
+    "too_many_connections",
+    "Too many connections",
+    "This server has as many connections as it may have, and all of them are busy. Try again "
+    "after the seconds that Retry-After says.",
+    retry_after=1,
     closes=True,
 )
 HEAD_TOO_LARGE = Problem(
@@ -338,7 +373,7 @@ def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | 
         value = {"error": example["detail"]} if v2 else example
         codes[problem.code] = {"summary": problem.title, "value": value}
         response["description"] = "; ".join(e["summary"] for e in codes.values())
-        if problem.status == 503:
+        if problem.status in (429, 503):
             response["headers"]["Retry-After"] = RETRY_AFTER
     return responses
 

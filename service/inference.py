@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import decode, errors, protocol, wishes
@@ -49,6 +49,7 @@ MODELS = {
 }
 REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     errors.BadInference,
     decode.BadImage,
@@ -61,6 +62,7 @@ REFUSALS = (
     decode.UnsupportedImageType,
     errors.UnsupportedEncoding,
     EngineFailed,
+    EngineDead,
     errors.NotReady,
     QueueFull,
     DeadlineUnreachable,

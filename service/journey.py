@@ -19,22 +19,25 @@ from starlette.requests import Request
 from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import decode, errors
+from service.budget import Share
+from service.keys import Keys
+from service.rates import Rates, network
 from service.serving import Classified, Serving
 from service.settings import Settings
-from service.upload import Hold
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-Read = Callable[[Request, int, float, Hold], Awaitable[Out]]
-"""Reads a body: request, most bytes, most seconds, and whom to tell of what is kept."""
+Read = Callable[[Request, int, float, Share], Awaitable[Out]]
+"""Reads a body: request, most bytes, most seconds, and the share of the memory for uploads."""
 
 
 class Journey:
-    """Of one request. Raises Unauthorized, and NotReady: why read what cannot be answered."""
+    """Of one request. Raises Unauthorized, RateLimited, and NotReady: why read what cannot be
+    answered."""
 
     def __init__(self, request: Request, timeout: float) -> None:
-        request.app.state.keys.check(request.headers)
+        _admit(request)
         self._request = request
         self._serving: Serving = request.app.state.serving
         self._settings: Settings = request.app.state.settings
@@ -48,12 +51,12 @@ class Journey:
     def reading(self) -> Iterator[Callable[[Read[Out]], Awaitable[Out]]]:
         """Within, call what is given with what reads the body; its bytes count as held memory
         until the end."""
-        with self._serving.uploads.holding() as hold:
+        with self._serving.uploads.holding() as share:
 
             async def read(reader: Read[Out]) -> Out:
                 limits = self._settings.max_upload_bytes, self._settings.upload_timeout
                 began = time.perf_counter()
-                body = await reader(self._request, *limits, hold)
+                body = await reader(self._request, *limits, share)
                 self._note("read", time.perf_counter() - began)
                 self._deadline = time.perf_counter() + self._timeout
                 return body
@@ -90,6 +93,16 @@ class Journey:
 
     def _note(self, stage: str, seconds: float) -> None:
         self._timing[stage] = max(seconds, self._timing.get(stage, 0.0))
+
+
+def _admit(request: Request) -> None:
+    """By key and, where there is a limit, by how often this client asks."""
+    keys: Keys = request.app.state.keys
+    key = keys.check(request.headers)
+    rates: Rates | None = request.app.state.rates
+    if rates is not None:
+        address = request.client.host if request.client else ""
+        rates.take(key or network(address), time.monotonic())
 
 
 Step = Callable[[In], Coroutine[Any, Any, Out]]

@@ -55,26 +55,34 @@ class Keys:
         """Are there any?"""
         return bool(self._given or self._file)
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Raises `refusal` unless `headers` (names in lower case) name a key, or none is wanted."""
+    def check(self, headers: Mapping[str, str]) -> bytes | None:
+        """The digest of the key that `headers` (names in lower case) name; None where none is
+        wanted. Raises `refusal`."""
         if not self.wanted:
-            return
+            return None
         self._look()
         digest = _digest(_named(headers))
         known = [hmac.compare_digest(digest, key) for key in (*self._given, *self._from_file)]
         if not any(known):
             raise self._refusal
+        return digest
+
+    def reload(self) -> None:
+        """Read the file now, whether or not it looks changed."""
+        if self._file is not None:
+            self._read_again(self._file)
 
     def _look(self) -> None:
         if self._file is None or (now := self._clock()) < self._look_at:
             return
         self._look_at = now + LOOK_EVERY
-        state = _state(self._file)
-        if state == self._seen:
-            return
-        self._seen = state
+        if _state(self._file) != self._seen:
+            self._read_again(self._file)
+
+    def _read_again(self, file: pathlib.Path) -> None:
+        self._seen = _state(file)
         try:
-            self._from_file = self._read(self._file)
+            self._from_file = self._read(file)
             log.info("keys read", extra={"fields": {"keys": len(self._from_file)}})
         except BadSettings as error:
             log.error("the keys stay as they were: %s", error)

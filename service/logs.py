@@ -2,13 +2,16 @@
 
 What a record says beside its message is in `extra={"fields": {...}}`. Image bytes and secrets
 never reach a record.
+
+A line that cannot be written (standard output closed, its disk full) is lost, and the service goes
+on: the next one that can be written says how many were. Nothing is kept meanwhile.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import sys
+import os
 import time
 from typing import Any
 
@@ -16,20 +19,64 @@ import orjson
 
 from service.settings import Settings
 
+STDOUT = 1
+
 log = logging.getLogger("shoal")
 
 
 def configure(settings: Settings) -> None:
     """Send every record of the process to standard output in the format asked for."""
-    as_text = settings.log_format == "text" or (
-        settings.log_format == "auto" and sys.stdout.isatty()
-    )
-    handler = logging.StreamHandler(sys.stdout)
+    _keep_standard_streams()
+    as_text = settings.log_format == "text" or (settings.log_format == "auto" and os.isatty(STDOUT))
+    handler = Output(STDOUT)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     # Looked up for every record and told by none; so "Optimization" in Python's logging HOWTO.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
+
+
+def _keep_standard_streams() -> None:
+    """One that was closed before the start would be opened again as the first socket, and a client
+    would get to read the log."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+
+
+class Output(logging.Handler):
+    """Writes to a descriptor, past Python's buffers: those keep what could not be written, raise it
+    again at exit, and so end a process with 120 that had nothing to say."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lost = 0
+        self._torn = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = (self.format(record) + "\n").encode(errors="backslashreplace")
+        try:
+            if self._lost:
+                missing = self.format(logging.makeLogRecord(self._missing()))
+                self._write((missing + "\n").encode())
+                self._lost = 0
+            self._write(line)
+        except OSError:
+            self._lost += 1
+
+    def _missing(self) -> dict[str, Any]:
+        told = {"msg": "log lines could not be written", "fields": {"lost": self._lost}}
+        return {"levelno": logging.WARNING, "levelname": "WARNING", **told}
+
+    def _write(self, line: bytes) -> None:
+        rest = b"\n" + line if self._torn else line
+        while rest:
+            written = os.write(self._descriptor, rest)
+            rest = rest[written:]
+            self._torn = bool(rest)  # only while an error may leave it so
 
 
 class JsonFormatter(logging.Formatter):

@@ -1,4 +1,4 @@
-"""Around every request: an id, its line in the log, its timing header, and the last resort.
+"""Around every request: an id, its line in the log, its headers, and the last resort.
 
 Plain ASGI, no task and no copy of the body. The route notes in `request.state` what it learns:
 `timing` (stage -> seconds) and `code` (of a problem).
@@ -17,7 +17,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import errors
+from service import browsers, errors
 from service.logs import log
 
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -52,6 +52,7 @@ class Requests:
                 status = message["status"]
                 headers = message["headers"]
                 headers.append((b"x-request-id", request_id.encode()))
+                browsers.tell(scope, headers)
                 close = (b"connection", b"close")
                 if scope["app"].state.serving.draining and close not in headers:
                     headers.append(close)

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
 from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
 from service.journey import Journey, each, forgiving
+from service.keys import Keys
 from service.metrics import MEDIA_TYPE, Metrics
 from service.serving import Classified, Serving
 from service.settings import Settings
@@ -53,6 +54,7 @@ UPLOADS = {"required": True, "content": {"multipart/form-data": {"schema": FORM_
 HEADERS = {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": errors.SERVER_TIMING}
 REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     decode.BadImage,
     decode.UnsupportedImageType,
@@ -66,10 +68,12 @@ REFUSALS = (
     Draining,
     TimeoutError,
     EngineFailed,
+    EngineDead,
 )
 # Of a whole batch. What befalls an image, queue_full included, is told in its place.
 BATCH_REFUSALS = (
     errors.Unauthorized,
+    errors.RateLimited,
     errors.MissingImage,
     errors.BodyTooLarge,
     errors.TooManyImages,
@@ -173,9 +177,14 @@ async def readyz(request: Request) -> Response:
     tags=["probes"],
     summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
+    responses=errors.documented([errors.Unauthorized]),
 )
 async def metrics(request: Request) -> Response:
     """Counters, histograms and what has a value now, in Prometheus' text format."""
+    settings: Settings = request.app.state.settings
+    if settings.metrics_need_key:
+        keys: Keys = request.app.state.keys
+        keys.check(request.headers)
     found: Metrics = request.app.state.metrics
     return Response(found.text(), media_type=MEDIA_TYPE)
 

@@ -21,15 +21,19 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Answer, Batcher, BatchReport, Draining, LatencyTable
+from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
+from service.budget import Budget
 from service.decoders import Decoders
 from service.errors import ChangeUnderWay, NotReady, Unloaded
 from service.logs import log
 from service.settings import Settings
-from service.upload import Budget
+from service.watchdog import watched
+
+DEAD = 4
+"""Exit status of a process whose engine died."""
 
 
 class Engine(Protocol):
@@ -164,6 +168,11 @@ class Serving:
             log.info("unloaded", extra={"fields": _identity(model)})
             return model
 
+    @property
+    def dead(self) -> bool:
+        """The engine did not come back and was given up."""
+        return isinstance(self.failure, EngineDead)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load in the background; on the way out drain the batcher, then close the engine, in
@@ -174,10 +183,11 @@ class Serving:
             yield
         finally:
             stop.set()
-            _, hung = await asyncio.wait({task}, timeout=self._settings.shutdown_timeout)
+            patience = 0 if self.dead else self._settings.shutdown_timeout
+            _, hung = await asyncio.wait({task}, timeout=patience)
             if hung:
                 log.error("the engine does not come back; leaving without it")
-                os._exit(1)  # nothing less ends a thread that hangs
+                os._exit(DEAD if self.dead else 1)  # nothing less ends a thread that hangs
             self.decoders.close()
 
     async def _run(self, stop: asyncio.Event) -> None:
@@ -186,6 +196,12 @@ class Serving:
         except Exception as error:  # noqa: BLE001  # without a model no process may linger
             self.failure = error
             signal.raise_signal(signal.SIGTERM)
+
+    def _give_up(self) -> None:
+        """Everybody has been told; now answer them, and leave so that another takes our place."""
+        self.failure = EngineDead("it did not come back from a batch")
+        log.critical("the engine is dead: %s; leaving", self.failure)
+        signal.raise_signal(signal.SIGTERM)
 
     async def _serve_until(self, stop: asyncio.Event) -> None:
         began = time.perf_counter()
@@ -216,6 +232,7 @@ class Serving:
             on_batch=self._on_batch,
         )
         self._batcher = await self._open.enter_async_context(batcher)
+        await self._open.enter_async_context(watched(batcher, self._give_up))
         self.started = Ready(engine.model, engine.device, latency, batcher)
 
     def _switch(self, engine: Engine) -> None:

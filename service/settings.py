@@ -7,6 +7,7 @@ the process starts. The table in README.md is printed from here by `python -m se
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import pathlib
 import re
@@ -79,12 +80,28 @@ class Settings(BaseSettings):
     characters each."""
     api_keys_file: pathlib.Path | None = None
     """File of more keys, one a line, read again when it changes."""
+    metrics_need_key: bool = False
+    """Whether `/metrics`, too, is for who sends a key."""
+    rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
+    """Requests a second of each client, told by its key or else by its address; more get 429.
+    Default: as many as it likes."""
+    rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests that such a client may send at once. Default: those of one second, at least 1."""
+    trusted_proxies: str = "127.0.0.1,::1"
+    """Addresses or networks, separated by commas, whose `X-Forwarded-For` says who the client
+    is."""
+    cors_origins: str = ""
+    """Origins, separated by commas, whose pages may ask from a browser; `*` for all.
+    Default: none but this server's own."""
     admin_keys: SecretStr | None = None
     """Keys, separated by commas, for who may load another version of the model; without any, nobody
     may. At least 16 characters each."""
     admin_keys_file: pathlib.Path | None = None
     """File of more such keys, one a line, read again when it changes."""
 
+    max_connections: int = Field(default=4096, ge=1, le=1_000_000)
+    """Most connections at once, as far as the system gives descriptors (`ulimit -n`); a newcomer
+    takes the place of the one that has been idle longest."""
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""
     drain_delay: float = Field(default=0.0, ge=0, le=600)
@@ -95,6 +112,8 @@ class Settings(BaseSettings):
 
     page: bool = True
     """Whether to serve the page at `/`, where one drops pictures and sees their classes."""
+    docs: bool = True
+    """Whether to serve `/docs` and `/openapi.json`."""
 
     log_format: Literal["auto", "json", "text"] = "auto"
     """json: one JSON object a line; text: for reading; auto: text on a terminal, else json."""
@@ -112,12 +131,49 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        for part in split(value):
+            try:
+                ipaddress.ip_network(part)
+            except ValueError as error:
+                raise ValueError(f"{error}; an address or a network such as 10.0.0.0/8") from error
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for part in split(value):
+            if part != "*" and not re.fullmatch(r"https?://[^/\s?#*]+", part):
+                raise ValueError(f"{part!r} is no origin such as https://example.com, and not *")
+        return value
+
+    @field_validator("metrics_need_key")
+    @classmethod
+    def _there_are_keys(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not (info.data.get("api_keys") or info.data.get("api_keys_file")):
+            raise ValueError(f"there is no key: set {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE")
+        return value
+
+    @field_validator("rate_burst")
+    @classmethod
+    def _of_a_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("rate_limit") is None:
+            raise ValueError(f"without effect: set {PREFIX}RATE_LIMIT, too")
+        return value
+
     @field_validator("max_upload_memory")
     @classmethod
     def _holds_one(cls, value: int, info: ValidationInfo) -> int:
         if value < (one := info.data.get("max_upload_bytes", 0)):
             raise ValueError(f"less than one upload may have, {PREFIX}MAX_UPLOAD_BYTES={one}")
         return value
+
+
+def split(value: str) -> list[str]:
+    """What a setting lists, separated by commas."""
+    return [part for part in re.split(r"[\s,]+", value) if part]
 
 
 def load_settings() -> Settings:

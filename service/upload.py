@@ -7,65 +7,35 @@ nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from starlette.requests import Request
 
-from batching import QueueFull
+from service.budget import LOOK, Share
 from service.errors import BodyTooLarge, TooManyImages, UploadTimeout
 from service.form import Form, boundary
 
-Hold = Callable[[int], None]
-"""Is told the number of bytes that are kept. Raises QueueFull."""
+# Each of the three that follow tells its share of the budget of every chunk, and raises
+# BodyTooLarge, UploadTimeout, QueueFull and Starlette's ClientDisconnect.
 
 
-class Budget:
-    """How many bytes of uploads are held at the same moment, by all requests together."""
-
-    def __init__(self, most: int) -> None:
-        self.held = 0
-        self._most = most
-
-    @contextmanager
-    def holding(self) -> Iterator[Hold]:
-        """Within, call what is given with each number of bytes that is kept; they count until the
-        end. It raises QueueFull instead of going beyond the budget."""
-        ours = 0
-
-        def hold(count: int) -> None:
-            nonlocal ours
-            if self.held + count > self._most:
-                raise QueueFull("uploads take all the memory that they may", retry_after=1)
-            self.held += count
-            ours += count
-
-        try:
-            yield hold
-        finally:
-            self.held -= ours
-
-
-# Each of the three that follow tells `hold` of every chunk that is kept, and raises BodyTooLarge,
-# UploadTimeout, Starlette's ClientDisconnect, and what `hold` raises.
-
-
-async def read_image(request: Request, max_bytes: int, max_seconds: float, hold: Hold) -> bytes:
+async def read_image(request: Request, max_bytes: int, max_seconds: float, share: Share) -> bytes:
     """The image in a form's field `img` or in the body itself; it may be empty.
 
     Raises MissingImage, too.
     """
     content_type = request.headers.get("content-type", "")
     if content_type.lower().startswith("image/"):
-        return await read_bytes(request, max_bytes, max_seconds, hold)
+        return await read_bytes(request, max_bytes, max_seconds, share)
     form = Form(boundary(content_type), _declared(request), most=1)
-    await _receive(request, form, max_bytes, max_seconds, hold)
+    await _receive(request, form, max_bytes, max_seconds, share)
     return form.images()[0]
 
 
 async def read_images(
-    request: Request, max_bytes: int, max_seconds: float, hold: Hold, *, max_images: int
+    request: Request, max_bytes: int, max_seconds: float, share: Share, *, max_images: int
 ) -> list[bytes]:
     """All images in a form's fields `img`: at least one, and any may be empty.
 
@@ -73,7 +43,7 @@ async def read_images(
     """
     content_type = request.headers.get("content-type", "")
     form = Form(boundary(content_type), _declared(request), most=max_images + 1)
-    await _receive(request, form, max_bytes, max_seconds, hold)
+    await _receive(request, form, max_bytes, max_seconds, share)
     if len(images := form.images()) > max_images:
         raise TooManyImages(
             f"The form has more than the {max_images} images that are allowed. "
@@ -82,10 +52,10 @@ async def read_images(
     return images
 
 
-async def read_bytes(request: Request, max_bytes: int, max_seconds: float, hold: Hold) -> bytes:
+async def read_bytes(request: Request, max_bytes: int, max_seconds: float, share: Share) -> bytes:
     """The body as it is."""
     body = _Raw()
-    await _receive(request, body, max_bytes, max_seconds, hold)
+    await _receive(request, body, max_bytes, max_seconds, share)
     return b"".join(body.chunks)
 
 
@@ -102,25 +72,49 @@ class _Raw:
 
 
 async def _receive(
-    request: Request, body: _Body, max_bytes: int, max_seconds: float, hold: Hold
+    request: Request, body: _Body, max_bytes: int, max_seconds: float, share: Share
 ) -> None:
     """Hand `body` every chunk as it arrives."""
     if _declared(request) > max_bytes:
         raise _too_large(max_bytes)
     received = 0
     try:
-        async with asyncio.timeout(max_seconds):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > max_bytes:
-                    raise _too_large(max_bytes)
-                hold(len(chunk))
-                body.write(chunk)
+        async with asyncio.timeout(max_seconds) as limit:
+            with _watched(share, limit):
+                async for chunk in request.stream():
+                    received += len(chunk)
+                    if received > max_bytes:
+                        raise _too_large(max_bytes)
+                    share.add(len(chunk))
+                    body.write(chunk)
     except TimeoutError as error:
-        raise UploadTimeout(
+        raise share.fault or UploadTimeout(
             f"The upload did not arrive within {max_seconds:g} seconds: {received:,} bytes did. "
             "Send a smaller image, or use a faster connection."
         ) from error
+
+
+@contextmanager
+def _watched(share: Share, limit: asyncio.Timeout) -> Iterator[None]:
+    """Within, `share` is looked at every now and then, and `limit` is over when it is ended."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal timer
+        timer = loop.call_later(LOOK, look)
+        share.look()
+
+    def stop() -> None:
+        if not limit.expired():
+            limit.reschedule(loop.time())
+
+    timer = loop.call_later(LOOK, look)
+    try:
+        with share.arriving(stop):
+            yield
+    finally:
+        timer.cancel()
 
 
 def _declared(request: Request) -> int:

@@ -27,6 +27,7 @@ MEDIA_TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
+LINK = b'<nav aria-label="More"><a href="docs">API documentation</a></nav>'
 HEADERS = {
     "Cache-Control": "no-cache",  # kept, and asked for again by its ETag
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -37,14 +38,17 @@ HEADERS = {
 }
 
 
-def router() -> APIRouter:
-    """`/`, and what it needs below `/page/`."""
+def router(docs: bool = True) -> APIRouter:
+    """`/`, and what it needs below `/page/`; `docs`: it links to `/docs`."""
     router = APIRouter(include_in_schema=False)
     for file in sorted(FOLDER.iterdir()):
         if file.suffix not in MEDIA_TYPES:
             continue
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
-        handler = _handler(file.read_bytes(), MEDIA_TYPES[file.suffix])
+        content = file.read_bytes()
+        if path == "/" and not docs:
+            content = content.replace(LINK, b"")
+        handler = _handler(content, MEDIA_TYPES[file.suffix])
         router.add_api_route(path, handler, methods=["GET", "HEAD"])
     return router
 

@@ -12,6 +12,7 @@ from batching import (
     BatchReport,
     DeadlineUnreachable,
     Draining,
+    EngineDead,
     EngineFailed,
     QueueFull,
 )
@@ -393,20 +394,53 @@ async def test_a_bad_time_is_lived_down() -> None:
 
 
 @virtual_time
-async def test_an_engine_that_hangs_is_unhealthy_and_gets_no_more() -> None:
+async def test_an_engine_that_hangs_gets_no_more() -> None:
     """Callers are told at their deadlines; soon nobody is let in any more."""
     engine = FakeEngine(lambda size: 3600.0)
     async with batcher(engine, latency=table()) as b:
         first = task(b, 0, 5)
-        health = {}
-        for second in (20, 40):
-            await asyncio.sleep(20)
-            health[second] = b.healthy
-            with pytest.raises(DeadlineUnreachable):
-                await b.submit(1, 10)
-        assert health == {20: True, 40: False}
+        await asyncio.sleep(20)
+        with pytest.raises(DeadlineUnreachable):
+            await b.submit(1, 10)
         with pytest.raises(TimeoutError):
             await first
+
+
+@virtual_time
+async def test_an_engine_is_dead_that_takes_a_hundred_times_as_long() -> None:
+    """Whoever asks every second is told so, and health turns red."""
+    engine = FakeEngine(lambda size: 3600.0)
+    async with batcher(engine, latency=table()) as b:
+        first = task(b, 0, 5)
+        await asyncio.sleep(0)
+        looks = 0
+        while not b.engine_is_dead():
+            assert b.healthy
+            await asyncio.sleep(1)
+            looks += 1
+        assert 100 < looks < 103 and not b.healthy
+        with pytest.raises(TimeoutError):
+            await first
+
+
+@virtual_time
+async def test_who_waits_for_a_dead_engine_is_told_at_once() -> None:
+    """Those in its hands, those in the queue and those who come later; it drains as soon as the
+    engine comes back, and nothing more is computed."""
+    engine, reports = FakeEngine(lambda size: 3600.0), Reports()
+    async with batcher(engine, latency=table(), max_batch_size=2, on_batch=reports) as b:
+        waiting = [task(b, item, 5000) for item in range(5)]
+        await asyncio.sleep(7)
+        b.abandon()
+        results = await outcomes(*waiting)
+        assert now() == 7
+        assert [type(result) for result in results] == [EngineDead] * 5
+        with pytest.raises(EngineDead):
+            await b.submit(9, 5000)
+        assert not b.healthy and b.queued == 0
+    assert now() == 3600
+    assert [len(batch) for batch in engine.batches] == [2]
+    assert [(report.answered, report.failed, report.gone) for report in reports] == [(0, 2, 0)]
 
 
 @virtual_time

@@ -89,6 +89,9 @@ class Server:
             if message in record["message"]:
                 return record
 
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
         self._process.send_signal(number)

@@ -2,6 +2,7 @@
 
 ENGINE_SECONDS is what a batch takes, ENGINE_WARM_UP_SECONDS what it took at warm-up,
 ENGINE_LOAD_SECONDS what loading takes, ENGINE_ERROR what it raises; `load` fails while loading.
+ENGINE_DEAD_AFTER is how many seconds a batch may take at least before the watchdog bites.
 Run as `python -m tests.e2e.scripted`.
 """
 
@@ -13,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from batching import watchdog
 from service.__main__ import serve
 from service.app import create_app
 from service.logs import configure
@@ -26,6 +28,7 @@ async def load(settings: Settings) -> AsyncIterator[FakeEngine]:
     if error == "load":
         raise RuntimeError("the engine was told to fail")
     await asyncio.sleep(float(os.environ.get("ENGINE_LOAD_SECONDS", "0")))
+    watchdog.FLOOR = float(os.environ.get("ENGINE_DEAD_AFTER", watchdog.FLOOR))
     seconds = float(os.environ.get("ENGINE_SECONDS", "0"))
     warm_up = float(os.environ.get("ENGINE_WARM_UP_SECONDS", seconds))
     yield FakeEngine(seconds, RuntimeError(error) if error else None, warm_up)

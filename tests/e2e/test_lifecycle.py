@@ -61,6 +61,32 @@ def test_an_engine_that_hangs_does_not_keep_the_process() -> None:
         assert "does not come back" in server.log()[-1]["message"]
 
 
+def test_an_engine_that_dies_is_replaced() -> None:
+    """A batch that does not come back: whoever waits is told at once, the process answers
+    everybody and ends in time with a status of its own."""
+    dies = {"ENGINE_SECONDS": "1000", "ENGINE_WARM_UP_SECONDS": "0.001", "ENGINE_DEAD_AFTER": "2"}
+    with Server(*SCRIPTED, **dies, SHOAL_REQUEST_TIMEOUT="60", SHOAL_DRAIN_DELAY="1") as server:
+        server.wait_until_ready()
+        with ThreadPoolExecutor(4) as clients:
+
+            def post() -> httpx.Response:
+                return httpx.post(f"{server.url}/predict", files={"img": HORSE}, timeout=30)
+
+            waiting = [clients.submit(post) for _ in range(4)]
+            server.wait_for_log("the engine is dead")
+            assert httpx.get(f"{server.url}/healthz").json()["code"] == "not_live"
+            assert httpx.get(f"{server.url}/readyz").status_code == 503
+            assert post().json()["code"] == "engine_dead"
+            for response in (future.result() for future in waiting):
+                told = response.json()["code"]
+                assert response.status_code == 503
+                assert told in ("engine_dead", "deadline_unreachable")
+                assert int(response.headers["retry-after"]) >= 1
+        started = time.monotonic()
+        assert server.wait() == 4
+        assert time.monotonic() - started < 5
+
+
 def test_a_model_that_does_not_load_ends_the_process() -> None:
     """No process lingers that can never be ready; the log says why."""
     with Server(*SCRIPTED, ENGINE_ERROR="load") as server:
@@ -72,7 +98,7 @@ def test_a_model_that_does_not_load_ends_the_process() -> None:
     ("environment", "told"),
     [
         ({"SHOAL_MODEL": "unknown"}, "it holds cifar_resnet20_v1"),
-        ({"SHOAL_MODEL_VERSION": "999"}, "No such file"),
+        ({"SHOAL_MODEL_VERSION": "999"}, "of version '999'"),
         ({"SHOAL_DEVICE": "gpu:9"}, "device gpu:9 was asked for"),
     ],
 )

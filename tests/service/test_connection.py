@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import uvicorn
-from uvicorn.server import ServerState
 
 from service import connection
 from service.connection import Connection
+from service.connections import Connections, bound
 
 pytestmark = pytest.mark.slow
 PATIENCE = 10.0
@@ -46,26 +47,38 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def client(
-    app: App = refuses,
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to a server of `app` that keeps idle ones for a second."""
+async def listening(app: App = refuses, most: int = 100) -> AsyncIterator[tuple[str, int]]:
+    """Where a server of `app` listens that has at most so many connections."""
     config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=1)
-    state = ServerState()
+    state = Connections(most)
 
     def accept() -> Connection:
         return Connection(config=config, server_state=state, app_state={})
 
     server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
-        async with asyncio.timeout(PATIENCE):
-            yield reader, writer
+        yield server.sockets[0].getsockname()
     finally:
-        writer.close()
         server.close()
         for task in state.tasks:
             task.cancel()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def client(
+    app: App = refuses,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to a server of `app` that keeps idle ones for a second."""
+    async with listening(app) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                yield reader, writer
+        finally:
+            writer.close()
 
 
 def problem(answer: bytes) -> Any:
@@ -157,3 +170,97 @@ async def test_a_request_that_takes_long_is_left_alone() -> None:
     async with client(slow) as (reader, writer):
         writer.write(HEAD + b"Content-Length: 5\r\n\r\n12345")
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
+async def test_the_one_that_waits_longest_makes_room(caplog: pytest.LogCaptureFixture) -> None:
+    """Be it idle, silent, or in the middle of a head; the log says so once."""
+    async with listening(most=3) as address, asyncio.timeout(PATIENCE):
+        newcomers = []
+        idle, half, silent = [await asyncio.open_connection(*address) for _ in range(3)]
+        idle[1].write(GET)
+        await idle[0].readuntil(b"ok")
+        half[1].write(HEAD)
+        await asyncio.sleep(0.05)
+        for waiting in half, silent, idle:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(GET)
+            await reader.readuntil(b"ok")
+            assert await waiting[0].read() == b""
+            waiting[1].close()
+            newcomers.append(writer)
+        for writer in newcomers:
+            writer.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_no_room_where_all_are_busy() -> None:
+    """A newcomer is told to come back, and those who are served are left alone."""
+    done = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await done.wait()
+        await refuses(scope, receive, send)
+
+    async with listening(slow, most=2) as address, asyncio.timeout(PATIENCE):
+        busy = [await asyncio.open_connection(*address) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(GET)
+        await asyncio.sleep(0.05)
+        reader, writer = await asyncio.open_connection(*address)
+        told = problem(answer := await reader.read())
+        assert (told["status"], told["code"]) == (503, "too_many_connections")
+        assert b"retry-after: 1\r\n" in answer
+        writer.close()
+        done.set()
+        for reader, writer in busy:
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            writer.close()
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(GET)
+        await reader.readuntil(b"ok")
+        writer.close()
+
+
+@pytest.mark.parametrize("rest", [b"", b"67890"])
+async def test_who_was_answered_early_makes_room_once_its_rest_has_come(rest: bytes) -> None:
+    async with listening(most=1) as address, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(HEAD + b"Content-Length: 10\r\n\r\n12345")
+        await reader.readuntil(b"ok")
+        writer.write(rest)
+        await asyncio.sleep(0.05)
+        newcomer, other = await asyncio.open_connection(*address)
+        other.write(GET)
+        head = await newcomer.readline()
+        assert head.startswith(b"HTTP/1.1 200" if rest else b"HTTP/1.1 503")
+        writer.close()
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "possible", "raised_to"),
+    [
+        ((1024, 4096), 500, 500, 1024),
+        ((1024, 1_048_576), 4096, 4096, 4160),
+        ((256, 1024), 4096, 960, 1024),
+        ((64, 64), 4096, 32, 64),
+        ((64, 64), 20, 20, 64),
+        ((64, resource.RLIM_INFINITY), 4096, 4096, 4160),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 4096, 4096, None),
+    ],
+)
+def test_descriptors(
+    limits: tuple[int, int],
+    wanted: int,
+    possible: int,
+    raised_to: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The limit is raised as far as may be; with fewer than wanted the log says what to do."""
+    soft = [limits[0]]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
+    assert bound(wanted) == possible
+    assert soft[-1] == (raised_to or limits[0])
+    assert bool(caplog.records) == (possible < wanted)

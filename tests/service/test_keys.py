@@ -14,7 +14,7 @@ from service.errors import Unauthorized
 from service.keys import Keys
 from service.settings import BadSettings, Settings
 from tests.fakes import Clock, FakeEngine
-from tests.service.conftest import png
+from tests.service.conftest import connected, png
 
 ONE, TWO = "one-key-of-many-letters", "another-key-of-many-letters"
 
@@ -152,6 +152,19 @@ async def test_who_has_none_is_told_how_to_send_one(client: httpx.AsyncClient) -
     answered = await client.post("/predict", files=files, headers={"x-api-key": ONE})
     assert answered.status_code == 200
     for path in "/healthz", "/readyz", "/metrics", "/docs":
+        assert (await client.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/v2/health/live"]
+)
+async def test_metrics_may_want_one_too(path: str) -> None:
+    """Where the settings say so; what else is open stays open."""
+    settings = Settings(api_keys=SecretStr(ONE), metrics_need_key=True)
+    async with connected(settings, FakeEngine()) as client:
+        assert (await client.get("/metrics")).status_code == 401
+        allowed = await client.get("/metrics", headers={"authorization": f"Bearer {ONE}"})
+        assert allowed.status_code == 200 and "shoal_ready 1.0" in allowed.text
         assert (await client.get(path)).status_code == 200
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from service.logs import JsonFormatter, TextFormatter
+from service.logs import JsonFormatter, Output, TextFormatter
 from tests.service.conftest import png
 
 
@@ -44,6 +49,65 @@ def test_traceback_in_one_json_line() -> None:
 def test_text() -> None:
     line = TextFormatter().format(record(fields={"status": 200}))
     assert line.endswith("info     hello you  status=200")
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """To read from and to write to; both may be closed meanwhile."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
+
+
+def output(descriptor: int) -> Output:
+    made = Output(descriptor)
+    made.setFormatter(JsonFormatter())
+    return made
+
+
+def test_what_cannot_be_written_is_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    """A full disk, a closed pipe, a closed descriptor: no error, nothing on standard error."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for descriptor in (writer, full):
+        lossy = output(descriptor)
+        for _ in range(3):
+            lossy.handle(record())
+        os.close(descriptor)
+        lossy.handle(record())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lost_lines_are_counted(pipe: tuple[int, int]) -> None:
+    """The next one that can be written says how many; half a line does not spoil another."""
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    os.write(writer, b"x" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) - 4096))
+    told = output(writer)
+    told.handle(record(fields={"long": "y" * 6000}))
+    told.handle(record())
+    os.set_blocking(reader, False)
+    before = os.read(reader, 1 << 20)
+    assert before.endswith(b"y")
+    told.handle(record())
+    told.handle(record())
+    first, *lines = os.read(reader, 1 << 20).decode().split("\n")
+    assert first == "" and lines.pop() == ""
+    warning, *others = [json.loads(line) for line in lines]
+    assert (warning["level"], warning["lost"]) == ("warning", 2)
+    assert [line["message"] for line in others] == ["hello you"] * 2
+
+
+def test_standard_streams_that_were_closed() -> None:
+    """Are not those of a client later: what opens next gets another descriptor."""
+    code = (
+        "from service import logs; import os; logs._keep_standard_streams(); print(os.open('/', 0))"
+    )
+    command = ["sh", "-c", f'exec {sys.executable} -c "{code}" <&- 2>&-']
+    assert subprocess.run(command, stdout=subprocess.PIPE).stdout == b"3\n"
 
 
 def test_a_client_cannot_forge_a_line() -> None:

@@ -118,6 +118,16 @@ async def test_not_described(client: httpx.AsyncClient) -> None:
     assert not [path for path in paths if path == "/" or path.startswith("/page")]
 
 
+async def test_without_docs(engine: FakeEngine) -> None:
+    """Where they are switched off, nothing of them is served, and the page links to none."""
+    transport = httpx.ASGITransport(create_app(Settings(docs=False), engine.load))
+    async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+        for path in "/docs", "/openapi.json", "/redoc", "/static-offline-docs/swagger-ui.css":
+            assert (await client.get(path)).status_code == 404
+        page = (await client.get("/")).text
+    assert 'href="docs"' not in page and "What is in the picture?" in page
+
+
 async def test_switched_off(engine: FakeEngine) -> None:
     transport = httpx.ASGITransport(create_app(Settings(page=False), engine.load))
     async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:

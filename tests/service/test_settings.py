@@ -39,6 +39,11 @@ def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
         ("SHOAL_REQUEST_TIMEOUT", "-1", "greater than 0"),
         ("SHOAL_MODEL", "../etc", "pattern"),
         ("SHOAL_LOG_FORMAT", "xml", "json"),
+        ("SHOAL_RATE_LIMIT", "0", "greater than 0"),
+        ("SHOAL_RATE_BURST", "5", "set SHOAL_RATE_LIMIT"),
+        ("SHOAL_TRUSTED_PROXIES", "10.0.0.1,*", "such as 10.0.0.0/8"),
+        ("SHOAL_CORS_ORIGINS", "https://a.example/path", "no origin"),
+        ("SHOAL_METRICS_NEED_KEY", "true", "SHOAL_API_KEYS_FILE"),
     ],
 )
 def test_out_of_bounds(environment: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:

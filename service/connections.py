@@ -1,0 +1,95 @@
+"""Connections: how many may be open, and which one makes room for a newcomer.
+
+Promises
+- There are at most `most`, and always fewer than the process may have descriptors.
+- A newcomer takes the place of the connection whose next head has been awaited longest: an idle
+  one, a silent one, or one that sends its head a byte at a time. Such connections keep nobody out,
+  however many there are. Only where all are within a request is a newcomer told to come back.
+
+Running out of descriptors all the same (something else in the process may take them) ends
+nothing: libuv accepts and closes what it cannot keep.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import OrderedDict
+from typing import Protocol
+
+from uvicorn.server import ServerState
+
+from service.logs import log
+
+OTHERS = 64
+"""Descriptors for everything that is no connection; of a few, half."""
+TELL_EVERY = 60.0
+"""Seconds between two lines in the log that say that there are too many."""
+
+
+class Waiting(Protocol):
+    """What is needed of a connection."""
+
+    def make_room(self) -> None: ...
+
+
+class Connections(ServerState):
+    """uvicorn's record of what is open, with a bound."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self._waiting = OrderedDict[Waiting, None]()  # the one that has waited longest comes first
+        self._told_at: float | None = None
+
+    def admit(self) -> bool:
+        """Is there room for one more, if need be in place of another?"""
+        if len(self.connections) < self._most:
+            return True
+        self._tell()
+        if not self._waiting:
+            return False
+        oldest, _ = self._waiting.popitem(last=False)
+        oldest.make_room()
+        return True
+
+    def waits(self, connection: Waiting) -> None:
+        """Its next head is awaited from now on."""
+        self._waiting[connection] = None
+
+    def goes_on(self, connection: Waiting) -> None:
+        """Its head is complete, or it is closed."""
+        self._waiting.pop(connection, None)
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._told_at is None or now - self._told_at > TELL_EVERY:
+            self._told_at = now
+            log.warning(
+                "%d connections are open, the most there may be: newcomers take the place of those "
+                "that wait longest, or are refused",
+                self._most,
+            )
+
+
+def bound(wanted: int) -> int:
+    """How many connections there may be: `wanted`, or as many as there are descriptors for. Raises
+    the process' own limit as far as that takes and the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = wanted + OTHERS
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < enough:
+        raised = enough if hard == unlimited else min(enough, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        soft = raised
+    if soft == unlimited or soft >= enough:
+        return wanted
+    possible = max(soft - OTHERS, soft // 2)
+    if possible >= wanted:
+        return wanted
+    log.warning(
+        "at most %d connections instead of %d: this process may have only %d descriptors (ulimit "
+        "-n, LimitNOFILE=). Raise that limit, or set SHOAL_MAX_CONNECTIONS=%d",
+        *(possible, wanted, soft, possible),
+    )
+    return possible

@@ -1,0 +1,26 @@
+"""What SIGHUP reloads: the keys, and the model."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from service.errors import LoadFailed, problem_for
+from service.keys import Keys
+from service.logs import log
+from service.repository import NOT_NOW, Repository
+
+
+async def reload(app: FastAPI) -> None:
+    """Read the files of keys now, and let the version serve that a start would take. Whatever
+    cannot be reloaded stays as it was, and the log says why."""
+    keys: tuple[Keys, ...] = app.state.keys, app.state.admin_keys
+    for one in keys:
+        one.reload()
+    repository: Repository = app.state.repository
+    try:
+        served = await repository.reload()
+    except (LoadFailed, *NOT_NOW) as error:
+        detail = problem_for(error).detail or str(error)
+        log.error("the model stays as it was: %s", detail)
+    else:
+        log.info("reloaded", extra={"fields": {"model": served.name, "version": served.version}})

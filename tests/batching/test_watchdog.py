@@ -1,0 +1,46 @@
+"""Whether the engine is dead, told the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from batching.latency import LatencyTable
+from batching.timeline import Flight
+from batching.watchdog import FLOOR, Watchdog
+
+
+def flight(predicted: float) -> Flight:
+    table = LatencyTable({1: [predicted] * 3})
+    return Flight(size=1, handed=0.0, begins=0.0, seconds=predicted, table=table)
+
+
+def dead_at(watchdog: Watchdog, looks: Iterable[float], current: Flight) -> float | None:
+    """The first look at which the engine is dead, if any."""
+    return next((now for now in looks if watchdog.look(current, now)), None)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "dead"),
+    [(0.001, FLOOR + 1), (0.09, FLOOR + 1), (0.2, 21), (1.0, 101)],
+)
+def test_a_hundred_times_its_predicted_time(predicted: float, dead: float) -> None:
+    """And never less than the floor."""
+    assert dead_at(Watchdog(), range(1000), flight(predicted)) == dead
+
+
+def test_each_batch_has_its_own_time() -> None:
+    """However many follow each other, and however long nothing is computed."""
+    watchdog = Watchdog()
+    for batch in range(20):
+        assert dead_at(watchdog, range(9 * batch, 9 * batch + 9), flight(0.01)) is None
+    assert not any(watchdog.look(None, 1000 + second) for second in range(100))
+    assert dead_at(watchdog, range(1100, 1110), flight(0.01)) is None
+
+
+def test_time_in_which_nobody_looked_does_not_count() -> None:
+    """A process that was stopped for an hour does not take its engine for dead."""
+    watchdog, current = Watchdog(), flight(0.01)
+    assert dead_at(watchdog, [0, 1, 2, 3600, 3601, 3602], current) is None
+    assert dead_at(watchdog, range(3603, 3700), current) == 3607

@@ -1,0 +1,166 @@
+"""Many clients and strange ones, and a system that gives little, in real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from tests.e2e.process import PATIENCE, REAL, ROOT, SCRIPTED, Server
+from tests.service.conftest import png
+
+pytestmark = pytest.mark.slow
+HORSE = png(7)
+SLOW = 1000
+GET = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\n\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nX-Slow: "
+BODY = (
+    b"POST /predict HTTP/1.1\r\nHost: shoal\r\nContent-Type: image/png\r\n"
+    b"Content-Length: 100000\r\n\r\n"
+)
+
+
+def limited(what: str, most: int, module: str) -> tuple[str, str]:
+    """Arguments for Python that run `module` within a limit of the system."""
+    limit = f"resource.setrlimit(resource.{what}, ({most}, {most}))"
+    return "-c", f"import resource, runpy; {limit}; runpy.run_module({module!r}, None, '__main__')"
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def address(server: Server) -> tuple[str, int]:
+    url = httpx.URL(server.url)
+    return url.host, url.port or 80
+
+
+@pytest.mark.parametrize(
+    ("trusted", "statuses"), [("127.0.0.1", [200, 429, 200, 429]), ("", [200, 429, 429, 429])]
+)
+def test_a_client_behind_a_proxy(trusted: str, statuses: list[int]) -> None:
+    """Is told by what the proxy says of it, where the proxy is trusted; else it is the proxy."""
+    limit = {"SHOAL_RATE_LIMIT": "0.01", "SHOAL_TRUSTED_PROXIES": trusted}
+    with Server(*SCRIPTED, **limit) as server:
+        server.wait_until_ready()
+        found = [
+            httpx.post(
+                f"{server.url}/predict",
+                files={"img": HORSE},
+                headers={"x-forwarded-for": f"198.51.100.9, {client}"},
+            ).status_code
+            for client in ("203.0.113.1", "203.0.113.1", "203.0.113.2", "203.0.113.2")
+        ]
+    assert found == statuses
+
+
+def test_few_descriptors() -> None:
+    """More connections than descriptors: newcomers are served, nothing spins, and a line or two say
+    so."""
+    with Server(*limited("RLIMIT_NOFILE", 64, "tests.e2e.scripted")) as server:
+        server.wait_until_ready()
+        with contextlib.ExitStack() as stack:
+            silent = [
+                stack.enter_context(socket.create_connection(address(server))) for _ in range(200)
+            ]
+            before = cpu_seconds(server.pid)
+            time.sleep(1)
+            assert cpu_seconds(server.pid) - before < 0.3
+            for _ in range(20):
+                with socket.create_connection(address(server), timeout=5) as newcomer:
+                    newcomer.sendall(GET)
+                    assert newcomer.recv(65536).startswith(b"HTTP/1.1 200")
+            assert len(silent) == 200
+        assert httpx.post(f"{server.url}/predict", files={"img": HORSE}).status_code == 200
+        warnings = [record["message"] for record in server.log() if record["level"] == "warning"]
+        assert server.stop() == 0
+    assert [re.sub(r"\d+", "N", warning)[:24] for warning in warnings] == [
+        "at most N connections in",
+        "N connections are open, ",
+    ]
+
+
+def test_nothing_is_written() -> None:
+    """On a full or read-only disk the service starts, answers and stops as ever."""
+    with Server(*limited("RLIMIT_FSIZE", 0, REAL[1])) as server:
+        server.wait_until_ready()
+        assert httpx.post(f"{server.url}/predict", files={"img": HORSE}).status_code == 200
+        assert server.stop() == 0
+        assert server.errors() == ""
+
+
+@pytest.mark.parametrize("output", ["/dev/full", None])
+def test_a_log_that_nobody_gets(output: str | None) -> None:
+    """Its disk is full, or it was closed before the start: requests are answered, and the end is a
+    clean one."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = f">{output} 2>&1" if output else ">&- 2>&-"
+    with subprocess.Popen(
+        ["sh", "-c", f'exec "{sys.executable}" {" ".join(SCRIPTED)} {where}'],
+        cwd=ROOT,
+        env={**os.environ, "SHOAL_PORT": str(port), "SHOAL_LOG_LEVEL": "debug"},
+    ) as process:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            end = time.monotonic() + PATIENCE
+            while time.monotonic() < end:
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get("/readyz").status_code == 200:
+                        break
+                time.sleep(0.05)
+            for _ in range(50):
+                response = client.post("/predict", files={"img": HORSE})
+                assert response.status_code == 200 and response.json()["class"] == "horse"
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+async def drip(server: Server, first: bytes, cut: asyncio.Event) -> bytes:
+    """Send `first` and then a byte a second; what comes back until the connection is closed."""
+    reader, writer = await asyncio.open_connection(*address(server))
+    try:
+        writer.write(first)
+        answer = asyncio.ensure_future(reader.read())
+        while not answer.done() and not cut.is_set():
+            writer.write(b"x")
+            await asyncio.wait({answer}, timeout=1)
+        answer.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+            return await answer
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_a_thousand_slow_clients() -> None:
+    """A byte a second each, half of them in their heads and half in their bodies: each is cut off,
+    and beside them every request is answered."""
+    limits = {"SHOAL_MAX_UPLOAD_BYTES": "100000", "SHOAL_MAX_UPLOAD_MEMORY": "1000000"}
+    with Server(*SCRIPTED, **limits) as server:
+        server.wait_until_ready()
+        cut = asyncio.Event()
+        filling = BODY + bytes(2000)  # a thousand of these are twice what there is
+        slow = [
+            asyncio.create_task(drip(server, HEAD if n % 2 else filling, cut)) for n in range(SLOW)
+        ]
+        async with httpx.AsyncClient(timeout=10) as client:
+            await asyncio.sleep(3)
+            for _ in range(100):
+                response = await client.post(f"{server.url}/predict", files={"img": HORSE})
+                assert response.status_code == 200
+        answers = await asyncio.wait_for(asyncio.gather(*slow), 30)
+        assert server.stop() == 0
+    heads, bodies = answers[1::2], answers[::2]
+    assert set(heads) == {b""}
+    codes = {code for answer in bodies for code in re.findall(rb'"code":"(\w+)"', answer)}
+    assert codes == {b"upload_timeout", b"queue_full"}

@@ -1,0 +1,178 @@
+"""Rates: how often a client may ask, told the time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from service.errors import RateLimited
+from service.rates import Rates, network
+from service.settings import Settings
+from tests.fakes import FakeEngine
+from tests.service.conftest import connected, png
+
+HORSE = png(7)
+ONE, TWO = "one-key-of-many-letters", "another-key-of-many-letters"
+
+
+def wait(rates: Rates, now: float, client: str = "a") -> float | None:
+    """Seconds that a request at `now` is told to wait; None if it is welcome."""
+    try:
+        rates.take(client, now)
+    except RateLimited as refused:
+        return refused.retry_after
+    return None
+
+
+@pytest.mark.parametrize(
+    ("rate", "burst", "asked"),
+    [
+        (1, 1, [(0, None), (0, 1), (0.75, 0.25), (1, None), (1, 1), (5, None), (5, 1)]),
+        (2, 1, [(0, None), (0.25, 0.25), (0.5, None), (1, None), (1.25, 0.25)]),
+        (2, 3, [(0, None), (0, None), (0, None), (0, 0.5), (0.5, None), (0.5, 0.5)]),
+        (2, 3, [(0, None), (9, None), (9, None), (9, None), (9, 0.5), (9.5, None), (9.5, 0.5)]),
+        (0.5, 2, [(0, None), (0, None), (0, 2), (1, 1), (2, None), (2, 2)]),
+    ],
+)
+def test_a_burst_and_then_the_rate(
+    rate: float, burst: int, asked: list[tuple[float, float | None]]
+) -> None:
+    """Who may not ask yet is told for how long, and asking too early costs nothing."""
+    rates = Rates(rate, burst)
+    assert [(now, wait(rates, now)) for now, _ in asked] == asked
+
+
+def test_clients_do_not_share() -> None:
+    rates = Rates(1, 1)
+    assert [wait(rates, 0, client) for client in "abab"] == [None, None, 1, 1]
+
+
+@given(
+    st.sampled_from([0.5, 1, 8]),
+    st.integers(1, 5),
+    st.lists(st.sampled_from([0, 0.125, 0.5, 1, 4]), max_size=60),
+)
+def test_over_any_span(rate: float, burst: int, pauses: list[float]) -> None:
+    """Whatever it does, a client gets no more than burst + rate x span, and no less than one that
+    asks when it was told to."""
+    rates, now, taken = Rates(rate, burst), 0.0, list[float]()
+    for pause in pauses:
+        now += pause
+        told = wait(rates, now)
+        if told is None:
+            taken.append(now)
+        else:
+            assert wait(rates, now + told) is None
+            now += told
+            taken.append(now)
+    for first in range(len(taken)):
+        for last in range(first, len(taken)):
+            assert last - first + 1 <= burst + rate * (taken[last] - taken[first]) + 1e-6
+
+
+def test_a_full_bucket_is_forgotten() -> None:
+    """What is remembered of many clients goes as new ones come."""
+    rates = Rates(1, 1)
+    for number in range(1000):
+        rates.take(number, 0)
+    assert len(rates) == 1000
+    for number in range(1000):
+        rates.take(number, 2)
+    assert len(rates) == 1000
+    rates.take("a", 10)
+    assert len(rates) == 999
+    for number in range(999):
+        rates.take(number, 10)
+    rates.take("a", 20)
+    assert len(rates) < 1000
+
+
+def test_who_asks_at_all_times_does_not_keep_the_others() -> None:
+    """The memory is that of the clients of a moment, not of a day."""
+    rates = Rates(10, 2)
+    for number in range(10_000):
+        rates.take("always", number / 10)
+        rates.take(number, number / 10)
+    assert len(rates) < 10
+
+
+def test_no_more_are_remembered_than_allowed() -> None:
+    """However many ask at the same moment; the one that asked longest ago goes first."""
+    rates = Rates(1, 1, most=3)
+    for client in "abcd":
+        rates.take(client, 0)
+    assert len(rates) == 3
+    assert [wait(rates, 0, client) for client in "bcda"] == [1, 1, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80::"),
+        ("not:an:address", "not:an:address"),
+    ],
+)
+def test_what_tells_addresses_apart(address: str, expected: str) -> None:
+    """Nobody is somebody else by choosing another of his own 2^64 addresses."""
+    assert network(address) == expected
+
+
+@pytest.fixture
+async def limited() -> AsyncIterator[httpx.AsyncClient]:
+    async with connected(Settings(rate_limit=0.01, rate_burst=2), FakeEngine()) as client:
+        yield client
+
+
+async def test_who_asks_too_often(limited: httpx.AsyncClient) -> None:
+    """429 with the seconds to wait, before the upload is read."""
+
+    async def untouched() -> AsyncIterator[bytes]:
+        yield b""
+        raise AssertionError("the upload was read")
+
+    for _ in range(2):
+        assert (await limited.post("/predict", files={"img": HORSE})).status_code == 200
+    refused = await limited.post(
+        "/predict", content=untouched(), headers={"content-type": "image/png"}
+    )
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert 99 <= int(refused.headers["retry-after"]) <= 100
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/fake/infer"])
+async def test_wherever_images_are_sent(limited: httpx.AsyncClient, path: str) -> None:
+    """All ways to the network count; probes, metrics and pages do not."""
+    for _ in range(2):
+        assert (await limited.post("/predict", files={"img": HORSE})).status_code == 200
+    assert (await limited.post(path, files={"img": HORSE})).status_code == 429
+    for free in "/healthz", "/readyz", "/metrics", "/docs", "/", "/v2":
+        assert (await limited.get(free)).status_code == 200
+
+
+async def test_by_key_where_keys_are_set() -> None:
+    """A key is a client, wherever it is used from; who has none is told 401 and costs nobody."""
+    settings = Settings(api_keys=SecretStr(f"{ONE},{TWO}"), rate_limit=0.01, rate_burst=1)
+    async with connected(settings, FakeEngine()) as client:
+
+        async def post(key: str) -> int:
+            headers = {"x-api-key": key}
+            return (
+                await client.post("/predict", files={"img": HORSE}, headers=headers)
+            ).status_code
+
+        assert [await post(key) for key in (ONE, "", ONE, TWO, TWO)] == [200, 401, 429, 200, 429]
+
+
+async def test_nobody_is_limited_by_default(client: httpx.AsyncClient) -> None:
+    for _ in range(50):
+        assert (await client.post("/predict", files={"img": HORSE})).status_code == 200
