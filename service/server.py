@@ -69,7 +69,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._start_reload)
+        loop = asyncio.get_running_loop()
+        # Not the loop's own way: it would give the system's default, which is to die, its place
+        # back as soon as the loop is closed.
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload))
 
     def _start_reload(self) -> None:
         task = asyncio.get_running_loop().create_task(reload(self._app))
@@ -84,6 +87,7 @@ class Server(uvicorn.Server):
             server.close()
         await self._wait(LINGER, while_connected=True)
         await super().shutdown(sockets)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     async def _wait(self, seconds: float, while_connected: bool = False) -> None:
         end = time.monotonic() + seconds
