@@ -13,8 +13,9 @@ PYTHONS := python3.11 python3.12 python3
 VENV := $(if $(filter gpu,$(EXTRA)),.venv-gpu,.venv)
 RUN := $(VENV)/bin/python
 # Just what the lock file says: pinned, hashed, and no code of a package runs while installing.
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input \
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-input \
 	--require-hashes --no-deps --only-binary :all: -r
+INSTALL := $(RUN) $(PIP_INSTALL)
 # HOST and PORT are short for SHOAL_HOST and SHOAL_PORT; every other SHOAL_* passes through.
 ADDRESS := $(if $(HOST),SHOAL_HOST=$(HOST)) $(if $(PORT),SHOAL_PORT=$(PORT))
 
@@ -22,10 +23,10 @@ ifeq ($(filter cpu gpu,$(EXTRA)),)
 $(error EXTRA is cpu or gpu, not '$(EXTRA)')
 endif
 
-.PHONY: help serve test check format train load-test simulate lock clean
+.PHONY: help serve test check format train load-test simulate lock proto clean
 
 help: ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo
 	@echo "make serve PORT=9000 SHOAL_LOG_LEVEL=debug   settings: see README.md, or the environment"
 	@echo "make serve EXTRA=gpu                         on an NVIDIA GPU (3 GB to download, once)"
@@ -59,12 +60,18 @@ simulate: $(VENV)/train ## compare batching policies on virtual time
 lock: $(VENV)/uv ## resolve pyproject.toml anew into requirements/
 	@mkdir -p requirements
 	$(LOCK) --all-extras -o $(VENV)/all.lock
-	for extra in cpu gpu train dev; do \
-		$(LOCK) --extra $$extra --constraint $(VENV)/all.lock -o requirements/$$extra.lock || exit; \
+	for extra in cpu gpu export train dev; do \
+		case $$extra in cpu | gpu) more="--extra grpc --extra otel" ;; *) more= ;; esac; \
+		$(LOCK) --extra $$extra $$more --constraint $(VENV)/all.lock \
+			-o requirements/$$extra.lock || exit; \
 	done
 
+proto: | $(VENV)/protoc ## compile service/rpc/open_inference.proto after a change
+	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I service/rpc \
+		--descriptor_set_out=service/rpc/open_inference.binpb open_inference.proto
+
 clean: ## remove .venv and what tools leave behind
-	rm -rf .venv .venv-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-gpu .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- The environment. A file in it stands for each lock file that was installed there. ---------
@@ -109,6 +116,10 @@ $(VENV)/uv: | $(VENV)/$(EXTRA)
 	@$(RUN) -m venv $@
 	@$@/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
+$(VENV)/protoc: | $(VENV)/$(EXTRA)
+	@$(RUN) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.81.1
+
 # --- What is in it, for who has to know: docs/dependencies.md. --------------------------------
 
 .PHONY: sbom
@@ -150,6 +161,46 @@ CORPUS ?= $(HOME)/.cache/shoal-fuzz
 
 fuzz: $(VENV)/dev ## fuzz what reads strangers' bytes; ARGS="--seconds 60", CORPUS=folder
 	@exec $(RUN) -m tests.faults.fuzz --corpus $(CORPUS) $(ARGS)
+
+# --- Benchmarks. Whom we are compared with has an environment of its own, below .bench/. ---------
+
+.PHONY: bench bench-rivals bench-lock budget bench-engine
+
+BASELINES := flask
+RIVALS := mosec litserve bentoml
+OTHERS := $(BASELINES:%=baselines/%) $(RIVALS:%=rivals/%)
+
+bench: $(VENV)/train $(BASELINES:%=.bench/%/installed) ## compare with baselines, and with rivals once they are set up
+	$(RUN) -m benchmarks.compare $(ARGS)
+
+bench-rivals: $(RIVALS:%=.bench/%/installed) ## set up Mosec, LitServe and BentoML for `make bench`
+
+budget: $(VENV)/train ## where a request's CPU time goes, by stage
+	$(RUN) -m benchmarks.budget $(ARGS)
+
+bench-engine: $(VENV)/train ## threads, batches in flight and batch sizes on this CPU
+	$(RUN) -m benchmarks.engine $(ARGS)
+
+.bench/flask/installed: benchmarks/baselines/flask.lock
+.bench/%/installed: benchmarks/rivals/%.lock
+	$(INSTALL_OTHER)
+.bench/flask/installed:
+	$(INSTALL_OTHER)
+
+define INSTALL_OTHER
+@$(FIND_PYTHON); \
+echo "$$("$$python" --version): installing $< into $(@D)"; \
+"$$python" -m venv --clear $(@D)
+@$(@D)/bin/python $(PIP_INSTALL) $<
+@touch $@
+endef
+
+bench-lock: $(VENV)/uv ## resolve what whom we are compared with needs
+	for other in $(OTHERS); do \
+		$(VENV)/uv/bin/uv pip compile benchmarks/$$other.in --quiet --upgrade --universal \
+			--python-version 3.11 --generate-hashes --custom-compile-command "make bench-lock" \
+			-o benchmarks/$$other.lock || exit; \
+	done
 
 # --- Images and manifests: docs/deploy.md. ------------------------------------------------------
 

@@ -69,7 +69,10 @@ class Policy:
         start = self.timeline.free_at(now)
         first = 0
         while first < len(line):
-            allowed = self._allowed(line[first], start, now)
+            # Those ahead are laid out as they will be cut. With the whole margin a batch that has
+            # lost some of it looked smaller, its rest lost, and the time of that rest free.
+            of_margin = LENIENCY if first < place else 1.0
+            allowed = self._allowed(line[first], start, now, of_margin)
             needed = 1
             if first == place and allowed < cap:
                 needed = max(1, self._worthwhile(deadline - now, cap, now))

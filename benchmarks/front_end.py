@@ -12,20 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import pathlib
 import statistics
-import sys
-import urllib.parse
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from shoal.load import images
-from shoal.load.generator import Generator, Job
+from benchmarks.process import cost, serving
 
-ROOT = pathlib.Path(__file__).parent.parent
-TICK = 1 / os.sysconf("SC_CLK_TCK")
 CONNECTIONS = 16
 
 
@@ -42,75 +35,22 @@ class Endpoint:
 NOTHING = Endpoint("FastAPI that does nothing", "benchmarks.plain_fastapi", "/nothing", True)
 ENDPOINTS = (
     NOTHING,
-    Endpoint("Shoal, raw body", "tests.e2e.scripted", "/predict", True),
-    Endpoint("Shoal, form", "tests.e2e.scripted", "/predict", False),
+    Endpoint("Shoal, raw body", "benchmarks.free_engine", "/predict", True),
+    Endpoint("Shoal, form", "benchmarks.free_engine", "/predict", False),
     Endpoint("the usual FastAPI, form", "benchmarks.plain_fastapi", "/predict", False),
 )
-
-
-@asynccontextmanager
-async def serving(module: str) -> AsyncIterator[tuple[str, int]]:
-    """The address and the process id of a fresh server."""
-    environment = {**os.environ, "SHOAL_PORT": "0", "SHOAL_LOG_LEVEL": "info"}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module),
-        cwd=ROOT,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        async for line in process.stdout:
-            if b"running on" in line:
-                break
-        else:
-            raise SystemExit(f"{module} did not start")
-        rest = asyncio.create_task(process.stdout.read())
-        address = line.decode().partition("running on ")[2].split()[0].rstrip('",')
-        yield address, process.pid
-    finally:
-        process.terminate()
-        await process.wait()
-        await rest
-
-
-async def cost(address: str, pid: int, endpoint: Endpoint, seconds: float) -> float:
-    """CPU seconds of the server a request."""
-    url = address + endpoint.path
-    pictures = images.made_up(32)
-    split = urllib.parse.urlsplit(url)
-    job = Job(
-        url=url,
-        requests=[images.request(split, picture, endpoint.raw) for picture in pictures],
-        expected=[None] * len(pictures),
-        duration=seconds,
-        timeout=30,
-        seed=1,
-        times=None,
-        concurrency=CONNECTIONS,
-    )
-    before = cpu_seconds(pid)
-    outcome = await Generator(job, lambda answered, failed: None).run()
-    spent = cpu_seconds(pid) - before
-    if set(outcome.status) != {200}:
-        raise SystemExit(f"{endpoint.name}: answers other than 200: {set(outcome.status)}")
-    return spent / len(outcome.status)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and all its threads."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK
 
 
 async def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
     """CPU seconds a request, by endpoint and round."""
     found: dict[str, list[float]] = {endpoint.name: [] for endpoint in ENDPOINTS}
-    async with serving("tests.e2e.scripted") as shoal, serving("benchmarks.plain_fastapi") as plain:
-        servers = {"tests.e2e.scripted": shoal, "benchmarks.plain_fastapi": plain}
+    async with AsyncExitStack() as stack:
+        modules = {endpoint.module for endpoint in ENDPOINTS}
+        servers = {module: await stack.enter_async_context(serving(module)) for module in modules}
         for number in range(-1, rounds):
             for endpoint in ENDPOINTS:
-                spent = await cost(*servers[endpoint.module], endpoint, seconds)
+                process = servers[endpoint.module]
+                spent = await cost(process, endpoint.path, endpoint.raw, seconds, CONNECTIONS)
                 if number >= 0:  # the first round warms up
                     found[endpoint.name].append(spent)
     return found

@@ -1,6 +1,6 @@
 """The load test beside the other benchmarks: `shoal bench`, whose figures and plot go to results/.
 
-    python -m benchmarks.load_test --rate 100,200,400
+python -m benchmarks.load_test --rate 100,200,400
 """
 
 from __future__ import annotations

@@ -13,6 +13,11 @@ n/T(n)) over the whole run, which forgets that what was offered at one moment ca
 another; `kept`, the share of accepted requests answered within the SLO; median and 99th percentile
 of the accepted, in milliseconds.
 
+Then, target by target, in how many cells it is met, and of every other cell whether a bound forbids
+it. Two bounds are known beside the flow: the *clairvoyant*, who knows all arrivals in advance and
+whose device makes no noise; and, where the device slows down midway, the *unforeseen* change: the
+same flow by one who hears of it when the first batch after it can have ended.
+
 At the end, in real time: how long a lone item waits before it is handed to the engine.
 """
 
@@ -108,12 +113,17 @@ def run(cell: Cell) -> dict[str, Any]:
         "average_bound": min(offered, capacity),
         "rows": rows,
     }
+    if device.slower != 1:
+        heard = half_time + device.slower * device.mean(1)
+        blind = figures(fluid(arrivals, device, slo, half_time, heard=heard), slo)
+        result["unforeseen"] = {"kept_share": blind.kept_share, "of_bound": blind.goodput / bound}
     sizes = sum(device.mean(size) <= slo for size in range(1, LARGEST + 1))
     missed = rows["shoal"]["of_bound"] < GOODPUT
     if missed and device.slower == 1 and len(arrivals) * sizes <= MOST_STEPS:
         share = clairvoyant(arrivals, device, slo)
         result["clairvoyant"] = {
             "share": share,
+            "of_bound": share * offered / bound,
             "shoal": rows["shoal"]["accepted_share"] * rows["shoal"]["kept_share"] / share,
         }
     return result
@@ -202,11 +212,11 @@ def main() -> None:
         f"\na lone item waits {1e6 * wait['p50']:.0f} us before it is handed to the engine, "
         f"p99 {1e6 * wait['p99']:.0f} us"
     )
-    judged = verdict(results)
-    print("\n" + "\n".join(judged["lines"]))
+    targets = verdict(results)
+    print("\n" + "\n".join(line for target in targets for line in target.lines()))
     arguments.out.mkdir(parents=True, exist_ok=True)
     report = {
-        "verdict": judged["targets"],
+        "verdict": [{"met": target.met, **asdict(target)} for target in targets],
         "cells": results,
         "in_flight": slots,
         "lone_wait_seconds": wait,

@@ -3,7 +3,10 @@
     shoal models list
     shoal models verify --name pets
     shoal models import net.params --name pets --arch cifar_resnet56_v1 --classes labels.txt
-    shoal models evaluate --data cifar-10-batches-bin
+    shoal models evaluate --data cifar-10-batches-bin --json -
+    shoal models calibrate pets/1 --data cifar-10-batches-bin
+    shoal models card pets/2 --data cifar-10-batches-bin
+    shoal models export pets/2 --onnx pets.onnx
     shoal models train --data cifar-10-batches-bin --epochs 40
 
 `python -m model_store` is the same. What cannot be done ends in one line that says what to do, and
@@ -19,16 +22,15 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
-from model_store import cifar10, manifest, store
+from model_store import cifar10, manifest, measuring, store
 from model_store.architectures import UnknownArchitecture
 from model_store.device import DeviceUnavailable
 from model_store.params import BadParams
+from model_store.precision import PrecisionUnavailable
 from model_store.recipe import Recipe
 from model_store.runtime import MXNetUnavailable
 
@@ -38,6 +40,7 @@ USER_ERRORS = (
     DeviceUnavailable,
     MXNetUnavailable,
     ModuleNotFoundError,
+    PrecisionUnavailable,
     ValueError,
     cifar10.BadDataset,
 )
@@ -157,25 +160,6 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    version = options.version or manifest.latest(options.store, options.name)
-    folder = manifest.folder(options.store, options.name, version)
-    test = cifar10.read_test(options.data)
-    with _progress(len(test.images)) as done:
-        accuracy = asyncio.run(store.evaluate(folder, test, options.device, options.threads, done))
-    for name, share in accuracy.by_class.items():
-        print(f"{name:12} {share:7.2%}")
-    print(f"{'all':12} {accuracy.overall:7.2%} of {accuracy.images:,} images")
-    return 0
-
-
-@contextmanager
-def _progress(images: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal; what is given is told how many more images are done."""
-    with tqdm(total=images, unit="image", leave=False, disable=None) as bar:
-        yield bar.update
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -196,7 +180,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command("list", _list, "list every version in the store")
     _add_verify(command("verify", _verify, "load and run every version in the store, or some"))
     _add_import(command("import", _import, "add a .params file that was trained elsewhere"))
-    _add_evaluate(command("evaluate", _evaluate, "measure accuracy on CIFAR-10's test images"))
+    measuring.add_commands(command)
     _add_train(command("train", _train, "train on CIFAR-10 and add a version"))
 
 
@@ -227,12 +211,6 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
             metavar=("R", "G", "B"),
             help="normalisation of pixels from 0 to 1 (%(default)s)",
         )
-
-
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    _add_data_and_device(parser)
-    parser.add_argument("--name", default="cifar_resnet20_v1", help="(%(default)s)")
-    parser.add_argument("--version", help="(the highest)")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

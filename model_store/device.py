@@ -30,6 +30,14 @@ class Device:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Bytes of the whole GPU, whoever uses them."""
+
+    free: int
+    total: int
+
+
 def choose(mx: Any, wanted: str) -> Device:
     """The device for `wanted`. Raises ValueError for a bad name, DeviceUnavailable."""
     if not DEVICE.fullmatch(wanted):
@@ -43,6 +51,16 @@ def choose(mx: Any, wanted: str) -> Device:
     if wanted == "auto":
         return Device(mx.cpu(), "cpu", trouble)
     raise DeviceUnavailable(f"device {wanted} was asked for, but {trouble}")
+
+
+def gpu_memory(mx: Any, device: Device) -> GpuMemory | None:
+    """Of `device`; None for a CPU, and where the driver does not say."""
+    if device.name == "cpu":
+        return None
+    try:
+        return GpuMemory(*mx.context.gpu_memory_info(int(device.name.partition(":")[2])))
+    except mx.base.MXNetError:
+        return None
 
 
 def _trouble(mx: Any, number: int) -> str | None:

@@ -13,20 +13,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import pathlib
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
-from model_store import manifest
-from model_store.device import Device, choose
+from model_store import manifest, precision
+from model_store.device import Device, GpuMemory, choose, gpu_memory
 from model_store.manifest import BadModel, Manifest, Parameters
-from model_store.network import SIDE, Image, Network, Probabilities, outcomes
+from model_store.network import SIDE, Image, Inputs, Network, Probabilities, Rows, outcomes
 from model_store.params import Arrays, read_params, sha256
+from model_store.precision import Precision
 from model_store.runtime import load_mxnet
 
 __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "load_engine"]
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a GPU's memory."""
 
 Arguments = TypeVarTuple("Arguments")
 R = TypeVar("R")
@@ -36,11 +41,22 @@ class GluonEngine:
     """Made by `load_engine`. All of it is called from the event loop."""
 
     def __init__(
-        self, mx: Any, device: Device, max_batch_size: int, thread: ThreadPoolExecutor
+        self,
+        mx: Any,
+        device: Device,
+        max_batch_size: int,
+        thread: ThreadPoolExecutor,
+        precision: str = "auto",
     ) -> None:
         self.device = device
+        self._wanted = precision
+        self.gpu_memory: GpuMemory | None = None
+        """As of the latest batch, or up to a second before; None on a CPU."""
+        self.on_assembled: Callable[[float], None] | None = None
+        """Is told the seconds that it took to make a batch's images one array."""
         self._mx = mx
         self._max_batch_size = max_batch_size
+        self._look_at = 0.0
         self._thread = thread
         self._network: Network | None = None
 
@@ -48,6 +64,11 @@ class GluonEngine:
     def model(self) -> Manifest:
         """Of the version that serves: the one that an `infer` called now will use."""
         return self._serving.model
+
+    @property
+    def precision(self) -> Precision:
+        """In which that version computes, and why."""
+        return self._serving.precision
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]:
@@ -59,10 +80,18 @@ class GluonEngine:
 
         Raises MemoryError where the device is out of memory, and whatever MXNet raises.
         """
-        network = self._serving
+        network, started = self._serving, time.perf_counter()
         inputs = network.assemble(images)  # here, so that it may overlap another's compute
-        rows = await self._on_thread(network.infer, inputs)
+        if self.on_assembled is not None:
+            self.on_assembled(time.perf_counter() - started)
+        rows = await self._on_thread(self._compute, network, inputs)
         return outcomes(rows[: len(images)], len(network.model.classes))
+
+    async def observe(self, images: Sequence[Image]) -> dict[str, tuple[float, float]]:
+        """The ranges for `manifest.Int8` that these images bring about. For a CPU."""
+        network, size = self._serving, max(self.warm_up_seconds)
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        return await self._on_thread(network.observe, [network.assemble(part) for part in parts])
 
     async def replace(
         self, folder: pathlib.Path, on_switch: Callable[[], None] | None = None
@@ -73,8 +102,8 @@ class GluonEngine:
         `on_switch` is called in the moment of the switch: `model` is the new one, and no batch has
         been handed to it yet. What was handed over before is still computed by the old one.
 
-        Raises BadModel, BadParams, UnknownArchitecture, OSError, and whatever MXNet raises; the
-        version that served goes on to.
+        Raises BadModel, BadParams, PrecisionUnavailable, UnknownArchitecture, OSError, and whatever
+        MXNet raises; the version that served goes on to.
         """
         network = await self._load(folder)
         old, self._network = self._network, network
@@ -98,7 +127,8 @@ class GluonEngine:
     async def _load(self, folder: pathlib.Path) -> Network:
         """Beside the version that serves."""
         model, arrays = await asyncio.to_thread(_read, folder)
-        network = Network(self._mx, model, self.device, self._max_batch_size)
+        bits = precision.choose(self._wanted, model, self.device.name)
+        network = Network(self._mx, model, self.device, bits, self._max_batch_size)
         steps = network.load(arrays)
         try:
             while await self._on_thread(_step, steps):
@@ -109,6 +139,13 @@ class GluonEngine:
             raise
         return network
 
+    def _compute(self, network: Network, inputs: Inputs) -> Rows:
+        rows = network.infer(inputs)
+        if (now := time.monotonic()) > self._look_at:
+            self._look_at = now + LOOK_EVERY
+            self.gpu_memory = gpu_memory(self._mx, self.device)
+        return rows
+
     async def _on_thread(self, call: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
         """First come, first served."""
         loop = asyncio.get_running_loop()
@@ -117,19 +154,24 @@ class GluonEngine:
 
 @asynccontextmanager
 async def load_engine(
-    folder: pathlib.Path, device: str = "auto", threads: int = 1, max_batch_size: int | None = None
+    folder: pathlib.Path,
+    device: str = "auto",
+    threads: int = 1,
+    max_batch_size: int | None = None,
+    precision: str = "auto",
 ) -> AsyncIterator[GluonEngine]:
     """An engine with the version in `folder` loaded and warm; closes it on the way out.
 
     `max_batch_size` None: 16 on a CPU, where larger batches only make callers wait, 64 on a GPU.
 
-    Raises BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, MXNetUnavailable.
+    Raises BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, MXNetUnavailable,
+    PrecisionUnavailable.
     """
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, thread_name_prefix="engine") as thread:
         mx, chosen = await loop.run_in_executor(thread, _start, device, threads)
         size = max_batch_size or (16 if chosen.name == "cpu" else 64)
-        engine = GluonEngine(mx, chosen, size, thread)
+        engine = GluonEngine(mx, chosen, size, thread, precision)
         try:
             await engine.replace(folder)
             yield engine

@@ -1,7 +1,8 @@
 """What is served: `manifest.json` beside the parameters in `<store>/<name>/<version>/`.
 
 The manifest is plain data. It says which network the parameters belong to, what its outputs
-mean, how pixels are normalised, which bytes the parameters are, and what was measured on what.
+mean, how pixels are normalised, which bytes the parameters are, how they may be computed with
+fewer bits, what was measured on what, and what some images gave when the version was added.
 Finding, reading, checking and adding versions is here; reading parameters is in `params`.
 """
 
@@ -11,9 +12,9 @@ import json
 import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model_store.folders import AlreadyThere, appearing
 
@@ -23,6 +24,10 @@ STORE = pathlib.Path(__file__).parent / "models"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 Channels = tuple[float, float, float]
+Share = Annotated[float, Field(ge=0, le=1)]
+PrecisionName = Literal["fp32", "int8", "fp16"]
+Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
+Node = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,128}$")]
 
 
 class BadModel(Exception):
@@ -55,7 +60,51 @@ class Measurement(Plain):
 
     on: str
     images: Annotated[int, Field(gt=0)]
-    accuracy: Annotated[float, Field(ge=0, le=1)]
+    accuracy: Share
+    precision: PrecisionName = "fp32"
+    negative_log_likelihood: Annotated[float, Field(ge=0)] | None = None
+    """Mean of -log(probability of the label), in nats."""
+
+
+class Int8(Plain):
+    """What 8 bits stand for: the range of every tensor that is quantised, as seen on images."""
+
+    calibrated_on: str
+    images: Annotated[int, Field(gt=0)]
+    ranges: Annotated[dict[Node, tuple[Bound, Bound]], Field(min_length=1, max_length=4096)]
+    """Output of the network's graph -> its least and greatest value. `int8` knows the names."""
+
+    @field_validator("ranges")
+    @classmethod
+    def _wide(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (least, greatest) in ranges.items():
+            if not least < greatest:
+                raise ValueError(f"the range of {name} is empty: {least} to {greatest}")
+        return ranges
+
+
+class Temperature(Plain):
+    """What the logits are divided by before the softmax, which makes it less sure or surer.
+
+    Source: Guo et al. 2017, arXiv 1706.04599.
+    """
+
+    value: Annotated[float, Field(ge=0.05, le=20)]
+    fitted_on: str
+    measured_on: str
+    """Images that it was not fitted on, of which the two errors are."""
+    calibration_error: Share
+    """Expected calibration error, 15 bins."""
+    calibration_error_before: Share
+    """The same with a temperature of 1."""
+
+
+class Origin(Plain):
+    """The version that this one was derived from, and the SHA-256 of its manifest."""
+
+    name: Name
+    version: Version
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Identity(Plain):
@@ -72,13 +121,32 @@ class Manifest(Identity):
     parameters: Parameters
     training: dict[str, Any] | None = None
     """The recipe, the seed and the software, as the trainer wrote them. None: not known."""
+    derived_from: Origin | None = None
     measured: tuple[Measurement, ...] = ()
+    temperature: Temperature | None = None
+    """None: the logits are taken as they are."""
+    int8: Int8 | None = None
+    """None: not served in int8."""
+    probes: dict[PrecisionName, tuple[tuple[Share, ...], ...]] = {}
+    """Precision -> the probabilities that it gave for each image of `probes`, when added."""
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Manifest:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
         return self
+
+    @model_validator(mode="after")
+    def _probes_fit(self) -> Manifest:
+        for precision, rows in self.probes.items():
+            if not rows or any(len(row) != len(self.classes) for row in rows):
+                raise ValueError(f"the probes of {precision} are not one number a class")
+        return self
+
+    def accuracy_in(self, precision: PrecisionName) -> float | None:
+        """As measured, on most images where it was on several sets; None: it was not."""
+        found = [one for one in self.measured if one.precision == precision]
+        return max(found, key=lambda one: one.images).accuracy if found else None
 
 
 def folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:

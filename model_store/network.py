@@ -2,7 +2,8 @@
 
 A batch is padded to the next bucket: 1, 2, 4, 8, ... up to the largest batch. Each bucket has a
 network object of its own, since switching shapes inside one costs more than a millisecond; they
-share their parameters. Every bucket is warmed up and has answered sensibly before it serves.
+share their parameters. Every bucket is warmed up and has answered sensibly before it serves, and
+has given what the manifest recorded of the probes.
 
 `load` goes in steps. An engine that serves meanwhile computes batches between two of them, so
 that none waits for longer than one step; the longest is the first run of the largest bucket.
@@ -13,16 +14,19 @@ from __future__ import annotations
 import gc
 import re
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from model_store import probes
 from model_store.architectures import build
 from model_store.device import Device
+from model_store.int8 import Quantisable, Ranges
 from model_store.manifest import BadModel, Manifest
 from model_store.params import Arrays, check_params
+from model_store.precision import Precision
 
 SIDE = 32
 WARM_UP_RUNS = 5
@@ -39,6 +43,10 @@ Probabilities: TypeAlias = npt.NDArray[np.float32]
 """(classes,), a softmax: not negative, sum 1."""
 Inputs: TypeAlias = npt.NDArray[np.float32]
 """(bucket, 3, 32, 32), normalised."""
+Rows: TypeAlias = npt.NDArray[np.float32]
+"""(bucket, classes), a softmax each."""
+Forward: TypeAlias = Callable[[Any], Any]
+"""float32 (bucket, 3, 32, 32) -> float32 logits (bucket, classes), both on the device."""
 
 
 class BadRow(ArithmeticError):
@@ -48,15 +56,19 @@ class BadRow(ArithmeticError):
 class Network:
     """Serves once `load` has been gone through to its end, and until `close`."""
 
-    def __init__(self, mx: Any, model: Manifest, device: Device, max_batch_size: int) -> None:
+    def __init__(
+        self, mx: Any, model: Manifest, device: Device, precision: Precision, max_batch_size: int
+    ) -> None:
         self.model = model
+        self.precision = precision
         self.warm_up_seconds: dict[int, tuple[float, ...]] = {}
         """Bucket -> seconds of each of its warm-up batches."""
         self._mx = mx
         self._device = device
         self._buckets = buckets(max_batch_size)
-        self._by_bucket: dict[int, Any] = {}
+        self._by_bucket: dict[int, Forward] = {}
         self._shared: Any = None
+        self._temperature = model.temperature.value if model.temperature else 1.0
         scale = 1 / (255 * np.asarray(model.normalisation.std, dtype=np.float64))
         shift = np.asarray(model.normalisation.mean) / np.asarray(model.normalisation.std)
         self._scale = scale.astype(np.float32).reshape(1, 3, 1, 1)
@@ -67,7 +79,8 @@ class Network:
 
         Raises BadParams, BadModel, UnknownArchitecture, and what MXNet raises.
         """
-        yield from self._fill(arrays)
+        self._shared = yield from filled(self._mx, self.model, self._device.context, arrays)
+        yield from self._build()
         for bucket in self._buckets:
             yield from self._warm_up(bucket)
 
@@ -80,7 +93,7 @@ class Network:
         filled -= self._shift
         return inputs
 
-    def infer(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+    def infer(self, inputs: Inputs) -> Rows:
         """Softmax rows, float32 (bucket, classes), for what `assemble` made."""
         try:
             on_device = self._mx.nd.array(inputs, ctx=self._device.context)
@@ -89,7 +102,11 @@ class Network:
             if is_out_of_memory(str(error)):
                 raise MemoryError(str(error)) from error
             raise
-        return _softmax(logits)
+        return _softmax(logits / self._temperature)
+
+    def observe(self, batches: Sequence[Inputs]) -> dict[str, tuple[float, float]]:
+        """The ranges for `manifest.Int8` that these bring about. For a CPU."""
+        return Quantisable(self._mx, self._shared).observe(batches)
 
     def close(self) -> None:
         """Free its memory."""
@@ -98,40 +115,68 @@ class Network:
         gc.collect()  # Gluon's blocks name each other; left to itself, any thread would free them
         self._mx.nd.waitall()  # or the process may hang at exit (apache/mxnet issue 8997)
 
-    def _fill(self, arrays: Arrays) -> Generator[None, None, None]:
-        """Build the network whose parameters the buckets share."""
-        model, context = self.model, self._device.context
-        self._shared = network = build(model.architecture, len(model.classes))
+    def _build(self) -> Generator[None, None, None]:
+        """A network for each bucket, which share their parameters, in the precision."""
+        if self.precision.name == "int8":
+            assert self.model.int8 is not None  # or it would not have been chosen
+            yield from self._quantise(self.model.int8.ranges)
+            return
+        copies = {}
+        for bucket in self._buckets:
+            copies[bucket] = build(
+                self.model.architecture,
+                len(self.model.classes),
+                prefix=self._shared.prefix,
+                params=self._shared.collect_params(),
+            )
+            yield
+        if self.precision.name == "fp16":
+            for copy in copies.values():  # all are made: a copy cannot share what is cast already
+                copy.cast("float16")  # but for BatchNorm's own: Gluon sees to it
+        fuses = self._device.name == "cpu"
+        for bucket, copy in copies.items():
+            if fuses:
+                self._fuse(copy, bucket)
+                yield
+                if bucket == self._buckets[0]:
+                    fuses = self._computes_as_shared(copy, bucket)
+                    yield
+            if not fuses:
+                copy.hybridize(static_alloc=True, static_shape=True)
+            self._by_bucket[bucket] = _in_half(copy) if self.precision.name == "fp16" else copy
+            yield
+
+    def _fuse(self, copy: Any, bucket: int) -> None:
+        copy.optimize_for(
+            self._mx.nd.zeros((bucket, 3, SIDE, SIDE), ctx=self._device.context),
+            backend="MKLDNN",
+            static_alloc=True,
+            static_shape=True,
+        )
+
+    def _computes_as_shared(self, fused: Any, bucket: int) -> bool:
+        """False for `cifar_resnet20_v2`, for one: MXNet adds wrongly when it fuses the
+        addition with a convolution. Operators one by one are slower, and right."""
+        inputs = self._mx.nd.array(self.assemble(list(_noise(bucket))), ctx=self._device.context)
+        plain = self._shared(inputs).asnumpy()
+        return bool(np.allclose(fused(inputs).asnumpy(), plain, rtol=1e-3, atol=1e-3))
+
+    def _quantise(self, ranges: Ranges) -> Generator[None, None, None]:
+        quantisable = Quantisable(self._mx, self._shared)
         yield
-        network.infer_shape(self._zeros(1))  # settles those that Gluon leaves open
-        parameters = network._collect_params_with_prefix()
-        check_params(arrays, {name: p.shape for name, p in parameters.items()})
-        yield
-        for name, parameter in parameters.items():
-            parameter.initialize(ctx=context)
-            parameter.set_data(self._mx.nd.array(arrays[name], ctx=context))
+        for bucket in self._buckets:
+            self._by_bucket[bucket] = quantisable.block(ranges)
             yield
 
     def _warm_up(self, bucket: int) -> Generator[None, None, None]:
-        """Compile the bucket's network, see that it answers, and time it."""
-        model, shared = self.model, self._shared
-        network = self._by_bucket[bucket] = build(
-            model.architecture,
-            len(model.classes),
-            prefix=shared.prefix,
-            params=shared.collect_params(),
-        )
-        yield
-        if self._device.name == "cpu":
-            network.optimize_for(
-                self._zeros(bucket), backend="MKLDNN", static_alloc=True, static_shape=True
-            )
-        else:
-            network.hybridize(static_alloc=True, static_shape=True)
-        yield
+        """See that the bucket's network answers, and as it did when it was added; time it."""
         images = list(_noise(bucket))
         self._probe(images)  # compiles and tunes, too
         yield
+        if recorded := self.model.probes.get(self.precision.name):
+            rows = self.infer(self.assemble(list(probes.repeated(probes.images(), bucket))))
+            probes.check(rows, probes.repeated(recorded, bucket), self.precision.name)
+            yield
         seconds = []
         for _ in range(WARM_UP_RUNS):
             started = time.perf_counter()
@@ -141,16 +186,44 @@ class Network:
         self.warm_up_seconds[bucket] = tuple(seconds)
 
     def _probe(self, images: Sequence[Image]) -> None:
-        rows = self.infer(self.assemble(images))
+        try:
+            rows = self.infer(self.assemble(images))
+        except self._mx.base.MXNetError as error:
+            if self.precision.name != "int8":
+                raise
+            why = str(error).strip().splitlines()[-1]
+            raise BadModel(f"{self._called} cannot compute with its int8.ranges: {why}") from error
         for outcome in outcomes(rows, len(self.model.classes)):
             if isinstance(outcome, Exception):
                 raise BadModel(
-                    f"{self.model.name} {self.model.version} computes nonsense: {outcome}. Train "
-                    "it again, or import another file"
+                    f"{self._called} computes nonsense: {outcome}. Train it again, or import "
+                    "another file"
                 )
 
-    def _zeros(self, count: int) -> Any:
-        return self._mx.nd.zeros((count, 3, SIDE, SIDE), ctx=self._device.context)
+    @property
+    def _called(self) -> str:
+        return f"{self.model.name} {self.model.version}"
+
+
+def filled(mx: Any, model: Manifest, context: Any, arrays: Arrays) -> Generator[None, None, Any]:
+    """Returns the network of `model` holding `arrays`, as Gluon has it, compiled for nothing.
+
+    Its names do not depend on what else was built. Raises BadParams, UnknownArchitecture.
+    """
+    network = build(model.architecture, len(model.classes), prefix="net_")
+    yield
+    network.infer_shape(mx.nd.zeros((1, 3, SIDE, SIDE), ctx=context))  # which Gluon leaves open
+    parameters = network._collect_params_with_prefix()
+    check_params(arrays, {name: p.shape for name, p in parameters.items()})
+    yield
+    for name, parameter in parameters.items():
+        array = mx.nd.array(arrays[name], ctx=context)
+        if name.endswith("gamma") and parameter.grad_req == "null":
+            array[:] = 1  # a scale held at 1: only some of MXNet's kernels pass over the array
+        parameter.initialize(ctx=context)
+        parameter.set_data(array)
+        yield
+    return network
 
 
 def is_out_of_memory(message: str) -> bool:
@@ -176,6 +249,11 @@ def outcomes(rows: npt.NDArray[np.float32], classes: int) -> list[Probabilities 
         row if fine else BadRow("the network's output is not one finite number a class")
         for row, fine in zip(rows, good, strict=True)
     ]
+
+
+def _in_half(network: Forward) -> Forward:
+    """Cast on the device, on the way in and out: the softmax is computed in 32 bits."""
+    return lambda inputs: network(inputs.astype("float16")).astype("float32")
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

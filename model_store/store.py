@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from model_store import cifar10, manifest
+from model_store import cifar10, evaluation, manifest, probes
 from model_store.architectures import ARCHITECTURES, UnknownArchitecture
-from model_store.engine import SIDE, load_engine
+from model_store.engine import GluonEngine, load_engine
+from model_store.evaluation import Evaluation, Probabilities
 from model_store.manifest import BadModel, Manifest
 from model_store.params import read_params, sha256, write_params
+from model_store.precision import Precision
 
-
-@dataclass(frozen=True)
-class Accuracy:
-    """`by_class`: class -> share of its images that were recognised; `overall`: of all."""
-
-    images: int
-    overall: float
-    by_class: dict[str, float]
+MEASURING_BATCH = 64
 
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
@@ -71,19 +65,34 @@ async def import_params(
                 ),
             ),
         )
-        await verify(partial)
+        await record_probes(partial)
     return manifest.folder(store, name, version)
 
 
-async def verify(folder: pathlib.Path) -> Manifest:
-    """Load the version as it would be served and run one image.
+async def record_probes(folder: pathlib.Path) -> None:
+    """Load a version that is being added as it would be served in fp32, and write down in its
+    manifest what the probes give."""
+    async with load_engine(folder, device="cpu", max_batch_size=1, precision="fp32") as engine:
+        rows = probes.record(await probabilities(engine, probes.images()))
+        model = engine.model.model_copy(update={"probes": engine.model.probes | {"fp32": rows}})
+    manifest.write(folder, model)
 
-    Raises BadModel, BadParams, UnknownArchitecture.
+
+async def verify(folder: pathlib.Path) -> Manifest:
+    """Load the version as it would be served on a CPU, in every precision that it has there.
+
+    Where the manifest has no probes to compare with, they only must give finite numbers. Raises
+    BadModel, BadParams, UnknownArchitecture.
     """
-    async with load_engine(folder, device="cpu", max_batch_size=1) as engine:
-        (row,) = await engine.infer([np.zeros((SIDE, SIDE, 3), dtype=np.uint8)])
-        if isinstance(row, Exception):
-            raise BadModel(f"{folder}: the network computes nonsense: {row}")
+    model = await _verified(folder, "fp32")
+    if model.int8 is not None:
+        await _verified(folder, "int8")
+    return model
+
+
+async def _verified(folder: pathlib.Path, precision: str) -> Manifest:
+    async with load_engine(folder, device="cpu", max_batch_size=1, precision=precision) as engine:
+        await probabilities(engine, probes.images())
         return engine.model
 
 
@@ -92,21 +101,32 @@ async def evaluate(
     test: cifar10.Split,
     device: str,
     threads: int,
+    precision: str = "auto",
     done: Callable[[int], object] = lambda images: None,
-) -> Accuracy:
-    """Accuracy on labelled images, as served; `done` is told how many more are classified.
+) -> tuple[Evaluation, Precision]:
+    """How good the version is on labelled images, as served, and in which precision that was;
+    `done` is told how many more are classified.
 
     Raises BadModel where the classes are not CIFAR's.
     """
-    async with load_engine(folder, device, threads, max_batch_size=64) as engine:
+    async with load_engine(folder, device, threads, MEASURING_BATCH, precision) as engine:
         if engine.model.classes != cifar10.CLASSES:
             raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
-        best: list[int] = []
-        for start in range(0, len(test.images), 64):
-            rows = await engine.infer(list(test.images[start : start + 64]))
-            done(len(rows))
-            best += [-1 if isinstance(row, Exception) else int(row.argmax()) for row in rows]
-    hits = np.asarray(best) == test.labels
-    shares = [float(hits[test.labels == label].mean()) for label in range(len(cifar10.CLASSES))]
-    by_class = dict(zip(cifar10.CLASSES, shares, strict=True))
-    return Accuracy(len(hits), float(hits.mean()), by_class)
+        rows = await probabilities(engine, test.images, done)
+        return evaluation.evaluate(rows, test.labels, engine.model.classes), engine.precision
+
+
+async def probabilities(
+    engine: GluonEngine,
+    images: cifar10.Images,
+    done: Callable[[int], object] = lambda images: None,
+) -> Probabilities:
+    """float32 (images, classes). Raises BadModel where the network computes nonsense."""
+    size, rows = max(engine.warm_up_seconds), []
+    for start in range(0, len(images), size):
+        for row in await engine.infer(list(images[start : start + size])):
+            if isinstance(row, Exception):
+                raise BadModel(f"{engine.model.name} {engine.model.version}: {row}")
+            rows.append(row)
+        done(len(images[start : start + size]))
+    return np.stack(rows)

@@ -20,7 +20,7 @@ from types import FrameType
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from model_store import checkpoint, cifar10, manifest
+from model_store import checkpoint, cifar10, manifest, probes
 from model_store.checkpoint import Origin, Progress
 from model_store.engine import read_described
 from model_store.params import Arrays, sha256
@@ -179,6 +179,7 @@ def _describe(
                 accuracy=training.accuracy(test),
             ),
         ),
+        probes={"fp32": probes.record(training.probabilities(probes.images()))},
     )
 
 

@@ -20,6 +20,7 @@ from model_store import checkpoint, cifar10
 from model_store.architectures import build
 from model_store.checkpoint import Origin, Progress
 from model_store.device import choose
+from model_store.evaluation import Probabilities
 from model_store.params import Arrays, check_params
 from model_store.runtime import is_gpu_build, load_mxnet
 
@@ -82,6 +83,12 @@ class Training:
             logits = self._average(self._to_device(split.images[part])).asnumpy()
             right += int((logits.argmax(axis=1) == split.labels[part]).sum())
         return right / len(split.images)
+
+    def probabilities(self, images: cifar10.Images) -> Probabilities:
+        """Of the averaged network: float32 (n, classes)."""
+        logits = self._average(self._to_device(images))
+        rows: Probabilities = self._mx.nd.softmax(logits, axis=1).asnumpy()
+        return rows
 
     def save(self, folder: pathlib.Path) -> None:
         """A checkpoint in `folder`, replacing the one before; whole or not at all."""

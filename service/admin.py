@@ -140,8 +140,8 @@ async def _read(request: Request, shape: type[Shape]) -> Shape:
     """The body, which may be empty. Raises BadRepositoryCall, BodyTooLarge, UploadTimeout."""
     serving: Serving = request.app.state.serving
     settings: Settings = request.app.state.settings
-    with serving.uploads.holding() as hold:
-        body = await read_bytes(request, MAX_BODY, settings.upload_timeout, hold)
+    with serving.uploads.holding() as share:
+        body = await read_bytes(request, MAX_BODY, settings.upload_timeout, share)
     return _validated(body or b"{}", shape)
 
 

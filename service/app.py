@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,12 +22,14 @@ from model_store.engine import GluonEngine
 from service import admin, errors, inference, pages, protocol, repository, routes, schemas
 from service.keys import Keys
 from service.metrics import Metrics
-from service.middleware import Requests
+from service.middleware import ROUTINE, Requests
 from service.protocol import LENGTH_HEADER
 from service.rates import Rates
 from service.repository import Repository
+from service.server import Listener, SidePort
 from service.serving import LoadEngine, Serving
-from service.settings import Settings, split
+from service.settings import PREFIX, BadSettings, Settings, split
+from service.tracing import from_environment
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
@@ -45,20 +49,22 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
         settings.device,
         settings.engine_threads,
         settings.max_batch_size,
+        settings.precision,
     )
 
 
 def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> FastAPI:
     """The application: an ASGI app whose lifespan loads the model and drains on the way out.
 
-    Raises BadSettings where keys cannot be used.
+    Raises BadSettings where keys cannot be used, or packages are missing.
     """
     keys = Keys(_secret(settings.api_keys), settings.api_keys_file)
     admin_keys = Keys(
         _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
     )
+    tracing = from_environment(os.environ)
     metrics = Metrics()
-    serving = Serving(settings, load_engine, metrics.count_batch)
+    serving = Serving(settings, load_engine, metrics.count_batch, metrics.count_assembly, tracing)
     versions = Repository(settings, serving)
     metrics.watch(serving, versions)
 
@@ -66,27 +72,40 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with serving.running():
             yield
+        if tracing is not None:
+            await tracing.close()
 
-    build = FastAPIOffline if settings.docs else partial(FastAPI, docs_url=None, openapi_url=None)
-    app: FastAPI = build(
+    without = partial(FastAPI, docs_url=None, openapi_url=None)
+    build: Callable[..., FastAPI] = FastAPIOffline if settings.docs else without
+    app = build(
         title="Shoal",
         version="0.1.0",
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry={"metrics": False, "logs": False},
+        telemetry={
+            "tracing": tracing is not None,
+            "tracer_provider": tracing and tracing.provider,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "exclude": lambda scope: scope["path"] in ROUTINE,
+        },
     )
     app.state.settings = settings
     app.state.serving = serving
     app.state.metrics = metrics
+    app.state.tracing = tracing
     app.state.keys = keys
     app.state.rates = _rates(settings)
     app.state.admin_keys = admin_keys
     app.state.repository = versions
+    app.state.listeners = _listeners(app, settings)
     # first, and found without a detour
     app.router.routes[:0] = [
         *routes.router.routes,
+        *([] if settings.metrics_port is not None else routes.scrapes.routes),
         *inference.router.routes,
         *admin.router.routes,
     ]
@@ -102,7 +121,7 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
         )
-    app.add_middleware(Requests, count=metrics.count_request)  # around all: it is added last
+    app.add_middleware(Requests, count=metrics)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 
@@ -112,6 +131,30 @@ def _rates(settings: Settings) -> Rates | None:
         return None
     burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
     return Rates(settings.rate_limit, burst)
+
+
+def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:
+    """What serves beside the application, on ports of their own. Raises BadSettings."""
+    found: list[Listener] = []
+    if settings.metrics_port is not None:
+        if settings.metrics_need_key:
+            raise BadSettings(
+                f"{PREFIX}METRICS_NEED_KEY: on {PREFIX}METRICS_PORT, a port of their own, metrics "
+                "want no key. Leave out one of the two"
+            )
+        metrics = Starlette(routes=routes.scrapes.routes)
+        metrics.state = app.state
+        found.append(SidePort(metrics, settings, settings.metrics_port))
+    if settings.grpc_port is not None:
+        try:
+            from service.rpc.server import RpcServer
+        except ImportError as error:
+            raise BadSettings(
+                f"{PREFIX}GRPC_PORT={settings.grpc_port}: {error}; gRPC wants the packages of an "
+                "extra: pip install 'shoal[grpc]', or leave the setting out"
+            ) from error
+        found.append(RpcServer(app.state, settings, app.version))
+    return found
 
 
 def _secret(setting: SecretStr | None) -> str:

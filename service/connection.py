@@ -16,6 +16,8 @@ How long a body may take is the route's to say. Bad requests get their 400 as a 
 those without a Host or with several (RFC 9112, section 3.2). An offer to upgrade is passed over
 (RFC 9110, section 7.8): the parser would drop the body of a request that makes one, as Java's own
 client does with h2c.
+
+And an answer is written in one go, where uvicorn writes its head and its body apart.
 """
 
 from __future__ import annotations
@@ -40,6 +42,45 @@ REST_SECONDS = 2.0
 READ_SECONDS = 30.0
 FRAME = 16
 """Bytes around a byte of a body that are fair: `1;\\r\\n`, the byte, `\\r\\n`, and some."""
+GATHERED_BYTES = 64 * 1024
+
+
+class Outgoing(asyncio.Transport):
+    """A transport that gathers what is written within a turn of the event loop, up to
+    `GATHERED_BYTES`: every write is a system call. `flush` sends it sooner."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._gathered: list[bytes | bytearray | memoryview] = []
+        self._bytes = 0
+        # What uvicorn asks of a transport beside writing and leaving.
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._gathered:
+            self._loop.call_soon(self.flush)
+        self._gathered.append(data)
+        self._bytes += len(data)
+        if self._bytes > GATHERED_BYTES:  # a client that does not read must be felt
+            self.flush()
+
+    def flush(self) -> None:
+        if self._gathered and not self._transport.is_closing():
+            self._transport.writelines(self._gathered)
+        self._gathered.clear()
+        self._bytes = 0
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
 
 class Connection(HttpToolsProtocol):
@@ -49,7 +90,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         admitted = self.server_state.admit()
-        super().connection_made(transport)
+        self._outgoing = Outgoing(transport)
+        super().connection_made(self._outgoing)
         if not admitted:
             self._refuse(errors.TOO_MANY_CONNECTIONS)
             return
@@ -73,13 +115,17 @@ class Connection(HttpToolsProtocol):
             self._begin_without_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError:
             self._refuse(errors.BAD_REQUEST)
+        if self.transport.is_closing():
+            return
         if self._frame_bytes > HEAD_BYTES:
             self._refuse(errors.HEAD_TOO_LARGE)
+        elif self._in_head and self._timer is None:  # most heads are whole by now
+            self._within(HEAD_SECONDS, self.timeout_keep_alive_handler)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._within(HEAD_SECONDS, self.timeout_keep_alive_handler)
+        self._at_ease()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else it is a trailer
@@ -101,6 +147,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_response_complete(self) -> None:
+        self._outgoing.flush()
         super().on_response_complete()
         if self.cycle.response_complete:
             if self.cycle.more_body:
@@ -136,8 +183,6 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, problem: errors.Problem) -> None:
         """Answer what never became a request, and hang up."""
-        if self.transport.is_closing():
-            return
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()  # another answer is under way

@@ -287,7 +287,6 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _BASELINE, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xDA, 0xD9
-_NOTES = (b"Exif", b"http://ns.adobe.com/", b"Adobe")
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -304,7 +303,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _is_plain_jpeg(data: bytes) -> bool:
     """Baseline, in grey or YCbCr by the usual rules, and nothing noted beside the pixels."""
-    if any(note in data for note in _NOTES):
+    if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
         return False
     for marker, position in itertools.islice(_jpeg_segments(data), _MAX_SEGMENTS):
         if marker == _BASELINE:

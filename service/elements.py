@@ -28,6 +28,20 @@ Numbers = npt.NDArray[np.float64]
 """Of the tensor's shape."""
 Pixels = npt.NDArray[np.uint8]
 """(n, 32, 32, 3), RGB, height x width x channel."""
+Elements = list[Encoded] | Numbers
+"""Of BYTES, and of the other types."""
+
+
+def in_binary(tensor: RequestInput, raw: memoryview) -> Elements:
+    """Of a tensor whose binary data is `raw`."""
+    if tensor.datatype == "BYTES":
+        return binary_strings(raw, tensor.shape[0])
+    return binary_numbers(raw, tensor)
+
+
+def in_json(tensor: RequestInput, aside: Aside) -> Elements:
+    """Of a tensor whose `data` has its elements."""
+    return json_strings(tensor, aside) if tensor.datatype == "BYTES" else json_numbers(tensor)
 
 
 def binary_strings(raw: memoryview, count: int) -> list[Encoded]:

@@ -97,6 +97,10 @@ class UnknownModel(Exception):
     """Another model, or another version of it, is served."""
 
 
+class UnsupportedMethod(Exception):
+    """Of gRPC: in the protocol, and not served."""
+
+
 class UnsupportedEncoding(Exception):
     """The body is compressed."""
 
@@ -173,6 +177,13 @@ PROBLEMS: dict[type[Exception], Problem] = {
     ),
     BadInference: Problem(400, "bad_inference", "Not a request that can be inferred"),
     UnknownModel: Problem(404, "unknown_model", "Another model is served"),
+    UnsupportedMethod: Problem(
+        501,
+        "unsupported_method",
+        "Not served",
+        "Streams are not served, and gain nothing here: send each request by ModelInfer. What is "
+        "under way together is computed together.",
+    ),
     UnsupportedEncoding: Problem(
         415,
         "unsupported_encoding",
@@ -245,6 +256,22 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "The engine failed on everything lately, or does not come back from a batch. This process "
         "should be restarted.",
     ),
+}
+
+# https://grpc.io/docs/guides/status-codes/: what an RPC ends with instead of a problem's status.
+RPC_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    413: "RESOURCE_EXHAUSTED",  # as gRPC itself says of a message that is too large
+    415: "INVALID_ARGUMENT",
+    422: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
 
 INTERNAL = Problem(

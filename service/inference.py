@@ -1,14 +1,12 @@
 """The Open Inference Protocol v2 over REST, as KServe, Triton's clients and others speak it.
 
-`protocol` has the shapes of its bodies, `tensors` and `outputs` what they mean for this model;
-an image goes the same way as one of `/predict` and is an item of its own in the batcher. Errors
-are those of `errors`, in the protocol's shape. One model in one version is served.
+`protocol` has the shapes of its bodies, `tensors` and `outputs` what they mean for this model, and
+`open_inference` what is the same over gRPC. Errors are those of `errors`, in the protocol's shape.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,21 +14,17 @@ from starlette.responses import JSONResponse
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
-from model_store.manifest import Manifest
-from service import decode, errors, protocol, wishes
+from service import decode, errors, open_inference, protocol, wishes
 from service.departure import ends_with_client
-from service.elements import Encoded
-from service.journey import Journey, each
+from service.journey import Journey
+from service.open_inference import by_one_version, check_named, decoded, served
 from service.outputs import Reply, serialise
 from service.protocol import LENGTH_HEADER
-from service.routes import Direct
-from service.serving import Classified, Ready, Serving
+from service.routes import Direct, begun
+from service.serving import Ready, Serving
 from service.settings import Settings
 from service.tensors import header_length, parse
 from service.upload import read_bytes
-
-EXTENSIONS = ["binary_tensor_data", "classification"]
-PLATFORM = "mxnet_gluon"
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=Direct)
 
@@ -75,12 +69,8 @@ REFUSALS = (
 @router.get("/", include_in_schema=False)
 async def server_metadata(request: Request) -> Response:
     """Its name, its version, and the extensions of the protocol that it knows."""
-    version = request.app.version
-    extensions = [
-        *EXTENSIONS,
-        *(["model_repository"] if request.app.state.admin_keys.wanted else []),
-    ]
-    return JSONResponse({"name": "shoal", "version": version, "extensions": extensions})
+    repository = request.app.state.admin_keys.wanted
+    return JSONResponse(open_inference.server_metadata(request.app.version, repository))
 
 
 @router.get(
@@ -118,23 +108,7 @@ async def model_ready(request: Request) -> Response:
 
 async def model_metadata(request: Request) -> Response:
     """Its inputs, of which a request has one, and its outputs."""
-    model = _served(request).model
-    return JSONResponse(
-        {
-            "name": model.name,
-            "versions": [model.version],
-            "platform": PLATFORM,
-            "inputs": [
-                {"name": "image", "datatype": "BYTES", "shape": [-1]},
-                {"name": "pixels", "datatype": "UINT8", "shape": [-1, 32, 32, 3]},
-            ],
-            "outputs": [
-                {"name": "class", "datatype": "BYTES", "shape": [-1]},
-                {"name": "probability", "datatype": "FP32", "shape": [-1]},
-                {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(model.classes)]},
-            ],
-        }
-    )
+    return JSONResponse(open_inference.model_metadata(_served(request).model))
 
 
 async def infer(request: Request) -> Response:
@@ -144,13 +118,14 @@ async def infer(request: Request) -> Response:
     JSON; or `pixels`, UINT8 [n, 32, 32, 3]; or `pixels`, FP32 [n, 3, 32, 32], normalised as in
     the model's training from 8-bit pixels. `parameters.timeout` is in microseconds.
     """
-    journey = Journey(request, wishes.timeout(request))
+    journey = begun(request)
     _served(request)
     if request.headers.get("content-encoding", "identity") != "identity":
         raise errors.UnsupportedEncoding
     reply, images = await _images(request, journey)
     with ends_with_client(request):
-        answered = await _by_one_version(request, journey, images)
+        answered = await by_one_version(journey, images)
+    check_named(answered[0].model, *_named_model(request))
     rows = [one.probabilities for one in answered]
     body, length = serialise(reply, answered[0].model, rows)
     if length is None:
@@ -195,38 +170,13 @@ for path, names in MODELS.items():
 
 def _served(request: Request) -> Ready:
     """Raises NotReady, or UnknownModel where the path names another model or version."""
-    found: Ready = request.app.state.serving.ready
-    _check_named(request, found.model)
-    return found
+    return served(request.app.state.serving, *_named_model(request))
 
 
-def _check_named(request: Request, model: Manifest) -> None:
-    """Raises UnknownModel where the path names another model or version."""
+def _named_model(request: Request) -> tuple[str, str | None]:
+    """The path's model, and its version if it names one."""
     names = request.path_params
-    if (names["model"], names.get("version", model.version)) != (model.name, model.version):
-        raise errors.UnknownModel(
-            f"This server has the model {model.name!r} in version {model.version!r} and no other."
-        )
-
-
-async def _by_one_version(
-    request: Request, journey: Journey, images: Sequence[Image]
-) -> list[Classified]:
-    """An answer names one version. Where another took over between two images, those that the old
-    one computed are computed again: versions may differ in their classes.
-
-    Raises UnknownModel where the path names the old one, and what `Journey.infer` raises.
-    """
-    serving: Serving = request.app.state.serving
-    answered = await each(journey.infer, images)
-    while any(one.model != answered[0].model for one in answered):
-        model = serving.ready.model
-        old = [place for place, one in enumerate(answered) if one.model != model]
-        again = await each(journey.infer, [images[place] for place in old])
-        for place, one in zip(old, again, strict=True):
-            answered[place] = one
-    _check_named(request, answered[0].model)
-    return answered
+    return names["model"], names.get("version")
 
 
 def _available(request: Request) -> Ready:
@@ -240,20 +190,9 @@ async def _images(request: Request, journey: Journey) -> tuple[Reply, list[Image
     settings: Settings = request.app.state.settings
     header = header_length(request.headers.get(LENGTH_HEADER))
     with journey.reading() as read:
-        body = await read(read_bytes)
+        body = await read(partial(read_bytes, request))
         call = parse(body, header, journey.model, settings.max_images_per_request)
         if call.seconds is not None:
             journey.hurry(call.seconds)
         with ends_with_client(request):
-            uploads = [await _joined(encoded) for encoded in call.encoded]
-            decoded = await each(journey.decode, uploads, pause=True)
-    return call.reply, [*call.pixels, *decoded]
-
-
-async def _joined(pieces: Encoded) -> bytes:
-    """Others have a turn after each piece."""
-    found = []
-    for piece in pieces:
-        found.append(piece)
-        await asyncio.sleep(0)
-    return b"".join(found)
+            return call.reply, await decoded(journey, call)

@@ -10,40 +10,53 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from opentelemetry.trace import SpanContext
+from starlette.datastructures import State
 
 from model_store.engine import Image
 from model_store.manifest import Manifest
 from service import decode, errors
 from service.budget import Share
-from service.keys import Keys
-from service.rates import Rates, network
+from service.rates import network
 from service.serving import Classified, Serving
 from service.settings import Settings
+from service.tracing import Tracing
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-Read = Callable[[Request, int, float, Share], Awaitable[Out]]
-"""Reads a body: request, most bytes, most seconds, and the share of the memory for uploads."""
+Read = Callable[[int, float, Share], Awaitable[Out]]
+"""Reads a body: most bytes, most seconds, and the share of the memory for uploads."""
 
 
 class Journey:
-    """Of one request. Raises Unauthorized, RateLimited, and NotReady: why read what cannot be
-    answered."""
+    """Of one request, over HTTP or gRPC."""
 
-    def __init__(self, request: Request, timeout: float) -> None:
-        _admit(request)
-        self._request = request
-        self._serving: Serving = request.app.state.serving
-        self._settings: Settings = request.app.state.settings
-        self._timing: dict[str, float] = request.state.timing
-        self.model: Manifest = self._serving.ready.model
+    def __init__(
+        self,
+        parts: State,
+        headers: Mapping[str, str],
+        client: str,
+        timing: dict[str, float],
+        timeout: float,
+    ) -> None:
+        """`parts`: the application's; `headers`: the request's, names in lower case; `client`: the
+        address it comes from; `timing`: where the seconds of each stage are noted; `timeout`:
+        seconds from the end of the upload.
+
+        Raises Unauthorized, RateLimited, and NotReady: why read what cannot be answered.
+        """
+        _admit(parts, headers, client)
+        self.serving: Serving = parts.serving
+        self.model: Manifest = self.serving.ready.model
         """That serves as the request begins. Another may compute it."""
+        self._settings: Settings = parts.settings
+        self._tracing: Tracing | None = parts.tracing
+        self._timing = timing
         self._timeout = timeout
         self._deadline = math.inf
 
@@ -51,58 +64,81 @@ class Journey:
     def reading(self) -> Iterator[Callable[[Read[Out]], Awaitable[Out]]]:
         """Within, call what is given with what reads the body; its bytes count as held memory
         until the end."""
-        with self._serving.uploads.holding() as share:
+        with self.serving.uploads.holding() as share:
 
             async def read(reader: Read[Out]) -> Out:
                 limits = self._settings.max_upload_bytes, self._settings.upload_timeout
                 began = time.perf_counter()
-                body = await reader(self._request, *limits, share)
-                self._note("read", time.perf_counter() - began)
+                body = await reader(*limits, share)
+                self._note("read", began, time.perf_counter())
                 self._deadline = time.perf_counter() + self._timeout
                 return body
 
             yield read
 
     def hurry(self, timeout: float) -> None:
-        """The body says that the answer is wanted within `timeout` seconds."""
+        """The client wants the answer within `timeout` seconds from now."""
         self._deadline = min(self._deadline, time.perf_counter() + timeout)
 
     async def decode(self, data: bytes) -> Image:
         """Raises MissingImage where there are no bytes, and what `decode` and `Decoders.run`
         raise."""
-        if not data:
-            raise errors.MissingImage("The image is empty: it has no bytes at all. Send a file.")
         began = time.perf_counter()
-        upload = decode.identify(data, self._settings.max_image_pixels)
-        if upload.is_small:
-            image = upload.decode()  # sooner done than handed over
-        else:
-            image = await self._serving.decoders.run(upload, self._left())
-        self._note("decode", time.perf_counter() - began)
+        try:
+            image = await self._decoded(data)
+        except BaseException as error:
+            self._broken_off("decode", began, error)
+            raise
+        self._note("decode", began, time.perf_counter())
         return image
 
     async def infer(self, image: Image) -> Classified:
         """Raises what `Serving.submit` raises."""
-        answer = await self._serving.submit(image, self._left())
-        self._note("queue", answer.queue_seconds)
-        self._note("infer", answer.infer_seconds)
+        began = time.perf_counter()
+        with self._tracing.seated(image) if self._tracing else _NOWHERE as seat:
+            try:
+                answer = await self.serving.submit(image, self._left())
+            except BaseException as error:
+                self._broken_off("queue", began, error)
+                raise
+        handed = began + answer.queue_seconds
+        self._note("queue", began, handed)
+        batch = seat.batch if seat is not None else None
+        self._note("infer", handed, handed + answer.infer_seconds, batch)
         return answer.value
+
+    async def _decoded(self, data: bytes) -> Image:
+        if not data:
+            raise errors.MissingImage("The image is empty: it has no bytes at all. Send a file.")
+        upload = decode.identify(data, self._settings.max_image_pixels)
+        if upload.is_small:
+            return upload.decode()  # sooner done than handed over
+        return await self.serving.decoders.run(upload, self._left())
 
     def _left(self) -> float:
         return self._deadline - time.perf_counter()
 
-    def _note(self, stage: str, seconds: float) -> None:
-        self._timing[stage] = max(seconds, self._timing.get(stage, 0.0))
+    def _note(
+        self, stage: str, began: float, ended: float, batch: SpanContext | None = None
+    ) -> None:
+        """A stage is done; `batch`: where it was computed, if it is traced."""
+        self._timing[stage] = max(ended - began, self._timing.get(stage, 0.0))
+        if self._tracing is not None:
+            self._tracing.stage(stage, began, ended, batch)
+
+    def _broken_off(self, stage: str, began: float, error: BaseException) -> None:
+        if self._tracing is not None:
+            self._tracing.stage(stage, began, time.perf_counter(), error=error)
 
 
-def _admit(request: Request) -> None:
+_NOWHERE = nullcontext[None]()
+
+
+def _admit(parts: State, headers: Mapping[str, str], client: str) -> None:
     """By key and, where there is a limit, by how often this client asks."""
-    keys: Keys = request.app.state.keys
-    key = keys.check(request.headers)
-    rates: Rates | None = request.app.state.rates
-    if rates is not None:
-        address = request.client.host if request.client else ""
-        rates.take(key or network(address), time.monotonic())
+    key = parts.keys.check(headers)
+    if parts.rates is not None:
+        parts.rates.take(key or network(client), time.monotonic())
 
 
 Step = Callable[[In], Coroutine[Any, Any, Out]]

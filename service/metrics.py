@@ -1,8 +1,9 @@
 """What Prometheus is told: one registry an application, read at `/metrics`.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, `_total` for what only grows.
-Requests and batches are counted as they end; what has a value at any moment (how many wait, what
-a batch takes) is asked for when somebody looks. No label takes a value from a client.
+What happened is counted as it ends: requests, their stages and refusals by whoever answers them,
+batches and what an engine tells by whoever computes them. What has a value at any moment (how many
+wait, what a batch takes) is asked for when somebody looks. No label takes a value from a client.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     GCCollector,
     Histogram,
     PlatformCollector,
@@ -24,9 +26,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from batching import BatchReport
-from service.middleware import CLIENT_LEFT
 from service.repository import Repository
-from service.serving import Serving
+from service.serving import Ready, Serving
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -42,14 +43,16 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Histogram(
             "shoal_request_duration_seconds",
-            "From a request's head to the end of its answer; 499: the client left.",
+            "From a request's head to the end of its answer, by HTTP's status or gRPC's; "
+            "499 or CANCELLED: the client left.",
             ["route", "status"],
             buckets=SECONDS,
             registry=registry,
         )
         self._stages = Histogram(
             "shoal_stage_duration_seconds",
-            "Where a prediction's time went: read, decode, queue, infer.",
+            "Where a prediction's time went: read, decode, queue, infer, of its slowest image. "
+            "assemble: of a batch, the images made one array.",
             ["stage"],
             buckets=FINE_SECONDS,
             registry=registry,
@@ -63,8 +66,17 @@ class Metrics:
         self._cancellations = Counter(
             "shoal_cancellations", "Requests whose client left first.", registry=registry
         )
+        self._in_flight = Gauge(
+            "shoal_requests_in_flight", "Requests that are not answered yet.", registry=registry
+        )
         self._batch_size = Histogram(
             "shoal_batch_size", "Items computed together.", buckets=SIZES, registry=registry
+        )
+        self._buckets = Counter(
+            "shoal_batches",
+            "Batches, by the size that the engine padded them to.",
+            ["bucket"],
+            registry=registry,
         )
         self._padding = Counter(
             "shoal_padding_items", "Places in batches that were computed empty.", registry=registry
@@ -101,6 +113,7 @@ class Metrics:
         # Looking a child up costs more than counting does.
         self._request = functools.cache(self._requests.labels)
         self._stage = functools.cache(self._stages.labels)
+        self._bucket = functools.cache(self._buckets.labels)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -109,14 +122,19 @@ class Metrics:
         """Ask these for what has a value at any moment."""
         self._registry.register(_Now(serving, repository))
 
-    def count_request(
-        self, route: str, status: int, seconds: float, stages: Mapping[str, float], code: str | None
+    def begin_request(self) -> None:
+        """The head of a request is there."""
+        self._in_flight.inc()
+
+    def end_request(
+        self, route: str, status: str, seconds: float, stages: Mapping[str, float], code: str | None
     ) -> None:
-        """A request has ended."""
+        """It was answered, or its client left."""
+        self._in_flight.dec()
         self._request(route, status).observe(seconds)
         for stage, duration in stages.items():
             self._stage(stage).observe(duration)
-        if status == CLIENT_LEFT:
+        if code == "client_left":
             self._cancellations.inc()
         elif code is not None:
             self.count_refusal(code)
@@ -128,6 +146,7 @@ class Metrics:
     def count_batch(self, report: BatchReport) -> None:
         """A batch has ended."""
         self._batch_size.observe(report.size)
+        self._bucket(report.bucket).inc()
         self._padding.inc(report.bucket - report.size)
         self._batch_seconds.observe(report.infer_seconds)
         self._overrun.observe(report.infer_seconds / report.predicted_seconds)
@@ -136,6 +155,10 @@ class Metrics:
         self._gone.inc(report.gone)
         self._retries.inc(report.retries)
         self._out_of_memory.inc(report.out_of_memory)
+
+    def count_assembly(self, seconds: float) -> None:
+        """A batch's images were made the array that the engine computes."""
+        self._stage("assemble").observe(seconds)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format 0.0.4."""
@@ -161,39 +184,59 @@ class _Now(Collector):
         for outcome, count in self._repository.loads.items():
             loads.add_metric([outcome], count)
         yield loads
-        if started is None:
-            return
-        batcher = started.batcher
-        yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", batcher.queued)
         yield GaugeMetricFamily(
-            "shoal_batches_in_flight", "Batches in the engine's hands.", batcher.in_flight
-        )
-        yield CounterMetricFamily(
-            "shoal_engine_busy_seconds", "Seconds the engine had work.", batcher.busy_seconds
+            "shoal_upload_memory_bytes", "Held by uploads.", self._serving.uploads.held
         )
         yield GaugeMetricFamily(
-            "shoal_batch_size_limit",
-            "The largest batch at the moment; less than set where memory ran out.",
-            batcher.size_limit,
+            "shoal_decode_queue_length",
+            "Images that wait for a decoder.",
+            self._serving.decoders.waiting,
         )
-        yield GaugeMetricFamily(
-            "shoal_prediction_margin_ratio",
-            "Share of a predicted time that is kept in reserve, as learned so far.",
-            batcher.margin,
-        )
-        expected = GaugeMetricFamily(
-            "shoal_batch_expected_seconds",
-            "What a batch of a bucket is expected to take, as learned so far.",
-            labels=["bucket"],
-        )
-        for bucket, seconds in started.latency.as_dict().items():
-            expected.add_metric([str(bucket)], seconds)
-        yield expected
-        model = GaugeMetricFamily(
-            "shoal_model_info",
-            "1, with the model that answers and what it runs on.",
-            labels=["model", "version", "device"],
-        )
-        told = started.model
-        model.add_metric([told.name, told.version, started.device.name], 1)
-        yield model
+        if started is not None:
+            yield from _of_batcher(started)
+        if (memory := self._serving.gpu_memory) is not None:
+            gpu = GaugeMetricFamily(
+                "shoal_gpu_memory_bytes",
+                "Of the whole GPU, as of the latest batch; used: by any process.",
+                labels=["state"],
+            )
+            gpu.add_metric(["used"], memory.total - memory.free)
+            gpu.add_metric(["free"], memory.free)
+            yield gpu
+
+
+def _of_batcher(started: Ready) -> Iterable[Metric]:
+    batcher = started.batcher
+    yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", batcher.queued)
+    yield GaugeMetricFamily(
+        "shoal_batches_in_flight", "Batches in the engine's hands.", batcher.in_flight
+    )
+    yield CounterMetricFamily(
+        "shoal_engine_busy_seconds", "Seconds the engine had work.", batcher.busy_seconds
+    )
+    yield GaugeMetricFamily(
+        "shoal_batch_size_limit",
+        "The largest batch at the moment; less than set where memory ran out.",
+        batcher.size_limit,
+    )
+    yield GaugeMetricFamily(
+        "shoal_prediction_margin_ratio",
+        "Share of a predicted time that is kept in reserve, as learned so far.",
+        batcher.margin,
+    )
+    expected = GaugeMetricFamily(
+        "shoal_batch_expected_seconds",
+        "What a batch of a bucket is expected to take, as learned so far.",
+        labels=["bucket"],
+    )
+    for bucket, seconds in started.latency.as_dict().items():
+        expected.add_metric([str(bucket)], seconds)
+    yield expected
+    model = GaugeMetricFamily(
+        "shoal_model_info",
+        "1, with the model that answers and what it runs on.",
+        labels=["model", "version", "device"],
+    )
+    told = started.model
+    model.add_metric([told.name, told.version, started.device.name], 1)
+    yield model

@@ -11,8 +11,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,11 +21,18 @@ from service import browsers, errors
 from service.logs import log
 
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-Count = Callable[[str, int, float, Mapping[str, float], str | None], None]
-"""Is told of each request: route, status, seconds, seconds by stage, code of a problem."""
 ROUTINE = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Asked every few seconds by machines: nothing to tell while all is well."""
 CLIENT_LEFT = 499  # nginx's number for it; it is logged and never sent
+
+
+class Count(Protocol):
+    """Is told when a request begins and how it ended."""
+
+    def begin_request(self) -> None: ...
+    def end_request(
+        self, route: str, status: str, seconds: float, stages: Mapping[str, float], code: str | None
+    ) -> None: ...
 
 
 class Requests:
@@ -45,6 +52,7 @@ class Requests:
         timing: dict[str, float] = {}
         state["timing"] = timing
         status = CLIENT_LEFT
+        self._count.begin_request()
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -57,7 +65,7 @@ class Requests:
                 if scope["app"].state.serving.draining and close not in headers:
                     headers.append(close)
                 if timing:
-                    headers.append((b"server-timing", _server_timing(timing)))
+                    headers.append((b"server-timing", server_timing(timing).encode()))
             await send(message)
 
         try:
@@ -78,40 +86,50 @@ class Requests:
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
-            self._count(route, status, seconds, timing, state.get("code"))
+            code = state.get("code")
+            self._count.end_request(route, str(status), seconds, timing, code)
             level = logging.DEBUG if status == 200 and route in ROUTINE else logging.INFO
             if log.isEnabledFor(level):
-                _log_request(level, scope, state, status, seconds)
+                about = {
+                    "request_id": request_id,
+                    "client": scope["client"][0] if scope.get("client") else None,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                }
+                log_request(level, about, status, seconds, code, timing)
 
 
 def _request_id(scope: Scope) -> str:
     """The client's own id if it is sane, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and SANE_ID.fullmatch(value):
-            sane: str = value.decode()
-            return sane
-    return os.urandom(16).hex()
+        if name == b"x-request-id":
+            return sane_id(value)
+    return sane_id(b"")
 
 
-def _server_timing(timing: dict[str, float]) -> bytes:
+def sane_id(wish: bytes) -> str:
+    """The id that a client wants for its request if it is sane, else a new one."""
+    return wish.decode() if SANE_ID.fullmatch(wish) else os.urandom(16).hex()
+
+
+def server_timing(timing: dict[str, float]) -> str:
     """https://www.w3.org/TR/server-timing/: durations in milliseconds."""
     stages = [f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in timing.items()]
-    return ", ".join(stages).encode()
+    return ", ".join(stages)
 
 
-def _log_request(
-    level: int, scope: Scope, state: dict[str, Any], status: int, seconds: float
+def log_request(
+    level: int,
+    about: Mapping[str, Any],
+    status: int | str,
+    seconds: float,
+    code: str | None,
+    timing: Mapping[str, float],
 ) -> None:
-    fields = {
-        "request_id": state["request_id"],
-        "client": scope["client"][0] if scope.get("client") else None,
-        "method": scope["method"],
-        "path": scope["path"],
-        "status": status,
-        "seconds": round(seconds, 6),
-    }
-    if "code" in state:
-        fields["code"] = state["code"]
-    for stage, duration in state["timing"].items():
+    """The line that tells of a request, over HTTP or gRPC; `about`: what it was."""
+    fields = {**about, "status": status, "seconds": round(seconds, 6)}
+    if code is not None:
+        fields["code"] = code
+    for stage, duration in timing.items():
         fields[f"{stage}_seconds"] = round(duration, 6)
     log.log(level, "request", extra={"fields": fields})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,10 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
+class OutputTensor:
+    """An output, flat and in row-major order: its elements, and the same in binary."""
+
+    name: str
     datatype: str
     shape: list[int]
     data: list[Any]
@@ -58,16 +61,24 @@ def wanted(request: InferenceRequest) -> list[Wanted]:
     return [_wanted(output, binary) for output in request.outputs]
 
 
+def answered(
+    reply: Reply, model: Manifest, rows: Sequence[Probabilities]
+) -> Iterator[OutputTensor]:
+    """The outputs that are wanted, in their order, of `rows`: one an image."""
+    stacked = np.stack(rows)
+    for output in reply.outputs:
+        yield _tensor(output, model.classes, stacked)
+
+
 def serialise(
     reply: Reply, model: Manifest, rows: Sequence[Probabilities]
 ) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON where binary data follows."""
+    """The body of REST's answer, and the length of its JSON where binary data follows."""
     described: list[dict[str, Any]] = []
     binary: list[bytes] = []
-    for output in reply.outputs:
-        tensor = _tensor(output, model.classes, np.stack(rows))
+    for output, tensor in zip(reply.outputs, answered(reply, model, rows), strict=True):
         about: dict[str, Any] = {
-            "name": output.name,
+            "name": tensor.name,
             "datatype": tensor.datatype,
             "shape": tensor.shape,
         }
@@ -104,7 +115,7 @@ def _boolean(parameters: dict[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _tensor(output: Wanted, classes: Sequence[str], rows: npt.NDArray[np.float32]) -> _Tensor:
+def _tensor(output: Wanted, classes: Sequence[str], rows: npt.NDArray[np.float32]) -> OutputTensor:
     """`rows`: (n, classes)."""
     if output.classes:
         ranked = np.argsort(-rows, axis=1, kind="stable")[:, : output.classes]
@@ -113,16 +124,16 @@ def _tensor(output: Wanted, classes: Sequence[str], rows: npt.NDArray[np.float32
             for number, best in enumerate(ranked)
             for index in best
         ]
-        return _bytes(list(ranked.shape), texts)
+        return _bytes(output.name, list(ranked.shape), texts)
     if output.name == "class":
-        return _bytes([len(rows)], [classes[best] for best in rows.argmax(axis=1)])
+        return _bytes(output.name, [len(rows)], [classes[best] for best in rows.argmax(axis=1)])
     values = rows.max(axis=1) if output.name == "probability" else rows
     binary = values.astype("<f4").tobytes()
-    return _Tensor("FP32", list(values.shape), values.ravel().tolist(), binary)
+    return OutputTensor(output.name, "FP32", list(values.shape), values.ravel().tolist(), binary)
 
 
-def _bytes(shape: list[int], texts: list[str]) -> _Tensor:
+def _bytes(name: str, shape: list[int], texts: list[str]) -> OutputTensor:
     """Each element in binary: its length as a little-endian uint32, and its UTF-8."""
     elements = [text.encode() for text in texts]
     binary = b"".join(struct.pack("<I", len(element)) + element for element in elements)
-    return _Tensor("BYTES", shape, texts, binary)
+    return OutputTensor(name, "BYTES", shape, texts, binary)

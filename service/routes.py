@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
@@ -27,14 +26,21 @@ SENTENCE = "The input picture is classified as [{}], with probability {:.3f}."
 
 
 class Direct(APIRoute):
-    """Calls the endpoint with the request: there is nothing for FastAPI to inject or validate."""
+    """Calls the endpoint with the request: there is nothing for FastAPI to inject, to validate or
+    to clean up. What it raises is answered by the application's table like that of any other."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return endpoint
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app = self._call
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response: Response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 router = APIRouter(route_class=Direct)
+scrapes = APIRouter(route_class=Direct)
+"""`/metrics` alone, which may have a port of its own."""
 
 FILE = {
     "type": "string",
@@ -103,7 +109,7 @@ async def predict(request: Request) -> Response:
 
     With `Accept: text/plain` the answer is the bare sentence.
     """
-    journey = Journey(request, wishes.timeout(request))
+    journey = begun(request)
     image = await _image(request, journey)
     with ends_with_client(request):
         classified = await journey.infer(image)
@@ -124,7 +130,7 @@ async def predict_batch(request: Request) -> Response:
     An image that cannot be answered fails alone: its place has the problem, as `/predict` would
     have told it, and where trying again may help the seconds to wait, `retry_after`.
     """
-    journey = Journey(request, wishes.timeout(request))
+    journey = begun(request)
     images = await _images(request, journey)
     with ends_with_client(request):
         outcomes = await each(forgiving(journey.infer), images)
@@ -167,12 +173,14 @@ async def readyz(request: Request) -> Response:
             "model": {"name": ready.model.name, "version": ready.model.version},
             "device": ready.device.name,
             "device_reason": ready.device.reason,
+            "precision": ready.precision.name,
+            "precision_reason": ready.precision.reason,
             "latency": {str(size): round(s, 6) for size, s in ready.latency.as_dict().items()},
         }
     )
 
 
-@router.get(
+@scrapes.get(
     "/metrics",
     tags=["probes"],
     summary="Metrics for Prometheus",
@@ -189,10 +197,17 @@ async def metrics(request: Request) -> Response:
     return Response(found.text(), media_type=MEDIA_TYPE)
 
 
+def begun(request: Request) -> Journey:
+    """Raises BadTimeout and what Journey raises."""
+    timeout = wishes.timeout(request)
+    client = request.client.host if request.client else ""
+    return Journey(request.app.state, request.headers, client, request.state.timing, timeout)
+
+
 async def _image(request: Request, journey: Journey) -> Image:
     """Read and decoded; the upload is forgotten before the image waits for the engine."""
     with journey.reading() as read:
-        data = await read(read_image)
+        data = await read(partial(read_image, request))
         with ends_with_client(request):
             return await journey.decode(data)
 
@@ -200,7 +215,7 @@ async def _image(request: Request, journey: Journey) -> Image:
 async def _images(request: Request, journey: Journey) -> list[Image | Exception]:
     """The same for many, of which any may fail."""
     settings: Settings = request.app.state.settings
-    read_all = partial(read_images, max_images=settings.max_images_per_request)
+    read_all = partial(read_images, request, max_images=settings.max_images_per_request)
     with journey.reading() as read:
         uploads = await read(read_all)
         with ends_with_client(request):
@@ -216,7 +231,7 @@ def _respond(request: Request, classified: Classified) -> Response:
 
 def _prediction(classified: Classified) -> dict[str, Any]:
     model, row = classified.model, classified.probabilities
-    best = int(np.argmax(row))
+    best = int(row.argmax())
     probabilities = [round(p, 6) for p in row.tolist()]
     return {
         "class": model.classes[best],

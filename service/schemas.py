@@ -47,6 +47,11 @@ class Ready(BaseModel):
     model: Model
     device: str = Field(examples=["cpu"])
     device_reason: str = Field(description="why this device", examples=["as asked"])
+    precision: str = Field(examples=["int8"])
+    precision_reason: str = Field(
+        description="why this precision",
+        examples=["measured 92.40% accurate in int8, 92.46% in fp32"],
+    )
     latency: dict[str, float] = Field(
         description="seconds that a batch of each size takes, as learned so far",
         examples=[{"1": 0.0011, "16": 0.0081}],

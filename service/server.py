@@ -1,4 +1,4 @@
-"""uvicorn, stopping without losing a request.
+"""uvicorn, stopping without losing a request, and what listens beside it.
 
 uvicorn closes every connection that is between two requests the moment it is told to stop, also
 one whose next request is on its way, or whose first has not been read yet. Here such connections
@@ -11,18 +11,27 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import time
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
 
 from service.connection import Connection
 from service.connections import Connections, bound
+from service.logs import log
 from service.reload import reload
 from service.serving import Serving
 from service.settings import Settings, split
 
+ARRIVING = 0.1
+"""Seconds in which connections that the kernel has taken reach us; closing now would reset them."""
 LINGER = 1.0
 """Seconds that a connection between two requests may stay after no new ones are accepted."""
 
@@ -31,32 +40,27 @@ LEFT_AT_ONCE = 130
 """Exit status of a process that was told twice by Ctrl-C: what a shell says of SIGINT."""
 
 
+class Listener(Protocol):
+    """What serves on a port of its own."""
+
+    async def start(self) -> None:
+        """Raises OSError where the port cannot be had."""
+
+    async def stop(self, seconds: float) -> None:
+        """Take nothing new, and give what is under way so long."""
+
+
 class Server(uvicorn.Server):
     """Serves `app` until SIGTERM or SIGINT. SIGINT after either leaves at once; SIGTERM again
     changes nothing. SIGHUP reloads."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=settings.host,
-                port=settings.port,
-                loop="uvloop",
-                http=Connection,
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=bool(split(settings.trusted_proxies)),
-                forwarded_allow_ips=split(settings.trusted_proxies),
-                timeout_keep_alive=settings.keep_alive_timeout,
-                timeout_graceful_shutdown=settings.shutdown_timeout,
-            )
-        )
+        super().__init__(_config(app, settings, settings.port, lifespan=True))
         self.server_state = Connections(bound(settings.max_connections))
         self._serving: Serving = app.state.serving
+        self._beside: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
+        self._shutdown_timeout = settings.shutdown_timeout
         self._app = app
         self._reloading = set[asyncio.Task[None]]()
 
@@ -68,6 +72,12 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            for listener in self._beside:
+                await listener.start()
+        except OSError as error:
+            log.error("%s", error)
+            sys.exit(STARTUP_FAILURE)
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
         # Not the loop's own way: it would give the system's default, which is to die, its place
@@ -82,16 +92,65 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so, stop accepting, answer what is under way, then let uvicorn do the rest."""
         self._serving.draining = True  # /readyz says so; connections close after their answer
-        await self._wait(self._drain_delay)
+        await self._wait(max(self._drain_delay, ARRIVING))
         for server in self.servers:
             server.close()
-        await self._wait(LINGER, while_connected=True)
+        started = time.monotonic()
+        stops = [listener.stop(self._shutdown_timeout) for listener in self._beside]
+        stopping = [asyncio.ensure_future(stop) for stop in stops]
+        await self._wait(LINGER, until=lambda: not self.server_state.connections)
+        # While the batcher still runs: it is uvicorn that ends the application.
+        await self._wait(
+            self._shutdown_timeout + LINGER, until=lambda: all(map(asyncio.Future.done, stopping))
+        )
+        spent = max(0.0, time.monotonic() - started - LINGER)
+        self.config.timeout_graceful_shutdown = max(1, round(self._shutdown_timeout - spent))
         await super().shutdown(sockets)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    async def _wait(self, seconds: float, while_connected: bool = False) -> None:
+    async def _wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.force_exit:
-            if while_connected and not self.server_state.connections:
-                return
+        while time.monotonic() < end and not self.force_exit and not until():  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # as uvicorn itself waits: signals wake nobody
+
+
+class SidePort(uvicorn.Server):
+    """A Listener that serves `app`, which has no lifespan, over HTTP."""
+
+    def __init__(self, app: Starlette, settings: Settings, port: int) -> None:
+        super().__init__(_config(app, settings, port, lifespan=False))
+        self.server_state = Connections(settings.max_connections)
+
+    async def start(self) -> None:
+        self.config.load()
+        self.lifespan = self.config.lifespan_class(self.config)
+        await self.startup()
+        self._loop = asyncio.ensure_future(self.main_loop())
+
+    async def stop(self, seconds: float) -> None:
+        self.should_exit = True
+        await self._loop
+        await self.shutdown()
+
+    def _log_started_message(self, listeners: Sequence[socket.SocketType]) -> None:
+        address = listeners[0].getsockname()
+        log.info("metrics on http://%s:%d", address[0], address[1])
+
+
+def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=port,
+        loop="uvloop",
+        http=Connection,
+        ws="none",
+        lifespan="on" if lifespan else "off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(split(settings.trusted_proxies)),
+        forwarded_allow_ips=split(settings.trusted_proxies),
+        timeout_keep_alive=settings.keep_alive_timeout,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
+    )

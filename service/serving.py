@@ -12,6 +12,7 @@ that computed it, which need not be the one that serves by the time it is writte
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pathlib
 import signal
@@ -22,14 +23,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable
-from model_store.device import Device
+from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
+from model_store.precision import Precision
 from service.budget import Budget
 from service.decoders import Decoders
 from service.errors import ChangeUnderWay, NotReady, Unloaded
 from service.logs import log
 from service.settings import Settings
+from service.tracing import Tracing
 from service.watchdog import watched
 
 DEAD = 4
@@ -46,7 +49,15 @@ class Engine(Protocol):
     def device(self) -> Device: ...
 
     @property
+    def precision(self) -> Precision: ...
+
+    @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None: ...
+
+    on_assembled: Callable[[float], None] | None
 
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
 
@@ -72,6 +83,7 @@ class Ready:
 
     model: Manifest
     device: Device
+    precision: Precision
     latency: LatencyTable
     batcher: Batcher[Image, Classified]
 
@@ -84,6 +96,8 @@ class Serving:
         settings: Settings,
         load_engine: LoadEngine,
         on_batch: Callable[[BatchReport], None] | None = None,
+        on_assembled: Callable[[float], None] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.decoders = Decoders(settings.decode_threads, settings.max_image_pixels)
         self.uploads = Budget(settings.max_upload_memory)
@@ -98,6 +112,8 @@ class Serving:
         self._settings = settings
         self._load_engine = load_engine
         self._on_batch = on_batch
+        self._on_assembled = on_assembled
+        self._tracing = tracing
         self._engine: Engine | None = None
         self._batcher: Batcher[Image, Classified] | None = None
         self._unloaded = False
@@ -123,6 +139,11 @@ class Serving:
     def live(self) -> bool:
         """False: only a new process helps."""
         return self._batcher is None or self._batcher.healthy
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """Of the engine's GPU, if it has one."""
+        return self._engine.gpu_memory if self._engine is not None else None
 
     async def submit(
         self,
@@ -187,6 +208,7 @@ class Serving:
             _, hung = await asyncio.wait({task}, timeout=patience)
             if hung:
                 log.error("the engine does not come back; leaving without it")
+                logging.shutdown()
                 os._exit(DEAD if self.dead else 1)  # nothing less ends a thread that hangs
             self.decoders.close()
 
@@ -206,6 +228,7 @@ class Serving:
     async def _serve_until(self, stop: asyncio.Event) -> None:
         began = time.perf_counter()
         async with self._load_engine(self._settings) as engine, self._open:
+            engine.on_assembled = self._on_assembled
             await self._start_batcher(engine)
             self._engine = engine
             log.info("ready", extra={"fields": _told(engine, began)})
@@ -223,7 +246,7 @@ class Serving:
         settings = self._settings
         latency = LatencyTable(engine.warm_up_seconds)
         batcher = Batcher(
-            infer,
+            self._tracing.batches(infer) if self._tracing else infer,
             latency=latency,
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,
@@ -233,7 +256,7 @@ class Serving:
         )
         self._batcher = await self._open.enter_async_context(batcher)
         await self._open.enter_async_context(watched(batcher, self._give_up))
-        self.started = Ready(engine.model, engine.device, latency, batcher)
+        self.started = Ready(engine.model, engine.device, engine.precision, latency, batcher)
 
     def _switch(self, engine: Engine) -> None:
         """Between two batches. What a batch takes is what the new version's warm-up took: under
@@ -243,7 +266,7 @@ class Serving:
             latency = LatencyTable(engine.warm_up_seconds)
             batcher = self.started.batcher
             batcher.switch(latency)
-            self.started = Ready(engine.model, engine.device, latency, batcher)
+            self.started = Ready(engine.model, engine.device, engine.precision, latency, batcher)
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
@@ -267,5 +290,7 @@ def _told(engine: Engine, began: float) -> dict[str, str | float]:
         **_identity(engine.model),
         "device": engine.device.name,
         "device_reason": engine.device.reason,
+        "precision": engine.precision.name,
+        "precision_reason": engine.precision.reason,
         "seconds": round(time.perf_counter() - began, 3),
     }

@@ -38,6 +38,13 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one and logs it."""
 
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port for the Open Inference Protocol over gRPC, with the packages of the extra `grpc`; 0
+    takes a free one and logs it. Default: none."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port for `/metrics` alone, which the main port then does not serve; 0 takes a free
+    one and logs it. Default: none, `/metrics` is on the main port."""
+
     model: Name = "cifar_resnet20_v1"
     """Name of the model to serve."""
     model_version: Version | None = None
@@ -46,6 +53,9 @@ class Settings(BaseSettings):
     """Folder of the store. Default: the one that ships."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
     """auto, cpu, gpu or gpu:N. auto: a GPU that computes, else the CPU."""
+    precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
+    """auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 where the machine has instructions
+    for it and the version was measured to be as accurate in it; else fp32."""
     engine_threads: int = Field(default=1, ge=1, le=256)
     """CPU threads that compute one batch."""
 
@@ -121,13 +131,15 @@ class Settings(BaseSettings):
     """Least severity that is logged; requests are logged at info, probes that
     find all well at debug."""
 
-    @field_validator("port", mode="before")
+    @field_validator("port", "grpc_port", "metrics_port", mode="before")
     @classmethod
-    def _not_a_service_link(cls, value: Any) -> Any:
+    def _not_a_service_link(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and value.startswith("tcp://"):
+            variable = f"{PREFIX}{info.field_name}".upper()
+            service = variable.lower().replace("_", "-").removesuffix("-port")
             raise ValueError(
-                "this is a link that Kubernetes makes for a service named 'shoal': set "
-                "enableServiceLinks: false in the pod, or give SHOAL_PORT a number"
+                f"this is a link that Kubernetes makes for a service named '{service}': set "
+                f"enableServiceLinks: false in the pod, or give {variable} a number"
             )
         return value
 

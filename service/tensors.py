@@ -1,7 +1,8 @@
 """From the bytes of an inference request to images, and from probabilities to those of its answer.
 
 Pure: the Open Inference Protocol v2 with Triton's extensions for binary tensors and
-classification, for one model. `inference` speaks HTTP.
+classification, for one model. `parse` reads the bodies of REST, `rpc.translation` the messages of
+gRPC; both end in `asked`. What speaks HTTP is `inference`.
 
 A request has n images as one of
     image   BYTES [n] or [n, 1]         encoded as for /predict; in JSON, in base64
@@ -18,21 +19,21 @@ refused where it is not: whoever normalised otherwise, or with another mean, is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from model_store.engine import SIDE, Image
+from model_store.engine import Image
 from model_store.manifest import Manifest
+from model_store.network import SIDE
 from service.elements import (
+    Elements,
     Encoded,
-    binary_numbers,
-    binary_strings,
     denormalised,
-    json_numbers,
-    json_strings,
+    in_binary,
+    in_json,
     whole_pixels,
 )
 from service.errors import BadInference, TooManyImages
@@ -81,30 +82,42 @@ def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> 
             f"{len(body):,} in all. A request begins with JSON."
         )
     text, aside = outline(body[:header])
-    request = _validated(text)
+    request = validated(InferenceRequest.model_validate_json, text)
+    tensor = only_input(request, max_images)
+    raw = _raw(tensor, memoryview(body)[len(body) if header is None else header :])
+    elements = in_json(tensor, aside) if raw is None else in_binary(tensor, raw)
+    return asked(request, elements, model)
+
+
+def validated(validate: Callable[[Any], InferenceRequest], given: Any) -> InferenceRequest:
+    """`validate(given)`. Raises BadInference instead of pydantic's ValidationError."""
+    try:
+        return validate(given)
+    except ValidationError as error:
+        raise BadInference(fault(error)) from None
+
+
+def only_input(request: InferenceRequest, max_images: int) -> RequestInput:
+    """The request's input, whose shape is one that is taken. Raises BadInference, TooManyImages."""
     if len(request.inputs) != 1:
         raise BadInference(
             f"The request has {len(request.inputs)} inputs. Send one: 'image' or 'pixels'."
         )
-    tensor, seconds = request.inputs[0], _seconds(request.parameters)
+    tensor = request.inputs[0]
     _check_shape(tensor, max_images)
-    raw = _raw(tensor, memoryview(body)[len(body) if header is None else header :])
-    reply = Reply(request.id, wanted(request))
-    if tensor.datatype == "BYTES":
-        count = tensor.shape[0]
-        encoded = json_strings(tensor, aside) if raw is None else binary_strings(raw, count)
-        return Call(reply, seconds, encoded, [])
-    numbers = json_numbers(tensor) if raw is None else binary_numbers(raw, tensor)
-    if tensor.datatype == "UINT8":
-        return Call(reply, seconds, [], list(whole_pixels(numbers)))
-    return Call(reply, seconds, [], list(denormalised(numbers, model.normalisation)))
+    if "shared_memory_region" in tensor.parameters:
+        raise BadInference("Shared memory is not served. Send the tensor in the request.")
+    return tensor
 
 
-def _validated(text: bytes) -> InferenceRequest:
-    try:
-        return InferenceRequest.model_validate_json(text)
-    except ValidationError as error:
-        raise BadInference(fault(error)) from None
+def asked(request: InferenceRequest, elements: Elements, model: Manifest) -> Call:
+    """What `request` asks for, whose only input has `elements`. Raises BadInference."""
+    reply, seconds = Reply(request.id, wanted(request)), _seconds(request.parameters)
+    if isinstance(elements, list):
+        return Call(reply, seconds, elements, [])
+    if request.inputs[0].datatype == "UINT8":
+        return Call(reply, seconds, [], list(whole_pixels(elements)))
+    return Call(reply, seconds, [], list(denormalised(elements, model.normalisation)))
 
 
 def _seconds(parameters: dict[str, Any]) -> float | None:
@@ -131,8 +144,6 @@ def _check_shape(tensor: RequestInput, max_images: int) -> None:
 
 def _raw(tensor: RequestInput, binary: memoryview) -> memoryview | None:
     """The tensor's binary data; None where the JSON has its elements."""
-    if "shared_memory_region" in tensor.parameters:
-        raise BadInference("Shared memory is not served. Send the tensor in the request.")
     if "binary_data_size" not in tensor.parameters:
         if tensor.data is None:
             raise BadInference("The input has neither 'data' nor a 'binary_data_size'.")

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.budget import LOOK, Share
 from service.errors import BodyTooLarge, TooManyImages, UploadTimeout
 from service.form import Form, boundary
+from service.wishes import header
 
 # Each of the three that follow tells its share of the budget of every chunk, and raises
 # BodyTooLarge, UploadTimeout, QueueFull and Starlette's ClientDisconnect.
@@ -26,7 +27,7 @@ async def read_image(request: Request, max_bytes: int, max_seconds: float, share
 
     Raises MissingImage, too.
     """
-    content_type = request.headers.get("content-type", "")
+    content_type = header(request, b"content-type") or ""
     if content_type.lower().startswith("image/"):
         return await read_bytes(request, max_bytes, max_seconds, share)
     form = Form(boundary(content_type), _declared(request), most=1)
@@ -41,7 +42,7 @@ async def read_images(
 
     Raises MissingImage and TooManyImages, too.
     """
-    content_type = request.headers.get("content-type", "")
+    content_type = header(request, b"content-type") or ""
     form = Form(boundary(content_type), _declared(request), most=max_images + 1)
     await _receive(request, form, max_bytes, max_seconds, share)
     if len(images := form.images()) > max_images:
@@ -81,7 +82,13 @@ async def _receive(
     try:
         async with asyncio.timeout(max_seconds) as limit:
             with _watched(share, limit):
-                async for chunk in request.stream():
+                more = True
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk: bytes = message.get("body", b"")
+                    more = message.get("more_body", False)
                     received += len(chunk)
                     if received > max_bytes:
                         raise _too_large(max_bytes)
@@ -119,7 +126,7 @@ def _watched(share: Share, limit: asyncio.Timeout) -> Iterator[None]:
 
 def _declared(request: Request) -> int:
     """The length of the body; -1 where the request does not say."""
-    declared = request.headers.get("content-length", "")
+    declared = header(request, b"content-length") or ""
     return int(declared) if declared.isdecimal() else -1
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 
+import numpy as np
 import pytest
 
 from model_store import manifest
+from model_store.__main__ import main
+from model_store.params import read_params
+from tests.reference import probabilities
 
+IMAGES = 16
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -22,7 +28,54 @@ def data() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def model() -> pathlib.Path:
+def shipped() -> pathlib.Path:
     """The version that ships and is served by default."""
     name = "cifar_resnet20_v1"
     return manifest.folder(manifest.STORE, name, manifest.latest(manifest.STORE, name))
+
+
+@pytest.fixture(scope="session")
+def model(shipped: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The network that ships as version 1 of a store of its own, whose manifest says what it must
+    and no more: fp32, the softmax as it is, nothing recorded that a change would contradict."""
+    folder = tmp_path_factory.mktemp("store") / shipped.parent.name / "1"
+    shutil.copytree(shipped, folder)
+    bare: dict[str, object] = {
+        "version": "1",
+        "derived_from": None,
+        "temperature": None,
+        "int8": None,
+        "probes": {},
+    }
+    manifest.write(folder, manifest.read(shipped).model_copy(update=bare))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """CIFAR-10's layout with 80 training images of coloured squares and 16 to test on, three
+    quarters of them labelled as the network that ships would."""
+    folder = tmp_path_factory.mktemp("tiny")
+    arrays = read_params(model / "net.params")
+    random = np.random.default_rng(1)
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        coarse = random.integers(0, 256, (IMAGES, 3, 8, 8), dtype=np.uint8)
+        planes = coarse.repeat(4, axis=2).repeat(4, axis=3)
+        labels = probabilities(arrays, planes.transpose(0, 2, 3, 1)).argmax(axis=1)
+        labels[::4] = random.integers(0, 10, len(labels[::4]))
+        records = np.hstack([labels[:, None].astype(np.uint8), planes.reshape(IMAGES, -1)])
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    model: pathlib.Path, tiny: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The version that ships, calibrated anew on `tiny`, in a store of its own."""
+    store = tmp_path_factory.mktemp("store")
+    named = f"{model.parent.name}/{model.name}"
+    options = ["--store", str(model.parents[1]), "--data", str(tiny), "--into", str(store)]
+    options += ["--device", "cpu", "--threads", "1"]
+    assert main(["calibrate", named, *options]) == 0
+    return store / model.parent.name / "1"

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from model_store import cifar10, manifest
-from model_store.device import Device
+from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
+from model_store.precision import Precision
 from service.logs import log
 from service.settings import Settings
 
@@ -31,6 +32,9 @@ class FakeEngine:
     """The class of an image is its first red value modulo ten, with probability 0.91."""
 
     device = Device(None, "cpu", "as asked")
+    precision = Precision("fp32", "this version is not calibrated for int8")
+    gpu_memory: GpuMemory | None = None
+    on_assembled: Callable[[float], None] | None = None
 
     def __init__(
         self,
@@ -54,6 +58,8 @@ class FakeEngine:
     async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]:
         self.batches.append(len(images))
         self.called.set()
+        if self.on_assembled is not None:
+            self.on_assembled(1e-6)
         log.info("batch", extra={"fields": {"size": len(images)}})
         if self.seconds:
             await asyncio.sleep(self.seconds)

@@ -34,6 +34,7 @@ def probabilities(
     images: NDArray[np.uint8],
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
+    temperature: float = 1.0,
 ) -> Array:
     """One row of probabilities per image of (n, 32, 32, 3); every array must have a part in it."""
     unused = {name: array.astype(np.float64) for name, array in arrays.items()}
@@ -44,6 +45,7 @@ def probabilities(
             x = _block(unused, f"features.{2 + stage}.{block}", x)
     logits = x.mean(axis=(1, 2)) @ unused.pop("output.weight").T + unused.pop("output.bias")
     assert not unused, f"no part of the network: {sorted(unused)}"
+    logits /= temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     softmax: Array = powers / powers.sum(axis=1, keepdims=True)
     return softmax

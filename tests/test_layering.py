@@ -51,12 +51,22 @@ def test_one_door_to_mxnet() -> None:
 
 
 def test_http_without_mxnet() -> None:
-    """A process that only speaks HTTP imports the whole service and no MXNet."""
-    code = "import service.__main__, sys; sys.exit('mxnet' in sys.modules)"
+    """A process that only speaks HTTP imports the whole service, and neither MXNet nor the packages
+    of the extras `grpc` and `otel`."""
+    unwanted = "{'mxnet', 'grpc', 'google.protobuf', 'opentelemetry.sdk'}"
+    code = f"import service.__main__, sys; sys.exit(len({unwanted} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "service").glob("*.py")), ids=lambda p: p.name)
+def test_one_door_to_grpc() -> None:
+    """gRPC and its messages are known in `service/rpc`, which only `app` knows."""
+    for path in MODULES:
+        inside = path.parent.name == "rpc"
+        assert inside or not {"grpc", "google"} & set(imports(path))
+        assert inside or path.name == "app.py" or "service.rpc" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "service").rglob("*.py")), ids=lambda p: p.name)
 def test_only_app_builds(path: pathlib.Path) -> None:
     """Engines and applications are built in one place."""
     if path.name in ("app.py", "__main__.py"):

@@ -12,13 +12,23 @@ from benchmarks.simulation.devices import LARGEST, Device
 from benchmarks.simulation.outcome import Request
 
 
-def fluid(arrivals: Sequence[float], device: Device, slo: float, half_time: float) -> list[Request]:
+def fluid(
+    arrivals: Sequence[float],
+    device: Device,
+    slo: float,
+    half_time: float,
+    *,
+    heard: float = 0.0,
+) -> list[Request]:
     """min(offered, capacity) at every moment, instead of on average: requests flow through the
     device at its best rate, and whoever would have to wait longer than the SLO is refused.
 
     Between two moments no device answers more than its capacity times the seconds between them,
     and all who arrive within must be answered at most one SLO later. Taking everybody for whom
     there is room answers the most under that rule.
+
+    Until `heard` nothing is known of the change at `half_time`: accepted is who could be answered
+    if there were none, and of those who are then too many the flow loses as few as it can.
     """
     before = device.capacity(slo)
     after = device.capacity(slo / device.slower) / device.slower
@@ -31,14 +41,19 @@ def fluid(arrivals: Sequence[float], device: Device, slo: float, half_time: floa
         return work / before if work <= first else half_time + (work - first) / after
 
     requests = [Request(arrived) for arrived in arrivals]
-    work = 0.0
+    work = believed = 0.0
     for request in requests:
         free = max(work, done_by(request.arrived))
-        if free + 1 <= done_by(request.arrived + slo) + 1e-9:
+        fits = free + 1 <= done_by(request.arrived + slo) + 1e-9
+        if request.arrived < heard:
+            believed_free = max(believed, before * request.arrived)
+            request.accepted = believed_free + 1 <= before * (request.arrived + slo) + 1e-9
+            believed = believed_free + request.accepted
+        else:
+            request.accepted = fits
+        if request.accepted and fits:
             work = free + 1
             request.done = when(work)
-        else:
-            request.accepted = False
     return requests
 
 

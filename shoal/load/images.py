@@ -36,14 +36,16 @@ def read(folder: pathlib.Path) -> list[Picture]:
     return [Picture(path.name, path.read_bytes(), _label(path.stem)) for path in files]
 
 
-def made_up(side: int, count: int = 64) -> list[Picture]:
-    """Soft random JPEGs of side x side: they cost a server what photos of that size do."""
+def made_up(width: int, count: int = 64, height: int | None = None) -> list[Picture]:
+    """Soft random JPEGs, square unless a height is given: they cost a server what photos of that
+    size do."""
+    size = (width, height or width)
     random = np.random.default_rng(0)
     pictures = []
     for number in range(count):
         shapes = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
         out = io.BytesIO()
-        shapes.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=85)
+        shapes.resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=85)
         pictures.append(Picture(f"{number}.jpg", out.getvalue(), None))
     return pictures
 

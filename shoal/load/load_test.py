@@ -39,7 +39,7 @@ class LoadTest:
         url, key = urllib.parse.urlsplit(options.url), os.environ.get("SHOAL_API_KEY")
         pictures = images.read(options.images) if options.images else images.made_up(options.side)
         requests = [images.request(url, picture, options.raw, key) for picture in pictures]
-        answers = [_ask(url, request) for request in requests]
+        answers = [ask(url, request) for request in requests]
         kept = [number for number, (status, _) in enumerate(answers) if status == 200]
         if not kept:
             status, body = answers[0]
@@ -125,7 +125,7 @@ def _progress(load: str, seconds: float) -> Iterator[Callable[[int, int], None]]
         yield progress
 
 
-def _ask(url: urllib.parse.SplitResult, request: bytes) -> tuple[int, bytes]:
+def ask(url: urllib.parse.SplitResult, request: bytes) -> tuple[int, bytes]:
     """One request, as it will be sent under load, and its answer."""
     secure = url.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection

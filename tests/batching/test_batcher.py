@@ -703,3 +703,27 @@ async def test_another_engine_must_have_the_same_buckets() -> None:
     async with batcher(FakeEngine()) as running:
         with pytest.raises(ValueError, match="buckets"):
             running.switch(table(buckets=(1, 2, 4)))
+
+
+@virtual_time
+async def test_a_report_tells_the_longest_wait() -> None:
+    """Whoever waited it, wherever in the batch."""
+    reports = Reports()
+    async with batcher(FakeEngine(), on_batch=reports) as b:
+        first = task(b, 0)
+        await asyncio.sleep(0.25)
+        patient = task(b, 1, 50)
+        await asyncio.sleep(0.5)
+        urgent = task(b, 2, 9)
+        await asyncio.gather(first, patient, urgent)
+    assert reports[1].size == 2
+    assert reports[1].oldest_queue_seconds == 0.75
+
+
+@virtual_time
+async def test_before_it_is_entered_nothing_is_accepted() -> None:
+    """And it is not healthy: nobody would compute anything."""
+    b = batcher(FakeEngine())
+    assert not b.healthy
+    with pytest.raises(Draining):
+        await b.submit(1, 10)

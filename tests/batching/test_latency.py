@@ -153,6 +153,17 @@ def test_a_size_that_was_slow_once_is_tried_again(
     assert t.seconds(64) == pytest.approx(linear(64), rel=0.1)
 
 
+def test_a_slow_moment_costs_no_patience() -> None:
+    """Only a size that is still slow when it is tried again is left alone for longer."""
+    t = table()
+    for _ in range(2):
+        t.observe(64, 3 * linear(64))
+    assert t.seconds(64) > 2 * linear(64)
+    for _ in range(40):
+        t.observe(1, linear(1))
+    assert t.seconds(64) == pytest.approx(linear(64), rel=0.05)
+
+
 def test_a_slow_warm_up_is_lived_down() -> None:
     """Measured beside a neighbour who has gone since: sizes that do not run come down with those
     that do."""

@@ -85,6 +85,23 @@ def test_joining_makes_the_batch_longer_for_its_first() -> None:
     assert p.lateness([2.8] * 3, 3.2, 0.0) is None
 
 
+def test_who_waits_is_laid_out_as_it_will_be_cut() -> None:
+    """With half the margin: eight who have that much, but not all of it, are expected to be
+    computed, and so the newcomer to wait for them."""
+    p = policy(steps, (1, 2, 3, 4, 5, 6, 7, 8))
+    full = [4.5 * 1.06] * 8
+    assert p.cut(full, 0.0) == (0, 8)
+    assert p.lateness(full, (4.5 + 1.0) * 1.1 + SOON, 0.0) is None
+    assert p.lateness(full, (4.5 + 1.0) * 1.1 - 0.1, 0.0) == pytest.approx(0.1)
+
+
+def test_who_is_behind_the_newcomer_keeps_its_whole_margin() -> None:
+    """The newcomer would leave the last of nine with half of it only."""
+    p = policy()
+    assert p.lateness([9.0] * 7 + [2.0 * 1.06], 2.0, 0.0) is not None
+    assert p.lateness([9.0] * 7 + [2.0 * 1.11], 2.0, 0.0) is None
+
+
 def test_under_a_flood_a_batch_too_small_to_keep_up_is_not_opened() -> None:
     """The newcomer could be computed alone, but far more could be answered in that time."""
     p = policy(lambda size: 1.0 + 0.1 * size)

@@ -4,6 +4,7 @@ says about a policy is right where that can be told by hand."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from benchmarks.simulation.devices import DEVICES, Clockwork, Device
 from benchmarks.simulation.outcome import Request, figures
 from benchmarks.simulation.peers import PEERS
 from benchmarks.simulation.shoal import shoal
+from benchmarks.simulation.verdict import verdict
 
 SLO = 3.0
 DEVICE = Device("test", lambda size: 1.0 + 0.4 * size, buckets=(1, 2, 4, 64))
@@ -61,6 +63,66 @@ def test_the_flow_knows_of_the_slow_half() -> None:
     requests = fluid([n / 10 for n in range(1, 401)], device, 1.0, 20.0)
     assert sum(request.accepted for request in requests[:190]) == 190
     assert sum(request.accepted for request in requests[210:]) == pytest.approx(95, abs=2)
+
+
+def test_who_has_not_heard_of_the_change_breaks_promises() -> None:
+    """Twenty arrive a second, ten of which can be answered, then five: until it is heard of, as
+    many are let in as before."""
+    device = Device("slow", lambda size: 0.1 * size, buckets=(1, 64), slower=2.0)
+    arrivals = [n / 20 for n in range(1, 801)]
+    foreseen = fluid(arrivals, device, 1.0, 20.0)
+    requests = fluid(arrivals, device, 1.0, 20.0, heard=20.2)
+    broken = [r.arrived for r in requests if r.accepted and r.done > r.arrived + 1.0 + 1e-6]
+    assert len(broken) == pytest.approx(5 + 1, abs=1), (
+        "half of one SLO's worth, and of the time since"
+    )
+    assert 19.0 <= min(broken) <= max(broken) < 20.2
+    assert all(r.done <= r.arrived + 1.0 + 1e-6 for r in foreseen if r.accepted)
+    assert sum(math.isfinite(r.done) for r in requests) == sum(r.accepted for r in foreseen)
+
+
+def cell(of_bound: float = 1.0, kept: float = 1.0, **more: object) -> dict[str, Any]:
+    """Ours beside one peer that is a tenth slower and answers as much."""
+    ours = {"of_bound": of_bound, "kept_share": kept, "accepted_share": 1.0, "goodput": 100.0}
+    ours |= {"kept_share_but_for_the_change": 1.0, "p50": 1.0, "p99": 2.0}
+    rows = {"shoal": ours, "greedy": {**ours, "kept_share": 1.0, "p50": 1.1, "p99": 2.2}}
+    return {"device": "gpu", "slo": 10, "trace": "ramp", "load": 1.0, "rows": rows, **more}
+
+
+def unforeseen(of_bound: float, kept: float) -> dict[str, float]:
+    return {"of_bound": of_bound, "kept_share": kept}
+
+
+@pytest.mark.parametrize(
+    ("found", "met", "forbidden", "missed"),
+    [
+        (cell(), (1, 1), (0, 0), (0, 0)),
+        (cell(of_bound=0.94, kept=0.98), (0, 0), (0, 0), (1, 1)),
+        (cell(of_bound=0.94, clairvoyant={"of_bound": 0.96}), (0, 1), (0, 0), (1, 0)),
+        (cell(of_bound=0.94, clairvoyant={"of_bound": 0.945}), (0, 1), (1, 0), (0, 0)),
+        (cell(0.94, 0.98, unforeseen=unforeseen(0.9, 0.985)), (0, 0), (1, 1), (0, 0)),
+        (cell(0.94, 0.98, unforeseen=unforeseen(0.96, 0.995)), (0, 0), (0, 0), (1, 1)),
+    ],
+)  # fmt: skip
+def test_a_target_is_met_forbidden_or_missed(
+    found: dict[str, Any], met: object, forbidden: object, missed: object
+) -> None:
+    """Forbidden only by a bound that itself does not reach it."""
+    goodput, kept, beaten, slower = verdict([found])
+    assert (goodput.met, kept.met) == met
+    assert (len(goodput.forbidden), len(kept.forbidden)) == forbidden
+    assert (len(goodput.missed), len(kept.missed)) == missed
+    assert (beaten.met, slower.met) == (1, 2)
+
+
+def test_a_peer_ahead_is_told() -> None:
+    """In goodput by more than one in a hundred; in latency, only if it answers nearly all."""
+    found = cell()
+    greedy = found["rows"]["greedy"]
+    greedy |= {"goodput": 102.0, "p50": 0.5}
+    assert [target.met for target in verdict([found])] == [1, 1, 0, 1]
+    greedy |= {"kept_share": 0.9}
+    assert [(target.met, target.of) for target in verdict([found])[2:]] == [(0, 1), (0, 0)]
 
 
 def test_figures_of_a_handful() -> None:

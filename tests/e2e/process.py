@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -58,6 +59,11 @@ class Server:
         self._process.kill()
         self._process.communicate()
 
+    def address(self, name: str) -> str:
+        """Where a port beside the main one was opened, as the log says: `gRPC on`."""
+        messages = (str(record["message"]) for record in self.log())
+        return next(message.split()[-1] for message in messages if name in message)
+
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -70,11 +76,14 @@ class Server:
             time.sleep(0.02)
         raise TimeoutError(f"not ready; the log says: {self._log}")
 
-    async def wait_until(self, metric: str, value: float) -> None:
-        """Until `/metrics` says `value` for a metric without labels."""
-        line = f"\n{metric} {value:.1f}\n"
+    async def wait_until(self, metric: str, value: float | Callable[[], float]) -> None:
+        """Until `/metrics` says `value`, or what it is by then, for a metric without labels."""
         async with httpx.AsyncClient() as client, asyncio.timeout(PATIENCE):
-            while line not in (await client.get(f"{self.url}/metrics")).text:  # noqa: ASYNC110
+            while True:
+                text = (await client.get(f"{self.url}/metrics")).text
+                wanted = value() if callable(value) else value
+                if f"\n{metric} {wanted:.1f}\n" in text:
+                    return
                 await asyncio.sleep(0.02)
 
     def wait_for_log(self, message: str) -> dict[str, Any]:

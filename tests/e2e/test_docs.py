@@ -67,6 +67,7 @@ def test_every_error_is_described(predict: Any) -> None:
         (503, "queue_full"),
         (503, "deadline_unreachable"),
         (503, "draining"),
+        (503, "engine_dead"),
         (504, "deadline_exceeded"),
         (500, "engine_failed"),
         (500, "internal_error"),

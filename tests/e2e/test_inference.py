@@ -248,8 +248,8 @@ async def test_others_are_answered_meanwhile() -> None:
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[InferenceServerClient]:
-    with Server(*REAL) as server:
+def real(model: pathlib.Path) -> Iterator[InferenceServerClient]:
+    with Server(*REAL, SHOAL_MODEL_STORE=str(model.parents[1])) as server:
         server.wait_until_ready()
         yield connect(server)
 

@@ -31,7 +31,7 @@ async def test_stop_loses_nothing(number: int) -> None:
                 for _ in range(32)
             ]
             await server.wait_until("shoal_batches_in_flight", 1)
-            await server.wait_until("shoal_queue_length", 32 - sum(server.batches()))
+            await server.wait_until("shoal_queue_length", lambda: 32 - sum(server.batches()))
             status = await asyncio.to_thread(server.stop, number)
             responses = await asyncio.gather(*requests)
     assert status == 0

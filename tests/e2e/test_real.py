@@ -25,8 +25,10 @@ SANE = {200, 400, 413, 415, 422}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(*REAL, SHOAL_MAX_BATCH_SIZE="64") as server:
+def server(model: pathlib.Path) -> Iterator[Server]:
+    with Server(
+        *REAL, SHOAL_MODEL_STORE=str(model.parents[1]), SHOAL_MAX_BATCH_SIZE="64"
+    ) as server:
         server.wait_until_ready()
         yield server
 
@@ -61,10 +63,11 @@ async def batches(client: httpx.AsyncClient, url: str) -> int:
     return int(float(line))
 
 
-def test_ready_soon() -> None:
-    """Five seconds after its start, at most, the process answers."""
-    with Server(*REAL) as server:
-        assert server.wait_until_ready() < 5
+def test_ready_soon(calibrated: pathlib.Path) -> None:
+    """Five seconds after its start, at most, the process answers; also in int8."""
+    for store in ({}, {"SHOAL_MODEL_STORE": str(calibrated.parents[1]), "SHOAL_PRECISION": "int8"}):
+        with Server(*REAL, **store) as server:
+            assert server.wait_until_ready() < 5
 
 
 async def test_alone(server: Server, images: Any, expected: Any) -> None:

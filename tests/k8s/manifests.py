@@ -23,7 +23,7 @@ COMBINATIONS = (
     sorted(p.stem.replace("+", " ") for p in pathlib.Path(RENDERED).glob("[cg]pu*.yaml"))
     if RENDERED
     else [
-        "cpu gateway",
+        "cpu gateway grpc traces",
         "cpu kserve",
         "cpu load-balancer api-keys model-store monitoring autoscale-queue",
         "gpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -10,6 +11,7 @@ from service import decode
 from service.app import create_app
 from service.server import LINGER
 from service.settings import PREFIX, Settings, unknown
+from service.tracing import wanted
 from tests.fakes import FakeEngine
 from tests.k8s.manifests import (
     COMBINATIONS,
@@ -59,10 +61,26 @@ def test_threads_come_from_the_limit(combination: str) -> None:
 
 
 @every_combination
-def test_port(combination: str) -> None:
-    """The container's port is the one that the service listens on."""
-    [port] = container_of(rendered(combination))["ports"]
-    assert port["containerPort"] == settings_of(combination).port
+def test_ports(combination: str) -> None:
+    """The container's ports are those that the service listens on."""
+    ports = {p["name"]: p["containerPort"] for p in container_of(rendered(combination))["ports"]}
+    settings = settings_of(combination)
+    listens = {"http": settings.port, "grpc": settings.grpc_port}
+    assert ports == {name: port for name, port in listens.items() if port is not None}
+
+
+@every_combination
+def test_traces(combination: str) -> None:
+    """Where they are sent, the variables are ones that count, and the pod may reach the port."""
+    told = environment_of(rendered(combination))
+    if "traces" not in combination:
+        assert not wanted(told)
+        return
+    assert wanted(told)
+    port = urlsplit(told["OTEL_EXPORTER_OTLP_ENDPOINT"]).port
+    [policy] = of_kind(rendered(combination), "NetworkPolicy")
+    allowed = [p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]]
+    assert allowed == [53, 53, port], "the DNS and the collector"
 
 
 @every_combination

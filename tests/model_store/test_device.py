@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_store.device import DeviceUnavailable, choose
+from model_store.device import DeviceUnavailable, GpuMemory, choose, gpu_memory
 
 
 class MXNetError(RuntimeError):
@@ -83,3 +83,22 @@ def test_a_gpu_asked_for_must_be_there(wanted: str, mx: Any, told: str) -> None:
 def test_bad_name(wanted: str) -> None:
     with pytest.raises(ValueError, match="auto, cpu, gpu"):
         choose(mxnet(), wanted)
+
+
+def test_memory() -> None:
+    """Of the GPU that computes, as MXNet tells it: free, total. A CPU has none of its own."""
+    mx = mxnet(gpus=2)
+    mx.context.gpu_memory_info = {1: (3 * 2**30, 8 * 2**30)}.get
+    assert gpu_memory(mx, choose(mx, "gpu:1")) == GpuMemory(free=3 * 2**30, total=8 * 2**30)
+    assert gpu_memory(mx, choose(mx, "cpu")) is None
+
+
+def test_memory_that_cannot_be_told() -> None:
+    """No batch fails for it."""
+
+    def fail(number: int) -> None:
+        raise MXNetError("CUDA: an error")
+
+    mx = mxnet(gpus=1)
+    mx.context.gpu_memory_info = fail
+    assert gpu_memory(mx, choose(mx, "gpu")) is None

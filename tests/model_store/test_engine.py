@@ -15,12 +15,16 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from model_store import manifest, network
-from model_store.device import DeviceUnavailable
+from model_store import manifest, network, probes
+from model_store.architectures import build
+from model_store.device import Device, DeviceUnavailable, GpuMemory
 from model_store.engine import GluonEngine, load_engine
 from model_store.manifest import BadModel
-from model_store.network import BadRow
+from model_store.network import BadRow, Network
 from model_store.params import BadParams, read_params, sha256, write_params
+from model_store.precision import Precision
+from model_store.runtime import load_mxnet
+from tests.model_store.test_manifest import GOOD, TEMPERATURE
 from tests.reference import probabilities
 
 pytestmark = [
@@ -53,6 +57,30 @@ def images() -> Any:
 @pytest.fixture(scope="module")
 def expected(model: pathlib.Path, images: Any) -> Any:
     return probabilities(read_params(model / "net.params"), images)
+
+
+@on_the_engines_loop
+async def test_what_it_tells(
+    loaded: GluonEngine, images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long each batch took to assemble; the GPU's memory, looked at once a second and on its
+    own thread."""
+    assembled: list[float] = []
+    threads: list[str] = []
+
+    def look(mx: Any, device: Device) -> GpuMemory:
+        threads.append(threading.current_thread().name)
+        return GpuMemory(1, 2)
+
+    monkeypatch.setattr("model_store.engine.gpu_memory", look)
+    monkeypatch.setattr(loaded, "_look_at", 0.0)
+    monkeypatch.setattr(loaded, "on_assembled", assembled.append)
+    for _ in range(3):
+        await loaded.infer(images[:2])
+    assert len(assembled) == 3 and all(0 < seconds < 1 for seconds in assembled)
+    assert [name.partition("_")[0] for name in threads] == ["engine"]
+    assert loaded.gpu_memory == GpuMemory(1, 2)
+    loaded.gpu_memory = None
 
 
 @pytest.mark.parametrize("size", range(1, 65))
@@ -312,3 +340,59 @@ async def test_a_load_that_is_given_up(model: pathlib.Path, images: Any, expecte
             await load
         (row,) = await engine.infer([images[0]])
         assert np.abs(row - expected[0]).max() < TOLERANCE
+
+
+def test_half_precision_is_built(model: pathlib.Path) -> None:
+    """fp16 as far as a machine without a GPU goes: cast, shared by the buckets, computed down to
+    the first kernel that MXNet has for GPUs alone."""
+    mx = load_mxnet(1)
+    described = manifest.read(model)
+    device = Device(mx.cpu(), "gpu:0", "for once")
+    half = Network(mx, described, device, Precision("fp16", "as asked"), 2)
+    with pytest.raises(mx.base.MXNetError, match="FP16 gemm on cpu not implemented"):
+        for _ in half.load(read_params(model / "net.params")):
+            pass
+    kinds = {name: np.dtype(p.dtype) for name, p in half._shared.collect_params().items()}
+    assert kinds["net_conv0_weight"] == np.float16
+    assert kinds["net_batchnorm0_gamma"] == np.float32
+
+
+@on_the_engines_loop
+async def test_the_temperature_divides_the_logits(copy: pathlib.Path, images: Any) -> None:
+    """Twice the temperature, half as sure."""
+    describe(copy, temperature=TEMPERATURE | {"value": 2.0})
+    async with load_engine(copy, device="cpu", max_batch_size=8) as engine:
+        rows = await engine.infer(list(images[:8]))
+    wanted = probabilities(read_params(copy / "net.params"), images[:8], temperature=2.0)
+    assert np.abs(np.stack(rows) - wanted).max() < TOLERANCE  # type: ignore[arg-type]
+
+
+@on_the_engines_loop
+async def test_recorded_probes(copy: pathlib.Path) -> None:
+    """A version loads where every bucket gives what was recorded, and nowhere else: not with other
+    parameters of the right checksum, not with another normalisation."""
+    recorded = probabilities(read_params(copy / "net.params"), probes.images())
+    describe(copy, probes={"fp32": recorded.tolist()})
+    async with load_engine(copy, device="cpu", max_batch_size=8):
+        pass
+    describe(copy, normalisation={"mean": [0, 0, 0], "std": [1, 1, 1]})
+    with pytest.raises(BadModel, match="something else than when it was added"):
+        async with load_engine(copy, device="cpu", max_batch_size=1):
+            pass
+
+
+def test_what_mxnet_fuses_wrongly() -> None:
+    """A `_v2` network, which MXNet's fused operators compute wrongly, is computed rightly."""
+    mx = load_mxnet(1)
+    plain = build("cifar_resnet20_v2", 10)
+    plain.initialize(mx.init.Xavier())
+    inputs = np.random.default_rng(1).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    wanted = mx.nd.softmax(plain(mx.nd.array(inputs))).asnumpy()
+    arrays = {n: p.data().asnumpy() for n, p in plain._collect_params_with_prefix().items()}
+    described = {"name": "v2", "architecture": "cifar_resnet20_v2", "classes": list("abcdefghij")}
+    model = manifest.Manifest.model_validate(GOOD | described)
+    device = Device(mx.cpu(), "cpu", "as asked")
+    served = Network(mx, model, device, Precision("fp32", "as asked"), 2)
+    for _ in served.load(arrays):
+        pass
+    assert np.abs(served.infer(inputs) - wanted).max() < TOLERANCE

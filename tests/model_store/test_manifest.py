@@ -22,6 +22,15 @@ GOOD: dict[str, Any] = {
     "parameters": {"file": "net.params", "bytes": 10, "sha256": "0" * 64},
 }
 
+INT8 = {"calibrated_on": "squares", "images": 9, "ranges": {"layer": [-1, 1]}}
+TEMPERATURE = {
+    "value": 1.5,
+    "fitted_on": "squares",
+    "measured_on": "others",
+    "calibration_error": 0.01,
+    "calibration_error_before": 0.03,
+}
+
 
 def write(folder: pathlib.Path, text: str) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +58,21 @@ def test_round_trip(tmp_path: pathlib.Path) -> None:
         ({"parameters": GOOD["parameters"] | {"sha256": "abc"}}, "parameters.sha256"),
         ({"normalisation": {"mean": [0, 0, 0], "std": [1, 0, 1]}}, "normalisation.std"),
         ({"surprise": 1}, "surprise"),
+        ({"temperature": TEMPERATURE | {"value": 0}}, "temperature.value"),
+        ({"temperature": TEMPERATURE | {"value": 1e9}}, "temperature.value"),
+        ({"temperature": TEMPERATURE | {"value": float("nan")}}, "temperature.value"),
+        ({"int8": INT8 | {"ranges": {}}}, "int8.ranges"),
+        ({"int8": INT8 | {"ranges": {"layer": [1, 1]}}}, "range of layer is empty"),
+        ({"int8": INT8 | {"ranges": {"layer": [0, float("nan")]}}}, "int8.ranges"),
+        ({"int8": INT8 | {"ranges": {"layer": [0, float("inf")]}}}, "int8.ranges"),
+        ({"int8": INT8 | {"ranges": {"layer": [0, 1e30]}}}, "int8.ranges"),
+        ({"int8": INT8 | {"ranges": {"layer": [0, "1; rm"]}}}, "int8.ranges"),
+        ({"int8": INT8 | {"ranges": {"../layer": [0, 1]}}}, "int8.ranges"),
+        ({"int8": INT8 | {"ranges": {f"layer{n}": [0, 1] for n in range(4097)}}}, "int8.ranges"),
+        ({"probes": {"fp32": [[0.5, 0.3, 0.2]]}}, "one number a class"),
+        ({"probes": {"fp32": []}}, "one number a class"),
+        ({"probes": {"fp32": [[0.5, 1.5]]}}, "probes.fp32"),
+        ({"probes": {"fp8": [[0.5, 0.5]]}}, "probes.fp8"),
     ],
 )
 def test_refused(tmp_path: pathlib.Path, change: dict[str, Any], told: str) -> None:
@@ -163,11 +187,11 @@ def test_in_another_s_place(tmp_path: pathlib.Path, where: str) -> None:
         manifest.read_version(folder)
 
 
-def test_what_ships(model: pathlib.Path) -> None:
+def test_what_ships(shipped: pathlib.Path) -> None:
     """The model that ships is whole, and says how good it is and on what that was measured."""
-    shipped = manifest.read(model)
-    path = model / shipped.parameters.file
-    assert path.stat().st_size == shipped.parameters.bytes
-    assert sha256(path) == shipped.parameters.sha256
-    assert shipped.measured[0].images == 5000
-    assert shipped.measured[0].accuracy >= 0.90
+    model = manifest.read(shipped)
+    path = shipped / model.parameters.file
+    assert path.stat().st_size == model.parameters.bytes
+    assert sha256(path) == model.parameters.sha256
+    assert model.measured[0].images == 5000
+    assert (model.accuracy_in("fp32") or 0) >= 0.90

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import resource
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from service import connection
-from service.connection import Connection
+from service.connection import Connection, Outgoing
 from service.connections import Connections, bound
 
 pytestmark = pytest.mark.slow
@@ -47,9 +47,11 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def listening(app: App = refuses, most: int = 100) -> AsyncIterator[tuple[str, int]]:
+async def listening(
+    app: App = refuses, most: int = 100, keep_alive: int = 1
+) -> AsyncIterator[tuple[str, int]]:
     """Where a server of `app` listens that has at most so many connections."""
-    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=1)
+    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
     state = Connections(most)
 
     def accept() -> Connection:
@@ -172,9 +174,81 @@ async def test_a_request_that_takes_long_is_left_alone() -> None:
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
-async def test_the_one_that_waits_longest_makes_room(caplog: pytest.LogCaptureFixture) -> None:
+class Sent(asyncio.Transport):
+    """Remembers what was sent in one go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def writelines(self, chunks: Iterable[Any]) -> None:
+        self.sent.append(b"".join(chunks))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    pause_reading = resume_reading = close
+
+
+async def test_an_answer_is_one_write() -> None:
+    """Head and body go out together, as soon as the answer is complete."""
+    transport = Sent()
+    sent_by_then: list[bytes] = []
+
+    async def looks(scope: Any, receive: Any, send: Any) -> None:
+        await refuses(scope, receive, send)
+        sent_by_then.extend(transport.sent)
+
+    config = uvicorn.Config(looks, lifespan="off", log_config=None)
+    connection = Connection(config=config, server_state=Connections(9), app_state={})
+    connection.connection_made(transport)
+    connection.data_received(GET)
+    await asyncio.wait(connection.tasks)
+    assert transport.sent == sent_by_then == [ANSWER]
+    connection.connection_lost(None)
+
+
+async def test_much_is_not_gathered() -> None:
+    """What a client does not read must be felt by who writes it, and soon."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(bytes(40_000))
+    assert transport.sent == []
+    outgoing.write(bytes(40_000))
+    assert transport.sent == [bytes(80_000)]
+
+
+async def test_what_is_written_goes_out_when_the_turn_ends() -> None:
+    """Also where an answer is not complete for long."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(b"a")
+    outgoing.write(b"b")
+    assert transport.sent == []
+    await asyncio.sleep(0)
+    outgoing.write(b"c")
+    await asyncio.sleep(0)
+    assert transport.sent == [b"ab", b"c"]
+
+
+async def test_closing_sends_what_was_written() -> None:
+    """And nothing is written to a connection that has been closed."""
+    outgoing = Outgoing(transport := Sent())
+    outgoing.write(b"a")
+    outgoing.close()
+    outgoing.write(b"b")
+    await asyncio.sleep(0)
+    assert (transport.sent, transport.closed) == ([b"a"], True)
+
+
+async def test_the_one_that_waits_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Be it idle, silent, or in the middle of a head; the log says so once."""
-    async with listening(most=3) as address, asyncio.timeout(PATIENCE):
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 60)
+    async with listening(most=3, keep_alive=60) as address, asyncio.timeout(PATIENCE):
         newcomers = []
         idle, half, silent = [await asyncio.open_connection(*address) for _ in range(3)]
         idle[1].write(GET)

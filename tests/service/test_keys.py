@@ -168,6 +168,13 @@ async def test_metrics_may_want_one_too(path: str) -> None:
         assert (await client.get(path)).status_code == 200
 
 
+def test_metrics_on_a_port_of_their_own_want_none() -> None:
+    """Who asks for both is told that they do not go together."""
+    settings = Settings(api_keys=SecretStr(ONE), metrics_need_key=True, metrics_port=0)
+    with pytest.raises(BadSettings, match="SHOAL_METRICS_PORT"):
+        create_app(settings, FakeEngine().load)
+
+
 async def test_no_key_is_ever_told(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

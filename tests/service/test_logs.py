@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import httpx
@@ -155,3 +157,87 @@ async def test_probes_that_find_all_well_are_not_told(
     caplog.set_level(level)
     await client.request(method, path)
     assert [r.getMessage() for r in caplog.records if r.name == "shoal"] == ["request"] * told
+
+
+class Packets:
+    """A pipe that keeps apart what each write said."""
+
+    def __init__(self) -> None:
+        self.ends = os.pipe2(os.O_DIRECT | os.O_NONBLOCK)
+        self._writes: list[str] = []
+
+    @property
+    def writes(self) -> list[str]:
+        with contextlib.suppress(BlockingIOError):
+            while packet := os.read(self.ends[0], 4096):
+                self._writes.append(packet.decode())
+        return self._writes
+
+
+@pytest.fixture
+def stream() -> Iterator[Packets]:
+    packets = Packets()
+    yield packets
+    for end in packets.ends:
+        os.close(end)
+
+
+@pytest.fixture
+def told(stream: Packets) -> Iterator[logging.Logger]:
+    """A logger whose lines go to `stream`."""
+    logger, handler = logging.getLogger("told"), Output(stream.ends[1])
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    yield logger
+    logger.removeHandler(handler)
+    handler.close()
+
+
+async def test_lines_of_a_turn_are_one_write(told: logging.Logger, stream: Packets) -> None:
+    """What a turn of the loop logs is written when it ends, in order; and so in the next turn."""
+    told.info("a")
+    told.info("b")
+    assert stream.writes == []
+    await asyncio.sleep(0)
+    told.info("c")
+    await asyncio.sleep(0)
+    assert stream.writes == ["a\nb\n", "c\n"]
+
+
+async def test_a_warning_does_not_wait(told: logging.Logger, stream: Packets) -> None:
+    """It may be the last that the process says; what was before it comes before it."""
+    told.info("a")
+    told.warning("b")
+    assert stream.writes == ["a\nb\n"]
+
+
+def test_without_a_loop_lines_are_written_at_once(told: logging.Logger, stream: Packets) -> None:
+    told.info("a")
+    assert stream.writes == ["a\n"]
+
+
+async def test_another_thread_writes_at_once(told: logging.Logger, stream: Packets) -> None:
+    """And with its line those that waited for the end of the loop's turn."""
+    told.info("a")
+    thread = threading.Thread(target=told.info, args=["b"])
+    thread.start()
+    thread.join()
+    assert stream.writes == ["a\nb\n"]
+
+
+def test_nothing_is_lost_when_the_loop_ends(told: logging.Logger, stream: Packets) -> None:
+    """A line of its last moment is written by `logging.shutdown`, and later loops go on."""
+
+    async def last_word() -> None:
+        asyncio.get_running_loop().stop()
+        told.info("a")
+
+    loop = asyncio.new_event_loop()
+    with contextlib.suppress(RuntimeError):
+        loop.run_until_complete(last_word())
+    loop.close()
+    logging.shutdown()
+    assert "".join(stream.writes) == "a\n"
+    told.info("b")
+    assert "".join(stream.writes) == "a\nb\n"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batching import BatchReport
+from model_store.device import GpuMemory
 from service.metrics import Metrics
+from service.settings import Settings
 from tests.fakes import FakeEngine
-from tests.service.conftest import png
+from tests.service.conftest import connected, png
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -123,11 +128,63 @@ def test_what_a_batch_tells() -> None:
 def test_a_client_that_leaves() -> None:
     """Is counted as a cancellation and not as a refusal."""
     metrics = Metrics()
-    metrics.count_request("/predict", 499, 0.1, {"decode": 0.001}, "client_left")
+    metrics.begin_request()
+    metrics.end_request("/predict", "499", 0.1, {"decode": 0.001}, "client_left")
     samples = parsed(metrics.text().decode())
     assert value(samples, "cancellations_total") == 1
     assert not [name for name, _ in samples if name == "shoal_refusals_total"]
     assert value(samples, "request_duration_seconds_sum", route="/predict", status="499") == 0.1
+
+
+async def test_requests_in_flight(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """From the head to the end of the answer, whatever it is; the scrape is one itself."""
+    engine.seconds = 0.1
+    asked = [asyncio.create_task(client.post("/predict", files={"img": png(7)})) for _ in range(3)]
+    await engine.called.wait()
+    assert value(await scrape(client), "requests_in_flight") == 4
+    await asyncio.gather(*asked)
+    await client.post("/predict", files={"img": b"hello"})
+    assert value(await scrape(client), "requests_in_flight") == 1
+
+
+async def test_what_a_batch_was_padded_to(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    files = [("img", png(red)) for red in range(8)]
+    await client.post("/predict/batch", files=files)
+    await client.post("/predict", files={"img": png(7)})
+    samples = await scrape(client)
+    assert engine.batches == [8, 1]
+    assert {b: value(samples, "batches_total", bucket=b) for b in "18"} == {"1": 1, "8": 1}
+    assert value(samples, "stage_duration_seconds_count", stage="assemble") == 2
+
+
+async def test_memory_of_the_gpu(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Where the engine knows it."""
+    assert not [name for name, _ in await scrape(client) if "gpu" in name]
+    engine.gpu_memory = GpuMemory(free=3 * 2**30, total=8 * 2**30)
+    samples = await scrape(client)
+    assert value(samples, "gpu_memory_bytes", state="free") == 3 * 2**30
+    assert value(samples, "gpu_memory_bytes", state="used") == 5 * 2**30
+
+
+async def test_a_port_of_its_own(engine: FakeEngine) -> None:
+    """Then the main port has no /metrics, and does not describe it."""
+    async with connected(Settings(metrics_port=0), engine) as client:
+        assert (await client.get("/metrics")).status_code == 404
+        assert "/metrics" not in (await client.get("/openapi.json")).json()["paths"]
+
+
+async def test_promtool_has_nothing_to_say(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Prometheus' own linter."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool: apt-get install prometheus")
+    engine.gpu_memory = GpuMemory(free=1, total=2)
+    for upload in png(7), b"hello":
+        await client.post("/predict", files={"img": upload})
+    text = (await client.get("/metrics")).content
+    check = [promtool, "check", "metrics"]
+    run = await asyncio.to_thread(subprocess.run, check, input=text, capture_output=True)
+    assert (run.returncode, run.stdout + run.stderr) == (0, b"")
 
 
 async def test_names(client: httpx.AsyncClient) -> None:

@@ -31,7 +31,8 @@ def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
     ("name", "value", "told"),
     [
         ("SHOAL_PORT", "99999", "65535"),
-        ("SHOAL_PORT", "tcp://10.0.0.1:80", "enableServiceLinks"),
+        ("SHOAL_PORT", "tcp://10.0.0.1:80", "a service named 'shoal': set enableServiceLinks"),
+        ("SHOAL_GRPC_PORT", "tcp://10.0.0.1:80", "a service named 'shoal-grpc'"),
         ("SHOAL_HOST", "", "at least 1 character"),
         ("SHOAL_MAX_UPLOAD_MEMORY", "2000", "SHOAL_MAX_UPLOAD_BYTES=10485760"),
         ("SHOAL_DEVICE", "tpu", "pattern"),

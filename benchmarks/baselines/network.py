@@ -1,0 +1,67 @@
+"""The network that ships, for those whom we compare ourselves with: loaded once, compiled for each
+batch size, on one OpenMP thread. As good as ours in fp32, so that what is compared is the serving.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from model_store import manifest
+from model_store.architectures import build
+from model_store.runtime import load_mxnet
+
+MODEL = "cifar_resnet20_v1"
+SIDE = 32
+
+Pixels = npt.NDArray[np.uint8]
+"""(32, 32, 3), RGB."""
+
+
+def decode(data: bytes) -> Pixels:
+    """As everybody writes it."""
+    return shrunk(Image.open(io.BytesIO(data)))
+
+
+def shrunk(image: Image.Image) -> Pixels:
+    return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+class Network:
+    """To be made and called on one and the same thread."""
+
+    def __init__(self, max_batch_size: int = 1) -> None:
+        self._mx = load_mxnet(threads=1)
+        folder = manifest.folder(manifest.STORE, MODEL, manifest.latest(manifest.STORE, MODEL))
+        self.model = manifest.read_version(folder)
+        self._mean = np.asarray(self.model.normalisation.mean, dtype=np.float32)
+        self._std = np.asarray(self.model.normalisation.std, dtype=np.float32)
+        self._by_size = {}
+        size = 1
+        while size <= max_batch_size:
+            network = build(self.model.architecture, len(self.model.classes))
+            network.load_parameters(str(folder / self.model.parameters.file))
+            zeros = self._mx.nd.zeros((size, 3, SIDE, SIDE))
+            network.optimize_for(zeros, backend="MKLDNN", static_alloc=True, static_shape=True)
+            network(zeros).wait_to_read()
+            self._by_size[size] = network
+            size *= 2
+
+    def classify(self, images: Sequence[Pixels]) -> list[dict[str, Any]]:
+        """The class of each image and its softmax probability."""
+        size = next(size for size in self._by_size if size >= len(images))
+        inputs = np.zeros((size, SIDE, SIDE, 3), dtype=np.float32)
+        np.divide(np.stack(images), 255, out=inputs[: len(images)])
+        inputs = ((inputs - self._mean) / self._std).transpose(0, 3, 1, 2)
+        logits = self._by_size[size](self._mx.nd.array(inputs)).asnumpy()[: len(images)]
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        rows = odds / odds.sum(axis=1, keepdims=True)
+        return [
+            {"class": self.model.classes[int(row.argmax())], "probability": float(row.max())}
+            for row in rows
+        ]

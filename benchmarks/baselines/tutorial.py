@@ -1,0 +1,53 @@
+"""The tutorial's Flask server: the network is built and its weights are read in every request.
+
+python -m benchmarks.baselines.tutorial
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from flask import Flask, request
+
+from model_store import manifest
+from model_store.architectures import build
+from model_store.cifar10 import CLASSES, MEAN, STD
+from model_store.runtime import load_mxnet
+
+mx = load_mxnet(threads=1)
+MODEL = "cifar_resnet20_v1"
+PARAMS = manifest.folder(manifest.STORE, MODEL, manifest.latest(manifest.STORE, MODEL))
+
+transforms = mx.gluon.data.vision.transforms
+transform = transforms.Compose(
+    [
+        transforms.Resize(32),
+        transforms.CenterCrop(32),
+        transforms.ToTensor(),
+        transforms.Normalize(list(MEAN), list(STD)),
+    ]
+)
+app = Flask(__name__)
+
+
+def network() -> Any:
+    net = build(MODEL, len(CLASSES))
+    net.load_parameters(str(PARAMS / "net.params"))
+    return net
+
+
+@app.route("/predict", methods=["POST"])
+def predict() -> str:
+    image = transform(mx.image.imdecode(request.files["img"].read()))
+    row = mx.nd.softmax(network()(image.expand_dims(axis=0)))[0]
+    best = int(row.argmax(axis=0).asscalar())
+    return (
+        f"The input picture is classified as [{CLASSES[best]}], "
+        f"with probability {row[best].asscalar():.3f}."
+    )
+
+
+if __name__ == "__main__":
+    # One request at a time: MXNet is not to be called from several threads.
+    app.run(port=int(os.environ["PORT"]), threaded=False)

@@ -1,0 +1,34 @@
+"""Mosec: its front end is Rust; two workers, each with a network of its own, decode and compute.
+
+python benchmarks/rivals/mosec_server.py --port N    (it takes the image as the raw body)
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mosec import Server, Worker
+
+from benchmarks.baselines.network import Network, Pixels, decode
+
+
+class Pictures(Worker):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Network(16)
+
+    def deserialize(self, data: bytes) -> Pixels:
+        return decode(data)
+
+    def serialize(self, data: dict[str, Any]) -> bytes:
+        return json.dumps(data).encode()
+
+    def forward(self, data: list[Pixels]) -> list[dict[str, Any]]:
+        return self.network.classify(data)
+
+
+if __name__ == "__main__":
+    server = Server()
+    server.append_worker(Pictures, num=2, max_batch_size=16, max_wait_time=1, route="/predict")
+    server.run()

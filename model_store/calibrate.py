@@ -1,0 +1,158 @@
+"""A version that knows itself, made from one that does not: `python -m model_store calibrate`.
+
+The new version has the same parameters. Its manifest says besides what 8 bits stand for, what the
+logits are divided by so that probabilities can be believed, how good it is in every precision, and
+what the probes give. The version it was made from stays as it is.
+
+What is learned from which images: the ranges from `SAMPLE` training images; the temperature from
+every other test image, and the calibration error from the rest, since a network is far surer of
+images it was trained on (docs/decisions/0020-temperature-from-test-images.md). Neither can change
+much about accuracy, which is measured on all test images: a temperature changes no class.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from model_store import cifar10, manifest, probes, store
+from model_store.engine import load_engine
+from model_store.evaluation import Probabilities, evaluate, fit_temperature, tempered
+from model_store.manifest import BadModel, Int8, Manifest, Measurement, Origin, Temperature
+from model_store.params import sha256
+from model_store.precision import PrecisionUnavailable
+
+SAMPLE = 2048
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a precision gave with a temperature of 1: for the test images, and for the probes."""
+
+    test: Probabilities
+    probes: Probabilities
+
+
+async def calibrate(
+    folder: pathlib.Path,
+    data: pathlib.Path,
+    into: pathlib.Path,
+    version: str,
+    device: str = "auto",
+    threads: int = 1,
+) -> pathlib.Path:
+    """Add the calibrated version of the one in `folder` to the store `into`; its folder.
+
+    fp32 and int8 are measured on the CPU, fp16 on a GPU where `device` is or finds one that
+    computes. Raises BadDataset, BadModel (also: its classes are not CIFAR-10's), BadParams,
+    DeviceUnavailable, MXNetUnavailable, OSError.
+    """
+    source = manifest.read_version(folder)
+    if source.classes != cifar10.CLASSES:
+        raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
+    train, test = cifar10.read_train(data), cifar10.read_test(data)
+    with manifest.adding(into, source.name, version) as partial:
+        shutil.copyfile(folder / source.parameters.file, partial / source.parameters.file)
+        bare = source.model_copy(
+            update={
+                "version": version,
+                "derived_from": _origin(folder, source),
+                "measured": (),
+                "temperature": None,
+                "int8": None,
+                "probes": {},
+            }
+        )
+        manifest.write(partial, bare)
+        sample = np.random.default_rng(SEED).permutation(len(train.images))[:SAMPLE]
+        model = bare.model_copy(
+            update={"int8": await _int8(partial, train.images[sample], len(train.images), threads)}
+        )
+        manifest.write(partial, model)
+        seen: dict[manifest.PrecisionName, Seen] = {
+            "fp32": await _see(partial, test.images, "cpu", threads, "fp32"),
+            "int8": await _see(partial, test.images, "cpu", threads, "int8"),
+        }
+        if device != "cpu":
+            with suppress(PrecisionUnavailable):  # `auto` found no GPU
+                seen["fp16"] = await _see(partial, test.images, device, threads, "fp16")
+        manifest.write(partial, _described(model, seen, test))
+        await store.verify(partial)
+    return manifest.folder(into, source.name, version)
+
+
+async def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:
+    async with load_engine(partial, "cpu", threads, store.MEASURING_BATCH, "fp32") as engine:
+        ranges = await engine.observe(list(images))
+    return Int8(
+        calibrated_on=f"CIFAR-10, {len(images):,} of the {of:,} training images, "
+        f"drawn with seed {SEED}",
+        images=len(images),
+        ranges=ranges,
+    )
+
+
+async def _see(
+    partial: pathlib.Path, images: cifar10.Images, device: str, threads: int, wanted: str
+) -> Seen:
+    async with load_engine(partial, device, threads, store.MEASURING_BATCH, wanted) as engine:
+        return Seen(
+            await store.probabilities(engine, images),
+            await store.probabilities(engine, probes.images()),
+        )
+
+
+def _described(
+    model: Manifest, seen: dict[manifest.PrecisionName, Seen], test: cifar10.Split
+) -> Manifest:
+    temperature = _temperature(seen["fp32"].test, test)
+    measured = []
+    for name, rows in seen.items():
+        found = evaluate(tempered(rows.test, temperature.value), test.labels, model.classes)
+        measured.append(
+            Measurement(
+                on=f"CIFAR-10, the {len(test.images):,} images of test_batch.bin",
+                images=found.images,
+                precision=name,
+                accuracy=found.accuracy,
+                negative_log_likelihood=round(found.negative_log_likelihood, 4),
+            )
+        )
+    return model.model_copy(
+        update={
+            "temperature": temperature,
+            "measured": tuple(measured),
+            "probes": {
+                name: probes.record(tempered(rows.probes, temperature.value))
+                for name, rows in seen.items()
+            },
+        }
+    )
+
+
+def _temperature(rows: Probabilities, test: cifar10.Split) -> Temperature:
+    fitted, kept = slice(0, None, 2), slice(1, None, 2)
+    value = round(fit_temperature(rows[fitted], test.labels[fitted]), 3)
+    before, after = (
+        evaluate(tempered(rows[kept], at), test.labels[kept], cifar10.CLASSES).calibration_error
+        for at in (1.0, value)
+    )
+    count = len(test.images)
+    return Temperature(
+        value=value,
+        fitted_on=f"the images at even places of test_batch.bin, {(count + 1) // 2:,}",
+        measured_on=f"those at odd places, {count // 2:,}",
+        calibration_error=round(after, 4),
+        calibration_error_before=round(before, 4),
+    )
+
+
+def _origin(folder: pathlib.Path, source: Manifest) -> Origin:
+    return Origin(
+        name=source.name, version=source.version, sha256=sha256(folder / manifest.MANIFEST)
+    )

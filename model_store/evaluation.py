@@ -1,0 +1,153 @@
+"""How good a network is, from the probabilities it gave and the labels of the images.
+
+NumPy only. Expected calibration error, the reliability bins and temperature scaling are those of
+Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599: `BINS` bins of equal
+width by the probability of the most probable class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+Probabilities = npt.NDArray[np.float32]
+"""(images, classes), rows of a softmax."""
+Labels = npt.NDArray[np.int64]
+"""(images,)."""
+
+BINS = 15
+LEAST = 1e-30
+"""A probability below this counts as this: the logarithm of 0 would hide all others."""
+HOTTEST, COLDEST = 20.0, 0.05
+STEPS = 60
+GOLDEN = (5**0.5 - 1) / 2
+
+
+class Bin(BaseModel):
+    """Images whose most probable class has a probability in (`above`, `to`]."""
+
+    model_config = ConfigDict(frozen=True)
+
+    above: float
+    to: float
+    images: int
+    probability: float | None
+    """Mean of those probabilities; None in an empty bin."""
+    accuracy: float | None
+
+
+class Evaluation(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    images: int
+    accuracy: float
+    by_class: dict[str, float | None]
+    """Class -> share of its images that were recognised; None where it has no image."""
+    confusion: list[list[int]]
+    """Row: the label; column: the most probable class; both in the order of the classes."""
+    negative_log_likelihood: float
+    """Mean of -log(probability of the label), in nats."""
+    calibration_error: float
+    """Expected calibration error over `reliability`: the mean distance between how sure the
+    network is and how often it is right."""
+    reliability: list[Bin]
+
+
+def evaluate(probabilities: Probabilities, labels: Labels, classes: Sequence[str]) -> Evaluation:
+    """Raises ValueError where there is no image, or a row is not one finite number a class."""
+    if not len(labels) or probabilities.shape != (len(labels), len(classes)):
+        raise ValueError(f"probabilities {probabilities.shape} for {len(labels)} images")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("some probabilities are not finite")
+    best = probabilities.argmax(axis=1)
+    right = best == labels
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (labels, best), 1)
+    of_class = confusion.sum(axis=1)
+    bins = _reliability(probabilities.max(axis=1), right)
+    return Evaluation(
+        images=len(labels),
+        accuracy=float(right.mean()),
+        by_class={
+            name: float(confusion[index, index] / of_class[index]) if of_class[index] else None
+            for index, name in enumerate(classes)
+        },
+        confusion=confusion.tolist(),
+        negative_log_likelihood=_negative_log_likelihood(np.log(_safe(probabilities)), labels),
+        calibration_error=calibration_error(bins),
+        reliability=bins,
+    )
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    gaps = [
+        one.images * abs(one.accuracy - one.probability)
+        for one in bins
+        if one.accuracy is not None and one.probability is not None
+    ]
+    return sum(gaps) / sum(one.images for one in bins)
+
+
+def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
+    """The temperature that makes the labels most likely, for a softmax of temperature 1.
+
+    The likelihood has one peak (it is concave in 1 / temperature): golden-section search.
+    """
+    logits = np.log(_safe(probabilities))  # but for a constant a row, which a softmax forgets
+
+    def loss(inverse: float) -> float:
+        scaled = logits * inverse
+        return _negative_log_likelihood(scaled - _log_sum(scaled), labels)
+
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    for _ in range(STEPS):
+        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    return 2 / (low + high)
+
+
+def tempered(probabilities: Probabilities, temperature: float) -> Probabilities:
+    """What the network would have said at `temperature`, having said this at 1."""
+    scaled = np.log(_safe(probabilities)) / temperature
+    rows: Probabilities = np.exp(scaled - _log_sum(scaled)).astype(np.float32)
+    return rows
+
+
+def _reliability(sure: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> list[Bin]:
+    edges = np.linspace(0, 1, BINS + 1)
+    places = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, BINS - 1)
+    bins = []
+    for place in range(BINS):
+        inside = places == place
+        count = int(inside.sum())
+        bins.append(
+            Bin(
+                above=float(edges[place]),
+                to=float(edges[place + 1]),
+                images=count,
+                probability=float(sure[inside].mean()) if count else None,
+                accuracy=float(right[inside].mean()) if count else None,
+            )
+        )
+    return bins
+
+
+def _negative_log_likelihood(logarithms: npt.NDArray[np.float64], labels: Labels) -> float:
+    return float(-logarithms[np.arange(len(labels)), labels].mean())
+
+
+def _log_sum(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    greatest = logits.max(axis=1, keepdims=True)
+    total = np.log(np.exp(logits - greatest).sum(axis=1, keepdims=True))
+    whole: npt.NDArray[np.float64] = greatest + total
+    return whole
+
+
+def _safe(probabilities: Probabilities) -> npt.NDArray[np.float64]:
+    return np.maximum(probabilities.astype(np.float64), LEAST)

@@ -1,0 +1,160 @@
+"""`python -m model_store export NAME/VERSION --onnx FILE`: a version for ONNX Runtime and others.
+
+The file takes `pixels`, float32 (n, 3, 32, 32), normalised as the manifest says (the same tensor
+that the Open Inference Protocol takes as FP32), and gives `probabilities`, float32 (n, classes):
+the temperature and the softmax are in the graph. Its metadata name model, version, classes and
+normalisation. Always fp32.
+
+MXNet's own exporter is not used: it is slow for the wide networks, declares every weight as
+an input, and breaks with onnx 1.19. These networks are made of seven operators.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from model_store import manifest
+from model_store.engine import read_described
+from model_store.manifest import BadModel, Manifest
+from model_store.network import SIDE, filled
+from model_store.params import Arrays
+from model_store.runtime import load_mxnet
+
+OPSET = 13
+IR_VERSION = 8
+INPUT, OUTPUT = "pixels", "probabilities"
+
+Node = dict[str, Any]
+
+
+def export(folder: pathlib.Path, path: pathlib.Path) -> None:
+    """Write the version in `folder` as ONNX.
+
+    Raises BadModel, BadParams, ModuleNotFoundError without the extra `export`, OSError.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}: install the extra 'shoal[export]'") from error
+    model = manifest.read_version(folder)
+    nodes, arrays = _graph(model, folder)
+    made = _translated(nodes, arrays)
+    made += _probabilities(nodes[-1]["name"], model.temperature.value if model.temperature else 1)
+    graph = onnx.helper.make_graph(
+        made,
+        f"{model.name}_{model.version}",
+        [_described(INPUT, 3, SIDE, SIDE)],
+        [_described(OUTPUT, len(model.classes))],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    whole = onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="shoal",
+    )
+    onnx.helper.set_model_props(whole, _metadata(model))
+    onnx.checker.check_model(whole, full_check=True)
+    onnx.save(whole, path)
+
+
+def _graph(model: Manifest, folder: pathlib.Path) -> tuple[list[Node], Arrays]:
+    """The operators of the network in an order in which they can be computed, each with the
+    `names` of its inputs; and the arrays that they name."""
+    mx = load_mxnet(threads=1)
+    parameters = read_described(folder / model.parameters.file, model.parameters)
+    network = _at_once(filled(mx, model, mx.cpu(), parameters))
+    symbol = network(mx.sym.var(INPUT))
+    nodes = json.loads(symbol.tojson())["nodes"]
+    for node in nodes:
+        node["names"] = [nodes[at]["name"] for at, *_ in node["inputs"]]
+    arrays = {name: p.data().asnumpy() for name, p in network.collect_params().items()}
+    return [node for node in nodes if node["op"] != "null"], arrays
+
+
+def _at_once(steps: Generator[None, None, Any]) -> Any:
+    """What they return, without anything between them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def _translated(nodes: list[Node], arrays: Arrays) -> list[Any]:
+    made = []
+    for node in nodes:
+        for number, (op, inputs, attributes) in enumerate(steps := list(_steps(node)), start=1):
+            last = number == len(steps)
+            output = node["name"] if last else f"{node['name']}_{number}"
+            made.append(_node(op, inputs, output, **attributes))
+    return made
+
+
+def _steps(node: Node) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
+    """One of MXNet's operators as ONNX's: operator, inputs and attributes of each."""
+    attributes = node.get("attrs", {})
+    match node["op"], attributes:
+        case "Convolution", _:
+            padding = _numbers(attributes["pad"])
+            yield (
+                "Conv",
+                node["names"],
+                {
+                    "kernel_shape": _numbers(attributes["kernel"]),
+                    "strides": _numbers(attributes["stride"]),
+                    "dilations": _numbers(attributes["dilate"]),
+                    "pads": padding + padding,
+                    "group": int(attributes["num_group"]),
+                },
+            )
+        case "BatchNorm", _:
+            yield "BatchNormalization", node["names"], {"epsilon": float(attributes["eps"])}
+        case "Activation", {"act_type": "relu"}:
+            yield "Relu", node["names"], {}
+        case (("elemwise_add" | "broadcast_add"), _):
+            yield "Add", node["names"], {}
+        case "Pooling", {"global_pool": "True", "pool_type": "avg"}:
+            yield "GlobalAveragePool", node["names"], {}
+        case "Flatten", _:
+            yield "Flatten", node["names"], {}
+        case "FullyConnected", _:
+            yield "Flatten", node["names"][:1], {}
+            yield "Gemm", [f"{node['name']}_1", *node["names"][1:]], {"transB": 1}
+        case op, _:
+            raise BadModel(f"{node['name']}: there is no translation of {op} {attributes} to ONNX")
+
+
+def _probabilities(logits: str, temperature: float) -> Iterator[Any]:
+    yield _node("Constant", [], "temperature", value_float=float(temperature))
+    yield _node("Div", [logits, "temperature"], "logits")
+    yield _node("Softmax", ["logits"], OUTPUT, axis=1)
+
+
+def _node(op: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+    import onnx
+
+    return onnx.helper.make_node(op, inputs, [output], name=output, **attributes)
+
+
+def _described(name: str, *shape: int) -> Any:
+    import onnx
+
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", *shape])
+
+
+def _metadata(model: Manifest) -> dict[str, str]:
+    return {
+        "model": model.name,
+        "version": model.version,
+        "classes": json.dumps(model.classes),
+        "normalisation": json.dumps(model.normalisation.model_dump()),
+    }
+
+
+def _numbers(text: str) -> list[int]:
+    """Of MXNet's `(3, 3)`."""
+    return [int(number) for number in text.strip("()").split(",") if number.strip()]

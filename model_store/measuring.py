@@ -1,0 +1,199 @@
+"""The commands that measure a version, and those that write down what was measured:
+evaluate, calibrate, card, export."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from model_store import cifar10, manifest, store
+from model_store.calibrate import calibrate
+from model_store.evaluation import Evaluation
+from model_store.precision import CHOICES
+
+Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+
+def add_commands(command: Command) -> None:
+    evaluate = command("evaluate", _evaluate, "measure a version on CIFAR-10's test images")
+    evaluate.add_argument("--name", default="cifar_resnet20_v1", help="(%(default)s)")
+    evaluate.add_argument("--version", help="(the highest)")
+    _add_data(evaluate)
+    _add_device(evaluate)
+    evaluate.add_argument("--precision", choices=CHOICES, default="auto", help="(%(default)s)")
+    evaluate.add_argument(
+        "--json", type=pathlib.Path, metavar="FILE", help="where to write it all; - for here"
+    )
+    evaluate.add_argument(
+        "--picture", type=pathlib.Path, metavar="FILE", help="PNG of confusion and reliability"
+    )
+
+    calibrated = command(
+        "calibrate",
+        _calibrate,
+        "make of a version one that can be served in int8 and whose probabilities can be believed",
+    )
+    _add_model(calibrated)
+    _add_data(calibrated)
+    _add_device(calibrated)
+    calibrated.add_argument(
+        "--into", type=pathlib.Path, metavar="FOLDER", help="another store to add it to"
+    )
+    calibrated.add_argument("--version", help="number of the new version (the next one)")
+
+    card = command("card", _card, "write MODEL_CARD.md and its picture beside a version's manifest")
+    _add_model(card)
+    _add_data(card)
+    _add_device(card)
+    card.add_argument(
+        "--photos", type=pathlib.Path, metavar="FOLDER", help="of files named CLASS_*, to predict"
+    )
+    card.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="the service to predict them (%(default)s)"
+    )
+
+    export = command("export", _export, "write a version as an ONNX file")
+    _add_model(export)
+    export.add_argument("--onnx", type=pathlib.Path, metavar="FILE", required=True)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    version = options.version or manifest.latest(options.store, options.name)
+    folder = manifest.folder(options.store, options.name, version)
+    test = cifar10.read_test(options.data)
+    with _progress(len(test.images)) as done:
+        found, precision = asyncio.run(
+            store.evaluate(folder, test, options.device, options.threads, options.precision, done)
+        )
+    if options.picture is not None:
+        from model_store.pictures import draw
+
+        draw(found, options.picture)
+    about = {
+        "name": options.name,
+        "version": version,
+        "precision": precision.name,
+        "precision_reason": precision.reason,
+    }
+    whole = json.dumps(about | found.model_dump(), indent=2) + "\n"
+    if str(options.json) == "-":
+        sys.stdout.write(whole)
+        return 0
+    if options.json is not None:
+        options.json.write_text(whole, encoding="utf-8")
+    print(f"{options.name} {version} in {precision.name} ({precision.reason})")
+    print(_told(found))
+    return 0
+
+
+@contextmanager
+def _progress(images: int) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal; what is given is told how many more images are done."""
+    with tqdm(total=images, unit="image", leave=False, disable=None) as bar:
+        yield bar.update
+
+
+def _told(found: Evaluation) -> str:
+    """The classes with what each is most often taken for, and the figures of all."""
+    names = list(found.by_class)
+    lines = []
+    for label, name in enumerate(names):
+        others = [0 if at == label else count for at, count in enumerate(found.confusion[label])]
+        worst = max(range(len(names)), key=others.__getitem__)
+        taken = f"   {others[worst]:3} taken for {names[worst]}" if others[worst] else ""
+        share = found.by_class[name]
+        lines.append(f"{name:12} " + ("no image" if share is None else f"{share:7.2%}{taken}"))
+    lines.append(f"{'all':12} {found.accuracy:7.2%} of {found.images:,} images")
+    lines.append(
+        f"calibration error {found.calibration_error:.2%} ({len(found.reliability)} bins), "
+        f"negative log likelihood {found.negative_log_likelihood:.4f}"
+    )
+    return "\n".join(lines)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    name, source = _named(options)
+    into = options.into or options.store
+    target = asyncio.run(
+        calibrate(
+            manifest.folder(options.store, name, source),
+            options.data,
+            into,
+            options.version or manifest.following(into, name),
+            options.device,
+            options.threads,
+        )
+    )
+    model = manifest.read(target)
+    for one in model.measured:
+        print(f"{one.precision}: accuracy {one.accuracy:.2%} on {one.on}")
+    if (found := model.temperature) is not None:
+        print(
+            f"temperature {found.value}: calibration error {found.calibration_error_before:.2%} -> "
+            f"{found.calibration_error:.2%} on {found.measured_on}"
+        )
+    print(f"{target}: made from version {source}")
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    from model_store.card import write_card
+
+    name, version = _named(options)
+    print(
+        asyncio.run(
+            write_card(
+                manifest.folder(options.store, name, version),
+                options.data,
+                options.photos,
+                options.url,
+                options.device,
+                options.threads,
+            )
+        )
+    )
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from model_store.export import export
+
+    name, version = _named(options)
+    export(manifest.folder(options.store, name, version), options.onnx)
+    print(f"{options.onnx}: {name} {version}, pixels float32 (n, 3, 32, 32) -> probabilities")
+    return 0
+
+
+def _named(options: argparse.Namespace) -> tuple[str, str]:
+    """Name and number of the version meant by NAME or NAME/VERSION."""
+    name, _, version = options.model.partition("/")
+    return name, version or manifest.latest(options.store, name)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="NAME[/VERSION]", help="(the highest version)")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=pathlib.Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of CIFAR-10's binary version",
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N (%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="CPU threads (%(default)s)"
+    )

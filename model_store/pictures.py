@@ -1,0 +1,51 @@
+"""What was measured, as a picture: who is taken for whom, and how often the network is right when
+it is how sure. Needs matplotlib, of the extra `train`."""
+
+from __future__ import annotations
+
+import pathlib
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from model_store.evaluation import Evaluation
+
+
+def draw(found: Evaluation, path: pathlib.Path) -> None:
+    """The confusion matrix beside the reliability diagram, as a PNG."""
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    confusion, reliability = figure.subplots(1, 2)
+    _draw_confusion(found, confusion)
+    _draw_reliability(found, reliability)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _draw_confusion(found: Evaluation, axes: Axes) -> None:
+    names = list(found.by_class)
+    shares = [[count / max(1, sum(row)) for count in row] for row in found.confusion]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for row, counts in enumerate(found.confusion):
+        for column, count in enumerate(counts):
+            colour = "white" if shares[row][column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axes.set(title=f"{found.accuracy:.2%} right", xlabel="the network says", ylabel="it is")
+
+
+def _draw_reliability(found: Evaluation, axes: Axes) -> None:
+    for one in found.reliability:
+        if one.probability is not None and one.accuracy is not None:
+            middle, width = (one.above + one.to) / 2, (one.to - one.above) * 0.9
+            axes.bar(middle, one.accuracy, width, color="tab:blue", alpha=0.6)
+            axes.plot(one.probability, one.accuracy, "o", color="tab:blue", markersize=4)
+            axes.text(middle, 0.01, str(one.images), ha="center", fontsize=7, rotation=90)
+    axes.plot([0, 1], [0, 1], "--", color="grey")
+    axes.set(
+        title=f"calibration error {found.calibration_error:.2%}",
+        xlabel="probability of the class it says (below: images)",
+        ylabel="share of those that are right",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    axes.grid(alpha=0.3)

@@ -1,0 +1,171 @@
+"""The methods of inference.GRPCInferenceService. They contain no `try`: `call` answers errors.
+
+Every RPC is taken as a stream of the client's, which on the wire a single message is, too: so a
+method sees the key and finds its place before the message is taken in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from starlette.datastructures import State
+
+from batching import Draining, QueueFull
+from model_store.engine import Image
+from model_store.manifest import Manifest
+from service import open_inference, tensors
+from service.budget import Share
+from service.errors import NotReady, UnsupportedMethod, UploadTimeout
+from service.journey import Journey, Read
+from service.open_inference import by_one_version, check_named, decoded, served
+from service.outputs import Reply
+from service.rpc import messages, translation
+from service.rpc.call import Call, surrounded
+from service.serving import Serving
+from service.settings import Settings
+
+Name = tuple[str, str]
+"""Of a model and its version; that may be empty: whichever is served."""
+NAMES, NAMES_SECONDS, NAMES_BYTES = 4, 5.0, 4096
+"""Messages that name a model: taken in at once, within so many seconds, and looked at so far."""
+
+
+class Methods:
+    """`handler`: all of them, for a server."""
+
+    def __init__(self, parts: State, version: str) -> None:
+        """`parts`: the application's; `version`: the server's, for who asks."""
+        self._parts = parts
+        self._serving: Serving = parts.serving
+        self._settings: Settings = parts.settings
+        self._version = version
+        self._places = Places(self._settings)
+        self._names = asyncio.Semaphore(NAMES)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        methods = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ModelReady": self.model_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelMetadata": self.model_metadata,
+            "ModelInfer": self.infer,
+            "ModelStreamInfer": self.stream_infer,
+        }
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.stream_unary_rpc_method_handler(
+                surrounded(name, method, self._parts),
+                response_serializer=_serialised,
+            )
+            for name, method in methods.items()
+        }
+        return grpc.method_handlers_generic_handler(messages.SERVICE.full_name, handlers)
+
+    async def server_live(self, call: Call) -> Any:
+        return messages.ServerLiveResponse(live=self._serving.live)
+
+    async def server_ready(self, call: Call) -> Any:
+        return messages.ServerReadyResponse(ready=_holds(lambda: self._serving.available))
+
+    async def model_ready(self, call: Call) -> Any:
+        asked = await self._named(call, messages.ModelReadyRequest)
+        ready = _holds(lambda: self._serving.available)
+        if ready:
+            served(self._serving, asked.name, asked.version)
+        return messages.ModelReadyResponse(ready=ready)
+
+    async def server_metadata(self, call: Call) -> Any:
+        about = open_inference.server_metadata(self._version, repository=False)
+        return messages.ServerMetadataResponse(**about)
+
+    async def model_metadata(self, call: Call) -> Any:
+        asked = await self._named(call, messages.ModelMetadataRequest)
+        model = served(self._serving, asked.name, asked.version).model
+        return messages.ModelMetadataResponse(**open_inference.model_metadata(model))
+
+    async def infer(self, call: Call) -> Any:
+        """The classes of n images, or an error if any of them cannot be answered."""
+        timeout = self._settings.request_timeout
+        journey = Journey(self._parts, call.headers, call.client, call.timing, timeout)
+        named, reply, images = await self._images(call, journey)
+        answered = await by_one_version(journey, images)
+        model = answered[0].model
+        check_named(model, *named)
+        return translation.response(reply, model, [one.probabilities for one in answered])
+
+    async def stream_infer(self, call: Call) -> Any:
+        raise UnsupportedMethod
+
+    async def _images(self, call: Call, journey: Journey) -> tuple[Name, Reply, list[Image]]:
+        """Read and decoded; the message is forgotten before the images wait for the engine."""
+        with journey.reading() as read:
+            named, asked = self._asked(await read(self._places.reader(call)), journey.model)
+            for seconds in (call.time_left, asked.seconds):
+                if seconds is not None:
+                    journey.hurry(seconds)
+            return named, asked.reply, await decoded(journey, asked)
+
+    def _asked(self, data: bytes, model: Manifest) -> tuple[Name, tensors.Call]:
+        """A function of its own, so that of the message only its images are left."""
+        message = translation.read(data)
+        named = message.model_name, message.model_version
+        served(self._serving, *named)
+        return named, translation.request(message, model, self._settings.max_images_per_request)
+
+    async def _named(self, call: Call, kind: Any) -> Any:
+        """The message that names a model, of class `kind`."""
+        async with asyncio.timeout(NAMES_SECONDS), self._names:
+            data = await call.message()
+        return translation.parsed(kind, data[:NAMES_BYTES])
+
+
+class Places:
+    """Who may take in a message: gRPC hands out whole ones, so each weighs as the largest until it
+    is there. Places are for half of the memory for uploads; other messages wait with their clients.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        count = settings.max_upload_memory // (2 * settings.max_upload_bytes)
+        self._places = asyncio.Semaphore(max(1, count))
+        self._most_waiting = settings.max_queue_size
+        self._waiting = 0
+
+    def reader(self, call: Call) -> Read[bytes]:
+        """Reads the message of `call`. Raises QueueFull, UploadTimeout."""
+
+        async def read(max_bytes: int, max_seconds: float, share: Share) -> bytes:
+            if self._waiting >= self._most_waiting:
+                raise QueueFull(f"{self._waiting} messages wait to be taken in", retry_after=1)
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(max_seconds), self._places:
+                    share.add(max_bytes)
+                    data = await call.message()
+                    share.add(len(data) - max_bytes)
+            except TimeoutError as error:
+                raise UploadTimeout(
+                    f"The message did not arrive within {max_seconds:g} seconds. Send a smaller "
+                    "image, or use a faster connection."
+                ) from error
+            finally:
+                self._waiting -= 1
+            return data
+
+        return read
+
+
+def _holds(ask: Callable[[], object]) -> bool:
+    """Whether `ask` finds the server ready: a probe is told so, and not an error."""
+    try:
+        ask()
+    except (NotReady, Draining):
+        return False
+    return True
+
+
+def _serialised(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data

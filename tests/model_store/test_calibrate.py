@@ -1,0 +1,131 @@
+"""What `calibrate` makes of a version, and what `evaluate` says of both."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from model_store import cifar10, manifest, probes
+from model_store.__main__ import main
+from model_store.evaluation import tempered
+from model_store.manifest import Manifest
+from model_store.params import read_params, sha256
+from tests.reference import probabilities
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MXNet's own
+]
+
+
+@pytest.fixture(scope="module")
+def found(calibrated: pathlib.Path) -> Manifest:
+    return manifest.read_version(calibrated)
+
+
+def test_same_network(found: Manifest, calibrated: pathlib.Path, model: pathlib.Path) -> None:
+    """The parameters are the same bytes, and the manifest says where they come from."""
+    source = manifest.read(model)
+    assert (calibrated / "net.params").read_bytes() == (model / "net.params").read_bytes()
+    assert found.parameters == source.parameters
+    assert found.training == source.training
+    assert found.derived_from is not None
+    assert found.derived_from.version == source.version
+    assert found.derived_from.sha256 == sha256(model / manifest.MANIFEST)
+
+
+def test_measured_in_both(found: Manifest) -> None:
+    """fp32 and int8 on every test image."""
+    assert [one.precision for one in found.measured] == ["fp32", "int8"]
+    assert [one.images for one in found.measured] == [16, 16]
+    assert found.int8 is not None and found.int8.images == 80
+
+
+def test_temperature(found: Manifest, calibrated: pathlib.Path, tiny: pathlib.Path) -> None:
+    """Fitted on the images at even places: no other temperature makes their labels likelier."""
+    assert found.temperature is not None
+    test = cifar10.read_test(tiny)
+    arrays = read_params(calibrated / "net.params")
+    rows = probabilities(arrays, test.images[::2]).astype(np.float32)
+
+    def loss(temperature: float) -> float:
+        right = tempered(rows, temperature)[np.arange(8), test.labels[::2]]
+        return float(-np.log(right).mean())
+
+    value = found.temperature.value
+    assert loss(value) <= min(loss(value * 0.98), loss(value * 1.02))
+    assert (found.temperature.fitted_on[-1], found.temperature.measured_on[-1]) == ("8", "8")
+
+
+def test_probes_are_tempered(found: Manifest, calibrated: pathlib.Path) -> None:
+    """What is recorded is what will be served: of this temperature."""
+    assert found.temperature is not None
+    wanted = probabilities(
+        read_params(calibrated / "net.params"),
+        probes.images(),
+        temperature=found.temperature.value,
+    )
+    assert np.abs(np.array(found.probes["fp32"]) - wanted).max() < 1e-4
+    assert np.array(found.probes["int8"]).shape == wanted.shape
+
+
+def test_again(
+    calibrated: pathlib.Path, tiny: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A calibrated version is calibrated from what it was before: the same comes out."""
+    store = calibrated.parents[1]
+    options = ["--data", str(tiny), "--store", str(store), "--device", "cpu", "--threads", "1"]
+    assert main(["calibrate", "cifar_resnet20_v1/1", *options]) == 0
+    assert "calibration error" in capsys.readouterr().out
+    again, first = manifest.read(calibrated.parent / "2"), manifest.read(calibrated)
+    assert again.temperature == first.temperature
+    assert again.int8 == first.int8
+
+
+def test_other_classes(
+    calibrated: pathlib.Path,
+    tiny: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """CIFAR-10's images say nothing of a network of other classes."""
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"animal {number}" for number in range(10)))
+    store = str(tmp_path / "store")
+    options = ["--store", store, "--name", "zoo", "--classes", str(labels)]
+    assert main(["import", str(calibrated / "net.params"), *options]) == 0
+    assert main(["calibrate", "zoo", "--store", store, "--data", str(tiny)]) == 2
+    assert "not those of CIFAR-10" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "store" / "zoo").iterdir()] == ["1"]
+    assert manifest.read(tmp_path / "store" / "zoo" / "1").probes["fp32"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_evaluate(
+    calibrated: pathlib.Path,
+    tiny: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+) -> None:
+    """What the manifest says was measured can be measured by anyone; as JSON, whole."""
+    pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
+    options = ["--data", str(tiny), "--store", str(calibrated.parents[1]), "--version", "1"]
+    options += ["--threads", "1", "--precision", precision]
+    written, picture = tmp_path / "found.json", tmp_path / "found.png"
+    more = ["--json", str(written), "--picture", str(picture)]
+    assert main(["evaluate", *options, *more]) == 0
+    assert f"in {precision} (as asked)" in capsys.readouterr().out
+    found = json.loads(written.read_text())
+    (measured,) = [o for o in manifest.read(calibrated).measured if o.precision == precision]
+    assert found["accuracy"] == measured.accuracy
+    assert round(found["negative_log_likelihood"], 4) == measured.negative_log_likelihood
+    assert (found["name"], found["version"]) == ("cifar_resnet20_v1", "1")
+    assert sum(map(sum, found["confusion"])) == sum(b["images"] for b in found["reliability"]) == 16
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    assert main(["evaluate", *options, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["confusion"] == found["confusion"]

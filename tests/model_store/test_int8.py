@@ -1,0 +1,180 @@
+"""The network in 8 bits: almost the same answers, from ranges that fit, or none at all."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from model_store import manifest, store
+from model_store.architectures import build
+from model_store.engine import GluonEngine, load_engine
+from model_store.int8 import Quantisable
+from model_store.manifest import BadModel
+from model_store.params import read_params
+from model_store.precision import PrecisionUnavailable
+from model_store.runtime import load_mxnet
+from tests.reference import probabilities
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MXNet's own
+]
+on_the_engines_loop = pytest.mark.asyncio(loop_scope="module")
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    coarse = np.random.default_rng(5).integers(0, 256, (64, 4, 4, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def int8(calibrated: pathlib.Path) -> AsyncIterator[GluonEngine]:
+    async with load_engine(calibrated, "cpu", 1, 64, "int8") as engine:
+        yield engine
+
+
+@on_the_engines_loop
+async def test_close_to_32_bits(int8: GluonEngine, calibrated: pathlib.Path, images: Any) -> None:
+    """Most images have the same class as in NumPy, none the same numbers: 8 bits are at work."""
+    temperature = manifest.read(calibrated).temperature
+    assert temperature is not None
+    wanted = probabilities(
+        read_params(calibrated / "net.params"), images, temperature=temperature.value
+    )
+    rows = await store.probabilities(int8, images)
+    assert int8.precision.name == "int8"
+    assert (rows.argmax(axis=1) == wanted.argmax(axis=1)).mean() >= 0.8
+    assert np.abs(rows - wanted).mean() < 0.03
+    assert np.abs(rows - wanted).max(axis=1).min() > 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+@on_the_engines_loop
+async def test_every_bucket_gives_the_same(int8: GluonEngine, images: Any, size: int) -> None:
+    """Company and padding change nothing."""
+    whole = await store.probabilities(int8, images)
+    some = await int8.infer(list(images[:size]))
+    assert np.abs(np.stack(some) - whole[:size]).max() < 1e-6  # type: ignore[arg-type]
+
+
+@on_the_engines_loop
+async def test_rebuilt_alike(int8: GluonEngine, calibrated: pathlib.Path, images: Any) -> None:
+    """A second load, in a process that has built other networks since, computes the same."""
+    build("cifar_resnet20_v1", 10)
+    async with load_engine(calibrated, "cpu", 1, 64, "int8") as again:
+        assert again.warm_up_seconds.keys() == int8.warm_up_seconds.keys()
+        one, two = [await store.probabilities(engine, images) for engine in (int8, again)]
+    assert np.array_equal(one, two)
+
+
+INPUTS = np.random.default_rng(1).random((2, 3, 32, 32), dtype=np.float32)
+
+
+def untrained(architecture: str) -> tuple[Any, Any]:
+    mx = load_mxnet(1)
+    network = build(architecture, 10, prefix="net_")
+    network.initialize(mx.init.Xavier())
+    network(mx.nd.array(INPUTS))
+    return mx, network
+
+
+def test_another_architecture() -> None:
+    """Grouped convolutions can be quantised as well."""
+    mx, network = untrained("cifar_resnext29_32x4d")
+    quantisable = Quantisable(mx, network)
+    block = quantisable.block(quantisable.observe([INPUTS]))
+    wanted, found = (net(mx.nd.array(INPUTS)).asnumpy() for net in (network, block))
+    assert 0 < np.abs(found - wanted).max() < np.abs(wanted).max() / 2
+
+
+def test_what_is_fused_wrongly() -> None:
+    """MXNet computes nonsense from a fused `_v2`: it is not put into 8 bits."""
+    mx, network = untrained("cifar_resnet20_v2")
+    with pytest.raises(BadModel, match="cannot be quantised"):
+        Quantisable(mx, network).observe([INPUTS])
+
+
+def test_the_ends_stay_in_32_bits() -> None:
+    """Neither the image nor the logits are put into 8 bits."""
+    names = Quantisable(*untrained("cifar_resnet20_v1")).names
+    assert len(names) == 21 and "data" not in names
+    assert not [name for name in names if "fully_connected" in name or "pool" in name]
+
+
+@pytest.fixture
+def copy(calibrated: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The calibrated version, to be damaged."""
+    return pathlib.Path(shutil.copytree(calibrated, tmp_path / calibrated.parent.name / "1"))
+
+
+def rename(described: dict[str, Any]) -> None:
+    ranges = described["int8"]["ranges"]
+    ranges["sg_mkldnn_conv_bn_99_output"] = ranges.pop(next(iter(ranges)))
+
+
+def add(described: dict[str, Any]) -> None:
+    described["int8"]["ranges"]["data"] = [-1, 1]
+
+
+def widen(described: dict[str, Any]) -> None:
+    ranges = described["int8"]["ranges"]
+    ranges.update({name: [-1e6, 1e6] for name in ranges})
+
+
+def narrow(described: dict[str, Any]) -> None:
+    ranges = described["int8"]["ranges"]
+    ranges.update({name: [0, 1e-3] for name in ranges})
+
+
+def flip(described: dict[str, Any]) -> None:
+    name = next(iter(described["int8"]["ranges"]))
+    described["int8"]["ranges"][name] = [1, -1]
+
+
+def lose(described: dict[str, Any]) -> None:
+    described["int8"]["ranges"][next(iter(described["int8"]["ranges"]))] = [0, float("nan")]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (rename, "none for sg_mkldnn_conv"),
+        (add, "no data to quantise"),
+        (widen, "cannot compute with its int8.ranges"),
+        (narrow, "something else than when it was added"),
+        (flip, "is empty"),
+        (lose, "int8.ranges"),
+    ],
+)
+@on_the_engines_loop
+async def test_bad_ranges(copy: pathlib.Path, change: Change, told: str) -> None:
+    """Ranges of another network, made-up ones, or no numbers: refused, and told what is wrong."""
+    path = copy / manifest.MANIFEST
+    described = json.loads(path.read_text())
+    change(described)
+    path.write_text(json.dumps(described))
+    with pytest.raises(BadModel, match=told):
+        async with load_engine(copy, "cpu", 1, 2, "int8"):
+            pass
+
+
+@on_the_engines_loop
+async def test_int8_must_be_there(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A version that says nothing of 8 bits is not served in 8 bits."""
+    copy = pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / model.name))
+    described = json.loads((copy / manifest.MANIFEST).read_text())
+    described.pop("int8", None)
+    (copy / manifest.MANIFEST).write_text(json.dumps(described))
+    with pytest.raises(PrecisionUnavailable, match="calibrate"):
+        async with load_engine(copy, "cpu", 1, 1, "int8"):
+            pass

@@ -1,0 +1,81 @@
+"""Which precision is taken, and why: a table."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from model_store.manifest import Manifest
+from model_store.precision import PrecisionUnavailable, choose, cpu_flags
+from tests.model_store.test_manifest import GOOD
+
+VNNI = {"avx2", "avx512_vnni"}
+INT8 = {"calibrated_on": "squares", "images": 9, "ranges": {"layer": [0, 1]}}
+
+
+def described(ranges: bool = True, **accuracy: float) -> Manifest:
+    """A version with or without ranges, and what was measured of it."""
+    measured = [
+        {"on": "squares", "images": 100, "accuracy": share, "precision": name}
+        for name, share in accuracy.items()
+    ]
+    more: dict[str, Any] = {"int8": INT8} if ranges else {}
+    return Manifest.model_validate(GOOD | more | {"measured": measured})
+
+
+BOTH = described(fp32=0.92, int8=0.918)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "model", "device", "flags", "name", "reason"),
+    [
+        ("auto", BOTH, "cpu", VNNI, "int8", "91.80% accurate in int8, 92.00% in fp32"),
+        ("auto", BOTH, "cpu", {"avx_vnni"}, "int8", "measured"),
+        ("auto", BOTH, "cpu", {"amx_int8"}, "int8", "measured"),
+        ("auto", BOTH, "cpu", {"avx2", "avx512f"}, "fp32", "none of avx512_vnni"),
+        ("auto", described(ranges=False, fp32=0.9), "cpu", VNNI, "fp32", "not calibrated"),
+        ("auto", described(fp32=0.92), "cpu", VNNI, "fp32", "in int8 was not measured"),
+        ("auto", described(), "cpu", VNNI, "fp32", "in fp32 was not measured"),
+        ("auto", described(fp32=0.92, int8=0.9169), "cpu", VNNI, "fp32", "more than 0.3% less"),
+        ("auto", described(fp32=0.92, int8=0.9171), "cpu", VNNI, "int8", "measured"),
+        ("auto", BOTH, "gpu:0", VNNI, "fp32", "in fp16 was not measured"),
+        ("auto", described(fp32=0.92, fp16=0.92), "gpu:0", (), "fp16", "92.00% accurate in fp16"),
+        ("fp32", BOTH, "cpu", VNNI, "fp32", "as asked"),
+        ("int8", BOTH, "cpu", (), "int8", "as asked"),
+        ("fp16", BOTH, "gpu:1", (), "fp16", "as asked"),
+    ],
+)
+def test_chosen(
+    wanted: str, model: Manifest, device: str, flags: Any, name: str, reason: str
+) -> None:
+    """`auto` needs the instructions and the measured accuracy; a name gets what it names."""
+    chosen = choose(wanted, model, device, flags)
+    assert chosen.name == name
+    assert reason in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "model", "device", "told"),
+    [
+        ("int8", described(ranges=False), "cpu", "model_store calibrate"),
+        ("int8", BOTH, "gpu:0", "for a CPU"),
+        ("fp16", BOTH, "cpu", "for a GPU"),
+    ],
+)
+def test_not_to_be_had(wanted: str, model: Manifest, device: str, told: str) -> None:
+    """What was asked for by name is not replaced in silence."""
+    with pytest.raises(PrecisionUnavailable, match=told):
+        choose(wanted, model, device, VNNI)
+
+
+def test_no_such_precision() -> None:
+    with pytest.raises(ValueError, match=r"bf16.*fp32, int8"):
+        choose("bf16", BOTH, "cpu", VNNI)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from Linux")
+def test_flags_are_read() -> None:
+    """Words such as sse2, on any x86-64."""
+    assert {"fpu", "sse2"} <= cpu_flags()
