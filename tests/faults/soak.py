@@ -3,9 +3,9 @@ grows by it:
 
     python -m tests.faults.soak --minutes 60
 
-The first fifth is left out; less than ten minutes are for seeing that it works, as memory settles for
-longer. Exit status 1 if the 95 % interval of a slope (`slope.py` says how it
-is found) lies above its bound as a whole, or if a request failed.
+The first fifth is left out; less than ten minutes are for seeing that it works, since memory takes
+longer to settle. Exit status 1 if the 95 % interval of a slope (`slope.py` says how it is found)
+lies above its bound as a whole, or if a request failed.
 """
 
 from __future__ import annotations

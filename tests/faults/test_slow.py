@@ -23,6 +23,8 @@ SLOW = 1000
 REQUESTS = 600
 CLIENTS = 16
 ROUNDS = 3
+SPREAD = 6.0
+"""Seconds over which they come, as clients do that know nothing of each other."""
 RATE = 100.0
 
 
@@ -48,6 +50,7 @@ async def be_slow(url: str) -> None:
     never = asyncio.Event()
 
     async def one(number: int) -> None:
+        await asyncio.sleep(SPREAD * number / SLOW)
         while True:
             try:
                 await drip(there, HEAD if number % 2 else BODY, never)  # type: ignore[arg-type]
@@ -55,7 +58,7 @@ async def be_slow(url: str) -> None:
                 await asyncio.sleep(1)
 
     clients = [asyncio.create_task(one(number)) for number in range(SLOW)]
-    await asyncio.sleep(3)
+    await asyncio.sleep(SPREAD + 1)
     print("there", flush=True)
     await asyncio.gather(*clients)
 
