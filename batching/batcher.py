@@ -99,13 +99,38 @@ class Batcher(Generic[In, Out]):
         Raises Draining, QueueFull, DeadlineUnreachable or EngineDead at once; later
         DeadlineUnreachable, TimeoutError or EngineFailed, of which EngineDead is one.
         """
-        entry = self._join(item, timeout)
+        entry = self.join(item, timeout)
         timer = self._loop.call_later(timeout, entry.fail, TimeoutError("the deadline has passed"))
         try:
             return await entry.answer
         finally:
             timer.cancel()
-            self._queue.discard(entry)  # a no-op unless we were cancelled or late
+            self.leave(entry)
+
+    def join(self, item: In, timeout: float) -> Entry[In, Out]:
+        """The part of `submit` that does not wait, for callers that watch the time themselves and
+        `leave`. Raises Draining, QueueFull, DeadlineUnreachable or EngineDead."""
+        now, queue, policy = self._clock(), self._queue, self._policy
+        policy.arrivals.note(now)
+        if self._dead:
+            raise EngineDead("the engine did not come back from another batch")
+        if self._draining or not self._alive:
+            raise Draining("not accepting", policy.drained_at(len(queue), now) - now)
+        if queue.full:
+            soon = policy.drained_at(len(queue), now) - now
+            raise QueueFull(f"{len(queue)} items wait already", soon)
+        late = policy.lateness(queue.deadlines, now + timeout, now)
+        if late is not None:
+            raise DeadlineUnreachable(f"the answer would be {late:.3g} s late", late)
+        entry = Entry(item, now, now + timeout, self._loop.create_future())
+        queue.put(entry)
+        self._reconsider()
+        return entry
+
+    def leave(self, entry: Entry[In, Out]) -> None:
+        """Nobody waits for its answer any more. A no-op once it is answered."""
+        self._queue.discard(entry)
+        entry.answer.cancel()
 
     def switch(self, latency: LatencyTable) -> None:
         """From the next batch on `infer` takes what `latency` says, since something else computes
@@ -182,24 +207,6 @@ class Batcher(Generic[In, Out]):
     @property
     def draining(self) -> bool:
         return self._draining
-
-    def _join(self, item: In, timeout: float) -> Entry[In, Out]:
-        now, queue, policy = self._clock(), self._queue, self._policy
-        policy.arrivals.note(now)
-        if self._dead:
-            raise EngineDead("the engine did not come back from another batch")
-        if self._draining or not self._alive:
-            raise Draining("not accepting", policy.drained_at(len(queue), now) - now)
-        if queue.full:
-            soon = policy.drained_at(len(queue), now) - now
-            raise QueueFull(f"{len(queue)} items wait already", soon)
-        late = policy.lateness(queue.deadlines, now + timeout, now)
-        if late is not None:
-            raise DeadlineUnreachable(f"the answer would be {late:.3g} s late", late)
-        entry = Entry(item, now, now + timeout, self._loop.create_future())
-        queue.put(entry)
-        self._reconsider()
-        return entry
 
     async def _run(self) -> None:
         """One per slot."""

@@ -18,6 +18,12 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 START_UP = 60.0
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and all its threads."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK
+
+
 class Process:
     """It logs, and may say more on standard output when it is asked."""
 
@@ -47,9 +53,7 @@ class Process:
             self._awaited[1].set_exception(SystemExit("a server did not start: see above"))
 
     def cpu_seconds(self) -> float:
-        """User and system time of all its threads."""
-        fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * TICK
+        return cpu_seconds(self.pid)
 
 
 @asynccontextmanager

@@ -6,8 +6,10 @@ when the port cannot be had, 4 when the engine died under way and a new process 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import sys
 
 if __name__ == "__main__":
@@ -18,15 +20,19 @@ if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
 
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 
-from service.app import create_app
+from service.app import LOAD_ENGINE, create_app, imported
+from service.local import DEAD
 from service.logs import configure, log
 from service.server import Server
-from service.serving import DEAD, Serving
+from service.serving import Serving
 from service.settings import BadSettings, Settings, load_settings, unknown
+from service.workers.supervisor import Supervisor
 
 
-def main() -> int:
+def main(load_engine: str = LOAD_ENGINE) -> int:
+    """`load_engine`: `module:function`, since the process that calls it may be another."""
     try:
         settings = load_settings()
     except BadSettings as error:
@@ -36,20 +42,23 @@ def main() -> int:
     for line in unknown(os.environ):
         log.warning(line)
     try:
-        app = create_app(settings)
+        app = create_app(settings, imported(load_engine))
     except BadSettings as error:
         print(error, file=sys.stderr)
         return 2
-    return serve(app, settings)
+    if settings.workers == 1:
+        return serve(app, settings)
+    return supervise(settings, load_engine)  # each front end builds an application of its own
 
 
-def serve(app: FastAPI, settings: Settings) -> int:
-    """Serve `app` until a signal; the exit status."""
+def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = None) -> int:
+    """Serve `app` until a signal; the exit status. `sockets`: to listen on, in place of those that
+    the settings name."""
     server = Server(app, settings)
     # uvicorn takes these over once its loop runs. Until then, and after, they are handled as well.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
-    server.run()
+    server.run(sockets)
     serving: Serving = app.state.serving
     if serving.dead:
         return DEAD
@@ -58,6 +67,18 @@ def serve(app: FastAPI, settings: Settings) -> int:
         return 1
     log.info("stopped")
     return 0
+
+
+def supervise(settings: Settings, load_engine: str) -> int:
+    """Let several processes serve until a signal; the exit status."""
+    try:
+        status = asyncio.run(Supervisor(settings, load_engine).run())
+    except OSError as error:
+        log.error("%s", error)
+        return STARTUP_FAILURE
+    if status == 0:
+        log.info("stopped")
+    return status
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from batching import Draining
 from model_store.manifest import Version
 from service import errors, protocol
 from service.keys import Keys
-from service.repository import Repository
 from service.routes import Direct
-from service.serving import Serving
+from service.serving import Serving, Versions
 from service.settings import Settings
 from service.upload import read_bytes
 
@@ -103,7 +102,7 @@ async def load(request: Request) -> Response:
     """
     _check_key(request)
     call = await _read(request, protocol.RepositoryRequest)
-    loaded = await _repository(request).load(request.path_params["model"], _wanted(call))
+    loaded = await _changing(request).load(request.path_params["model"], _wanted(call))
     return JSONResponse(loaded.model_dump())
 
 
@@ -119,7 +118,7 @@ async def unload(request: Request) -> Response:
     is live and not ready, and refuses images with `not_ready`."""
     _check_key(request)
     await _read(request, protocol.RepositoryRequest)
-    unloaded = await _repository(request).unload(request.path_params["model"])
+    unloaded = await _changing(request).unload(request.path_params["model"])
     return JSONResponse(unloaded.model_dump())
 
 
@@ -131,9 +130,17 @@ def _check_key(request: Request) -> None:
     keys.check(request.headers)
 
 
-def _repository(request: Request) -> Repository:
-    repository: Repository = request.app.state.repository
+def _repository(request: Request) -> Versions:
+    repository: Versions = request.app.state.repository
     return repository
+
+
+def _changing(request: Request) -> Versions:
+    """For a change, of which there is none on the way out. Raises Draining."""
+    serving: Serving = request.app.state.serving
+    if serving.draining:
+        raise Draining("shutting down", retry_after=1)
+    return _repository(request)
 
 
 async def _read(request: Request, shape: type[Shape]) -> Shape:

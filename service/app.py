@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import math
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -21,15 +24,18 @@ import model_store.engine
 from model_store.engine import GluonEngine
 from service import admin, errors, inference, pages, protocol, repository, routes, schemas
 from service.keys import Keys
+from service.local import LoadEngine, Local
 from service.metrics import Metrics
 from service.middleware import ROUTINE, Requests
 from service.protocol import LENGTH_HEADER
 from service.rates import Rates
 from service.repository import Repository
 from service.server import Listener, SidePort
-from service.serving import LoadEngine, Serving
+from service.serving import Inference, Serving, Versions
 from service.settings import PREFIX, BadSettings, Settings, split
 from service.tracing import from_environment
+from service.workers.hub import Hub
+from service.workers.remote import Remote
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
@@ -40,6 +46,9 @@ SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+
+
+LOAD_ENGINE = "service.app:load_engine"
 
 
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
@@ -53,8 +62,18 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
     )
 
 
-def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> FastAPI:
+def imported(path: str) -> LoadEngine:
+    """What `module:function` names, as `load_engine` of this one."""
+    module, _, name = path.partition(":")
+    return cast(LoadEngine, getattr(importlib.import_module(module), name))
+
+
+def create_app(
+    settings: Settings, load_engine: LoadEngine = load_engine, folder: str | None = None
+) -> FastAPI:
     """The application: an ASGI app whose lifespan loads the model and drains on the way out.
+
+    `folder`: of several processes, one of which has the engine: it is not loaded here.
 
     Raises BadSettings where keys cannot be used, or packages are missing.
     """
@@ -63,14 +82,21 @@ def create_app(settings: Settings, load_engine: LoadEngine = load_engine) -> Fas
         _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
     )
     tracing = from_environment(os.environ)
-    metrics = Metrics()
-    serving = Serving(settings, load_engine, metrics.count_batch, metrics.count_assembly, tracing)
-    versions = Repository(settings, serving)
-    metrics.watch(serving, versions)
+    metrics = Metrics(folder)
+    engine: Inference
+    versions: Versions
+    if folder is None:
+        # A model that cannot be served ends the process, as the signal does.
+        stop = partial(signal.raise_signal, signal.SIGTERM)
+        engine = local = Local(settings, load_engine, metrics, stop, tracing=tracing)
+        versions = Repository(settings, local, metrics.count_load)
+    else:
+        engine = versions = Remote(folder)
+    serving = Serving(settings, engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with serving.running():
+        async with serving.running(), _noting(metrics, serving, often=folder is not None):
             yield
         if tracing is not None:
             await tracing.close()
@@ -131,6 +157,33 @@ def _rates(settings: Settings) -> Rates | None:
         return None
     burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
     return Rates(settings.rate_limit, burst)
+
+
+@asynccontextmanager
+async def _noting(metrics: Metrics, serving: Serving, often: bool) -> AsyncIterator[None]:
+    """Within, what this process holds is noted every second for others to add up, if there are
+    any; who is asked himself looks anew."""
+
+    async def note() -> None:
+        while often:
+            metrics.note(serving.uploads.held, serving.decoders.waiting)
+            await asyncio.sleep(1)
+
+    noting = asyncio.create_task(note())
+    try:
+        yield
+    finally:
+        noting.cancel()
+
+
+def create_hub(
+    settings: Settings, load_engine: LoadEngine, folder: str, on_failure: Callable[[], None]
+) -> Hub:
+    """The engine that front ends in other processes share; `folder` is theirs, too."""
+    metrics = Metrics(folder)
+    local = Local(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
+    hub = Hub(local, Repository(settings, local, metrics.count_load))
+    return hub
 
 
 def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:

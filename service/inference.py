@@ -82,7 +82,7 @@ async def server_metadata(request: Request) -> Response:
 async def live(request: Request) -> Response:
     """As `/healthz`."""
     serving: Serving = request.app.state.serving
-    if not serving.live:
+    if not await serving.live():
         raise errors.NotLive
     return JSONResponse({"live": True})
 

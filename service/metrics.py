@@ -1,15 +1,19 @@
-"""What Prometheus is told: one registry an application, read at `/metrics`.
+"""What Prometheus is told, read at `/metrics`: of this process, or of all that share a folder.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, `_total` for what only grows.
 What happened is counted as it ends: requests, their stages and refusals by whoever answers them,
 batches and what an engine tells by whoever computes them. What has a value at any moment (how many
 wait, what a batch takes) is asked for when somebody looks. No label takes a value from a client.
+
+Where there are several processes each counts in files of its own in their folder, and any of them
+adds up what all have counted, also those that are gone. That is prometheus_client's own way, which
+it takes where PROMETHEUS_MULTIPROC_DIR is set before it is imported.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -22,12 +26,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from batching import BatchReport
-from service.repository import Repository
-from service.serving import Ready, Serving
+from service.gauges import Processes
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -39,7 +42,9 @@ RATIOS = (0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0)
 class Metrics:
     """Counts what happens; `text` is what there is to tell."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | None = None) -> None:
+        """`folder`: of all processes, and the value of PROMETHEUS_MULTIPROC_DIR."""
+        self._folder = folder
         self._registry = registry = CollectorRegistry()
         self._requests = Histogram(
             "shoal_request_duration_seconds",
@@ -66,9 +71,11 @@ class Metrics:
         self._cancellations = Counter(
             "shoal_cancellations", "Requests whose client left first.", registry=registry
         )
-        self._in_flight = Gauge(
-            "shoal_requests_in_flight", "Requests that are not answered yet.", registry=registry
-        )
+        # Of several processes: the sum over those that live.
+        gauge = functools.partial(Gauge, registry=registry, multiprocess_mode="livesum")
+        self._in_flight = gauge("shoal_requests_in_flight", "Requests that are not answered yet.")
+        self._held = gauge("shoal_upload_memory_bytes", "Held by uploads.")
+        self._waiting = gauge("shoal_decode_queue_length", "Images that wait for a decoder.")
         self._batch_size = Histogram(
             "shoal_batch_size", "Items computed together.", buckets=SIZES, registry=registry
         )
@@ -107,6 +114,14 @@ class Metrics:
         self._out_of_memory = Counter(
             "shoal_batches_out_of_memory", "Batches that did not fit the device.", registry=registry
         )
+        self._loads = Counter(
+            "shoal_model_loads",
+            "How often another version was to be loaded: loaded, or failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("loaded", "failed"):
+            self._loads.labels(outcome)
         self._answered = self._items.labels("answered")
         self._failed = self._items.labels("failed")
         self._gone = self._items.labels("gone")
@@ -118,9 +133,10 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def watch(self, serving: Serving, repository: Repository) -> None:
-        """Ask these for what has a value at any moment."""
-        self._registry.register(_Now(serving, repository))
+    def note(self, held: int, waiting: int) -> None:
+        """Bytes that uploads hold, and images that wait for a decoder, at the moment."""
+        self._held.set(held)
+        self._waiting.set(waiting)
 
     def begin_request(self) -> None:
         """The head of a request is there."""
@@ -160,83 +176,18 @@ class Metrics:
         """A batch's images were made the array that the engine computes."""
         self._stage("assemble").observe(seconds)
 
-    def text(self) -> bytes:
-        """Everything, in Prometheus' text format 0.0.4."""
-        return generate_latest(self._registry)
+    def count_load(self, outcome: str) -> None:
+        """Another version was to be loaded: `loaded`, or `failed`."""
+        self._loads.labels(outcome).inc()
+
+    def text(self, now: Collector | None = None) -> bytes:
+        """Everything, in Prometheus' text format 0.0.4; `now` is what is true at the moment."""
+        parts: list[Collector] = [self._registry]
+        if self._folder is not None:
+            parts = [_all_counted_in(self._folder), Processes(self._folder)]
+        return b"".join(map(generate_latest, [*parts, now] if now is not None else parts))
 
 
-class _Now(Collector):
-    """Read from the running parts, each time anew."""
-
-    def __init__(self, serving: Serving, repository: Repository) -> None:
-        self._serving = serving
-        self._repository = repository
-
-    def collect(self) -> Iterable[Metric]:
-        started = self._serving.started
-        ready = started is not None and not self._serving.draining
-        yield GaugeMetricFamily("shoal_ready", "1 while /readyz says so.", ready)
-        loads = CounterMetricFamily(
-            "shoal_model_loads",
-            "How often another version was to be loaded: loaded, or failed.",
-            labels=["outcome"],
-        )
-        for outcome, count in self._repository.loads.items():
-            loads.add_metric([outcome], count)
-        yield loads
-        yield GaugeMetricFamily(
-            "shoal_upload_memory_bytes", "Held by uploads.", self._serving.uploads.held
-        )
-        yield GaugeMetricFamily(
-            "shoal_decode_queue_length",
-            "Images that wait for a decoder.",
-            self._serving.decoders.waiting,
-        )
-        if started is not None:
-            yield from _of_batcher(started)
-        if (memory := self._serving.gpu_memory) is not None:
-            gpu = GaugeMetricFamily(
-                "shoal_gpu_memory_bytes",
-                "Of the whole GPU, as of the latest batch; used: by any process.",
-                labels=["state"],
-            )
-            gpu.add_metric(["used"], memory.total - memory.free)
-            gpu.add_metric(["free"], memory.free)
-            yield gpu
-
-
-def _of_batcher(started: Ready) -> Iterable[Metric]:
-    batcher = started.batcher
-    yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", batcher.queued)
-    yield GaugeMetricFamily(
-        "shoal_batches_in_flight", "Batches in the engine's hands.", batcher.in_flight
-    )
-    yield CounterMetricFamily(
-        "shoal_engine_busy_seconds", "Seconds the engine had work.", batcher.busy_seconds
-    )
-    yield GaugeMetricFamily(
-        "shoal_batch_size_limit",
-        "The largest batch at the moment; less than set where memory ran out.",
-        batcher.size_limit,
-    )
-    yield GaugeMetricFamily(
-        "shoal_prediction_margin_ratio",
-        "Share of a predicted time that is kept in reserve, as learned so far.",
-        batcher.margin,
-    )
-    expected = GaugeMetricFamily(
-        "shoal_batch_expected_seconds",
-        "What a batch of a bucket is expected to take, as learned so far.",
-        labels=["bucket"],
-    )
-    for bucket, seconds in started.latency.as_dict().items():
-        expected.add_metric([str(bucket)], seconds)
-    yield expected
-    model = GaugeMetricFamily(
-        "shoal_model_info",
-        "1, with the model that answers and what it runs on.",
-        labels=["model", "version", "device"],
-    )
-    told = started.model
-    model.add_metric([told.name, told.version, started.device.name], 1)
-    yield model
+def _all_counted_in(folder: str) -> Collector:
+    collector: Collector = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]  # theirs
+    return collector

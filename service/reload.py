@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from service.errors import LoadFailed, problem_for
+from service.errors import ChangeUnderWay, LoadFailed, problem_for
 from service.keys import Keys
 from service.logs import log
-from service.repository import NOT_NOW, Repository
+from service.repository import NOT_NOW
+from service.serving import Versions
 
 
 async def reload(app: FastAPI) -> None:
@@ -16,9 +17,11 @@ async def reload(app: FastAPI) -> None:
     keys: tuple[Keys, ...] = app.state.keys, app.state.admin_keys
     for one in keys:
         one.reload()
-    repository: Repository = app.state.repository
+    repository: Versions = app.state.repository
     try:
         served = await repository.reload()
+    except ChangeUnderWay:
+        log.info("the model is being reloaded already")
     except (LoadFailed, *NOT_NOW) as error:
         detail = problem_for(error).detail or str(error)
         log.error("the model stays as it was: %s", detail)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+from collections.abc import Callable
 
 from batching import Draining
 from model_store import manifest
@@ -16,8 +17,8 @@ from model_store.architectures import UnknownArchitecture
 from model_store.manifest import BadModel, Identity
 from model_store.params import BadParams
 from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel
+from service.local import Local
 from service.logs import log
-from service.serving import Serving
 from service.settings import Settings
 
 NOT_NOW = (ChangeUnderWay, Draining, NotReady)
@@ -26,11 +27,11 @@ FORESEEN = (BadModel, BadParams, OSError, UnknownArchitecture)
 
 
 class Repository:
-    def __init__(self, settings: Settings, serving: Serving) -> None:
-        self.loads = {"loaded": 0, "failed": 0}
-        """How often another version was to be loaded, by outcome."""
+    def __init__(self, settings: Settings, local: Local, count: Callable[[str], None]) -> None:
+        """`count` is told how each load ended: loaded, or failed."""
         self._settings = settings
-        self._serving = serving
+        self._local = local
+        self._count = count
         self._loading: str | None = None
         self._failed: dict[str, str] = {}
 
@@ -46,12 +47,12 @@ class Repository:
         try:
             where = await asyncio.to_thread(folder, self._settings, version)
             wanted = where.name
-            model = await self._serving.replace(where)
+            model = await self._local.replace(where)
         except NOT_NOW:
             raise
         except Exception as error:
             raise self._failure(wanted, error) from error
-        self.loads["loaded"] += 1
+        self._count("loaded")
         self._failed.pop(model.version, None)
         return _identity(model)
 
@@ -61,14 +62,14 @@ class Repository:
         Raises UnknownModel, ChangeUnderWay, NotReady, Draining.
         """
         self._check(name)
-        return _identity(await self._serving.unload())
+        return _identity(await self._local.unload())
 
     async def reload(self) -> Identity:
         """Let the version serve that a start would take; nothing happens where it does already.
 
         Raises as `load`.
         """
-        started = self._serving.started
+        started = self._local.started
         if started is not None:
             chosen = await asyncio.to_thread(folder, self._settings)
             if chosen.name == started.model.version:
@@ -79,7 +80,7 @@ class Repository:
         """Of every version of the model in the store, and of the one that serves: `name`,
         `version`, `state` (READY, LOADING, UNAVAILABLE), and `reason`, why it is not READY."""
         there = await asyncio.to_thread(manifest.versions, self._settings.model_store)
-        started = self._serving.started
+        started = self._local.started
         numbers = {version for name, version in there if name == self._settings.model}
         numbers |= {started.model.version} if started else set()
         return [
@@ -88,10 +89,10 @@ class Repository:
         ]
 
     def _state(self, version: str) -> dict[str, str]:
-        started = self._serving.started
+        started = self._local.started
         if started is not None and started.model.version == version:
             return {"state": "READY", "reason": ""}
-        if self._serving.loading == version:
+        if self._local.loading == version:
             return {"state": "LOADING", "reason": "being loaded"}
         return {"state": "UNAVAILABLE", "reason": self._failed.get(version, "not loaded")}
 
@@ -103,14 +104,14 @@ class Repository:
             )
 
     def _failure(self, version: str, error: Exception) -> LoadFailed:
-        self.loads["failed"] += 1
+        self._count("failed")
         why = str(error)
         if not isinstance(error, FORESEEN):
             log.error("loading failed unexpectedly", exc_info=error)
             why = f"{type(error).__name__}: {why.strip().partition(chr(10))[0]}"
         self._failed[version] = why
         log.warning("not loaded", extra={"fields": {"version": version, "reason": why}})
-        started = self._serving.started
+        started = self._local.started
         goes_on = (
             f"Version {started.model.version} goes on serving" if started else "None is served"
         )

@@ -15,6 +15,7 @@ from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, Qu
 from model_store.engine import Image
 from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
+from service.gauges import Gauges
 from service.journey import Journey, each, forgiving
 from service.keys import Keys
 from service.metrics import MEDIA_TYPE, Metrics
@@ -151,7 +152,7 @@ async def predict_batch(request: Request) -> Response:
 async def healthz(request: Request) -> Response:
     """200 unless only a restart helps. For liveness probes."""
     serving: Serving = request.app.state.serving
-    if not serving.live:
+    if not await serving.live():
         raise errors.NotLive
     return JSONResponse({"status": "live"})
 
@@ -166,7 +167,8 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 when the model is loaded and warm, with what serves and on what. For readiness probes."""
     serving: Serving = request.app.state.serving
-    ready = serving.available
+    ready, figures = serving.available, await serving.figures()
+    expected = figures.expected if figures is not None else {}
     return JSONResponse(
         {
             "status": "ready",
@@ -175,7 +177,7 @@ async def readyz(request: Request) -> Response:
             "device_reason": ready.device.reason,
             "precision": ready.precision.name,
             "precision_reason": ready.precision.reason,
-            "latency": {str(size): round(s, 6) for size, s in ready.latency.as_dict().items()},
+            "latency": {size: round(seconds, 6) for size, seconds in expected.items()},
         }
     )
 
@@ -194,7 +196,10 @@ async def metrics(request: Request) -> Response:
         keys: Keys = request.app.state.keys
         keys.check(request.headers)
     found: Metrics = request.app.state.metrics
-    return Response(found.text(), media_type=MEDIA_TYPE)
+    serving: Serving = request.app.state.serving
+    found.note(serving.uploads.held, serving.decoders.waiting)
+    now = Gauges(serving.inference.started, serving.draining, await serving.figures())
+    return Response(found.text(now), media_type=MEDIA_TYPE)
 
 
 def begun(request: Request) -> Journey:

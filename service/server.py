@@ -29,6 +29,7 @@ from service.logs import log
 from service.reload import reload
 from service.serving import Serving
 from service.settings import Settings, split
+from service.workers.listening import join
 
 ARRIVING = 0.1
 """Seconds in which connections that the kernel has taken reach us; closing now would reset them."""
@@ -79,6 +80,8 @@ class Server(uvicorn.Server):
             log.error("%s", error)
             sys.exit(STARTUP_FAILURE)
         await super().startup(sockets)
+        if sockets:  # about which uvicorn says nothing
+            self._log_started_message(sockets)
         loop = asyncio.get_running_loop()
         # Not the loop's own way: it would give the system's default, which is to die, its place
         # back as soon as the loop is closed.
@@ -120,11 +123,13 @@ class SidePort(uvicorn.Server):
     def __init__(self, app: Starlette, settings: Settings, port: int) -> None:
         super().__init__(_config(app, settings, port, lifespan=False))
         self.server_state = Connections(settings.max_connections)
+        self._shared = settings.workers > 1
 
     async def start(self) -> None:
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
-        await self.startup()
+        sockets = join(self.config.host, self.config.port) if self._shared else None
+        await self.startup(sockets)
         self._loop = asyncio.ensure_future(self.main_loop())
 
     async def stop(self, seconds: float) -> None:

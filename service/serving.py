@@ -1,72 +1,30 @@
-"""What a running service holds: the engine, its batcher, the decoders; from start to drained.
+"""What a process that answers requests holds: decoders, a budget for uploads, and an engine.
 
+The engine is in this process (`local`) or in another (`workers.remote`); nothing here can tell.
 Loading happens beside the listening server, so that probes are answered meanwhile: `/healthz`
-says live and `/readyz` says not ready. A model that cannot be loaded or warmed at the start ends
-the process.
+says live and `/readyz` says not ready.
 
-Later another version may take the place of the one that serves. The batcher and all who wait in
-it stay; from one batch to the next another network computes. An answer has with it the model
-that computed it, which need not be the one that serves by the time it is written.
+Another version may take the place of the one that serves. An answer has with it the model that
+computed it, which need not be the one that serves by the time it is written.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import pathlib
-import signal
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable
-from model_store.device import Device, GpuMemory
+from batching import Answer, Draining, EngineDead
+from model_store.device import Device
 from model_store.engine import Image, Probabilities
-from model_store.manifest import Manifest
+from model_store.manifest import Identity, Manifest
 from model_store.precision import Precision
 from service.budget import Budget
 from service.decoders import Decoders
-from service.errors import ChangeUnderWay, NotReady, Unloaded
-from service.logs import log
+from service.errors import NotReady, Unloaded
+from service.figures import Figures
 from service.settings import Settings
-from service.tracing import Tracing
-from service.watchdog import watched
-
-DEAD = 4
-"""Exit status of a process whose engine died."""
-
-
-class Engine(Protocol):
-    """What is needed of an engine; `model_store.engine.GluonEngine` is one."""
-
-    @property
-    def model(self) -> Manifest: ...
-
-    @property
-    def device(self) -> Device: ...
-
-    @property
-    def precision(self) -> Precision: ...
-
-    @property
-    def warm_up_seconds(self) -> Mapping[int, Sequence[float]]: ...
-
-    @property
-    def gpu_memory(self) -> GpuMemory | None: ...
-
-    on_assembled: Callable[[float], None] | None
-
-    async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
-
-    async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None: ...
-
-    async def unload(self) -> None: ...
-
-
-LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,53 +37,73 @@ class Classified:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The parts that answer requests, loaded and warm; others after a switch, but the batcher."""
+    """What is loaded and warm, and what it runs on."""
 
     model: Manifest
     device: Device
     precision: Precision
-    latency: LatencyTable
-    batcher: Batcher[Image, Classified]
+
+
+class Inference(Protocol):
+    """An engine and its batcher, wherever they are."""
+
+    @property
+    def started(self) -> Ready | None:
+        """None: nothing is loaded, or it cannot be reached."""
+
+    @property
+    def unloaded(self) -> bool:
+        """Is nothing loaded because somebody wanted it so?"""
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the model cannot be served, if so; then the process ends."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """It does its work within; on the way out it drains."""
+
+    async def submit(
+        self,
+        image: Image,
+        timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
+    ) -> Answer[Classified]:
+        """What the version that computes it says of `image`, within `timeout` seconds.
+
+        Raises NotReady, and what `Batcher.submit` raises.
+        """
+
+    async def figures(self) -> Figures | None:
+        """None: there are none, since nothing is loaded. Raises TimeoutError: no answer."""
+
+
+class Versions(Protocol):
+    """The model repository; `service.repository.Repository` is one."""
+
+    async def load(self, name: str, version: str | None = None) -> Identity: ...
+
+    async def unload(self, name: str) -> Identity: ...
+
+    async def reload(self) -> Identity: ...
+
+    async def index(self) -> list[dict[str, str]]: ...
 
 
 class Serving:
-    """Brings the parts up and takes them down; `ready` has them in between."""
+    """Of one process."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        load_engine: LoadEngine,
-        on_batch: Callable[[BatchReport], None] | None = None,
-        on_assembled: Callable[[float], None] | None = None,
-        tracing: Tracing | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, inference: Inference) -> None:
         self.decoders = Decoders(settings.decode_threads, settings.max_image_pixels)
         self.uploads = Budget(settings.max_upload_memory)
+        self.inference = inference
         self.draining = False
         """On the way out: whoever chooses among servers should choose another."""
-        self.failure: Exception | None = None
-        """Why the model cannot be served, if so."""
-        self.started: Ready | None = None
-        """The parts, while a version is loaded and warm."""
-        self.loading: str | None = None
-        """The version that is being loaded in place of the one that serves."""
-        self._settings = settings
-        self._load_engine = load_engine
-        self._on_batch = on_batch
-        self._on_assembled = on_assembled
-        self._tracing = tracing
-        self._engine: Engine | None = None
-        self._batcher: Batcher[Image, Classified] | None = None
-        self._unloaded = False
-        self._open = AsyncExitStack()
-        self._change = asyncio.Lock()
 
     @property
     def ready(self) -> Ready:
         """Raises NotReady, or Unloaded, which is one."""
-        if self.started is None:
-            raise Unloaded if self._unloaded else NotReady
-        return self.started
+        if (started := self.inference.started) is None:
+            raise Unloaded if self.inference.unloaded else NotReady
+        return started
 
     @property
     def available(self) -> Ready:
@@ -135,59 +113,33 @@ class Serving:
             raise Draining("shutting down", retry_after=1)
         return ready
 
-    @property
-    def live(self) -> bool:
-        """False: only a new process helps."""
-        return self._batcher is None or self._batcher.healthy
-
-    @property
-    def gpu_memory(self) -> GpuMemory | None:
-        """Of the engine's GPU, if it has one."""
-        return self._engine.gpu_memory if self._engine is not None else None
-
     async def submit(
         self,
         image: Image,
         timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
     ) -> Answer[Classified]:
-        """Raises NotReady, and what `Batcher.submit` raises."""
-        return await self.ready.batcher.submit(image, timeout)
+        """Raises what `Inference.submit` raises."""
+        return await self.inference.submit(image, timeout)
 
-    async def replace(self, folder: pathlib.Path) -> Manifest:
-        """Load the version in `folder` beside the one that serves, if one does, and let it take
-        its place between two batches; what it is.
+    async def live(self) -> bool:
+        """False: only a new process helps."""
+        try:
+            figures = await self.inference.figures()
+        except TimeoutError:
+            return False
+        return figures is None or figures.healthy
 
-        Raises ChangeUnderWay, NotReady during the start, Draining, and what the engine raises
-        about a version that it cannot serve: then nothing has changed.
-        """
-        async with self._changing() as engine:
-            began, before = time.perf_counter(), self.started
-            self.loading = folder.name
-            try:
-                await engine.replace(folder, on_switch=lambda: self._switch(engine))
-            finally:
-                self.loading = None
-            if self._batcher is None:
-                await self._start_batcher(engine)
-            self._unloaded = False
-            fields = {"before": before.model.version} if before else {}
-            log.info("switched", extra={"fields": _told(engine, began) | fields})
-            return engine.model
+    async def figures(self) -> Figures | None:
+        """None also where nobody answers: what else there is to tell is no less useful for that."""
+        try:
+            return await self.inference.figures()
+        except TimeoutError:
+            return None
 
-    async def unload(self) -> Manifest:
-        """Refuse what is new with Unloaded, answer who was accepted, and free the memory, until
-        the next `replace`; what was unloaded.
-
-        Raises ChangeUnderWay, NotReady, Draining.
-        """
-        async with self._changing() as engine:
-            model = self.ready.model
-            self.started, self._unloaded = None, True
-            await self._open.aclose()  # drains the batcher
-            self._batcher = None
-            await engine.unload()
-            log.info("unloaded", extra={"fields": _identity(model)})
-            return model
+    @property
+    def failure(self) -> Exception | None:
+        """Why the model cannot be served, if so."""
+        return self.inference.failure
 
     @property
     def dead(self) -> bool:
@@ -196,101 +148,6 @@ class Serving:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Load in the background; on the way out drain the batcher, then close the engine, in
-        `shutdown_timeout` seconds at most: an engine that hangs ends the process."""
-        stop = asyncio.Event()
-        task = asyncio.create_task(self._run(stop))
-        try:
+        async with self.inference.running():
             yield
-        finally:
-            stop.set()
-            patience = 0 if self.dead else self._settings.shutdown_timeout
-            _, hung = await asyncio.wait({task}, timeout=patience)
-            if hung:
-                log.error("the engine does not come back; leaving without it")
-                logging.shutdown()
-                os._exit(DEAD if self.dead else 1)  # nothing less ends a thread that hangs
-            self.decoders.close()
-
-    async def _run(self, stop: asyncio.Event) -> None:
-        try:
-            await self._serve_until(stop)
-        except Exception as error:  # noqa: BLE001  # without a model no process may linger
-            self.failure = error
-            signal.raise_signal(signal.SIGTERM)
-
-    def _give_up(self) -> None:
-        """Everybody has been told; now answer them, and leave so that another takes our place."""
-        self.failure = EngineDead("it did not come back from a batch")
-        log.critical("the engine is dead: %s; leaving", self.failure)
-        signal.raise_signal(signal.SIGTERM)
-
-    async def _serve_until(self, stop: asyncio.Event) -> None:
-        began = time.perf_counter()
-        async with self._load_engine(self._settings) as engine, self._open:
-            engine.on_assembled = self._on_assembled
-            await self._start_batcher(engine)
-            self._engine = engine
-            log.info("ready", extra={"fields": _told(engine, began)})
-            await stop.wait()
-            await self._change.acquire()  # one that is under way ends, and no other begins
-
-    async def _start_batcher(self, engine: Engine) -> None:
-        async def infer(images: Sequence[Image]) -> Sequence[Classified | Exception]:
-            model = engine.model  # no switch can come between this and the call
-            return [
-                row if isinstance(row, Exception) else Classified(model, row)
-                for row in await engine.infer(images)
-            ]
-
-        settings = self._settings
-        latency = LatencyTable(engine.warm_up_seconds)
-        batcher = Batcher(
-            self._tracing.batches(infer) if self._tracing else infer,
-            latency=latency,
-            max_batch_size=latency.largest,
-            max_queue_size=settings.max_queue_size,
-            max_queue_delay=settings.max_queue_delay,
-            max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
-            on_batch=self._on_batch,
-        )
-        self._batcher = await self._open.enter_async_context(batcher)
-        await self._open.enter_async_context(watched(batcher, self._give_up))
-        self.started = Ready(engine.model, engine.device, engine.precision, latency, batcher)
-
-    def _switch(self, engine: Engine) -> None:
-        """Between two batches. What a batch takes is what the new version's warm-up took: under
-        the very load that there is, on the same thread, and so nearer than anything that was
-        learned of the old one."""
-        if self.started is not None:
-            latency = LatencyTable(engine.warm_up_seconds)
-            batcher = self.started.batcher
-            batcher.switch(latency)
-            self.started = Ready(engine.model, engine.device, engine.precision, latency, batcher)
-
-    @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[Engine]:
-        """One at a time, and none on the way up or out."""
-        if self.draining:
-            raise Draining("shutting down", retry_after=1)
-        if self._engine is None:
-            raise NotReady
-        if self._change.locked():
-            raise ChangeUnderWay
-        async with self._change:
-            yield self._engine
-
-
-def _identity(model: Manifest) -> dict[str, str]:
-    return {"model": model.name, "version": model.version}
-
-
-def _told(engine: Engine, began: float) -> dict[str, str | float]:
-    return {
-        **_identity(engine.model),
-        "device": engine.device.name,
-        "device_reason": engine.device.reason,
-        "precision": engine.precision.name,
-        "precision_reason": engine.precision.reason,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
+        self.decoders.close()

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one and logs it."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that speak HTTP. 1: one process does it all; from 2 on they share one more process
+    with the engine, and what is for all requests together is divided among them."""
 
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
     """TCP port for the Open Inference Protocol over gRPC, with the packages of the extra `grpc`; 0
@@ -181,6 +184,12 @@ class Settings(BaseSettings):
         if value < (one := info.data.get("max_upload_bytes", 0)):
             raise ValueError(f"less than one upload may have, {PREFIX}MAX_UPLOAD_BYTES={one}")
         return value
+
+    def share(self, count: int) -> Settings:
+        """Of one of `count` processes: what is for all requests together is divided."""
+        memory = max(self.max_upload_memory // count, self.max_upload_bytes)
+        threads = max(self.decode_threads // count, 1)
+        return self.model_copy(update={"max_upload_memory": memory, "decode_threads": threads})
 
 
 def split(value: str) -> list[str]:

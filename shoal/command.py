@@ -36,6 +36,7 @@ exit status:
   1    not all of it: an image without a prediction, a bad model, a server that does not answer
   2    a wrong argument, setting or file; nothing was begun
   3    serve: the port cannot be had
+  4    serve: the engine died, and another process is wanted
   130  stopped by Ctrl-C
 """
 INTERRUPTED, BROKEN_PIPE = 130, 141

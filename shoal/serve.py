@@ -10,7 +10,7 @@ http://127.0.0.1:8000, or a browser. API keys are given by SHOAL_API_KEYS or by 
 not by a flag: command lines can be read by every user of the machine.
 
 Exit status: 0 after a clean stop, 1 when the model cannot be served, 2 when a setting is wrong, 3
-when the port cannot be had.
+when the port cannot be had, 4 when the engine died, 130 after Ctrl-C twice.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Methods:
         return grpc.method_handlers_generic_handler(messages.SERVICE.full_name, handlers)
 
     async def server_live(self, call: Call) -> Any:
-        return messages.ServerLiveResponse(live=self._serving.live)
+        return messages.ServerLiveResponse(live=await self._serving.live())
 
     async def server_ready(self, call: Call) -> Any:
         return messages.ServerReadyResponse(ready=_holds(lambda: self._serving.available))

@@ -31,7 +31,8 @@ class RpcServer:
         self._server = grpc.aio.server(
             handlers=[self._methods.handler()],
             options=[
-                ("grpc.so_reuseport", 0),  # or two servers would share the port
+                # Among the processes that the supervisor keeps the port for, and no others.
+                ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_upload_bytes),
                 ("grpc.max_connection_idle_ms", 1000 * settings.keep_alive_timeout),
                 ("grpc.http2.bdp_probe", 0),  # with it, gRPC takes in what nobody has asked for yet

@@ -112,6 +112,11 @@ class Server:
     def wait(self) -> int:
         return self._process.wait(PATIENCE)
 
+    def processes(self) -> dict[str, int]:
+        """Of several that serve: name -> id of the last that was started."""
+        started = [record for record in self.log() if record["message"] == "started"]
+        return {record["process"]: record["pid"] for record in started}
+
     def log(self) -> list[dict[str, Any]]:
         """All records so far."""
         return [json.loads(line) for line in self._log]

@@ -15,10 +15,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from batching import watchdog
-from service.__main__ import serve
-from service.app import create_app
-from service.logs import configure
-from service.settings import Settings, load_settings
+from service.__main__ import main
+from service.settings import Settings
 from tests.fakes import FakeEngine
 
 
@@ -35,6 +33,4 @@ async def load(settings: Settings) -> AsyncIterator[FakeEngine]:
 
 
 if __name__ == "__main__":
-    settings = load_settings()
-    configure(settings)
-    sys.exit(serve(create_app(settings, load), settings))
+    sys.exit(main("tests.e2e.scripted:load"))

@@ -12,6 +12,7 @@ from service.app import create_app
 from service.server import LINGER
 from service.settings import PREFIX, Settings, unknown
 from service.tracing import wanted
+from service.workers.supervisor import GRACE
 from tests.fakes import FakeEngine
 from tests.k8s.manifests import (
     COMBINATIONS,
@@ -101,7 +102,9 @@ def test_grace(combination: str) -> None:
     pod, settings = pod_of(rendered(combination)), settings_of(combination)
     sleep = container_of(rendered(combination))["lifecycle"]["preStop"]["sleep"]["seconds"]
     stop = settings.drain_delay + LINGER + settings.shutdown_timeout  # service/server.py
-    stop += settings.shutdown_timeout  # service/serving.py: the batcher and the engine
+    stop += settings.shutdown_timeout  # service/local.py: the batcher and the engine
+    if settings.workers > 1:
+        stop += 2 * GRACE  # service/workers/supervisor.py: for front ends, then for the engine
     assert sleep + stop + MARGIN <= pod["terminationGracePeriodSeconds"]
     assert settings.drain_delay > 0, "kept-alive connections need a last answer that closes them"
 

@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import errors
-from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.k8s.manifests import K8S, Object, load
+from tests.service.conftest import connected
 
 COMPONENTS = K8S / "components"
 ENDINGS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
@@ -54,14 +54,11 @@ def queries() -> Iterator[tuple[str, str]]:
 def told() -> set[str]:
     """Names of all samples that the service can tell."""
 
-    async def text() -> bytes:
-        app = create_app(Settings(), FakeEngine().load)
-        async with app.router.lifespan_context(app):
-            await asyncio.sleep(0)  # the model is loaded beside the server
-            told: bytes = app.state.metrics.text()
-            return told
+    async def text() -> str:
+        async with connected(Settings(), FakeEngine()) as client:
+            return (await client.get("/metrics")).text
 
-    families = text_string_to_metric_families(asyncio.run(text()).decode())
+    families = text_string_to_metric_families(asyncio.run(text()))
     return {
         family.name + ending for family in families for ending in ENDINGS.get(family.type, ("",))
     }

@@ -34,7 +34,10 @@ def test_every_setting_has_one(parser: argparse.ArgumentParser) -> None:
     assert "api_keys" in SECRET
     known = {option for action in parser._actions for option in action.option_strings}
     wanted = {flags.flag(name) for name in Settings.model_fields.keys() - SECRET}
-    assert known == wanted | {"--no-page", "-h", "--help"}
+    switches = {name for name, field in Settings.model_fields.items() if field.annotation is bool}
+    off = {flags.flag(name).replace("--", "--no-", 1) for name in switches}
+    assert "--no-page" in off
+    assert known == wanted | off | {"-h", "--help"}
 
 
 def test_the_help_is_the_settings_own(parser: argparse.ArgumentParser) -> None:

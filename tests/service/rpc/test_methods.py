@@ -199,7 +199,7 @@ async def test_who_names_a_version_gets_no_other(
     named, any_version = Context(horse("7")), Context(horse())
     waiting = [asyncio.create_task(infer(None, context)) for context in (named, any_version)]
     await asyncio.sleep(0.01)
-    await parts.serving.replace(folder)
+    await parts.serving.inference.replace(folder)
     assert (await first).model_version == "7"
     with pytest.raises(Aborted):
         await waiting[0]

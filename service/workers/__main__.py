@@ -1,0 +1,76 @@
+"""`python -m service.workers NAME`: one of several processes, started by their supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from functools import partial
+
+import uvloop
+
+from service.__main__ import serve
+from service.app import create_app, create_hub, imported
+from service.local import DEAD, Local
+from service.logs import configure, log
+from service.settings import Settings
+from service.workers.orders import Orders, obey, receive
+from service.workers.supervisor import CANNOT_SERVE, ENGINE
+
+CHECK_EVERY = 1.0
+"""Seconds."""
+ILL = 70
+"""Exit status of an engine's process that computes nothing any more."""
+
+
+def main(name: str) -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    orders, settings = receive()
+    configure(settings)
+    if name == ENGINE:
+        return uvloop.run(engine(orders, settings))
+    return front_end(orders, settings)
+
+
+def front_end(orders: Orders, settings: Settings) -> int:
+    """Speaks HTTP until SIGTERM."""
+    obey(orders, lambda: None)
+    app = create_app(settings, folder=orders.folder)
+    return serve(app, settings, [socket.socket(fileno=each) for each in orders.sockets])
+
+
+async def engine(orders: Orders, settings: Settings) -> int:
+    """Computes until the supervisor says that all front ends have gone. Signals that are sent to
+    all processes alike are for the supervisor."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    obey(orders, partial(loop.call_soon_threadsafe, stop.set))
+    hub = create_hub(settings, imported(orders.load_engine), orders.folder, on_failure=stop.set)
+    (descriptor,) = orders.sockets
+    async with hub.serving(socket.socket(fileno=descriptor)), hub.local.running():
+        watch = asyncio.create_task(_leave_when_ill(hub.local))
+        await stop.wait()
+        watch.cancel()
+    if hub.local.dead:
+        return DEAD
+    if hub.local.failure is not None:
+        log.error("the model cannot be served: %s", hub.local.failure)
+        return CANNOT_SERVE
+    return 0
+
+
+async def _leave_when_ill(local: Local) -> None:
+    """Only a new process helps, and here the supervisor starts one."""
+    while True:
+        await asyncio.sleep(CHECK_EVERY)
+        figures = await local.figures()
+        if figures is not None and not figures.healthy:
+            log.error("the engine failed on everything lately; leaving for another process")
+            os._exit(ILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

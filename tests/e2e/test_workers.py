@@ -1,0 +1,310 @@
+"""Several processes: what becomes of requests when one of them dies or is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import signal
+import stat
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.process import REAL, SCRIPTED, Server
+from tests.service.conftest import png
+
+pytestmark = pytest.mark.slow
+HORSE = png(7)
+FRONT_ENDS = "front-end-1", "front-end-2"
+LONG = {"SHOAL_REQUEST_TIMEOUT": "600"}
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, **environment: str) -> Iterator[Server]:
+    """Two front ends, both of them up and the model loaded."""
+    with Server(*arguments, SHOAL_WORKERS="2", **environment) as server:
+        server.wait_for_log("Uvicorn running")
+        server.wait_until_ready()
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def clients() -> AsyncIterator[httpx.AsyncClient]:
+    """As many connections as there are requests under way."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(timeout=30, limits=limits) as client:
+        yield client
+
+
+def post(client: httpx.AsyncClient, server: Server) -> asyncio.Task[httpx.Response]:
+    return asyncio.create_task(client.post(f"{server.url}/predict", files={"img": HORSE}))
+
+
+def connections(pid: int) -> int:
+    """Sockets that a process has open."""
+    links = pathlib.Path(f"/proc/{pid}/fd").iterdir()
+    return sum(os.readlink(link).startswith("socket:") for link in links)
+
+
+def has_mxnet(pid: int) -> bool:
+    return "libmxnet" in pathlib.Path(f"/proc/{pid}/maps").read_text()
+
+
+def alive(pid: int) -> bool:
+    try:
+        told = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return told.rpartition(")")[2].split()[0] != "Z"
+
+
+async def until_gone(*pids: int) -> None:
+    async with asyncio.timeout(10):
+        while any(map(alive, pids)):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def settled(server: Server) -> None:
+    """Ready, whoever is asked."""
+    in_a_row = 0
+    async with clients() as client, asyncio.timeout(30):
+        while in_a_row < 12:
+            ready = (await client.get(f"{server.url}/readyz")).status_code == 200
+            in_a_row = in_a_row + 1 if ready else 0
+
+
+async def scraped(client: httpx.AsyncClient, server: Server) -> dict[str, float]:
+    """Totals over all labels, but of routes only /predict."""
+    text = (await client.get(f"{server.url}/metrics")).text
+    found: defaultdict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.labels.get("route", "/predict") == "/predict":
+                found[sample.name] += sample.value
+    return dict(found)
+
+
+async def test_the_real_engine() -> None:
+    """Only its process has MXNet; whoever is asked answers, and says so to every probe."""
+    with serving(*REAL) as server:
+        processes = server.processes() | {"supervisor": server.pid}
+        with_mxnet = {name for name, pid in processes.items() if has_mxnet(pid)}
+        async with clients() as client:
+            answers = await asyncio.gather(*(post(client, server) for _ in range(16)))
+            probes = [
+                await client.get(f"{server.url}/{path}")
+                for path in ("healthz", "readyz", "v2/health/ready", "metrics")
+                for _ in range(4)
+            ]
+        assert server.stop() == 0
+    assert processes.keys() == {"supervisor", "engine", *FRONT_ENDS}
+    assert with_mxnet == {"engine"}
+    assert {answer.status_code for answer in (*answers, *probes)} == {200}
+    assert {answer.json()["model"]["name"] for answer in answers} == {"cifar_resnet20_v1"}
+
+
+async def test_one_queue() -> None:
+    """What waits at both front ends is computed together, leaves when its client does, and is
+    counted once, whoever is asked."""
+    with serving(*SCRIPTED, ENGINE_SECONDS="2", **LONG) as server:
+        idle = {name: connections(server.processes()[name]) for name in FRONT_ENDS}
+        async with clients() as client:
+            first = post(client, server)
+            await server.wait_until("shoal_batches_in_flight", 1)
+            waiting = [post(client, server) for _ in range(24)]
+            await server.wait_until("shoal_queue_length", 24)
+            for name in FRONT_ENDS:
+                assert connections(server.processes()[name]) > idle[name], "it has no client"
+            for task in waiting[16:]:
+                task.cancel()
+            await server.wait_until("shoal_queue_length", 16)
+            hurried = await client.post(
+                f"{server.url}/predict", files={"img": HORSE}, headers={"X-Request-Timeout": "0.5"}
+            )
+            answers = await asyncio.gather(first, *waiting[:16])
+            totals = [await scraped(client, server) for _ in range(6)]
+        assert server.stop() == 0
+    assert (hurried.status_code, hurried.json()["code"]) == (503, "deadline_unreachable")
+    assert int(hurried.headers["retry-after"]) >= 1
+    assert [answer.status_code for answer in answers] == [200] * 17
+    assert server.batches() == [1, 8, 8]
+    for found in totals:
+        assert found["shoal_batch_size_sum"] == 17 == found["shoal_items_total"]
+        assert found["shoal_batch_size_count"] == 3
+        assert found["shoal_cancellations_total"] == 8
+        assert found["shoal_request_duration_seconds_count"] == 17 + 8 + 1
+
+
+async def test_an_engine_that_is_killed() -> None:
+    """Whoever waits is told at once to come back; another engine is started and found; what was
+    counted stays counted."""
+    environment = {"ENGINE_SECONDS": "3", "ENGINE_LOAD_SECONDS": "1", **LONG}
+    with serving(*SCRIPTED, **environment) as server:
+        async with clients() as client:
+            waiting = [post(client, server) for _ in range(16)]
+            await server.wait_until("shoal_batches_in_flight", 1)
+            before = server.processes()
+            os.kill(before["engine"], signal.SIGKILL)
+            killed = time.monotonic()
+            refused = await asyncio.gather(*waiting, post(client, server))
+            assert time.monotonic() - killed < 2, "sooner than the engine would have been"
+            assert (await client.get(f"{server.url}/readyz")).status_code == 503
+            assert (await client.get(f"{server.url}/healthz")).status_code == 200
+            await settled(server)
+            assert (await post(client, server)).status_code == 200
+            total = await scraped(client, server)
+        after = server.processes()
+        assert server.stop() == 0
+    for answer in refused:
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert answer.headers["retry-after"] == "1"
+    assert after.pop("engine") != before.pop("engine") and after == before
+    assert total["shoal_request_duration_seconds_count"] == 18
+    assert total["shoal_refusals_total"] >= 17 and total["shoal_items_total"] == 1
+
+
+async def test_an_engine_that_fails_on_everything() -> None:
+    """Is replaced: a new process may do better."""
+    with serving(*SCRIPTED, ENGINE_ERROR="the fan is off") as server:
+        before = server.processes()["engine"]
+        async with clients() as client:
+            answers = [await post(client, server) for _ in range(5)]
+        server.wait_for_log("leaving for another process")
+        server.wait_for_log("ready")
+        assert server.processes()["engine"] != before
+        assert server.stop() == 0
+    assert {answer.json()["code"] for answer in answers} == {"engine_failed"}
+
+
+async def test_a_front_end_that_is_killed() -> None:
+    """Takes its own connections and items with it, and nobody else's; another takes its place."""
+    with serving(*SCRIPTED, ENGINE_SECONDS="2", **LONG) as server:
+        async with clients() as client:
+            waiting = [post(client, server) for _ in range(40)]
+            await server.wait_until("shoal_batches_in_flight", 1)
+            await server.wait_until("shoal_queue_length", 40 - sum(server.batches()))
+            before = server.processes()
+            os.kill(before[FRONT_ENDS[0]], signal.SIGKILL)
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            answered = [one for one in outcomes if isinstance(one, httpx.Response)]
+            await settled(server)
+            again = await asyncio.gather(*(post(client, server) for _ in range(16)))
+            total = await scraped(client, server)
+        after = server.processes()
+        assert server.stop() == 0
+    assert 0 < len(answered) < 40, "both had some"
+    assert {answer.status_code for answer in (*answered, *again)} == {200}
+    assert all(isinstance(one, httpx.Response | httpx.TransportError) for one in outcomes)
+    assert sum(server.batches()) <= len(answered) + 16 + 8, "but for the batch that was under way"
+    assert total["shoal_request_duration_seconds_count"] == len(answered) + 16
+    assert after.pop(FRONT_ENDS[0]) != before.pop(FRONT_ENDS[0]) and after == before
+
+
+async def test_deaths_under_load() -> None:
+    """Nobody waits for long; whoever is not answered hears why, or loses the connection to the
+    front end that died; in the end all is well."""
+    outcomes: list[tuple[str, float]] = []
+    leaving = False
+
+    async def ask(server: Server) -> None:
+        async with httpx.AsyncClient(timeout=30) as client:  # keeps its connection
+            while not leaving:
+                asked = time.monotonic()
+                try:
+                    answer = await client.post(f"{server.url}/predict", files={"img": HORSE})
+                    told = answer.json()
+                    outcome = told.get("code") or told["class"]
+                except httpx.TransportError:
+                    outcome = "lost"
+                outcomes.append((outcome, time.monotonic() - asked))
+
+    with serving(*SCRIPTED, ENGINE_SECONDS="0.01", ENGINE_LOAD_SECONDS="0.5") as server:
+        load = [asyncio.create_task(ask(server)) for _ in range(12)]
+        for name in ("engine", FRONT_ENDS[1], "engine"):
+            await asyncio.sleep(0.3)
+            before = server.processes()[name]
+            os.kill(before, signal.SIGKILL)
+            async with asyncio.timeout(30):
+                while server.processes()[name] == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            await settled(server)
+        leaving = True
+        await asyncio.gather(*load)
+        async with clients() as client:
+            last = await asyncio.gather(*(post(client, server) for _ in range(16)))
+        assert server.stop() == 0
+    told = Counter(outcome for outcome, _ in outcomes)
+    assert told.keys() <= {"horse", "not_ready", "deadline_unreachable", "lost"}
+    assert told["horse"] > 50 and told["not_ready"] > 0
+    assert told["lost"] <= 12, "at most what a front end had"
+    assert max(seconds for _, seconds in outcomes) < 10, "on a machine with other work"
+    assert {answer.status_code for answer in last} == {200}
+
+
+async def test_a_supervisor_that_is_killed(tmp_path: pathlib.Path) -> None:
+    """Leaves no process behind, however busy they are, and no folder."""
+    with serving(*SCRIPTED, ENGINE_SECONDS="30", TMPDIR=str(tmp_path), **LONG) as server:
+        pids = server.processes().values()
+        (folder,) = os.listdir(tmp_path)
+        assert stat.S_IMODE(os.stat(tmp_path / folder).st_mode) == 0o700
+        async with clients() as client:
+            waiting = [post(client, server) for _ in range(16)]
+            await server.wait_until("shoal_batches_in_flight", 1)
+            os.kill(server.pid, signal.SIGKILL)
+            await until_gone(*pids)
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    answers = [one for one in outcomes if isinstance(one, httpx.Response)]
+    assert {answer.json()["code"] for answer in answers} <= {"not_ready"}, "the engine went first"
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("everybody", [True, False], ids=["everybody", "the supervisor"])
+async def test_stop_loses_nothing(everybody: bool) -> None:
+    """Requests in flight when the signal arrives are answered by whoever has them; the service
+    ends with 0, and so do all of its processes, also where each is told to, as by systemd."""
+    with serving(*SCRIPTED, ENGINE_SECONDS="1", **LONG) as server:
+        async with clients() as client:
+            requests = [post(client, server) for _ in range(32)]
+            await server.wait_until("shoal_batches_in_flight", 1)
+            await server.wait_until("shoal_queue_length", 32 - sum(server.batches()))
+            for pid in server.processes().values() if everybody else ():
+                os.kill(pid, signal.SIGTERM)
+            status = await asyncio.to_thread(server.stop, signal.SIGTERM)
+            responses = await asyncio.gather(*requests)
+    assert status == 0
+    assert [response.status_code for response in responses] == [200] * 32
+    assert not any(map(alive, server.processes().values()))
+
+
+async def test_ctrl_c_twice() -> None:
+    """Leaves at once, whoever still waits; after the first, nobody new is let in."""
+    with serving(*SCRIPTED, ENGINE_SECONDS="30", **LONG) as server:
+        async with clients() as client:
+            waiting = [post(client, server) for _ in range(4)]
+            await server.wait_until("shoal_batches_in_flight", 1)
+            os.kill(server.pid, signal.SIGINT)
+            await asyncio.to_thread(server.wait_for_log, "stopping")
+            async with asyncio.timeout(10):
+                with contextlib.suppress(httpx.ConnectError):
+                    while True:
+                        await client.get(f"{server.url}/healthz")
+            began = time.monotonic()
+            assert await asyncio.to_thread(server.stop, signal.SIGINT) == 130
+            assert time.monotonic() - began < 2
+            await asyncio.gather(*waiting, return_exceptions=True)
+    assert not any(map(alive, server.processes().values()))
+
+
+def test_a_model_that_does_not_load_ends_the_service() -> None:
+    """At once: another attempt would end the same way. The log says why."""
+    with Server(*SCRIPTED, SHOAL_WORKERS="2", ENGINE_ERROR="load") as server:
+        assert server.wait() == 1
+        messages = [record["message"] for record in server.log()]
+        assert sum(message.endswith("the engine was told to fail") for message in messages) == 1
+        assert not any(map(alive, server.processes().values()))

@@ -1,0 +1,359 @@
+"""Both ends of the socket in one process: what a front end submits, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
+from model_store.engine import Image
+from model_store.manifest import BadModel, Identity
+from service.errors import LoadFailed, NotReady, UnknownModel, Unloaded
+from service.local import Local
+from service.metrics import Metrics
+from service.repository import Repository
+from service.serving import Classified
+from service.settings import Settings
+from service.workers import frames
+from service.workers.hub import Hub
+from service.workers.link import HIGH_WATER
+from service.workers.refusals import Unexpected
+from service.workers.remote import SOCKET, Remote
+from tests.fakes import MODEL, FakeEngine
+from tests.service.test_repository import add
+
+
+def image(red: int) -> Image:
+    return np.full((32, 32, 3), red, np.uint8)
+
+
+class Pair:
+    """An engine's process and its front ends, as far as sockets can tell."""
+
+    def __init__(self, folder: pathlib.Path, engine: FakeEngine, settings: Settings) -> None:
+        self.folder = folder
+        self.loads: list[str] = []
+        self.local = Local(
+            settings,
+            engine.load,
+            Metrics(),
+            on_failure=lambda: None,
+            on_change=lambda: self.hub.announce(),
+        )
+        self.hub = Hub(self.local, Repository(settings, self.local, self.loads.append))
+        self.address = socket.socket(socket.AF_UNIX)
+        self.address.bind(str(folder / SOCKET))
+        self.address.listen()
+
+    @asynccontextmanager
+    async def engine(self) -> AsyncIterator[None]:
+        async with self.hub.serving(self.address.dup()), self.local.running():
+            yield
+
+    @asynccontextmanager
+    async def front_end(self) -> AsyncIterator[Remote]:
+        remote = Remote(str(self.folder))
+        async with remote.running():
+            await until(lambda: remote.started)
+            yield remote
+
+    async def until_queued(self, count: int) -> None:
+        await until(lambda: self.local.batcher.queued == count)
+
+
+async def outcomes(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(happened: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not happened():  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def pair(tmp_path: pathlib.Path, engine: FakeEngine) -> Iterator[Pair]:
+    for version in "7", "8":
+        add(tmp_path, version)
+    settings = Settings(model="fake", model_version="7", model_store=tmp_path, max_queue_size=8)
+    pair = Pair(tmp_path, engine, settings)
+    with pair.address:
+        yield pair
+
+
+async def test_an_answer(pair: Pair) -> None:
+    """Says what the network found, which version it was, and how long it took."""
+    async with pair.engine(), pair.front_end() as remote:
+        answers = await asyncio.gather(*(remote.submit(image(red), 5) for red in range(8)))
+        for red, answer in enumerate(answers):
+            assert answer.value.model == MODEL
+            assert np.argmax(answer.value.probabilities) == red
+            assert answer.value.probabilities[red] == np.float32(0.91)
+            assert answer.queue_seconds > 0 and answer.infer_seconds > 0
+            assert answer.batch_size <= answer.bucket <= 8
+
+
+async def test_what_is_ready(pair: Pair) -> None:
+    """A front end knows what serves and how it does."""
+    async with pair.engine(), pair.front_end() as remote:
+        assert remote.started == pair.local.started
+        assert await remote.figures() == await pair.local.figures()
+
+
+async def test_batches_fill_across_front_ends(pair: Pair, engine: FakeEngine) -> None:
+    """What waits is computed together, whoever brought it."""
+    engine.seconds = 0.05
+    async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
+        first = asyncio.create_task(one.submit(image(0), 5))
+        await until(engine.called.is_set)
+        rest = [remote.submit(image(1), 5) for remote in (one, two) for _ in range(4)]
+        await asyncio.gather(first, *rest)
+    assert engine.batches == [1, 8]
+
+
+async def test_refusals(pair: Pair, engine: FakeEngine) -> None:
+    """The front end raises what the batcher raised, with the seconds to wait."""
+    engine.seconds = 0.5
+    engine.warm_up_seconds = {8: [0.5] * 3}
+    async with pair.engine(), pair.front_end() as remote:
+        first = asyncio.create_task(remote.submit(image(0), 5))
+        await until(engine.called.is_set)
+        with pytest.raises(DeadlineUnreachable) as unreachable:
+            await remote.submit(image(1), 0.3)
+        assert 0 < unreachable.value.retry_after < 5
+        waiting = [asyncio.create_task(remote.submit(image(1), 5)) for _ in range(8)]
+        await pair.until_queued(8)
+        with pytest.raises(QueueFull) as full:
+            await remote.submit(image(2), 5)
+        assert 0 < full.value.retry_after < 5
+        await asyncio.gather(first, *waiting)
+        await pair.local.batcher.drain()
+        with pytest.raises(Draining):
+            await remote.submit(image(3), 5)
+
+
+async def test_an_engine_that_fails(pair: Pair, engine: FakeEngine) -> None:
+    """Is told to the caller of each item."""
+    engine.error = RuntimeError("the fan is off")
+    async with pair.engine(), pair.front_end() as remote:
+        with pytest.raises(EngineFailed, match="the fan is off"):
+            await remote.submit(image(0), 5)
+
+
+async def test_time_is_up(pair: Pair, engine: FakeEngine) -> None:
+    """The front end watches the deadline, also of an item that is being computed."""
+    engine.seconds = 0.6
+    engine.warm_up_seconds = {8: [0.001] * 3}
+    async with pair.engine(), pair.front_end() as remote:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await remote.submit(image(0), 0.1)
+        assert 0.09 < time.monotonic() - began < 0.5
+        assert np.argmax((await remote.submit(image(1), 5)).value.probabilities) == 1
+
+
+async def test_who_is_cancelled_leaves_the_queue(pair: Pair, engine: FakeEngine) -> None:
+    """In the engine's process, at once; nobody computes it."""
+    engine.seconds = 0.2
+    async with pair.engine(), pair.front_end() as remote:
+        first = asyncio.create_task(remote.submit(image(0), 5))
+        await until(engine.called.is_set)
+        gone, kept = (asyncio.create_task(remote.submit(image(1), 5)) for _ in range(2))
+        await pair.until_queued(2)
+        gone.cancel()
+        await pair.until_queued(1)
+        await asyncio.gather(first, kept)
+    assert engine.batches == [1, 1]
+
+
+async def test_a_front_end_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
+    """Takes its items with it, and nobody else's."""
+    engine.seconds = 0.2
+    async with pair.engine(), pair.front_end() as kept:
+        first = asyncio.create_task(kept.submit(image(0), 5))
+        await until(engine.called.is_set)
+        async with pair.front_end() as gone:
+            lost = [asyncio.create_task(gone.submit(image(1), 5)) for _ in range(5)]
+            stays = asyncio.create_task(kept.submit(image(2), 5))
+            await pair.until_queued(6)
+        await pair.until_queued(1)
+        assert [type(error) for error in await outcomes(lost)] == [NotReady] * 5
+        assert np.argmax((await stays).value.probabilities) == 2
+        await first
+    assert engine.batches == [1, 1]
+
+
+async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
+    """Whoever waits hears so at once; whoever comes, too; and its successor is found."""
+    engine.seconds = 0.2
+    async with pair.engine(), pair.front_end() as remote:
+        waiting = [asyncio.create_task(remote.submit(image(0), 5)) for _ in range(3)]
+        await until(engine.called.is_set)
+        for link in tuple(pair.hub.links):
+            link.close()
+        began = time.monotonic()
+        assert [type(error) for error in await outcomes(waiting)] == [NotReady] * 3
+        assert time.monotonic() - began < 0.15
+        with pytest.raises(NotReady):
+            await remote.submit(image(0), 5)
+        assert await remote.figures() is None
+        await until(lambda: remote.started)
+        answer = await remote.submit(image(4), 5)
+        assert np.argmax(answer.value.probabilities) == 4
+
+
+async def test_the_moment_in_which_the_link_is_lost(pair: Pair) -> None:
+    """Nothing more is sent into it: nobody would hear what becomes of that."""
+    async with pair.engine(), pair.front_end() as remote:
+        assert remote._link is not None
+        remote._link.lost()
+        assert remote.started is None
+        with pytest.raises(NotReady):
+            await remote.submit(image(0), 5)
+
+
+async def test_another_version(pair: Pair) -> None:
+    """Loaded through one front end it serves for all, and each answer says who computed it."""
+    async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
+        assert await one.load("fake", "8") == Identity(name="fake", version="8")
+        assert pair.loads == ["loaded"]
+        for remote in (one, two):
+            answer = await remote.submit(image(7), 5)
+            assert answer.value.model.version == "8"
+            assert remote.started and remote.started.model == answer.value.model
+        index = {version["version"]: version["state"] for version in await two.index()}
+        assert index == {"7": "UNAVAILABLE", "8": "READY"}
+        assert (await two.reload()).version == "7"
+        assert (await one.submit(image(7), 5)).value.model.version == "7"
+
+
+async def test_a_version_that_is_computing(pair: Pair, engine: FakeEngine) -> None:
+    """When another takes its place still answers under its own name."""
+    engine.seconds = 0.1
+    async with pair.engine(), pair.front_end() as remote:
+        old = asyncio.create_task(remote.submit(image(7), 5))
+        await until(engine.called.is_set)
+        await remote.load("fake", "8")
+        new = asyncio.create_task(remote.submit(image(7), 5))
+        assert (await old).value.model.version == "7"
+        assert (await new).value.model.version == "8"
+
+
+async def test_no_version(pair: Pair) -> None:
+    """Unloaded through one front end it is gone for all, and they know that it was wanted so."""
+    async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
+        await one.unload("fake")
+        await until(lambda: two.started is None)
+        assert one.unloaded and two.unloaded
+        with pytest.raises(Unloaded):
+            await two.submit(image(0), 5)
+        assert await two.figures() is None
+        await two.load("fake", "7")
+        await until(lambda: one.started)
+        assert not one.unloaded
+
+
+async def test_a_load_that_fails(pair: Pair, engine: FakeEngine) -> None:
+    """Is told in the words of the repository, and nothing has changed."""
+    engine.load_error = BadModel("its SHA-256 differs")
+    async with pair.engine(), pair.front_end() as remote:
+        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 goes on serving"):
+            await remote.load("fake", "8")
+        with pytest.raises(UnknownModel):
+            await remote.load("other")
+        with pytest.raises(Unexpected):
+            await remote._ask({"do": "dance"})
+        assert pair.loads == ["failed"]
+        assert (await remote.submit(image(7), 5)).value.model.version == "7"
+
+
+async def test_before_the_model_is_loaded(pair: Pair) -> None:
+    """There is a link and nothing is ready; a submit that comes too early is refused."""
+    remote = Remote(str(pair.folder))
+    async with pair.hub.serving(pair.address.dup()), remote.running():
+        await until(lambda: pair.hub.links)
+        assert remote.started is None
+        with pytest.raises(NotReady):
+            await remote.submit(image(0), 5)
+
+
+async def test_an_engine_that_does_not_read(pair: Pair) -> None:
+    """Costs a front end no more memory than a few mebibytes: then it refuses."""
+    remote = Remote(str(pair.folder))
+    async with remote.running(), asyncio.timeout(30):
+        accepted, _ = await asyncio.to_thread(pair.address.accept)
+        with accepted:
+            await until(lambda: remote._link)
+            fits = HIGH_WATER // frames.IMAGE_BYTES
+            waiting = [asyncio.create_task(remote.submit(image(0), 30)) for _ in range(fits * 2)]
+            await asyncio.sleep(0.1)
+            with pytest.raises(QueueFull):
+                await remote.submit(image(0), 30)
+            for task in waiting:
+                task.cancel()
+            await outcomes(waiting)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"GET / HTTP/1.1\r\nHost: engine\r\n\r\n",
+        frames.answer(1, frames.Answer(0.1, 1, 1, 1, b"")),
+        frames.submit(1, float("nan"), bytes(frames.IMAGE_BYTES)),
+        2 * frames.submit(1, 1e9, bytes(frames.IMAGE_BYTES)),
+    ],
+    ids=["http", "an answer", "no deadline", "a number twice"],
+)
+async def test_who_sends_nonsense(
+    pair: Pair, engine: FakeEngine, nonsense: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Is cut off, with a line in the log; others are served on."""
+    async with pair.engine(), pair.front_end() as remote:
+        reader, writer = await asyncio.open_unix_connection(str(pair.folder / SOCKET))
+        writer.write(nonsense)
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionResetError):
+                while await reader.read(1000):
+                    pass
+        writer.close()
+        assert "link between two processes is broken" in caplog.text
+        assert isinstance((await remote.submit(image(1), 5)).value, Classified)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        frames.answer(1, frames.Answer(0.1, 1, 1, 9, bytes(40))),
+        frames.refusal(1, frames.Refusal(99, 0.0, "")),
+        frames.submit(1, 1.0, bytes(frames.IMAGE_BYTES)),
+        frames.message(frames.STATE, 0, {"started": {}}),
+        frames.message(frames.MODEL, 1, {"name": "fake"}),
+    ],
+    ids=["no such model", "no such reason", "a submit", "half a state", "half a model"],
+)
+async def test_an_engine_that_sends_nonsense(pair: Pair, nonsense: bytes) -> None:
+    """Is left, and whoever waits hears so at once."""
+    remote = Remote(str(pair.folder))
+    async with remote.running(), asyncio.timeout(10):
+        accepted, _ = await asyncio.to_thread(pair.address.accept)
+        with accepted:
+            await until(lambda: remote._link)
+            waiting = asyncio.create_task(remote.submit(image(0), 5))
+            await asyncio.sleep(0)
+            accepted.sendall(nonsense)
+            with pytest.raises(NotReady):
+                await waiting
