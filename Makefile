@@ -35,7 +35,7 @@ serve: $(VENV)/$(EXTRA) ## set up what is missing, then serve on http://127.0.0.
 	@$(ADDRESS) exec $(RUN) -m service
 
 test: $(VENV)/dev ## run all tests; ARGS="-k decode -x" goes to pytest
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -m "not faults" $(ARGS)
 
 check: $(VENV)/dev ## what every commit must pass: format, lint, types, fast tests
 	$(RUN) -m ruff format --check --quiet
@@ -143,6 +143,24 @@ $(VENV)/cyclonedx: | $(VENV)/$(EXTRA)
 # The constraint gives every lock file the same version of a package, so that they combine.
 LOCK = $(VENV)/uv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
 	--python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+
+# --- Faults, hostile clients and time: docs/reliability.md. -------------------------------------
+
+.PHONY: test-faults chaos soak fuzz
+
+test-faults: $(VENV)/dev ## faults and hostile clients in real processes, some minutes
+	$(RUN) -m pytest tests/faults $(ARGS)
+
+chaos: $(VENV)/dev ## all of it at once, every request accounted for; ARGS="--minutes 30"
+	@exec $(RUN) -m tests.faults.chaos $(ARGS)
+
+soak: $(VENV)/dev ## does anything grow under lasting load? ARGS="--minutes 60"
+	@exec $(RUN) -m tests.faults.soak $(ARGS)
+
+CORPUS ?= $(HOME)/.cache/shoal-fuzz
+
+fuzz: $(VENV)/dev ## fuzz what reads strangers' bytes; ARGS="--seconds 60", CORPUS=folder
+	@exec $(RUN) -m tests.faults.fuzz --corpus $(CORPUS) $(ARGS)
 
 # --- Benchmarks. Whom we are compared with has an environment of its own, below .bench/. ---------
 

@@ -5,12 +5,17 @@ read, takes heads of any length, and reads on as long as anybody sends after a r
 before its end. Here
 - a head must be complete within `HEAD_SECONDS` of its first byte and `HEAD_BYTES`;
 - a connection on which nothing arrives is closed after the keep-alive time, also the first time;
+- what surrounds a body (sizes and extensions of its chunks, trailers) has `HEAD_BYTES`, too, and
+  trailers are passed over;
 - a request that was answered before its end may go on for `REST_SECONDS`, so that its client has
   a chance to read the answer, and is then cut off;
 - a client that takes nothing of its answer for `READ_SECONDS` is cut off;
 - there are only so many connections, and `connections` says which makes room for another.
 
-How long a body may take is the route's to say. Bad requests get their 400 as a problem, too.
+How long a body may take is the route's to say. Bad requests get their 400 as a problem, too, also
+those without a Host or with several (RFC 9112, section 3.2). An offer to upgrade is passed over
+(RFC 9110, section 7.8): the parser would drop the body of a request that makes one, as Java's own
+client does with h2c.
 
 And an answer is written in one go, where uvicorn writes its head and its body apart.
 """
@@ -21,7 +26,12 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from service import errors
 from service.connections import Connections
@@ -30,6 +40,8 @@ HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 REST_SECONDS = 2.0
 READ_SECONDS = 30.0
+FRAME = 16
+"""Bytes around a byte of a body that are fair: `1;\\r\\n`, the byte, `\\r\\n`, and some."""
 GATHERED_BYTES = 64 * 1024
 
 
@@ -74,8 +86,7 @@ class Outgoing(asyncio.Transport):
 class Connection(HttpToolsProtocol):
     server_state: Connections
     _timer: asyncio.TimerHandle | None = None
-    _in_head = False
-    _head_bytes = 0
+    _frame_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         admitted = self.server_state.admit()
@@ -96,26 +107,44 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self.transport.is_closing():
-                return
-            if self._head_bytes > HEAD_BYTES:
-                self._refuse(errors.HEAD_TOO_LARGE)
-            elif self._timer is None:  # most heads are whole by now
-                self._within(HEAD_SECONDS, self.timeout_keep_alive_handler)
+        self._frame_bytes += len(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._begin_without_upgrade(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(errors.BAD_REQUEST)
+        if self.transport.is_closing():
+            return
+        if self._frame_bytes > HEAD_BYTES:
+            self._refuse(errors.HEAD_TOO_LARGE)
+        elif self._in_head and self._timer is None:  # most heads are whole by now
+            self._within(HEAD_SECONDS, self.timeout_keep_alive_handler)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = True
         self._at_ease()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else it is a trailer
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._frame_bytes = False, 0
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+            raise ValueError("not one Host")  # the parser makes it one of its own errors
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return  # it begins again, as soon as the parser has said so
         self._at_ease()
         self.server_state.goes_on(self)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._frame_bytes = max(0, self._frame_bytes - (1 + FRAME) * len(body))
+        super().on_body(body)
 
     def on_response_complete(self) -> None:
         self._outgoing.flush()
@@ -127,6 +156,9 @@ class Connection(HttpToolsProtocol):
                 self.server_state.waits(self)
 
     def on_message_complete(self) -> None:
+        self._frame_bytes = 0
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         if self.cycle.response_complete:  # the rest has come
             self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
@@ -140,11 +172,21 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._at_ease()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(errors.BAD_REQUEST)
+    def _begin_without_upgrade(self, rest: bytes) -> None:
+        """The request whose head has just been read, as if it had not offered to upgrade."""
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's is
+        self.data_received(b"\r\n".join([*head, b"", b""]) + rest)
 
     def _refuse(self, problem: errors.Problem) -> None:
         """Answer what never became a request, and hang up."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # another answer is under way
+            return
         response = errors.answer(problem, None, os.urandom(16).hex())
         head = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
         self.transport.write(

@@ -17,7 +17,7 @@ FIELD = b"img"
 MAX_OTHERS = 63
 _USUAL_FORM = re.compile(r"multipart/form-data; boundary=([\w'+.-]{1,70})", re.ASCII)
 _ONLY_HEAD = re.compile(
-    rb'\r\ncontent-disposition: form-data; name="img"(?:; filename="[^"\\\r\n]*")?\r\n'
+    rb'\r\ncontent-disposition: form-data; name="(?-i:img)"(?:; filename="[^"\\\r\n]*")?\r\n'
     rb"(?:content-(?:type|length): [\w/.+-]+\r\n)*\r\n",
     re.IGNORECASE,
 )

@@ -82,7 +82,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if sockets:  # about which uvicorn says nothing
             self._log_started_message(sockets)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._start_reload)
+        loop = asyncio.get_running_loop()
+        # Not the loop's own way: it would give the system's default, which is to die, its place
+        # back as soon as the loop is closed.
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload))
 
     def _start_reload(self) -> None:
         task = asyncio.get_running_loop().create_task(reload(self._app))
@@ -106,6 +109,7 @@ class Server(uvicorn.Server):
         spent = max(0.0, time.monotonic() - started - LINGER)
         self.config.timeout_graceful_shutdown = max(1, round(self._shutdown_timeout - spent))
         await super().shutdown(sockets)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     async def _wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         end = time.monotonic() + seconds

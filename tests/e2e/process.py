@@ -106,6 +106,9 @@ class Server:
         self._process.send_signal(number)
         return self.wait()
 
+    def running(self) -> bool:
+        return self._process.poll() is None
+
     def wait(self) -> int:
         return self._process.wait(PATIENCE)
 
@@ -117,6 +120,10 @@ class Server:
     def log(self) -> list[dict[str, Any]]:
         """All records so far."""
         return [json.loads(line) for line in self._log]
+
+    def log_of(self, message: str) -> dict[str, Any]:
+        """The last record with that message."""
+        return [record for record in self.log() if record["message"] == message][-1]
 
     def batches(self) -> list[int]:
         """Sizes of the batches that a scripted engine was handed so far."""

@@ -42,6 +42,7 @@ def parsed(body: bytes) -> bytes | None:
         (form((b'Content-Disposition: form-data; name="img"', b"pixels")), b"pixels"),
         (form((IMG, b"")), None),
         (form((b'Content-Disposition: form-data; name="note"', b"pixels")), None),
+        (form((b'Content-Disposition: form-data; name="IMG"', b"pixels")), None),
         (form((IMG + b"\r\nContent-Transfer-Encoding: base64", b"cGl4")), None),
         (form((IMG, b"one"), (IMG, b"two")), None),
         (form((IMG, b"pixels"), end=b"--\r\nand more"), None),

@@ -1,0 +1,86 @@
+"""Fuzzes what reads strangers' bytes, by coverage: decoding, forms, and `.params` files.
+
+    python -m tests.faults.fuzz --seconds 60 --seeds FOLDER --corpus FOLDER
+
+The corpus grows in its folder from run to run, and begins with the seeds and with what the tests
+make; both stay outside of the repository. Exit status 1 on a find, whose file is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from tests.e2e.process import ROOT
+from tests.model_store.fuzz_params import sound_files
+from tests.service import synthetic
+
+TARGETS = ("decode", "form", "params")
+EXECUTED = re.compile(r"stat::number_of_executed_units: +(\d+)")
+LONGEST = 25
+"""Seconds for one input; and megabytes for the process:"""
+MEMORY = 2048
+
+
+def seeds(target: str) -> list[bytes]:
+    """What the tests make, where it is small."""
+    if target == "params":
+        return sound_files()
+    pictures = [*synthetic.served().values(), *synthetic.bombs().values()]
+    small = [data for data in pictures if len(data) < 10_000]
+    if target == "decode":
+        return small
+    part = b'--b\r\nContent-Disposition: form-data; name="img"; filename="a"\r\n\r\n'
+    return [b"\x20b\n" + part + data + b"\r\n--b--\r\n" for data in [b"", b"x", *small[:3]]]
+
+
+def fuzz(target: str, corpus: pathlib.Path, more: pathlib.Path | None, seconds: int) -> int | None:
+    """Executions; None where something was found."""
+    finds = corpus / "finds"
+    own = corpus / target
+    given = corpus / "seeds" / target
+    for folder in (own, given, finds):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(seeds(target)):
+        (given / f"{number}").write_bytes(data)
+    folders = [own, given, *([more] if more and target == "decode" else [])]
+    command = [sys.executable, "-m", "tests.faults.fuzz_target", target, *map(str, folders)]
+    command += [f"-max_total_time={seconds}", f"-timeout={LONGEST}", f"-rss_limit_mb={MEMORY}"]
+    command += ["-print_final_stats=1", "-max_len=20000", f"-artifact_prefix={finds}/{target}-"]
+    environment = {**os.environ, "TMPDIR": os.fspath(given.parent)}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    executed = EXECUTED.search(run.stderr)
+    if run.returncode or executed is None:
+        print(run.stderr[-4000:], file=sys.stderr)
+        return None
+    return int(executed[1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fuzzes what reads strangers' bytes.")
+    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--corpus", type=pathlib.Path, required=True, help="where it grows")
+    parser.add_argument("--seeds", type=pathlib.Path, help="folder of images to begin with, too")
+    parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help=str(TARGETS))
+    options = parser.parse_args()
+    corpus: pathlib.Path = options.corpus.resolve()
+    if corpus.is_relative_to(ROOT):
+        parser.error("the corpus is not for the repository: name another folder")
+    found = False
+    for target in options.targets:
+        executions = fuzz(target, corpus, options.seeds, options.seconds)
+        kept = len([*(corpus / target).iterdir()])
+        if executions is None:
+            found = True
+            print(f"{target:8} FOUND something: {corpus / 'finds'}")
+        else:
+            print(f"{target:8} {executions:>12,} executions, no find, corpus of {kept:,}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

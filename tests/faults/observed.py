@@ -1,0 +1,41 @@
+"""The real service, which says once a second how many tasks its event loop had at the fewest: what
+is left between requests, and grows if tasks are forgotten.
+Run as `python -m tests.faults.observed`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from model_store.engine import GluonEngine
+from service.__main__ import serve
+from service.app import create_app, load_engine
+from service.logs import configure, log
+from service.settings import Settings, load_settings
+
+OBSERVED = ("-m", "tests.faults.observed")
+LOOKS = 50
+
+
+@asynccontextmanager
+async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
+    async def observe() -> None:
+        while True:
+            fewest = len(asyncio.all_tasks())
+            for _ in range(LOOKS):
+                await asyncio.sleep(1 / LOOKS)
+                fewest = min(fewest, len(asyncio.all_tasks()))
+            log.warning("tasks", extra={"fields": {"tasks": fewest}})
+
+    async with load_engine(settings) as engine:
+        observing = asyncio.create_task(observe())
+        yield engine
+        observing.cancel()
+
+
+if __name__ == "__main__":
+    settings = load_settings()
+    configure(settings)
+    sys.exit(serve(create_app(settings, load), settings))

@@ -1,0 +1,106 @@
+"""Everything hostile at once, and what it does to the memory and to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+
+import httpx
+import pytest
+
+from tests.e2e.process import Server
+from tests.faults.faulty import FAULTY
+from tests.faults.process import resident
+from tests.faults.wire import exchange
+from tests.service import synthetic
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+SECONDS = 20
+CLIENTS = 24
+MEGABYTE = 2**20
+PIXELS, UPLOADS, ONE = 8_000_000, 64 * MEGABYTE, 8 * MEGABYTE
+BOUND = UPLOADS / MEGABYTE + 13 * PIXELS / MEGABYTE + CLIENTS * 128 / 1024
+"""What docs/reliability.md says, in MB, beside what the process has at rest."""
+SLACK = 48
+"""MB that allocators keep."""
+LONGEST = 0.05
+
+
+def post(kind: bytes, body: bytes) -> bytes:
+    return (
+        b"POST /predict HTTP/1.1\r\nHost: shoal\r\nConnection: close\r\nContent-Type: %b\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (kind, len(body), body)
+    )
+
+
+def hostile() -> list[bytes]:
+    form = b"multipart/form-data; boundary=b"
+    others = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\ny\r\n' * 50_000
+    big = synthetic.encode(synthetic.flat("RGB", 7, side=2800), "PNG")
+    return [
+        *(post(b"image/png", bomb) for bomb in synthetic.bombs().values()),
+        post(b"image/png", big),
+        post(b"image/png", bytes(ONE)),
+        post(b"image/jpeg", b"\xff\xd8" + b"\xff" * (ONE - 2)),
+        post(form, others),
+        post(form, b"--b\r\nX: " + b"y" * (ONE - 8)),
+        post(form, b"\r\n--" * (ONE // 4)),
+        post(form, b'--b\r\nContent-Disposition: form-data; name="img"\r\n\r\n' + bytes(ONE - 100)),
+    ]
+
+
+async def probe(url: str, until: float) -> list[float]:
+    """Seconds that each answer of /healthz took."""
+    took = []
+    async with httpx.AsyncClient(timeout=30) as client:
+        while time.monotonic() < until:
+            began = time.perf_counter()
+            assert (await client.get(f"{url}/healthz")).status_code == 200
+            took.append(time.perf_counter() - began)
+            await asyncio.sleep(0.01)
+    return took
+
+
+async def test_all_at_once() -> None:
+    """24 clients send whatever is hostile for 20 s: memory stays within its bound, the event loop
+    is never held for 50 ms, and a lone prober is answered all the while."""
+    limits = {
+        "SHOAL_MAX_UPLOAD_BYTES": str(ONE),
+        "SHOAL_MAX_UPLOAD_MEMORY": str(UPLOADS),
+        "SHOAL_MAX_IMAGE_PIXELS": str(PIXELS),
+        "SHOAL_DECODE_THREADS": "2",
+    }
+    with Server(*FAULTY, **limits) as server:
+        server.wait_until_ready()
+        requests = itertools.cycle(hostile())
+        rest, most = resident(server.pid), 0.0
+        end = time.monotonic() + SECONDS
+        told: set[str] = set()
+
+        async def attack() -> None:
+            nonlocal most
+            while time.monotonic() < end:
+                told.update(await exchange(server, next(requests)))
+                most = max(most, resident(server.pid))
+
+        async with asyncio.TaskGroup() as group:
+            probing = group.create_task(probe(server.url, end))
+            for _ in range(CLIENTS):
+                group.create_task(attack())
+        assert server.stop() == 0
+        held = server.log_of("the loop")["held"]
+        problems = [r for r in server.log() if r["level"] in ("error", "critical")]
+    took = probing.result()
+    print(
+        f"memory {rest:.0f} MB, at most {most:.0f}; loop held for {1000 * held:.0f} ms; "
+        f"{len(took)} probes, median {1000 * statistics.median(took):.1f} ms, "
+        f"slowest {1000 * max(took):.0f} ms"
+    )
+    assert problems == []
+    assert {one.split()[0] for one in told} <= {"200", "400", "413", "415", "422", "503", "504"}
+    assert most - rest < BOUND + SLACK, f"{rest:.0f} MB became {most:.0f}"
+    assert held < LONGEST, f"the loop was held for {1000 * held:.0f} ms"
+    assert len(took) > SECONDS

@@ -1,0 +1,100 @@
+"""A real file system that is full, or read-only, in a mount namespace of the test's own."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.e2e.process import PATIENCE, REAL, ROOT
+from tests.service.conftest import png
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+
+def can_mount() -> bool:
+    try:
+        return subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="this system lets nobody mount")
+
+
+@contextmanager
+def serving(before: str, log: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    """The real service after the shell commands `before`, its output in the file `log`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    serve = f"exec {shlex.quote(sys.executable)} {shlex.join(REAL)} >>{log} 2>&1"
+    command = ["unshare", "-rm", "sh", "-ec", f"{before}\n{serve}"]
+    environment = {"SHOAL_PORT": port, "SHOAL_LOG_LEVEL": "debug", "SHOAL_LOG_FORMAT": "json"}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, text=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            end = time.monotonic() + PATIENCE
+            while time.monotonic() < end:
+                assert process.poll() is None, "the process ended"
+                try:
+                    if client.get("/readyz").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.05)
+            yield client, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(client: httpx.Client, count: int) -> list[int]:
+    return [client.post("/predict", files={"img": png(7)}).status_code for _ in range(count)]
+
+
+@needs_mounts
+def test_a_disk_that_fills_up(tmp_path: pathlib.Path) -> None:
+    """The log goes to a disk of 64 KiB, where temporary files would be, too: requests are answered
+    after it is full, and the end is a clean one."""
+    disk = shlex.quote(str(tmp_path))
+    before = f"mount -t tmpfs -o size=64k none {disk}; export TMPDIR={disk} HOME={disk}"
+    with serving(before, f"{disk}/log") as (client, process):
+        namespace = pathlib.Path(f"/proc/{process.pid}/root{tmp_path}")
+        assert answers(client, 300) == [200] * 300
+        full = os.statvfs(namespace)
+        assert full.f_bavail == 0, "the disk was to be full"
+        assert answers(client, 100) == [200] * 100
+        (namespace / "log").write_text("")  # as logrotate does with copytruncate
+        assert answers(client, 20) == [200] * 20
+        lines = (namespace / "log").read_text(errors="replace")
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert '"request"' in lines, "the log goes on when there is room again"
+
+
+@needs_mounts
+def test_a_read_only_disk(tmp_path: pathlib.Path) -> None:
+    """Everything is read-only, as in the container of k8s/: starts, answers, stops."""
+    before = "mount --bind / / 2>/dev/null || true; mount -o remount,bind,ro / || exit 77"
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        probe = subprocess.run(
+            ["unshare", "-rm", "sh", "-ec", f"{before}\n! touch {shlex.quote(str(log))}"],
+            stdout=out,
+            stderr=out,
+        )
+    if probe.returncode:
+        pytest.skip("the root of this system cannot be made read-only: " + log.read_text())
+    with serving(before, "/dev/null") as (client, process):
+        assert answers(client, 20) == [200] * 20
+        process.terminate()
+        assert process.wait(PATIENCE) == 0

@@ -1,0 +1,192 @@
+"""Shapes of HTTP/1.1 by which requests are smuggled past a proxy, and absurd ones: each has one
+documented answer, and where a request ends is never in doubt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.process import Server
+from tests.e2e.test_overload import resident
+from tests.faults.faulty import FAULTY, Fault, picture
+from tests.faults.wire import ANOTHER, address, answers, exchange
+
+pytestmark = pytest.mark.slow
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\n"
+POST = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nContent-Type: image/png\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+BAD = ["400 bad_request"]
+"""And the connection ends: nothing behind it is taken for a request."""
+
+# What is refused for its framing. `12345` would be a bad image, and 0 chunks none at all.
+AMBIGUOUS = {
+    "length and chunks": POST + b"Content-Length: 5\r\n" + CHUNKED + b"0\r\n\r\n",
+    "chunks and length": POST + CHUNKED[:-2] + b"Content-Length: 5\r\n\r\n0\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+    "two equal lengths": POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n12345",
+    "a list of lengths": POST + b"Content-Length: 5, 5\r\n\r\n12345",
+    "+5": POST + b"Content-Length: +5\r\n\r\n12345",
+    "-5": POST + b"Content-Length: -5\r\n\r\n12345",
+    "0x5": POST + b"Content-Length: 0x5\r\n\r\n12345",
+    "a length beyond 64 bits": POST + b"Content-Length: 99999999999999999999\r\n\r\n12345",
+    "an empty length": POST + b"Content-Length: \r\n\r\n",
+    "space before the colon": POST + b"Content-Length : 5\r\n\r\n12345",
+    "space before that colon": POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "another coding": POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunks within another coding": POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+    "chunked twice": POST + CHUNKED[:-2] + CHUNKED + b"0\r\n\r\n",
+    "chunked and nonsense": POST + CHUNKED[:-2] + b"Transfer-Encoding: cow\r\n\r\n0\r\n\r\n",
+    "a vertical tab": POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "a folded header": GET + b"X: a\r\n b\r\n\r\n",
+    "a folded coding": POST + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "bare LF": GET.replace(b"\r\n", b"\n") + b"\n",
+    "bare CR": GET + b"X: a\rY: b\r\n\r\n",
+    "NUL": GET + b"X: a\0b\r\n\r\n",
+    "no colon": GET + b"Xabc\r\n\r\n",
+    "no name": GET + b": x\r\n\r\n",
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "two hosts": GET + b"Host: other\r\n\r\n",
+    "bare LF in an extension": POST + CHUNKED + b"5;a\n12345\r\n0\r\n\r\n",
+    "bare LF around a chunk": POST + CHUNKED + b"5\n12345\n0\n\n",
+    "space behind a size": POST + CHUNKED + b"5 \r\n12345\r\n0\r\n\r\n",
+    "a size of 0x5": POST + CHUNKED + b"0x5\r\n12345\r\n0\r\n\r\n",
+    "a size of -5": POST + CHUNKED + b"-5\r\n12345\r\n0\r\n\r\n",
+    "a size beyond 64 bits": POST + CHUNKED + b"10000000000000005\r\n12345\r\n0\r\n\r\n",
+    "more than the size says": POST + CHUNKED + b"5\r\n123456\r\n0\r\n\r\n",
+    "a length in a trailer": POST + CHUNKED + b"0\r\nContent-Length: 50\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/1.2": GET.replace(b"1.1", b"1.2") + b"\r\n",
+    "a method in small letters": GET.replace(b"GET", b"get") + b"\r\n",
+    "a tunnel": b"CONNECT shoal:1 HTTP/1.1\r\nHost: shoal\r\n\r\n",
+    "a tab in the first line": GET.replace(b" HTTP", b"\tHTTP") + b"\r\n",
+    "a space in the path": GET.replace(b"healthz", b"heal thz") + b"\r\n",
+    "raw bytes in the path": GET.replace(b"healthz", b"\xff\xfe") + b"\r\n",
+    "a path beyond 64 KiB": GET.replace(b"healthz", b"a" * 70_000) + b"\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+}
+PLAIN = {
+    "chunks": (POST + CHUNKED + b"5\r\n12345\r\n0\r\n\r\n", "400 bad_image"),
+    "chunks within gzip, as they are": (
+        POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n5\r\n12345\r\n0\r\n\r\n",
+        "400 bad_image",
+    ),
+    "a chunk's extension": (POST + CHUNKED + b"5;a=b\r\n12345\r\n0\r\n\r\n", "400 bad_image"),
+    "a trailer": (POST + CHUNKED + b"5\r\n12345\r\n0\r\nX-Request-ID: me\r\n\r\n", "400 bad_image"),
+    "a GET with a body": (GET + b"Content-Length: 5\r\n\r\n12345", "200"),
+    "empty lines before": (b"\r\n\r\n" + GET + b"\r\n", "200"),
+    "an absolute URL": (GET.replace(b" /", b" http://other/") + b"\r\n", "200"),
+    "TRACE": (GET.replace(b"GET", b"TRACE") + b"\r\n", "405 method_not_allowed"),
+    "OPTIONS *": (GET.replace(b"GET /healthz", b"OPTIONS *") + b"\r\n", "404 not_found"),
+    "dots": (GET.replace(b"/healthz", b"/../../etc/passwd") + b"\r\n", "404 not_found"),
+    "encoded dots": (GET.replace(b"/healthz", b"/%2e%2e/etc/passwd") + b"\r\n", "404 not_found"),
+    "an encoded NUL": (GET.replace(b"healthz", b"%00") + b"\r\n", "404 not_found"),
+    "no UTF-8": (GET.replace(b"healthz", b"%ff%c0%af") + b"\r\n", "404 not_found"),
+    "an encoded line break": (
+        GET.replace(b"healthz", b"healthz%0d%0aX:") + b"\r\n",
+        "404 not_found",
+    ),
+    "slashes": (GET.replace(b"/healthz", b"//////healthz") + b"\r\n", "404 not_found"),
+    "a path of 60,000 letters": (GET.replace(b"healthz", b"a" * 60_000) + b"\r\n", "404 not_found"),
+    "a query of 60,000": (GET.replace(b"healthz", b"healthz?" + b"a" * 60_000) + b"\r\n", "200"),
+    "another expectation": (
+        POST + b"Expect: 200-ok\r\nContent-Length: 5\r\n\r\n12345",
+        "400 bad_image",
+    ),
+}
+OFFERS = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "websocket": b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server(*FAULTY, SHOAL_UPLOAD_TIMEOUT="0.5") as server:
+        server.wait_until_ready()
+        yield server
+        assert server.stop() == 0
+        assert [record for record in server.log() if record["level"] in ("error", "critical")] == []
+
+
+@pytest.mark.parametrize("shape", AMBIGUOUS)
+async def test_what_two_could_read_differently_is_refused(server: Server, shape: str) -> None:
+    """With 400, and the connection ends before anything behind it is read."""
+    assert await exchange(server, AMBIGUOUS[shape] + ANOTHER) == BAD
+
+
+@pytest.mark.parametrize("shape", PLAIN)
+async def test_what_is_odd_and_plain_is_answered(server: Server, shape: str) -> None:
+    """And so is the request behind it, on the same connection."""
+    request, answer = PLAIN[shape]
+    assert await exchange(server, request + ANOTHER) == [answer, "200"]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+async def test_an_offer_to_upgrade_is_passed_over(server: Server, offer: str) -> None:
+    """With its body and what follows it, as it must be: Java's own client makes one each time."""
+    image = picture(Fault.NONE)
+    head = POST + OFFERS[offer] + b"Content-Length: %d\r\n\r\n" % len(image)
+    assert await exchange(server, head + image + ANOTHER) == ["200", "200"]
+    assert await exchange(server, head, image, ANOTHER, pause=0.05) == ["200", "200"]
+    assert await exchange(server, GET + OFFERS[offer] + b"\r\n" + ANOTHER) == ["200", "200"]
+
+
+async def test_expect_100_continue(server: Server) -> None:
+    """Who asks is told to go on, unless what it wants to send is refused already."""
+    image = picture(Fault.NONE)
+    head = POST + b"Expect: 100-continue\r\nContent-Length: "
+    told = await exchange(server, head + b"%d\r\n\r\n" % len(image), image, ANOTHER, pause=0.05)
+    assert told == ["100", "200", "200"]
+    assert await exchange(server, head + b"500000000\r\n\r\n") == ["413 body_too_large"]
+
+
+async def test_a_trailer_is_no_header(server: Server) -> None:
+    """Nothing that comes behind the body changes what came before it."""
+    reader, writer = await asyncio.open_connection(*address(server))
+    trailer = b"X-Request-ID: smuggled\r\n\r\n"
+    writer.write(POST + CHUNKED + b"5\r\n12345\r\n0\r\n" + trailer + ANOTHER)
+    told = await reader.read()
+    writer.close()
+    assert answers(told) == ["400 bad_image", "200"]
+    assert b"smuggled" not in told
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"0\r\n" + b"X: y\r\n" * 5_000_000,
+        b"0\r\nX: " + b"y" * 30_000_000,
+        b"5;" + b"a" * 30_000_000,
+    ],
+    ids=["trailers", "a long trailer", "a long extension"],
+)
+async def test_what_surrounds_a_body_is_bounded(server: Server, flood: bytes) -> None:
+    """30 MB around a body of 5 bytes: refused after 64 KiB, and memory holds."""
+    before = resident(server.pid)
+    told = await exchange(server, POST + CHUNKED + b"5\r\n12345\r\n" + flood)
+    assert told in (["431 head_too_large"], []), "a reset may overtake the answer"
+    assert resident(server.pid) - before < 5_000, "kB"
+
+
+async def test_a_body_in_single_bytes_is_read(server: Server) -> None:
+    """Five times its size in chunk sizes and line ends is no flood."""
+    image = picture(Fault.NONE) + bytes(100_000)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in image) + b"0\r\n\r\n"
+    assert await exchange(server, POST + CHUNKED + chunks + ANOTHER) == ["200", "200"]
+
+
+@pytest.mark.parametrize("length", [b"10", b"100000"])
+async def test_a_length_that_lies(server: Server, length: bytes) -> None:
+    """What is too much is the next request, and none; what is missing is not waited for long."""
+    image = picture(Fault.NONE)
+    told = await exchange(server, POST + b"Content-Length: " + length + b"\r\n\r\n" + image)
+    assert told == (BAD if length == b"10" else ["408 upload_timeout"])
+
+
+async def test_chunks_without_an_end(server: Server) -> None:
+    """The upload's time is up, whatever the last chunk was to be."""
+    told = await exchange(server, POST + CHUNKED + b"5\r\n12345\r\n")
+    assert told == ["408 upload_timeout"]
