@@ -103,6 +103,7 @@ class LatencyTable:
         self._batches += 1
         self._ran[kind] = self._batches
         self._doubt_the_stale(bucket)
+        self._agree_with(bucket)
         self._settle()
 
     def _doubt_the_stale(self, ran: int) -> None:
@@ -115,6 +116,17 @@ class LatencyTable:
                 self._heard.pop(kind, None)
                 if self._measured[i] > SLOWER * share * self._at_warm_up[i]:
                     self._measured[i] = share * self._at_warm_up[i]
+
+    def _agree_with(self, ran: int) -> None:
+        """Where a small batch looks slower than a large one, the one that ran last is right.
+
+        Were both kept, T(n) would be a mean of them, always too low for the one and too high for
+        the other, and correcting it would drive the two apart for ever.
+        """
+        place = bisect_left(self.buckets, ran)
+        newest = self._measured[place]
+        for i, seconds in enumerate(self._measured):
+            self._measured[i] = min(seconds, newest) if i < place else max(seconds, newest)
 
     def _learn_patience(self, kind: int, error: float) -> None:
         """A size has run for the first time since it was forgotten: was that right?"""

@@ -124,6 +124,18 @@ def test_a_size_that_was_right_when_it_last_ran_is_left_alone() -> None:
     assert t.seconds(16) > 1.2 * linear(16)
 
 
+def test_sizes_that_contradict_each_other_do_not_drive_the_table_apart() -> None:
+    """Small batches that take longer than large ones, because something else keeps the loop busy:
+    no size is expected to take much less than the fastest that ran, or more than the slowest."""
+    t = table()
+    for _ in range(200):
+        t.observe(64, linear(32))
+        t.observe(32, linear(64))
+        t.observe(16, linear(64))
+    assert all(0.9 * linear(1) < seconds < 1.5 * linear(64) for seconds in times(t))
+    assert t.seconds(16) > 0.9 * linear(32)
+
+
 def test_one_size_says_next_to_nothing_about_a_far_one() -> None:
     """A quiet hour of slow single items leaves the full batch where it was."""
     t = table()

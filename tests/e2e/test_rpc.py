@@ -366,7 +366,7 @@ def test_the_real_network(model: pathlib.Path, real: InferenceServerClient, form
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[InferenceServerClient]:
-    with Server(*REAL, **RPC) as server:
+def real(model: pathlib.Path) -> Iterator[InferenceServerClient]:
+    with Server(*REAL, SHOAL_MODEL_STORE=str(model.parents[1]), **RPC) as server:
         server.wait_until_ready()
         yield connect(server)
