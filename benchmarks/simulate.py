@@ -13,10 +13,11 @@ n/T(n)) over the whole run, which forgets that what was offered at one moment ca
 another; `kept`, the share of accepted requests answered within the SLO; median and 99th percentile
 of the accepted, in milliseconds.
 
-Then, target by target, in how many cells it is met, and of every other cell whether a bound forbids
-it. Two bounds are known beside the flow: the *clairvoyant*, who knows all arrivals in advance and
-whose device makes no noise; and, where the device slows down midway, the *unforeseen* change: the
-same flow by one who hears of it when the first batch after it can have ended.
+Then, target by target, in how many cells it is met, and of every other cell whether somebody who
+knows more misses it, too, which explains it and proves nothing. There are two such references: the
+*clairvoyant*, who knows all arrivals in advance and whose device makes no noise; and, where the
+device slows down midway, the *unforeseen* change: the same flow by one who hears of it when the
+first batch after it can have ended.
 
 At the end, in real time: how long a lone item waits before it is handed to the engine.
 """

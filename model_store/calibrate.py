@@ -6,7 +6,7 @@ what the probes give. The version it was made from stays as it is.
 
 What is learned from which images: the ranges from `SAMPLE` training images; the temperature from
 every other test image, and the calibration error from the rest, since a network is far surer of
-images it was trained on (docs/decisions/0020-temperature-from-test-images.md). Neither can change
+images it was trained on (docs/decisions/0025-temperature-from-test-images.md). Neither can change
 much about accuracy, which is measured on all test images: a temperature changes no class.
 """
 

@@ -1,4 +1,4 @@
-"""The targets: where they are met, where a bound forbids it, and where they are missed."""
+"""The targets: where they are met, where who knows more misses them, too, and where we alone do."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ class Target:
 
     name: str
     of: int = 0
-    forbidden: list[str] = field(default_factory=list)
+    explained: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
 
-    def judge(self, miss: str | None, forbidden: str | None = None) -> None:
-        """`miss` says what is missing, if anything; `forbidden` which bound does not allow it."""
+    def judge(self, miss: str | None, explained: str | None = None) -> None:
+        """`miss` says what is missing, if anything; `explained` who knows more and misses it."""
         self.of += 1
-        if miss and forbidden:
-            self.forbidden.append(f"{miss}; {forbidden}")
+        if miss and explained:
+            self.explained.append(f"{miss}; {explained}")
         elif miss:
             self.missed.append(miss)
 
     @property
     def met(self) -> int:
-        return self.of - len(self.forbidden) - len(self.missed)
+        return self.of - len(self.explained) - len(self.missed)
 
     def lines(self) -> list[str]:
-        counts = f"forbidden in {len(self.forbidden)}, missed in {len(self.missed)}"
+        counts = f"explained in {len(self.explained)}, missed in {len(self.missed)}"
         return [
             f"{self.name}: met in {self.met} of {self.of}, {counts}",
-            *(f"  forbidden: {line}" for line in self.forbidden),
+            *(f"  explained: {line}" for line in self.explained),
             *(f"  missed: {line}" for line in self.missed),
         ]
 
@@ -76,15 +76,15 @@ def _goodput(
     if ours["of_bound"] >= GOODPUT:
         return None, None
     miss = f"{name}: {ours['of_bound']:.1%} of the bound"
-    forbidden = None
+    explained = None
     for who in ("clairvoyant", "unforeseen"):
         if found := cell.get(who):
             most = f"the {who} reaches {found['of_bound']:.1%}"
             if found["of_bound"] < GOODPUT:
-                forbidden = most
+                explained = most
             else:
                 miss += f"; {most}"
-    return miss, forbidden
+    return miss, explained
 
 
 def _kept(name: str, cell: dict[str, Any], ours: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -2,7 +2,7 @@
 
 The kernel spreads connections over them by a hash of both ends' addresses. The supervisor binds
 them and keeps them, so a front end that dies leaves its line of new connections to the next one.
-Why not one socket for all: docs/decisions/0019-front-end-processes.md.
+Why not one socket for all: docs/decisions/0023-front-end-processes.md.
 """
 
 from __future__ import annotations

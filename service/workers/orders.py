@@ -3,7 +3,7 @@
 The first line says what to do; whatever follows, to finish and leave. The end of the pipe says
 that the supervisor is gone, however it went: the kernel closes its end. Then a process leaves at
 once, from a thread of its own, whatever its event loop is doing. (PR_SET_PDEATHSIG would do the
-same with more conditions: docs/decisions/0019-front-end-processes.md.)
+same with more conditions: docs/decisions/0023-front-end-processes.md.)
 """
 
 from __future__ import annotations

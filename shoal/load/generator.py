@@ -122,6 +122,10 @@ class Generator:
             connection = self._idle.pop()
             if connection.usable:
                 self._ask(connection)
+        self._open_another()
+
+    def _open_another(self) -> None:
+        """If more is due than connections are on their way."""
         room = len(self._connections) + len(self._opening) < MAX_CONNECTIONS
         if len(self._due) > len(self._opening) and room:
             task = asyncio.get_running_loop().create_task(self._open())
@@ -149,6 +153,7 @@ class Generator:
         """`connection` has nothing to do."""
         if not connection.usable:
             self._connections.discard(connection)
+            self._open_another()
         elif self._due:
             self._ask(connection)
         else:

@@ -94,7 +94,7 @@ def unforeseen(of_bound: float, kept: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("found", "met", "forbidden", "missed"),
+    ("found", "met", "explained", "missed"),
     [
         (cell(), (1, 1), (0, 0), (0, 0)),
         (cell(of_bound=0.94, kept=0.98), (0, 0), (0, 0), (1, 1)),
@@ -104,13 +104,13 @@ def unforeseen(of_bound: float, kept: float) -> dict[str, float]:
         (cell(0.94, 0.98, unforeseen=unforeseen(0.96, 0.995)), (0, 0), (0, 0), (1, 1)),
     ],
 )  # fmt: skip
-def test_a_target_is_met_forbidden_or_missed(
-    found: dict[str, Any], met: object, forbidden: object, missed: object
+def test_a_target_is_met_explained_or_missed(
+    found: dict[str, Any], met: object, explained: object, missed: object
 ) -> None:
-    """Forbidden only by a bound that itself does not reach it."""
+    """Explained only by a reference that itself does not reach it."""
     goodput, kept, beaten, slower = verdict([found])
     assert (goodput.met, kept.met) == met
-    assert (len(goodput.forbidden), len(kept.forbidden)) == forbidden
+    assert (len(goodput.explained), len(kept.explained)) == explained
     assert (len(goodput.missed), len(kept.missed)) == missed
     assert (beaten.met, slower.met) == (1, 2)
 

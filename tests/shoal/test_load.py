@@ -141,6 +141,22 @@ async def test_refusals_resets_and_silence_are_counted_apart() -> None:
 
 
 @pytest.mark.slow
+async def test_a_server_that_closes_after_each_answer_is_asked_all_the_same() -> None:
+    """Open loop: what was due while its connections closed gets others, and the run ends."""
+
+    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_one(reader)
+        await asyncio.sleep(0.02)
+        closing = response().replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+        writer.write(closing)
+
+    times = [0.0001 * n for n in range(600)]
+    async with served(closes) as url, asyncio.timeout(10):
+        outcome = await load(url, times=times)
+    assert outcome.status == [200] * len(times)
+
+
+@pytest.mark.slow
 async def test_nobody_listens() -> None:
     """Every request that was due has failed, and the run ends."""
     async with served(good) as url:
