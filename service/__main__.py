@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from service.app import LOAD_ENGINE, create_app, imported
-from service.local import DEAD
+from service.local import exit_status
 from service.logs import configure, log
 from service.server import Server
 from service.serving import Serving
@@ -60,11 +60,8 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
         signal.signal(number, server.handle_exit)
     server.run(sockets)
     serving: Serving = app.state.serving
-    if serving.dead:
-        return DEAD
-    if serving.failure is not None:
-        log.error("the model cannot be served: %s", serving.failure)
-        return 1
+    if status := exit_status(serving.failure):
+        return status
     log.info("stopped")
     return 0
 

@@ -31,8 +31,8 @@ from service.settings import Settings
 from service.tracing import Tracing
 from service.watchdog import watched
 
-DEAD = 4
-"""Exit status of a process whose engine died."""
+CANNOT_SERVE, DEAD = 1, 4
+"""Exit statuses of a process whose model cannot be served, and of one whose engine died."""
 
 
 class Engine(Protocol):
@@ -195,7 +195,8 @@ class Local:
             if hung:
                 log.error("the engine does not come back; leaving without it")
                 logging.shutdown()
-                os._exit(DEAD if self.dead else 1)  # nothing less ends a thread that hangs
+                # nothing less ends a thread that hangs
+                os._exit(DEAD if self.dead else CANNOT_SERVE)
 
     async def _run(self, stop: asyncio.Event) -> None:
         try:
@@ -268,6 +269,16 @@ class Local:
             raise ChangeUnderWay
         async with self._change:
             yield self._engine
+
+
+def exit_status(failure: Exception | None) -> int:
+    """Of a process whose engine ended like that; the log says why the model cannot be served."""
+    if failure is None:
+        return 0
+    if isinstance(failure, EngineDead):
+        return DEAD  # which has been told
+    log.error("the model cannot be served: %s", failure)
+    return CANNOT_SERVE
 
 
 def _identity(model: Manifest) -> dict[str, str]:

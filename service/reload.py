@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from service.errors import ChangeUnderWay, LoadFailed, problem_for
+from service.errors import LoadFailed, problem_for
 from service.keys import Keys
 from service.logs import log
 from service.repository import NOT_NOW
@@ -20,8 +20,6 @@ async def reload(app: FastAPI) -> None:
     repository: Versions = app.state.repository
     try:
         served = await repository.reload()
-    except ChangeUnderWay:
-        log.info("the model is being reloaded already")
     except (LoadFailed, *NOT_NOW) as error:
         detail = problem_for(error).detail or str(error)
         log.error("the model stays as it was: %s", detail)

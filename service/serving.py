@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from batching import Answer, Draining, EngineDead
+from batching import Answer, Draining
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Identity, Manifest
@@ -140,11 +140,6 @@ class Serving:
     def failure(self) -> Exception | None:
         """Why the model cannot be served, if so."""
         return self.inference.failure
-
-    @property
-    def dead(self) -> bool:
-        """The engine did not come back and was given up."""
-        return isinstance(self.failure, EngineDead)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -17,11 +17,11 @@ import uvloop
 
 from service.__main__ import serve
 from service.app import create_app, create_hub, imported
-from service.local import DEAD, Local
+from service.local import Local, exit_status
 from service.logs import configure, log
 from service.settings import Settings
 from service.workers.orders import Orders, obey, receive
-from service.workers.supervisor import CANNOT_SERVE, ENGINE
+from service.workers.supervisor import ENGINE
 
 CHECK_EVERY = 1.0
 """Seconds."""
@@ -30,7 +30,6 @@ ILL = 70
 
 
 def main(name: str) -> int:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     orders, settings = receive()
     configure(settings)
     if name == ENGINE:
@@ -58,12 +57,7 @@ async def engine(orders: Orders, settings: Settings) -> int:
         watch = asyncio.create_task(_leave_when_ill(hub.local))
         await stop.wait()
         watch.cancel()
-    if hub.local.dead:
-        return DEAD
-    if hub.local.failure is not None:
-        log.error("the model cannot be served: %s", hub.local.failure)
-        return CANNOT_SERVE
-    return 0
+    return exit_status(hub.local.failure)
 
 
 async def _leave_when_ill(local: Local) -> None:

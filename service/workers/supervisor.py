@@ -26,6 +26,7 @@ import orjson
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.gauges import PIDS
+from service.local import CANNOT_SERVE
 from service.logs import log
 from service.server import LEFT_AT_ONCE, LINGER
 from service.settings import Settings
@@ -36,8 +37,6 @@ from service.workers.remote import SOCKET
 from service.workers.restarts import Restarts
 
 ENGINE = "engine"
-CANNOT_SERVE = 1
-"""Exit status of the engine's process when the model cannot be loaded, and of the service."""
 GRACE = 2.0
 """Seconds more than a process allows itself before it is killed."""
 
