@@ -1,0 +1,35 @@
+"""What is awaited, ended from outside for a reason."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+
+class Interruptible:
+    """What is awaited within is cancelled by `interrupt`, and its reason raised in its place."""
+
+    def __init__(self) -> None:
+        self._reason: Exception | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A server that gives up on us cancels too: such a cancellation goes on its way.
+        interrupted = self._reason is not None and self._task.uncancel() == 0
+        if interrupted and kind in (None, asyncio.CancelledError):
+            raise self._reason from None  # type: ignore[misc]  # mypy forgets that it is not None
+
+    def interrupt(self, reason: Exception) -> None:
+        """The first reason counts."""
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
