@@ -7,6 +7,7 @@ when the port cannot be had, 4 when the engine died under way and a new process 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -29,6 +30,10 @@ from service.server import Server
 from service.serving import Serving
 from service.settings import BadSettings, Settings, load_settings, unknown
 from service.workers.supervisor import Supervisor
+
+YOUNG = 5000
+"""Objects more than there were after which Python looks for cycles among the young ones. At its 700
+that is a twentieth of what a request costs; cycles are rare here, and none holds an upload."""
 
 
 def main(load_engine: str = LOAD_ENGINE) -> int:
@@ -54,6 +59,8 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
 def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = None) -> int:
     """Serve `app` until a signal; the exit status. `sockets`: to listen on, in place of those that
     the settings name."""
+    gc.freeze()
+    gc.set_threshold(YOUNG)
     server = Server(app, settings)
     # uvicorn takes these over once its loop runs. Until then, and after, they are handled as well.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -24,12 +24,16 @@ class Interruptible:
         traceback: TracebackType | None,
     ) -> None:
         # A server that gives up on us cancels too: such a cancellation goes on its way.
-        interrupted = self._reason is not None and self._task.uncancel() == 0
-        if interrupted and kind in (None, asyncio.CancelledError):
-            raise self._reason from None  # type: ignore[misc]  # mypy forgets that it is not None
+        reason, self._reason = self._reason, None
+        try:
+            if reason is None or self._task.uncancel():
+                return
+            if kind in (None, asyncio.CancelledError):
+                raise reason from None
+        finally:
+            del reason  # or it and its traceback would keep each other
 
     def interrupt(self, reason: Exception) -> None:
-        """The first reason counts."""
-        if self._reason is None:
-            self._reason = reason
-            self._task.cancel()
+        """Once at most."""
+        self._reason = reason
+        self._task.cancel()
