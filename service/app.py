@@ -62,6 +62,7 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
         settings.engine_threads,
         settings.max_batch_size,
         settings.precision,
+        settings.engine_lanes,
     )
 
 

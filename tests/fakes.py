@@ -33,6 +33,7 @@ class FakeEngine:
 
     device = Device(None, "cpu", "as asked")
     precision = Precision("fp32", "this version is not calibrated for int8")
+    lanes = 1
     gpu_memory: GpuMemory | None = None
     on_assembled: Callable[[float], None] | None = None
 

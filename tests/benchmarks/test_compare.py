@@ -12,7 +12,7 @@ import time
 import pytest
 
 from benchmarks.contestants import MOSEC, ROOT, SHOAL, TUTORIAL, Contestant, Server, serving, tree
-from benchmarks.engine import Choice, in_a_process
+from benchmarks.engine import SERVED, in_a_process
 from benchmarks.outcome import FORM, RAW, Figures, Report, medians
 from benchmarks.stopping import lost_on_stop
 
@@ -161,7 +161,7 @@ def test_the_engine_does_not_collapse_beside_a_busy_process() -> None:
     """Threads that spin while they wait would leave a twentieth; sleeping ones half or more."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
-    (found,) = in_a_process(Choice(1, 1), [16], rounds=3, seconds=0.4)
+    (found,) = in_a_process(SERVED, [16], rounds=3, seconds=0.4)
     assert found.kept > 0.2
 
 
