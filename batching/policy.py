@@ -27,9 +27,13 @@ from batching.latency import LatencyTable
 from batching.memory import MemoryCap
 from batching.timeline import Lanes, Timeline
 
-KEEPING_UP = 0.75
+KEEPING_UP = 0.6
 """Share of what arrives that a batch must keep up with to be worth opening. Found by simulation:
 with less, batches get small under overload; with more, too many are refused just below it."""
+
+MEMORY = 16
+"""For how long arrivals are remembered, in T(1). Found by simulation: with less, each burst looks
+like a flood; with more, a flood is taken for a burst."""
 
 LENIENCY = 0.5
 """Share of the margin that is asked of those who were accepted: it was there for the errors that
@@ -49,7 +53,7 @@ class Policy:
         self.table = table
         self.timeline = Timeline(table, lanes)
         self.memory = MemoryCap(table.buckets)
-        self.arrivals = Arrivals(memory=8 * table.seconds(1))
+        self.arrivals = Arrivals(memory=MEMORY * table.seconds(1))
         self._max_batch_size = max_batch_size
 
     def switch(self, table: LatencyTable) -> None:
@@ -63,7 +67,7 @@ class Policy:
         self.table = table
         self.timeline.switch(table)
         self.memory = MemoryCap(table.buckets)
-        self.arrivals = Arrivals(memory=8 * table.seconds(1))
+        self.arrivals = Arrivals(memory=MEMORY * table.seconds(1))
 
     def lateness(self, line: Sequence[float], deadline: float, now: float) -> float | None:
         """Seconds by which a newcomer comes too late to join `line`; None if it is welcome."""

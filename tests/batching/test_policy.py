@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from batching.policy import Arrivals, Policy
+from batching.policy import LENIENCY, Arrivals, Policy
 from tests.batching.fakes import table
 
 SOON = 1e-9
@@ -121,6 +123,47 @@ def test_a_flood_does_not_demand_what_cannot_be_gathered() -> None:
     assert p.lateness([], 1.2, 0.0) is None
 
 
+@pytest.mark.parametrize(
+    ("gap", "timeout", "needed"),
+    [
+        # 0.6 / gap items a second are to be kept up with, of at most n / (0.5 + 0.5 n)
+        (0.7, 99.0, 1),  # 0.86: one alone does 1
+        (0.5, 99.0, 2),  # 1.2: two do 1.33
+        (0.4, 99.0, 3),  # 1.5: three do just that
+        (0.355, 99.0, 6),  # 1.69: six do 1.71, five 1.67
+        (0.1, 99.0, 8),  # 6: none does, and the best is the largest
+        # within the timeout n can be gathered and computed: n gap + 1.1 (0.5 + 0.5 n)
+        (0.1, 6.0, 8),  # 5.75 for eight
+        (0.1, 5.7, 7),
+        (0.2, 6.06, 7),  # 5.8 for seven, 6.55 for eight
+        (0.4, 6.06, 3),  # five could be gathered, but three keep up
+        (0.1, 1.1, 1),  # not even one, but less than one is none
+    ],
+)
+def test_the_smallest_batch_worth_opening(gap: float, timeout: float, needed: int) -> None:
+    """Worked out by hand: what keeps up with the arrivals, or the best that can be gathered. The
+    newcomer's time allows no batch at all, so it is late by what the one worth opening takes."""
+
+    class Steady(Arrivals):
+        def gap(self, now: float) -> float:
+            return gap
+
+    p = policy(steps, range(1, 9))
+    p.arrivals = Steady(1.0)
+    busy = timeout / 1.1 - 0.9  # of those, one takes 1
+    p.timeline.begin(1, 0.0).seconds = busy
+    late = (busy + steps(needed)) * 1.1 - timeout
+    assert p.lateness([], timeout, 0.0) == pytest.approx(late)
+
+
+def test_who_waits_is_not_lost_for_being_too_few() -> None:
+    """What is worth opening is asked of newcomers only: who was let in before the flood came is
+    computed, and so is in the way of the newcomer."""
+    p = policy(steps, range(1, 9))
+    flood(p, 0.0, per_second=100)
+    assert p.lateness([1.06], 5.5 * 1.1 - 0.1, 0.0) == pytest.approx(0.1)
+
+
 def test_a_trickle_opens_any_batch() -> None:
     """As long as small batches keep up, nobody is refused for the sake of larger ones."""
     p = policy(lambda size: 1.0 + 0.1 * size)
@@ -211,6 +254,57 @@ def test_a_batch_is_as_large_as_its_deadlines_allow(
 def test_as_few_as_possible_are_given_up(line: list[float], expected: tuple[int, int]) -> None:
     """A full batch that leaves some behind, if a small one for their sake would lose more."""
     assert policy(steps, (1, 2, 3, 4, 5, 6, 7, 8)).cut(line, 0.0) == expected
+
+
+def late_if(p: Policy, line: Sequence[float], given_up: int, start: float) -> int:
+    """How many are late at time 0 if so many are given up, said as plainly as possible."""
+    clock, late, rest = start, given_up, list(line[given_up:])
+    first = True
+    while rest:
+        trusted = rest[0] / (1 + LENIENCY * p.timeline.margin.share)
+        fitting = [n for n in range(1, 9) if p.table.seconds(n) <= trusted - clock]
+        if fitting or first:
+            size = p.table.best(min(max(fitting, default=1), len(rest)))
+            clock += p.table.seconds(size)
+        else:
+            late, size = late + 1, 1
+        del rest[:size]
+        first = False
+    return late
+
+
+@given(
+    st.lists(st.integers(5, 130), min_size=1, max_size=16),
+    st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from([0.0, 0.05, 0.6]),
+    st.sampled_from([0.1, 0.5]),
+)
+def test_no_other_choice_would_lose_fewer(
+    tenths: list[int], in_flight: int, fixed: float, per_item: float
+) -> None:
+    """Of all numbers at the head of a line that could be given up, the least of those that leave
+    the fewest late."""
+    p = policy(lambda size: fixed + per_item * size, (1, 2, 4, 8))
+    p.timeline.begin(in_flight, 0.0)
+    start = p.timeline.free_at(0.0)
+    line = sorted(0.0997 * n for n in tenths)
+    hopeless = sum(deadline < start + p.table.seconds(1) for deadline in line)
+    lost, size = p.cut(line, 0.0)
+    assert lost + size <= len(line)
+    assert (size == 0) == (lost == len(line)) == (hopeless == len(line))
+    if size:
+        late = [late_if(p, line, n, start) for n in range(hopeless, len(line))]
+        assert late_if(p, line, lost, start) == min(late)
+        trusted = line[hopeless] / (1 + LENIENCY * p.timeline.margin.share)
+        if p.table.largest_within(trusted - start) < min(8, len(line) - hopeless):
+            assert lost == hopeless + late.index(min(late))
+
+
+def test_of_a_long_line_a_few_choices_are_compared() -> None:
+    """Of 33 every third: that the first 20 go is not tried, but that 21 do, and then 25 are late in
+    all as well; with the first alone it would be 26."""
+    p = policy(steps, range(1, 9))
+    assert p.cut([1.05] * 20 + [4.8] * 13, 0.0) == (21, 8)
 
 
 def test_padding_that_is_dear_is_avoided() -> None:
