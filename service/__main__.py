@@ -33,7 +33,7 @@ from service.workers.supervisor import Supervisor
 
 YOUNG = 5000
 """Objects more than there were at which Python looks for cycles among the young; its own is 700."""
-FULL_COLLECTION = 100
+FULL_COLLECTION = 20
 """Collections of the middle generation between two full ones; Python's own is 10."""
 
 

@@ -39,6 +39,10 @@ def boundary(content_type: str) -> bytes:
     raise MissingImage(f"The form's Content-Type names no boundary. {HOW}.")
 
 
+class _Enough(Exception):
+    """The last image that is wanted is complete."""
+
+
 class Form:
     """Keeps the parts named `img`, of which `most` are enough, and forgets the rest."""
 
@@ -67,6 +71,8 @@ class Form:
             self._begun = bool(chunk)
         try:
             self._parser.write(chunk)
+        except _Enough:
+            pass
         except FormParserError as error:
             raise MissingImage(f"The form cannot be read: {error}. {HOW}.") from error
 
@@ -116,6 +122,8 @@ class Form:
         if self._is_image:
             self._images.append(b"".join(self._chunks))
             self._chunks.clear()
+            if len(self._images) == self._most:
+                raise _Enough
 
 
 def only_part(body: bytes, boundary: bytes) -> bytes | None:

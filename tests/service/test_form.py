@@ -79,8 +79,17 @@ def test_it_never_finds_what_the_parser_does_not(parts: list[bytes]) -> None:
 @given(st.lists(pieces, max_size=14), st.integers(1, 40))
 def test_pieces_of_any_size(parts: list[bytes], size: int) -> None:
     """Whatever a form is made of, cuts change nothing."""
-    for body in (b"".join(parts), b"".join([b"\r\n", *parts]) + form((IMG, b"pixels"))):
+    any_parts, whole = b"".join(parts), form((IMG, b"pixels"))
+    for body in (any_parts, b"\r\n" + any_parts + whole, whole[:-4] + any_parts):
         assert parsed(body, size) == parsed(body)
+
+
+@pytest.mark.parametrize("rest", [b"\0", b"X\r\n\r\n", 100 * form((b"X: y", b""))[:-16]])
+def test_nothing_behind_the_last_image_matters(rest: bytes) -> None:
+    """Broken or endless, wherever the form is cut."""
+    body = form((IMG, b"pixels"), end=b"\r\n") + rest
+    for size in 1, 7, 100_000:
+        assert parsed(body, size) == b"pixels"
 
 
 @pytest.mark.parametrize(
