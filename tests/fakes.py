@@ -61,13 +61,17 @@ class FakeEngine:
         if self.on_assembled is not None:
             self.on_assembled(1e-6)
         log.info("batch", extra={"fields": {"size": len(images)}})
-        if self.seconds:
-            await asyncio.sleep(self.seconds)
+        await self.computing()
         if self.error:
             raise self.error
         rows = np.full((len(images), 10), 0.01, dtype=np.float32)
         rows[range(len(images)), [int(image[0, 0, 0]) % 10 for image in images]] = 0.91
         return list(rows)
+
+    async def computing(self) -> None:
+        """What a batch takes."""
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
 
     async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None:
         """The manifest in `folder`; `loaded` says when, `load_error` that it cannot be."""

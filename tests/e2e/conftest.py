@@ -1,12 +1,14 @@
-"""What several end-to-end tests need: a browser."""
+"""What several end-to-end tests need: a browser, and an engine that waits for them."""
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.chromium import Chromium, find
+from tests.e2e.process import Hold
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,10 @@ def chromium() -> Iterator[Chromium]:
         pytest.skip("no Chromium: apt-get install chromium")
     with Chromium(path) as chromium:
         yield chromium
+
+
+@pytest.fixture
+def hold(tmp_path: pathlib.Path) -> Hold:
+    hold = Hold(tmp_path / "hold")
+    hold.begin()
+    return hold
