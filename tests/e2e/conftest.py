@@ -1,4 +1,4 @@
-"""What several end-to-end tests need: a browser, and an engine that waits for them."""
+"""What several end-to-end tests need: a browser, the service as it ships, an engine that waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.chromium import Chromium, find
-from tests.e2e.process import Hold
+from tests.e2e.process import REAL, Hold, Server
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,15 @@ def chromium() -> Iterator[Chromium]:
         pytest.skip("no Chromium: apt-get install chromium")
     with Chromium(path) as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="session")
+def real(model: pathlib.Path) -> Iterator[Server]:
+    """The network that ships, in HTTP and gRPC, in batches of up to 64."""
+    more = {"SHOAL_MAX_BATCH_SIZE": "64", "SHOAL_GRPC_PORT": "0"}
+    with Server(*REAL, SHOAL_MODEL_STORE=str(model.parents[1]), **more) as server:
+        server.wait_until_ready()
+        yield server
 
 
 @pytest.fixture

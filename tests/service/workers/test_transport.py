@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import pathlib
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -159,10 +158,9 @@ async def test_time_is_up(pair: Pair, engine: FakeEngine) -> None:
     engine.seconds = 0.6
     engine.warm_up_seconds = {8: [0.001] * 3}
     async with pair.engine(), pair.front_end() as remote:
-        began = time.monotonic()
         with pytest.raises(TimeoutError):
             await remote.submit(image(0), 0.1)
-        assert 0.09 < time.monotonic() - began < 0.5
+        assert pair.local.batcher.in_flight == 1, "the engine has not ended yet"
         assert np.argmax((await remote.submit(image(1), 5)).value.probabilities) == 1
 
 
@@ -205,9 +203,8 @@ async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
         await until(engine.called.is_set)
         for link in tuple(pair.hub.links):
             link.close()
-        began = time.monotonic()
         assert [type(error) for error in await outcomes(waiting)] == [NotReady] * 3
-        assert time.monotonic() - began < 0.15
+        assert pair.local.batcher.in_flight == 1, "the engine has not ended yet"
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
         assert await remote.figures() is None
