@@ -8,6 +8,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from tests.sources import ROOT, modules, nodes
 
 PACKAGES = ("batching", "model_store", "service", "shoal")
@@ -52,6 +54,7 @@ def test_one_door_to_mxnet() -> None:
     assert not [path for path in MODULES if {"mxnet", "gluoncv"} & imports(path)]
 
 
+@pytest.mark.slow
 def test_http_without_mxnet() -> None:
     """A process that only speaks HTTP imports the whole service, and neither MXNet nor the packages
     of the extras `grpc` and `otel`."""

@@ -54,7 +54,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's
 
 Arrays = dict[str, NDArray[Any]]
 MANY = settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

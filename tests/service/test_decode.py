@@ -527,6 +527,7 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_printed() -> None:
     """Odd files come through without a warning, even where warnings are errors."""
     script = """if True:
