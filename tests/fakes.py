@@ -49,7 +49,8 @@ class FakeEngine:
             size: [warm_up_seconds or seconds or 1e-4] * 3 for size in (1, 2, 4, 8)
         }
         self.batches: list[int] = []
-        self.called = asyncio.Event()
+        self.called, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.goes_on.set()
         self.loading, self.loaded = asyncio.Event(), asyncio.Event()
         self.loaded.set()
         self.load_error: Exception | None = None
@@ -69,9 +70,10 @@ class FakeEngine:
         return list(rows)
 
     async def computing(self) -> None:
-        """What a batch takes."""
+        """What a batch takes: so many seconds, and until `goes_on` is set."""
         if self.seconds:
             await asyncio.sleep(self.seconds)
+        await self.goes_on.wait()
 
     async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None:
         """The manifest in `folder`; `loaded` says when, `load_error` that it cannot be."""

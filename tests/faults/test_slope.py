@@ -18,7 +18,8 @@ def wandering(count: int, remembers: float) -> NDArray[np.float64]:
     values = np.zeros_like(noise)
     for at in range(1, len(HOUR)):
         values[at] = remembers * values[at - 1] + noise[at]
-    return values.T
+    series: NDArray[np.float64] = values.T
+    return series
 
 
 @pytest.mark.parametrize("remembers", [0.0, 0.9, 0.97])
