@@ -51,6 +51,7 @@ class Form:
         self._chunks: list[bytes] = []
         self._name = self._value = b""
         self._parts = 0
+        self._begun = False
         self._is_image = False
 
     def write(self, chunk: bytes) -> None:
@@ -60,6 +61,10 @@ class Form:
         if len(chunk) == self._length and (image := only_part(chunk, self._boundary)) is not None:
             self._images.append(image)
             return
+        if not self._begun:
+            # The parser would also pass over what follows them, as far as this chunk goes.
+            chunk = chunk.lstrip(b"\r\n")
+            self._begun = bool(chunk)
         try:
             self._parser.write(chunk)
         except FormParserError as error:

@@ -80,7 +80,7 @@ def test_the_smallest_batch_that_keeps_up() -> None:
     """By items a second; when none does, the best."""
     table = LatencyTable({1: [1.0], 2: [1.0], 4: [1.0]})
     assert [table.keeps_up_with(rate) for rate in (0, 0.5, 1.0, 1.5, 3.5, 9.0)] == [
-        0, 1, 1, 2, 4, 4,
+        1, 1, 1, 2, 4, 4,
     ]  # fmt: skip
 
 

@@ -115,6 +115,28 @@ async def test_closed_loop_keeps_so_many_under_way() -> None:
 
 
 @pytest.mark.slow
+async def test_an_open_loop_may_have_its_connections_first() -> None:
+    """So many are open before the first request, and take turns; without, as few as will do."""
+    asked = []
+
+    async def notes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(0)
+        mine = len(asked) - 1
+        while True:
+            await read_one(reader)
+            asked[mine] += 1
+            writer.write(response())
+
+    times = [0.02 * n for n in range(20)]
+    async with served(notes) as url:
+        await load(url, times=times, concurrency=10)
+        assert asked == [2] * 10
+        asked.clear()
+        await load(url, times=times)
+    assert sum(asked) == len(times) and len(asked) < 10
+
+
+@pytest.mark.slow
 async def test_another_callers_answer_is_noticed() -> None:
     """The class must be the one that the same image got before."""
     async with served(good) as url:
