@@ -3,7 +3,7 @@
 A lane is a thread and, on it, networks of its own. Everything that touches them (load, arrays,
 forward, reading back, freeing, the last wait) happens on that thread: thread pools leak MXNet's
 workspaces, and a network called from two threads deadlocks or computes nonsense (apache/mxnet
-issues 12756, 19159). A GPU has one lane; why a CPU has several: docs/decisions/0026-lanes.md.
+issues 12756, 19159). A GPU has one lane; why a CPU has several: docs/decisions/0027-lanes.md.
 
 One version serves. `replace` loads another beside it, in steps that take turns with its batches,
 and puts it in its place between two of them; what cannot be loaded changes nothing.
