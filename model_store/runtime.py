@@ -67,11 +67,26 @@ def load_mxnet(threads: int, in_order: bool = False) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # DeprecationWarnings of a module nobody maintains
-            return importlib.import_module("mxnet")
+            mx = importlib.import_module("mxnet")
     except ModuleNotFoundError as error:
         raise MXNetUnavailable(_what_to_install(error)) from error
     except OSError as error:
         raise MXNetUnavailable("; ".join([_what_is_missing(str(error)), *failures])) from error
+    _start_scheduler(mx)
+    return mx
+
+
+def _start_scheduler(mx: Any) -> None:
+    """Any scheduler but the default one says its name on standard error as it starts, which takes
+    microseconds; nobody else's words can be lost in them but a crash's."""
+    standard_error = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        mx.nd.waitall()
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
 
 
 def _what_to_install(error: ModuleNotFoundError) -> str:

@@ -36,6 +36,7 @@ def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
             raise result
         module = types.ModuleType(name)
         vars(module)["environment"] = dict(os.environ)
+        vars(module)["nd"] = types.SimpleNamespace(waitall=lambda: None)
         return module
 
     return import_module
@@ -112,9 +113,30 @@ def test_cuda_comes_first(
 
     environment.setattr(runtime, "is_gpu_build", lambda: gpu_build)
     environment.setattr("model_store.cuda.preload", preload)
-    environment.setattr("importlib.import_module", order.append)
+
+    def import_module(name: str) -> types.ModuleType:
+        order.append(name)
+        return importing(None)(name)
+
+    environment.setattr("importlib.import_module", import_module)
     load_mxnet(1)
     assert order == loaded
+
+
+def test_a_scheduler_says_its_name_to_nobody(
+    environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """MXNet's own line on standard error; what comes after it is seen."""
+
+    def import_module(name: str) -> types.ModuleType:
+        module = importing(None)(name)
+        vars(module)["nd"].waitall = lambda: os.write(2, b"start using engine")
+        return module
+
+    environment.setattr("importlib.import_module", import_module)
+    load_mxnet(1)
+    os.write(2, b"something else")
+    assert capfd.readouterr().err == "something else"
 
 
 def test_a_broken_library_is_told_where_the_import_fails(environment: pytest.MonkeyPatch) -> None:
