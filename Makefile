@@ -178,7 +178,7 @@ bench-rivals: $(RIVALS:%=.bench/%/installed) ## set up Mosec, LitServe and Bento
 budget: $(VENV)/train ## where a request's CPU time goes, by stage
 	$(RUN) -m benchmarks.budget $(ARGS)
 
-bench-engine: $(VENV)/train ## threads, batches in flight and batch sizes on this CPU
+bench-engine: $(VENV)/train ## lanes, threads, batches in flight and batch sizes on this CPU
 	$(RUN) -m benchmarks.engine $(ARGS)
 
 .bench/flask/installed: benchmarks/baselines/flask.lock

@@ -46,19 +46,22 @@ class Batcher(Generic[In, Out]):
         max_batch_size: int,
         max_queue_size: int,
         max_in_flight: int = 1,
+        lanes: int = 1,
         max_queue_delay: float = 0.0,
         max_failures: int = 5,
         on_batch: Callable[[BatchReport], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`infer` gives one outcome per item, in order; an outcome that is an exception fails its
-        item alone. `latency` says what a batch of up to `max_batch_size` takes, and learns."""
+        item alone. `latency` says what a batch of up to `max_batch_size` takes, and learns. The
+        engine computes in `lanes` of which each takes a batch at a time; with less in flight than
+        that the others are never used."""
         if not 1 <= max_batch_size <= latency.largest:
             raise ValueError(f"max_batch_size must be from 1 to {latency.largest}")
-        if min(max_queue_size, max_in_flight, max_failures) < 1 or max_queue_delay < 0:
+        if min(max_queue_size, max_in_flight, lanes, max_failures) < 1 or max_queue_delay < 0:
             raise ValueError("sizes and counts must be at least 1, the delay at least 0")
         self._infer = infer
-        self._policy = Policy(latency, max_batch_size)
+        self._policy = Policy(latency, max_batch_size, min(lanes, max_in_flight))
         self._queue = BatchQueue[Entry[In, Out]](max_queue_size)
         self._slots = max_in_flight
         self._max_queue_delay = max_queue_delay

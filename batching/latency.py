@@ -73,12 +73,26 @@ class LatencyTable:
     def best(self, size: int) -> int:
         """How many of `size` to compute now: all, unless two batches would clearly be done sooner
         than one, be it because of padding or because the engine gets worse with size."""
-        return self._best[size]
+        if (found := self._best.get(size)) is None:
+            first = min(self._halves(size), key=lambda n: self._in_two(n, size))
+            split = self._in_two(first, size) < (1 - WORTH_SPLITTING) * self._seconds[size]
+            found = self._best[size] = self.best(first) if split else size
+        return found
 
     def keeps_up_with(self, rate: float) -> int:
         """The smallest batch whose items a second reach `rate`; the best one if none does."""
-        enough = bisect_left(self._rates, rate)
-        return enough if enough < len(self._rates) else self._best[-1]
+        smaller = 0
+        for bucket in self.buckets:
+            size = max(smaller + 1, math.ceil(rate * self._seconds[bucket]))
+            if size <= bucket:
+                return size
+            smaller = bucket
+        return self.best(self.largest)
+
+    def worth(self, share: float) -> int:
+        """The smallest batch whose items a second reach that `share` of the most there can be."""
+        most = max(bucket / self._seconds[bucket] for bucket in self.buckets)
+        return self.keeps_up_with(share * most)
 
     def as_dict(self) -> dict[int, float]:
         return {bucket: self._seconds[bucket] for bucket in self.buckets}
@@ -145,17 +159,14 @@ class LatencyTable:
     def _settle(self) -> None:
         """Derive what is looked up from what was measured."""
         self._seconds = [0.0]
-        self._rates = [0.0]
-        self._best = [0]
-        smaller = 0
         for bucket, seconds in zip(self.buckets, _never_decreasing(self._measured), strict=True):
-            for size in range(smaller + 1, bucket + 1):
-                self._seconds.append(seconds)
-                self._rates.append(max(size / seconds, self._rates[-1]))
-                first = min((smaller, size // 2), key=lambda n: self._in_two(n, size))
-                split = self._in_two(first, size) < (1 - WORTH_SPLITTING) * seconds
-                self._best.append(self._best[first] if split else size)
-            smaller = bucket
+            self._seconds += [seconds] * (bucket + 1 - len(self._seconds))
+        self._best = {0: 0, 1: 1}  # of the others, those that are asked for
+
+    def _halves(self, size: int) -> tuple[int, int]:
+        """How many to take first of `size` in two batches: without padding, or the half."""
+        place = bisect_left(self.buckets, size)
+        return (self.buckets[place - 1] if place else 0), size // 2
 
     def _in_two(self, first: int, size: int) -> float:
         """Seconds for `first` items and then the rest of `size`."""

@@ -6,6 +6,8 @@ margin on top. In short:
 
 - A batch leaves at once when the engine is idle. While it is busy, the batch is closed just
   before the engine is free, so that it grows with the load by itself.
+- While one lane computes, another free one is for a batch that is large enough to be worth it; a
+  smaller one waits for the first lane to end, unless a deadline is at stake.
 - It is as large as its most urgent member allows and memory holds, rounded to what computes the
   most items a second: one item left for the next batch can be cheaper than a padded bucket.
 - A newcomer is refused when its own answer would be late, when it would make somebody late who
@@ -23,7 +25,7 @@ from collections.abc import Sequence
 
 from batching.latency import LatencyTable
 from batching.memory import MemoryCap
-from batching.timeline import Timeline
+from batching.timeline import Lanes, Timeline
 
 KEEPING_UP = 0.6
 """Share of what arrives that a batch must keep up with to be worth opening. Found by simulation:
@@ -38,14 +40,18 @@ LENIENCY = 0.5
 came since. Asked for all of it again, one late batch would make the next small, and so others late.
 """
 
+WORTH_A_LANE = 0.9
+"""Share of the most items a second that any batch computes, which one must reach to be given a lane
+beside another. Lanes share the cores with each other and all else: what is less is wasted."""
+
 CHOICES = 16
 """How many ways of giving some up are compared, when some must be."""
 
 
 class Policy:
-    def __init__(self, table: LatencyTable, max_batch_size: int) -> None:
+    def __init__(self, table: LatencyTable, max_batch_size: int, lanes: int = 1) -> None:
         self.table = table
-        self.timeline = Timeline(table)
+        self.timeline = Timeline(table, lanes)
         self.memory = MemoryCap(table.buckets)
         self.arrivals = Arrivals(memory=MEMORY * table.seconds(1))
         self._max_batch_size = max_batch_size
@@ -70,9 +76,10 @@ class Policy:
         place = bisect_right(line, deadline)
         line = [*line[:place], deadline, *line[place:]]
         cap = self.size_limit(now)
-        start = self.timeline.free_at(now)
+        lanes = self.timeline.lanes(now)
         first = 0
         while first < len(line):
+            start = lanes.free_at
             # Those ahead are laid out as they will be cut. With the whole margin a batch that has
             # lost some of it looked smaller, its rest lost, and the time of that rest free.
             of_margin = LENIENCY if first < place else 1.0
@@ -82,7 +89,7 @@ class Policy:
                 needed = max(1, self._worthwhile(deadline - now, cap, now))
             if allowed >= needed:
                 size = self.table.best(min(allowed, cap, len(line) - first))
-                start += self.table.seconds(size)
+                lanes.take(self.table.seconds(size))
                 first += size
             elif first < place:  # lost already, whoever comes, and those who have no more time
                 soonest = self._in_time(start + self.table.seconds(1), now)
@@ -94,8 +101,10 @@ class Policy:
     def drained_at(self, waiting: int, now: float) -> float:
         """When what is in flight and `waiting` more items will have been computed."""
         full, rest = divmod(waiting, size := self.table.best(self.size_limit(now)))
-        seconds = full * self.table.seconds(size) + self.table.seconds(rest)
-        return self.timeline.free_at(now) + seconds
+        lanes = self.timeline.lanes(now)
+        for batch in [*[size] * full, rest]:
+            lanes.take(self.table.seconds(batch))
+        return lanes.done_at
 
     def due_at(self, line: Sequence[float], patience: float, now: float) -> float:
         """When the next batch should be closed, given a free slot and somebody who waits.
@@ -105,6 +114,9 @@ class Policy:
         cap = self.size_limit(now)
         if len(line) >= min(cap, self._allowed(line[0], self.timeline.free_at(now), now, LENIENCY)):
             return now  # waiting cannot make it larger
+        ends = self.timeline.lane_ends_at(now)
+        if patience < ends and len(line) < self.table.worth(WORTH_A_LANE):
+            patience = ends
         company = self.table.seconds(len(line) + 1) * (1 + self.timeline.margin.share)
         return max(self.timeline.runs_dry_at(now), min(patience, line[0] - company))
 
@@ -116,44 +128,45 @@ class Policy:
         instead of a small one in time for the first.
         """
         cap = self.size_limit(now)
-        start = self.timeline.free_at(now)
+        lanes = self.timeline.lanes(now)
+        start = lanes.free_at
         first = bisect_left(line, start + self.table.seconds(1))
         if first == len(line):
             tried = line[-1] > now and self.timeline.unheard(now)
             return (first - 1, 1) if tried else (first, 0)
         if self._allowed(line[first], start, now, LENIENCY) < min(cap, len(line) - first):
-            first = self._least_lost(line, first, start, cap, now)
+            first = self._least_lost(line, first, lanes, cap, now)
         allowed = max(self._allowed(line[first], start, now, LENIENCY), 1)
         return first, self.table.best(min(allowed, cap, len(line) - first))
 
     def _least_lost(
-        self, line: Sequence[float], first: int, start: float, cap: int, now: float
+        self, line: Sequence[float], first: int, lanes: Lanes, cap: int, now: float
     ) -> int:
         """How many at the head to give up, from `first` on, so that the fewest are late in all."""
         choice, fewest = first, math.inf
         for given_up in range(first, len(line), 1 + (len(line) - first) // CHOICES):
             if given_up >= fewest:
                 break
-            lost = given_up + self._lost(line, given_up, start, cap, now, fewest - given_up)
+            lost = given_up + self._lost(line, given_up, lanes.copy(), cap, now, fewest - given_up)
             if lost < fewest:
                 choice, fewest = given_up, lost
         return choice
 
     def _lost(
-        self, line: Sequence[float], first: int, start: float, cap: int, now: float, most: float
+        self, line: Sequence[float], first: int, lanes: Lanes, cap: int, now: float, most: float
     ) -> int:
         """How many of `line` from `first` on will be late, if a batch with `first` begins now;
         counted up to `most`."""
         lost = 0
         place = first
         while place < len(line) and lost < most:
-            allowed = self._allowed(line[place], start, now, LENIENCY)
+            allowed = self._allowed(line[place], lanes.free_at, now, LENIENCY)
             if not allowed and place > first:
                 lost += 1
                 place += 1
                 continue
             size = self.table.best(min(max(allowed, 1), cap, len(line) - place))
-            start += self.table.seconds(size)
+            lanes.take(self.table.seconds(size))
             place += size
         return lost
 

@@ -1,8 +1,10 @@
 """What the engine is busy with, and when it will be free. Pure: it is told the time.
 
-The engine computes batches one at a time, in the order it got them; a batch handed over while
-another computes begins when that one ends. From each batch that ends, the latency table and the
-margin learn; one that began before a `switch` teaches nothing, since another engine computed it.
+The engine computes as many batches at once as it has lanes, each in the order it got them; one
+handed over while all compute begins when the first of them ends. From each batch that ends, the
+latency table and the margin learn; one that began before a `switch` teaches nothing, since another
+engine computed it. What a batch takes is not split by how many lanes compute: they are as many as
+there are cores, and what is learned is about the load that there is.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 
 from batching.latency import LatencyTable, Margin
 
@@ -33,22 +36,48 @@ class Flight:
         return self.begins + self.seconds
 
 
+class Lanes:
+    """When each lane is free, as far as is foreseen."""
+
+    def __init__(self, free: list[float]) -> None:
+        self._free = free
+        heapify(free)
+
+    @property
+    def free_at(self) -> float:
+        """When the first of them is."""
+        return self._free[0]
+
+    @property
+    def done_at(self) -> float:
+        """When all are."""
+        return max(self._free)
+
+    def take(self, seconds: float) -> None:
+        """The one that is free first gets that much to do."""
+        heapreplace(self._free, self._free[0] + seconds)
+
+    def copy(self) -> Lanes:
+        return Lanes(list(self._free))
+
+
 class Timeline:
-    def __init__(self, table: LatencyTable) -> None:
+    def __init__(self, table: LatencyTable, lanes: int = 1) -> None:
         self.table = table
         self.margin = Margin(table.spread)
+        self._lanes = lanes
         self._flights: list[Flight] = []
         self._owed = 0.0
         self._idle_since: float | None = None
         self._busy = 0.0
-        self._busy_since = 0.0
+        self._counted_at = 0.0
 
     def __len__(self) -> int:
         return len(self._flights)
 
     @property
     def current(self) -> Flight | None:
-        """What it computes at the moment."""
+        """What it has been computing for longest."""
         return self._flights[0] if self._flights else None
 
     def switch(self, table: LatencyTable) -> None:
@@ -57,8 +86,14 @@ class Timeline:
         self.margin = Margin(table.spread)
 
     def free_at(self, now: float) -> float:
-        """When the engine is done with all it has, and with what it has yet to compute again."""
-        return self._done_at(now) + self._owed
+        """When the first lane is done with all it has, and with what is to be computed again."""
+        return self.lanes(now).free_at
+
+    def lanes(self, now: float) -> Lanes:
+        """When each will be done with all it has, and with what is yet to be computed again."""
+        lanes = self._done(now)
+        lanes.take(self._owed)
+        return lanes
 
     def unheard(self, now: float) -> bool:
         """Has the engine been idle for so long that what was learned may no longer hold?"""
@@ -76,45 +111,58 @@ class Timeline:
         finally:
             self._owed -= seconds
 
-    def _done_at(self, now: float) -> float:
-        """When it is done with all it has.
+    def _done(self, now: float) -> Lanes:
+        """When each lane is done with all it has.
 
         What is late by some time is expected to be late by as much again, so that an engine that
         hangs soon has no deadline left that it could meet.
         """
-        if not self._flights:
-            return now
-        ends = self._flights[0].ends
-        if ends < now:
-            ends += 2 * (now - ends)
-        return ends + sum(flight.seconds for flight in self._flights[1:])
+        computed = self._flights[: self._lanes]
+        ends = [max(flight.ends, 2 * now - flight.ends) for flight in computed]
+        lanes = Lanes(ends + [now] * (self._lanes - len(ends)))
+        for flight in self._flights[self._lanes :]:
+            lanes.take(flight.seconds)
+        return lanes
 
     def runs_dry_at(self, now: float) -> float:
         """When the engine may be out of work at the earliest."""
-        early = self.margin.share * sum(flight.seconds for flight in self._flights)
-        return self.free_at(now) - early
+        ahead = sum(flight.seconds for flight in self._flights) / self._lanes
+        return self.free_at(now) - self.margin.share * ahead
+
+    def lane_ends_at(self, now: float) -> float:
+        """When the first batch was to end, if one computes and a lane is free beside it; else now.
+
+        As it was predicted: one that hangs keeps nobody from the free lane."""
+        beside = 0 < len(self._flights) < self._lanes
+        return min(flight.ends for flight in self._flights) if beside else now
 
     def busy_seconds(self, now: float) -> float:
-        """How long the engine has had a batch, in all."""
-        return self._busy + (now - self._busy_since if self._flights else 0.0)
+        """How long the engine has had work, in all; with it in half of its lanes, half of it."""
+        share = min(len(self._flights), self._lanes) / self._lanes
+        return self._busy + share * (now - self._counted_at)
 
     def begin(self, size: int, now: float) -> Flight:
         """A batch of `size` has been handed over."""
-        if not self._flights:
-            self._busy_since = now
-        flight = Flight(size, now, self._done_at(now), self.table.seconds(size), self.table)
+        self._count_busy(now)
+        begins = self._done(now).free_at
+        flight = Flight(size, now, begins, self.table.seconds(size), self.table)
         self._flights.append(flight)
         return flight
 
     def end(self, flight: Flight, now: float, *, computed: bool) -> None:
         """It has come back; `computed` unless the engine failed, which teaches nothing either."""
+        in_turn = flight in self._flights[: self._lanes]
         if computed and flight.table is self.table:
-            began = flight.begins if flight is self._flights[0] else flight.handed
+            began = flight.begins if in_turn else flight.handed
             self.table.observe(flight.size, now - began)
             self.margin.observe(flight.seconds, now - began)
+        self._count_busy(now)
         self._flights.remove(flight)
         if self._flights:
-            self._flights[0].begins = max(self._flights[0].handed, now)
+            if in_turn and len(self._flights) >= self._lanes:  # the next one begins
+                self._flights[self._lanes - 1].begins = now
         else:
             self._idle_since = now
-            self._busy += now - self._busy_since
+
+    def _count_busy(self, now: float) -> None:
+        self._busy, self._counted_at = self.busy_seconds(now), now

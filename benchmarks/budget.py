@@ -2,7 +2,7 @@
 
     python -m benchmarks.budget
 
-The service computes small JPEGs under a closed loop, with a clock on each stage
+The service computes small JPEGs in fp32 under a closed loop, with a clock on each stage
 (benchmarks/stage_clock.py) and, in turns, without: the stages must add up to what the process
 takes unwatched. Beside each stage stands its floor: the same work by the least that can do it,
 measured in the same round. Writes budget.json.
@@ -107,8 +107,8 @@ async def measure(rounds: int, seconds: float) -> tuple[list[Costs], list[Costs]
     network = Network(BATCH)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        clocked = await enter(serving("benchmarks.stage_clock"))
-        plain = await enter(serving("service"))
+        clocked = await enter(serving("benchmarks.stage_clock", SHOAL_PRECISION="fp32"))
+        plain = await enter(serving("service", SHOAL_PRECISION="fp32"))
         bare = await enter(serving("benchmarks.bare"))
         uvicorn = await enter(serving("benchmarks.bare", "uvicorn"))
         fastapi = await enter(serving("benchmarks.plain_fastapi"))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.engine
 
-Each choice of OpenMP threads and of batches in flight has a process of its own; in it every batch
-size computes in turns undisturbed and beside a process that does nothing but take a core. What
-counts is the ratio within a turn. Writes engine.json.
+Each choice of precision, of lanes, of OpenMP threads in each and of batches in flight has a process
+of its own; in it every batch size computes in turns undisturbed and beside a process that does
+nothing but take a core. What counts is the ratio within a turn. Writes engine.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 import numpy as np
 
@@ -39,15 +39,28 @@ BUSY = "while True: pass"
 
 @dataclass(frozen=True)
 class Choice:
+    precision: str
+    lanes: int
     threads: int
     in_flight: int
 
     def __str__(self) -> str:
-        threads = "1 thread " if self.threads == 1 else f"{self.threads} threads"
-        return f"{threads}, {self.in_flight} in flight"
+        counts = [(self.lanes, "lane"), (self.threads, "thread")]
+        told = [f"{n} {name}{'s' if n > 1 else ''}" for n, name in counts]
+        return ", ".join([self.precision, *told, f"{self.in_flight} in flight"])
 
 
-CHOICES = [Choice(threads, in_flight) for threads in (1, 2) for in_flight in (1, 2)]
+SERVED = Choice("fp32", 2, 1, 2)
+"""As we serve on two cores."""
+CHOICES = [
+    Choice("fp32", 1, 1, 1),
+    Choice("fp32", 1, 1, 2),
+    Choice("fp32", 1, 2, 1),
+    SERVED,
+    Choice("fp32", 2, 1, 3),
+    Choice("int8", 1, 1, 1),
+    Choice("int8", 2, 1, 2),
+]
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,9 @@ async def measure(choice: Choice, sizes: list[int], rounds: int, seconds: float)
     rates: dict[int, list[float]] = {size: [] for size in sizes}
     cpus: dict[int, list[float]] = {size: [] for size in sizes}
     kept: dict[int, list[float]] = {size: [] for size in sizes}
-    async with load_engine(folder, "cpu", choice.threads, max(sizes)) as engine:
+    async with load_engine(
+        folder, "cpu", choice.threads, max(sizes), choice.precision, choice.lanes
+    ) as engine:
         for _ in range(rounds):
             for size in sizes:
                 cpu = time.process_time()
@@ -112,7 +127,7 @@ async def measure(choice: Choice, sizes: list[int], rounds: int, seconds: float)
 
 def in_a_process(choice: Choice, sizes: list[int], rounds: int, seconds: float) -> list[Found]:
     """The same in a fresh one."""
-    arguments = [choice.threads, choice.in_flight, ",".join(map(str, sizes)), rounds, seconds]
+    arguments = [*astuple(choice), ",".join(map(str, sizes)), rounds, seconds]
     told = subprocess.run(
         [sys.executable, "-m", "benchmarks.engine", "--choice", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -131,30 +146,30 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="DIR")
-    parser.add_argument("--choice", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--choice", nargs=7, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.choice:
-        threads, in_flight, sizes, rounds, seconds = options.choice
-        choice = Choice(int(threads), int(in_flight))
+        precision, *flow, sizes, rounds, seconds = options.choice
+        choice = Choice(precision, *map(int, flow))
         wanted = [int(size) for size in sizes.split(",")]
         found = asyncio.run(measure(choice, wanted, int(rounds), float(seconds)))
         print(json.dumps([asdict(one) for one in found]))
         return 0
     by_choice = {}
-    print(f"{'':24}{'batch':>6}{'images/s':>10}{'CPU us':>8}{'beside a busy process':>23}")
+    print(f"{'':38}{'batch':>6}{'images/s':>10}{'CPU us':>8}{'beside a busy process':>23}")
     for choice in CHOICES:
         found = in_a_process(choice, list(SIZES), options.rounds, options.seconds)
         by_choice[str(choice)] = [asdict(one) for one in found]
         for one in found:
             print(
-                f"{choice!s:24}{one.size:6}{one.rate:10,.0f}{1e6 * one.cpu:8.0f}"
+                f"{choice!s:38}{one.size:6}{one.rate:10,.0f}{1e6 * one.cpu:8.0f}"
                 f"{100 * one.kept:21.0f} %",
                 flush=True,
             )
     options.out.mkdir(parents=True, exist_ok=True)
     data = {"machine": machine(), "rounds": options.rounds, "choices": by_choice}
     (options.out / "engine.json").write_text(json.dumps(data, indent=1) + "\n")
-    usual = next(one for one in by_choice[str(Choice(1, 1))] if one["size"] == USUAL)
+    usual = next(one for one in by_choice[str(SERVED)] if one["size"] == USUAL)
     verdict = "yes" if usual["kept"] >= ENOUGH else "NO"
     print(f"as we serve, above {100 * ENOUGH:.0f} % of it is left beside a busy process: {verdict}")
     return 0

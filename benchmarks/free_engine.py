@@ -36,6 +36,7 @@ class FreeEngine:
     )
     device = Device(None, "cpu", "as asked")
     precision = Precision("fp32", "as asked")
+    lanes = 1
     gpu_memory: GpuMemory | None = None
     on_assembled: Callable[[float], None] | None = None
 

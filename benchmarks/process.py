@@ -57,9 +57,9 @@ class Process:
 
 
 @asynccontextmanager
-async def serving(*module: str) -> AsyncIterator[Process]:
+async def serving(*module: str, **settings: str) -> AsyncIterator[Process]:
     """`python -m module` that logs its address, once it answers."""
-    environment = {**os.environ, "SHOAL_PORT": "0", "SHOAL_LOG_LEVEL": "info"}
+    environment = {**os.environ, "SHOAL_PORT": "0", "SHOAL_LOG_LEVEL": "info", **settings}
     started = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *module),
         cwd=ROOT,

@@ -1,8 +1,9 @@
-"""The engine: images in, class probabilities out, on one thread that owns MXNet for life.
+"""The engine: images in, class probabilities out, in lanes that compute side by side.
 
-Everything that touches MXNet (import, load, arrays, forward, reading back, freeing, the last wait)
-happens on that thread: thread pools leak MXNet's workspaces, and a network called from two
-threads deadlocks or computes nonsense (apache/mxnet issues 12756, 19159).
+A lane is a thread and, on it, networks of its own. Everything that touches them (load, arrays,
+forward, reading back, freeing, the last wait) happens on that thread: thread pools leak MXNet's
+workspaces, and a network called from two threads deadlocks or computes nonsense (apache/mxnet
+issues 12756, 19159). A GPU has one lane; why a CPU has several: docs/decisions/0027-lanes.md.
 
 One version serves. `replace` loads another beside it, in steps that take turns with its batches,
 and puts it in its place between two of them; what cannot be loaded changes nothing.
@@ -15,9 +16,9 @@ import gc
 import pathlib
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
 from model_store import manifest, precision
@@ -26,7 +27,7 @@ from model_store.manifest import BadModel, Manifest, Parameters
 from model_store.network import SIDE, Image, Inputs, Network, Probabilities, Rows, outcomes
 from model_store.params import Arrays, read_params, sha256
 from model_store.precision import Precision
-from model_store.runtime import load_mxnet
+from model_store.runtime import is_gpu_build, load_mxnet
 
 __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "load_engine"]
 
@@ -37,6 +38,23 @@ Arguments = TypeVarTuple("Arguments")
 R = TypeVar("R")
 
 
+class Lane:
+    """A thread for life. First come, first served."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self.waiting = 0
+        """Calls that have not come back."""
+
+    async def call(self, call: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
+        loop = asyncio.get_running_loop()
+        self.waiting += 1
+        try:
+            return await loop.run_in_executor(self._thread, call, *arguments)
+        finally:
+            self.waiting -= 1
+
+
 class GluonEngine:
     """Made by `load_engine`. All of it is called from the event loop."""
 
@@ -45,7 +63,7 @@ class GluonEngine:
         mx: Any,
         device: Device,
         max_batch_size: int,
-        thread: ThreadPoolExecutor,
+        lanes: Sequence[Lane],
         precision: str = "auto",
     ) -> None:
         self.device = device
@@ -57,41 +75,50 @@ class GluonEngine:
         self._mx = mx
         self._max_batch_size = max_batch_size
         self._look_at = 0.0
-        self._thread = thread
-        self._network: Network | None = None
+        self._lanes = lanes
+        self._networks: Sequence[Network] = ()
+        """The version that serves, once a lane."""
+
+    @property
+    def lanes(self) -> int:
+        """How many batches it computes at once."""
+        return len(self._lanes)
 
     @property
     def model(self) -> Manifest:
         """Of the version that serves: the one that an `infer` called now will use."""
-        return self._serving.model
+        return self._serving[0].model
 
     @property
     def precision(self) -> Precision:
         """In which that version computes, and why."""
-        return self._serving.precision
+        return self._serving[0].precision
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]:
-        """Bucket -> seconds of each of its warm-up batches."""
-        return self._serving.warm_up_seconds
+        """Bucket -> seconds of each of its warm-up batches, in all lanes."""
+        by_lane = [network.warm_up_seconds for network in self._serving]
+        return {bucket: [s for one in by_lane for s in one[bucket]] for bucket in by_lane[0]}
 
     async def infer(self, images: Sequence[Image]) -> list[Probabilities | Exception]:
         """One outcome per image, in order: its probabilities, or BadRow.
 
         Raises MemoryError where the device is out of memory, and whatever MXNet raises.
         """
-        network, started = self._serving, time.perf_counter()
+        started = time.perf_counter()
+        lane, network = min(self._pairs(self._serving), key=lambda pair: pair[0].waiting)
         inputs = network.assemble(images)  # here, so that it may overlap another's compute
         if self.on_assembled is not None:
             self.on_assembled(time.perf_counter() - started)
-        rows = await self._on_thread(self._compute, network, inputs)
+        rows = await lane.call(self._compute, network, inputs)
         return outcomes(rows[: len(images)], len(network.model.classes))
 
     async def observe(self, images: Sequence[Image]) -> dict[str, tuple[float, float]]:
         """The ranges for `manifest.Int8` that these images bring about. For a CPU."""
-        network, size = self._serving, max(self.warm_up_seconds)
+        network, size = self._serving[0], max(self.warm_up_seconds)
         parts = [images[start : start + size] for start in range(0, len(images), size)]
-        return await self._on_thread(network.observe, [network.assemble(part) for part in parts])
+        assembled = [network.assemble(part) for part in parts]
+        return await self._lanes[0].call(network.observe, assembled)
 
     async def replace(
         self, folder: pathlib.Path, on_switch: Callable[[], None] | None = None
@@ -105,39 +132,49 @@ class GluonEngine:
         Raises BadModel, BadParams, PrecisionUnavailable, UnknownArchitecture, OSError, and whatever
         MXNet raises; the version that served goes on to.
         """
-        network = await self._load(folder)
-        old, self._network = self._network, network
+        networks = await self._load(folder)
+        old, self._networks = self._networks, networks
         if on_switch is not None:
             on_switch()
-        if old is not None:
-            await self._on_thread(old.close)  # behind the batches that it still has
+        await self._close(old)  # behind the batches that it still has
 
     async def unload(self) -> None:
         """Free the version that serves, if one does; until the next `replace` there is none."""
-        old, self._network = self._network, None
-        if old is not None:
-            await self._on_thread(old.close)
+        old, self._networks = self._networks, ()
+        await self._close(old)
 
     @property
-    def _serving(self) -> Network:
-        if self._network is None:
+    def _serving(self) -> Sequence[Network]:
+        if not self._networks:
             raise RuntimeError("no version is loaded")
-        return self._network
+        return self._networks
 
-    async def _load(self, folder: pathlib.Path) -> Network:
-        """Beside the version that serves."""
+    def _pairs(self, networks: Sequence[Network]) -> Iterator[tuple[Lane, Network]]:
+        return zip(self._lanes, networks, strict=False)  # a load that failed has fewer
+
+    async def _load(self, folder: pathlib.Path) -> Sequence[Network]:
+        """Beside the version that serves; lane after lane, so that only one of them is slowed."""
         model, arrays = await asyncio.to_thread(_read, folder)
         bits = precision.choose(self._wanted, model, self.device.name)
-        network = Network(self._mx, model, self.device, bits, self._max_batch_size)
-        steps = network.load(arrays)
+        networks: list[Network] = []
         try:
-            while await self._on_thread(_step, steps):
-                pass  # and whoever came meanwhile has had a turn
+            for lane in self._lanes:
+                network = Network(self._mx, model, self.device, bits, self._max_batch_size)
+                networks.append(network)
+                steps = network.load(arrays)
+                try:
+                    while await lane.call(_step, steps):
+                        pass  # and whoever came meanwhile has had a turn
+                finally:
+                    await lane.call(steps.close)
         except BaseException:
-            await self._on_thread(steps.close)
-            await self._on_thread(network.close)
+            await self._close(networks)
             raise
-        return network
+        return networks
+
+    async def _close(self, networks: Sequence[Network]) -> None:
+        for lane, network in self._pairs(networks):
+            await lane.call(network.close)
 
     def _compute(self, network: Network, inputs: Inputs) -> Rows:
         rows = network.infer(inputs)
@@ -145,11 +182,6 @@ class GluonEngine:
             self._look_at = now + LOOK_EVERY
             self.gpu_memory = gpu_memory(self._mx, self.device)
         return rows
-
-    async def _on_thread(self, call: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
-        """First come, first served."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, call, *arguments)
 
 
 @asynccontextmanager
@@ -159,19 +191,28 @@ async def load_engine(
     threads: int = 1,
     max_batch_size: int | None = None,
     precision: str = "auto",
+    lanes: int = 1,
 ) -> AsyncIterator[GluonEngine]:
     """An engine with the version in `folder` loaded and warm; closes it on the way out.
 
     `max_batch_size` None: 16 on a CPU, where larger batches only make callers wait, 64 on a GPU.
+    `lanes`: batches that a CPU computes at once. A GPU has one, whatever is asked for.
 
     Raises BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, MXNetUnavailable,
     PrecisionUnavailable.
     """
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1, thread_name_prefix="engine") as thread:
-        mx, chosen = await loop.run_in_executor(thread, _start, device, threads)
-        size = max_batch_size or (16 if chosen.name == "cpu" else 64)
-        engine = GluonEngine(mx, chosen, size, thread, precision)
+    with ExitStack() as threads_open:
+
+        def lane() -> Lane:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+            return Lane(threads_open.enter_context(thread))
+
+        first = lane()
+        mx, chosen = await first.call(_start, device, threads)
+        on_cpu = chosen.name == "cpu"
+        size = max_batch_size or (16 if on_cpu else 64)
+        others = [lane() for _ in range(1, lanes)] if on_cpu else []
+        engine = GluonEngine(mx, chosen, size, [first, *others], precision)
         try:
             await engine.replace(folder)
             yield engine
@@ -180,7 +221,9 @@ async def load_engine(
 
 
 def _start(device: str, threads: int) -> tuple[Any, Device]:
-    mx = load_mxnet(threads)
+    # Run in order, an operator is computed on the thread that calls it, and so lanes are computed
+    # side by side. A GPU would be waited for after each operator.
+    mx = load_mxnet(threads, in_order=device == "cpu" or not is_gpu_build())
     # What is imported stays. Full collections pass over it from now on: one comes with every
     # version that is freed, and took 120 ms in which no thread runs, instead of 7.
     gc.freeze()

@@ -5,7 +5,7 @@ import, and this is where they are: environment variables it and OpenMP read onl
 `np.bool` alias it still uses, CUDA's libraries for its GPU build, and a message in words where
 its import dies in a linker error.
 
-Call it from the thread that will own MXNet, and from no other.
+Call it from a thread that will own a network, and from no other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def load_mxnet(threads: int, in_order: bool = False) -> Any:
     """Import MXNet with `threads` OpenMP threads per operator and return the module.
 
     `in_order`: every operator runs when it is called, on the caller's thread. MXNet's own
-    scheduler reads BatchNorm's statistics while they are being updated, and two runs differ.
+    scheduler has one thread compute for all who call; and in training it reads BatchNorm's
+    statistics while they are being updated, so that two runs differ.
 
     `threads` wins over an inherited OMP_NUM_THREADS, which was meant for programs of every kind.
     All else that is set here gives way to what the environment says. The second call returns the

@@ -7,6 +7,7 @@ when the port cannot be had, 4 when the engine died under way and a new process 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -29,6 +30,11 @@ from service.server import Server
 from service.serving import Serving
 from service.settings import BadSettings, Settings, load_settings, unknown
 from service.workers.supervisor import Supervisor
+
+YOUNG = 5000
+"""Objects more than there were at which Python looks for cycles among the young; its own is 700."""
+FULL_COLLECTION = 20
+"""Collections of the middle generation between two full ones; Python's own is 10."""
 
 
 def main(load_engine: str = LOAD_ENGINE) -> int:
@@ -55,6 +61,7 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
     """Serve `app` until a signal; the exit status. `sockets`: to listen on, in place of those that
     the settings name."""
     server = Server(app, settings)
+    _settle()
     # uvicorn takes these over once its loop runs. Until then, and after, they are handled as well.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
@@ -64,6 +71,16 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
         return status
     log.info("stopped")
     return 0
+
+
+def _settle() -> None:
+    """What is there by now stays: full collections of garbage pass over it, and come rarely. With a
+    thousand uploads under way each held the event loop for 50 ms and more, and found nothing:
+    docs/decisions/0026-full-collections-come-rarely.md."""
+    gc.collect()
+    gc.freeze()
+    _, middle, _ = gc.get_threshold()
+    gc.set_threshold(YOUNG, middle, FULL_COLLECTION)
 
 
 def supervise(settings: Settings, load_engine: str) -> int:

@@ -13,12 +13,15 @@ from functools import partial
 from typing import Any, cast
 
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
 import model_store.engine
 from model_store.engine import GluonEngine
@@ -59,6 +62,7 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
         settings.engine_threads,
         settings.max_batch_size,
         settings.precision,
+        settings.engine_lanes,
     )
 
 
@@ -149,7 +153,19 @@ def create_app(
         )
     app.add_middleware(Requests, count=metrics)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
+    if tracing is None:
+        app.build_middleware_stack = partial(_lean_stack, app)  # type: ignore[method-assign]
     return app
+
+
+def _lean_stack(app: FastAPI) -> ASGIApp:
+    """FastAPI's, without what nobody needs here: `Requests` has an answer to the unexpected,
+    nothing is traced, and each route bounds its body itself. Each layer costs every request."""
+    stack: ASGIApp = AsyncExitStackMiddleware(app.router)
+    stack = ExceptionMiddleware(stack, app.exception_handlers)
+    for layer, positional, named in reversed(app.user_middleware):
+        stack = layer(stack, *positional, **named)
+    return stack
 
 
 def _rates(settings: Settings) -> Rates | None:

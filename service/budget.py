@@ -14,8 +14,7 @@ slow soon. Pure but for the one call that ends an upload.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from batching import QueueFull
 from service.errors import UploadTimeout
@@ -36,14 +35,9 @@ class Budget:
         self._slow = set[Share]()
         self._held_slowly = 0
 
-    @contextmanager
-    def holding(self) -> Iterator[Share]:
+    def holding(self) -> Share:
         """Within, the bytes of one upload count."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.held -= share.held
+        return Share(self)
 
     def add(self, share: Share, count: int) -> None:
         if self.held + count > self.most:
@@ -72,33 +66,41 @@ class Budget:
 
 
 class Share:
-    """Of one upload."""
+    """Of one upload, which counts until `release`, or within."""
 
     def __init__(self, budget: Budget) -> None:
         self.held = 0
         """Bytes."""
         self.rate = 0.0
         """Bytes a second, lately."""
-        self.fault: Exception | None = None
-        """Why it was ended, if it was."""
         self._budget = budget
         self._looks = 0
         self._seen = 0
-        self._stop: Callable[[], None] | None = None
+        self._stop: Callable[[Exception], None] | None = None
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Its bytes are kept no longer."""
+        self._budget.held -= self.held
+        self.held = 0
 
     def add(self, count: int) -> None:
         """So many bytes more are kept. Raises QueueFull instead of going beyond the budget."""
         self._budget.add(self, count)
 
-    @contextmanager
-    def arriving(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Within, it may turn out to be slow; then `stop` is called once, and `fault` says why."""
+    def begins(self, stop: Callable[[Exception], None]) -> None:
+        """It arrives from now on. Should it be too slow, `stop` is told why, once."""
         self._stop = stop
-        try:
-            yield
-        finally:
-            self._stop = None
-            self._budget.is_not_slow(self)
+
+    def ends(self) -> None:
+        """It has arrived, or nobody waits for it any more."""
+        self._stop = None
+        self._budget.is_not_slow(self)
 
     def look(self) -> None:
         """To be called every `LOOK` while it is arriving."""
@@ -118,6 +120,5 @@ class Share:
     def end(self, fault: Exception) -> None:
         self._budget.is_not_slow(self)
         if self._stop is not None:
-            self.fault = fault
-            self._stop()
+            self._stop(fault)
             self._stop = None

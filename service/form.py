@@ -39,6 +39,10 @@ def boundary(content_type: str) -> bytes:
     raise MissingImage(f"The form's Content-Type names no boundary. {HOW}.")
 
 
+class _Enough(Exception):
+    """The last image that is wanted is complete."""
+
+
 class Form:
     """Keeps the parts named `img`, of which `most` are enough, and forgets the rest."""
 
@@ -51,6 +55,7 @@ class Form:
         self._chunks: list[bytes] = []
         self._name = self._value = b""
         self._parts = 0
+        self._begun = False
         self._is_image = False
 
     def write(self, chunk: bytes) -> None:
@@ -60,8 +65,14 @@ class Form:
         if len(chunk) == self._length and (image := only_part(chunk, self._boundary)) is not None:
             self._images.append(image)
             return
+        if not self._begun:
+            # The parser would also pass over what follows them, as far as this chunk goes.
+            chunk = chunk.lstrip(b"\r\n")
+            self._begun = bool(chunk)
         try:
             self._parser.write(chunk)
+        except _Enough:
+            pass
         except FormParserError as error:
             raise MissingImage(f"The form cannot be read: {error}. {HOW}.") from error
 
@@ -111,6 +122,8 @@ class Form:
         if self._is_image:
             self._images.append(b"".join(self._chunks))
             self._chunks.clear()
+            if len(self._images) == self._most:
+                raise _Enough
 
 
 def only_part(body: bytes, boundary: bytes) -> bytes | None:

@@ -189,8 +189,8 @@ async def _images(request: Request, journey: Journey) -> tuple[Reply, list[Image
     """Read and decoded; the upload is forgotten before the images wait for the engine."""
     settings: Settings = request.app.state.settings
     header = header_length(request.headers.get(LENGTH_HEADER))
-    with journey.reading() as read:
-        body = await read(partial(read_bytes, request))
+    with journey:
+        body = await journey.read(partial(read_bytes, request))
         call = parse(body, header, journey.model, settings.max_images_per_request)
         if call.seconds is not None:
             journey.hurry(call.seconds)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanContext
@@ -60,21 +60,26 @@ class Journey:
         self._timeout = timeout
         self._deadline = math.inf
 
-    @contextmanager
-    def reading(self) -> Iterator[Callable[[Read[Out]], Awaitable[Out]]]:
-        """Within, call what is given with what reads the body; its bytes count as held memory
-        until the end."""
-        with self.serving.uploads.holding() as share:
+    def __enter__(self) -> None:
+        """Within, the bytes that are read count as held memory, until `forget`."""
+        self._share = self.serving.uploads.holding()
 
-            async def read(reader: Read[Out]) -> Out:
-                limits = self._settings.max_upload_bytes, self._settings.upload_timeout
-                began = time.perf_counter()
-                body = await reader(*limits, share)
-                self._note("read", began, time.perf_counter())
-                self._deadline = time.perf_counter() + self._timeout
-                return body
+    def __exit__(self, *_: object) -> None:
+        self.forget()
 
-            yield read
+    def forget(self) -> None:
+        """What was read is kept no longer."""
+        self._share.release()
+
+    async def read(self, reader: Read[Out]) -> Out:
+        """The body, as `reader` reads it."""
+        limits = self._settings.max_upload_bytes, self._settings.upload_timeout
+        began = time.perf_counter()
+        body = await reader(*limits, self._share)
+        ended = time.perf_counter()
+        self._note("read", began, ended)
+        self._deadline = ended + self._timeout
+        return body
 
     def hurry(self, timeout: float) -> None:
         """The client wants the answer within `timeout` seconds from now."""

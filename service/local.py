@@ -45,6 +45,9 @@ class Engine(Protocol):
     def device(self) -> Device: ...
 
     @property
+    def lanes(self) -> int: ...
+
+    @property
     def precision(self) -> Precision: ...
 
     @property
@@ -229,7 +232,7 @@ class Local:
                 for row in await engine.infer(images)
             ]
 
-        settings = self._settings
+        settings, on_cpu = self._settings, engine.device.name == "cpu"
         self._latency = latency = LatencyTable(engine.warm_up_seconds)
         batcher = Batcher(
             self._tracing.batches(infer) if self._tracing else infer,
@@ -237,7 +240,8 @@ class Local:
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,
             max_queue_delay=settings.max_queue_delay,
-            max_in_flight=settings.max_in_flight or (1 if engine.device.name == "cpu" else 2),
+            max_in_flight=settings.max_in_flight or (engine.lanes if on_cpu else 2),
+            lanes=engine.lanes,
             on_batch=self._count.count_batch,
         )
         self._batcher = await self._open.enter_async_context(batcher)

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import browsers, errors
 from service.logs import log
+from service.wishes import headers
 
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 ROUTINE = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
@@ -58,14 +59,14 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"]
-                headers.append((b"x-request-id", request_id.encode()))
-                browsers.tell(scope, headers)
+                told = message["headers"]
+                told.append((b"x-request-id", request_id.encode()))
+                browsers.tell(scope, told)
                 close = (b"connection", b"close")
-                if scope["app"].state.serving.draining and close not in headers:
-                    headers.append(close)
+                if scope["app"].state.serving.draining and close not in told:
+                    told.append(close)
                 if timing:
-                    headers.append((b"server-timing", server_timing(timing).encode()))
+                    told.append((b"server-timing", server_timing(timing).encode()))
             await send(message)
 
         try:
@@ -101,10 +102,7 @@ class Requests:
 
 def _request_id(scope: Scope) -> str:
     """The client's own id if it is sane, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            return sane_id(value)
-    return sane_id(b"")
+    return sane_id(headers(scope).get(b"x-request-id", b""))
 
 
 def sane_id(wish: bytes) -> str:
@@ -127,9 +125,14 @@ def log_request(
     timing: Mapping[str, float],
 ) -> None:
     """The line that tells of a request, over HTTP or gRPC; `about`: what it was."""
-    fields = {**about, "status": status, "seconds": round(seconds, 6)}
+    fields = {**about, "status": status, "seconds": _micro(seconds)}
     if code is not None:
         fields["code"] = code
     for stage, duration in timing.items():
-        fields[f"{stage}_seconds"] = round(duration, 6)
+        fields[f"{stage}_seconds"] = _micro(duration)
     log.log(level, "request", extra={"fields": fields})
+
+
+def _micro(seconds: float) -> float:
+    """To the microsecond; `round(seconds, 6)` takes three times as long."""
+    return round(1e6 * seconds) / 1e6

@@ -111,9 +111,13 @@ async def predict(request: Request) -> Response:
     With `Accept: text/plain` the answer is the bare sentence.
     """
     journey = begun(request)
-    image = await _image(request, journey)
-    with ends_with_client(request):
-        classified = await journey.infer(image)
+    with journey:
+        data = await journey.read(partial(read_image, request))
+        with ends_with_client(request):
+            image = await journey.decode(data)
+            del data
+            journey.forget()  # before the image waits for the engine
+            classified = await journey.infer(image)
     return _respond(request, classified)
 
 
@@ -209,20 +213,13 @@ def begun(request: Request) -> Journey:
     return Journey(request.app.state, request.headers, client, request.state.timing, timeout)
 
 
-async def _image(request: Request, journey: Journey) -> Image:
-    """Read and decoded; the upload is forgotten before the image waits for the engine."""
-    with journey.reading() as read:
-        data = await read(partial(read_image, request))
-        with ends_with_client(request):
-            return await journey.decode(data)
-
-
 async def _images(request: Request, journey: Journey) -> list[Image | Exception]:
-    """The same for many, of which any may fail."""
+    """Read and decoded, as far as they can be; the uploads are forgotten before the images wait for
+    the engine."""
     settings: Settings = request.app.state.settings
     read_all = partial(read_images, request, max_images=settings.max_images_per_request)
-    with journey.reading() as read:
-        uploads = await read(read_all)
+    with journey:
+        uploads = await journey.read(read_all)
         with ends_with_client(request):
             return await each(forgiving(journey.decode), uploads, pause=True)
 
@@ -236,8 +233,8 @@ def _respond(request: Request, classified: Classified) -> Response:
 
 def _prediction(classified: Classified) -> dict[str, Any]:
     model, row = classified.model, classified.probabilities
+    probabilities = [round(1e6 * p) / 1e6 for p in row.tolist()]
     best = int(row.argmax())
-    probabilities = [round(p, 6) for p in row.tolist()]
     return {
         "class": model.classes[best],
         "probability": probabilities[best],

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     for it and the version was measured to be as accurate in it; else fp32."""
     engine_threads: int = Field(default=1, ge=1, le=256)
     """CPU threads that compute one batch."""
+    engine_lanes: int = Field(
+        default_factory=lambda: min(len(os.sched_getaffinity(0)), 4), ge=1, le=64
+    )
+    """Batches that a CPU computes at the same time; a GPU computes one. Default: one a CPU core, 4
+    at most."""
 
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
     """Most images computed together. Default: 16 on a CPU, 64 on a GPU."""
@@ -69,7 +74,8 @@ class Settings(BaseSettings):
     max_queue_delay: float = Field(default=0.0, ge=0, le=60)
     """Seconds the oldest request may wait for company while the engine is idle. 0: never."""
     max_in_flight: int | None = Field(default=None, ge=1, le=8)
-    """Most batches handed to the engine at once. Default: 1 on a CPU, 2 on a GPU."""
+    """Most batches handed to the engine at once. Default: `SHOAL_ENGINE_LANES` on a CPU, 2 on a
+    GPU."""
     request_timeout: Seconds = 5.0
     """Seconds from the end of the upload in which a request is answered or refused."""
 

@@ -7,8 +7,7 @@ nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -16,7 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from service.budget import LOOK, Share
 from service.errors import BodyTooLarge, TooManyImages, UploadTimeout
 from service.form import Form, boundary
-from service.wishes import header
+from service.interruption import Interruptible
+from service.wishes import declared, header
 
 # Each of the three that follow tells its share of the budget of every chunk, and raises
 # BodyTooLarge, UploadTimeout, QueueFull and Starlette's ClientDisconnect.
@@ -30,7 +30,7 @@ async def read_image(request: Request, max_bytes: int, max_seconds: float, share
     content_type = header(request, b"content-type") or ""
     if content_type.lower().startswith("image/"):
         return await read_bytes(request, max_bytes, max_seconds, share)
-    form = Form(boundary(content_type), _declared(request), most=1)
+    form = Form(boundary(content_type), declared(request), most=1)
     await _receive(request, form, max_bytes, max_seconds, share)
     return form.images()[0]
 
@@ -43,7 +43,7 @@ async def read_images(
     Raises MissingImage and TooManyImages, too.
     """
     content_type = header(request, b"content-type") or ""
-    form = Form(boundary(content_type), _declared(request), most=max_images + 1)
+    form = Form(boundary(content_type), declared(request), most=max_images + 1)
     await _receive(request, form, max_bytes, max_seconds, share)
     if len(images := form.images()) > max_images:
         raise TooManyImages(
@@ -76,58 +76,65 @@ async def _receive(
     request: Request, body: _Body, max_bytes: int, max_seconds: float, share: Share
 ) -> None:
     """Hand `body` every chunk as it arrives."""
-    if _declared(request) > max_bytes:
+    if declared(request) > max_bytes:
         raise _too_large(max_bytes)
-    received = 0
-    try:
-        async with asyncio.timeout(max_seconds) as limit:
-            with _watched(share, limit):
-                more = True
-                while more:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
-                    chunk: bytes = message.get("body", b"")
-                    more = message.get("more_body", False)
-                    received += len(chunk)
-                    if received > max_bytes:
-                        raise _too_large(max_bytes)
-                    share.add(len(chunk))
-                    body.write(chunk)
-    except TimeoutError as error:
-        raise share.fault or UploadTimeout(
-            f"The upload did not arrive within {max_seconds:g} seconds: {received:,} bytes did. "
-            "Send a smaller image, or use a faster connection."
-        ) from error
+    with _Arrival(share, max_seconds):
+        more = True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk: bytes = message.get("body", b"")
+            more = message.get("more_body", False)
+            if share.held + len(chunk) > max_bytes:
+                raise _too_large(max_bytes)
+            share.add(len(chunk))
+            body.write(chunk)
 
 
-@contextmanager
-def _watched(share: Share, limit: asyncio.Timeout) -> Iterator[None]:
-    """Within, `share` is looked at every now and then, and `limit` is over when it is ended."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
+class _Arrival(Interruptible):
+    """Within, `share` is looked at every now and then, until its time is up."""
 
-    def look() -> None:
-        nonlocal timer
-        timer = loop.call_later(LOOK, look)
-        share.look()
+    def __init__(self, share: Share, max_seconds: float) -> None:
+        super().__init__()
+        self._share = share
+        self._max_seconds = max_seconds
 
-    def stop() -> None:
-        if not limit.expired():
-            limit.reschedule(loop.time())
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._share.begins(self.interrupt)
+        self._loop = asyncio.get_running_loop()
+        self._began = self._look_at = self._loop.time()
+        self._wait()
 
-    timer = loop.call_later(LOOK, look)
-    try:
-        with share.arriving(stop):
-            yield
-    finally:
-        timer.cancel()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        self._share.ends()
+        super().__exit__(kind, error, traceback)
 
+    def _wait(self) -> None:
+        self._look_at += LOOK
+        end = self._began + self._max_seconds
+        if self._look_at < end:
+            self._timer = self._loop.call_at(self._look_at, self._look)
+        else:
+            self._timer = self._loop.call_at(end, self._time_is_up)
 
-def _declared(request: Request) -> int:
-    """The length of the body; -1 where the request does not say."""
-    declared = header(request, b"content-length") or ""
-    return int(declared) if declared.isdecimal() else -1
+    def _look(self) -> None:
+        self._share.look()
+        self._wait()
+
+    def _time_is_up(self) -> None:
+        fault = UploadTimeout(
+            f"The upload did not arrive within {self._max_seconds:g} seconds: "
+            f"{self._share.held:,} bytes did. Send a smaller image, or use a faster connection."
+        )
+        self._share.end(fault)
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from service.errors import BadTimeout
 from service.settings import Settings
@@ -17,6 +18,8 @@ TIMEOUT = {
     "description": "Seconds in which the answer is wanted, if less than the server's own limit",
 }
 """The header, as OpenAPI describes it."""
+HEADERS = "shoal.headers"
+"""In a scope, the headers that are looked up."""
 
 
 def timeout(request: Request) -> float:
@@ -39,12 +42,23 @@ def timeout(request: Request) -> float:
 
 def header(request: Request, name: bytes) -> str | None:
     """The first header of that name, which is in lower case: as `request.headers` would say, where
-    every look costs a microsecond or more."""
-    for found, value in request.scope["headers"]:
-        if found == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
+    every look goes through all of them."""
+    value = headers(request.scope).get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+def headers(scope: Scope) -> dict[bytes, bytes]:
+    """The first of each name, found once."""
+    found: dict[bytes, bytes] | None = scope.get(HEADERS)
+    if found is None:
+        found = scope[HEADERS] = dict(reversed(scope["headers"]))
+    return found
+
+
+def declared(request: Request) -> int:
+    """The length of the body; -1 where the request does not say."""
+    length = header(request, b"content-length") or ""
+    return int(length) if length.isdecimal() else -1
 
 
 def wants_text(request: Request) -> bool:

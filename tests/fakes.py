@@ -33,6 +33,7 @@ class FakeEngine:
 
     device = Device(None, "cpu", "as asked")
     precision = Precision("fp32", "this version is not calibrated for int8")
+    lanes = 1
     gpu_memory: GpuMemory | None = None
     on_assembled: Callable[[float], None] | None = None
 
@@ -49,7 +50,8 @@ class FakeEngine:
             size: [warm_up_seconds or seconds or 1e-4] * 3 for size in (1, 2, 4, 8)
         }
         self.batches: list[int] = []
-        self.called = asyncio.Event()
+        self.called, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.goes_on.set()
         self.loading, self.loaded = asyncio.Event(), asyncio.Event()
         self.loaded.set()
         self.load_error: Exception | None = None
@@ -61,13 +63,18 @@ class FakeEngine:
         if self.on_assembled is not None:
             self.on_assembled(1e-6)
         log.info("batch", extra={"fields": {"size": len(images)}})
-        if self.seconds:
-            await asyncio.sleep(self.seconds)
+        await self.computing()
         if self.error:
             raise self.error
         rows = np.full((len(images), 10), 0.01, dtype=np.float32)
         rows[range(len(images)), [int(image[0, 0, 0]) % 10 for image in images]] = 0.91
         return list(rows)
+
+    async def computing(self) -> None:
+        """What a batch takes: so many seconds, and until `goes_on` is set."""
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        await self.goes_on.wait()
 
     async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None:
         """The manifest in `folder`; `loaded` says when, `load_error` that it cannot be."""

@@ -101,8 +101,8 @@ class Methods:
 
     async def _images(self, call: Call, journey: Journey) -> tuple[Name, Reply, list[Image]]:
         """Read and decoded; the message is forgotten before the images wait for the engine."""
-        with journey.reading() as read:
-            named, asked = self._asked(await read(self._places.reader(call)), journey.model)
+        with journey:
+            named, asked = self._asked(await journey.read(self._places.reader(call)), journey.model)
             for seconds in (call.time_left, asked.seconds):
                 if seconds is not None:
                     journey.hurry(seconds)

@@ -39,7 +39,8 @@ class Job:
     times: Sequence[float] | None
     """Open loop: when to send, in seconds from the start, increasing. None: closed loop."""
     concurrency: int = 0
-    """Closed loop: how many connections."""
+    """Closed loop: how many connections. Open loop: how many are open before the first request is
+    sent, and take turns; 0: opened as need be, and as few as will do."""
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Generator:
         self._due: deque[float] = deque()
         self._asked = 0
         self._connections: set[Connection] = set()
-        self._idle: list[Connection] = []
+        self._idle: deque[Connection] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._failed = 0
         self._ending = False
@@ -83,12 +84,15 @@ class Generator:
         self._ended = asyncio.Event()
         self._timer = Timer(self._send_due)
         watch = asyncio.create_task(self._watch())
+        if job.times is not None:
+            await asyncio.gather(*(self._open() for _ in range(job.concurrency)))
         cpu = time.process_time()
         self._start = time.monotonic()
         if job.times is not None:
             self._send_due()
-        for _ in range(job.concurrency):
-            self._put(self._start)
+        else:
+            for _ in range(job.concurrency):
+                self._put(self._start)
         await asyncio.sleep(job.duration)
         self._ending = True
         if job.times is None:
@@ -119,7 +123,7 @@ class Generator:
         """A request that is to be sent as soon as there is a connection."""
         self._due.append(intended)
         while self._due and self._idle:
-            connection = self._idle.pop()
+            connection = self._idle.popleft() if self._job.concurrency else self._idle.pop()
             if connection.usable:
                 self._ask(connection)
         self._open_another()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from heapq import heapreplace
 from typing import Any
 
 from batching import Batcher, BatchReport, LatencyTable
@@ -12,13 +13,14 @@ Outcome = int | Exception
 
 
 class FakeEngine:
-    """Doubles numbers. A batch of n takes `seconds(n)`; batches queue up behind each other.
+    """Doubles numbers. A batch of n takes `seconds(n)`; batches queue up behind each other, each in
+    the lane that is free first.
 
     `poison` raises for the whole batch, `bad` fails as an outcome, `memory` is the largest batch
     that fits, `broken` fails everything.
     """
 
-    def __init__(self, seconds: Callable[[int], float] = lambda size: 1.0) -> None:
+    def __init__(self, seconds: Callable[[int], float] = lambda size: 1.0, lanes: int = 1) -> None:
         self.seconds = seconds
         self.batches: list[list[int]] = []
         self.began: list[float] = []
@@ -26,15 +28,16 @@ class FakeEngine:
         self.bad: set[int] = set()
         self.memory = 1_000_000
         self.broken = False
-        self._free_at = 0.0
+        self._free_at = [0.0] * lanes
 
     async def infer(self, items: Sequence[int]) -> list[Outcome]:
         loop = asyncio.get_running_loop()
-        began = max(loop.time(), self._free_at)
-        self._free_at = began + self.seconds(len(items))
+        began = max(loop.time(), self._free_at[0])
+        ends = began + self.seconds(len(items))
+        heapreplace(self._free_at, ends)
         self.batches.append(list(items))
         self.began.append(began)
-        await asyncio.sleep(self._free_at - loop.time())
+        await asyncio.sleep(ends - loop.time())
         if len(items) > self.memory:
             raise MemoryError
         if self.broken or self.poison.intersection(items):

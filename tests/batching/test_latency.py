@@ -78,11 +78,17 @@ def test_an_engine_that_gets_worse_with_size_gets_small_batches() -> None:
     assert [slope.best(size) for size in (1, 2, 4, 8)] == [1, 1, 1, 1]
 
 
+def test_a_batch_is_split_where_that_saves_most() -> None:
+    """Three and three, each in two seconds, instead of six in ten."""
+    t = LatencyTable({1: [1.0], 2: [1.5], 3: [2.0], 4: [10.0], 5: [10.0], 6: [10.0]})
+    assert [t.best(size) for size in range(1, 7)] == [1, 2, 3, 3, 2, 3]
+
+
 def test_the_smallest_batch_that_keeps_up() -> None:
     """By items a second; when none does, the best."""
     table = LatencyTable({1: [1.0], 2: [1.5], 4: [2.0]})  # 1, 1.33, 1.5 and 2 a second
     assert [table.keeps_up_with(rate) for rate in (0, 0.5, 1.0, 1.2, 1.4, 1.9, 9.0)] == [
-        0, 1, 1, 2, 3, 4, 4,
+        1, 1, 1, 2, 3, 4, 4,
     ]  # fmt: skip
 
 

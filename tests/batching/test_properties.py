@@ -37,6 +37,7 @@ class World:
     max_batch_size: int
     max_queue_size: int
     max_in_flight: int
+    lanes: int
     max_queue_delay: float
     fixed: float
     per_item: float
@@ -59,6 +60,7 @@ worlds = st.builds(
     max_batch_size=st.integers(1, 8),
     max_queue_size=st.integers(1, 12),
     max_in_flight=st.integers(1, 3),
+    lanes=st.integers(1, 3),
     max_queue_delay=st.sampled_from([0.0, 0.0, 1.5]),
     fixed=st.floats(0.125, 2, width=16),
     per_item=st.floats(0, 0.5, width=16),
@@ -84,7 +86,7 @@ async def live(world: World) -> History:
     def promised(size: int) -> float:
         return world.fixed + world.per_item * size
 
-    engine = FakeEngine(lambda size: world.slowdown * promised(size))
+    engine = FakeEngine(lambda size: world.slowdown * promised(size), world.lanes)
     engine.memory = world.memory
     engine.poison = {n for n, call in enumerate(world.calls) if call.fault == "poison"}
     engine.bad = {n for n, call in enumerate(world.calls) if call.fault == "bad"}
@@ -105,6 +107,7 @@ async def live(world: World) -> History:
         max_batch_size=world.max_batch_size,
         max_queue_size=world.max_queue_size,
         max_in_flight=world.max_in_flight,
+        lanes=world.lanes,
         max_queue_delay=world.max_queue_delay,
     )
     async with b:

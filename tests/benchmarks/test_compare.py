@@ -12,7 +12,7 @@ import time
 import pytest
 
 from benchmarks.contestants import MOSEC, ROOT, SHOAL, TUTORIAL, Contestant, Server, serving, tree
-from benchmarks.engine import Choice, in_a_process
+from benchmarks.engine import SERVED, in_a_process
 from benchmarks.outcome import FORM, RAW, Figures, Report, medians
 from benchmarks.stopping import lost_on_stop
 
@@ -145,6 +145,7 @@ def test_targets() -> None:
     assert f" NO: {FORM}: 1 requests lost, refused or mixed up" in verdicts
 
 
+@pytest.mark.slow
 def test_the_report_is_written(tmp_path: pathlib.Path) -> None:
     """As a table, as plain data, as a picture; what never happened is not a number."""
     found = {
@@ -158,11 +159,12 @@ def test_the_report_is_written(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_the_engine_does_not_collapse_beside_a_busy_process() -> None:
-    """Threads that spin while they wait would leave a twentieth; sleeping ones half or more."""
+    """Threads that spin while they wait would leave a twentieth; sleeping ones half or more. Other
+    work on the machine may spoil a try, not four."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
-    (found,) = in_a_process(Choice(1, 1), [16], rounds=3, seconds=0.4)
-    assert found.kept > 0.2
+    tries = (in_a_process(SERVED, [16], rounds=3, seconds=0.4)[0].kept for _ in range(4))
+    assert any(kept > 0.2 for kept in tries)
 
 
 @pytest.mark.slow

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
+from contextlib import aclosing
 
 import pytest
 
-from benchmarks.front_end import ENDPOINTS, measure, ratios
+from benchmarks.front_end import ENDPOINTS, NOTHING, measure
 
-MOST = {"Shoal, raw body": 3.0, "Shoal, form": 3.0}
-"""Times what FastAPI costs for nothing: about 2, and up to 2.5 on a busy machine; 5.5 to 6.4 before
-decision 10, and 2.7 to 3.2 before decision 21."""
+MOST = {"Shoal, raw body": 4.0, "Shoal, form": 4.0}
+"""Times what FastAPI costs for nothing: 2.1 to 2.9, and up to 3.5 where others keep all cores busy;
+5.5 to 6.4 before decision 10."""
+
+ROUNDS = 8
 
 
 @pytest.mark.slow
-def test_what_a_request_costs() -> None:
-    """CPU of the front end against an endpoint that does nothing, in the same minute; the best of
-    three rounds, since noise only ever adds."""
-    found = asyncio.run(measure(rounds=3, seconds=0.7))
-    assert set(MOST) < {endpoint.name for endpoint in ENDPOINTS}
-    for name, most in MOST.items():
-        assert min(ratios(found, name)) < most, name
+async def test_what_a_request_costs() -> None:
+    """CPU of the front end against an endpoint that does nothing, each at its least so far, since
+    noise only adds; where that is too much, another round may find less."""
+    endpoints = [endpoint for endpoint in ENDPOINTS if endpoint.name in {NOTHING.name, *MOST}]
+    ratios: dict[str, float] = {}
+    async with aclosing(measure(ROUNDS, seconds=0.5, endpoints=endpoints)) as measured:
+        async for found in measured:
+            least = {name: min(spent) for name, spent in found.items()}
+            ratios = {name: least[name] / least[NOTHING.name] for name in MOST}
+            if all(ratios[name] < most for name, most in MOST.items()):
+                return
+    pytest.fail(str(ratios))

@@ -1,12 +1,14 @@
-"""What several end-to-end tests need: a browser."""
+"""What several end-to-end tests need: a browser, the service as it ships, an engine that waits."""
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.chromium import Chromium, find
+from tests.e2e.process import REAL, Hold, Server
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,19 @@ def chromium() -> Iterator[Chromium]:
         pytest.skip("no Chromium: apt-get install chromium")
     with Chromium(path) as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="session")
+def real(model: pathlib.Path) -> Iterator[Server]:
+    """The network that ships, in HTTP and gRPC, in batches of up to 64."""
+    more = {"SHOAL_MAX_BATCH_SIZE": "64", "SHOAL_GRPC_PORT": "0"}
+    with Server(*REAL, SHOAL_MODEL_STORE=str(model.parents[1]), **more) as server:
+        server.wait_until_ready()
+        yield server
+
+
+@pytest.fixture
+def hold(tmp_path: pathlib.Path) -> Hold:
+    hold = Hold(tmp_path / "hold")
+    hold.begin()
+    return hold

@@ -1,4 +1,4 @@
-"""A server in a process of its own, for as long as a `with` lasts."""
+"""A server in a process of its own, for as long as a `with` lasts; and what holds its engine."""
 
 from __future__ import annotations
 
@@ -23,6 +23,23 @@ ROOT = pathlib.Path(__file__).parents[2]
 REAL = ("-m", "service")
 SCRIPTED = ("-m", "tests.e2e.scripted")
 PATIENCE = 60.0
+
+
+class Hold:
+    """From `begin` to `end`, what waits for it does not end: ENGINE_HELD or ENGINE_LOAD_HELD are to
+    be its name."""
+
+    def __init__(self, file: pathlib.Path) -> None:
+        self._file = file
+
+    def __str__(self) -> str:
+        return str(self._file)
+
+    def begin(self) -> None:
+        self._file.touch()
+
+    def end(self) -> None:
+        self._file.unlink()
 
 
 class Server:
@@ -67,6 +84,11 @@ class Server:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def cpu_seconds(self) -> float:
+        """What the process has spent so far: unlike time, not more on a machine with other work."""
+        fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def wait_until_ready(self) -> float:
         """Seconds from the start of the process to the first 200 of /readyz."""

@@ -3,6 +3,7 @@
 ENGINE_SECONDS is what a batch takes, ENGINE_WARM_UP_SECONDS what it took at warm-up,
 ENGINE_LOAD_SECONDS what loading takes, ENGINE_ERROR what it raises; `load` fails while loading.
 ENGINE_DEAD_AFTER is how many seconds a batch may take at least before the watchdog bites.
+ENGINE_HELD and ENGINE_LOAD_HELD name files: while there is one, no batch and no loading ends.
 Run as `python -m tests.e2e.scripted`.
 """
 
@@ -20,16 +21,28 @@ from service.settings import Settings
 from tests.fakes import FakeEngine
 
 
+class ScriptedEngine(FakeEngine):
+    async def computing(self) -> None:
+        await until_gone(os.environ.get("ENGINE_HELD"))
+        await super().computing()
+
+
+async def until_gone(file: str | None) -> None:
+    while file and os.path.exists(file):  # noqa: ASYNC110, ASYNC240  # nobody tells
+        await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
-async def load(settings: Settings) -> AsyncIterator[FakeEngine]:
+async def load(settings: Settings) -> AsyncIterator[ScriptedEngine]:
     error = os.environ.get("ENGINE_ERROR")
     if error == "load":
         raise RuntimeError("the engine was told to fail")
+    await until_gone(os.environ.get("ENGINE_LOAD_HELD"))
     await asyncio.sleep(float(os.environ.get("ENGINE_LOAD_SECONDS", "0")))
-    watchdog.FLOOR = float(os.environ.get("ENGINE_DEAD_AFTER", watchdog.FLOOR))
+    watchdog.FLOOR = float(os.environ.get("ENGINE_DEAD_AFTER", "60"))
     seconds = float(os.environ.get("ENGINE_SECONDS", "0"))
     warm_up = float(os.environ.get("ENGINE_WARM_UP_SECONDS", seconds))
-    yield FakeEngine(seconds, RuntimeError(error) if error else None, warm_up)
+    yield ScriptedEngine(seconds, RuntimeError(error) if error else None, warm_up)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pathlib
 import re
 import socket
 import subprocess
@@ -33,11 +32,6 @@ def limited(what: str, most: int, module: str) -> tuple[str, str]:
     """Arguments for Python that run `module` within a limit of the system."""
     limit = f"resource.setrlimit(resource.{what}, ({most}, {most}))"
     return "-c", f"import resource, runpy; {limit}; runpy.run_module({module!r}, None, '__main__')"
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def address(server: Server) -> tuple[str, int]:
@@ -73,11 +67,11 @@ def test_few_descriptors() -> None:
             silent = [
                 stack.enter_context(socket.create_connection(address(server))) for _ in range(200)
             ]
-            before = cpu_seconds(server.pid)
+            before = server.cpu_seconds()
             time.sleep(1)
-            assert cpu_seconds(server.pid) - before < 0.3
+            assert server.cpu_seconds() - before < 0.3
             for _ in range(20):
-                with socket.create_connection(address(server), timeout=5) as newcomer:
+                with socket.create_connection(address(server), timeout=PATIENCE) as newcomer:
                     newcomer.sendall(GET)
                     assert newcomer.recv(65536).startswith(b"HTTP/1.1 200")
             assert len(silent) == 200
@@ -153,12 +147,12 @@ async def test_a_thousand_slow_clients() -> None:
         slow = [
             asyncio.create_task(drip(server, HEAD if n % 2 else filling, cut)) for n in range(SLOW)
         ]
-        async with httpx.AsyncClient(timeout=10) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE) as client:
             await asyncio.sleep(3)
             for _ in range(100):
                 response = await client.post(f"{server.url}/predict", files={"img": HORSE})
                 assert response.status_code == 200
-        answers = await asyncio.wait_for(asyncio.gather(*slow), 30)
+        answers = await asyncio.wait_for(asyncio.gather(*slow), PATIENCE)
         assert server.stop() == 0
     heads, bodies = answers[1::2], answers[::2]
     assert set(heads) == {b""}

@@ -7,15 +7,15 @@ import asyncio
 import httpx
 import pytest
 
-from tests.e2e.process import SCRIPTED, Server
+from tests.e2e.process import SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
 
 
-async def test_who_leaves_is_not_computed() -> None:
+async def test_who_leaves_is_not_computed(hold: Hold) -> None:
     """Of many that wait behind a slow batch, those that hang up never reach the engine."""
-    with Server(*SCRIPTED, ENGINE_SECONDS="3", SHOAL_REQUEST_TIMEOUT="60") as server:
+    with Server(*SCRIPTED, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
 
@@ -30,6 +30,7 @@ async def test_who_leaves_is_not_computed() -> None:
             for task in waiting[4:]:
                 task.cancel()
             await server.wait_until("shoal_queue_length", 4)
+            hold.end()
             answers = await asyncio.gather(first, *waiting[:4])
         assert server.stop() == 0
         computed = sum(server.batches())

@@ -23,7 +23,7 @@ from tritonclient.http import (
 
 from model_store import manifest
 from model_store.params import read_params
-from tests.e2e.process import REAL, SCRIPTED, Server
+from tests.e2e.process import SCRIPTED, Hold, Server
 from tests.reference import probabilities
 from tests.service.conftest import png
 
@@ -152,13 +152,13 @@ def test_compression(client: InferenceServerClient, algorithm: str) -> None:
 
 def test_timeouts() -> None:
     """`timeout` is the deadline: refused at once where it cannot be met, else kept."""
-    with Server(*SCRIPTED, ENGINE_SECONDS="0.5", ENGINE_WARM_UP_SECONDS="0.01") as server:
+    with Server(*SCRIPTED, ENGINE_SECONDS="1.5", ENGINE_WARM_UP_SECONDS="0.01") as server:
         server.wait_until_ready()
         client = connect(server)
         started = time.monotonic()
         with pytest.raises(InferenceServerException, match="did not come in time") as late:
             client.infer("fake", [images(HORSE)], timeout=100_000)
-        assert late.value.status() == "504" and time.monotonic() - started < 0.4
+        assert late.value.status() == "504" and time.monotonic() - started < 1.4
         with pytest.raises(InferenceServerException) as refused:
             client.infer("fake", [images(HORSE)], timeout=1)
         assert refused.value.status() in ("503", "504")
@@ -175,9 +175,9 @@ def test_not_ready() -> None:
             client.infer("fake", [images(HORSE)])
 
 
-async def test_who_leaves_is_not_computed() -> None:
+async def test_who_leaves_is_not_computed(hold: Hold) -> None:
     """Neither the images of a request, nor those of a form."""
-    with Server(*SCRIPTED, ENGINE_SECONDS="2", SHOAL_REQUEST_TIMEOUT="60") as server:
+    with Server(*SCRIPTED, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         forms = [("img", HORSE)] * 20
         data = [base64.b64encode(HORSE).decode()] * 20
@@ -195,6 +195,7 @@ async def test_who_leaves_is_not_computed() -> None:
             for task in leaving:
                 task.cancel()
             await server.wait_until("shoal_queue_length", 0)
+            hold.end()
             assert (await first).status_code == 200
         assert server.stop() == 0
         assert sum(server.batches()) == 1
@@ -224,7 +225,8 @@ async def test_who_leaves_is_not_decoded() -> None:
 
 
 async def test_others_are_answered_meanwhile() -> None:
-    """A body of 10 MiB, whatever is in it, keeps nobody else waiting."""
+    """A body of 10 MiB, whatever is in it, keeps nobody else waiting. Other work on the machine may
+    spoil a try, not five."""
     rest = b"," * 9_000_000
     bodies = [
         b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["%s"]}]}'
@@ -237,28 +239,22 @@ async def test_others_are_answered_meanwhile() -> None:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
             url = f"{server.url}/v2/models/fake/infer"
-            sending = [asyncio.create_task(client.post(url, content=body)) for body in bodies]
-            slowest = 0.0
-            while not all(task.done() for task in sending):
-                started = time.monotonic()
-                assert (await client.get(f"{server.url}/healthz")).status_code == 200
-                slowest = max(slowest, time.monotonic() - started)
-        assert [task.result().status_code for task in sending] == [400] * 4
-    assert slowest < 0.25, "on a machine with other work"
-
-
-@pytest.fixture(scope="module")
-def real(model: pathlib.Path) -> Iterator[InferenceServerClient]:
-    with Server(*REAL, SHOAL_MODEL_STORE=str(model.parents[1])) as server:
-        server.wait_until_ready()
-        yield connect(server)
+            for _ in range(5):
+                sending = [asyncio.create_task(client.post(url, content=body)) for body in bodies]
+                slowest = 0.0
+                while not all(task.done() for task in sending):
+                    started = time.monotonic()
+                    assert (await client.get(f"{server.url}/healthz")).status_code == 200
+                    slowest = max(slowest, time.monotonic() - started)
+                assert [task.result().status_code for task in sending] == [400] * 4
+                if slowest < 0.25:
+                    break
+    assert slowest < 0.25
 
 
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("form", ["image", "UINT8", "FP32"])
-def test_the_real_network(
-    real: InferenceServerClient, model: pathlib.Path, form: str, binary: bool
-) -> None:
+def test_the_real_network(real: Server, model: pathlib.Path, form: str, binary: bool) -> None:
     """Whatever form the pixels come in, NumPy agrees with the answer."""
     pixels = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     pixels[0] = 128
@@ -270,7 +266,7 @@ def test_the_real_network(
         "UINT8": lambda: array(pixels, "UINT8", binary),
         "FP32": lambda: array(normalised.transpose(0, 3, 1, 2).astype("<f4"), "FP32", binary),
     }[form]()
-    result = real.infer(model.parent.name, [tensor], model_version=model.name)
+    result = connect(real).infer(model.parent.name, [tensor], model_version=model.name)
     expected = probabilities(read_params(model / "net.params"), pixels)
     assert np.abs(result.as_numpy("probabilities") - expected).max() < 1e-4
     assert np.allclose(result.as_numpy("probability"), expected.max(axis=1), atol=1e-4)

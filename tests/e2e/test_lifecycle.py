@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.e2e.process import REAL, ROOT, SCRIPTED, Server
+from tests.e2e.process import REAL, ROOT, SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -21,9 +21,9 @@ HORSE = png(7)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_stop_loses_nothing(number: int) -> None:
+async def test_stop_loses_nothing(number: int, hold: Hold) -> None:
     """Requests in flight when the signal arrives are answered; the process ends with 0."""
-    with Server(*SCRIPTED, ENGINE_SECONDS="1", SHOAL_REQUEST_TIMEOUT="60") as server:
+    with Server(*SCRIPTED, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
             requests = [
@@ -32,7 +32,10 @@ async def test_stop_loses_nothing(number: int) -> None:
             ]
             await server.wait_until("shoal_batches_in_flight", 1)
             await server.wait_until("shoal_queue_length", lambda: 32 - sum(server.batches()))
-            status = await asyncio.to_thread(server.stop, number)
+            stopping = asyncio.create_task(asyncio.to_thread(server.stop, number))
+            await asyncio.to_thread(server.wait_for_log, "Shutting down")
+            hold.end()
+            status = await stopping
             responses = await asyncio.gather(*requests)
     assert status == 0
     assert [response.status_code for response in responses] == [200] * 32
@@ -56,7 +59,7 @@ def test_an_engine_that_hangs_does_not_keep_the_process() -> None:
             server.wait_for_log("batch")
             started = time.monotonic()
             assert server.stop() == 1
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 30
             assert waiting.result().json()["code"] == "cut_off"
         assert "does not come back" in server.log()[-1]["message"]
 
@@ -84,7 +87,7 @@ def test_an_engine_that_dies_is_replaced() -> None:
                 assert int(response.headers["retry-after"]) >= 1
         started = time.monotonic()
         assert server.wait() == 4
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 def test_a_model_that_does_not_load_ends_the_process() -> None:

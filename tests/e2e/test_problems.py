@@ -110,12 +110,12 @@ async def test_deadline_unreachable() -> None:
 
 async def test_deadline_exceeded() -> None:
     """An engine that takes longer than it did at warm-up, and than a request may: 504, in time."""
-    sudden = {"ENGINE_SECONDS": "1.5", "ENGINE_WARM_UP_SECONDS": "0.01"}
+    sudden = {"ENGINE_SECONDS": "20", "ENGINE_WARM_UP_SECONDS": "0.01"}
     with Server(*SCRIPTED, **sudden, SHOAL_REQUEST_TIMEOUT="0.5") as server:
         server.wait_until_ready()
         (response,) = await at_once(server, 1)
     is_problem(response, 504, "deadline_exceeded")
-    assert response.elapsed.total_seconds() < 1.4
+    assert response.elapsed.total_seconds() < 15
 
 
 async def test_queue_full() -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.e2e.process import PATIENCE, ROOT, SCRIPTED, Server
+from tests.e2e.process import PATIENCE, ROOT, SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -62,9 +62,9 @@ def test_hanging_up_in_the_first_moments() -> None:
     assert process.returncode == 0
 
 
-async def test_sigterm_twice() -> None:
+async def test_sigterm_twice(hold: Hold) -> None:
     """Who is impatient in that way gains nothing: what is in flight is answered."""
-    with Server(*SCRIPTED, ENGINE_SECONDS="1", SHOAL_REQUEST_TIMEOUT="60") as server:
+    with Server(*SCRIPTED, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
             requests = [
@@ -72,10 +72,11 @@ async def test_sigterm_twice() -> None:
                 for _ in range(8)
             ]
             await server.wait_until("shoal_batches_in_flight", 1)
-            await server.wait_until("shoal_queue_length", 8 - sum(server.batches()))
+            await server.wait_until("shoal_queue_length", lambda: 8 - sum(server.batches()))
             for _ in range(3):
                 server.send(signal.SIGTERM)
                 await asyncio.sleep(0.1)
+            hold.end()
             status = await asyncio.to_thread(server.wait)
             responses = await asyncio.gather(*requests)
     assert status == 0
@@ -97,7 +98,7 @@ def test_ctrl_c_after_a_signal(first: int) -> None:
             server.wait_for_log("Shutting down")
             started = time.monotonic()
             assert server.stop(signal.SIGINT) == 130
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 30
             assert isinstance(waiting.exception(), httpx.HTTPError)
 
 

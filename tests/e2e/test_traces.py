@@ -16,7 +16,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.e2e.collector import Collector
-from tests.e2e.process import SCRIPTED, Server
+from tests.e2e.process import PATIENCE, SCRIPTED, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -114,7 +114,7 @@ def test_a_request_that_fails(collector: Collector, server: Server) -> None:
     headers = {"traceparent": TRACEPARENT.replace(TRACE, "1" * 32)}
     answer = httpx.post(f"{server.url}/predict", files={"img": b"hello"}, headers=headers)
     assert answer.status_code == 400
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         found = [span for span in collector.named("decode") if span.trace_id.hex() == "1" * 32]
         if found:
@@ -140,15 +140,19 @@ def test_over_grpc(collector: Collector, server: Server) -> None:
 
 def test_what_is_not_sampled(collector: Collector, server: Server) -> None:
     """The caller decides: no span of the request, nor of a batch of nobody else."""
-    time.sleep(0.2)  # for what came before
-    batches, spans = len(collector.named("batch")), len(collector.spans)
-    quiet = {"traceparent": TRACEPARENT[:-2] + "00"}
-    httpx.post(f"{server.url}/predict", files={"img": HORSE}, headers=quiet)
-    httpx.post(f"{server.url}/predict", files={"img": HORSE})
-    collector.wait_for("batch", batches + 1)
-    time.sleep(0.2)
-    assert len(collector.named("batch")) == batches + 1
-    assert len(collector.spans) == spans + 6, "of the second: request, stages, batch"
+
+    def spans(trace: str) -> list[str]:
+        return [span.name for span in collector.spans if span.trace_id.hex() == trace]
+
+    for trace, sampled in ("3" * 32, "00"), ("4" * 32, "01"):
+        headers = {"traceparent": f"00-{trace}-{PARENT}-{sampled}"}
+        httpx.post(f"{server.url}/predict", files={"img": HORSE}, headers=headers)
+    end = time.monotonic() + PATIENCE
+    while "POST /predict" not in spans("4" * 32) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert sorted(spans("4" * 32)) == ["POST /predict", "decode", "infer", "queue", "read"]
+    assert spans("3" * 32) == []
+    assert all(batch.links for batch in collector.named("batch"))
 
 
 def test_probes_are_not_traced(collector: Collector, server: Server) -> None:
@@ -177,9 +181,9 @@ def test_a_collector_that_is_silent_keeps_nobody() -> None:
         with Server(*SCRIPTED, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as server:
             server.wait_until_ready()
             for _ in range(3):
-                answer = httpx.post(f"{server.url}/predict", files={"img": HORSE}, timeout=2)
+                answer = httpx.post(f"{server.url}/predict", files={"img": HORSE}, timeout=8)
                 assert answer.status_code == 200
             started = time.monotonic()
             assert server.stop() == 0
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 30
         assert any("does not answer" in record["message"] for record in server.log())

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from tests.e2e.process import REAL, SCRIPTED, Server
+from tests.e2e.process import REAL, SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ def alive(pid: int) -> bool:
 
 
 async def until_gone(*pids: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while any(map(alive, pids)):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -79,7 +79,7 @@ async def until_gone(*pids: int) -> None:
 async def settled(server: Server) -> None:
     """Ready, whoever is asked."""
     in_a_row = 0
-    async with clients() as client, asyncio.timeout(30):
+    async with clients() as client, asyncio.timeout(60):
         while in_a_row < 12:
             ready = (await client.get(f"{server.url}/readyz")).status_code == 200
             in_a_row = in_a_row + 1 if ready else 0
@@ -115,10 +115,11 @@ async def test_the_real_engine() -> None:
     assert {answer.json()["model"]["name"] for answer in answers} == {"cifar_resnet20_v1"}
 
 
-async def test_one_queue() -> None:
+async def test_one_queue(hold: Hold) -> None:
     """What waits at both front ends is computed together, leaves when its client does, and is
     counted once, whoever is asked."""
-    with serving(*SCRIPTED, ENGINE_SECONDS="2", **LONG) as server:
+    held = {"ENGINE_HELD": str(hold), "ENGINE_WARM_UP_SECONDS": "2"}
+    with serving(*SCRIPTED, **held, **LONG) as server:
         idle = {name: connections(server.processes()[name]) for name in FRONT_ENDS}
         async with clients() as client:
             first = post(client, server)
@@ -133,6 +134,7 @@ async def test_one_queue() -> None:
             hurried = await client.post(
                 f"{server.url}/predict", files={"img": HORSE}, headers={"X-Request-Timeout": "0.5"}
             )
+            hold.end()
             answers = await asyncio.gather(first, *waiting[:16])
             totals = [await scraped(client, server) for _ in range(6)]
         assert server.stop() == 0
@@ -189,21 +191,22 @@ async def test_reload(shipped: pathlib.Path) -> None:
     assert messages.count("switched") == 1
 
 
-async def test_an_engine_that_is_killed() -> None:
+async def test_an_engine_that_is_killed(hold: Hold) -> None:
     """Whoever waits is told at once to come back; another engine is started and found; what was
     counted stays counted."""
-    environment = {"ENGINE_SECONDS": "3", "ENGINE_LOAD_SECONDS": "1", **LONG}
+    environment = {"ENGINE_HELD": str(hold), "ENGINE_LOAD_HELD": str(hold), **LONG}
+    hold.end()
     with serving(*SCRIPTED, **environment) as server:
+        hold.begin()
         async with clients() as client:
             waiting = [post(client, server) for _ in range(16)]
             await server.wait_until("shoal_batches_in_flight", 1)
             before = server.processes()
             os.kill(before["engine"], signal.SIGKILL)
-            killed = time.monotonic()
             refused = await asyncio.gather(*waiting, post(client, server))
-            assert time.monotonic() - killed < 2, "sooner than the engine would have been"
             assert (await client.get(f"{server.url}/readyz")).status_code == 503
             assert (await client.get(f"{server.url}/healthz")).status_code == 200
+            hold.end()
             await settled(server)
             assert (await post(client, server)).status_code == 200
             total = await scraped(client, server)
@@ -230,15 +233,21 @@ async def test_an_engine_that_fails_on_everything() -> None:
     assert {answer.json()["code"] for answer in answers} == {"engine_failed"}
 
 
-async def test_a_front_end_that_is_killed() -> None:
+async def test_a_front_end_that_is_killed(hold: Hold) -> None:
     """Takes its own connections and items with it, and nobody else's; another takes its place."""
-    with serving(*SCRIPTED, ENGINE_SECONDS="2", **LONG) as server:
+    with serving(*SCRIPTED, ENGINE_HELD=str(hold), **LONG) as server:
         async with clients() as client:
             waiting = [post(client, server) for _ in range(24)]
             await server.wait_until("shoal_batches_in_flight", 1)
-            await server.wait_until("shoal_queue_length", 24 - sum(server.batches()))
+            await server.wait_until("shoal_queue_length", lambda: 24 - sum(server.batches()))
             before = server.processes()
             os.kill(before[FRONT_ENDS[0]], signal.SIGKILL)
+            async with asyncio.timeout(60):
+                length = queued = 24 - sum(server.batches())
+                while length == queued:
+                    with contextlib.suppress(httpx.TransportError):
+                        length = int((await scraped(client, server))["shoal_queue_length"])
+            hold.end()
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
             answered = [one for one in outcomes if isinstance(one, httpx.Response)]
             await settled(server)
@@ -292,7 +301,7 @@ async def test_deaths_under_load() -> None:
     assert told.keys() <= {"horse", "not_ready", "deadline_unreachable", "lost"}
     assert told["horse"] > 50 and told["not_ready"] > 0
     assert told["lost"] <= 12, "at most what a front end had"
-    assert max(seconds for _, seconds in outcomes) < 10, "on a machine with other work"
+    assert max(seconds for _, seconds in outcomes) < 20, "on a machine with other work"
     assert {answer.status_code for answer in last} == {200}
 
 
@@ -314,17 +323,20 @@ async def test_a_supervisor_that_is_killed(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("everybody", [True, False], ids=["everybody", "the supervisor"])
-async def test_stop_loses_nothing(everybody: bool) -> None:
+async def test_stop_loses_nothing(everybody: bool, hold: Hold) -> None:
     """Requests in flight when the signal arrives are answered by whoever has them; the service
     ends with 0, and so do all of its processes, also where each is told to, as by systemd."""
-    with serving(*SCRIPTED, ENGINE_SECONDS="1", **LONG) as server:
+    with serving(*SCRIPTED, ENGINE_HELD=str(hold), **LONG) as server:
         async with clients() as client:
             requests = [post(client, server) for _ in range(32)]
             await server.wait_until("shoal_batches_in_flight", 1)
-            await server.wait_until("shoal_queue_length", 32 - sum(server.batches()))
+            await server.wait_until("shoal_queue_length", lambda: 32 - sum(server.batches()))
             for pid in server.processes().values() if everybody else ():
                 os.kill(pid, signal.SIGTERM)
-            status = await asyncio.to_thread(server.stop, signal.SIGTERM)
+            server.send(signal.SIGTERM)
+            await asyncio.to_thread(server.wait_for_log, "stopping")
+            hold.end()
+            status = await asyncio.to_thread(server.wait)
             responses = await asyncio.gather(*requests)
     assert status == 0
     assert [response.status_code for response in responses] == [200] * 32
@@ -339,13 +351,13 @@ async def test_ctrl_c_twice() -> None:
             await server.wait_until("shoal_batches_in_flight", 1)
             os.kill(server.pid, signal.SIGINT)
             await asyncio.to_thread(server.wait_for_log, "stopping")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 with contextlib.suppress(httpx.ConnectError):
                     while True:
                         await client.get(f"{server.url}/healthz")
             began = time.monotonic()
             assert await asyncio.to_thread(server.stop, signal.SIGINT) == 130
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 20
             await asyncio.gather(*waiting, return_exceptions=True)
     assert not any(map(alive, server.processes().values()))
 

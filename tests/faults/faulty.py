@@ -2,7 +2,8 @@
 says its class, as with any FakeEngine, and its first green value what goes wrong with its batch.
 
 It also watches the event loop and logs, when it stops, the longest that the loop was busy between
-two looks: in seconds of the CPU, so that other work on the machine does not count.
+two looks: in seconds of the CPU, so that other work on the machine does not count. And how many
+full collections of garbage there were, in which no thread runs.
 Run as `python -m tests.faults.faulty`.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 import os
 import signal
 import sys
@@ -71,6 +73,7 @@ def watched_loop() -> Iterator[None]:
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
     longest, before = 0.0, time.thread_time()
+    began = _full_collections()
 
     def look() -> None:
         nonlocal longest, before, timer
@@ -83,7 +86,12 @@ def watched_loop() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        log.info("the loop", extra={"fields": {"held": longest}})
+        told = {"held": longest, "full_collections": _full_collections() - began}
+        log.info("the loop", extra={"fields": told})
+
+
+def _full_collections() -> int:
+    return int(gc.get_stats()[-1]["collections"])
 
 
 @asynccontextmanager

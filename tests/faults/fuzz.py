@@ -1,6 +1,7 @@
-"""Fuzzes what reads strangers' bytes, by coverage: decoding, forms, and `.params` files.
+"""Fuzzes what reads others' bytes, by coverage: decoding, forms, `.params` files, and the frames
+between processes; all of them, or those that are named.
 
-    python -m tests.faults.fuzz --seconds 60 --seeds FOLDER --corpus FOLDER
+    python -m tests.faults.fuzz --seconds 60 --seeds FOLDER --corpus FOLDER [decode form ...]
 
 The corpus grows in its folder from run to run, and begins with the seeds and with what the tests
 make; both stay outside of the repository. Exit status 1 on a find, whose file is named.
@@ -15,11 +16,13 @@ import re
 import subprocess
 import sys
 
+from service.workers import frames
 from tests.e2e.process import ROOT
+from tests.fakes import MODEL
 from tests.model_store.fuzz_params import sound_files
 from tests.service import synthetic
 
-TARGETS = ("decode", "form", "params")
+TARGETS = ("decode", "form", "params", "frames")
 EXECUTED = re.compile(r"stat::number_of_executed_units: +(\d+)")
 LONGEST = 25
 """Seconds for one input; and megabytes for the process:"""
@@ -30,12 +33,36 @@ def seeds(target: str) -> list[bytes]:
     """What the tests make, where it is small."""
     if target == "params":
         return sound_files()
+    if target == "frames":
+        return [bytes([size]) + stream for size in (0, 6, 255) for stream in streams()]
     pictures = [*synthetic.served().values(), *synthetic.bombs().values()]
     small = [data for data in pictures if len(data) < 10_000]
     if target == "decode":
         return small
     part = b'--b\r\nContent-Disposition: form-data; name="img"; filename="a"\r\n\r\n'
     return [b"\x20b\n" + part + data + b"\r\n--b--\r\n" for data in [b"", b"x", *small[:3]]]
+
+
+def streams() -> list[bytes]:
+    """Of every kind of frame one that is sound, and all of them."""
+    model = MODEL.model_dump(mode="json")
+    started = {"model": model, "device": "cpu", "device_reason": "", "precision": "fp32"}
+    sound = [
+        frames.submit(1, 1e9, bytes(frames.IMAGE_BYTES)),
+        frames.cancel(1),
+        *(
+            frames.message(frames.ASK, 2, {"do": do, "name": "fake", "version": None})
+            for do in ("figures", "load", "unload", "reload", "index")
+        ),
+        frames.message(frames.MODEL, 1, model),
+        frames.answer(1, frames.Answer(0.1, 1, 1, 1, bytes(40))),
+        frames.refusal(1, frames.Refusal(1, 0.5, "full")),
+        frames.message(frames.TOLD, 2, {"answer": None}),
+        frames.message(
+            frames.STATE, 0, {"started": started | {"precision_reason": ""}, "unloaded": False}
+        ),
+    ]
+    return [*sound, b"".join(sound)]
 
 
 def fuzz(target: str, corpus: pathlib.Path, more: pathlib.Path | None, seconds: int) -> int | None:
@@ -61,7 +88,7 @@ def fuzz(target: str, corpus: pathlib.Path, more: pathlib.Path | None, seconds: 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fuzzes what reads strangers' bytes.")
+    parser = argparse.ArgumentParser(description="Fuzzes what reads others' bytes.")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--corpus", type=pathlib.Path, required=True, help="where it grows")
     parser.add_argument("--seeds", type=pathlib.Path, help="folder of images to begin with, too")
@@ -70,6 +97,8 @@ def main() -> int:
     corpus: pathlib.Path = options.corpus.resolve()
     if corpus.is_relative_to(ROOT):
         parser.error("the corpus is not for the repository: name another folder")
+    if unknown := {*options.targets} - {*TARGETS}:
+        parser.error(f"no target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     found = False
     for target in options.targets:
         executions = fuzz(target, corpus, options.seeds, options.seconds)

@@ -7,23 +7,36 @@ Each target holds a promise for any bytes whatever; what breaks it is an excepti
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import pathlib
+import struct
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import cast
 
 import atheris
 
 with atheris.instrument_imports(include=["service", "model_store", "python_multipart", "PIL"]):
     from model_store.params import BadParams, read_params
     from service import decode
-    from service.errors import MissingImage
+    from service.errors import MissingImage, NotReady
     from service.form import Form, boundary
+    from service.local import Local
+    from service.serving import Versions
+    from service.workers.frames import BOUNDS, BadFrame, FrameReader
+    from service.workers.hub import Hub, _FrontEnd
+    from service.workers.link import Link
+    from service.workers.remote import _Engine
 
 MAX_PIXELS = 250_000
+HEAD = struct.Struct("=IBQ")
+"""Of a frame: bytes of its body, kind, number."""
 KNOWN = decode.BadImage, decode.UnsupportedImageType, decode.ImageTooLarge
+_loop = asyncio.new_event_loop()
 _fuzz = pathlib.Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}.params"
 
 
@@ -65,13 +78,79 @@ def reads_params(data: bytes) -> None:
         read_params(_fuzz)
 
 
+class _NoEngine:
+    """What a hub needs of an engine that is not there."""
+
+    started = None
+    unloaded = False
+
+    @property
+    def batcher(self) -> None:
+        raise NotReady
+
+
+class _Wire(asyncio.Transport):
+    """Leads nowhere; remembers its end."""
+
+    ended = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def write(self, data: object) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.ended = True
+
+
+def reads_frames(data: bytes) -> None:
+    """Frames are the same whether they come whole or in pieces, and each process puts up with
+    whatever the other sends, as it is or in the frame of any kind: it ends the link, or goes on.
+    The first byte says of what size the pieces are."""
+    size, stream = 1 + (data[0] if data else 0), data[1:]
+    pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+    assert _frames([stream]) == _frames(pieces)
+    _loop.run_until_complete(_link(pieces))
+    for kind, (fewest, most) in BOUNDS.items():
+        if fewest <= len(stream) <= most:
+            _loop.run_until_complete(_link([HEAD.pack(len(stream), kind, 1) + stream]))
+
+
+def _frames(pieces: list[bytes]) -> list[tuple[int, int, bytes]] | None:
+    reader, found = FrameReader(), []
+    try:
+        for piece in pieces:
+            found += reader.feed(piece)
+    except BadFrame:
+        return None
+    for frame in found:
+        fewest, most = BOUNDS[frame.kind]
+        assert fewest <= len(frame.body) <= most
+    return [*found]
+
+
+async def _link(pieces: list[bytes]) -> None:
+    hub = Hub(cast(Local, _NoEngine()), cast(Versions, None))
+    ends: list[Link] = [_FrontEnd(hub), _Engine()]
+    for end in ends:
+        wire = _Wire()
+        end.connection_made(wire)
+        for piece in pieces:
+            if not wire.ended:
+                end.data_received(piece)
+        end.connection_lost(None)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "decode": decodes,
     "form": reads_forms,
     "params": reads_params,
+    "frames": reads_frames,
 }
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
+    logging.disable()
     atheris.Setup([name, *arguments], TARGETS[name])
     atheris.Fuzz()

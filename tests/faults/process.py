@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import signal
 import socket
 import time
+from collections import Counter
 
 import httpx
 
+from service.workers.supervisor import ENGINE
 from tests.e2e.process import PATIENCE, Server
+from tests.e2e.test_workers import until_gone
+
+ALL_READY = 12
+"""Answers in a row of as many connections after which none of several front ends is left out."""
 
 
 class Restarted:
-    """A server that may be killed and comes back at the same port."""
+    """A service that may be killed, as a whole or one of its processes, and comes back at the same
+    port."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._arguments = arguments
         self._environment = environment | {"SHOAL_PORT": str(self.port)}
+        self._several = int(environment.get("SHOAL_WORKERS", "1")) > 1
         self._server: Server | None = None
         self._away_since: float | None = time.monotonic()
         self._back_at = 0.0
-        self.kills = 0
+        self.kills = Counter[str]()
 
     @property
     def server(self) -> Server:
@@ -33,31 +42,38 @@ class Restarted:
         return self._server
 
     def was_away(self, since: float) -> bool:
-        """At any time from `since` on?"""
+        """At any time from `since` on, as a whole or for some of its connections?"""
         return self._away_since is not None or self._back_at > since
 
     async def start(self) -> None:
         """Returns once it is ready."""
         self._server = Server(*self._arguments, **self._environment)
-        end = time.monotonic() + PATIENCE
-        async with httpx.AsyncClient() as client:
-            while time.monotonic() < end and self._server.running():
-                try:
-                    url = f"http://127.0.0.1:{self.port}/readyz"
-                    if (await client.get(url)).status_code == 200:
-                        self._away_since, self._back_at = None, time.monotonic()
-                        return
-                except httpx.TransportError:
-                    pass
-                await asyncio.sleep(0.05)
-        raise RuntimeError(f"the server does not start: {self._server.log()[-3:]}")
+        await self._ready()
+        self._is_back()
 
     async def kill(self) -> None:
-        """As kill -9 does it."""
-        self.kills += 1
+        """The whole, as by kill -9, and until nothing is left of it."""
+        self.kills["all of it"] += 1
         self._away_since = time.monotonic()
+        others = processes(self.server.pid).values()
         self.server.send(signal.SIGKILL)
         await asyncio.to_thread(self.server.wait)
+        await until_gone(*others)
+
+    async def kill_one(self, name: str) -> None:
+        """One of several processes, until another has taken its place. No client loses its
+        connection by the death of the engine's."""
+        self.kills[name] += 1
+        if name != ENGINE:
+            self._away_since = time.monotonic()
+        killed = processes(self.server.pid)[name]
+        os.kill(killed, signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE):
+            while processes(self.server.pid).get(name) in (None, killed):  # noqa: ASYNC110  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await self._ready()
+        if name != ENGINE:
+            self._is_back()
 
     async def stop(self) -> int:
         """By SIGTERM; the exit status."""
@@ -68,6 +84,41 @@ class Restarted:
         """Whatever state it is in."""
         if self._server is not None:
             self._server.__exit__(None, None, None)
+
+    def resident(self) -> float:
+        """Megabytes, of all its processes."""
+        return sum(map(resident, [self.server.pid, *processes(self.server.pid).values()]))
+
+    async def _ready(self) -> None:
+        """Whoever is asked."""
+        in_a_row, end = 0, time.monotonic() + PATIENCE
+        while time.monotonic() < end and self.server.running():
+            async with httpx.AsyncClient() as client:  # a connection of its own
+                try:
+                    answer = await client.get(f"http://127.0.0.1:{self.port}/readyz")
+                    ready = answer.status_code == 200
+                except httpx.TransportError:
+                    ready = False
+            in_a_row = in_a_row + 1 if ready else 0
+            if in_a_row == (ALL_READY if self._several else 1):
+                return
+            if not ready:
+                await asyncio.sleep(0.05)
+        raise RuntimeError(f"the server is not ready: {self.server.log()[-3:]}")
+
+    def _is_back(self) -> None:
+        self._away_since, self._back_at = None, time.monotonic()
+
+
+def processes(pid: int) -> dict[str, int]:
+    """Those that the supervisor `pid` has started: name -> id, as the system knows them."""
+    found = {}
+    for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):  # it has gone
+            words = pathlib.Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if b"service.workers" in words:
+                found[words[-2].decode()] = int(child)
+    return found
 
 
 def resident(pid: int) -> float:

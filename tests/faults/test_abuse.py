@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import statistics
 import time
+from collections import Counter
 
 import httpx
 import pytest
 
-from tests.e2e.process import Server
+from tests.e2e.process import SCRIPTED, Server
 from tests.faults.faulty import FAULTY
 from tests.faults.process import resident
 from tests.faults.wire import exchange
@@ -27,6 +28,11 @@ BOUND = UPLOADS / MEGABYTE + 13 * PIXELS / MEGABYTE + CLIENTS * 128 / 1024
 SLACK = 48
 """MB that allocators keep."""
 LONGEST = 0.05
+LIMITS = {
+    "SHOAL_MAX_UPLOAD_BYTES": str(ONE),
+    "SHOAL_MAX_UPLOAD_MEMORY": str(UPLOADS),
+    "SHOAL_MAX_IMAGE_PIXELS": str(PIXELS),
+}
 
 
 def post(kind: bytes, body: bytes) -> bytes:
@@ -67,13 +73,7 @@ async def probe(url: str, until: float) -> list[float]:
 async def test_all_at_once() -> None:
     """24 clients send whatever is hostile for 20 s: memory stays within its bound, the event loop
     is never held for 50 ms, and a lone prober is answered all the while."""
-    limits = {
-        "SHOAL_MAX_UPLOAD_BYTES": str(ONE),
-        "SHOAL_MAX_UPLOAD_MEMORY": str(UPLOADS),
-        "SHOAL_MAX_IMAGE_PIXELS": str(PIXELS),
-        "SHOAL_DECODE_THREADS": "2",
-    }
-    with Server(*FAULTY, **limits) as server:
+    with Server(*FAULTY, **LIMITS, SHOAL_DECODE_THREADS="2") as server:
         server.wait_until_ready()
         requests = itertools.cycle(hostile())
         rest, most = resident(server.pid), 0.0
@@ -100,7 +100,44 @@ async def test_all_at_once() -> None:
         f"slowest {1000 * max(took):.0f} ms"
     )
     assert problems == []
+    assert "413 image_too_large" in told
     assert {one.split()[0] for one in told} <= {"200", "400", "413", "415", "422", "503", "504"}
     assert most - rest < BOUND + SLACK, f"{rest:.0f} MB became {most:.0f}"
     assert held < LONGEST, f"the loop was held for {1000 * held:.0f} ms"
     assert len(took) > SECONDS
+
+
+async def most_memory(server: Server, requests: list[bytes]) -> tuple[float, list[str]]:
+    """MB more than at rest while all of them are sent at once, and what is told."""
+    rest, most = resident(server.pid), 0.0
+    told = asyncio.gather(*(exchange(server, request) for request in requests))
+    while not told.done():
+        most = max(most, resident(server.pid))
+        await asyncio.sleep(0.005)
+    return most - rest, [one for each in await told for one in each]
+
+
+async def test_uploads_that_never_end() -> None:
+    """24 that are complete but for a byte share what uploads may have; the others are told so."""
+    with Server(*FAULTY, **LIMITS, SHOAL_UPLOAD_TIMEOUT="5") as server:
+        server.wait_until_ready()
+        unfinished = post(b"image/png", bytes(ONE))[:-1]
+        most, told = await most_memory(server, [unfinished] * CLIENTS)
+        assert server.stop() == 0
+    print(f"{most:.0f} MB, {Counter(told)}")
+    assert {*told} == {"503 queue_full", "408 upload_timeout"}
+    assert most < UPLOADS / MEGABYTE + CLIENTS * 128 / 1024 + SLACK
+
+
+async def test_large_images_at_once() -> None:
+    """16 images near the limit and a thread for each: decoded one after the other, in the memory of
+    one."""
+    patient = {"SHOAL_DECODE_THREADS": "16", "SHOAL_REQUEST_TIMEOUT": "60"}
+    with Server(*SCRIPTED, **LIMITS, **patient) as server:
+        server.wait_until_ready()
+        largest = synthetic.encode(synthetic.flat("RGBA", 7, side=2800), "PNG")
+        most, told = await most_memory(server, [post(b"image/png", largest)] * 16)
+        assert server.stop() == 0
+    print(f"{most:.0f} MB, {Counter(told)}")
+    assert told == ["200"] * 16
+    assert most < 13 * PIXELS / MEGABYTE + SLACK

@@ -1,4 +1,5 @@
-"""A real file system that is full, or read-only, in a mount namespace of the test's own."""
+"""A real file system that is full, read-only, or without the files by which names are looked up, in
+a mount namespace of the test's own."""
 
 from __future__ import annotations
 
@@ -95,6 +96,17 @@ def test_a_read_only_disk(tmp_path: pathlib.Path) -> None:
     if probe.returncode:
         pytest.skip("the root of this system cannot be made read-only: " + log.read_text())
     with serving(before, "/dev/null") as (client, process):
+        assert answers(client, 20) == [200] * 20
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+@needs_mounts
+def test_a_network_without_names(tmp_path: pathlib.Path) -> None:
+    """Nobody is asked for any: starts, answers, stops where none can be looked up."""
+    files = "/etc/hosts /etc/resolv.conf /etc/nsswitch.conf"
+    before = f"for file in {files}; do mount --bind /dev/null $file; done; ! getent hosts localhost"
+    with serving(before, shlex.quote(str(tmp_path / "log"))) as (client, process):
         assert answers(client, 20) == [200] * 20
         process.terminate()
         assert process.wait(PATIENCE) == 0

@@ -4,10 +4,12 @@ documented answer, and where a request ends is never in doubt."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from service.budget import GRACE, LOOK
 from tests.e2e.process import Server
 from tests.e2e.test_overload import resident
 from tests.faults.faulty import FAULTY, Fault, picture
@@ -18,6 +20,8 @@ pytestmark = pytest.mark.slow
 GET = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\n"
 POST = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nContent-Type: image/png\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+SLOW_SECONDS = GRACE * LOOK
+"""After which an upload would be ended for its pace, were its time not up before."""
 BAD = ["400 bad_request"]
 """And the connection ends: nothing behind it is taken for a request."""
 
@@ -181,12 +185,15 @@ async def test_a_body_in_single_bytes_is_read(server: Server) -> None:
 @pytest.mark.parametrize("length", [b"10", b"100000"])
 async def test_a_length_that_lies(server: Server, length: bytes) -> None:
     """What is too much is the next request, and none; what is missing is not waited for long."""
-    image = picture(Fault.NONE)
+    image, began = picture(Fault.NONE), time.monotonic()
     told = await exchange(server, POST + b"Content-Length: " + length + b"\r\n\r\n" + image)
     assert told == (BAD if length == b"10" else ["408 upload_timeout"])
+    assert time.monotonic() - began < SLOW_SECONDS
 
 
 async def test_chunks_without_an_end(server: Server) -> None:
     """The upload's time is up, whatever the last chunk was to be."""
+    began = time.monotonic()
     told = await exchange(server, POST + CHUNKED + b"5\r\n12345\r\n")
     assert told == ["408 upload_timeout"]
+    assert time.monotonic() - began < SLOW_SECONDS

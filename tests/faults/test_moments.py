@@ -52,10 +52,10 @@ async def test_during_a_drain() -> None:
                 await asyncio.sleep(1.4 * moment / MOMENTS)
                 with contextlib.suppress(ProcessLookupError):
                     server.send(signal.SIGTERM if moment % 2 else signal.SIGHUP)
+                responses = await asyncio.gather(*posts, return_exceptions=True)
                 if moment == MOMENTS - 1:
                     while server.running():
                         server.send(signal.SIGHUP)
-                responses = await asyncio.gather(*posts, return_exceptions=True)
                 status = await asyncio.to_thread(server.wait)
             told = [r if isinstance(r, BaseException) else r.status_code for r in responses]
             assert told == [200] * 16, f"moment {moment}"

@@ -11,27 +11,29 @@ from tests.faults.slope import slope
 HOUR = np.arange(3600.0)
 
 
-def wandering(seed: int, remembers: float) -> NDArray[np.float64]:
-    """A series each of whose values keeps a share of the last; its spread is about 1."""
-    noise = np.random.default_rng(seed).normal(size=len(HOUR)) * (1 - remembers**2) ** 0.5
-    values = np.zeros(len(HOUR))
+def wandering(count: int, remembers: float) -> NDArray[np.float64]:
+    """So many series, (count, 3600), each of whose values keeps a share of the last; their spread
+    is about 1."""
+    noise = np.random.default_rng(1).normal(size=(len(HOUR), count)) * (1 - remembers**2) ** 0.5
+    values = np.zeros_like(noise)
     for at in range(1, len(HOUR)):
         values[at] = remembers * values[at - 1] + noise[at]
-    return values
+    series: NDArray[np.float64] = values.T
+    return series
 
 
 @pytest.mark.parametrize("remembers", [0.0, 0.9, 0.97])
 def test_the_interval_is_honest(remembers: float) -> None:
     """Of 200 series that do not grow, about 5 % are said to grow or shrink, also where samples
     resemble their neighbours; least squares on samples would say so of most of those."""
-    found = [slope(HOUR, wandering(seed, remembers)) for seed in range(200)]
+    found = [slope(HOUR, series) for series in wandering(200, remembers)]
     wrong = sum(not one.low <= 0 <= one.high for one in found)
     assert wrong <= 200 * 0.10
 
 
 def test_growth_is_found() -> None:
     """Three units an hour in noise of one that remembers."""
-    found = slope(HOUR, wandering(1, 0.9) + 3 * HOUR / 3600)
+    found = slope(HOUR, wandering(1, 0.9)[0] + 3 * HOUR / 3600)
     assert 0 < found.low < 3 < found.high
     assert found.low < found.value < found.high
 

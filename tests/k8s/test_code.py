@@ -30,6 +30,8 @@ PREDICTED_BASE = 260
 MARGIN = 5
 """Seconds between the longest stop and the kill."""
 
+APP = create_app(Settings(), FakeEngine().load)
+
 every_combination = pytest.mark.parametrize("combination", COMBINATIONS)
 
 
@@ -91,8 +93,7 @@ def test_probes(combination: str) -> None:
     kinds = ("startup", "readiness", "liveness")
     asked = [container[f"{kind}Probe"]["httpGet"] for kind in kinds]
     assert {get["port"] for get in asked} == {"http"}
-    paths = create_app(Settings(), FakeEngine().load).openapi()["paths"]
-    assert {get["path"] for get in asked} <= paths.keys()
+    assert {get["path"] for get in asked} <= APP.openapi()["paths"].keys()
     assert [get["path"] for get in asked] == ["/readyz", "/readyz", "/healthz"]
 
 
@@ -145,8 +146,7 @@ def test_model_store(combination: str) -> None:
 def test_gateway(combination: str) -> None:
     """It forwards paths that are there, not the metrics, and waits longer than the service."""
     settings = settings_of(combination)
-    app = create_app(Settings(), FakeEngine().load)
-    there = {getattr(route, "path", None) for route in app.routes}
+    there = {getattr(route, "path", None) for route in APP.routes}
     for route in of_kind(rendered(combination), "HTTPRoute"):
         for rule in route["spec"]["rules"]:
             paths = {match["path"]["value"] for match in rule["matches"]}

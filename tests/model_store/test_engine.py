@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from model_store import manifest, network, probes
+from model_store import engine, manifest, network, probes
 from model_store.architectures import build
 from model_store.device import Device, DeviceUnavailable, GpuMemory
 from model_store.engine import GluonEngine, load_engine
@@ -292,6 +292,98 @@ async def test_another_version_takes_over(
         assert versions == sorted(versions) and versions[switched_at[0] :] == ["2"] * 10
         assert switched_at[0] > 50, "batches take turns with a load of so many steps"
         assert list(engine.warm_up_seconds) == [1, 2, 4]
+
+
+@on_the_engines_loop
+async def test_lanes_compute_side_by_side(model: pathlib.Path, images: Any, expected: Any) -> None:
+    """Each batch in the lane that has least to do, on a thread and a network of its own; every
+    image gets what NumPy computes for it, whatever the other lane does."""
+    async with load_engine(model, device="cpu", max_batch_size=16, lanes=2) as engine:
+        assert engine.lanes == 2
+        assert {len(seconds) for seconds in engine.warm_up_seconds.values()} == {10}
+        computed: set[tuple[int, int]] = set()
+        for number, network in enumerate(engine._networks):
+            compute = network.infer
+
+            def infer(inputs: Any, number: int = number, compute: Any = compute) -> Any:
+                computed.add((number, threading.get_ident()))
+                return compute(inputs)
+
+            network.infer = infer  # type: ignore[method-assign]
+
+        async def serve(first: int) -> None:
+            for turn in range(150):
+                start = (first + 7 * turn) % 48
+                size = 1 + (first + turn) % 16
+                rows = await engine.infer(list(images[start : start + size]))
+                wanted = expected[start : start + size]
+                assert np.abs(np.stack(rows) - wanted).max() < TOLERANCE  # type: ignore[arg-type]
+
+        await asyncio.gather(serve(0), serve(1))
+        assert len(computed) == len({thread for _, thread in computed}) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu_build", "in_order"),
+    [("auto", False, True), ("cpu", True, True), ("auto", True, False), ("gpu:0", True, False)],
+)
+def test_lanes_need_mxnet_to_run_in_order(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpu_build: bool, in_order: bool
+) -> None:
+    """And a GPU, which may still be chosen, needs that it does not."""
+    told: list[bool] = []
+    monkeypatch.setattr(engine, "is_gpu_build", lambda: gpu_build)
+    monkeypatch.setattr(engine, "load_mxnet", lambda threads, in_order: told.append(in_order))
+    monkeypatch.setattr(engine, "choose", lambda mx, device: None)
+    engine._start(device, 1)
+    assert told == [in_order]
+
+
+@on_the_engines_loop
+async def test_a_gpu_has_one_lane(model: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Device(load_mxnet(1).cpu(), "gpu:0", "for once")
+    monkeypatch.setattr(engine, "choose", lambda mx, device: gpu)
+    async with load_engine(model, max_batch_size=1, precision="fp32", lanes=3) as loaded:
+        assert loaded.lanes == 1
+
+
+@on_the_engines_loop
+async def test_all_lanes_change_at_once(
+    model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
+) -> None:
+    """What was handed over before the switch is the old version's, all else the new one's; what
+    fails to load in one lane changes none."""
+    async with load_engine(model, device="cpu", max_batch_size=2, lanes=2) as engine:
+        new: list[asyncio.Task[Any]] = []
+
+        def switched() -> None:
+            new.extend(asyncio.create_task(engine.infer(list(images[:2]))) for _ in range(4))
+
+        old: list[asyncio.Task[Any]] = [
+            asyncio.create_task(engine.infer(list(images[:2]))) for _ in range(4)
+        ]
+        await engine.replace(another, on_switch=switched)
+        await asyncio.gather(*old, *new)
+        for batch in old:
+            assert np.abs(np.stack(batch.result()) - expected[:2]).max() < TOLERANCE
+        for batch in new:
+            assert np.abs(np.stack(batch.result()) - expected[:2, ::-1]).max() < TOLERANCE
+        second = engine._networks[1]
+        load, loads = Network.load, iter([False, True])
+
+        def fails(network: Network, arrays: Any) -> Any:
+            yield from load(network, arrays)
+            if next(loads):
+                raise MemoryError("no room for a second one")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Network, "load", fails)
+            with pytest.raises(MemoryError):
+                await engine.replace(model)
+        assert engine._networks[1] is second and engine.model.version == "2"
+        await engine.unload()
+        with pytest.raises(RuntimeError, match="no version"):
+            await engine.infer([images[0]])
 
 
 @on_the_engines_loop

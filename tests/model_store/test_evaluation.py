@@ -68,7 +68,7 @@ def test_refused(rows: Any, labels: list[int]) -> None:
 def test_a_temperature_is_found_again(temperature: float) -> None:
     """Labels drawn from probabilities, logits then stretched: the stretch is what is fitted."""
     random = np.random.default_rng(3)
-    logits = random.normal(0, 2, (20_000, 10))
+    logits = random.normal(0, 2, (8_000, 10))
     labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)  # as the softmax says
     rows = softmax(logits * temperature)
     fitted = fit_temperature(rows, labels)

@@ -33,6 +33,7 @@ def test_list_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     assert bad == [["python -m model_store list", version] for version in ("cats 1", "pets 4")]
 
 
+@pytest.mark.slow  # loads MXNet
 def test_verify_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every bad version gets its line, the one without parameters as well."""
     assert main(["verify", "--store", str(store)]) == 1
@@ -42,6 +43,7 @@ def test_verify_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str])
     assert bad == ["cats 1", "pets 3", "pets 4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -54,7 +54,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's
 
 Arrays = dict[str, NDArray[Any]]
 MANY = settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -122,6 +122,7 @@ def test_layout_in_memory_does_not_matter(path: Path) -> None:
         assert path.read_bytes() == written
 
 
+@pytest.mark.slow
 def test_reads_what_mxnet_saves(mx: Any, path: Path) -> None:
     """A network's parameters come out as MXNet has them, and go back byte for byte."""
     net = build("cifar_resnet20_v1", classes=10)
@@ -139,6 +140,7 @@ def test_reads_what_mxnet_saves(mx: Any, path: Path) -> None:
     assert path.read_bytes() == saved
 
 
+@pytest.mark.slow
 def test_mxnet_loads_what_was_written(mx: Any, path: Path) -> None:
     """`load_parameters` takes a written file, and the network then has those values."""
     net, other = build("cifar_resnet20_v1", classes=10), build("cifar_resnet20_v1", classes=10)
@@ -152,6 +154,7 @@ def test_mxnet_loads_what_was_written(mx: Any, path: Path) -> None:
     assert same(loaded, arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=str)
 def test_every_element_type_goes_both_ways(mx: Any, path: Path, dtype: np.dtype[Any]) -> None:
     """A type code means the same to MXNet and to us."""
@@ -162,6 +165,7 @@ def test_every_element_type_goes_both_ways(mx: Any, path: Path, dtype: np.dtype[
     assert same({name: a.asnumpy() for name, a in mx.nd.load(str(path)).items()}, arrays)
 
 
+@pytest.mark.slow
 def test_reads_what_an_export_saves(mx: Any, path: Path) -> None:
     """`net.export` prefixes names with arg: or aux:, and they stay as they are."""
     net = build("cifar_resnet20_v1", classes=10)
@@ -174,6 +178,7 @@ def test_reads_what_an_export_saves(mx: Any, path: Path) -> None:
     assert len(arrays) == len(net.collect_params().keys())
 
 
+@pytest.mark.slow
 def test_reads_numpy_mode(mx: Any, path: Path) -> None:
     """In NumPy mode MXNet writes version 3 of an array, which may be a scalar."""
     with mx.util.np_shape(True):
@@ -185,6 +190,7 @@ def test_reads_numpy_mode(mx: Any, path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_is_read_mxnet_reads_the_same(mx: Any, path: Path) -> None:
     """No damage makes MXNet see another network than the one that was read here."""
     dice = random.Random(7)
@@ -369,7 +375,7 @@ def test_a_file_that_shrinks_is_refused(path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_a_network_cut_off_anywhere_is_refused(path: Path) -> None:
-    """At every kilobyte, and around the end of every array and every name."""
+    """Every few kilobytes, and around the end of every array and every name."""
     arrays = network()
     write_params(path, arrays)
     assert same(read_params(path), arrays)
@@ -382,8 +388,8 @@ def test_a_network_cut_off_anywhere_is_refused(path: Path) -> None:
         borders.append(borders[-1] + len(forged_name(name.encode())))
     assert borders[-1] == size
     near = {border + step for border in borders for step in (-8, -1, 0, 1, 4, 8)}
-    cuts = {cut for cut in near | set(range(0, size, 1024)) if 0 <= cut < size}
-    assert len(cuts) > 2000
+    cuts = {cut for cut in near | set(range(0, size, 4096)) if 0 <= cut < size}
+    assert len(cuts) > 1000
     for cut in sorted(cuts, reverse=True):
         os.truncate(path, cut)
         with pytest.raises(BadParams):

@@ -13,7 +13,10 @@ from model_store.params import read_params
 from model_store.runtime import MXNetUnavailable, load_mxnet
 from tests.reference import EPSILON, MEAN, STD, probabilities
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MXNet's own
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,6 @@ def net(images: Any) -> Any:
     return net
 
 
-@pytest.mark.slow
 def test_agrees_with_mxnet(net: Any, images: Any, tmp_path: Path) -> None:
     """Paper and framework compute the same probabilities from the same file."""
     mx = load_mxnet(threads=1)

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from model_store import cifar10, manifest, store
+from model_store.__main__ import main
 from model_store.params import read_params, write_params
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MXNet's own
+]
 ROOT = pathlib.Path(__file__).parents[2]
 ANIMALS = [f"animal {number}" for number in range(10)]
 
@@ -25,12 +29,24 @@ def run(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+def run_here(
+    capsys: pytest.CaptureFixture[str], *arguments: str | pathlib.Path
+) -> subprocess.CompletedProcess[str]:
+    """The same without another process."""
+    command = [*map(str, arguments)]
+    status = main(command)
+    said = capsys.readouterr()
+    return subprocess.CompletedProcess(command, status, said.out, said.err)
+
+
 @pytest.fixture
 def params(model: pathlib.Path) -> pathlib.Path:
     return model / "net.params"
 
 
-def test_import(params: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_import(
+    params: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file from anywhere becomes a version with its own classes, and can be verified."""
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(ANIMALS) + "\n")
@@ -41,9 +57,9 @@ def test_import(params: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert imported.classes == tuple(ANIMALS)
     assert (tmp_path / "zoo" / "1" / "net.params").read_bytes() == params.read_bytes()
 
-    listed = run("list", "--store", tmp_path)
+    listed = run_here(capsys, "list", "--store", tmp_path)
     assert listed.stdout == "zoo 1: 10 classes, accuracy not measured\n"
-    assert run("verify", "--store", tmp_path).returncode == 0
+    assert run_here(capsys, "verify", "--store", tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -60,10 +76,15 @@ def test_import(params: pathlib.Path, tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_a_wrong_import(
-    params: pathlib.Path, tmp_path: pathlib.Path, more: list[str], told: str
+    params: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    told: str,
 ) -> None:
     """One line that says what does not fit, and nothing is left: not a folder, not the store."""
-    failed = run("import", params, "--store", tmp_path / "new" / "store", "--name", "zoo", *more)
+    into = ("--store", tmp_path / "new" / "store", "--name", "zoo")
+    failed = run_here(capsys, "import", params, *into, *more)
     assert failed.returncode == 2
     assert told in failed.stderr and failed.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -75,7 +96,9 @@ def test_a_file_that_is_none(tmp_path: pathlib.Path) -> None:
     assert failed.returncode == 2 and "pickle" in failed.stderr
 
 
-def test_verify_finds_damage(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_verify_finds_damage(
+    model: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Weights changed after the fact are told, and so is whatever comes after them."""
     for version in ("1", "2", "3"):
         copy = pathlib.Path(shutil.copytree(model, tmp_path / "cifar_resnet20_v1" / version))
@@ -96,7 +119,8 @@ def test_verify_finds_damage(model: pathlib.Path, tmp_path: pathlib.Path) -> Non
     good = "cifar_resnet20_v1 2: as its manifest says, loads and computes\n"
     assert verified.stdout == good
 
-    one = run("verify", "--store", tmp_path, "--name", "cifar_resnet20_v1", "--version", "2")
+    only = ("--name", "cifar_resnet20_v1", "--version", "2")
+    one = run_here(capsys, "verify", "--store", tmp_path, *only)
     assert (one.returncode, one.stdout, one.stderr) == (0, good, "")
 
 

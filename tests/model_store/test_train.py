@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from model_store import cifar10, manifest
+from model_store.__main__ import main
 from model_store.params import read_params
 from model_store.recipe import Recipe
 
@@ -21,7 +22,6 @@ pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
 BATCH, IMAGES, EPOCHS = 16, 16, 3
-RESNET_56 = ("--architecture", "cifar_resnet56_v1", "--checkpoints", "/nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -116,18 +116,30 @@ def test_interrupted_and_resumed(
         (("--start", "cifar_resnet20_v1/5", "--version", "2"), "manifest.json"),
         (("--start", "cifar_resnet20_v1", "--version", "2"), "version"),
         (("--start", "cifar_resnet20_v1/1", "--version", "2"), "another recipe"),
-        ((*RESNET_56, "--start", "cifar_resnet20_v1/1"), "do not fit the network"),
     ],
 )
 def test_errors_for_people(
-    data: pathlib.Path, uninterrupted: pathlib.Path, more: tuple[str, ...], told: str
+    data: pathlib.Path,
+    uninterrupted: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    told: str,
 ) -> None:
     """One line and exit status 2, before anything is trained."""
-    work = uninterrupted.parents[1]
-    failed = run(command(data, work, *more))
+    _, _, _, *arguments = command(data, uninterrupted.parents[1], *more)
+    assert main(arguments) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert told in said
+
+
+def test_a_start_of_another_network(data: pathlib.Path, uninterrupted: pathlib.Path) -> None:
+    """Is told in one line, too."""
+    resnet_56 = ("--architecture", "cifar_resnet56_v1", "--checkpoints", "/nowhere")
+    start = ("--start", "cifar_resnet20_v1/1")
+    failed = run(command(data, uninterrupted.parents[1], *resnet_56, *start))
     assert failed.returncode == 2
     (said,) = [line for line in failed.stderr.splitlines() if "engine.cc" not in line]  # MXNet's
-    assert told in said
+    assert "do not fit the network" in said
 
 
 def test_other_data(

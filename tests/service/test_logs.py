@@ -103,6 +103,7 @@ def test_lost_lines_are_counted(pipe: tuple[int, int]) -> None:
     assert [line["message"] for line in others] == ["hello you"] * 2
 
 
+@pytest.mark.slow
 def test_standard_streams_that_were_closed() -> None:
     """Are not those of a client later: what opens next gets another descriptor."""
     code = (

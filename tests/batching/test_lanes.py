@@ -1,0 +1,197 @@
+"""An engine of two lanes. A batch of up to 8 takes 1 s, in either."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from batching.policy import Policy
+from batching.timeline import Timeline
+from tests.batching.fakes import FakeEngine, batcher, table, task
+from tests.batching.virtual_time import virtual_time
+
+
+def timeline(*handed: float) -> Timeline:
+    """With a batch handed over at each of these times."""
+    line = Timeline(table(), lanes=2)
+    for now in handed:
+        line.begin(8, now)
+    return line
+
+
+def policy() -> Policy:
+    p = Policy(table(), max_batch_size=8, lanes=2)
+    p.timeline.margin.share = 0.1
+    return p
+
+
+@pytest.mark.parametrize(
+    ("handed", "now", "free_at", "done_at"),
+    [
+        ([], 0.5, 0.5, 0.5),
+        ([0.0], 0.5, 0.5, 1.0),
+        ([0.0, 0.3], 0.5, 1.0, 1.3),
+        ([0.0, 0.3, 0.4], 0.5, 1.3, 2.0),
+        ([0.0, 0.3, 0.4, 0.5], 0.5, 2.0, 2.3),
+        ([0.0, 0.9], 1.2, 1.4, 1.9),  # late by 0.2, and expected to be by as much again
+        ([0.0, 0.9], 2.5, 3.1, 4.0),
+    ],
+)
+def test_when_lanes_are_free(
+    handed: list[float], now: float, free_at: float, done_at: float
+) -> None:
+    """The next batch begins in the lane that is free first."""
+    line = timeline(*handed)
+    assert line.free_at(now) == pytest.approx(free_at)
+    assert line.lanes(now).done_at == pytest.approx(done_at)
+
+
+def test_what_is_to_be_computed_again_takes_one_lane() -> None:
+    line = timeline(0.0)
+    with line.owing(4):
+        assert line.free_at(0.5) == pytest.approx(1.0)
+    assert line.free_at(0.5) == 0.5
+
+
+def test_each_batch_teaches_its_own_time() -> None:
+    """Whichever of two ends first; and one that waited behind them is timed from then on."""
+    line = timeline()
+    first, second = line.begin(8, 0.0), line.begin(4, 0.5)
+    third = line.begin(2, 0.6)
+    told: list[tuple[int, float]] = []
+    line.table.observe = lambda size, seconds: told.append((size, seconds))  # type: ignore[method-assign]
+    line.end(second, 1.0, computed=True)
+    line.end(first, 1.25, computed=True)
+    assert line.free_at(1.25) == 1.25
+    line.end(third, 1.75, computed=True)
+    assert told == [(4, 0.5), (8, 1.25), (2, 0.75)]
+
+
+def test_a_lane_that_hangs_is_what_is_watched() -> None:
+    """The other one goes on, and does not hide it."""
+    line = timeline()
+    hangs = line.begin(8, 0.0)
+    for now in range(5):
+        line.end(line.begin(8, now), now + 1, computed=True)
+        assert line.current is hangs
+    assert line.free_at(5.0) == 5.0
+
+
+def test_busy_for_the_share_of_its_lanes() -> None:
+    line = timeline()
+    first, second = line.begin(8, 1.0), line.begin(8, 2.0)
+    third = line.begin(8, 2.0)
+    assert line.busy_seconds(3.0) == 0.5 + 1.0
+    for flight in first, second:
+        line.end(flight, 3.0, computed=True)
+    line.end(third, 4.0, computed=True)
+    assert line.busy_seconds(9.0) == 0.5 + 1.0 + 0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "deadline", "late"),
+    [
+        ([], 1.09, 0.01),
+        ([1.5] * 8, 1.6, None),  # beside the eight
+        ([1.5] * 16, 2.1, 0.1),  # behind sixteen
+        ([1.5] * 16, 2.3, None),
+        ([1.5] * 16 + [2.3] * 8, 2.4, None),
+    ],
+)
+def test_a_newcomer_is_laid_out_over_both(
+    line: list[float], deadline: float, late: float | None
+) -> None:
+    assert policy().lateness(line, deadline, 0.0) == (late and pytest.approx(late))
+
+
+@pytest.mark.parametrize(
+    ("waiting", "at"), [(0, 1.0), (8, 1.0), (9, 2.0), (16, 2.0), (24, 2.0), (25, 3.0)]
+)
+def test_all_is_computed_when_both_are_done(waiting: int, at: float) -> None:
+    p = policy()
+    p.timeline.begin(8, 0.0)
+    assert p.drained_at(waiting, 0.0) == at
+
+
+def test_who_is_given_up_is_counted_over_both() -> None:
+    """Sixteen who are due when one batch has run: two batches serve them, so nobody is given up;
+    of another eight all would be late, in whatever order."""
+    p = policy()
+    assert p.cut([1.2] * 16, 0.0) == (0, 8)
+    p.timeline.begin(8, 0.0)
+    assert p.cut([1.2] * 8, 0.0) == (0, 8)
+    p.timeline.begin(8, 0.0)
+    assert p.cut([1.2] * 8, 0.0) == (8, 0)
+
+
+def test_how_many_to_give_up_is_compared_over_both() -> None:
+    """A batch of n takes 0.5 + 0.5 n. The first of four is given up so that two batches serve the
+    rest, side by side; one lane would have served the last two."""
+    for lanes, choice in ((1, (2, 2)), (2, (1, 1))):
+        p = Policy(table(lambda size: 0.5 + 0.5 * size), max_batch_size=8, lanes=lanes)
+        p.timeline.margin.share = 0.1
+        assert p.cut([1.2, 1.3, 1.6, 1.7], 0.0) == choice
+
+
+@virtual_time
+async def test_a_free_lane_gets_a_batch_at_once() -> None:
+    """If it is worth it: a full batch goes to the second lane while the first computes, a small
+    one waits for the lane that computes."""
+    engine = FakeEngine(lanes=2)
+    async with batcher(engine, lanes=2, max_in_flight=2) as b:
+        first = task(b, 0)
+        await asyncio.sleep(0.2)
+        second = [task(b, item) for item in range(1, 8)]
+        await asyncio.sleep(0.2)
+        assert (b.in_flight, b.queued) == (1, 7)
+        second.append(task(b, 8))
+        await asyncio.sleep(0.2)
+        rest = [task(b, 9), task(b, 10)]
+        await asyncio.sleep(0.2)
+        assert (b.in_flight, b.queued) == (2, 2)
+        await asyncio.gather(first, *second, *rest)
+
+    assert engine.batches == [[0], list(range(1, 9)), [9, 10]]
+    assert engine.began == [0, 0.4, 1.4]
+
+
+def worth() -> Policy:
+    """Two lanes; 1, 2, 4 and 8 items take 0.6, 0.7, 0.9 and 1.3 s, so that seven in 1.3 s are
+    worth less than nine tenths of eight."""
+    p = Policy(table(lambda size: 0.5 + 0.1 * size), max_batch_size=8, lanes=2)
+    p.timeline.margin.share = 0.1
+    return p
+
+
+@pytest.mark.parametrize(
+    ("computing", "line", "patience", "due"),
+    [
+        ([], [9.0], 0.5, 0.5),  # nothing computes: at once
+        ([1], [9.0], 0.5, 0.6),  # until the other lane ends
+        ([8], [9.0] * 7, 0.5, 1.3),
+        ([8], [9.0] * 8, 0.5, 0.5),  # worth it
+        ([8], [1.5] * 3, 0.5, 1.5 - 0.9 * 1.1),  # a deadline is at stake
+        ([8], [9.0], 2.0, 2.0),  # it may wait for company longer than that
+        ([8, 1], [9.0], 0.5, 0.6 - 0.1 * (1.3 + 0.6) / 2),  # until the first of both, and early
+    ],
+)
+def test_a_lane_beside_another_is_for_what_is_worth_it(
+    computing: list[int], line: list[float], patience: float, due: float
+) -> None:
+    p = worth()
+    for size in computing:
+        p.timeline.begin(size, 0.0)
+    assert p.due_at(line, patience, 0.5) == pytest.approx(due)
+
+
+def test_a_lane_that_is_late_keeps_nobody_from_the_other() -> None:
+    p = worth()
+    p.timeline.begin(1, 0.0)
+    assert p.due_at([9.0], 0.7, 0.7) == 0.7
+
+
+@virtual_time
+async def test_lanes_are_counted() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        batcher(FakeEngine(), lanes=0)

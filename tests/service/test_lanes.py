@@ -1,0 +1,38 @@
+"""An engine's lanes, and the batcher in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from model_store.device import Device
+from service.local import Local
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.fakes import FakeEngine
+
+
+@pytest.mark.parametrize(
+    ("device", "lanes", "asked", "in_flight"),
+    [("cpu", 1, None, 1), ("cpu", 3, None, 3), ("cpu", 3, 2, 2), ("gpu:0", 1, None, 2)],
+)
+async def test_as_many_batches_are_in_flight_as_there_are_lanes(
+    device: str, lanes: int, asked: int | None, in_flight: int
+) -> None:
+    """On a CPU; a GPU has another one ready. Unless told otherwise."""
+    started = asyncio.Event()
+    engine = FakeEngine(seconds=0.2)
+    engine.lanes, engine.device = lanes, Device(None, device, "for once")
+    settings = Settings(max_in_flight=asked)
+    local = Local(settings, engine.load, Metrics(), lambda: None, on_change=started.set)
+    async with local.running():
+        await asyncio.wait_for(started.wait(), 5)
+        image = np.zeros((32, 32, 3), np.uint8)
+        callers = [asyncio.create_task(local.submit(image, 5.0)) for _ in range(32)]
+        await asyncio.wait({*callers}, timeout=0.05)
+        figures = await local.figures()
+        assert figures is not None and figures.in_flight == in_flight
+        assert engine.batches == [8] * in_flight
+        await asyncio.gather(*callers)
