@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Sequence
 
 import pytest
-import uvloop
 
 from batching import (
     Batcher,
@@ -765,21 +764,6 @@ async def test_what_was_answered_is_forgotten() -> None:
         del image
         gc.collect()
         assert [ref() is None for ref in seen[:2]] == [True, True]
-
-
-def test_on_uvloop_too_it_waits_for_work() -> None:
-    """For ever, if need be, for which uvloop has no number."""
-
-    async def infer(items: Sequence[int]) -> Sequence[int | Exception]:
-        return items
-
-    async def later() -> int:
-        async with Batcher(infer, latency=table(), max_batch_size=8, max_queue_size=8) as b:
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            return (await b.submit(7, 10)).value
-
-    assert uvloop.run(later()) == 7
 
 
 @virtual_time
