@@ -179,7 +179,7 @@ def test_an_engine_unheard_of_is_tried_whatever_it_took() -> None:
     assert p.lateness([], 2.4, 1.9) is not None
     assert p.lateness([], 2.6, 2.1) is None
     assert p.lateness([2.6], 2.6, 2.1) is not None
-    assert p.lateness([], 2.0, 2.1) is not None, "not without any time at all"
+    assert p.lateness([], 2.1, 2.1) is not None, "not without any time at all"
     assert p.cut([2.6], 2.1) == (0, 1)
     assert p.cut([2.2, 2.3, 2.6], 2.1) == (2, 1)
     assert p.cut([2.4], 1.9) == (1, 0)
