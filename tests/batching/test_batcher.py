@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -14,6 +16,7 @@ from batching import (
     Draining,
     EngineDead,
     EngineFailed,
+    LatencyTable,
     QueueFull,
 )
 from tests.batching.fakes import FakeEngine, Reports, batcher, table, task
@@ -475,6 +478,23 @@ async def test_leaving_the_context_drains() -> None:
 
 
 @virtual_time
+async def test_who_cannot_wait_for_the_engine_leaves_no_runner() -> None:
+    """Leaving that is itself cancelled, because the engine hangs, gives up its batch."""
+    waiting: list[asyncio.Task[object]] = []
+
+    async def visit() -> None:
+        async with batcher(FakeEngine(lambda size: 3600.0)) as b:
+            waiting.append(task(b, 1, 9999))
+            await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(visit(), 2)
+    with pytest.raises(EngineFailed):
+        await waiting[0]
+    assert now() == 2
+
+
+@virtual_time
 async def test_a_runner_that_dies_leaves_nobody_waiting() -> None:
     """Whatever ends it, its callers hear of it, and health turns red."""
 
@@ -694,8 +714,12 @@ async def test_another_engine_starts_without_a_past() -> None:
         crowd = [task(running, item) for item in range(8)]
         await asyncio.gather(*crowd, return_exceptions=True)
         before = running.healthy, running.size_limit
-        running.switch(table())
+        steady, shaky = table(), LatencyTable({n: [1.0, 1.1, 0.9] for n in (1, 2, 4, 8)})
+        running.switch(steady)
         assert (before, running.healthy, running.size_limit) == ((False, 1), True, 8)
+        margin = running.margin
+        running.switch(shaky)
+        assert margin < running.margin == 3 * shaky.spread
 
 
 @virtual_time
@@ -718,6 +742,28 @@ async def test_a_report_tells_the_longest_wait() -> None:
         await asyncio.gather(first, patient, urgent)
     assert reports[1].size == 2
     assert reports[1].oldest_queue_seconds == 0.75
+
+
+@virtual_time
+async def test_what_was_answered_is_forgotten() -> None:
+    """An image is large; but for the last batch, none is held once its caller has the answer."""
+
+    class Image:
+        pass
+
+    async def infer(images: Sequence[Image]) -> Sequence[int | Exception]:
+        await asyncio.sleep(1)
+        return [1] * len(images)
+
+    seen = []
+    async with Batcher(infer, latency=table(), max_batch_size=8, max_queue_size=8, clock=now) as b:
+        for _ in range(3):
+            image = Image()
+            seen.append(weakref.ref(image))
+            await b.submit(image, 10)
+        del image
+        gc.collect()
+        assert [ref() is None for ref in seen[:2]] == [True, True]
 
 
 @virtual_time

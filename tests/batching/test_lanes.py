@@ -68,6 +68,16 @@ def test_each_batch_teaches_its_own_time() -> None:
     assert told == [(4, 0.5), (8, 1.25), (2, 0.75)]
 
 
+def test_a_free_lane_may_be_kept_for_the_first_that_ends() -> None:
+    """Of two that compute beside it. With none free, or all, there is nothing to wait for."""
+    line = Timeline(table(), lanes=3)
+    ends = [line.lane_ends_at(0.7)]
+    for handed in (0.0, 0.6, 0.7):
+        line.begin(8, handed)
+        ends.append(line.lane_ends_at(0.7))
+    assert ends == [0.7, 1.0, 1.0, 0.7]
+
+
 def test_a_lane_that_hangs_is_what_is_watched() -> None:
     """The other one goes on, and does not hide it."""
     line = timeline()

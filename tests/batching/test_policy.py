@@ -150,10 +150,10 @@ def test_the_smallest_batch_worth_opening(gap: float, timeout: float, needed: in
 
     p = policy(steps, range(1, 9))
     p.arrivals = Steady(1.0)
-    busy = timeout / 1.1 - 0.9  # of those, one takes 1
-    p.timeline.begin(1, 0.0).seconds = busy
+    busy = timeout / 1.1 - 0.9  # not enough is left for one, which takes 1
+    p.timeline.begin(1, 100.0).seconds = busy
     late = (busy + steps(needed)) * 1.1 - timeout
-    assert p.lateness([], timeout, 0.0) == pytest.approx(late)
+    assert p.lateness([], 100.0 + timeout, 100.0) == pytest.approx(late)
 
 
 def test_who_waits_is_not_lost_for_being_too_few() -> None:
@@ -179,7 +179,7 @@ def test_an_engine_unheard_of_is_tried_whatever_it_took() -> None:
     assert p.lateness([], 2.4, 1.9) is not None
     assert p.lateness([], 2.6, 2.1) is None
     assert p.lateness([2.6], 2.6, 2.1) is not None
-    assert p.lateness([], 2.0, 2.1) is not None, "not without any time at all"
+    assert p.lateness([], 2.1, 2.1) is not None, "not without any time at all"
     assert p.cut([2.6], 2.1) == (0, 1)
     assert p.cut([2.2, 2.3, 2.6], 2.1) == (2, 1)
     assert p.cut([2.4], 1.9) == (1, 0)
@@ -248,6 +248,8 @@ def test_a_batch_is_as_large_as_its_deadlines_allow(
         ([1.05] + [3.0] * 3, (0, 1)),  # one is lost either way: the promise made first is kept
         ([1.05] + [3.0] * 4, (1, 4)),  # one now, or two later
         ([1.05] * 3 + [3.0] * 4, (3, 4)),
+        ([1.02] + [3.0] * 3, (0, 1)),  # without its margin, it is no more lost than that
+        ([1.02] + [3.0] * 5, (1, 4)),  # two are lost, or three
         ([1.05] * 5 + [1.6] * 2 + [3.0] * 4, (7, 4)),
     ],
 )
@@ -278,13 +280,15 @@ def late_if(p: Policy, line: Sequence[float], given_up: int, start: float) -> in
     st.sampled_from([1, 2, 4, 8]),
     st.sampled_from([0.0, 0.05, 0.6]),
     st.sampled_from([0.1, 0.5]),
+    st.sampled_from([0.1, 1.0]),
 )
 def test_no_other_choice_would_lose_fewer(
-    tenths: list[int], in_flight: int, fixed: float, per_item: float
+    tenths: list[int], in_flight: int, fixed: float, per_item: float, margin: float
 ) -> None:
     """Of all numbers at the head of a line that could be given up, the least of those that leave
     the fewest late."""
-    p = policy(lambda size: fixed + per_item * size, (1, 2, 4, 8))
+    p = policy(lambda size: fixed + per_item * size)
+    p.timeline.margin.share = margin
     p.timeline.begin(in_flight, 0.0)
     start = p.timeline.free_at(0.0)
     line = sorted(0.0997 * n for n in tenths)
@@ -391,6 +395,14 @@ def test_a_computed_batch_teaches_the_table_and_the_margin() -> None:
     assert p.timeline.margin.share > 0.1
 
 
+def test_a_batch_in_time_teaches_that_it_was() -> None:
+    """At whatever hour."""
+    p = policy()
+    p.timeline.end(p.timeline.begin(8, 1000.0), 1001.0, computed=True)
+    assert 0.09 < p.timeline.margin.share < 0.1
+    assert p.table.seconds(8) == pytest.approx(1.0)
+
+
 def test_the_arrival_rate_follows_and_fades() -> None:
     """Ten a second for a while; then nothing."""
     arrivals = Arrivals(memory=2.0)
@@ -399,6 +411,16 @@ def test_the_arrival_rate_follows_and_fades() -> None:
         arrivals.note(n / 10)
     assert arrivals.gap(19.9) == pytest.approx(0.1, rel=0.05)
     assert arrivals.gap(24.0) > 0.5
+
+
+def test_arrivals_are_remembered_for_a_while() -> None:
+    """16 x T(1) of the engine that computes."""
+    p = policy(steps)
+    p.arrivals.note(0.0)
+    assert p.arrivals.gap(0.0) == 16
+    p.switch(table(lambda size: 2 + size))
+    p.arrivals.note(0.0)
+    assert p.arrivals.gap(0.0) == 16 * 3
 
 
 def test_busy_time_counts_each_second_once() -> None:
