@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Protocol
 
@@ -36,6 +37,8 @@ ARRIVING = 0.1
 LINGER = 1.0
 """Seconds that a connection between two requests may stay after no new ones are accepted."""
 
+ACCEPTS = 16
+"""Connections taken in one turn of the event loop, from each address."""
 
 LEFT_AT_ONCE = 130
 """Exit status of a process that was told twice by Ctrl-C: what a shell says of SIGINT."""
@@ -80,12 +83,29 @@ class Server(uvicorn.Server):
             log.error("%s", error)
             sys.exit(STARTUP_FAILURE)
         await super().startup(sockets)
+        await self._accept_faster()
         if sockets:  # about which uvicorn says nothing
             self._log_started_message(sockets)
         loop = asyncio.get_running_loop()
         # Not the loop's own way: it would give the system's default, which is to die, its place
         # back as soon as the loop is closed.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload))
+
+    async def _accept_faster(self) -> None:
+        """libuv accepts one connection a turn of the event loop from each listener, and under load
+        turns are long: of a thousand that came at once the last waited for seconds. So each socket
+        is listened to several times."""
+        connect = partial(
+            Connection,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        loop, backlog = asyncio.get_running_loop(), self.config.backlog
+        for server in list(self.servers):
+            for listener in server.sockets * (ACCEPTS - 1):
+                again = socket.socket(fileno=os.dup(listener.fileno()))
+                self.servers.append(await loop.create_server(connect, sock=again, backlog=backlog))
 
     def _start_reload(self) -> None:
         task = asyncio.get_running_loop().create_task(reload(self._app))

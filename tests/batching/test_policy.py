@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batching.latency import LatencyTable
 from batching.policy import LENIENCY, Arrivals, Policy
 from tests.batching.fakes import table
 
@@ -346,6 +347,36 @@ def test_a_long_line_is_judged_soon() -> None:
 
 
 # What is in flight
+
+
+class Patient(Policy):
+    """Lays every line out batch by batch."""
+
+    def _in_full_batches(self, *_: object) -> int:
+        return 0
+
+
+@given(
+    waiting=st.lists(st.floats(0, 60), max_size=60),
+    more=st.floats(0, 10),
+    size=st.integers(1, 8),
+    lanes=st.integers(1, 3),
+    taken=st.integers(0, 3),
+    cliff=st.booleans(),
+)
+def test_the_short_cut_says_the_same(
+    waiting: list[float], more: float, size: int, lanes: int, taken: int, cliff: bool
+) -> None:
+    """Of a newcomer at the end of any line, to any number of lanes, busy or not."""
+    samples = {1: [1.0], 2: [1.2], 4: [1.5], 8: [9.0 if cliff else 2.0]}
+    told = []
+    for kind in Policy, Patient:
+        p = kind(LatencyTable(samples), size, lanes)
+        for _ in range(taken):
+            p.timeline.begin(1, 0.0)
+        line = sorted(waiting)
+        told.append(p.lateness(line, line[-1] + more if line else more, 0.0))
+    assert told[0] == told[1]
 
 
 def test_what_must_be_computed_again_is_expected() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pathlib
 import re
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import httpx
 import pytest
 
+from service.server import ACCEPTS
 from tests.e2e.process import PATIENCE, REAL, ROOT, SCRIPTED, Server
 from tests.service.conftest import png
 
@@ -82,6 +85,15 @@ def test_few_descriptors() -> None:
         "at most N connections in",
         "N connections are open, ",
     ]
+
+
+def test_a_crowd_is_accepted_in_few_turns() -> None:
+    """libuv takes one connection a turn from each listener, so there are several of each socket."""
+    with Server(*SCRIPTED) as server:
+        server.wait_until_ready()
+        descriptors = pathlib.Path(f"/proc/{server.pid}/fd").iterdir()
+        (_, listeners), *_ = Counter(map(os.readlink, descriptors)).most_common(1)
+        assert listeners == ACCEPTS
 
 
 def test_nothing_is_written() -> None:
