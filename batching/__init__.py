@@ -14,7 +14,7 @@ from batching.errors import (
     Refused,
 )
 from batching.latency import LatencyTable
-from batching.report import Answer, BatchReport
+from batching.report import Answer, BatchReport, Outcomes
 
 __all__ = [
     "Answer",
@@ -25,6 +25,7 @@ __all__ = [
     "EngineDead",
     "EngineFailed",
     "LatencyTable",
+    "Outcomes",
     "QueueFull",
     "Refused",
 ]

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Out = TypeVar("Out")
+
+
+class Outcomes(list[Out]):
+    """What `infer` may give in place of any other sequence: the outcomes, and when the engine was
+    done with them, by the batcher's clock. An event loop that is at work hears of it later, and its
+    own delay, of two lanes at once, would pass for an engine that has become slow."""
+
+    def __init__(self, outcomes: Iterable[Out], done: float) -> None:
+        super().__init__(outcomes)
+        self.done = done
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from batching.errors import DeadlineUnreachable, EngineDead, EngineFailed
 from batching.policy import Policy
-from batching.report import Answer, BatchReport
+from batching.report import Answer, BatchReport, Outcomes
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -109,7 +109,8 @@ class Serving(Generic[In, Out]):
             error = raised
         finally:
             ended = self._clock()
-            timeline.end(flight, ended, computed=computed)
+            done = outcomes.done if isinstance(outcomes, Outcomes) else ended
+            timeline.end(flight, ended, done=done, computed=computed)
             self._freed()
         if error is None:
             for entry, outcome in zip(entries, outcomes, strict=True):

@@ -149,18 +149,21 @@ class Timeline:
         self._flights.append(flight)
         return flight
 
-    def end(self, flight: Flight, now: float, *, computed: bool) -> None:
-        """It has come back; `computed` unless the engine failed, which teaches nothing either."""
+    def end(self, flight: Flight, now: float, *, computed: bool, done: float | None = None) -> None:
+        """It has come back; `computed` unless the engine failed, which teaches nothing either.
+        `done`: when the engine had computed it, if that was before `now`."""
+        done = now if done is None else min(done, now)
         in_turn = flight in self._flights[: self._lanes]
         if computed and flight.table is self.table:
             began = flight.begins if in_turn else flight.handed
-            self.table.observe(flight.size, now - began)
-            self.margin.observe(flight.seconds, now - began)
+            self.table.observe(flight.size, done - began)
+            self.margin.observe(flight.seconds, done - began)
         self._count_busy(now)
         self._flights.remove(flight)
         if self._flights:
             if in_turn and len(self._flights) >= self._lanes:  # the next one begins
-                self._flights[self._lanes - 1].begins = now
+                following = self._flights[self._lanes - 1]
+                following.begins = max(following.handed, done)
         else:
             self._idle_since = now
 

@@ -16,7 +16,15 @@ import gc
 import pathlib
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
@@ -53,6 +61,14 @@ class Lane:
             return await loop.run_in_executor(self._thread, call, *arguments)
         finally:
             self.waiting -= 1
+
+
+class Computed(list[Probabilities | Exception]):
+    """Outcomes, and when they were there (`time.monotonic`): a busy loop hears of it later."""
+
+    def __init__(self, outcomes: Iterable[Probabilities | Exception], done: float) -> None:
+        super().__init__(outcomes)
+        self.done = done
 
 
 class GluonEngine:
@@ -100,7 +116,7 @@ class GluonEngine:
         by_lane = [network.warm_up_seconds for network in self._serving]
         return {bucket: [s for one in by_lane for s in one[bucket]] for bucket in by_lane[0]}
 
-    async def infer(self, images: Sequence[Image]) -> list[Probabilities | Exception]:
+    async def infer(self, images: Sequence[Image]) -> Computed:
         """One outcome per image, in order: its probabilities, or BadRow.
 
         Raises MemoryError where the device is out of memory, and whatever MXNet raises.
@@ -110,8 +126,8 @@ class GluonEngine:
         inputs = network.assemble(images)  # here, so that it may overlap another's compute
         if self.on_assembled is not None:
             self.on_assembled(time.perf_counter() - started)
-        rows = await lane.call(self._compute, network, inputs)
-        return outcomes(rows[: len(images)], len(network.model.classes))
+        rows, done = await lane.call(self._compute, network, inputs)
+        return Computed(outcomes(rows[: len(images)], len(network.model.classes)), done)
 
     async def observe(self, images: Sequence[Image]) -> dict[str, tuple[float, float]]:
         """The ranges for `manifest.Int8` that these images bring about. For a CPU."""
@@ -176,12 +192,13 @@ class GluonEngine:
         for lane, network in self._pairs(networks):
             await lane.call(network.close)
 
-    def _compute(self, network: Network, inputs: Inputs) -> Rows:
-        rows = network.infer(inputs)
-        if (now := time.monotonic()) > self._look_at:
-            self._look_at = now + LOOK_EVERY
+    def _compute(self, network: Network, inputs: Inputs) -> tuple[Rows, float]:
+        """The rows, and when they were computed."""
+        rows, done = network.infer(inputs), time.monotonic()
+        if done > self._look_at:
+            self._look_at = done + LOOK_EVERY
             self.gpu_memory = gpu_memory(self._mx, self.device)
-        return rows
+        return rows, done
 
 
 @asynccontextmanager

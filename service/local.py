@@ -18,9 +18,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
-from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable
+from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable, Outcomes
 from model_store.device import Device, GpuMemory
-from model_store.engine import Image, Probabilities
+from model_store.engine import Computed, Image, Probabilities
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
@@ -227,10 +227,11 @@ class Local:
     async def _start_batcher(self, engine: Engine) -> None:
         async def infer(images: Sequence[Image]) -> Sequence[Classified | Exception]:
             model = engine.model  # no switch can come between this and the call
-            return [
-                row if isinstance(row, Exception) else Classified(model, row)
-                for row in await engine.infer(images)
+            rows = await engine.infer(images)
+            classified = [
+                row if isinstance(row, Exception) else Classified(model, row) for row in rows
             ]
+            return Outcomes(classified, rows.done) if isinstance(rows, Computed) else classified
 
         settings, on_cpu = self._settings, engine.device.name == "cpu"
         self._latency = latency = LatencyTable(engine.warm_up_seconds)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
+from batching import Batcher, Outcomes
 from batching.policy import Policy
 from batching.timeline import Timeline
 from tests.batching.fakes import FakeEngine, batcher, table, task
@@ -142,6 +144,47 @@ def test_how_many_to_give_up_is_compared_over_both() -> None:
         p = Policy(table(lambda size: 0.5 + 0.5 * size), max_batch_size=8, lanes=lanes)
         p.timeline.margin.share = 0.1
         assert p.cut([1.2, 1.3, 1.6, 1.7], 0.0) == choice
+
+
+@pytest.mark.parametrize(("heard", "learned"), [(None, 3.0), (1.0, 1.0)])
+def test_an_event_loop_that_hears_late_is_no_slow_engine(
+    heard: float | None, learned: float
+) -> None:
+    """Two lanes that end while it is held agree with each other, and would be believed."""
+    line = timeline()
+    for _ in range(4):
+        first, second = line.begin(8, 0.0), line.begin(8, 0.0)
+        line.end(first, 3.0, computed=True, done=heard)
+        line.end(second, 3.0, computed=True, done=heard)
+    assert line.table.seconds(8) == pytest.approx(learned, rel=0.1)
+
+
+def test_who_comes_next_in_a_lane_began_when_it_was_free() -> None:
+    """Not when that was heard; and not before it was handed over."""
+    line = timeline()
+    first, second, third, late = (line.begin(8, now) for now in (0.0, 0.0, 0.5, 2.0))
+    for done, flight in (1.0, first), (1.2, second):
+        line.end(flight, 3.0, computed=True, done=done)
+    assert (third.begins, late.begins) == (1.0, 2.0)
+
+
+@virtual_time
+async def test_the_engine_says_when_it_was_done() -> None:
+    """And is taken at its word, though the answer comes later."""
+    loop = asyncio.get_running_loop()
+
+    async def infer(items: Sequence[int]) -> Outcomes[int]:
+        await asyncio.sleep(1.0)
+        done = loop.time()
+        await asyncio.sleep(2.0)
+        return Outcomes(items, done)
+
+    async with Batcher(
+        infer, latency=(learned := table()), max_batch_size=8, max_queue_size=9, clock=loop.time
+    ) as served:
+        for item in range(6):
+            assert (await served.submit(item, 60.0)).infer_seconds == pytest.approx(3.0)
+    assert learned.seconds(1) == pytest.approx(1.0)
 
 
 @virtual_time

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from model_store.device import Device
+from model_store.engine import Computed, Image
 from service.local import Local
 from service.metrics import Metrics
 from service.settings import Settings
@@ -36,3 +39,22 @@ async def test_as_many_batches_are_in_flight_as_there_are_lanes(
         assert figures is not None and figures.in_flight == in_flight
         assert engine.batches == [8] * in_flight
         await asyncio.gather(*callers)
+
+
+async def test_the_batcher_hears_when_the_engine_was_done() -> None:
+    """Not when the event loop, which may be at work, got to know of it."""
+    started = asyncio.Event()
+
+    class Prompt(FakeEngine):
+        async def infer(self, images: Sequence[Image]) -> Computed:
+            done = time.monotonic() + 0.001
+            return Computed(await super().infer(images), done)
+
+    engine = Prompt(seconds=0.1)
+    local = Local(Settings(), engine.load, Metrics(), lambda: None, on_change=started.set)
+    async with local.running():
+        await asyncio.wait_for(started.wait(), 5)
+        for _ in range(5):
+            await local.submit(np.zeros((32, 32, 3), np.uint8), 5.0)
+        figures = await local.figures()
+    assert figures is not None and figures.expected["1"] < 0.01
