@@ -9,10 +9,6 @@ import socket
 import sys
 from functools import partial
 
-if __name__ == "__main__":
-    # Before the imports below, which take a second: until there is something to reload.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
 import uvloop
 
 from service.__main__ import serve

@@ -31,6 +31,7 @@ class Child:
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self.orders.folder},
             pass_fds=self.orders.sockets,
             start_new_session=True,
+            preexec_fn=_mind_no_reload,  # other threads of the supervisor only wait for children
         )
         self.tell(self.orders.line())
         return process
@@ -43,3 +44,8 @@ class Child:
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
+
+
+def _mind_no_reload() -> None:
+    """From its first moment, until it has something to reload: a SIGHUP would end it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

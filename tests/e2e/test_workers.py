@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from tests.e2e.process import REAL, SCRIPTED, Hold, Server
+from tests.e2e.process import PATIENCE, REAL, SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -189,6 +189,27 @@ async def test_reload(shipped: pathlib.Path) -> None:
         "the store's"
     )
     assert messages.count("switched") == 1
+
+
+def test_no_moment_in_which_sighup_is_deadly() -> None:
+    """Each process is born deaf to it. A chaos run killed one that Python was still starting in."""
+    minded: dict[str, bool] = {}
+    with serving(*SCRIPTED) as server:
+        os.kill(server.processes()["front-end-1"], signal.SIGKILL)
+        end = time.monotonic() + PATIENCE
+        while len(minded) < 3 and time.monotonic() < end:
+            for process in pathlib.Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    told = (process / "cmdline").read_bytes().split(b"\0")
+                    status = (process / "status").read_text()
+                    if f"\nPPid:\t{server.pid}\n" in status and b"service.workers" in told:
+                        masks = (
+                            status.partition(name)[2].split()[0] for name in ("SigIgn:", "SigCgt:")
+                        )
+                        deaf_or_heard = [int(mask, 16) >> (signal.SIGHUP - 1) & 1 for mask in masks]
+                        minded.setdefault(process.name, any(deaf_or_heard))
+        assert server.stop() == 0
+    assert len(minded) == 3 and all(minded.values())
 
 
 async def test_an_engine_that_is_killed(hold: Hold) -> None:
