@@ -76,7 +76,8 @@ class Policy:
         place = bisect_right(line, deadline)
         cap = self.size_limit(now)
         lanes = self.timeline.lanes(now)
-        if place == len(line) and (ahead := self._in_full_batches(line, lanes, cap, now)):
+        if place == len(line):
+            ahead, lanes = self._in_full_batches(line, lanes, cap, now)
             line, place = line[ahead:], place - ahead
         line = [*line[:place], deadline, *line[place:]]
         first = 0
@@ -100,22 +101,23 @@ class Policy:
                 return self._in_time(start + self.table.seconds(needed), now) - line[first]
         return None
 
-    def _in_full_batches(self, line: Sequence[float], lanes: Lanes, cap: int, now: float) -> int:
-        """How many at the head of `line` leave in full batches, whatever comes after them; `lanes`
-        are given those. 0 where it is not plain. A short cut: a long line need not be laid out
+    def _in_full_batches(
+        self, line: Sequence[float], lanes: Lanes, cap: int, now: float
+    ) -> tuple[int, Lanes]:
+        """How many at the head of `line` leave in full batches, whatever comes after them, and the
+        lanes with those; 0 where it is not plain. A short cut: a long line need not be laid out
         batch by batch for each newcomer at its end."""
         size = self.table.best(cap)
         batches = (len(line) - cap) // size + 1
         if batches < 2:
-            return 0
-        last = lanes.copy()
+            return 0, lanes
+        after = lanes.copy()
         for _ in range(batches - 1):
-            last.take(self.table.seconds(size))
-        if self._allowed(line[0], last.free_at, now, LENIENCY) < cap:
-            return 0  # the most urgent would not allow it if it came last
-        for _ in range(batches):
-            lanes.take(self.table.seconds(size))
-        return batches * size
+            after.take(self.table.seconds(size))
+        if self._allowed(line[0], after.free_at, now, LENIENCY) < cap:
+            return 0, lanes  # the most urgent would not allow it if it came last
+        after.take(self.table.seconds(size))
+        return batches * size, after
 
     def drained_at(self, waiting: int, now: float) -> float:
         """When what is in flight and `waiting` more items will have been computed."""

@@ -7,7 +7,6 @@ this, a queue fills with the work of people who are gone.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -32,16 +31,11 @@ class ends_with_client(Interruptible):  # noqa: N801  # a statement: `with ends_
         super().__enter__()
         self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-        super().__exit__(kind, error, traceback)
+        super().__exit__(kind, *rest)
 
     def _start(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 
 
 class Interruptible:
@@ -17,12 +16,7 @@ class Interruptible:
         assert task is not None
         self._task = task
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # A server that gives up on us cancels too: such a cancellation goes on its way.
         reason, self._reason = self._reason, None
         try:

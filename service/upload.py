@@ -7,7 +7,6 @@ nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -107,15 +106,10 @@ class _Arrival(Interruptible):
         self._began = self._look_at = self._loop.time()
         self._wait()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._timer.cancel()
         self._share.ends()
-        super().__exit__(kind, error, traceback)
+        super().__exit__(kind, *rest)
 
     def _wait(self) -> None:
         self._look_at += LOOK

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from batching.latency import LatencyTable
 from batching.policy import LENIENCY, Arrivals, Policy
+from batching.timeline import Lanes
 from tests.batching.fakes import table
 
 SOON = 1e-9
@@ -352,8 +353,10 @@ def test_a_long_line_is_judged_soon() -> None:
 class Patient(Policy):
     """Lays every line out batch by batch."""
 
-    def _in_full_batches(self, *_: object) -> int:
-        return 0
+    def _in_full_batches(
+        self, line: Sequence[float], lanes: Lanes, cap: int, now: float
+    ) -> tuple[int, Lanes]:
+        return 0, lanes
 
 
 @given(

@@ -19,6 +19,8 @@ from typing import Any
 
 import httpx
 
+from benchmarks.process import cpu_seconds
+
 ROOT = pathlib.Path(__file__).parents[2]
 REAL = ("-m", "service")
 SCRIPTED = ("-m", "tests.e2e.scripted")
@@ -87,8 +89,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """What the process has spent so far: unlike time, not more on a machine with other work."""
-        fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
 
     def wait_until_ready(self) -> float:
         """Seconds from the start of the process to the first 200 of /readyz."""
