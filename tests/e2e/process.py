@@ -60,7 +60,8 @@ class Server:
         )
         self._lines: queue.Queue[str] = queue.Queue()
         self._log: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> Server:
         running = self.wait_for_log("Uvicorn running")
@@ -76,6 +77,7 @@ class Server:
         traceback: TracebackType | None,
     ) -> None:
         self._process.kill()
+        self._reader.join(PATIENCE)  # who reads is to see the end before the file is closed
         self._process.communicate()
 
     def address(self, name: str) -> str:

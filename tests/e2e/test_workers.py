@@ -195,8 +195,11 @@ def test_no_moment_in_which_sighup_is_deadly() -> None:
     """Each process is born deaf to it. A chaos run killed one that Python was still starting in."""
     minded: dict[str, bool] = {}
     with serving(*SCRIPTED) as server:
-        os.kill(server.processes()["front-end-1"], signal.SIGKILL)
+        killed = server.processes()["front-end-1"]
+        os.kill(killed, signal.SIGKILL)
         end = time.monotonic() + PATIENCE
+        while pathlib.Path(f"/proc/{killed}").exists() and time.monotonic() < end:
+            time.sleep(0.001)
         while len(minded) < 3 and time.monotonic() < end:
             for process in pathlib.Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
