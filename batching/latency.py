@@ -89,10 +89,10 @@ class LatencyTable:
             smaller = bucket
         return self.best(self.largest)
 
-    def worth(self, share: float) -> int:
-        """The smallest batch whose items a second reach that `share` of the most there can be."""
-        most = max(bucket / self._seconds[bucket] for bucket in self.buckets)
-        return self.keeps_up_with(share * most)
+    @property
+    def most_efficient(self) -> int:
+        """The bucket that computes the most items a second; of several the smallest."""
+        return min(self.buckets, key=lambda bucket: self._seconds[bucket] / bucket)
 
     def as_dict(self) -> dict[int, float]:
         return {bucket: self._seconds[bucket] for bucket in self.buckets}

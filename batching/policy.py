@@ -6,8 +6,9 @@ margin on top. In short:
 
 - A batch leaves at once when the engine is idle. While it is busy, the batch is closed just
   before the engine is free, so that it grows with the load by itself.
-- While one lane computes, another free one is for a batch that is large enough to be worth it; a
-  smaller one waits for the first lane to end, unless a deadline is at stake.
+- While one lane computes, another free one is for a batch of the size that computes the most items
+  a second; a smaller one waits for the first lane to end, unless a deadline is at stake. Lanes
+  share the cores with each other and all else: what is less is wasted.
 - It is as large as its most urgent member allows and memory holds, rounded to what computes the
   most items a second: one item left for the next batch can be cheaper than a padded bucket.
 - A newcomer is refused when its own answer would be late, when it would make somebody late who
@@ -39,10 +40,6 @@ LENIENCY = 0.5
 """Share of the margin that is asked of those who were accepted: it was there for the errors that
 came since. Asked for all of it again, one late batch would make the next small, and so others late.
 """
-
-WORTH_A_LANE = 0.9
-"""Share of the most items a second that any batch computes, which one must reach to be given a lane
-beside another. Lanes share the cores with each other and all else: what is less is wasted."""
 
 CHOICES = 16
 """How many ways of giving some up are compared, when some must be."""
@@ -136,7 +133,7 @@ class Policy:
         if len(line) >= min(cap, self._allowed(line[0], self.timeline.free_at(now), now, LENIENCY)):
             return now  # waiting cannot make it larger
         ends = self.timeline.lane_ends_at(now)
-        if patience < ends and len(line) < self.table.worth(WORTH_A_LANE):
+        if patience < ends and len(line) < self.table.most_efficient:
             patience = ends
         company = self.table.seconds(len(line) + 1) * (1 + self.timeline.margin.share)
         return max(self.timeline.runs_dry_at(now), min(patience, line[0] - company))

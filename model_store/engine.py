@@ -30,6 +30,7 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
 from model_store import manifest, precision
+from model_store.cores import cores
 from model_store.device import Device, GpuMemory, choose, gpu_memory
 from model_store.manifest import BadModel, Manifest, Parameters
 from model_store.network import SIDE, Image, Inputs, Network, Probabilities, Rows, outcomes
@@ -41,6 +42,8 @@ __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "load_engine"]
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at a GPU's memory."""
+MOST_LANES = 4
+"""Where nothing else is asked for."""
 
 Arguments = TypeVarTuple("Arguments")
 R = TypeVar("R")
@@ -208,12 +211,13 @@ async def load_engine(
     threads: int = 1,
     max_batch_size: int | None = None,
     precision: str = "auto",
-    lanes: int = 1,
+    lanes: int | None = 1,
 ) -> AsyncIterator[GluonEngine]:
     """An engine with the version in `folder` loaded and warm; closes it on the way out.
 
     `max_batch_size` None: 16 on a CPU, where larger batches only make callers wait, 64 on a GPU.
-    `lanes`: batches that a CPU computes at once. A GPU has one, whatever is asked for.
+    `lanes`: batches that a CPU computes at once; None: one a core, 4 at most, and in int8 one less
+    if there are several. A GPU has one, whatever is asked for.
 
     Raises BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, MXNetUnavailable,
     PrecisionUnavailable.
@@ -228,7 +232,9 @@ async def load_engine(
         mx, chosen = await first.call(_start, device, threads)
         on_cpu = chosen.name == "cpu"
         size = max_batch_size or (16 if on_cpu else 64)
-        others = [lane() for _ in range(1, lanes)] if on_cpu else []
+        if on_cpu and lanes is None:
+            lanes = await asyncio.to_thread(_lanes_for, folder, precision)
+        others = [lane() for _ in range(1, lanes or 1)] if on_cpu else []
         engine = GluonEngine(mx, chosen, size, [first, *others], precision)
         try:
             await engine.replace(folder)
@@ -245,6 +251,14 @@ def _start(device: str, threads: int) -> tuple[Any, Device]:
     # version that is freed, and took 120 ms in which no thread runs, instead of 7.
     gc.freeze()
     return mx, choose(mx, device)
+
+
+def _lanes_for(folder: pathlib.Path, wanted: str) -> int:
+    """How many a CPU has for the version in `folder`. In int8 the network takes less of a core than
+    the event loop does to feed it: another lane would only contend with it."""
+    bits = precision.choose(wanted, manifest.read_version(folder), "cpu")
+    lanes = min(cores(), MOST_LANES)
+    return max(1, lanes - 1) if bits.name == "int8" else lanes
 
 
 def _step(steps: Generator[None, None, None]) -> bool:

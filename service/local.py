@@ -233,7 +233,7 @@ class Local:
             ]
             return Outcomes(classified, rows.done) if isinstance(rows, Computed) else classified
 
-        settings, on_cpu = self._settings, engine.device.name == "cpu"
+        settings = self._settings
         self._latency = latency = LatencyTable(engine.warm_up_seconds)
         batcher = Batcher(
             self._tracing.batches(infer) if self._tracing else infer,
@@ -241,7 +241,7 @@ class Local:
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,
             max_queue_delay=settings.max_queue_delay,
-            max_in_flight=settings.max_in_flight or (engine.lanes if on_cpu else 2),
+            max_in_flight=settings.max_in_flight or max(engine.lanes, 2),
             lanes=engine.lanes,
             on_batch=self._count.count_batch,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model_store.cores import cores
 from model_store.manifest import STORE, Name, Version
 
 PREFIX = "SHOAL_"
@@ -61,11 +61,9 @@ class Settings(BaseSettings):
     for it and the version was measured to be as accurate in it; else fp32."""
     engine_threads: int = Field(default=1, ge=1, le=256)
     """CPU threads that compute one batch."""
-    engine_lanes: int = Field(
-        default_factory=lambda: min(len(os.sched_getaffinity(0)), 4), ge=1, le=64
-    )
+    engine_lanes: int | None = Field(default=None, ge=1, le=64)
     """Batches that a CPU computes at the same time; a GPU computes one. Default: one a CPU core, 4
-    at most."""
+    at most, and in int8 one less, since there the event loop takes a core for itself."""
 
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
     """Most images computed together. Default: 16 on a CPU, 64 on a GPU."""
@@ -74,8 +72,8 @@ class Settings(BaseSettings):
     max_queue_delay: float = Field(default=0.0, ge=0, le=60)
     """Seconds the oldest request may wait for company while the engine is idle. 0: never."""
     max_in_flight: int | None = Field(default=None, ge=1, le=8)
-    """Most batches handed to the engine at once. Default: `SHOAL_ENGINE_LANES` on a CPU, 2 on a
-    GPU."""
+    """Most batches handed to the engine at once. Default: as many as it computes at the same time,
+    and at least 2, so that the next one is there when one ends."""
     request_timeout: Seconds = 5.0
     """Seconds from the end of the upload in which a request is answered or refused."""
 
@@ -89,9 +87,7 @@ class Settings(BaseSettings):
     """Most pixels (width x height) of an image, told before any is decoded."""
     upload_timeout: Seconds = 30.0
     """Seconds in which a request's body must have arrived."""
-    decode_threads: int = Field(
-        default_factory=lambda: min(len(os.sched_getaffinity(0)), 8), ge=1, le=256
-    )
+    decode_threads: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
     """Threads that decode large images. Default: one a CPU core, 8 at most."""
 
     api_keys: SecretStr | None = None

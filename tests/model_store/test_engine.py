@@ -19,7 +19,7 @@ from model_store import engine, manifest, network, probes
 from model_store.architectures import build
 from model_store.device import Device, DeviceUnavailable, GpuMemory
 from model_store.engine import GluonEngine, load_engine
-from model_store.manifest import BadModel
+from model_store.manifest import BadModel, Int8
 from model_store.network import BadRow, Network
 from model_store.params import BadParams, read_params, sha256, write_params
 from model_store.precision import Precision
@@ -345,6 +345,28 @@ async def test_a_gpu_has_one_lane(model: pathlib.Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(engine, "choose", lambda mx, device: gpu)
     async with load_engine(model, max_batch_size=1, precision="fp32", lanes=3) as loaded:
         assert loaded.lanes == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "cores", "lanes"),
+    [
+        ("fp32", 1, 1),
+        ("fp32", 2, 2),
+        ("fp32", 64, 4),
+        ("int8", 1, 1),
+        ("int8", 2, 1),
+        ("int8", 4, 3),
+    ],
+)
+def test_how_many_lanes_are_worth_it(
+    model: pathlib.Path, monkeypatch: pytest.MonkeyPatch, precision: str, cores: int, lanes: int
+) -> None:
+    """One a core, 4 at most; in int8 one core is left to the event loop."""
+    ranges = Int8(calibrated_on="noise", images=1, ranges={"data": (-1.0, 1.0)})
+    calibrated = manifest.read_version(model).model_copy(update={"int8": ranges})
+    monkeypatch.setattr(manifest, "read_version", lambda folder: calibrated)
+    monkeypatch.setattr(engine, "cores", lambda: cores)
+    assert engine._lanes_for(model, precision) == lanes
 
 
 @on_the_engines_loop

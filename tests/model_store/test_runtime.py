@@ -22,10 +22,21 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No MXNet was loaded, it is the CPU build, and nothing that concerns it is set."""
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
     monkeypatch.setattr(runtime, "is_gpu_build", lambda: False)
+    monkeypatch.setattr("ctypes.PyDLL", Library)
     for name in (*runtime.ENVIRONMENT, "OMP_NUM_THREADS", "MXNET_ENGINE_TYPE"):
         monkeypatch.setenv(name, "")  # so that what is set here is undone
         monkeypatch.delenv(name)
     return monkeypatch
+
+
+class Library:
+    """Any function is its own name."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> str:
+        return f"{name} of {self._path}"
 
 
 def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
@@ -37,6 +48,8 @@ def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
         module = types.ModuleType(name)
         vars(module)["environment"] = dict(os.environ)
         vars(module)["nd"] = types.SimpleNamespace(waitall=lambda: None)
+        vars(module)["base"] = types.SimpleNamespace(_LIB=types.SimpleNamespace())
+        vars(module)["libinfo"] = types.SimpleNamespace(find_lib_path=lambda: ["libmxnet.so"])
         return module
 
     return import_module
@@ -82,6 +95,19 @@ def test_the_environment_wins(environment: pytest.MonkeyPatch) -> None:
     environment.setattr("importlib.import_module", importing(None))
     seen = load_mxnet(3, in_order=True).environment
     assert (seen["OMP_WAIT_POLICY"], seen["MXNET_ENGINE_TYPE"]) == ("ACTIVE", "ThreadedEngine")
+
+
+@pytest.mark.parametrize(("scheduler", "kept"), [(None, True), ("ThreadedEngine", False)])
+def test_brief_calls_keep_the_interpreter_lock(
+    environment: pytest.MonkeyPatch, scheduler: str | None, kept: bool
+) -> None:
+    """Where none of them waits for another thread, which might wait for the lock."""
+    if scheduler is not None:
+        environment.setenv("MXNET_ENGINE_TYPE", scheduler)
+    environment.setattr("importlib.import_module", importing(None))
+    functions = vars(load_mxnet(1, in_order=True).base._LIB)
+    expected = {name: f"{name} of libmxnet.so" for name in runtime.BRIEF} if kept else {}
+    assert functions == expected
 
 
 def test_an_inherited_number_of_threads_does_not(environment: pytest.MonkeyPatch) -> None:
