@@ -49,6 +49,23 @@ def test_a_moment_belongs_to_the_innermost_stage(time: Working, stages: StageClo
     assert told(stages) == {"read": 8, "route": 3, "decode": 4}
 
 
+def test_looking_at_the_clock_is_nobodys_time(time: Working, stages: StageClock) -> None:
+    """The watch itself takes from whoever is watched; that is taken off again."""
+    stages.own = 0.5
+
+    def decode() -> None:
+        time.work(4)
+
+    def route() -> None:
+        time.work(2.5)
+        clocked(decode, stages, "decode")()
+
+    time.work(8.5)
+    clocked(route, stages, "route")()
+    stages.own = 0.0
+    assert told(stages) == {"read": 8, "route": 2, "decode": 4}
+
+
 async def test_who_waits_is_charged_nothing(time: Working, stages: StageClock) -> None:
     """What happens while a coroutine waits belongs to others."""
     waits_for: asyncio.Future[int] = asyncio.get_running_loop().create_future()
