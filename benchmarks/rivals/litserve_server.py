@@ -38,4 +38,9 @@ if __name__ == "__main__":
     server = litserve.LitServer(
         Pictures(max_batch_size=16, batch_timeout=0.002, api_path="/predict"), accelerator="cpu"
     )
-    server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False)
+    server.run(
+        host="127.0.0.1",
+        port=int(os.environ["PORT"]),
+        log_level="warning",
+        generate_client_file=False,
+    )
