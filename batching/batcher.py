@@ -280,8 +280,9 @@ class Batcher(Generic[In, Out]):
 
     def _reconsider(self) -> None:
         """Something has changed: wake the runner that sleeps, if a batch is due before it would."""
-        if self._alarm is not None and self._due(self._clock()) < self._alarm_at:
-            self._wake()
+        alarm = self._alarm
+        if alarm is not None and not alarm.done() and self._due(self._clock()) < self._alarm_at:
+            alarm.set_result(None)
 
     def _wake(self) -> None:
         if self._alarm is not None and not self._alarm.done():

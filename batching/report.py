@@ -1,4 +1,8 @@
-"""What a batch and an answer tell about themselves. Plain data; durations are seconds."""
+"""What a batch and an answer tell about themselves. Plain data; durations are seconds.
+
+Nobody changes them once they are made. To have Python see to that, by `frozen`, would make each
+several times as dear.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ class Outcomes(list[Out]):
         self.done = done
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer(Generic[Out]):
     """One item's outcome, and where its time went."""
 
@@ -30,7 +34,7 @@ class Answer(Generic[Out]):
     bucket: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchReport:
     """What happened to one batch, from the moment it was closed.
 

@@ -127,10 +127,6 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._at_ease()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else it is a trailer
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         self._in_head, self._frame_bytes = False, 0
         hosts = [name for name, _ in self.headers].count(b"host")
@@ -141,6 +137,7 @@ class Connection(HttpToolsProtocol):
         self._at_ease()
         self.server_state.goes_on(self)
         super().on_headers_complete()
+        self.headers = []  # where trailers go
 
     def on_body(self, body: bytes) -> None:
         self._frame_bytes = max(0, self._frame_bytes - (1 + FRAME) * len(body))

@@ -269,7 +269,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     if usual := _USUAL_JPEG.match(data):
-        height, width = struct.unpack(">HH", usual[1])
+        height, width = struct.unpack(">HH", usual["size"])
         return width, height
     for marker, position in itertools.islice(_jpeg_segments(data), _MAX_SEGMENTS):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -288,10 +288,12 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "GIF": _gif_size,
 }
 
-# As nearly every program begins one: a JFIF header, tables, a baseline frame in grey or YCbCr.
+# As nearly every program begins one: a JFIF header, tables, a baseline frame in grey or YCbCr; and,
+# where the Huffman tables are the standard's, these and the scan.
 _USUAL_JPEG = re.compile(
     rb"\xff\xd8\xff\xe0\x00\x10JFIF\x00.{9}(?:\xff\xdb\x00\x43.{65}|\xff\xdb\x00\x84.{130}){1,2}"
-    rb"\xff\xc0\x00[\x0b\x11]\x08(.{4})[\x01\x03]",
+    rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?:\x01.{3}|\x03.{9})"
+    rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda)?",
     re.DOTALL,
 )
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
@@ -312,9 +314,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _is_plain_jpeg(data: bytes) -> bool:
     """Baseline, in grey or YCbCr by the usual rules, and nothing noted beside the pixels."""
+    usual = _USUAL_JPEG.match(data)
+    if usual and usual["scan"]:
+        return True  # what comes after it are pixels
     if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
         return False
-    if _USUAL_JPEG.match(data):
+    if usual:
         return True
     for marker, position in itertools.islice(_jpeg_segments(data), _MAX_SEGMENTS):
         if marker == _BASELINE:

@@ -209,8 +209,9 @@ async def metrics(request: Request) -> Response:
 def begun(request: Request) -> Journey:
     """Raises BadTimeout and what Journey raises."""
     timeout = wishes.timeout(request)
-    client = request.client.host if request.client else ""
-    return Journey(request.app.state, request.headers, client, request.state.timing, timeout)
+    client = request.scope.get("client")
+    host = client[0] if client else ""
+    return Journey(request.app.state, request.headers, host, request.state.timing, timeout)
 
 
 async def _images(request: Request, journey: Journey) -> list[Image | Exception]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_damage_is_judged_as_pillow_does(place: int, new: bytes, lost: int) -> N
         return
     if quick is not None:
         assert np.array_equal(quick, by_pillow(data))
+
+
+NOTE = b"\xff\xfe\x00\x07Adobe"
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+def test_what_is_noted_in_front_of_the_pixels_is_pillows(optimize: bool) -> None:
+    """Between any two of its segments; behind the head of the scan it would be pixels."""
+    data = jpeg(optimize=optimize)
+    assert upload(data)._quickly() is not None
+    end = data.index(b"\xff\xda")
+    for place in (found.start() for found in re.finditer(rb"\xff[\xc0-\xef]", data)):
+        if 2 < place <= end:
+            assert upload(data[:place] + NOTE + data[place:])._quickly() is None
 
 
 def test_an_upright_photo_with_a_thumbnail_is_not_mistaken() -> None:
