@@ -162,7 +162,7 @@ class Policy:
     ) -> int:
         """How many at the head to give up, from `first` on, so that the fewest are late in all."""
         choice, fewest = first, math.inf
-        for given_up in range(first, len(line), 1 + (len(line) - first) // CHOICES):
+        for given_up in range(first, len(line), 1 + (len(line) - first - 1) // CHOICES):
             if given_up >= fewest:
                 break
             lost = given_up + self._lost(line, given_up, lanes.copy(), cap, now, fewest - given_up)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batching.latency import LatencyTable
@@ -284,6 +284,7 @@ def late_if(p: Policy, line: Sequence[float], given_up: int, start: float) -> in
     st.sampled_from([0.1, 0.5]),
     st.sampled_from([0.1, 1.0]),
 )
+@example([5] * 12 + [6, 7, 7, 9], 1, 0.05, 0.1, 0.1)  # as many as are compared
 def test_no_other_choice_would_lose_fewer(
     tenths: list[int], in_flight: int, fixed: float, per_item: float, margin: float
 ) -> None:
