@@ -62,7 +62,7 @@ class Lanes:
 
 
 class Timeline:
-    def __init__(self, table: LatencyTable, lanes: int = 1) -> None:
+    def __init__(self, table: LatencyTable, lanes: int) -> None:
         self.table = table
         self.margin = Margin(table.spread)
         self._lanes = lanes
