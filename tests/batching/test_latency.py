@@ -209,6 +209,16 @@ def test_a_slow_warm_up_is_lived_down() -> None:
     assert times(t) == pytest.approx([linear(b) for b in BUCKETS], rel=0.1)
 
 
+def test_a_size_that_never_ran_has_run_at_warm_up() -> None:
+    """So it is doubted 32 batches later."""
+    t = LatencyTable({b: [20 * linear(b)] * 3 for b in BUCKETS})
+    for _ in range(32):
+        t.observe(1, linear(1))
+    assert t.seconds(64) > 10 * linear(64)
+    t.observe(1, linear(1))
+    assert t.seconds(64) == pytest.approx(linear(64), rel=0.1)
+
+
 def test_a_size_that_stays_slow_is_tried_less_and_less() -> None:
     """Full batches that no longer pay are found out again and again, ever more rarely."""
     t = table()
@@ -251,11 +261,12 @@ def test_noise_moves_little() -> None:
     assert times(t) == pytest.approx([linear(b) for b in BUCKETS], rel=0.08)
 
 
-def test_what_the_clock_cannot_tell_is_not_learned() -> None:
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_what_the_clock_cannot_tell_is_not_learned(seconds: float) -> None:
     """Zero seconds is a clock too coarse, not a fast engine."""
     t = table()
     for _ in range(5):
-        t.observe(64, 0.0)
+        t.observe(64, seconds)
     assert times(t) == times(table())
 
 

@@ -219,6 +219,7 @@ def test_patience_ends_where_a_deadline_is_at_stake() -> None:
     p = policy(steps)
     assert p.due_at([99.0], 3.0, 0.0) == 3.0
     assert p.due_at([4.0], 3.0, 0.0) == pytest.approx(4.0 - 1.5 * 1.1)
+    assert p.due_at([4.0, 99.0], 3.0, 0.0) == pytest.approx(4.0 - 2.5 * 1.1), "the first's"
 
 
 # How large it is
@@ -320,6 +321,15 @@ def test_padding_that_is_dear_is_avoided() -> None:
     assert policy(lambda size: 1.0 + 0.02 * size).cut([99.0] * 5, 0.0) == (0, 5)
 
 
+def test_a_newcomer_may_be_who_is_left_over_by_a_padded_bucket() -> None:
+    """Behind eight, four of five take 2.5 s and then the fifth its own, though all had time for a
+    batch of eight. The margin is as much as the time itself."""
+    p = policy(lambda size: 0.1 + 0.6 * size)
+    p.timeline.margin.share = 1.0
+    line = [(4.9 + 4.9) * 1.5 + SOON] * 12
+    assert p.lateness(line, 16.0, 0.0) == pytest.approx((4.9 + 2.5 + 0.7) * 2 - 16.0)
+
+
 def test_memory_caps_a_batch_and_the_prediction() -> None:
     """Nine take three batches of four, not two of eight."""
     p = policy()
@@ -348,7 +358,7 @@ def test_a_long_line_is_judged_soon() -> None:
         assert time.process_time() - began < 0.1, name
 
 
-# What is in flight
+# A short cut
 
 
 class Patient(Policy):
@@ -368,6 +378,8 @@ class Patient(Policy):
     taken=st.integers(0, 3),
     cliff=st.booleans(),
 )
+# Time for 66 batches, and two that wait: whoever counts more of them than there are is wrong.
+@example(waiting=[133.0] * 16, more=0.0, size=8, lanes=1, taken=0, cliff=False)
 def test_the_short_cut_says_the_same(
     waiting: list[float], more: float, size: int, lanes: int, taken: int, cliff: bool
 ) -> None:
@@ -381,6 +393,22 @@ def test_the_short_cut_says_the_same(
         line = sorted(waiting)
         told.append(p.lateness(line, line[-1] + more if line else more, 0.0))
     assert told[0] == told[1]
+
+
+def test_the_short_cut_is_taken() -> None:
+    """A thousand full batches ahead are one question, and the newcomer another."""
+    asked = []
+
+    class Asked(Policy):
+        def _allowed(self, deadline: float, *rest: float) -> int:
+            asked.append(deadline)
+            return super()._allowed(deadline, *rest)
+
+    assert Asked(table(), 8).lateness([2e3] * 8000, 3e3, 0.0) is None
+    assert asked == [2e3, 3e3]
+
+
+# What is in flight
 
 
 def test_what_must_be_computed_again_is_expected() -> None:
