@@ -720,6 +720,8 @@ async def test_another_engine_starts_without_a_past() -> None:
         margin = running.margin
         running.switch(shaky)
         assert margin < running.margin == 3 * shaky.spread
+        await outcomes(task(running, 1))
+        assert not running.healthy, "max_failures are asked of the new one, and no more"
 
 
 @virtual_time

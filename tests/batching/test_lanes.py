@@ -85,8 +85,9 @@ def test_a_lane_that_hangs_is_what_is_watched() -> None:
     line = timeline()
     hangs = line.begin(8, 0.0)
     for now in range(5):
-        line.end(line.begin(8, now), now + 1, computed=True)
+        beside = line.begin(8, now)
         assert line.current is hangs
+        line.end(beside, now + 1, computed=True)
     assert line.free_at(5.0) == 5.0
 
 

@@ -92,12 +92,13 @@ def test_the_smallest_batch_that_keeps_up() -> None:
     ]  # fmt: skip
 
 
-def test_one_outlier_moves_nothing() -> None:
-    """However far out."""
+@pytest.mark.parametrize("factor", [50.0, 0.02])
+@pytest.mark.parametrize("before", [0, 1])
+def test_one_outlier_moves_nothing(before: int, factor: float) -> None:
+    """However far out, and be it the first."""
     fresh, hit = table(), table()
-    hit.observe(64, linear(64))
-    hit.observe(64, 50 * linear(64))
-    hit.observe(64, linear(64))
+    for run in [1.0] * before + [factor, 1.0]:
+        hit.observe(64, run * linear(64))
     assert times(hit) == times(fresh)
 
 

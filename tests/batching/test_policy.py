@@ -183,7 +183,8 @@ def test_an_engine_unheard_of_is_tried_whatever_it_took() -> None:
     assert p.lateness([2.6], 2.6, 2.1) is not None
     assert p.lateness([], 2.1, 2.1) is not None, "not without any time at all"
     assert p.cut([2.6], 2.1) == (0, 1)
-    assert p.cut([2.2, 2.3, 2.6], 2.1) == (2, 1)
+    assert p.cut([2.1], 2.1) == (1, 0)
+    assert p.cut([2.0, 2.3, 2.6], 2.1) == (2, 1)
     assert p.cut([2.4], 1.9) == (1, 0)
     p.timeline.begin(1, 2.1)
     assert p.lateness([], 2.6, 2.2) is not None, "one at a time"
@@ -233,6 +234,7 @@ def test_patience_ends_where_a_deadline_is_at_stake() -> None:
         ([0.9, 0.95, 99.0], (2, 1)),  # 1 s at least: two are lost
         ([1.05, 99.0, 99.0], (0, 1)),  # one still makes it, but only alone
         ([0.5] * 3, (3, 0)),
+        ([1.0], (0, 1)),  # just
         ([2.3, 9.0, 9.0, 9.0], (0, 3)),  # a fourth would make the first late
     ],
 )
@@ -380,6 +382,8 @@ class Patient(Policy):
 )
 # Time for 66 batches, and two that wait: whoever counts more of them than there are is wrong.
 @example(waiting=[133.0] * 16, more=0.0, size=8, lanes=1, taken=0, cliff=False)
+# The first has time for two, not for eight.
+@example(waiting=[1.5] + [5.1] * 15, more=0.0, size=8, lanes=1, taken=0, cliff=False)
 def test_the_short_cut_says_the_same(
     waiting: list[float], more: float, size: int, lanes: int, taken: int, cliff: bool
 ) -> None:
@@ -395,8 +399,9 @@ def test_the_short_cut_says_the_same(
     assert told[0] == told[1]
 
 
-def test_the_short_cut_is_taken() -> None:
-    """A thousand full batches ahead are one question, and the newcomer another."""
+@pytest.mark.parametrize("deadline", [0.5, 2e3])
+def test_who_is_far_ahead_is_not_asked_one_by_one(deadline: float) -> None:
+    """Neither of a thousand full batches each, nor of those who are lost."""
     asked = []
 
     class Asked(Policy):
@@ -404,8 +409,8 @@ def test_the_short_cut_is_taken() -> None:
             asked.append(deadline)
             return super()._allowed(deadline, *rest)
 
-    assert Asked(table(), 8).lateness([2e3] * 8000, 3e3, 0.0) is None
-    assert asked == [2e3, 3e3]
+    assert Asked(table(), 8).lateness([deadline] * 8000, 3e3, 0.0) is None
+    assert len(asked) <= 3
 
 
 # What is in flight
