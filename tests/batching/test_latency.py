@@ -70,6 +70,11 @@ def test_all_that_wait_are_computed_unless_two_batches_are_sooner_done() -> None
     ]  # fmt: skip
 
 
+def test_of_a_single_bucket_nothing_is_split() -> None:
+    """All of it is always paid for."""
+    assert [LatencyTable({4: [1.0]}).best(size) for size in range(5)] == [0, 1, 2, 3, 4]
+
+
 def test_an_engine_that_gets_worse_with_size_gets_small_batches() -> None:
     """Throughput may fall again: memory, caches; at once or little by little."""
     cliff = LatencyTable({1: [1.0], 2: [1.1], 4: [9.0]})
@@ -275,6 +280,17 @@ def test_the_spread_is_that_of_the_typical_bucket() -> None:
     """One wild bucket does not make all untrustworthy."""
     t = LatencyTable({1: [1, 1.1, 0.9], 2: [1, 5, 9], 4: [2, 2.2, 1.8]})
     assert t.spread == pytest.approx(0.148, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("runs", "distance"), [([0.98, 1.0, 1.1], 0.06), ([1.0, 1.2], 0.1 / 1.1), ([1.0], 0.0)]
+)
+def test_the_run_that_is_the_median_says_nothing_of_the_spread(
+    runs: list[float], distance: float
+) -> None:
+    """It is no distance from itself; of an even number of runs none is."""
+    spread = LatencyTable({1: runs}).spread
+    assert spread == pytest.approx(max(1.4826 * distance, 0.01))
 
 
 def test_the_margin_covers_all_but_one_in_a_hundred() -> None:
