@@ -267,6 +267,19 @@ async def test_halves_are_not_computed_for_who_is_late_by_now() -> None:
 
 
 @virtual_time
+async def test_halves_are_computed_for_who_can_still_make_it() -> None:
+    """Its own time is asked of each, not that of the halves that come after it: 2.5 s for four,
+    1.5 s for two and 1 s alone."""
+    engine = FakeEngine(lambda size: 0.5 + 0.5 * size)
+    engine.poison = {1}
+    async with batcher(engine) as b:
+        results = await outcomes(*(task(b, n, timeout) for n, timeout in enumerate([5.1, 9, 9, 9])))
+
+    assert [getattr(result, "value", None) for result in results] == [0, None, 4, 6]
+    assert engine.batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3]]
+
+
+@virtual_time
 async def test_newcomers_are_told_of_the_halves_still_to_come() -> None:
     """Nobody is let in who could only have been in time if the batch had not failed."""
     engine = FakeEngine()

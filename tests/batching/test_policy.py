@@ -380,8 +380,9 @@ class Patient(Policy):
     taken=st.integers(0, 3),
     cliff=st.booleans(),
 )
-# Time for 66 batches, and two that wait: whoever counts more of them than there are is wrong.
+# Time for 66 batches or for four, and two that wait: more must not be counted than there are.
 @example(waiting=[133.0] * 16, more=0.0, size=8, lanes=1, taken=0, cliff=False)
+@example(waiting=[8.2] * 16, more=0.0, size=8, lanes=1, taken=0, cliff=False)
 # The first has time for two, not for eight.
 @example(waiting=[1.5] + [5.1] * 15, more=0.0, size=8, lanes=1, taken=0, cliff=False)
 def test_the_short_cut_says_the_same(
