@@ -211,7 +211,7 @@ def test_a_batch_that_cannot_grow_is_due() -> None:
     p.timeline.begin(1, 0.0)
     assert p.due_at([99.0] * 7, 0.0, 0.0) > 0.5
     assert p.due_at([99.0] * 8, 0.0, 0.0) == 0.0
-    assert p.due_at([2.8] * 2, 0.0, 0.0) == 0.0
+    assert p.due_at([2.8, 99.0], 0.0, 0.0) == 0.0
     assert p.due_at([1.0], 0.0, 0.0) == 0.0
 
 
