@@ -295,6 +295,19 @@ async def test_newcomers_are_told_of_the_halves_still_to_come() -> None:
 
 
 @virtual_time
+async def test_an_engine_that_fails_teaches_nothing() -> None:
+    """However long that takes it."""
+    engine = FakeEngine(lambda size: 5.0)
+    engine.broken = True
+    async with batcher(engine, latency=(learned := table())) as b:
+        margin = b.margin
+        for _ in range(5):
+            await outcomes(task(b, 1))
+        assert len(engine.batches) == 5
+        assert (learned.seconds(1), b.margin) == (1.0, margin)
+
+
+@virtual_time
 async def test_an_answer_that_is_none_fails_the_batch() -> None:
     """And neither the runner nor what it keeps of the engine."""
 
