@@ -81,12 +81,10 @@ class LatencyTable:
 
     def keeps_up_with(self, rate: float) -> int:
         """The smallest batch whose items a second reach `rate`; the best one if none does."""
-        smaller = 0
         for bucket in self.buckets:
-            size = max(smaller + 1, math.ceil(rate * self._seconds[bucket]))
+            size = max(1, math.ceil(rate * self._seconds[bucket]))
             if size <= bucket:
                 return size
-            smaller = bucket
         return self.best(self.largest)
 
     @property

@@ -162,7 +162,7 @@ class Policy:
     ) -> int:
         """How many at the head to give up, from `first` on, so that the fewest are late in all."""
         choice, fewest = first, math.inf
-        for given_up in range(first, len(line), 1 + (len(line) - first) // CHOICES):
+        for given_up in range(first, len(line), 1 + (len(line) - first - 1) // CHOICES):
             if given_up >= fewest:
                 break
             lost = given_up + self._lost(line, given_up, lanes.copy(), cap, now, fewest - given_up)
@@ -196,7 +196,7 @@ class Policy:
         """The earliest deadline that a predicted `end` can be trusted to meet."""
         return now + (end - now) * (1 + self.timeline.margin.share)
 
-    def _allowed(self, deadline: float, start: float, now: float, of_margin: float = 1.0) -> int:
+    def _allowed(self, deadline: float, start: float, now: float, of_margin: float) -> int:
         """The largest batch from `start` that meets `deadline` with that share of the margin; 0 if
         none does."""
         trusted = now + (deadline - now) / (1 + of_margin * self.timeline.margin.share)

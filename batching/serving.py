@@ -131,7 +131,7 @@ class Serving(Generic[In, Out]):
     async def _compute_again(self, entries: Sequence[Entry[In, Out]]) -> None:
         """For those who still wait and can still be answered in time."""
         now = self._clock()
-        soonest = self._policy.timeline.free_at(now) + self._policy.table.seconds(1)
+        soonest = self._policy.timeline.begins_at(now) + self._policy.table.seconds(1)
         for entry in entries:
             if entry.deadline < soonest:
                 late = soonest - entry.deadline

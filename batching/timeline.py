@@ -62,7 +62,7 @@ class Lanes:
 
 
 class Timeline:
-    def __init__(self, table: LatencyTable, lanes: int = 1) -> None:
+    def __init__(self, table: LatencyTable, lanes: int) -> None:
         self.table = table
         self.margin = Margin(table.spread)
         self._lanes = lanes
@@ -88,6 +88,10 @@ class Timeline:
     def free_at(self, now: float) -> float:
         """When the first lane is done with all it has, and with what is to be computed again."""
         return self.lanes(now).free_at
+
+    def begins_at(self, now: float) -> float:
+        """When a batch that is handed over now begins: before what is to be computed again."""
+        return self._done(now).free_at
 
     def lanes(self, now: float) -> Lanes:
         """When each will be done with all it has, and with what is yet to be computed again."""
@@ -144,8 +148,7 @@ class Timeline:
     def begin(self, size: int, now: float) -> Flight:
         """A batch of `size` has been handed over."""
         self._count_busy(now)
-        begins = self._done(now).free_at
-        flight = Flight(size, now, begins, self.table.seconds(size), self.table)
+        flight = Flight(size, now, self.begins_at(now), self.table.seconds(size), self.table)
         self._flights.append(flight)
         return flight
 

@@ -261,9 +261,24 @@ async def test_halves_are_not_computed_for_who_is_late_by_now() -> None:
         tasks = [task(b, item, 1.9 if item < 2 else 9) for item in range(4)]
         results = await outcomes(*tasks)
 
-    assert [type(result) for result in results[:2]] == [DeadlineUnreachable] * 2
+    for late in results[:2]:
+        assert isinstance(late, DeadlineUnreachable)
+        assert late.retry_after == pytest.approx(2.0 - 1.9)
     assert [getattr(result, "value", None) for result in results[2:]] == [4, 6]
     assert engine.batches == [[0, 1, 2, 3], [2, 3]]
+
+
+@virtual_time
+async def test_halves_are_computed_for_who_can_still_make_it() -> None:
+    """Its own time is asked of each, not that of the halves that come after it: 2.5 s for four,
+    1.5 s for two and 1 s alone."""
+    engine = FakeEngine(lambda size: 0.5 + 0.5 * size)
+    engine.poison = {1}
+    async with batcher(engine) as b:
+        results = await outcomes(*(task(b, n, timeout) for n, timeout in enumerate([5.1, 9, 9, 9])))
+
+    assert [getattr(result, "value", None) for result in results] == [0, None, 4, 6]
+    assert engine.batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3]]
 
 
 @virtual_time
@@ -277,6 +292,19 @@ async def test_newcomers_are_told_of_the_halves_still_to_come() -> None:
         with pytest.raises(DeadlineUnreachable):
             await b.submit(9, 2.4)
         await outcomes(*tasks)
+
+
+@virtual_time
+async def test_an_engine_that_fails_teaches_nothing() -> None:
+    """However long that takes it."""
+    engine = FakeEngine(lambda size: 5.0)
+    engine.broken = True
+    async with batcher(engine, latency=(learned := table())) as b:
+        margin = b.margin
+        for _ in range(5):
+            await outcomes(task(b, 1))
+        assert len(engine.batches) == 5
+        assert (learned.seconds(1), b.margin) == (1.0, margin)
 
 
 @virtual_time
@@ -720,6 +748,8 @@ async def test_another_engine_starts_without_a_past() -> None:
         margin = running.margin
         running.switch(shaky)
         assert margin < running.margin == 3 * shaky.spread
+        await outcomes(task(running, 1))
+        assert not running.healthy, "max_failures are asked of the new one, and no more"
 
 
 @virtual_time

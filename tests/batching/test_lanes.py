@@ -85,8 +85,9 @@ def test_a_lane_that_hangs_is_what_is_watched() -> None:
     line = timeline()
     hangs = line.begin(8, 0.0)
     for now in range(5):
-        line.end(line.begin(8, now), now + 1, computed=True)
+        beside = line.begin(8, now)
         assert line.current is hangs
+        line.end(beside, now + 1, computed=True)
     assert line.free_at(5.0) == 5.0
 
 
@@ -235,6 +236,14 @@ def test_a_lane_beside_another_is_for_what_is_worth_it(
     for size in computing:
         p.timeline.begin(size, 0.0)
     assert p.due_at(line, patience, 0.5) == pytest.approx(due)
+
+
+def test_what_computes_the_most_a_second_need_not_be_full() -> None:
+    """Four take 1 s, five take 4 s: with four there is no company worth waiting for."""
+    p = Policy(table(lambda size: 1.0 if size <= 4 else 4.0), max_batch_size=8, lanes=2)
+    p.timeline.margin.share = 0.1
+    p.timeline.begin(4, 0.0)
+    assert [p.due_at([9.0] * waiting, 0.5, 0.5) for waiting in (3, 4, 5)] == [1.0, 0.5, 0.5]
 
 
 def test_a_lane_that_is_late_keeps_nobody_from_the_other() -> None:

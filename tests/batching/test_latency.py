@@ -70,6 +70,11 @@ def test_all_that_wait_are_computed_unless_two_batches_are_sooner_done() -> None
     ]  # fmt: skip
 
 
+def test_of_a_single_bucket_nothing_is_split() -> None:
+    """All of it is always paid for."""
+    assert [LatencyTable({4: [1.0]}).best(size) for size in range(5)] == [0, 1, 2, 3, 4]
+
+
 def test_an_engine_that_gets_worse_with_size_gets_small_batches() -> None:
     """Throughput may fall again: memory, caches; at once or little by little."""
     cliff = LatencyTable({1: [1.0], 2: [1.1], 4: [9.0]})
@@ -92,12 +97,13 @@ def test_the_smallest_batch_that_keeps_up() -> None:
     ]  # fmt: skip
 
 
-def test_one_outlier_moves_nothing() -> None:
-    """However far out."""
+@pytest.mark.parametrize("factor", [50.0, 0.02])
+@pytest.mark.parametrize("before", [0, 1])
+def test_one_outlier_moves_nothing(before: int, factor: float) -> None:
+    """However far out, and be it the first."""
     fresh, hit = table(), table()
-    hit.observe(64, linear(64))
-    hit.observe(64, 50 * linear(64))
-    hit.observe(64, linear(64))
+    for run in [1.0] * before + [factor, 1.0]:
+        hit.observe(64, run * linear(64))
     assert times(hit) == times(fresh)
 
 
@@ -209,6 +215,16 @@ def test_a_slow_warm_up_is_lived_down() -> None:
     assert times(t) == pytest.approx([linear(b) for b in BUCKETS], rel=0.1)
 
 
+def test_a_size_that_never_ran_has_run_at_warm_up() -> None:
+    """So it is doubted 32 batches later."""
+    t = LatencyTable({b: [20 * linear(b)] * 3 for b in BUCKETS})
+    for _ in range(32):
+        t.observe(1, linear(1))
+    assert t.seconds(64) > 10 * linear(64)
+    t.observe(1, linear(1))
+    assert t.seconds(64) == pytest.approx(linear(64), rel=0.1)
+
+
 def test_a_size_that_stays_slow_is_tried_less_and_less() -> None:
     """Full batches that no longer pay are found out again and again, ever more rarely."""
     t = table()
@@ -251,11 +267,12 @@ def test_noise_moves_little() -> None:
     assert times(t) == pytest.approx([linear(b) for b in BUCKETS], rel=0.08)
 
 
-def test_what_the_clock_cannot_tell_is_not_learned() -> None:
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_what_the_clock_cannot_tell_is_not_learned(seconds: float) -> None:
     """Zero seconds is a clock too coarse, not a fast engine."""
     t = table()
     for _ in range(5):
-        t.observe(64, 0.0)
+        t.observe(64, seconds)
     assert times(t) == times(table())
 
 
@@ -263,6 +280,17 @@ def test_the_spread_is_that_of_the_typical_bucket() -> None:
     """One wild bucket does not make all untrustworthy."""
     t = LatencyTable({1: [1, 1.1, 0.9], 2: [1, 5, 9], 4: [2, 2.2, 1.8]})
     assert t.spread == pytest.approx(0.148, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("runs", "distance"), [([0.98, 1.0, 1.1], 0.06), ([1.0, 1.2], 0.1 / 1.1), ([1.0], 0.0)]
+)
+def test_the_run_that_is_the_median_says_nothing_of_the_spread(
+    runs: list[float], distance: float
+) -> None:
+    """It is no distance from itself; of an even number of runs none is."""
+    spread = LatencyTable({1: runs}).spread
+    assert spread == pytest.approx(max(1.4826 * distance, 0.01))
 
 
 def test_the_margin_covers_all_but_one_in_a_hundred() -> None:

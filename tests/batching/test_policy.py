@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batching.latency import LatencyTable
@@ -183,7 +183,8 @@ def test_an_engine_unheard_of_is_tried_whatever_it_took() -> None:
     assert p.lateness([2.6], 2.6, 2.1) is not None
     assert p.lateness([], 2.1, 2.1) is not None, "not without any time at all"
     assert p.cut([2.6], 2.1) == (0, 1)
-    assert p.cut([2.2, 2.3, 2.6], 2.1) == (2, 1)
+    assert p.cut([2.1], 2.1) == (1, 0)
+    assert p.cut([2.0, 2.3, 2.6], 2.1) == (2, 1)
     assert p.cut([2.4], 1.9) == (1, 0)
     p.timeline.begin(1, 2.1)
     assert p.lateness([], 2.6, 2.2) is not None, "one at a time"
@@ -210,7 +211,7 @@ def test_a_batch_that_cannot_grow_is_due() -> None:
     p.timeline.begin(1, 0.0)
     assert p.due_at([99.0] * 7, 0.0, 0.0) > 0.5
     assert p.due_at([99.0] * 8, 0.0, 0.0) == 0.0
-    assert p.due_at([2.8] * 2, 0.0, 0.0) == 0.0
+    assert p.due_at([2.8, 99.0], 0.0, 0.0) == 0.0
     assert p.due_at([1.0], 0.0, 0.0) == 0.0
 
 
@@ -219,6 +220,7 @@ def test_patience_ends_where_a_deadline_is_at_stake() -> None:
     p = policy(steps)
     assert p.due_at([99.0], 3.0, 0.0) == 3.0
     assert p.due_at([4.0], 3.0, 0.0) == pytest.approx(4.0 - 1.5 * 1.1)
+    assert p.due_at([4.0, 99.0], 3.0, 0.0) == pytest.approx(4.0 - 2.5 * 1.1), "the first's"
 
 
 # How large it is
@@ -232,6 +234,7 @@ def test_patience_ends_where_a_deadline_is_at_stake() -> None:
         ([0.9, 0.95, 99.0], (2, 1)),  # 1 s at least: two are lost
         ([1.05, 99.0, 99.0], (0, 1)),  # one still makes it, but only alone
         ([0.5] * 3, (3, 0)),
+        ([1.0], (0, 1)),  # just
         ([2.3, 9.0, 9.0, 9.0], (0, 3)),  # a fourth would make the first late
     ],
 )
@@ -284,6 +287,7 @@ def late_if(p: Policy, line: Sequence[float], given_up: int, start: float) -> in
     st.sampled_from([0.1, 0.5]),
     st.sampled_from([0.1, 1.0]),
 )
+@example([5] * 12 + [6, 7, 7, 9], 1, 0.05, 0.1, 0.1)  # as many as are compared
 def test_no_other_choice_would_lose_fewer(
     tenths: list[int], in_flight: int, fixed: float, per_item: float, margin: float
 ) -> None:
@@ -319,6 +323,15 @@ def test_padding_that_is_dear_is_avoided() -> None:
     assert policy(lambda size: 1.0 + 0.02 * size).cut([99.0] * 5, 0.0) == (0, 5)
 
 
+def test_a_newcomer_may_be_who_is_left_over_by_a_padded_bucket() -> None:
+    """Behind eight, four of five take 2.5 s and then the fifth its own, though all had time for a
+    batch of eight. The margin is as much as the time itself."""
+    p = policy(lambda size: 0.1 + 0.6 * size)
+    p.timeline.margin.share = 1.0
+    line = [(4.9 + 4.9) * 1.5 + SOON] * 12
+    assert p.lateness(line, 16.0, 0.0) == pytest.approx((4.9 + 2.5 + 0.7) * 2 - 16.0)
+
+
 def test_memory_caps_a_batch_and_the_prediction() -> None:
     """Nine take three batches of four, not two of eight."""
     p = policy()
@@ -347,7 +360,7 @@ def test_a_long_line_is_judged_soon() -> None:
         assert time.process_time() - began < 0.1, name
 
 
-# What is in flight
+# A short cut
 
 
 class Patient(Policy):
@@ -367,6 +380,11 @@ class Patient(Policy):
     taken=st.integers(0, 3),
     cliff=st.booleans(),
 )
+# Time for 66 batches or for four, and two that wait: more must not be counted than there are.
+@example(waiting=[133.0] * 16, more=0.0, size=8, lanes=1, taken=0, cliff=False)
+@example(waiting=[8.2] * 16, more=0.0, size=8, lanes=1, taken=0, cliff=False)
+# The first has time for two, not for eight.
+@example(waiting=[1.5] + [5.1] * 15, more=0.0, size=8, lanes=1, taken=0, cliff=False)
 def test_the_short_cut_says_the_same(
     waiting: list[float], more: float, size: int, lanes: int, taken: int, cliff: bool
 ) -> None:
@@ -380,6 +398,23 @@ def test_the_short_cut_says_the_same(
         line = sorted(waiting)
         told.append(p.lateness(line, line[-1] + more if line else more, 0.0))
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("deadline", [0.5, 2e3])
+def test_who_is_far_ahead_is_not_asked_one_by_one(deadline: float) -> None:
+    """Neither of a thousand full batches each, nor of those who are lost."""
+    asked = []
+
+    class Asked(Policy):
+        def _allowed(self, deadline: float, *rest: float) -> int:
+            asked.append(deadline)
+            return super()._allowed(deadline, *rest)
+
+    assert Asked(table(), 8).lateness([deadline] * 8000, 3e3, 0.0) is None
+    assert len(asked) <= 3
+
+
+# What is in flight
 
 
 def test_what_must_be_computed_again_is_expected() -> None:
