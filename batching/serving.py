@@ -64,7 +64,7 @@ class Serving(Generic[In, Out]):
     async def run(self) -> BatchReport:
         """Answer everybody. Raises nothing but what ends the runner."""
         batch, closed = self._batch, self._clock()
-        predicted = self._policy.timeline.free_at(closed) + self._policy.table.seconds(len(batch))
+        predicted = self._policy.timeline.begins_at(closed) + self._policy.table.seconds(len(batch))
         try:
             await self._compute(batch)
         except BaseException as error:
