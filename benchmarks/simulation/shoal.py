@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Sequence
 
-from batching import Batcher, DeadlineUnreachable, LatencyTable, QueueFull
+from batching import Answer, Batcher, DeadlineUnreachable, LatencyTable, QueueFull
 from benchmarks.simulation.devices import LARGEST, Clockwork
 from benchmarks.simulation.outcome import Request
 from tests.batching.virtual_time import run
@@ -53,11 +53,10 @@ class _Run:
             clock=loop.time,
         )
         async with batcher:
-            callers = []
             for request in self.requests:
                 await _until(request.arrived)
-                callers.append(loop.create_task(self.call(batcher, request)))
-            await asyncio.gather(*callers)
+                self.call(batcher, request)
+            await _until(self.requests[-1].arrived + self.slo)
         return self.requests
 
     async def infer(self, items: Sequence[None]) -> Sequence[Exception | None]:
@@ -67,16 +66,26 @@ class _Run:
         await _until(self.device_free_at)
         return items
 
-    async def call(self, batcher: Batcher[None, None], request: Request) -> None:
+    def call(self, batcher: Batcher[None, None], request: Request) -> None:
+        """What `Batcher.submit` does, without a task for each caller."""
         loop = asyncio.get_running_loop()
         try:
-            await batcher.submit(None, self.slo)
-            request.done = loop.time()
+            entry = batcher.join(None, self.slo)
         except (DeadlineUnreachable, QueueFull):
-            # Told later than on arrival: accepted, and not kept.
-            request.accepted = loop.time() > request.arrived
-        except TimeoutError:
-            pass
+            request.accepted = False
+            return
+
+        def expire() -> None:
+            entry.fail(TimeoutError())
+            batcher.leave(entry)
+
+        def told(answer: asyncio.Future[Answer[None]]) -> None:
+            timer.cancel()
+            if not answer.exception():
+                request.done = loop.time()
+
+        timer = loop.call_later(self.slo, expire)
+        entry.answer.add_done_callback(told)
 
 
 async def _until(when: float) -> None:
