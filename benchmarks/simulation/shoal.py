@@ -20,12 +20,15 @@ def shoal(
     clockwork: Clockwork,
     slo: float,
     *,
-    max_in_flight: int = 1,
+    max_in_flight: int | None = None,
     prepare: float = 0.0,
 ) -> list[Request]:
-    """Every request has `slo` seconds from its arrival. Each batch needs `prepare` seconds of
+    """Every request has `slo` seconds from its arrival. As many batches are in flight as the device
+    has lanes, unless `max_in_flight` says otherwise. Each batch needs `prepare` seconds of
     the host before the device can begin, which may pass while the device still has another."""
-    return run(_Run(arrivals, clockwork, slo, prepare).serve(max_in_flight))
+    return run(
+        _Run(arrivals, clockwork, slo, prepare).serve(max_in_flight or clockwork.device.lanes)
+    )
 
 
 class _Run:
@@ -36,7 +39,6 @@ class _Run:
         self.clockwork = clockwork
         self.slo = slo
         self.prepare = prepare
-        self.device_free_at = 0.0
 
     async def serve(self, max_in_flight: int) -> list[Request]:
         loop = asyncio.get_running_loop()
@@ -50,6 +52,7 @@ class _Run:
             max_batch_size=LARGEST,
             max_queue_size=MAX_QUEUE_SIZE,
             max_in_flight=max_in_flight,
+            lanes=self.clockwork.device.lanes,
             clock=loop.time,
         )
         async with batcher:
@@ -61,9 +64,7 @@ class _Run:
 
     async def infer(self, items: Sequence[None]) -> Sequence[Exception | None]:
         now = asyncio.get_running_loop().time()
-        begins = max(now + self.prepare, self.device_free_at)
-        self.device_free_at = begins + self.clockwork.seconds(len(items), begins)
-        await _until(self.device_free_at)
+        await _until(self.clockwork.compute(len(items), now + self.prepare))
         return items
 
     def call(self, batcher: Batcher[None, None], request: Request) -> None:
