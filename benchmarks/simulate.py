@@ -14,7 +14,8 @@ another; `kept`, the share of accepted requests answered within the SLO; median 
 of the accepted, in milliseconds.
 
 Then, target by target, in how many cells it is met, and of every other cell whether somebody who
-knows more misses it, too, which explains it and proves nothing. There are three such references:
+knows more does better and misses it, too, which explains it and proves nothing. There are three
+such references:
 - on one lane, the *clairvoyant*, who knows all arrivals in advance and whose device makes no noise;
 - where the device slows down midway, the *unforeseen* change: the same flow by one who hears of it
   when the first batch after it can have ended;

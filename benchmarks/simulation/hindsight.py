@@ -1,8 +1,9 @@
 """The best that our own policy can do on a trace, if its settings may be chosen once that is over.
 
-A margin that is fixed instead of learned, and a share of the arrivals to keep up with: of a grid of
-such pairs, the one with the most goodput among those that keep their promises. Where even that
-misses, none of these settings would have met.
+A margin that is fixed instead of learned, and a share of the arrivals to keep up with: of a small
+grid of such pairs, the one with the most goodput among those that keep their promises. Where even
+that misses, none of these pairs would have met; that others would is not ruled out, least of all
+where the best one lies at the edge of the grid.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ def _goodput(
     for key, who in WHO_KNOWS_MORE.items():
         if found := cell.get(key):
             most = f"{who} reaches {found['of_bound']:.1%}"
-            if found["of_bound"] < GOODPUT:
+            # One that does worse than ours does not know more.
+            if ours["of_bound"] <= found["of_bound"] < GOODPUT:
                 explained = most
             else:
                 miss += f"; {most}"
