@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from statistics import median
 
 WORTH_SPLITTING = 0.1
@@ -81,16 +82,16 @@ class LatencyTable:
 
     def keeps_up_with(self, rate: float) -> int:
         """The smallest batch whose items a second reach `rate`; the best one if none does."""
-        for bucket in self.buckets:
-            size = max(1, math.ceil(rate * self._seconds[bucket]))
-            if size <= bucket:
-                return size
-        return self.best(self.largest)
+        place = bisect_left(self._rates, rate)
+        if place == len(self.buckets):
+            return self.best(self.largest)
+        bucket = self.buckets[place]
+        return min(max(1, math.ceil(rate * self._seconds[bucket])), bucket)
 
     @property
     def most_efficient(self) -> int:
         """The bucket that computes the most items a second; of several the smallest."""
-        return min(self.buckets, key=lambda bucket: self._seconds[bucket] / bucket)
+        return self.buckets[bisect_left(self._rates, self._rates[-1])]
 
     def as_dict(self) -> dict[int, float]:
         return {bucket: self._seconds[bucket] for bucket in self.buckets}
@@ -159,6 +160,8 @@ class LatencyTable:
         self._seconds = [0.0]
         for bucket, seconds in zip(self.buckets, _never_decreasing(self._measured), strict=True):
             self._seconds += [seconds] * (bucket + 1 - len(self._seconds))
+        rates = (bucket / self._seconds[bucket] for bucket in self.buckets)
+        self._rates = list(accumulate(rates, max))  # the most items a second, up to each bucket
         self._best = {0: 0, 1: 1}  # of the others, those that are asked for
 
     def _halves(self, size: int) -> tuple[int, int]:

@@ -79,7 +79,9 @@ def clairvoyant(arrivals: Sequence[float], device: Device, slo: float) -> float:
         row = np.concatenate([last, np.full(max(sizes), np.inf)])
         for n, (start, before) in zip(sizes, reversed(rows), strict=False):
             ends = np.maximum(before, arrived) + device.mean(n)
-            ends[ends > arrivals[j - n + 1] + slo] = np.inf
+            ends = ends[: ends.searchsorted(arrivals[j - n + 1] + slo, side="right")]
+            if not len(ends):
+                break  # nor would a larger one end in time
             place = start + n - base
             if place < 0:
                 ends, place = ends[-place:], 0

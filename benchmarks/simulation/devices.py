@@ -1,4 +1,4 @@
-"""Engines that exist as a formula: T(n), some noise, perhaps padding, perhaps a bad half."""
+"""Engines that exist as a formula: T(n), some noise, perhaps padding, several lanes, a bad half."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ POWERS_OF_TWO = tuple(2**power for power in range(7))
 
 @dataclass(frozen=True)
 class Device:
-    """Computes one batch at a time. `seconds(n)` is the mean; times `slower` from half-time on."""
+    """Computes one batch at a time in each of its lanes, which do not slow each other down.
+    `seconds(n)` is the mean; times `slower` from half-time on."""
 
     name: str
     seconds: Callable[[int], float]
     buckets: tuple[int, ...] = tuple(range(1, LARGEST + 1))
     slower: float = 1.0
+    lanes: int = 1
     padded: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -31,24 +33,35 @@ class Device:
         return self.seconds(self.padded[size])
 
     def capacity(self, slo: float) -> float:
-        """The most items a second by batches that alone stay within the SLO."""
+        """The most items a second by batches that alone stay within the SLO, in all lanes."""
         within = [n / self.mean(n) for n in range(1, LARGEST + 1) if self.mean(n) <= slo]
-        return max(within)
+        return self.lanes * max(within)
 
 
 class Clockwork:
-    """One device in one run: adds the noise, the same for every policy's k-th batch, and slows
-    down at `half_time`."""
+    """One device in one run: adds the noise, the same for every policy's k-th batch in a lane, and
+    slows down at `half_time`."""
 
     def __init__(self, device: Device, half_time: float, seed: int) -> None:
         self.device = device
         self._half_time = half_time
-        self._noise = random.Random(seed)
+        self._noise = [random.Random(seed + 1000 * lane) for lane in range(device.lanes)]
         self._warm_up_noise = random.Random(-1 - seed)
+        self._free = [0.0] * device.lanes
 
-    def seconds(self, size: int, now: float) -> float:
-        slower = self.device.slower if now >= self._half_time else 1.0
-        return self.device.mean(size) * slower * _noisy(self._noise)
+    @property
+    def free_at(self) -> float:
+        """When the first lane is."""
+        return min(self._free)
+
+    def compute(self, size: int, now: float) -> float:
+        """When a batch of `size` ends that is handed over `now`, to the lane that is free first."""
+        lane = self._free.index(self.free_at)
+        begins = max(now, self._free[lane])
+        slower = self.device.slower if begins >= self._half_time else 1.0
+        seconds = self.device.mean(size) * slower * _noisy(self._noise[lane])
+        self._free[lane] = begins + seconds
+        return self._free[lane]
 
     def warm_up(self, runs: int) -> dict[int, list[float]]:
         """Some batches of every bucket."""
@@ -78,5 +91,6 @@ DEVICES = {
         Device("padded gpu", _gpu, buckets=POWERS_OF_TWO),
         Device("padded cpu", _cpu, buckets=POWERS_OF_TWO),
         Device("throttled gpu", _gpu, slower=2.0),
+        Device("two-lane cpu", _cpu, lanes=2),
     )
 }

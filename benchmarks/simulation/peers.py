@@ -1,7 +1,9 @@
 """The field's policies, restated by us from their control flow: not their code, and kinder.
 
 Each gets what its original lacks where that only helps it: the queue is first in, first out, and
-what has run out of time is dropped before it is computed rather than after.
+what has run out of time is dropped before it is computed rather than after. A device of several
+lanes has a worker for each, all on that one queue: a batch goes to the one that is free first, and
+one of them gathers at a time.
 """
 
 from __future__ import annotations
@@ -55,21 +57,21 @@ class _Line:
 
 
 def _when_free(largest: int, window: Callable[[Clockwork], float]) -> Policy:
-    """A free device takes the first, waits `window` for more, and computes."""
+    """A free worker takes the first, waits `window` for more, and computes."""
 
     def policy(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
         line = _Line(arrivals, slo)
         now = 0.0
-        while (picked_up := line.first(now)) is not None:
+        while (picked_up := line.first(max(now, clockwork.free_at))) is not None:
             line.arrive(picked_up)
             now = picked_up
             if len(line) < largest and window(clockwork):
                 now = max(now, min(picked_up + window(clockwork), line.nth_arrival(largest)))
                 line.arrive(now)
             if batch := line.take(largest):
-                now += clockwork.seconds(len(batch), now)
+                done = clockwork.compute(len(batch), now)
                 for request in batch:
-                    request.done = now
+                    request.done = done
         return line.requests
 
     return policy
@@ -84,7 +86,6 @@ def early_freeze(arrivals: Sequence[float], clockwork: Clockwork, slo: float) ->
     """Batches are closed by size or window, whether or not the device is free to take them."""
     requests = [Request(arrived) for arrived in arrivals]
     window = _window(clockwork)
-    free_at = 0.0
     first = 0
     while first < len(requests):
         closes = requests[first].arrived + window
@@ -93,19 +94,19 @@ def early_freeze(arrivals: Sequence[float], clockwork: Clockwork, slo: float) ->
             last += 1
         if last - first == LARGEST:
             closes = requests[last - 1].arrived
-        starts = max(free_at, closes)
+        starts = max(clockwork.free_at, closes)
         batch = [r for r in requests[first:last] if r.arrived + slo > starts]
         first = last
         if batch:
-            free_at = starts + clockwork.seconds(len(batch), starts)
+            done = clockwork.compute(len(batch), starts)
             for request in batch:
-                request.done = free_at
+                request.done = done
     return requests
 
 
 def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
     """Fits a*n + b to the last 50 batches; sheds the head when the whole queue looks late; holds
-    while company seems worth the wait."""
+    while company seems worth the wait. Learns what a batch takes when it begins."""
     line = _Line(arrivals, slo)
     now = 0.0
     sizes: deque[int] = deque(maxlen=50)
@@ -114,7 +115,7 @@ def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> l
     slope = intercept = clockwork.device.mean(1) / 2
     refit_at = 0.0
     batches = 0
-    while (start := line.first(now)) is not None:
+    while (start := line.first(max(now, clockwork.free_at))) is not None:
         now = start
         line.arrive(now)
         while len(line) and now - line.oldest() + slope * len(line) + intercept >= slo:
@@ -133,16 +134,15 @@ def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> l
                 continue
         waits.append(now - line.oldest())
         batch = line.take(cap)
-        took = clockwork.seconds(len(batch), now)
-        now += took
+        done = clockwork.compute(len(batch), now)
         batches += 1
         sizes.append(len(batch))
-        times.append(took)
+        times.append(done - now)
         for request in batch:
-            request.done = now
-        if now >= refit_at:
+            request.done = done
+        if done >= refit_at:
             slope, intercept = _least_squares(sizes, times)
-            refit_at = now + 0.1
+            refit_at = done + 0.1
     return line.requests
 
 

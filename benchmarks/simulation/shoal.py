@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Sequence
 
-from batching import Batcher, DeadlineUnreachable, LatencyTable, QueueFull
+from batching import Answer, Batcher, DeadlineUnreachable, LatencyTable, QueueFull
 from benchmarks.simulation.devices import LARGEST, Clockwork
 from benchmarks.simulation.outcome import Request
 from tests.batching.virtual_time import run
@@ -20,12 +20,15 @@ def shoal(
     clockwork: Clockwork,
     slo: float,
     *,
-    max_in_flight: int = 1,
+    max_in_flight: int | None = None,
     prepare: float = 0.0,
 ) -> list[Request]:
-    """Every request has `slo` seconds from its arrival. Each batch needs `prepare` seconds of
+    """Every request has `slo` seconds from its arrival. As many batches are in flight as the device
+    has lanes, unless `max_in_flight` says otherwise. Each batch needs `prepare` seconds of
     the host before the device can begin, which may pass while the device still has another."""
-    return run(_Run(arrivals, clockwork, slo, prepare).serve(max_in_flight))
+    return run(
+        _Run(arrivals, clockwork, slo, prepare).serve(max_in_flight or clockwork.device.lanes)
+    )
 
 
 class _Run:
@@ -36,7 +39,6 @@ class _Run:
         self.clockwork = clockwork
         self.slo = slo
         self.prepare = prepare
-        self.device_free_at = 0.0
 
     async def serve(self, max_in_flight: int) -> list[Request]:
         loop = asyncio.get_running_loop()
@@ -50,33 +52,41 @@ class _Run:
             max_batch_size=LARGEST,
             max_queue_size=MAX_QUEUE_SIZE,
             max_in_flight=max_in_flight,
+            lanes=self.clockwork.device.lanes,
             clock=loop.time,
         )
         async with batcher:
-            callers = []
             for request in self.requests:
                 await _until(request.arrived)
-                callers.append(loop.create_task(self.call(batcher, request)))
-            await asyncio.gather(*callers)
+                self.call(batcher, request)
+            await _until(self.requests[-1].arrived + self.slo)
         return self.requests
 
     async def infer(self, items: Sequence[None]) -> Sequence[Exception | None]:
         now = asyncio.get_running_loop().time()
-        begins = max(now + self.prepare, self.device_free_at)
-        self.device_free_at = begins + self.clockwork.seconds(len(items), begins)
-        await _until(self.device_free_at)
+        await _until(self.clockwork.compute(len(items), now + self.prepare))
         return items
 
-    async def call(self, batcher: Batcher[None, None], request: Request) -> None:
+    def call(self, batcher: Batcher[None, None], request: Request) -> None:
+        """What `Batcher.submit` does, without a task for each caller."""
         loop = asyncio.get_running_loop()
         try:
-            await batcher.submit(None, self.slo)
-            request.done = loop.time()
+            entry = batcher.join(None, self.slo)
         except (DeadlineUnreachable, QueueFull):
-            # Told later than on arrival: accepted, and not kept.
-            request.accepted = loop.time() > request.arrived
-        except TimeoutError:
-            pass
+            request.accepted = False
+            return
+
+        def expire() -> None:
+            entry.fail(TimeoutError())
+            batcher.leave(entry)
+
+        def told(answer: asyncio.Future[Answer[None]]) -> None:
+            timer.cancel()
+            if not answer.exception():
+                request.done = loop.time()
+
+        timer = loop.call_later(self.slo, expire)
+        entry.answer.add_done_callback(told)
 
 
 async def _until(when: float) -> None:

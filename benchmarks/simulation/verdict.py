@@ -12,6 +12,11 @@ SURVIVES = 0.99
 TIE = 1.02
 """Latencies of two policies that differ by less are the same: the device's noise is 5 %."""
 BEATEN = 1.01
+WHO_KNOWS_MORE = {
+    "clairvoyant": "the clairvoyant",
+    "unforeseen": "the unforeseen",
+    "hindsight": "the best setting in hindsight",
+}
 
 
 @dataclass
@@ -77,10 +82,11 @@ def _goodput(
         return None, None
     miss = f"{name}: {ours['of_bound']:.1%} of the bound"
     explained = None
-    for who in ("clairvoyant", "unforeseen"):
-        if found := cell.get(who):
-            most = f"the {who} reaches {found['of_bound']:.1%}"
-            if found["of_bound"] < GOODPUT:
+    for key, who in WHO_KNOWS_MORE.items():
+        if found := cell.get(key):
+            most = f"{who} reaches {found['of_bound']:.1%}"
+            # One that does worse than ours does not know more.
+            if ours["of_bound"] <= found["of_bound"] < GOODPUT:
                 explained = most
             else:
                 miss += f"; {most}"

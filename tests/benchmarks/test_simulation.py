@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batching import LatencyTable, policy
+from batching.timeline import Timeline
 from benchmarks.simulation.arrivals import TRACES
 from benchmarks.simulation.bounds import clairvoyant, fluid
 from benchmarks.simulation.devices import DEVICES, Clockwork, Device
-from benchmarks.simulation.outcome import Request, figures
+from benchmarks.simulation.hindsight import FixedMargin, hindsight
+from benchmarks.simulation.outcome import Figures, Request, figures
 from benchmarks.simulation.peers import PEERS
 from benchmarks.simulation.shoal import shoal
 from benchmarks.simulation.verdict import verdict
@@ -23,19 +26,22 @@ DEVICE = Device("test", lambda size: 1.0 + 0.4 * size, buckets=(1, 2, 4, 64))
 
 
 def most_by_trying_everything(arrivals: list[float], device: Device, slo: float) -> int:
-    """Every subset as the next batch, begun as early as possible; then every subset of the rest."""
+    """Every subset as the next batch, in every lane, begun as early as possible; then every subset
+    of the rest."""
 
-    def most(free: float, rest: tuple[float, ...]) -> int:
+    def most(free: tuple[float, ...], rest: tuple[float, ...]) -> int:
         best = 0
         for chosen in range(1, 2 ** len(rest)):
             batch = [t for k, t in enumerate(rest) if chosen >> k & 1]
-            end = max(free, batch[-1]) + device.mean(len(batch))
-            if end <= batch[0] + slo:
-                others = tuple(t for k, t in enumerate(rest) if not chosen >> k & 1)
-                best = max(best, len(batch) + most(end, others))
+            others = tuple(t for k, t in enumerate(rest) if not chosen >> k & 1)
+            for lane in range(len(free)):
+                end = max(free[lane], batch[-1]) + device.mean(len(batch))
+                if end <= batch[0] + slo:
+                    then = (*free[:lane], end, *free[lane + 1 :])
+                    best = max(best, len(batch) + most(then, others))
         return best
 
-    return most(0.0, tuple(arrivals))
+    return most((0.0,) * device.lanes, tuple(arrivals))
 
 
 traces = st.lists(st.floats(0, 6, width=16), min_size=1, max_size=6).map(sorted)
@@ -55,6 +61,56 @@ def test_the_flow_is_never_beaten(arrivals: list[float]) -> None:
     """Not even by one who knows everything in advance."""
     accepted = sum(request.accepted for request in fluid(arrivals, DEVICE, SLO, math.inf))
     assert accepted >= round(clairvoyant(arrivals, DEVICE, SLO) * len(arrivals))
+
+
+@settings(deadline=None)
+@given(traces.filter(lambda arrivals: len(arrivals) <= 4))
+def test_the_flow_is_not_beaten_in_two_lanes(arrivals: list[float]) -> None:
+    device = Device("two", lambda size: 1.0 + 0.4 * size, buckets=(1, 2, 4, 64), lanes=2)
+    accepted = sum(request.accepted for request in fluid(arrivals, device, SLO, math.inf))
+    assert accepted >= most_by_trying_everything(arrivals, device, SLO)
+
+
+def test_the_flow_of_two_lanes_by_hand() -> None:
+    """Forty arrive a second; in either lane ten a second can be answered, however they are
+    batched."""
+    device = Device("two", lambda size: 0.1 * size, buckets=(1, 64), lanes=2)
+    assert device.capacity(1.0) == pytest.approx(20.0)
+    requests = fluid([n / 40 for n in range(1, 1601)], device, 1.0, math.inf)
+    assert sum(request.accepted for request in requests) == pytest.approx(800 + 20, abs=2)
+
+
+def test_a_batch_goes_to_the_lane_that_is_free_first() -> None:
+    """It ends about 1 s after it begins, and the noise of either lane is its own."""
+    clockwork = Clockwork(Device("two", lambda _: 1.0, lanes=2), math.inf, 1)
+    assert clockwork.free_at == 0.0
+    first, second = clockwork.compute(64, 0.0), clockwork.compute(64, 0.0)
+    assert [first, second] == [pytest.approx(1.0, rel=0.2)] * 2
+    assert first != second
+    assert clockwork.free_at == min(first, second)
+    third = clockwork.compute(64, 0.5)
+    assert third == pytest.approx(min(first, second) + 1.0, rel=0.2)
+    assert clockwork.free_at == max(first, second)
+
+
+def test_a_batch_grows_while_all_lanes_are_busy() -> None:
+    """Two go to a lane each; who comes then is computed together."""
+    clockwork = Clockwork(Device("two", lambda _: 1.0, lanes=2), math.inf, 1)
+    first, second, *others = PEERS["greedy"]([0.0, 0.1, 0.2, 0.3, 0.4], clockwork, 9.0)
+    assert first.done == pytest.approx(1.0, rel=0.2)
+    assert second.done == pytest.approx(1.1, rel=0.2)
+    (together,) = {request.done for request in others}
+    assert together == pytest.approx(2.0, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["shoal", *PEERS])
+def test_both_lanes_are_used(name: str) -> None:
+    """By every policy: 1.6 times what one of them can do is answered."""
+    device = Device("two", lambda size: 1e-3 * size, lanes=2)
+    arrivals = TRACES["poisson"](1600.0, 1000, 2)
+    serve = {"shoal": shoal, **PEERS}[name]
+    found = figures(serve(arrivals, Clockwork(device, math.inf, 2), 0.1), 0.1)
+    assert found.goodput > 0.95 * found.offered
 
 
 def test_the_flow_knows_of_the_slow_half() -> None:
@@ -100,19 +156,42 @@ def unforeseen(of_bound: float, kept: float) -> dict[str, float]:
         (cell(of_bound=0.94, kept=0.98), (0, 0), (0, 0), (1, 1)),
         (cell(of_bound=0.94, clairvoyant={"of_bound": 0.96}), (0, 1), (0, 0), (1, 0)),
         (cell(of_bound=0.94, clairvoyant={"of_bound": 0.945}), (0, 1), (1, 0), (0, 0)),
-        (cell(0.94, 0.98, unforeseen=unforeseen(0.9, 0.985)), (0, 0), (1, 1), (0, 0)),
+        (cell(of_bound=0.94, hindsight={"of_bound": 0.96}), (0, 1), (0, 0), (1, 0)),
+        (cell(of_bound=0.94, hindsight={"of_bound": 0.945}), (0, 1), (1, 0), (0, 0)),
+        (cell(of_bound=0.94, hindsight={"of_bound": 0.0}), (0, 1), (0, 0), (1, 0)),
+        (cell(0.94, 0.98, unforeseen=unforeseen(0.945, 0.985)), (0, 0), (1, 1), (0, 0)),
         (cell(0.94, 0.98, unforeseen=unforeseen(0.96, 0.995)), (0, 0), (0, 0), (1, 1)),
     ],
 )  # fmt: skip
 def test_a_target_is_met_explained_or_missed(
     found: dict[str, Any], met: object, explained: object, missed: object
 ) -> None:
-    """Explained only by a reference that itself does not reach it."""
+    """Explained only by a reference that does better than ours, and itself does not reach it."""
     goodput, kept, beaten, slower = verdict([found])
     assert (goodput.met, kept.met) == met
     assert (len(goodput.explained), len(kept.explained)) == explained
     assert (len(goodput.missed), len(kept.missed)) == missed
     assert (beaten.met, slower.met) == (1, 2)
+
+
+def test_the_best_in_hindsight_keeps_its_promises() -> None:
+    """Of a run that answers the more the smaller its margin, and keeps the less: the settings hold
+    for all of it, and for nothing afterwards."""
+    before = policy.KEEPING_UP
+    table = LatencyTable({1: [1.0] * 3})
+
+    def attempt() -> tuple[Figures, float]:
+        margin = Timeline(table).margin
+        margin.observe(1.0, 9.0)
+        goodput = 100 - 100 * margin.share - abs(policy.KEEPING_UP - 0.6)
+        return Figures(100.0, goodput, 1.0, 1.0, 1.0, 1.0), 0.98 + margin.share
+
+    best = hindsight(attempt, 0.99 + 1e-9)
+    assert (best["margin"], best["keeping_up"]) == (0.02, 0.6)
+    assert (best["goodput"], best["kept_share"]) == (pytest.approx(98.0), pytest.approx(1.0))
+    assert hindsight(attempt, 2.0) == {"goodput": 0.0}
+    assert before == policy.KEEPING_UP
+    assert not isinstance(Timeline(table).margin, FixedMargin)
 
 
 def test_a_peer_ahead_is_told() -> None:
