@@ -109,6 +109,7 @@ class Batcher(Generic[In, Out]):
         finally:
             timer.cancel()
             self.leave(entry)
+            del entry  # or its failure, whose traceback has this frame, would keep itself
 
     def join(self, item: In, timeout: float) -> Entry[In, Out]:
         """The part of `submit` that does not wait, for callers that watch the time themselves and

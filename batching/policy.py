@@ -6,9 +6,9 @@ margin on top. In short:
 
 - A batch leaves at once when the engine is idle. While it is busy, the batch is closed just
   before the engine is free, so that it grows with the load by itself.
-- While one lane computes, another free one is for a batch of the size that computes the most items
-  a second; a smaller one waits for the first lane to end, unless a deadline is at stake. Lanes
-  share the cores with each other and all else: what is less is wasted.
+- While one lane computes, another free one is for a batch that keeps up with its share of what is
+  arriving; a smaller one waits for the first lane to end, unless a deadline is at stake. Lanes
+  share the cores with each other and all else: under load what is less is wasted.
 - It is as large as its most urgent member allows and memory holds, rounded to what computes the
   most items a second: one item left for the next batch can be cheaper than a padded bucket.
 - A newcomer is refused when its own answer would be late, when it would make somebody late who
@@ -29,8 +29,9 @@ from batching.memory import MemoryCap
 from batching.timeline import Lanes, Timeline
 
 KEEPING_UP = 0.6
-"""Share of what arrives that a batch must keep up with to be worth opening. Found by simulation:
-with less, batches get small under overload; with more, too many are refused just below it."""
+"""Share of what arrives that a batch must keep up with to be worth opening, and to be given a lane
+beside busy ones. Found by simulation: with less, batches get small under overload; with more, too
+many are refused just below it."""
 
 MEMORY = 16
 """For how long arrivals are remembered, in T(1). Found by simulation: with less, each burst looks
@@ -52,6 +53,7 @@ class Policy:
         self.memory = MemoryCap(table.buckets)
         self.arrivals = Arrivals(memory=MEMORY * table.seconds(1))
         self._max_batch_size = max_batch_size
+        self._lanes = lanes
 
     def switch(self, table: LatencyTable) -> None:
         """Another engine computes what begins from now on: what was learned of the one before,
@@ -133,7 +135,7 @@ class Policy:
         if len(line) >= min(cap, self._allowed(line[0], self.timeline.free_at(now), now, LENIENCY)):
             return now  # waiting cannot make it larger
         ends = self.timeline.lane_ends_at(now)
-        if patience < ends and len(line) < self.table.most_efficient:
+        if patience < ends and len(line) < self._worth_a_lane(now):
             patience = ends
         company = self.table.seconds(len(line) + 1) * (1 + self.timeline.margin.share)
         return max(self.timeline.runs_dry_at(now), min(patience, line[0] - company))
@@ -201,6 +203,12 @@ class Policy:
         none does."""
         trusted = now + (deadline - now) / (1 + of_margin * self.timeline.margin.share)
         return self.table.largest_within(trusted - start)
+
+    def _worth_a_lane(self, now: float) -> int:
+        """The smallest batch that a lane beside busy ones is for: one that about keeps up with a
+        lane's share of what arrives, or computes the most items a second."""
+        rate = KEEPING_UP / (self.arrivals.gap(now) * self._lanes)
+        return min(self.table.keeps_up_with(rate), self.table.most_efficient)
 
     def _worthwhile(self, timeout: float, cap: int, now: float) -> int:
         """The smallest batch worth computing at the rate at which items arrive.

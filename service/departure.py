@@ -35,6 +35,7 @@ class ends_with_client(Interruptible):  # noqa: N801  # a statement: `with ends_
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # or it would keep itself
         super().__exit__(kind, *rest)
 
     def _start(self) -> None:

@@ -52,11 +52,7 @@ class Form:
         self._length = length
         self._most = most
         self._images: list[bytes] = []
-        self._chunks: list[bytes] = []
-        self._name = self._value = b""
-        self._parts = 0
         self._begun = False
-        self._is_image = False
 
     def write(self, chunk: bytes) -> None:
         """Raises MissingImage where this is no form, or has no end of parts."""
@@ -84,41 +80,55 @@ class Form:
 
     @functools.cached_property
     def _parser(self) -> MultipartParser:
+        parts = _Parts(self._images, self._most)
         return MultipartParser(
             self._boundary,
             {
-                "on_part_begin": self._begin,
-                "on_header_field": self._header_name,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_part_data": self._data,
-                "on_part_end": self._end,
+                "on_part_begin": parts.begin,
+                "on_header_field": parts.header_name,
+                "on_header_value": parts.header_value,
+                "on_header_end": parts.header_end,
+                "on_part_data": parts.data,
+                "on_part_end": parts.end,
             },
         )
 
-    def _begin(self) -> None:
+
+class _Parts:
+    """What the parser tells of. It does not know the parser: they would keep each other, and what
+    they hold of a body, until garbage is collected."""
+
+    def __init__(self, images: list[bytes], most: int) -> None:
+        self._images = images
+        self._most = most
+        self._chunks: list[bytes] = []
+        self._name = self._value = b""
+        self._parts = 0
+        self._is_image = False
+
+    def begin(self) -> None:
         self._is_image = False
         self._parts += 1
         # 10 MiB of empty parts would keep the loop for seconds
         if self._parts > MAX_OTHERS + self._most:
             raise MissingImage(f"The form has more than {MAX_OTHERS} parts beside images. {HOW}.")
 
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
+    def header_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
+    def header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
 
-    def _header_end(self) -> None:
+    def header_end(self) -> None:
         if self._name.lower() == b"content-disposition":
             self._is_image = parse_options_header(self._value)[1].get(b"name") == FIELD
         self._name = self._value = b""
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
+    def data(self, data: bytes, start: int, end: int) -> None:
         if self._is_image:
             self._chunks.append(data[start:end])
 
-    def _end(self) -> None:
+    def end(self) -> None:
         if self._is_image:
             self._images.append(b"".join(self._chunks))
             self._chunks.clear()

@@ -87,6 +87,7 @@ class Remote:
             timer.cancel()
             if link.waiting.pop(number, None) is not None:  # not answered
                 link.send(frames.cancel(number))
+            del waiting  # or a failure, whose traceback has this frame, would keep itself
         infer_seconds, size, bucket, model, row = told
         found = Classified(link.models[model], np.frombuffer(row, np.float32))
         queue_seconds = time.monotonic() - now - infer_seconds

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from batching import Batcher, Outcomes
-from batching.policy import Policy
+from batching.policy import Arrivals, Policy
 from batching.timeline import Timeline
 from tests.batching.fakes import FakeEngine, batcher, table, task
 from tests.batching.virtual_time import virtual_time
@@ -190,30 +190,40 @@ async def test_the_engine_says_when_it_was_done() -> None:
 
 @virtual_time
 async def test_a_free_lane_gets_a_batch_at_once() -> None:
-    """If it is worth it: a full batch goes to the second lane while the first computes, a small
-    one waits for the lane that computes."""
+    """Whoever comes while one lane computes is computed in the other; who comes while both do waits
+    for the first that ends."""
     engine = FakeEngine(lanes=2)
     async with batcher(engine, lanes=2, max_in_flight=2) as b:
-        first = task(b, 0)
+        callers = [task(b, 0)]
         await asyncio.sleep(0.2)
-        second = [task(b, item) for item in range(1, 8)]
+        callers += [task(b, item) for item in range(1, 8)]
         await asyncio.sleep(0.2)
-        assert (b.in_flight, b.queued) == (1, 7)
-        second.append(task(b, 8))
-        await asyncio.sleep(0.2)
-        rest = [task(b, 9), task(b, 10)]
+        assert (b.in_flight, b.queued) == (2, 0)
+        callers += [task(b, 8), task(b, 9)]
         await asyncio.sleep(0.2)
         assert (b.in_flight, b.queued) == (2, 2)
-        await asyncio.gather(first, *second, *rest)
+        await asyncio.gather(*callers)
 
-    assert engine.batches == [[0], list(range(1, 9)), [9, 10]]
-    assert engine.began == [0, 0.4, 1.4]
+    assert engine.batches == [[0], list(range(1, 8)), [8, 9]]
+    assert engine.began == [0, 0.2, 1]
 
 
-def worth() -> Policy:
+class Steady(Arrivals):
+    """One item every `gap` seconds, in a flood as many as can be."""
+
+    def __init__(self, gap: float = 1e-9) -> None:
+        super().__init__(memory=1.0)
+        self._gap = gap
+
+    def gap(self, now: float) -> float:
+        return self._gap
+
+
+def worth(arrivals: Arrivals) -> Policy:
     """Two lanes; 1, 2, 4 and 8 items take 0.6, 0.7, 0.9 and 1.3 s: eight are the most a second."""
     p = Policy(table(lambda size: 0.5 + 0.1 * size), max_batch_size=8, lanes=2)
     p.timeline.margin.share = 0.1
+    p.arrivals = arrivals
     return p
 
 
@@ -232,22 +242,34 @@ def worth() -> Policy:
 def test_a_lane_beside_another_is_for_what_is_worth_it(
     computing: list[int], line: list[float], patience: float, due: float
 ) -> None:
-    p = worth()
+    p = worth(Steady())
     for size in computing:
         p.timeline.begin(size, 0.0)
     assert p.due_at(line, patience, 0.5) == pytest.approx(due)
+
+
+@pytest.mark.parametrize(("gap", "size"), [(1.0, 1), (0.15, 2), (0.075, 4), (0.06, 7), (0.01, 8)])
+def test_what_keeps_up_with_a_lanes_share_of_what_arrives_is_worth_it(
+    gap: float, size: int
+) -> None:
+    """About: six tenths of an item every two gaps, since there are two lanes."""
+    p = worth(Steady(gap))
+    p.timeline.begin(8, 0.0)
+    due = [p.due_at([9.0] * waiting, 0.5, 0.5) for waiting in range(1, 9)]
+    assert due == [1.3] * (size - 1) + [0.5] * (9 - size)
 
 
 def test_what_computes_the_most_a_second_need_not_be_full() -> None:
     """Four take 1 s, five take 4 s: with four there is no company worth waiting for."""
     p = Policy(table(lambda size: 1.0 if size <= 4 else 4.0), max_batch_size=8, lanes=2)
     p.timeline.margin.share = 0.1
+    p.arrivals = Steady()
     p.timeline.begin(4, 0.0)
     assert [p.due_at([9.0] * waiting, 0.5, 0.5) for waiting in (3, 4, 5)] == [1.0, 0.5, 0.5]
 
 
 def test_a_lane_that_is_late_keeps_nobody_from_the_other() -> None:
-    p = worth()
+    p = worth(Steady())
     p.timeline.begin(1, 0.0)
     assert p.due_at([9.0], 0.7, 0.7) == 0.7
 

@@ -181,7 +181,7 @@ def test_the_best_in_hindsight_keeps_its_promises() -> None:
     table = LatencyTable({1: [1.0] * 3})
 
     def attempt() -> tuple[Figures, float]:
-        margin = Timeline(table).margin
+        margin = Timeline(table, lanes=1).margin
         margin.observe(1.0, 9.0)
         goodput = 100 - 100 * margin.share - abs(policy.KEEPING_UP - 0.6)
         return Figures(100.0, goodput, 1.0, 1.0, 1.0, 1.0), 0.98 + margin.share
@@ -191,7 +191,7 @@ def test_the_best_in_hindsight_keeps_its_promises() -> None:
     assert (best["goodput"], best["kept_share"]) == (pytest.approx(98.0), pytest.approx(1.0))
     assert hindsight(attempt, 2.0) == {"goodput": 0.0}
     assert before == policy.KEEPING_UP
-    assert not isinstance(Timeline(table).margin, FixedMargin)
+    assert not isinstance(Timeline(table, lanes=1).margin, FixedMargin)
 
 
 def test_a_peer_ahead_is_told() -> None:

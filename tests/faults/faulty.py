@@ -3,7 +3,8 @@ says its class, as with any FakeEngine, and its first green value what goes wron
 
 It also watches the event loop and logs, when it stops, the longest that the loop was busy between
 two looks: in seconds of the CPU, so that other work on the machine does not count. And how many
-full collections of garbage there were, in which no thread runs.
+full collections of garbage there were, in which no thread runs, and how many objects kept each
+other.
 Run as `python -m tests.faults.faulty`.
 """
 
@@ -73,7 +74,7 @@ def watched_loop() -> Iterator[None]:
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
     longest, before = 0.0, time.thread_time()
-    began = _full_collections()
+    began, kept = _full_collections(), _collected()
 
     def look() -> None:
         nonlocal longest, before, timer
@@ -87,11 +88,18 @@ def watched_loop() -> Iterator[None]:
     finally:
         timer.cancel()
         told = {"held": longest, "full_collections": _full_collections() - began}
+        told["kept_each_other"] = _collected() - kept
         log.info("the loop", extra={"fields": told})
 
 
 def _full_collections() -> int:
     return int(gc.get_stats()[-1]["collections"])
+
+
+def _collected() -> int:
+    """Objects that were in cycles, ever."""
+    gc.collect()
+    return sum(generation["collected"] for generation in gc.get_stats())
 
 
 @asynccontextmanager
