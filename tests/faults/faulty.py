@@ -74,7 +74,7 @@ def watched_loop() -> Iterator[None]:
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
     longest, before = 0.0, time.thread_time()
-    began, kept = _full_collections(), _collected()
+    kept, began = _collected(), _full_collections()
 
     def look() -> None:
         nonlocal longest, before, timer
