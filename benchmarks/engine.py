@@ -51,8 +51,8 @@ class Choice:
 
 
 SERVED = Choice("fp32", 2, 1, 2)
+"""As we serve on two cores, and below in int8."""
 SERVED_IN_INT8 = Choice("int8", 1, 1, 2)
-"""As we serve on two cores."""
 CHOICES = [
     Choice("fp32", 1, 1, 1),
     Choice("fp32", 1, 1, 2),

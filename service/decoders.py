@@ -25,7 +25,7 @@ from typing import Protocol
 
 from batching import DeadlineUnreachable
 from model_store.engine import Image
-from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
+from service.decode import BadImage, ImageTooLarge
 
 FIRST_GUESS = 25e-9
 """Seconds a pixel, of a format that nobody has sent yet: a PNG's (benchmarks/decode_cost.py)."""
@@ -153,7 +153,7 @@ def _timed(upload: Upload) -> tuple[Image | Exception, float]:
         image: Image | Exception = upload.decode()
     except Exception as error:  # noqa: BLE001  # handed on to the caller
         image = error
-        if isinstance(error, (BadImage, ImageTooLarge, UnsupportedImageType)):
+        if isinstance(error, (BadImage, ImageTooLarge)):
             # Frames lead to the one that hands it over: it would keep itself, and the upload.
             error.__traceback__ = error.__cause__ = error.__context__ = None
     return image, time.perf_counter() - began

@@ -129,6 +129,7 @@ class Remote:
             told = await asked
         finally:
             link.asked.pop(number, None)
+            del asked  # as in `submit`
         if (refusal := told.get("refusal")) is not None:
             raise refusals.meant(frames.Refusal(*refusal))
         return told.get("answer")
