@@ -6,8 +6,8 @@ LatencyTable answers for T(n), the seconds a batch of n items takes. It promises
 - what one size teaches counts for another only in the ratio of the two sizes: a quiet hour of
   single items says next to nothing about a full batch;
 - a lasting change, such as a throttled device, is followed within a few batches: an error that
-  two sizes in a row agree on is the device's, and counts for all but those that were right when
-  they last ran;
+  two sizes in a row agree on is the device's, and counts for all; one that may be noise does not
+  for those that were right when they last ran;
 - no size is avoided for ever because it was slow once: one that has not run for long is taken to
   be no slower than those that do, in the proportions of the warm-up, and so is tried again.
 
@@ -30,6 +30,10 @@ PATIENCE, MOST_PATIENCE = 32, 1024
 each time that it turns out to have been true."""
 SLOWER = 1.2
 """By how much such a size must look slower than the others to be doubted. Less may be noise."""
+
+BEYOND_NOISE = 3
+"""Standard deviations of a batch's time from which an error that two sizes agree on is none of
+noise's. Found by simulation: with 0, a noisy engine's small errors wander from size to size."""
 
 NORMAL = 1.4826
 """A normal distribution's standard deviation, in median absolute deviations."""
@@ -109,9 +113,11 @@ class LatencyTable:
         own = _agreed(error, errors.get(kind, 0.0))
         shared = 0.0 if kind == self._last else _agreed(error, errors.get(self._last, 0.0))
         errors[kind], self._heard[kind], self._last = error, (bucket, seconds), kind
+        certain = abs(shared) > BEYOND_NOISE * self.spread
         for i, other in enumerate(self.buckets):
             likeness = min(bucket, other) / max(bucket, other)
-            device = _agreed(shared, errors.get(other.bit_length(), shared))
+            heard = errors.get(other.bit_length(), shared)
+            device = shared if certain else _agreed(shared, heard)
             self._measured[i] *= math.exp(self._step(max(own * likeness, device, key=abs)))
         self._batches += 1
         self._ran[kind] = self._batches

@@ -18,7 +18,8 @@ knows more does better and misses it, too, which explains it and proves nothing.
 such references:
 - on one lane, the *clairvoyant*, who knows all arrivals in advance and whose device makes no noise;
 - where the device slows down midway, the *unforeseen* change: the same flow by one who hears of it
-  when the first batch after it can have ended;
+  when the first batch after it can have ended; and our own batcher, if it is *told* what the device
+  takes by the second batch after the change, the first that can tell it from an outlier;
 - with `--hindsight`, which takes minutes more, and where neither of these explains it: our own
   batcher with those settings of a small grid that turn out to be the best for that very trace while
   they keep its promises, but for the moment of a change.
@@ -131,6 +132,10 @@ def run(cell: Cell, *, in_hindsight: bool = False) -> dict[str, Any]:
         heard = half_time + device.slower * device.mean(1)
         blind = figures(fluid(arrivals, device, slo, half_time, heard=heard), slo)
         result["unforeseen"] = {"kept_share": blind.kept_share, "of_bound": blind.goodput / bound}
+        if rows["shoal"]["of_bound"] < GOODPUT or rows["shoal"]["kept_share"] < KEPT:
+            requests = shoal(arrivals, Clockwork(device, half_time, SEED), slo, told=True)
+            told = figures(requests, slo)
+            result["told"] = {"kept_share": told.kept_share, "of_bound": told.goodput / bound}
     sizes = sum(device.mean(size) <= slo for size in range(1, LARGEST + 1))
     missed = rows["shoal"]["of_bound"] < GOODPUT
     if missed and device.slower == device.lanes == 1 and len(arrivals) * sizes <= MOST_STEPS:

@@ -48,6 +48,8 @@ class Clockwork:
         self._noise = [random.Random(seed + 1000 * lane) for lane in range(device.lanes)]
         self._warm_up_noise = random.Random(-1 - seed)
         self._free = [0.0] * device.lanes
+        self.since_change = 0
+        """Batches that began after it slowed down."""
 
     @property
     def free_at(self) -> float:
@@ -58,7 +60,9 @@ class Clockwork:
         """When a batch of `size` ends that is handed over `now`, to the lane that is free first."""
         lane = self._free.index(self.free_at)
         begins = max(now, self._free[lane])
-        slower = self.device.slower if begins >= self._half_time else 1.0
+        changed = begins >= self._half_time
+        self.since_change += changed
+        slower = self.device.slower if changed else 1.0
         seconds = self.device.mean(size) * slower * _noisy(self._noise[lane])
         self._free[lane] = begins + seconds
         return self._free[lane]

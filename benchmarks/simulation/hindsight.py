@@ -1,9 +1,8 @@
 """The best that our own policy can do on a trace, if its settings may be chosen once that is over.
 
-A margin that is fixed instead of learned, and a share of the arrivals to keep up with: of a small
+A margin, fixed or learned as it is in earnest, and a share of the arrivals to keep up with: of a
 grid of such pairs, the one with the most goodput among those that keep their promises. Where even
-that misses, none of these pairs would have met; that others would is not ruled out, least of all
-where the best one lies at the edge of the grid.
+that misses, none of these pairs would have met; that others would is not ruled out.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from batching import policy, timeline
 from batching.latency import Margin
 from benchmarks.simulation.outcome import Figures
 
-MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08)
-KEEPING_UP = (0.0, 0.6, 0.8)
+MARGINS = (None, 0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+"""None: learned."""
+KEEPING_UP = (0.0, 0.3, 0.6, 0.8, 1.0)
 
 
 class FixedMargin(Margin):
@@ -33,10 +33,11 @@ class FixedMargin(Margin):
 
 
 @contextmanager
-def fixed(margin: float, keeping_up: float) -> Iterator[None]:
+def fixed(margin: float | None, keeping_up: float) -> Iterator[None]:
     """Every batcher that is made and used within has these settings."""
+    make = Margin if margin is None else lambda _: FixedMargin(margin)
     with (
-        patch.object(timeline, "Margin", lambda _: FixedMargin(margin)),
+        patch.object(timeline, "Margin", make),
         patch.object(policy, "KEEPING_UP", keeping_up),
     ):
         yield

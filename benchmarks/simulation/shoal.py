@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from batching import Answer, Batcher, DeadlineUnreachable, LatencyTable, QueueFull
 from benchmarks.simulation.devices import LARGEST, Clockwork
@@ -22,23 +22,47 @@ def shoal(
     *,
     max_in_flight: int | None = None,
     prepare: float = 0.0,
+    told: bool = False,
 ) -> list[Request]:
     """Every request has `slo` seconds from its arrival. As many batches are in flight as the device
     has lanes, unless `max_in_flight` says otherwise. Each batch needs `prepare` seconds of
-    the host before the device can begin, which may pass while the device still has another."""
-    return run(
-        _Run(arrivals, clockwork, slo, prepare).serve(max_in_flight or clockwork.device.lanes)
-    )
+    the host before the device can begin, which may pass while the device still has another.
+    `told`: a change of the device is known, exactly, when the second batch after it has ended."""
+    run_ = _Run(arrivals, clockwork, slo, prepare, told)
+    return run(run_.serve(max_in_flight or clockwork.device.lanes))
+
+
+class _Told(LatencyTable):
+    def __init__(self, samples: Mapping[int, Sequence[float]], clockwork: Clockwork) -> None:
+        super().__init__(samples)
+        self._clockwork = clockwork
+        self._knows = False
+
+    def observe(self, size: int, seconds: float) -> None:
+        if self._knows or self._clockwork.since_change < 2:
+            super().observe(size, seconds)
+            return
+        device = self._clockwork.device
+        self._measured = [device.slower * device.mean(bucket) for bucket in self.buckets]
+        self._heard.clear()
+        self._settle()
+        self._knows = True
 
 
 class _Run:
     def __init__(
-        self, arrivals: Sequence[float], clockwork: Clockwork, slo: float, prepare: float
+        self,
+        arrivals: Sequence[float],
+        clockwork: Clockwork,
+        slo: float,
+        prepare: float,
+        told: bool,
     ) -> None:
         self.requests = [Request(arrived) for arrived in arrivals]
         self.clockwork = clockwork
         self.slo = slo
         self.prepare = prepare
+        self.told = told
 
     async def serve(self, max_in_flight: int) -> list[Request]:
         loop = asyncio.get_running_loop()
@@ -46,9 +70,10 @@ class _Run:
             bucket: [self.prepare + seconds for seconds in runs]
             for bucket, runs in self.clockwork.warm_up(WARM_UP_RUNS).items()
         }
+        known = _Told(measured, self.clockwork) if self.told else LatencyTable(measured)
         batcher = Batcher(
             self.infer,
-            latency=LatencyTable(measured),
+            latency=known,
             max_batch_size=LARGEST,
             max_queue_size=MAX_QUEUE_SIZE,
             max_in_flight=max_in_flight,

@@ -15,6 +15,7 @@ BEATEN = 1.01
 WHO_KNOWS_MORE = {
     "clairvoyant": "the clairvoyant",
     "unforeseen": "the unforeseen",
+    "told": "who is told of the change",
     "hindsight": "the best setting in hindsight",
 }
 
@@ -61,10 +62,7 @@ def verdict(results: list[dict[str, Any]]) -> list[Target]:
         kept.judge(*_kept(name, cell, ours))
         peers = {peer: row for peer, row in cell["rows"].items() if peer != "shoal"}
         best = max(peers, key=lambda peer: peers[peer]["goodput"])
-        ratio = peers[best]["goodput"] / ours["goodput"]
-        miss = f"{name}: {best} has {ratio:.1%} of our goodput, and answers "
-        miss += f"{peers[best]['kept_share']:.1%} of what it accepts in time"
-        beaten.judge(miss if ratio > BEATEN else None)
+        beaten.judge(*_beaten(name, cell, best))
         for peer, row in peers.items():
             if row["accepted_share"] * row["kept_share"] < SURVIVES:
                 continue
@@ -93,12 +91,32 @@ def _goodput(
     return miss, explained
 
 
+def _beaten(name: str, cell: dict[str, Any], best: str) -> tuple[str | None, str | None]:
+    ours, peer = cell["rows"]["shoal"], cell["rows"][best]
+    if peer["goodput"] <= BEATEN * ours["goodput"]:
+        return None, None
+    miss = f"{name}: {best} has {peer['goodput'] / ours['goodput']:.1%} of our goodput"
+    if peer["kept_share"] < KEPT:
+        return miss, f"it answers {peer['kept_share']:.1%} of what it accepts in time"
+    told = cell.get("told")
+    if told and ours["of_bound"] <= told["of_bound"] < peer["of_bound"] / BEATEN:
+        return miss, f"and more than {WHO_KNOWS_MORE['told']}"
+    return miss, None
+
+
 def _kept(name: str, cell: dict[str, Any], ours: dict[str, Any]) -> tuple[str | None, str | None]:
     if ours["kept_share"] >= KEPT:
         return None, None
     miss = f"{name}: {ours['kept_share']:.1%}"
-    if not (found := cell.get("unforeseen")):
-        return miss, None
-    miss += f", {ours['kept_share_but_for_the_change']:.1%} but for four SLOs around the change"
-    most = f"the unforeseen keeps {found['kept_share']:.1%}"
-    return (miss, most) if found["kept_share"] < KEPT else (f"{miss}; {most}", None)
+    if "kept_share_but_for_the_change" in ours:
+        calm = ours["kept_share_but_for_the_change"]
+        miss += f", {calm:.1%} but for four SLOs around the change"
+    explained = None
+    for key in ("unforeseen", "told"):
+        if found := cell.get(key):
+            most = f"{WHO_KNOWS_MORE[key]} keeps {found['kept_share']:.1%}"
+            if ours["kept_share"] <= found["kept_share"] < KEPT:
+                explained = most
+            else:
+                miss += f"; {most}"
+    return miss, explained

@@ -125,17 +125,33 @@ def test_a_change_that_two_sizes_agree_on_counts_for_all() -> None:
     assert times(t) == pytest.approx([2 * linear(b) for b in BUCKETS], rel=0.1)
 
 
-def test_a_size_that_was_right_when_it_last_ran_is_left_alone() -> None:
-    """Whatever two others agree on."""
-    t = table()
+@pytest.mark.parametrize(
+    ("change", "after"),
+    [
+        (2.0, pytest.approx(2 * linear(4), rel=0.15)),  # who was right before is so no longer
+        (1.06, pytest.approx(linear(4), rel=0.01)),  # noise, by which nothing else is moved
+    ],
+)
+def test_a_size_that_was_right_when_it_last_ran(change: float, after: float) -> None:
+    """The spread is 3 %: from three times that on it is the device that has changed."""
+    t = table(noise=0.02)
+    assert t.spread == pytest.approx(0.03, rel=0.05)
     for _ in range(3):
-        t.observe(8, 1.01 * linear(8))
-        t.observe(8, 0.99 * linear(8))
-        t.observe(64, 1.5 * linear(64))
-        t.observe(32, 1.5 * linear(32))
-    assert t.seconds(8) < 1.2 * linear(8)
-    assert t.seconds(64) == pytest.approx(1.5 * linear(64), rel=0.1)
-    assert t.seconds(16) > 1.2 * linear(16)
+        t.observe(4, linear(4))
+    t.observe(64, change * linear(64))
+    t.observe(32, change * linear(32))
+    assert t.seconds(4) == after
+
+
+def test_what_two_sizes_agree_on_is_lived_down_where_it_does_not_hold() -> None:
+    """By two batches of that size."""
+    t = table()
+    t.observe(64, 2 * linear(64))
+    t.observe(32, 2 * linear(32))
+    assert t.seconds(4) > 1.8 * linear(4)
+    t.observe(4, linear(4))
+    t.observe(4, linear(4))
+    assert t.seconds(4) == pytest.approx(linear(4), rel=0.1)
 
 
 def test_sizes_that_contradict_each_other_do_not_drive_the_table_apart() -> None:

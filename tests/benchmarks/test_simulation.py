@@ -145,7 +145,7 @@ def cell(of_bound: float = 1.0, kept: float = 1.0, **more: object) -> dict[str, 
     return {"device": "gpu", "slo": 10, "trace": "ramp", "load": 1.0, "rows": rows, **more}
 
 
-def unforeseen(of_bound: float, kept: float) -> dict[str, float]:
+def reference(of_bound: float, kept: float) -> dict[str, float]:
     return {"of_bound": of_bound, "kept_share": kept}
 
 
@@ -159,8 +159,10 @@ def unforeseen(of_bound: float, kept: float) -> dict[str, float]:
         (cell(of_bound=0.94, hindsight={"of_bound": 0.96}), (0, 1), (0, 0), (1, 0)),
         (cell(of_bound=0.94, hindsight={"of_bound": 0.945}), (0, 1), (1, 0), (0, 0)),
         (cell(of_bound=0.94, hindsight={"of_bound": 0.0}), (0, 1), (0, 0), (1, 0)),
-        (cell(0.94, 0.98, unforeseen=unforeseen(0.945, 0.985)), (0, 0), (1, 1), (0, 0)),
-        (cell(0.94, 0.98, unforeseen=unforeseen(0.96, 0.995)), (0, 0), (0, 0), (1, 1)),
+        (cell(0.94, 0.98, unforeseen=reference(0.945, 0.985)), (0, 0), (1, 1), (0, 0)),
+        (cell(0.94, 0.98, unforeseen=reference(0.96, 0.995)), (0, 0), (0, 0), (1, 1)),
+        (cell(0.94, 0.98, unforeseen=reference(0.93, 0.97)), (0, 0), (0, 0), (1, 1)),
+        (cell(0.94, 0.98, told=reference(0.945, 0.985)), (0, 0), (1, 1), (0, 0)),
     ],
 )  # fmt: skip
 def test_a_target_is_met_explained_or_missed(
@@ -202,6 +204,21 @@ def test_a_peer_ahead_is_told() -> None:
     assert [target.met for target in verdict([found])] == [1, 1, 0, 1]
     greedy |= {"kept_share": 0.9}
     assert [(target.met, target.of) for target in verdict([found])[2:]] == [(0, 1), (0, 0)]
+
+
+def test_what_explains_a_peer_ahead() -> None:
+    """That it breaks its promises, or that it would be ahead of one who knows more, too."""
+
+    def explained(kept_share: float, **more: Any) -> bool:
+        found = cell(of_bound=0.94, **more)
+        found["rows"]["greedy"] |= {"goodput": 104.0, "of_bound": 0.98, "kept_share": kept_share}
+        return bool(verdict([found])[2].explained)
+
+    assert explained(0.98)
+    assert not explained(0.995)
+    assert explained(0.995, told=reference(0.95, 1.0))
+    assert not explained(0.995, told=reference(0.975, 1.0))
+    assert not explained(0.995, told=reference(0.93, 1.0))
 
 
 def test_figures_of_a_handful() -> None:
