@@ -164,7 +164,7 @@ fuzz: $(VENV)/dev ## fuzz what reads strangers' bytes; ARGS="--seconds 60", CORP
 
 # --- Benchmarks. Whom we are compared with has an environment of its own, below .bench/. ---------
 
-.PHONY: bench bench-rivals bench-lock budget bench-engine
+.PHONY: bench bench-rivals bench-lock budget bench-engine side-by-side
 
 BASELINES := flask
 RIVALS := mosec litserve bentoml
@@ -177,6 +177,9 @@ bench-rivals: $(RIVALS:%=.bench/%/installed) ## set up Mosec, LitServe and Bento
 
 budget: $(VENV)/train ## where a request's CPU time goes, by stage
 	$(RUN) -m benchmarks.budget $(ARGS)
+
+side-by-side: $(VENV)/train ## Mosec, Shoal and what FastAPI allows, loaded in turns
+	$(RUN) -m benchmarks.side_by_side $(ARGS)
 
 bench-engine: $(VENV)/train ## lanes, threads, batches in flight and batch sizes on this CPU
 	$(RUN) -m benchmarks.engine $(ARGS)

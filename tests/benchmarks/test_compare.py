@@ -11,9 +11,11 @@ import time
 
 import pytest
 
+from benchmarks import side_by_side
 from benchmarks.contestants import MOSEC, ROOT, SHOAL, TUTORIAL, Contestant, Server, serving, tree
 from benchmarks.engine import SERVED, in_a_process
 from benchmarks.outcome import FORM, RAW, Figures, Report, medians
+from benchmarks.side_by_side import Turn
 from benchmarks.stopping import lost_on_stop
 
 BUSY = "end = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
@@ -181,3 +183,12 @@ def test_who_ends_a_comparison_ends_its_servers(tmp_path: pathlib.Path) -> None:
     assert process.wait(30) == 143
     assert len(family) == 2
     assert not any(running(pid) for pid, _ in family)
+
+
+def test_ratios_are_within_a_round() -> None:
+    """A machine that becomes half as fast for everybody changes no ratio."""
+    first = [Turn(throughput, 1e-3, 0.01, 0.1) for throughput in (1000.0, 500.0, 900.0)]
+    other = [Turn(1.5 * turn.throughput, 2e-3, 0.02, 0.0) for turn in first]
+    rows = side_by_side.table({"one": first, "other": other}).splitlines()
+    assert rows[2] == "| one | 800 | 1.00 (0.00) | 1.00 | 10 | 10% |"
+    assert rows[3] == "| other | 1,200 | 1.50 (0.00) | 2.00 | 20 | 0% |"

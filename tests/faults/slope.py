@@ -6,11 +6,14 @@ second is not. So the series is cut into `BLOCKS` blocks, of which the means are
 block samples may depend on each other as they like, and between means of long blocks little is
 left of it ("batch means", Law and Kelton, Simulation Modeling and Analysis). The interval is
 Student's, with BLOCKS - 2 degrees of freedom.
+
+Of what comes and goes with the load, and would stay if it leaked, the least of each block is fitted
+instead: others who keep the machine busy have more of it come and go, and none stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +36,13 @@ class Slope:
 Series = Sequence[float] | NDArray[np.float64]
 
 
-def slope(seconds: Series, values: Series) -> Slope:
-    """Of at least two samples a block. Raises ValueError for fewer."""
+def slope(seconds: Series, values: Series, of_block: Callable[..., float] = np.mean) -> Slope:
+    """Of at least two samples a block, each of which counts as its `of_block`. Raises ValueError
+    for fewer."""
     if len(values) < 2 * BLOCKS:
         raise ValueError(f"{len(values)} samples, where {2 * BLOCKS} are the least")
     x = np.array([block.mean() for block in np.array_split(np.asarray(seconds), BLOCKS)]) / 3600
-    y = np.array([block.mean() for block in np.array_split(np.asarray(values, float), BLOCKS)])
+    y = np.array([of_block(block) for block in np.array_split(np.asarray(values, float), BLOCKS)])
     away = x - x.mean()
     value = float(away @ y / (away @ away))
     rest = y - y.mean() - value * away

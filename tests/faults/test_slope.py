@@ -38,6 +38,16 @@ def test_growth_is_found() -> None:
     assert found.low < found.value < found.high
 
 
+def test_what_comes_and_goes_is_not_what_stays() -> None:
+    """Tasks under load: up to 16 with ever fewer moments without any is no growth of the least;
+    one that is forgotten every quarter of an hour is."""
+    random = np.random.default_rng(2)
+    busy = 7.0 + random.integers(0, 17, len(HOUR)) * (random.random(len(HOUR)) < HOUR / 3600)
+    assert slope(HOUR, busy).low > 1.0
+    assert slope(HOUR, busy, np.min).value == pytest.approx(0)
+    assert slope(HOUR, busy + HOUR // 900, np.min).low > 1.0
+
+
 def test_nothing_moves() -> None:
     flat = slope(HOUR, np.full(len(HOUR), 30.0))
     assert [flat.value, flat.low, flat.high] == pytest.approx([0, 0, 0])
