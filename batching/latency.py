@@ -32,8 +32,8 @@ SLOWER = 1.2
 """By how much such a size must look slower than the others to be doubted. Less may be noise."""
 
 BEYOND_NOISE = 3
-"""Standard deviations of a batch's time from which an error that two sizes agree on is none of
-noise's. Found by simulation: with 0, a noisy engine's small errors wander from size to size."""
+"""Standard deviations, of a batch's time at warm-up, beyond which an error that two sizes agree on
+is none of noise's. With 0, small errors of a noisy engine wander from size to size."""
 
 NORMAL = 1.4826
 """A normal distribution's standard deviation, in median absolute deviations."""
@@ -116,8 +116,8 @@ class LatencyTable:
         certain = abs(shared) > BEYOND_NOISE * self.spread
         for i, other in enumerate(self.buckets):
             likeness = min(bucket, other) / max(bucket, other)
-            heard = errors.get(other.bit_length(), shared)
-            device = shared if certain else _agreed(shared, heard)
+            before = errors.get(other.bit_length(), shared)
+            device = shared if certain else _agreed(shared, before)
             self._measured[i] *= math.exp(self._step(max(own * likeness, device, key=abs)))
         self._batches += 1
         self._ran[kind] = self._batches

@@ -192,7 +192,7 @@ def turn(contestant: Contestant, maxima: dict[str, float], seconds: float) -> di
     return found
 
 
-def _end(*_: object) -> None:
+def leave(*_: object) -> None:
     """SIGTERM: leave so that no server is left behind. In a loop an exception would go astray."""
     try:
         loop = asyncio.get_running_loop()
@@ -214,7 +214,7 @@ def main() -> int:
     add("--only", nargs="*", choices=[c.name for c in CONTESTANTS], help="contestants")
     add("--out", type=pathlib.Path, default=RESULTS, metavar="DIR", help="(%(default)s)")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, leave)
     found: list[dict[str, Figures]] = []
     try:
         for figures in rounds(options):

@@ -1,25 +1,27 @@
-"""How does the throughput of two servers compare, and how near is ours to what FastAPI allows?
+"""How does the throughput of servers compare, and how near is ours to what FastAPI allows?
 
     make side-by-side                      (Mosec takes part once `make bench-rivals` has set it up)
     python -m benchmarks.side_by_side Mosec "Shoal in int8" --rounds 20
 
 All run at once and are loaded in turns, a second each: what a machine is worth changes from second
-to second, and so only a ratio within a round counts. Raw bodies, small pictures. `least` is a
-FastAPI service that reads the body, computes the same network on the same engine, and does nothing
-else, so that it bounds what any service on FastAPI can do (benchmarks/baselines/fastapi_least.py).
+to second, and so only a ratio within a round counts. Raw bodies, small pictures. `least` reads the
+body and computes the same network on the same engine, on FastAPI, and does nothing else
+(benchmarks/baselines/fastapi_least.py). `idle` is the machine's, start and end of a turn included.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import pathlib
+import signal
 import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.compare import SMALL, WARM_UP, Entrance
+from benchmarks.compare import SMALL, TERMINATED, WARM_UP, Entrance, leave
 from benchmarks.contestants import CONTESTANTS, INT8, MOSEC, OURS, SHOAL, Contestant, serving
 
 MODULE = "benchmarks.baselines.fastapi_least"
@@ -28,7 +30,7 @@ LEAST = [
         f"least in {precision}",
         (OURS, "-m", MODULE),
         (True,),
-        environment={"SHOAL_PRECISION": precision},
+        environment={"SHOAL_PRECISION": precision, "SHOAL_LOG_LEVEL": "warning"},
     )
     for precision in ("fp32", "int8")
 ]
@@ -47,9 +49,12 @@ class Turn:
 
 
 def turn(entrance: Entrance, connections: int) -> Turn:
+    """Raises RuntimeError unless all it answers is 200."""
     cpu, (idle, total) = entrance.server.cpu_seconds(), _ticks()
     run = entrance.closed(SMALL, connections, SECONDS)
     cpu, (idle_then, total_then) = entrance.server.cpu_seconds() - cpu, _ticks()
+    if set(run.statuses) != {"200"}:
+        raise RuntimeError(f"answers under load: {run.statuses}")
     return Turn(
         run.achieved,
         cpu / max(run.achieved * (WARM_UP + SECONDS), 1),
@@ -77,11 +82,11 @@ def measure(names: list[str], rounds: int, connections: int) -> dict[str, list[T
 
 def table(found: dict[str, list[Turn]]) -> str:
     """In Markdown; ratios are to the first, with their standard errors."""
+    name, first = next(iter(found.items()))
     rows = [
-        "| | requests/s | ratio | CPU, ms a request | p99, ms | idle |",
+        f"| | requests/s | of {name} | CPU, ms a request | p99, ms | idle |",
         "|---|---|---|---|---|---|",
     ]
-    first = next(iter(found.values()))
     for name, turns in found.items():
         ratios = [a.throughput / b.throughput for a, b in zip(turns, first, strict=True)]
         error = statistics.stdev(ratios) / len(ratios) ** 0.5
@@ -126,11 +131,14 @@ def main() -> int:
             parser.error(f"{name} is not set up: make bench-rivals")
     if options.rounds < 2:
         parser.error("a standard error takes two rounds")
+    signal.signal(signal.SIGTERM, leave)
     try:
         print(table(measure(options.names, options.rounds, options.connections)))
     except RuntimeError as trouble:
         print(trouble, file=sys.stderr)
         return 1
+    except asyncio.CancelledError:
+        return TERMINATED
     return 0
 
 

@@ -1,7 +1,8 @@
-"""The least that a FastAPI service around this network can be, for a bound on what ours can.
+"""The least of a FastAPI service around this network that we know how to build, to compare with.
 
-It reads the body, has our engine compute as many as wait, and answers what it always answers.
-Nothing is parsed, decoded, foreseen, counted or logged, and nobody has a deadline.
+Our own, with nearly all taken out: the same connections, engine and settings, and of FastAPI only
+its router. It reads the body, has the engine compute as many as wait, and answers what it always
+answers. Nothing is parsed, decoded, foreseen, counted or logged, and nobody has a deadline.
 
 python -m benchmarks.baselines.fastapi_least
 """
@@ -9,25 +10,36 @@ python -m benchmarks.baselines.fastapi_least
 from __future__ import annotations
 
 import asyncio
-import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import numpy as np
-import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 
 from model_store.engine import GluonEngine
-from service.app import load_engine
-from service.settings import load_settings
+from service.__main__ import serve
+from service.app import create_app, load_engine
+from service.logs import configure
+from service.routes import Direct
+from service.settings import Settings, load_settings
 
 ANSWER = b'{"class":"horse","probability":0.91}'
 MOST = 16
-IN_FLIGHT = 2
+IN_FLIGHT = 3
 IMAGE = np.zeros((32, 32, 3), np.uint8)
 
 waiting: list[asyncio.Future[None]] = []
 somebody = asyncio.Event()
+
+
+@asynccontextmanager
+async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
+    async with load_engine(settings) as engine:
+        runners = [asyncio.create_task(compute(engine)) for _ in range(IN_FLIGHT)]
+        yield engine
+        for runner in runners:
+            runner.cancel()
 
 
 async def compute(engine: GluonEngine) -> None:
@@ -39,22 +51,10 @@ async def compute(engine: GluonEngine) -> None:
         del waiting[:MOST]
         await engine.infer([IMAGE] * len(batch))
         for answer in batch:
-            answer.set_result(None)
+            if not answer.done():  # else its client has left
+                answer.set_result(None)
 
 
-@asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    async with load_engine(load_settings()) as engine:
-        runners = [asyncio.create_task(compute(engine)) for _ in range(IN_FLIGHT)]
-        yield
-        for runner in runners:
-            runner.cancel()
-
-
-app = FastAPI(lifespan=lifespan)
-
-
-@app.post("/predict")
 async def predict(request: Request) -> Response:
     await request.body()
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -65,11 +65,9 @@ async def predict(request: Request) -> Response:
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        app,
-        port=int(os.environ["PORT"]),
-        loop="uvloop",
-        http="httptools",
-        access_log=False,
-        log_level="warning",
-    )
+    settings = load_settings()
+    configure(settings)
+    app = create_app(settings, load)
+    app.router.routes.insert(0, Direct("/predict", predict, methods=["POST"]))
+    app.build_middleware_stack = lambda: app.router  # type: ignore[method-assign]
+    sys.exit(serve(app, settings))

@@ -27,9 +27,10 @@ def shoal(
     """Every request has `slo` seconds from its arrival. As many batches are in flight as the device
     has lanes, unless `max_in_flight` says otherwise. Each batch needs `prepare` seconds of
     the host before the device can begin, which may pass while the device still has another.
-    `told`: a change of the device is known, exactly, when the second batch after it has ended."""
-    run_ = _Run(arrivals, clockwork, slo, prepare, told)
-    return run(run_.serve(max_in_flight or clockwork.device.lanes))
+    `told`: what the device takes after its change is known, exactly, when the second batch that
+    began after it has ended. Only with one in flight."""
+    simulated = _Run(arrivals, clockwork, slo, prepare, told)
+    return run(simulated.serve(max_in_flight or clockwork.device.lanes))
 
 
 class _Told(LatencyTable):
@@ -70,10 +71,10 @@ class _Run:
             bucket: [self.prepare + seconds for seconds in runs]
             for bucket, runs in self.clockwork.warm_up(WARM_UP_RUNS).items()
         }
-        known = _Told(measured, self.clockwork) if self.told else LatencyTable(measured)
+        table = _Told(measured, self.clockwork) if self.told else LatencyTable(measured)
         batcher = Batcher(
             self.infer,
-            latency=known,
+            latency=table,
             max_batch_size=LARGEST,
             max_queue_size=MAX_QUEUE_SIZE,
             max_in_flight=max_in_flight,
@@ -105,13 +106,13 @@ class _Run:
             entry.fail(TimeoutError())
             batcher.leave(entry)
 
-        def told(answer: asyncio.Future[Answer[None]]) -> None:
+        def answered(answer: asyncio.Future[Answer[None]]) -> None:
             timer.cancel()
             if not answer.exception():
                 request.done = loop.time()
 
         timer = loop.call_later(self.slo, expire)
-        entry.answer.add_done_callback(told)
+        entry.answer.add_done_callback(answered)
 
 
 async def _until(when: float) -> None:

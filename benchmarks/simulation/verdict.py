@@ -61,8 +61,7 @@ def verdict(results: list[dict[str, Any]]) -> list[Target]:
         goodput.judge(*_goodput(name, cell, ours))
         kept.judge(*_kept(name, cell, ours))
         peers = {peer: row for peer, row in cell["rows"].items() if peer != "shoal"}
-        best = max(peers, key=lambda peer: peers[peer]["goodput"])
-        beaten.judge(*_beaten(name, cell, best))
+        beaten.judge(*_beaten(name, ours, peers))
         for peer, row in peers.items():
             if row["accepted_share"] * row["kept_share"] < SURVIVES:
                 continue
@@ -91,17 +90,19 @@ def _goodput(
     return miss, explained
 
 
-def _beaten(name: str, cell: dict[str, Any], best: str) -> tuple[str | None, str | None]:
-    ours, peer = cell["rows"]["shoal"], cell["rows"][best]
-    if peer["goodput"] <= BEATEN * ours["goodput"]:
+def _beaten(
+    name: str, ours: dict[str, Any], peers: dict[str, dict[str, Any]]
+) -> tuple[str | None, str | None]:
+    """By one who keeps its promises, if there is one."""
+    ahead = {p: row for p, row in peers.items() if row["goodput"] > BEATEN * ours["goodput"]}
+    if not ahead:
         return None, None
-    miss = f"{name}: {best} has {peer['goodput'] / ours['goodput']:.1%} of our goodput"
-    if peer["kept_share"] < KEPT:
-        return miss, f"it answers {peer['kept_share']:.1%} of what it accepts in time"
-    told = cell.get("told")
-    if told and ours["of_bound"] <= told["of_bound"] < peer["of_bound"] / BEATEN:
-        return miss, f"and more than {WHO_KNOWS_MORE['told']}"
-    return miss, None
+    fair = min(KEPT, ours["kept_share"])
+    peer = max(ahead, key=lambda p: (ahead[p]["kept_share"] >= fair, ahead[p]["goodput"]))
+    its = ahead[peer]
+    miss = f"{name}: {peer} has {its['goodput'] / ours['goodput']:.1%} of our goodput"
+    keeps = f"it keeps {its['kept_share']:.1%} of its promises, we {ours['kept_share']:.1%}"
+    return (miss, keeps) if its["kept_share"] < fair else (f"{miss}; {keeps}", None)
 
 
 def _kept(name: str, cell: dict[str, Any], ours: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -206,19 +206,29 @@ def test_a_peer_ahead_is_told() -> None:
     assert [(target.met, target.of) for target in verdict([found])[2:]] == [(0, 1), (0, 0)]
 
 
-def test_what_explains_a_peer_ahead() -> None:
-    """That it breaks its promises, or that it would be ahead of one who knows more, too."""
+@pytest.mark.parametrize(
+    ("ours", "greedy", "explained"),
+    [
+        (1.0, {"goodput": 104.0, "kept_share": 0.98}, True),
+        (1.0, {"goodput": 104.0, "kept_share": 0.99}, False),
+        (0.97, {"goodput": 104.0, "kept_share": 0.98}, False),
+        (0.97, {"goodput": 104.0, "kept_share": 0.96}, True),
+    ],
+)
+def test_what_explains_a_peer_ahead(ours: float, greedy: dict[str, float], explained: bool) -> None:
+    """That it breaks promises, and more than we do."""
+    found = cell(kept=ours)
+    found["rows"]["greedy"] |= greedy
+    assert bool(verdict([found])[2].explained) == explained
 
-    def explained(kept_share: float, **more: Any) -> bool:
-        found = cell(of_bound=0.94, **more)
-        found["rows"]["greedy"] |= {"goodput": 104.0, "of_bound": 0.98, "kept_share": kept_share}
-        return bool(verdict([found])[2].explained)
 
-    assert explained(0.98)
-    assert not explained(0.995)
-    assert explained(0.995, told=reference(0.95, 1.0))
-    assert not explained(0.995, told=reference(0.975, 1.0))
-    assert not explained(0.995, told=reference(0.93, 1.0))
+def test_a_peer_that_keeps_its_promises_does_not_hide_behind_one_that_does_not() -> None:
+    """Though that one is further ahead."""
+    found = cell()
+    found["rows"]["greedy"] |= {"goodput": 110.0, "kept_share": 0.9}
+    found["rows"]["linear fit"] = found["rows"]["greedy"] | {"goodput": 103.0, "kept_share": 1.0}
+    (miss,) = verdict([found])[2].missed
+    assert "linear fit has 103.0% of our goodput" in miss
 
 
 def test_figures_of_a_handful() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,11 @@ class Slope:
 
 
 Series = Sequence[float] | NDArray[np.float64]
+OfBlock = Callable[[NDArray[np.float64]], Any]
+"""What a block of values counts as: one number."""
 
 
-def slope(seconds: Series, values: Series, of_block: Callable[..., float] = np.mean) -> Slope:
+def slope(seconds: Series, values: Series, of_block: OfBlock = np.mean) -> Slope:
     """Of at least two samples a block, each of which counts as its `of_block`. Raises ValueError
     for fewer."""
     if len(values) < 2 * BLOCKS:

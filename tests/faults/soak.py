@@ -39,7 +39,7 @@ BOUNDS = {
     "tasks": 1.0,
 }
 """Growth an hour that is taken for none."""
-STAYS = {"tasks": np.min}
+OF_BLOCK = {"tasks": np.min}
 """What of a block is fitted, where it is not the mean: a task that is forgotten stays."""
 
 
@@ -120,7 +120,7 @@ class Soak:
         )
         for name, bound in BOUNDS.items():
             values = self.samples[name]
-            of_block = STAYS.get(name, np.mean)
+            of_block = OF_BLOCK.get(name, np.mean)
             found = slope(self.times[fifth:], values[fifth:], of_block)
             later = slope(self.times[half:], values[half:], of_block)
             verdict = "GROWS" if found.low > bound else ""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.faults.slope import slope
+from tests.faults.slope import OfBlock, slope
 
 HOUR = np.arange(3600.0)
 
@@ -22,11 +22,12 @@ def wandering(count: int, remembers: float) -> NDArray[np.float64]:
     return series
 
 
+@pytest.mark.parametrize("of_block", [np.mean, np.min])
 @pytest.mark.parametrize("remembers", [0.0, 0.9, 0.97])
-def test_the_interval_is_honest(remembers: float) -> None:
+def test_the_interval_is_honest(remembers: float, of_block: OfBlock) -> None:
     """Of 200 series that do not grow, about 5 % are said to grow or shrink, also where samples
     resemble their neighbours; least squares on samples would say so of most of those."""
-    found = [slope(HOUR, series) for series in wandering(200, remembers)]
+    found = [slope(HOUR, series, of_block) for series in wandering(200, remembers)]
     wrong = sum(not one.low <= 0 <= one.high for one in found)
     assert wrong <= 200 * 0.10
 
