@@ -30,7 +30,11 @@ LEAST = [
         f"least in {precision}",
         (OURS, "-m", MODULE),
         (True,),
-        environment={"SHOAL_PRECISION": precision, "SHOAL_LOG_LEVEL": "warning"},
+        environment={
+            "SHOAL_PRECISION": precision,
+            "SHOAL_ENGINE_LANES": "2",
+            "SHOAL_LOG_LEVEL": "warning",
+        },
     )
     for precision in ("fp32", "int8")
 ]
