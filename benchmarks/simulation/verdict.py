@@ -78,16 +78,7 @@ def _goodput(
     if ours["of_bound"] >= GOODPUT:
         return None, None
     miss = f"{name}: {ours['of_bound']:.1%} of the bound"
-    explained = None
-    for key, who in WHO_KNOWS_MORE.items():
-        if found := cell.get(key):
-            most = f"{who} reaches {found['of_bound']:.1%}"
-            # One that does worse than ours does not know more.
-            if ours["of_bound"] <= found["of_bound"] < GOODPUT:
-                explained = most
-            else:
-                miss += f"; {most}"
-    return miss, explained
+    return _judged(miss, cell, ours, "of_bound", GOODPUT, "reaches", *WHO_KNOWS_MORE)
 
 
 def _beaten(
@@ -112,11 +103,25 @@ def _kept(name: str, cell: dict[str, Any], ours: dict[str, Any]) -> tuple[str | 
     if "kept_share_but_for_the_change" in ours:
         calm = ours["kept_share_but_for_the_change"]
         miss += f", {calm:.1%} but for four SLOs around the change"
+    return _judged(miss, cell, ours, "kept_share", KEPT, "keeps", "unforeseen", "told")
+
+
+def _judged(
+    miss: str,
+    cell: dict[str, Any],
+    ours: dict[str, Any],
+    figure: str,
+    goal: float,
+    does: str,
+    *references: str,
+) -> tuple[str, str | None]:
+    """The miss, and who knows more and does not reach the goal; who does is told with the miss."""
     explained = None
-    for key in ("unforeseen", "told"):
+    for key in references:
         if found := cell.get(key):
-            most = f"{WHO_KNOWS_MORE[key]} keeps {found['kept_share']:.1%}"
-            if ours["kept_share"] <= found["kept_share"] < KEPT:
+            most = f"{WHO_KNOWS_MORE[key]} {does} {found[figure]:.1%}"
+            # One that does worse than ours does not know more.
+            if ours[figure] <= found[figure] < goal:
                 explained = most
             else:
                 miss += f"; {most}"
