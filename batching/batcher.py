@@ -103,12 +103,14 @@ class Batcher(Generic[In, Out]):
         DeadlineUnreachable, TimeoutError or EngineFailed, of which EngineDead is one.
         """
         entry = self.join(item, timeout)
-        timer = self._loop.call_later(timeout, entry.fail, TimeoutError("the deadline has passed"))
+        timer = self._loop.call_later(timeout, entry.expire)
         try:
             return await entry.answer
+        except BaseException:
+            self.leave(entry)
+            raise
         finally:
             timer.cancel()
-            self.leave(entry)
             del entry  # or its failure, whose traceback has this frame, would keep itself
 
     def join(self, item: In, timeout: float) -> Entry[In, Out]:

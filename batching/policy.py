@@ -72,8 +72,10 @@ class Policy:
         """Seconds by which a newcomer comes too late to join `line`; None if it is welcome."""
         if not line and deadline > now and self.timeline.unheard(now):
             return None
-        place = bisect_right(line, deadline)
         cap = self.size_limit(now)
+        if self._is_easy(line, deadline, cap, now):
+            return None
+        place = bisect_right(line, deadline)
         lanes = self.timeline.lanes(now)
         if place == len(line):
             ahead, lanes = self._in_full_batches(line, lanes, cap, now)
@@ -99,6 +101,18 @@ class Policy:
             else:
                 return self._in_time(start + self.table.seconds(needed), now) - line[first]
         return None
+
+    def _is_easy(self, line: Sequence[float], deadline: float, cap: int, now: float) -> bool:
+        """Would all of `line` and a newcomer be in time with the longest batch still to come after
+        all others? A short cut: with deadlines far off, or a short line, nothing need be laid out.
+
+        Full batches and one for the rest bound how long the line takes: where the rest is computed
+        in several, `LatencyTable.best` has found them to take less.
+        """
+        full = self.table.seconds(cap)
+        batches = len(line) // self.table.best(cap) + 2
+        end = self.timeline.drained_by(now) + batches * full
+        return self._in_time(end, now) <= (min(line[0], deadline) if line else deadline)
 
     def _in_full_batches(
         self, line: Sequence[float], lanes: Lanes, cap: int, now: float

@@ -39,6 +39,9 @@ class Entry(Generic[In, Out]):
         if self.waiting:
             self.answer.set_exception(error)
 
+    def expire(self) -> None:
+        self.fail(TimeoutError("the deadline has passed"))
+
 
 class Serving(Generic[In, Out]):
     """For one batch. `freed` is called whenever the engine comes back."""
@@ -113,8 +116,17 @@ class Serving(Generic[In, Out]):
             timeline.end(flight, ended, done=done, computed=computed)
             self._freed()
         if error is None:
+            bucket = self._policy.table.bucket(len(entries))
             for entry, outcome in zip(entries, outcomes, strict=True):
-                self._answer(entry, outcome, len(entries), handed, ended)
+                if isinstance(outcome, Exception):
+                    self._fail(entry, outcome)
+                    continue
+                self.computed = True
+                if entry.waiting:
+                    self._answered += 1
+                    waited = handed - entry.arrived
+                    answer = Answer(outcome, waited, ended - handed, len(entries), bucket)
+                    entry.answer.set_result(answer)
             return
         if isinstance(error, MemoryError):
             self._out_of_memory = True
@@ -138,24 +150,6 @@ class Serving(Generic[In, Out]):
                 entry.fail(DeadlineUnreachable("the engine failed and took too long", late))
         if still := [entry for entry in entries if entry.waiting]:
             await self._compute(still)
-
-    def _answer(
-        self,
-        entry: Entry[In, Out],
-        outcome: Out | Exception,
-        size: int,
-        handed: float,
-        ended: float,
-    ) -> None:
-        if isinstance(outcome, Exception):
-            self._fail(entry, outcome)
-            return
-        self.computed = True
-        if entry.waiting:
-            self._answered += 1
-            bucket = self._policy.table.bucket(size)
-            answer = Answer(outcome, handed - entry.arrived, ended - handed, size, bucket)
-            entry.answer.set_result(answer)
 
     def _fail(self, entry: Entry[In, Out], cause: BaseException) -> None:
         if entry.waiting:

@@ -96,8 +96,19 @@ class Timeline:
     def lanes(self, now: float) -> Lanes:
         """When each will be done with all it has, and with what is yet to be computed again."""
         lanes = self._done(now)
-        lanes.take(self._owed)
+        if self._owed:
+            lanes.take(self._owed)
         return lanes
+
+    def drained_by(self, now: float) -> float:
+        """When all lanes will be done with all they have, at the latest."""
+        last, behind = now, self._owed
+        for place, flight in enumerate(self._flights):
+            if place < self._lanes:
+                last = max(last, flight.ends, 2 * now - flight.ends)
+            else:
+                behind += flight.seconds
+        return last + behind
 
     def unheard(self, now: float) -> bool:
         """Has the engine been idle for so long that what was learned may no longer hold?"""

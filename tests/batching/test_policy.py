@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import example, given
@@ -366,10 +367,20 @@ def test_a_long_line_is_judged_soon() -> None:
 class Patient(Policy):
     """Lays every line out batch by batch."""
 
+    def _is_easy(self, line: Sequence[float], deadline: float, cap: int, now: float) -> bool:
+        return False
+
     def _in_full_batches(
         self, line: Sequence[float], lanes: Lanes, cap: int, now: float
     ) -> tuple[int, Lanes]:
         return 0, lanes
+
+
+DEVICES = {
+    "usual": {1: [1.0], 2: [1.2], 4: [1.5], 8: [2.0]},
+    "cliff": {1: [1.0], 2: [1.2], 4: [1.5], 8: [9.0]},
+    "quick alone": {1: [0.2], 2: [1.2], 4: [1.5], 8: [2.0]},
+}
 
 
 @given(
@@ -378,26 +389,120 @@ class Patient(Policy):
     size=st.integers(1, 8),
     lanes=st.integers(1, 3),
     taken=st.integers(0, 3),
-    cliff=st.booleans(),
+    kind=st.sampled_from([*DEVICES]),
+    flooded=st.booleans(),
+    owed=st.sampled_from([0, 4]),
+    at=st.sampled_from([0.0, 1.7]),
+    place=st.integers(0, 60),
 )
 # Time for 66 batches or for four, and two that wait: more must not be counted than there are.
-@example(waiting=[133.0] * 16, more=0.0, size=8, lanes=1, taken=0, cliff=False)
-@example(waiting=[8.2] * 16, more=0.0, size=8, lanes=1, taken=0, cliff=False)
+@example(
+    waiting=[133.0] * 16,
+    more=0.0,
+    size=8,
+    lanes=1,
+    taken=0,
+    kind="usual",
+    flooded=False,
+    owed=0,
+    at=0.0,
+    place=60,
+)
+@example(
+    waiting=[8.2] * 16,
+    more=0.0,
+    size=8,
+    lanes=1,
+    taken=0,
+    kind="usual",
+    flooded=False,
+    owed=0,
+    at=0.0,
+    place=60,
+)
 # The first has time for two, not for eight.
-@example(waiting=[1.5] + [5.1] * 15, more=0.0, size=8, lanes=1, taken=0, cliff=False)
+@example(
+    waiting=[1.5] + [5.1] * 15,
+    more=0.0,
+    size=8,
+    lanes=1,
+    taken=0,
+    kind="usual",
+    flooded=False,
+    owed=0,
+    at=0.0,
+    place=60,
+)
+# One alone is soon computed, but does not keep up with what arrives.
+@example(
+    waiting=[2.8],
+    more=0.0,
+    size=8,
+    lanes=1,
+    taken=3,
+    kind="quick alone",
+    flooded=True,
+    owed=0,
+    at=0.0,
+    place=60,
+)
+# Those ahead have time for small batches only, and these take longer in all.
+@example(
+    waiting=[2.5, 3.3, 3.6, 4.3, 5.0, 5.1, 5.4, 6.4, 6.9, 7.5],
+    more=0.8,
+    size=8,
+    lanes=1,
+    taken=2,
+    kind="usual",
+    flooded=False,
+    owed=0,
+    at=0.0,
+    place=60,
+)
 def test_the_short_cut_says_the_same(
-    waiting: list[float], more: float, size: int, lanes: int, taken: int, cliff: bool
+    waiting: list[float],
+    more: float,
+    size: int,
+    lanes: int,
+    taken: int,
+    kind: str,
+    flooded: bool,
+    owed: int,
+    at: float,
+    place: int,
 ) -> None:
-    """Of a newcomer at the end of any line, to any number of lanes, busy or not."""
-    samples = {1: [1.0], 2: [1.2], 4: [1.5], 8: [9.0 if cliff else 2.0]}
+    """Of a newcomer at the end or in the middle of any line, to any number of lanes, busy or not,
+    in time or late, with half of a batch to be computed again or without."""
     told = []
-    for kind in Policy, Patient:
-        p = kind(LatencyTable(samples), size, lanes)
+    for patience in Policy, Patient:
+        p = patience(LatencyTable(DEVICES[kind]), size, lanes)
+        if flooded:
+            flood(p, 0.0, 10.0)
         for _ in range(taken):
             p.timeline.begin(1, 0.0)
         line = sorted(waiting)
-        told.append(p.lateness(line, line[-1] + more if line else more, 0.0))
+        deadline = [*line, line[-1] + more if line else more][min(place, len(line))]
+        with p.timeline.owing(owed) if owed else nullcontext():
+            told.append(p.lateness(line, deadline, at))
     assert told[0] == told[1]
+
+
+def test_a_line_with_time_to_spare_is_not_laid_out() -> None:
+    """Neither when it is short, nor while the engine is busy; where time is short it is."""
+    laid_out = []
+
+    class Asked(Policy):
+        def _allowed(self, deadline: float, *rest: float) -> int:
+            laid_out.append(deadline)
+            return super()._allowed(deadline, *rest)
+
+    p = Asked(table(), 8)
+    p.timeline.begin(8, 0.0)
+    for line in [], [50.0], [50.0] * 15:
+        assert p.lateness(line, 60.0, 0.0) is None
+    assert not laid_out
+    p.lateness([50.0] * 15, 3.0, 0.0)
+    assert laid_out
 
 
 @pytest.mark.parametrize("deadline", [0.5, 2e3])
@@ -425,6 +530,21 @@ def test_what_must_be_computed_again_is_expected() -> None:
         p.timeline.begin(4, 0.0)
         assert p.timeline.free_at(0.0) == 5.0
     assert p.timeline.free_at(0.0) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("lanes", "now", "end"),
+    [(1, 0.0, 8.0), (1, 2.0, 10.0), (2, 0.0, 7.0), (3, 0.0, 6.0), (3, 2.0, 7.5)],
+)
+def test_all_is_done_at_the_latest(lanes: int, now: float, end: float) -> None:
+    """One batch after another behind those that are computed, then what is owed; what is late is
+    expected to be late by as much again. Never sooner than by laying it out."""
+    timeline = Policy(table(steps), 8, lanes).timeline
+    for size in 1, 2, 1:
+        timeline.begin(size, 0.0)
+    with timeline.owing(7):
+        assert timeline.drained_by(now) == end
+        assert timeline.drained_by(now) >= timeline.lanes(now).done_at
 
 
 def test_a_batch_behind_another_begins_when_that_one_ends() -> None:
