@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import pathlib
+import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -27,6 +29,8 @@ from collections.abc import (
 )
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 from model_store import manifest, precision
@@ -42,6 +46,9 @@ __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "load_engine"]
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at a GPU's memory."""
+SWITCH = 0.001
+"""Seconds after which the event loop must let a lane have the interpreter lock: between two batches
+a lane wants it for microseconds, and has nothing to compute until it gets it. Python's are five."""
 MOST_LANES = 4
 """Where nothing else is asked for."""
 
@@ -54,16 +61,34 @@ class Lane:
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread
-        self.waiting = 0
-        """Calls that have not come back."""
 
     async def call(self, call: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
         loop = asyncio.get_running_loop()
-        self.waiting += 1
-        try:
-            return await loop.run_in_executor(self._thread, call, *arguments)
-        finally:
-            self.waiting -= 1
+        return await loop.run_in_executor(self._thread, call, *arguments)
+
+    def send(self, call: Callable[[], None]) -> None:
+        """Nobody waits for it, and it raises nothing."""
+        self._thread.submit(call)
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Handed over, and not taken by a lane yet."""
+
+    networks: Sequence[Network]
+    """Of the version that computes it, one a lane."""
+    inputs: Inputs
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[tuple[Rows, float]]
+
+    def settle(self, outcome: tuple[Rows, float] | Exception) -> None:
+        """On the event loop."""
+        if self.answer.done():
+            return  # nobody waits any more
+        if isinstance(outcome, Exception):
+            self.answer.set_exception(outcome)
+        else:
+            self.answer.set_result(outcome)
 
 
 class Computed(list[Probabilities | Exception]):
@@ -95,6 +120,8 @@ class GluonEngine:
         self._max_batch_size = max_batch_size
         self._look_at = 0.0
         self._lanes = lanes
+        self._handed = deque[Batch]()
+        """Batches that no lane has taken yet. That which is free first takes the next."""
         self._networks: Sequence[Network] = ()
         """The version that serves, once a lane."""
 
@@ -125,12 +152,18 @@ class GluonEngine:
         Raises MemoryError where the device is out of memory, and whatever MXNet raises.
         """
         started = time.perf_counter()
-        lane, network = min(self._pairs(self._serving), key=lambda pair: pair[0].waiting)
-        inputs = network.assemble(images)  # here, so that it may overlap another's compute
+        networks, loop = self._serving, asyncio.get_running_loop()
+        inputs = networks[0].assemble(images)  # here, so that it may overlap another's compute
         if self.on_assembled is not None:
             self.on_assembled(time.perf_counter() - started)
-        rows, done = await lane.call(self._compute, network, inputs)
-        return Computed(outcomes(rows[: len(images)], len(network.model.classes)), done)
+        batch = Batch(networks, inputs, loop, loop.create_future())
+        self._handed.append(batch)
+        for number, lane in enumerate(self._lanes):
+            lane.send(partial(self._compute_next, number))
+        logits, done = await batch.answer
+        # Here, too: NumPy may give the interpreter lock away, and a lane would wait for it.
+        rows = networks[0].probabilities(logits[: len(images)])
+        return Computed(outcomes(rows, len(networks[0].model.classes)), done)
 
     async def observe(self, images: Sequence[Image]) -> dict[str, tuple[float, float]]:
         """The ranges for `manifest.Int8` that these images bring about. For a CPU."""
@@ -195,13 +228,26 @@ class GluonEngine:
         for lane, network in self._pairs(networks):
             await lane.call(network.close)
 
+    def _compute_next(self, lane: int) -> None:
+        """On the thread of that lane. Every batch calls for each of them, and one comes."""
+        try:
+            batch = self._handed.popleft()
+        except IndexError:
+            return
+        outcome: tuple[Rows, float] | Exception
+        try:
+            outcome = self._compute(batch.networks[lane], batch.inputs)
+        except Exception as error:  # noqa: BLE001  # its caller's to judge
+            outcome = error
+        batch.loop.call_soon_threadsafe(batch.settle, outcome)
+
     def _compute(self, network: Network, inputs: Inputs) -> tuple[Rows, float]:
-        """The rows, and when they were computed."""
-        rows, done = network.infer(inputs), time.monotonic()
+        """The logits, and when they were computed."""
+        logits, done = network.compute(inputs), time.monotonic()
         if done > self._look_at:
             self._look_at = done + LOOK_EVERY
             self.gpu_memory = gpu_memory(self._mx, self.device)
-        return rows, done
+        return logits, done
 
 
 @asynccontextmanager
@@ -250,6 +296,7 @@ def _start(device: str, threads: int) -> tuple[Any, Device]:
     # What is imported stays. Full collections pass over it from now on: one comes with every
     # version that is freed, and took 120 ms in which no thread runs, instead of 7.
     gc.freeze()
+    sys.setswitchinterval(SWITCH)
     return mx, choose(mx, device)
 
 

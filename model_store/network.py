@@ -97,13 +97,21 @@ class Network:
 
     def infer(self, inputs: Inputs) -> Rows:
         """Softmax rows, float32 (bucket, classes), for what `assemble` made."""
+        return self.probabilities(self.compute(inputs))
+
+    def compute(self, inputs: Inputs) -> Rows:
+        """What the network gives for what `assemble` made: logits, float32 (bucket, classes)."""
         try:
             self._held[len(inputs)]._sync_copyfrom(inputs)
-            logits = self._by_bucket[len(inputs)]().asnumpy()
+            logits: Rows = self._by_bucket[len(inputs)]().asnumpy()
         except self._mx.base.MXNetError as error:
             if is_out_of_memory(str(error)):
                 raise MemoryError(str(error)) from error
             raise
+        return logits
+
+    def probabilities(self, logits: Rows) -> Rows:
+        """Their softmax, in the model's temperature. NumPy only: on any thread."""
         return _softmax(logits / self._temperature)
 
     def observe(self, batches: Sequence[Inputs]) -> dict[str, tuple[float, float]]:

@@ -14,9 +14,9 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable, Outcomes
 from model_store.device import Device, GpuMemory
@@ -122,12 +122,8 @@ class Local:
             raise Unloaded if self.unloaded else NotReady
         return self._batcher
 
-    async def submit(
-        self,
-        image: Image,
-        timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
-    ) -> Answer[Classified]:
-        return await self.batcher.submit(image, timeout)
+    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classified]]:
+        return self.batcher.submit(image, timeout)
 
     async def figures(self) -> Figures | None:
         batcher, latency = self._batcher, self._latency
@@ -241,7 +237,7 @@ class Local:
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,
             max_queue_delay=settings.max_queue_delay,
-            max_in_flight=settings.max_in_flight or max(engine.lanes, 2),
+            max_in_flight=settings.max_in_flight or engine.lanes + 1,
             lanes=engine.lanes,
             on_batch=self._count.count_batch,
         )

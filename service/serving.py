@@ -10,10 +10,10 @@ computed it, which need not be the one that serves by the time it is written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from batching import Answer, Draining
 from model_store.device import Device
@@ -62,11 +62,7 @@ class Inference(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]:
         """It does its work within; on the way out it drains."""
 
-    async def submit(
-        self,
-        image: Image,
-        timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
-    ) -> Answer[Classified]:
+    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classified]]:
         """What the version that computes it says of `image`, within `timeout` seconds.
 
         Raises NotReady, and what `Batcher.submit` raises.
@@ -113,13 +109,9 @@ class Serving:
             raise Draining("shutting down", retry_after=1)
         return ready
 
-    async def submit(
-        self,
-        image: Image,
-        timeout: float,  # noqa: ASYNC109 - foreseen, not only enforced
-    ) -> Answer[Classified]:
-        """Raises what `Inference.submit` raises."""
-        return await self.inference.submit(image, timeout)
+    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classified]]:
+        """`Inference.submit`."""
+        return self.inference.submit(image, timeout)
 
     async def live(self) -> bool:
         """False: only a new process helps."""

@@ -7,7 +7,7 @@ import json
 import pathlib
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -271,24 +271,27 @@ async def test_another_version_takes_over(
     old one."""
     async with load_engine(model, device="cpu", max_batch_size=4) as engine:
         switched_at: list[int] = []
-        batches: list[tuple[str, asyncio.Task[Any]]] = []
+        batches: list[asyncio.Task[tuple[str, Any]]] = []
+
+        async def hand_over() -> tuple[str, Any]:
+            return engine.model.version, await engine.infer(list(images[:3]))
 
         async def serve() -> None:
             while len(batches) < 10 or not switched_at or len(batches) < switched_at[0] + 10:
-                batch = asyncio.create_task(engine.infer(list(images[:3])))
-                batches.append((engine.model.version, batch))
-                await asyncio.sleep(0)  # handed over
-                await asyncio.wait({batch})
+                batches.append(asyncio.create_task(hand_over()))
+                await asyncio.wait(batches[-1:])
 
         serving = asyncio.create_task(serve())
-        in_flight = asyncio.create_task(engine.infer(list(images[:3])))
+        in_flight = asyncio.create_task(hand_over())
         await engine.replace(another, on_switch=lambda: switched_at.append(len(batches)))
         await serving
         assert engine.model.version == "2"
         rows = {"1": expected[:3], "2": expected[:3, ::-1]}
-        for version, batch in [*batches, ("1", in_flight)]:
-            assert np.abs(np.stack(batch.result()) - rows[version]).max() < TOLERANCE
-        versions = [version for version, _ in batches]
+        served = [batch.result() for batch in [*batches, in_flight]]
+        for version, got in served:
+            assert np.abs(np.stack(got) - rows[version]).max() < TOLERANCE
+        *versions, first = [version for version, _ in served]
+        assert first == "1"
         assert versions == sorted(versions) and versions[switched_at[0] :] == ["2"] * 10
         assert switched_at[0] > 50, "batches take turns with a load of so many steps"
         assert list(engine.warm_up_seconds) == [1, 2, 4]
@@ -296,20 +299,20 @@ async def test_another_version_takes_over(
 
 @on_the_engines_loop
 async def test_lanes_compute_side_by_side(model: pathlib.Path, images: Any, expected: Any) -> None:
-    """Each batch in the lane that has least to do, on a thread and a network of its own; every
+    """Each batch in the lane that is free first, on a thread and a network of its own; every
     image gets what NumPy computes for it, whatever the other lane does."""
     async with load_engine(model, device="cpu", max_batch_size=16, lanes=2) as engine:
         assert engine.lanes == 2
         assert {len(seconds) for seconds in engine.warm_up_seconds.values()} == {10}
         computed: set[tuple[int, int]] = set()
         for number, network in enumerate(engine._networks):
-            compute = network.infer
+            compute = network.compute
 
             def infer(inputs: Any, number: int = number, compute: Any = compute) -> Any:
                 computed.add((number, threading.get_ident()))
                 return compute(inputs)
 
-            network.infer = infer  # type: ignore[method-assign]
+            network.compute = infer  # type: ignore[method-assign]
 
         async def serve(first: int) -> None:
             for turn in range(150):
@@ -321,6 +324,52 @@ async def test_lanes_compute_side_by_side(model: pathlib.Path, images: Any, expe
 
         await asyncio.gather(serve(0), serve(1))
         assert len(computed) == len({thread for _, thread in computed}) == 2
+
+
+@on_the_engines_loop
+async def test_the_lane_that_is_free_first_takes_the_next(
+    model: pathlib.Path, images: Any, expected: Any
+) -> None:
+    """So nobody waits behind a batch that takes long while another lane has nothing to do; and what
+    fails, or whose caller has gone, holds nobody up."""
+    async with load_engine(model, device="cpu", max_batch_size=2, lanes=2) as engine:
+        taken, goes_on = threading.Event(), threading.Event()
+        asked: list[int] = []
+        unheard: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
+
+        def computes(network: Network) -> Callable[[Any], Any]:
+            compute = network.compute
+
+            def one(inputs: Any) -> Any:
+                asked.append(len(asked))
+                if asked[-1] == 0:
+                    taken.set()
+                    assert goes_on.wait(30)
+                if asked[-1] == 1:
+                    raise MemoryError("no room for the second")
+                return compute(inputs)
+
+            return one
+
+        for network in engine._networks:
+            network.compute = computes(network)  # type: ignore[method-assign, assignment]
+        held = asyncio.create_task(engine.infer([images[0]]))
+        await asyncio.to_thread(taken.wait, 30)
+        with pytest.raises(MemoryError, match="no room"):
+            await engine.infer([images[1]])
+        left = asyncio.create_task(engine.infer([images[2]]))
+        await asyncio.sleep(0)
+        left.cancel()
+        for number in range(3, 9):
+            (row,) = await engine.infer([images[number]])
+            assert np.abs(row - expected[number]).max() < TOLERANCE
+        assert not held.done() and left.cancelled()
+        goes_on.set()
+        (row,) = await held
+        assert np.abs(row - expected[0]).max() < TOLERANCE
+        asyncio.get_running_loop().set_exception_handler(None)
+        assert not unheard
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from tests.fakes import FakeEngine
 
 
 @pytest.mark.parametrize(
-    ("lanes", "asked", "in_flight"), [(1, None, 2), (3, None, 3), (3, 2, 2), (1, 1, 1)]
+    ("lanes", "asked", "in_flight"), [(1, None, 2), (3, None, 4), (3, 2, 2), (1, 1, 1)]
 )
-async def test_as_many_batches_are_in_flight_as_there_are_lanes(
+async def test_one_more_batch_is_in_flight_than_there_are_lanes(
     lanes: int, asked: int | None, in_flight: int
 ) -> None:
-    """And at least two, so that the next one is ready. Unless told otherwise."""
+    """So that the next one is ready when a lane is. Unless told otherwise."""
     started = asyncio.Event()
     engine = FakeEngine(seconds=0.2)
     engine.lanes = lanes
