@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse
 from batching import Draining
 from model_store.manifest import Version
 from service import errors, protocol
+from service.direct import Direct
 from service.keys import Keys
-from service.routes import Direct
 from service.serving import Serving, Versions
 from service.settings import Settings
 from service.upload import read_bytes

@@ -18,7 +18,6 @@ from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
@@ -26,6 +25,8 @@ from starlette.types import ASGIApp
 import model_store.engine
 from model_store.engine import GluonEngine
 from service import admin, errors, inference, pages, protocol, repository, routes, schemas
+from service.direct import Shortcut
+from service.journey import Provisions
 from service.keys import Keys
 from service.local import LoadEngine, Local
 from service.metrics import Metrics
@@ -128,7 +129,7 @@ def create_app(
     app.state.metrics = metrics
     app.state.tracing = tracing
     app.state.keys = keys
-    app.state.rates = _rates(settings)
+    app.state.provisions = Provisions(settings, serving, keys, _rates(settings), tracing)
     app.state.admin_keys = admin_keys
     app.state.repository = versions
     app.state.listeners = _listeners(app, settings)
@@ -141,7 +142,7 @@ def create_app(
     ]
     if settings.page:
         app.include_router(pages.router(settings.docs))
-    for kind in (*errors.PROBLEMS, HTTPException):
+    for kind in errors.ANSWERED:
         app.add_exception_handler(kind, errors.handle)
     if origins := split(settings.cors_origins):
         app.add_middleware(
@@ -151,7 +152,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
         )
-    app.add_middleware(Requests, count=metrics)  # around all: it is added last
+    app.add_middleware(Requests, count=metrics, serving=serving)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     if tracing is None:
         app.build_middleware_stack = partial(_lean_stack, app)  # type: ignore[method-assign]
@@ -160,9 +161,10 @@ def create_app(
 
 def _lean_stack(app: FastAPI) -> ASGIApp:
     """FastAPI's, without what nobody needs here: `Requests` has an answer to the unexpected,
-    nothing is traced, and each route bounds its body itself. Each layer costs every request."""
+    nothing is traced, and each route bounds its body itself; and with a way past the rest of it."""
     stack: ASGIApp = AsyncExitStackMiddleware(app.router)
     stack = ExceptionMiddleware(stack, app.exception_handlers)
+    stack = Shortcut(stack, app.routes)
     for layer, positional, named in reversed(app.user_middleware):
         stack = layer(stack, *positional, **named)
     return stack

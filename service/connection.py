@@ -35,6 +35,8 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from service import errors
 from service.connections import Connections
+from service.departure import DEPARTURE, Departure
+from service.upload import WHOLE
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
@@ -91,6 +93,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         admitted = self.server_state.admit()
         self._outgoing = Outgoing(transport)
+        self._departure = Departure()
         super().connection_made(self._outgoing)
         if not admitted:
             self._refuse(errors.TOO_MANY_CONNECTIONS)
@@ -104,6 +107,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._at_ease()
         self.server_state.goes_on(self)
+        self._departure.happens()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -124,6 +128,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[DEPARTURE] = self._departure  # type: ignore[literal-required]
         self._in_head = True
         self._at_ease()
 
@@ -157,6 +162,7 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
+        self.scope[WHOLE] = True  # type: ignore[literal-required]
         if self.cycle.response_complete:  # the rest has come
             self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
             self.server_state.waits(self)

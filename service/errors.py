@@ -316,6 +316,10 @@ HEAD_TOO_LARGE = Problem(
 )
 
 
+ANSWERED: tuple[type[Exception], ...] = (*PROBLEMS, HTTPException)
+"""What `handle` is for."""
+
+
 def problem_for(error: Exception) -> Problem:
     """The row for an exception, by its nearest class in the table."""
     if isinstance(error, HTTPException):
@@ -360,7 +364,7 @@ def answer(problem: Problem, error: Exception | None, request_id: str, path: str
 
 
 async def handle(request: Request, error: Exception) -> Response:
-    """Starlette's handler for every exception of the table and for HTTPException."""
+    """Starlette's handler for all that is `ANSWERED`."""
     problem = problem_for(error)
     if isinstance(error, HTTPException) and error.status_code == 405:
         error.headers = _allowed(request)

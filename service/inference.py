@@ -16,11 +16,12 @@ from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, Qu
 from model_store.engine import Image
 from service import decode, errors, open_inference, protocol, wishes
 from service.departure import ends_with_client
+from service.direct import Direct
 from service.journey import Journey
 from service.open_inference import by_one_version, check_named, decoded, served
 from service.outputs import Reply, serialise
 from service.protocol import LENGTH_HEADER
-from service.routes import Direct, begun
+from service.routes import begun
 from service.serving import Ready, Serving
 from service.settings import Settings
 from service.tensors import header_length, parse

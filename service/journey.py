@@ -12,16 +12,16 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanContext
-from starlette.datastructures import State
 
 from model_store.engine import Image
-from model_store.manifest import Manifest
 from service import decode, errors
 from service.budget import Share
-from service.rates import network
+from service.keys import Keys
+from service.rates import Rates, network
 from service.serving import Classified, Serving
 from service.settings import Settings
 from service.tracing import Tracing
@@ -33,29 +33,40 @@ Read = Callable[[int, float, Share], Awaitable[Out]]
 """Reads a body: most bytes, most seconds, and the share of the memory for uploads."""
 
 
+@dataclass(frozen=True, slots=True)
+class Provisions:
+    """What a journey needs of the application."""
+
+    settings: Settings
+    serving: Serving
+    keys: Keys
+    rates: Rates | None
+    tracing: Tracing | None
+
+
 class Journey:
     """Of one request, over HTTP or gRPC."""
 
     def __init__(
         self,
-        parts: State,
+        provisions: Provisions,
         headers: Mapping[str, str],
         client: str,
         timing: dict[str, float],
         timeout: float,
     ) -> None:
-        """`parts`: the application's; `headers`: the request's, names in lower case; `client`: the
-        address it comes from; `timing`: where the seconds of each stage are noted; `timeout`:
-        seconds from the end of the upload.
+        """`headers`: the request's, names in lower case; `client`: the address it comes from;
+        `timing`: where the seconds of each stage are noted; `timeout`: seconds from the end of the
+        upload.
 
         Raises Unauthorized, RateLimited, and NotReady: why read what cannot be answered.
         """
-        _admit(parts, headers, client)
-        self.serving: Serving = parts.serving
-        self.model: Manifest = self.serving.ready.model
+        _admit(provisions, headers, client)
+        self.serving = provisions.serving
+        self.model = provisions.serving.ready.model
         """That serves as the request begins. Another may compute it."""
-        self._settings: Settings = parts.settings
-        self._tracing: Tracing | None = parts.tracing
+        self._settings = provisions.settings
+        self._tracing = provisions.tracing
         self._timing = timing
         self._timeout = timeout
         self._deadline = math.inf
@@ -139,11 +150,11 @@ class Journey:
 _NOWHERE = nullcontext[None]()
 
 
-def _admit(parts: State, headers: Mapping[str, str], client: str) -> None:
+def _admit(provisions: Provisions, headers: Mapping[str, str], client: str) -> None:
     """By key and, where there is a limit, by how often this client asks."""
-    key = parts.keys.check(headers)
-    if parts.rates is not None:
-        parts.rates.take(key or network(client), time.monotonic())
+    key = provisions.keys.check(headers)
+    if provisions.rates is not None:
+        provisions.rates.take(key or network(client), time.monotonic())
 
 
 Step = Callable[[In], Coroutine[Any, Any, Out]]

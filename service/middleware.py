@@ -7,6 +7,7 @@ Plain ASGI, no task and no copy of the body. The route notes in `request.state` 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
@@ -19,11 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import browsers, errors
 from service.logs import log
+from service.serving import Serving
 from service.wishes import headers
 
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 ROUTINE = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Asked every few seconds by machines: nothing to tell while all is well."""
+CLOSE = (b"connection", b"close")
 CLIENT_LEFT = 499  # nginx's number for it; it is logged and never sent
 
 
@@ -39,9 +42,10 @@ class Count(Protocol):
 class Requests:
     """Request ids, `Server-Timing`, the access log, and an answer to the unexpected."""
 
-    def __init__(self, app: ASGIApp, count: Count) -> None:
+    def __init__(self, app: ASGIApp, count: Count, serving: Serving) -> None:
         self._app = app
         self._count = count
+        self._serving = serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,9 +66,8 @@ class Requests:
                 told = message["headers"]
                 told.append((b"x-request-id", request_id.encode()))
                 browsers.tell(scope, told)
-                close = (b"connection", b"close")
-                if scope["app"].state.serving.draining and close not in told:
-                    told.append(close)
+                if self._serving.draining and CLOSE not in told:
+                    told.append(CLOSE)
                 if timing:
                     told.append((b"server-timing", server_timing(timing).encode()))
             await send(message)
@@ -112,8 +115,13 @@ def sane_id(wish: bytes) -> str:
 
 def server_timing(timing: dict[str, float]) -> str:
     """https://www.w3.org/TR/server-timing/: durations in milliseconds."""
-    stages = [f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in timing.items()]
-    return ", ".join(stages)
+    return _server_timing(*timing) % tuple([1000 * seconds for seconds in timing.values()])
+
+
+@functools.cache
+def _server_timing(*stages: str) -> str:
+    """Of these stages, to be filled in."""
+    return ", ".join(f"{stage};dur=%.3f" for stage in stages)
 
 
 def log_request(
@@ -130,7 +138,10 @@ def log_request(
         fields["code"] = code
     for stage, duration in timing.items():
         fields[f"{stage}_seconds"] = _micro(duration)
-    log.log(level, "request", extra={"fields": fields})
+    # As `log.log` does for whoever does not know the level, the place and the arguments.
+    record = logging.LogRecord(log.name, level, "", 0, "request", None, None)
+    record.fields = fields
+    log.handle(record)
 
 
 def _micro(seconds: float) -> float:

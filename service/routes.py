@@ -7,16 +7,15 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
 from service import decode, errors, schemas, wishes
 from service.departure import ends_with_client
+from service.direct import Direct
 from service.gauges import Gauges
-from service.journey import Journey, each, forgiving
+from service.journey import Journey, Provisions, each, forgiving
 from service.keys import Keys
 from service.metrics import MEDIA_TYPE, Metrics
 from service.serving import Classified, Serving
@@ -24,20 +23,6 @@ from service.settings import Settings
 from service.upload import read_image, read_images
 
 SENTENCE = "The input picture is classified as [{}], with probability {:.3f}."
-
-
-class Direct(APIRoute):
-    """Calls the endpoint with the request: there is nothing for FastAPI to inject, to validate or
-    to clean up. What it raises is answered by the application's table like that of any other."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.app = self._call
-
-    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response: Response = await self.endpoint(Request(scope, receive, send))
-        await response(scope, receive, send)
-
 
 router = APIRouter(route_class=Direct)
 scrapes = APIRouter(route_class=Direct)
@@ -208,10 +193,12 @@ async def metrics(request: Request) -> Response:
 
 def begun(request: Request) -> Journey:
     """Raises BadTimeout and what Journey raises."""
-    timeout = wishes.timeout(request)
-    client = request.scope.get("client")
+    scope = request.scope
+    provisions: Provisions = scope["app"].state.provisions
+    timeout = wishes.timeout(request, provisions.settings.request_timeout)
+    client = scope.get("client")
     host = client[0] if client else ""
-    return Journey(request.app.state, request.headers, host, request.state.timing, timeout)
+    return Journey(provisions, request.headers, host, scope["state"]["timing"], timeout)
 
 
 async def _images(request: Request, journey: Journey) -> list[Image | Exception]:
@@ -234,8 +221,9 @@ def _respond(request: Request, classified: Classified) -> Response:
 
 def _prediction(classified: Classified) -> dict[str, Any]:
     model, row = classified.model, classified.probabilities
-    probabilities = [round(1e6 * p) / 1e6 for p in row.tolist()]
-    best = int(row.argmax())
+    exact = row.tolist()
+    best = exact.index(max(exact))
+    probabilities = [round(1e6 * p) / 1e6 for p in exact]
     return {
         "class": model.classes[best],
         "probability": probabilities[best],

@@ -7,6 +7,7 @@ nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -16,6 +17,11 @@ from service.errors import BodyTooLarge, TooManyImages, UploadTimeout
 from service.form import Form, boundary
 from service.interruption import Interruptible
 from service.wishes import declared, header
+
+WHOLE = "shoal.whole"
+"""In a scope that the server has put it into: the body is all there, and reading does not wait."""
+
+_NOT_AWAITED = nullcontext()
 
 # Each of the three that follow tells its share of the budget of every chunk, and raises
 # BodyTooLarge, UploadTimeout, QueueFull and Starlette's ClientDisconnect.
@@ -77,7 +83,7 @@ async def _receive(
     """Hand `body` every chunk as it arrives."""
     if declared(request) > max_bytes:
         raise _too_large(max_bytes)
-    with _Arrival(share, max_seconds):
+    with _NOT_AWAITED if WHOLE in request.scope else _Arrival(share, max_seconds):
         more = True
         while more:
             message = await request.receive()

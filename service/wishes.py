@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from service.errors import BadTimeout
-from service.settings import Settings
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 TIMEOUT = {
@@ -22,22 +21,21 @@ HEADERS = "shoal.headers"
 """In a scope, the headers that are looked up."""
 
 
-def timeout(request: Request) -> float:
-    """Seconds that this request may take: its own wish, within the server's limit.
+def timeout(request: Request, most: float) -> float:
+    """Seconds that this request may take: its own wish, of which it gets `most` at most.
 
     Raises BadTimeout.
     """
-    settings: Settings = request.app.state.settings
     wish = header(request, b"x-request-timeout")
     if wish is None:
-        return settings.request_timeout
+        return most
     seconds = _number(wish)
     if not 0 < seconds < math.inf:
         raise BadTimeout(
             f"{TIMEOUT_HEADER}: {wish!r} is not a positive number of seconds. "
             "Send a number such as 0.25, or leave the header out."
         )
-    return min(seconds, settings.request_timeout)
+    return min(seconds, most)
 
 
 def header(request: Request, name: bytes) -> str | None:
@@ -57,8 +55,8 @@ def headers(scope: Scope) -> dict[bytes, bytes]:
 
 def declared(request: Request) -> int:
     """The length of the body; -1 where the request does not say."""
-    length = header(request, b"content-length") or ""
-    return int(length) if length.isdecimal() else -1
+    length = headers(request.scope).get(b"content-length", b"")
+    return int(length) if length.isdigit() else -1
 
 
 def wants_text(request: Request) -> bool:

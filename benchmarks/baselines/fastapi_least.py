@@ -20,8 +20,8 @@ from fastapi import Request, Response
 from model_store.engine import GluonEngine
 from service.__main__ import serve
 from service.app import create_app, load_engine
+from service.direct import Direct
 from service.logs import configure
-from service.routes import Direct
 from service.settings import Settings, load_settings
 
 ANSWER = b'{"class":"horse","probability":0.91}'

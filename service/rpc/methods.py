@@ -19,7 +19,7 @@ from model_store.manifest import Manifest
 from service import open_inference, tensors
 from service.budget import Share
 from service.errors import NotReady, UnsupportedMethod, UploadTimeout
-from service.journey import Journey, Read
+from service.journey import Journey, Provisions, Read
 from service.open_inference import by_one_version, check_named, decoded, served
 from service.outputs import Reply
 from service.rpc import messages, translation
@@ -89,7 +89,8 @@ class Methods:
     async def infer(self, call: Call) -> Any:
         """The classes of n images, or an error if any of them cannot be answered."""
         timeout = self._settings.request_timeout
-        journey = Journey(self._parts, call.headers, call.client, call.timing, timeout)
+        provisions: Provisions = self._parts.provisions
+        journey = Journey(provisions, call.headers, call.client, call.timing, timeout)
         named, reply, images = await self._images(call, journey)
         answered = await by_one_version(journey, images)
         model = answered[0].model

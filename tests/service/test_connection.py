@@ -16,6 +16,8 @@ import uvicorn
 from service import connection
 from service.connection import Connection, Outgoing
 from service.connections import Connections, bound
+from service.departure import DEPARTURE
+from service.upload import WHOLE
 
 pytestmark = pytest.mark.slow
 PATIENCE = 10.0
@@ -340,3 +342,30 @@ def test_descriptors(
     assert bound(wanted) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
+
+
+async def test_what_the_application_is_told_of_its_client() -> None:
+    """Whether the body is there already, and when the client leaves: also to the first of two
+    requests that were sent together, which uvicorn itself does not tell."""
+    whole: list[bool] = []
+    left = asyncio.Event()
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        whole.append(WHOLE in scope)
+        scope[DEPARTURE].watch(left.set)
+        await asyncio.sleep(PATIENCE)
+
+    for body, there in (b"12", True), (b"1", False):
+        async with client(waits) as (_, writer):
+            writer.write(HEAD + b"Content-Length: 2\r\n\r\n" + body)
+            await asyncio.sleep(0.1)
+        async with asyncio.timeout(PATIENCE):
+            await left.wait()
+        left.clear()
+        assert whole.pop() is there and not whole
+    async with client(waits) as (_, writer):
+        writer.write(2 * (HEAD + b"Content-Length: 2\r\n\r\n12"))
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(PATIENCE):
+        await left.wait()
+    assert len(whole) == 1, "the second waits for the first to be answered"

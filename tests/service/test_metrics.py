@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import subprocess
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batching import BatchReport
 from model_store.device import GpuMemory
+from service.histogram import Histogram
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -125,7 +128,7 @@ def test_what_a_batch_tells() -> None:
     assert value(samples, "batch_duration_seconds_sum") == 0.4
 
 
-def test_a_client_that_leaves() -> None:
+async def test_a_client_that_leaves() -> None:
     """Is counted as a cancellation and not as a refusal."""
     metrics = Metrics()
     metrics.begin_request()
@@ -134,6 +137,40 @@ def test_a_client_that_leaves() -> None:
     assert value(samples, "cancellations_total") == 1
     assert not [name for name, _ in samples if name == "shoal_refusals_total"]
     assert value(samples, "request_duration_seconds_sum", route="/predict", status="499") == 0.1
+
+
+@pytest.mark.parametrize(
+    "amounts", [[], [0.1], [0.1, 0.1, 0.3, 7.0, 0.0], [0.1, 0.25, 5.0, 5.1, float("inf")]]
+)
+def test_many_values_count_as_one_by_one(amounts: list[float]) -> None:
+    """On a bound, between two, and beyond the last; of a child with labels, too."""
+    one, other = CollectorRegistry(), CollectorRegistry()
+    histograms = [
+        Histogram("seconds", "Of each.", ["route"], buckets=(0.1, 0.25, 5.0), registry=registry)
+        for registry in (one, other)
+    ]
+    by_one, at_once = [histogram.labels("a") for histogram in histograms]
+    for amount in amounts:
+        by_one.observe(amount)
+    at_once.observe_all(amounts)
+    tell_apart = re.compile(r"seconds_created.*")  # the moment it was made
+    texts = [tell_apart.sub("", generate_latest(r).decode()) for r in (one, other)]
+    assert texts[0] == texts[1] and 'seconds_sum{route="a"}' in texts[0]
+
+
+async def test_what_ends_in_a_turn_is_counted_when_it_ends() -> None:
+    """Nobody need ask: of several processes another one tells what this one has counted."""
+    metrics = Metrics()
+    for seconds in 0.1, 0.2:
+        metrics.begin_request()
+        metrics.begin_request()
+        metrics.end_request("/predict", "200", seconds, {"read": seconds}, None)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    samples = parsed(generate_latest(metrics._registry).decode())
+    assert value(samples, "request_duration_seconds_count", route="/predict", status="200") == 2
+    assert value(samples, "stage_duration_seconds_sum", stage="read") == pytest.approx(0.3)
+    assert value(samples, "requests_in_flight") == 2
 
 
 async def test_requests_in_flight(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import pathlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -145,8 +146,9 @@ async def test_who_waits_for_a_place_is_bounded() -> None:
 
 async def test_a_client_is_limited_over_both(parts: State) -> None:
     """Its requests count wherever they come, and its message is not asked for."""
-    parts.rates = Rates(0.01, 1)
-    parts.rates.take(network("::1"), time.monotonic())
+    rates = Rates(0.01, 1)
+    rates.take(network("::1"), time.monotonic())
+    parts.provisions = replace(parts.provisions, rates=rates)
     context = Context(b"")
     with pytest.raises(Aborted):
         await handler("ModelInfer", parts)(None, context)
