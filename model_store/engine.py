@@ -160,7 +160,10 @@ class GluonEngine:
         self._handed.append(batch)
         for number, lane in enumerate(self._lanes):
             lane.send(partial(self._compute_next, number))
-        logits, done = await batch.answer
+        try:
+            logits, done = await batch.answer
+        finally:
+            del batch  # or a failure, whose traceback has this frame, would keep itself
         # Here, too: NumPy may give the interpreter lock away, and a lane would wait for it.
         rows = networks[0].probabilities(logits[: len(images)])
         return Computed(outcomes(rows, len(networks[0].model.classes)), done)
@@ -240,6 +243,7 @@ class GluonEngine:
         except Exception as error:  # noqa: BLE001  # its caller's to judge
             outcome = error
         batch.loop.call_soon_threadsafe(batch.settle, outcome)
+        del batch, outcome  # as in `infer`
 
     def _compute(self, network: Network, inputs: Inputs) -> tuple[Rows, float]:
         """The logits, and when they were computed."""

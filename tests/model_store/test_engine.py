@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import pathlib
 import shutil
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -370,6 +372,30 @@ async def test_the_lane_that_is_free_first_takes_the_next(
         assert np.abs(row - expected[0]).max() < TOLERANCE
         asyncio.get_running_loop().set_exception_handler(None)
         assert not unheard
+
+
+@on_the_engines_loop
+async def test_a_failure_keeps_nothing(model: pathlib.Path, images: Any) -> None:
+    """Of a batch that failed nothing is left for the garbage to be collected, which comes rarely,
+    on any thread."""
+    async with load_engine(model, device="cpu", max_batch_size=2, lanes=2) as engine:
+        kept: list[weakref.ref[Any]] = []
+
+        def fails(inputs: Any) -> Any:
+            kept.append(weakref.ref(inputs))
+            raise MemoryError("no room")
+
+        for network in engine._networks:
+            network.compute = fails  # type: ignore[method-assign]
+        gc.disable()
+        try:
+            for _ in range(5):
+                with pytest.raises(MemoryError):
+                    await engine.infer(list(images[:2]))
+            await asyncio.sleep(0.05)  # the lane's thread has let go, too
+            assert len(kept) == 5 and all(ref() is None for ref in kept)
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize(
