@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -383,6 +384,12 @@ DEVICES = {
 }
 
 
+def at_the_end(waiting: list[float], **other: Any) -> example:
+    """An example: a newcomer behind all of them, to one lane, at the beginning."""
+    usual = {"more": 0.0, "taken": 0, "kind": "usual", "flooded": False}
+    return example(waiting=waiting, size=8, lanes=1, owed=0, at=0.0, place=60, **usual | other)
+
+
 @given(
     waiting=st.lists(st.floats(0, 60), max_size=60),
     more=st.floats(0, 10),
@@ -396,69 +403,14 @@ DEVICES = {
     place=st.integers(0, 60),
 )
 # Time for 66 batches or for four, and two that wait: more must not be counted than there are.
-@example(
-    waiting=[133.0] * 16,
-    more=0.0,
-    size=8,
-    lanes=1,
-    taken=0,
-    kind="usual",
-    flooded=False,
-    owed=0,
-    at=0.0,
-    place=60,
-)
-@example(
-    waiting=[8.2] * 16,
-    more=0.0,
-    size=8,
-    lanes=1,
-    taken=0,
-    kind="usual",
-    flooded=False,
-    owed=0,
-    at=0.0,
-    place=60,
-)
+@at_the_end([133.0] * 16)
+@at_the_end([8.2] * 16)
 # The first has time for two, not for eight.
-@example(
-    waiting=[1.5] + [5.1] * 15,
-    more=0.0,
-    size=8,
-    lanes=1,
-    taken=0,
-    kind="usual",
-    flooded=False,
-    owed=0,
-    at=0.0,
-    place=60,
-)
+@at_the_end([1.5] + [5.1] * 15)
 # One alone is soon computed, but does not keep up with what arrives.
-@example(
-    waiting=[2.8],
-    more=0.0,
-    size=8,
-    lanes=1,
-    taken=3,
-    kind="quick alone",
-    flooded=True,
-    owed=0,
-    at=0.0,
-    place=60,
-)
+@at_the_end([2.8], taken=3, kind="quick alone", flooded=True)
 # Those ahead have time for small batches only, and these take longer in all.
-@example(
-    waiting=[2.5, 3.3, 3.6, 4.3, 5.0, 5.1, 5.4, 6.4, 6.9, 7.5],
-    more=0.8,
-    size=8,
-    lanes=1,
-    taken=2,
-    kind="usual",
-    flooded=False,
-    owed=0,
-    at=0.0,
-    place=60,
-)
+@at_the_end([2.5, 3.3, 3.6, 4.3, 5.0, 5.1, 5.4, 6.4, 6.9, 7.5], more=0.8, taken=2)
 def test_the_short_cut_says_the_same(
     waiting: list[float],
     more: float,
