@@ -18,6 +18,9 @@ those without a Host or with several (RFC 9112, section 3.2). An offer to upgrad
 client does with h2c.
 
 And an answer is written in one go, where uvicorn writes its head and its body apart.
+
+An application is told in its scope what it need not wait for or watch then: that the body is all
+there (`upload.WHOLE`) and, when it happens, that the client leaves (`departure.DEPARTURE`).
 """
 
 from __future__ import annotations
