@@ -208,10 +208,8 @@ class Metrics:
         many, and all at once cost little more than one."""
         self._counts_soon = False
         ended, self._ended = self._ended, []
-        requests, stages = (
-            defaultdict[tuple[str, str], list[float]](list),
-            defaultdict[str, list[float]](list),
-        )
+        requests = defaultdict[tuple[str, str], list[float]](list)
+        stages = defaultdict[str, list[float]](list)
         for route, status, seconds, durations in ended:
             requests[route, status].append(seconds)
             for stage, duration in durations.items():

@@ -138,7 +138,7 @@ def log_request(
         fields["code"] = code
     for stage, duration in timing.items():
         fields[f"{stage}_seconds"] = _micro(duration)
-    # As `log.log` does for whoever does not know the level, the place and the arguments.
+    # What `log.log` makes of it, without its search for the caller.
     record = logging.LogRecord(log.name, level, "", 0, "request", None, None)
     record.fields = fields
     log.handle(record)
