@@ -116,17 +116,7 @@ class Serving(Generic[In, Out]):
             timeline.end(flight, ended, done=done, computed=computed)
             self._freed()
         if error is None:
-            bucket = self._policy.table.bucket(len(entries))
-            for entry, outcome in zip(entries, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    self._fail(entry, outcome)
-                    continue
-                self.computed = True
-                if entry.waiting:
-                    self._answered += 1
-                    waited = handed - entry.arrived
-                    answer = Answer(outcome, waited, ended - handed, len(entries), bucket)
-                    entry.answer.set_result(answer)
+            self._answer(entries, outcomes, handed, ended)
             return
         if isinstance(error, MemoryError):
             self._out_of_memory = True
@@ -150,6 +140,25 @@ class Serving(Generic[In, Out]):
                 entry.fail(DeadlineUnreachable("the engine failed and took too long", late))
         if still := [entry for entry in entries if entry.waiting]:
             await self._compute(still)
+
+    def _answer(
+        self,
+        entries: Sequence[Entry[In, Out]],
+        outcomes: Sequence[Out | Exception],
+        handed: float,
+        ended: float,
+    ) -> None:
+        size = len(entries)
+        bucket = self._policy.table.bucket(size)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._fail(entry, outcome)
+                continue
+            self.computed = True
+            if entry.waiting:
+                self._answered += 1
+                answer = Answer(outcome, handed - entry.arrived, ended - handed, size, bucket)
+                entry.answer.set_result(answer)
 
     def _fail(self, entry: Entry[In, Out], cause: BaseException) -> None:
         if entry.waiting:

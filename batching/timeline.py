@@ -35,6 +35,11 @@ class Flight:
         """Predicted, not promised."""
         return self.begins + self.seconds
 
+    def expected_end(self, now: float) -> float:
+        """What is late by some time is expected to be late by as much again, so that an engine that
+        hangs soon has no deadline left that it could meet."""
+        return max(self.ends, 2 * now - self.ends)
+
 
 class Lanes:
     """When each lane is free, as far as is foreseen."""
@@ -105,7 +110,7 @@ class Timeline:
         last, behind = now, self._owed
         for place, flight in enumerate(self._flights):
             if place < self._lanes:
-                last = max(last, flight.ends, 2 * now - flight.ends)
+                last = max(last, flight.expected_end(now))
             else:
                 behind += flight.seconds
         return last + behind
@@ -127,13 +132,8 @@ class Timeline:
             self._owed -= seconds
 
     def _done(self, now: float) -> Lanes:
-        """When each lane is done with all it has.
-
-        What is late by some time is expected to be late by as much again, so that an engine that
-        hangs soon has no deadline left that it could meet.
-        """
-        computed = self._flights[: self._lanes]
-        ends = [max(flight.ends, 2 * now - flight.ends) for flight in computed]
+        """When each lane is done with all it has."""
+        ends = [flight.expected_end(now) for flight in self._flights[: self._lanes]]
         lanes = Lanes(ends + [now] * (self._lanes - len(ends)))
         for flight in self._flights[self._lanes :]:
             lanes.take(flight.seconds)

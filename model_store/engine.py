@@ -78,7 +78,6 @@ class Batch:
     networks: Sequence[Network]
     """Of the version that computes it, one a lane."""
     inputs: Inputs
-    loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[tuple[Rows, float]]
 
     def settle(self, outcome: tuple[Rows, float] | Exception) -> None:
@@ -152,11 +151,11 @@ class GluonEngine:
         Raises MemoryError where the device is out of memory, and whatever MXNet raises.
         """
         started = time.perf_counter()
-        networks, loop = self._serving, asyncio.get_running_loop()
+        networks = self._serving
         inputs = networks[0].assemble(images)  # here, so that it may overlap another's compute
         if self.on_assembled is not None:
             self.on_assembled(time.perf_counter() - started)
-        batch = Batch(networks, inputs, loop, loop.create_future())
+        batch = Batch(networks, inputs, asyncio.get_running_loop().create_future())
         self._handed.append(batch)
         for number, lane in enumerate(self._lanes):
             lane.send(partial(self._compute_next, number))
@@ -242,7 +241,7 @@ class GluonEngine:
             outcome = self._compute(batch.networks[lane], batch.inputs)
         except Exception as error:  # noqa: BLE001  # its caller's to judge
             outcome = error
-        batch.loop.call_soon_threadsafe(batch.settle, outcome)
+        batch.answer.get_loop().call_soon_threadsafe(batch.settle, outcome)
         del batch, outcome  # as in `infer`
 
     def _compute(self, network: Network, inputs: Inputs) -> tuple[Rows, float]:
