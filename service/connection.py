@@ -166,6 +166,8 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self.scope[WHOLE] = True  # type: ignore[literal-required]
+        if not self.pipeline:
+            self.flow.resume_reading()  # a large body paused it: its sender may yet leave
         if self.cycle.response_complete:  # the rest has come
             self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
             self.server_state.waits(self)

@@ -344,28 +344,59 @@ def test_descriptors(
     assert bool(caplog.records) == (possible < wanted)
 
 
-async def test_what_the_application_is_told_of_its_client() -> None:
-    """Whether the body is there already, and when the client leaves: also to the first of two
-    requests that were sent together, which uvicorn itself does not tell."""
+BODIES = {
+    "all there": (b"2", b"12", True),
+    "not all there": (b"2", b"1", False),
+    "so large that reading pauses": (b"100000", bytes(100_000), False),
+}
+
+
+@pytest.mark.parametrize(("length", "body", "there"), BODIES.values(), ids=BODIES)
+async def test_what_the_application_is_told_of_its_client(
+    length: bytes, body: bytes, there: bool
+) -> None:
+    """Whether the body is there as it is called, and that the client leaves."""
     whole: list[bool] = []
     left = asyncio.Event()
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
         whole.append(WHOLE in scope)
         scope[DEPARTURE].watch(left.set)
+        await receive()
         await asyncio.sleep(PATIENCE)
 
-    for body, there in (b"12", True), (b"1", False):
-        async with client(waits) as (_, writer):
-            writer.write(HEAD + b"Content-Length: 2\r\n\r\n" + body)
-            await asyncio.sleep(0.1)
-        async with asyncio.timeout(PATIENCE):
-            await left.wait()
-        left.clear()
-        assert whole.pop() is there and not whole
     async with client(waits) as (_, writer):
-        writer.write(2 * (HEAD + b"Content-Length: 2\r\n\r\n12"))
+        writer.write(HEAD + b"Content-Length: " + length + b"\r\n\r\n")
+        if not there:
+            await asyncio.sleep(0.1)
+        writer.write(body)
         await asyncio.sleep(0.1)
-    async with asyncio.timeout(PATIENCE):
+        assert not left.is_set()
+        writer.close()
         await left.wait()
-    assert len(whole) == 1, "the second waits for the first to be answered"
+    assert whole == [there]
+
+
+async def test_what_is_sent_ahead_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a request that came before the one ahead of it was answered nothing is read: whoever
+    sends fast costs no memory."""
+    seen: list[Connection] = []
+    begun = asyncio.Event()
+    complete = Connection.on_message_complete
+
+    def on_message_complete(connection: Connection) -> None:
+        seen.append(connection)
+        complete(connection)
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        begun.set()
+        await asyncio.sleep(PATIENCE)
+
+    monkeypatch.setattr(Connection, "on_message_complete", on_message_complete)
+    async with client(waits) as (_, writer):
+        for _ in range(5):
+            writer.write(HEAD + b"Content-Length: 2\r\n\r\n12")
+            await begun.wait()
+            await asyncio.sleep(0.05)
+    assert len(seen) == 2
