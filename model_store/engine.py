@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import pathlib
 import sys
 import time
@@ -33,24 +34,39 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
-from model_store import manifest, precision
+from model_store import manifest, precision, tiles
 from model_store.cores import cores
 from model_store.device import Device, GpuMemory, choose, gpu_memory
 from model_store.manifest import BadModel, Manifest, Parameters
-from model_store.network import SIDE, Image, Inputs, Network, Probabilities, Rows, outcomes
+from model_store.memory import memory
+from model_store.network import (
+    SIDE,
+    Image,
+    Inputs,
+    Network,
+    Probabilities,
+    Rows,
+    buckets,
+    outcomes,
+)
 from model_store.params import Arrays, read_params, sha256
 from model_store.precision import Precision
 from model_store.runtime import is_gpu_build, load_mxnet
 
 __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "load_engine"]
 
+TILES = "amx_int8"
+"""In Linux's words (/proc/cpuinfo)."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at a GPU's memory."""
 SWITCH = 0.001
 """Seconds after which the event loop must let a lane have the interpreter lock: between two batches
 a lane wants it for microseconds, and has nothing to compute until it gets it. Python's are five."""
 MOST_LANES = 4
-"""Where nothing else is asked for."""
+ON_CPU, ON_GPU = 16, 64
+"""The largest batch. All three where nothing else is asked for."""
+TILE_BYTES = 7 * 2**20
+"""What a convolution in 8 bits takes with tiles, in each bucket: oneDNN's, and not the image's."""
 
 Arguments = TypeVarTuple("Arguments")
 R = TypeVar("R")
@@ -210,12 +226,14 @@ class GluonEngine:
         """Beside the version that serves; lane after lane, so that only one of them is slowed."""
         model, arrays = await asyncio.to_thread(_read, folder)
         bits = precision.choose(self._wanted, model, self.device.name)
+        if bits.name == "int8" and tiles.used(os.environ):
+            bits = Precision(bits.name, f"{bits.reason}; with AMX")
         networks: list[Network] = []
         try:
             for lane in self._lanes:
                 network = Network(self._mx, model, self.device, bits, self._max_batch_size)
                 networks.append(network)
-                steps = network.load(arrays)
+                steps = network.load(arrays, beside=bool(self._networks))
                 try:
                     while await lane.call(_step, steps):
                         pass  # and whoever came meanwhile has had a turn
@@ -278,9 +296,12 @@ async def load_engine(
             return Lane(threads_open.enter_context(thread))
 
         first = lane()
-        mx, chosen = await first.call(_start, device, threads)
+        with_tiles = _in_order(device) and await asyncio.to_thread(
+            _worth_tiles, folder, precision, max_batch_size or ON_CPU
+        )
+        mx, chosen = await first.call(_start, device, threads, with_tiles)
         on_cpu = chosen.name == "cpu"
-        size = max_batch_size or (16 if on_cpu else 64)
+        size = max_batch_size or (ON_CPU if on_cpu else ON_GPU)
         if on_cpu and lanes is None:
             lanes = await asyncio.to_thread(_lanes_for, folder, precision)
         others = [lane() for _ in range(1, lanes or 1)] if on_cpu else []
@@ -292,10 +313,14 @@ async def load_engine(
             await engine.unload()
 
 
-def _start(device: str, threads: int) -> tuple[Any, Device]:
-    # Run in order, an operator is computed on the thread that calls it, and so lanes are computed
-    # side by side. A GPU would be waited for after each operator.
-    mx = load_mxnet(threads, in_order=device == "cpu" or not is_gpu_build())
+def _in_order(device: str) -> bool:
+    """Whether an operator is computed on the thread that calls it, and so lanes side by side. A GPU
+    would be waited for after each operator."""
+    return device == "cpu" or not is_gpu_build()
+
+
+def _start(device: str, threads: int, with_tiles: bool) -> tuple[Any, Device]:
+    mx = load_mxnet(threads, _in_order(device), with_tiles)
     # What is imported stays. Full collections pass over it from now on: one comes with every
     # version that is freed, and took 120 ms in which no thread runs, instead of 7.
     gc.freeze()
@@ -309,6 +334,21 @@ def _lanes_for(folder: pathlib.Path, wanted: str) -> int:
     bits = precision.choose(wanted, manifest.read_version(folder), "cpu")
     lanes = min(cores(), MOST_LANES)
     return max(1, lanes - 1) if bits.name == "int8" else lanes
+
+
+def _worth_tiles(folder: pathlib.Path, wanted: str, max_batch_size: int) -> bool:
+    """Whether the version in `folder` is computed in 8 bits, by a CPU that has tiles, and what they
+    take, twice while another version is loaded, leaves two thirds of the memory for all else.
+
+    Raises BadModel, PrecisionUnavailable.
+    """
+    if TILES not in precision.cpu_flags():
+        return False
+    model = manifest.read_version(folder)
+    if model.int8 is None or precision.choose(wanted, model, "cpu").name != "int8":
+        return False
+    convolutions = len(model.int8.ranges)
+    return 2 * TILE_BYTES * convolutions * len(buckets(max_batch_size, few=True)) < memory() / 3
 
 
 def _step(steps: Generator[None, None, None]) -> bool:

@@ -1,9 +1,10 @@
 """A version as MXNet computes it. Synchronous; all but `assemble` is for one and the same thread.
 
-A batch is padded to the next bucket: 1, 2, 4, 8, ... up to the largest batch. Each bucket has a
-network object of its own, since switching shapes inside one costs more than a millisecond; they
-share their parameters. Every bucket is warmed up and has answered sensibly before it serves, and
-has given what the manifest recorded of the probes.
+A batch is padded to the next bucket: 1, 2, 4, 8, ... up to the largest batch, or with tiles, where
+each takes much memory, every second of them. Each bucket has a network object of its own, since
+switching shapes inside one costs more than a millisecond; they share their parameters. Every bucket
+is warmed up and has answered sensibly before it serves, and has given what the manifest recorded of
+the probes.
 
 `load` goes in steps. An engine that serves meanwhile computes batches between two of them, so
 that none waits for longer than one step; the longest is the first run of the largest bucket.
@@ -12,6 +13,7 @@ that none waits for longer than one step; the longest is the first run of the la
 from __future__ import annotations
 
 import gc
+import os
 import re
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -20,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from model_store import probes
+from model_store import probes, tiles
 from model_store.architectures import build
 from model_store.device import Device
 from model_store.int8 import Quantisable, Ranges
@@ -65,7 +67,8 @@ class Network:
         """Bucket -> seconds of each of its warm-up batches."""
         self._mx = mx
         self._device = device
-        self._buckets = buckets(max_batch_size)
+        self._tiles = device.name == "cpu" and tiles.used(os.environ)
+        self._buckets = buckets(max_batch_size, self._tiles)
         self._by_bucket: dict[int, Forward] = {}
         self._held: dict[int, Any] = {}
         """Bucket -> its input array, float32 (bucket, 3, 32, 32), on the device."""
@@ -75,13 +78,14 @@ class Network:
         shift = np.asarray(model.normalisation.mean) / np.asarray(model.normalisation.std)
         self._scale, self._shift = _of_an_image(scale), _of_an_image(shift)
 
-    def load(self, arrays: Arrays) -> Generator[None, None, None]:
-        """Build, fill with `arrays`, and warm up: a step between two of its items.
+    def load(self, arrays: Arrays, beside: bool = True) -> Generator[None, None, None]:
+        """Build, fill with `arrays`, and warm up: a step between two of its items. `beside` another
+        that serves, steps are to be short; else all is to be done soon.
 
         Raises BadParams, BadModel, UnknownArchitecture, and what MXNet raises.
         """
         self._shared = yield from filled(self._mx, self.model, self._device.context, arrays)
-        yield from self._build()
+        yield from self._build(beside)
         for bucket in self._buckets:
             yield from self._warm_up(bucket)
 
@@ -126,14 +130,14 @@ class Network:
         gc.collect()  # Gluon's blocks name each other; left to itself, any thread would free them
         self._mx.nd.waitall()  # or the process may hang at exit (apache/mxnet issue 8997)
 
-    def _build(self) -> Generator[None, None, None]:
+    def _build(self, beside: bool) -> Generator[None, None, None]:
         """A network for each bucket, which share their parameters, in the precision."""
         for bucket in self._buckets:
             shape = (bucket, 3, SIDE, SIDE)
             self._held[bucket] = self._mx.nd.zeros(shape, ctx=self._device.context)
         if self.precision.name == "int8":
             assert self.model.int8 is not None  # or it would not have been chosen
-            yield from self._quantise(self.model.int8.ranges)
+            yield from self._quantise(self.model.int8.ranges, beside)
             return
         copies = {}
         for bucket in self._buckets:
@@ -173,11 +177,16 @@ class Network:
         plain = self._shared(inputs).asnumpy()
         return bool(np.allclose(fused(inputs).asnumpy(), plain, rtol=1e-3, atol=1e-3))
 
-    def _quantise(self, ranges: Ranges) -> Generator[None, None, None]:
+    def _quantise(self, ranges: Ranges, beside: bool) -> Generator[None, None, None]:
         quantisable = Quantisable(self._mx, self._shared)
         yield
         for bucket in self._buckets:
-            self._by_bucket[bucket] = _Direct(quantisable.block(ranges), self._held[bucket])
+            block = quantisable.block(ranges)
+            if self._tiles and beside:
+                for beginning in quantisable.beginnings(block):
+                    beginning(self._held[bucket]).wait_to_read()
+                    yield
+            self._by_bucket[bucket] = _Direct(block, self._held[bucket])
             yield
 
     def _warm_up(self, bucket: int) -> Generator[None, None, None]:
@@ -265,9 +274,9 @@ def is_out_of_memory(message: str) -> bool:
     return OUT_OF_MEMORY.search(message) is not None
 
 
-def buckets(max_batch_size: int) -> list[int]:
-    """1, 2, 4, 8, ... and `max_batch_size` itself."""
-    powers = [1 << power for power in range(max_batch_size.bit_length())]
+def buckets(max_batch_size: int, few: bool = False) -> list[int]:
+    """1, 2, 4, 8, ... and `max_batch_size` itself; if `few`, every second of them."""
+    powers = [1 << power for power in range(0, max_batch_size.bit_length(), 1 + few)]
     return sorted({*powers, max_batch_size})
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from model_store import cuda
+from model_store import cuda, tiles
 
 ENVIRONMENT = {
     # Tuning at import takes seconds and has hung under load (apache/mxnet issue 12255).
@@ -52,12 +52,12 @@ def is_gpu_build() -> bool:
     return any(name.lower().startswith("mxnet-cu") for name in names)
 
 
-def load_mxnet(threads: int, in_order: bool = False) -> Any:
+def load_mxnet(threads: int, in_order: bool = False, with_tiles: bool = False) -> Any:
     """Import MXNet with `threads` OpenMP threads per operator and return the module.
 
     `in_order`: every operator runs when it is called, on the caller's thread. MXNet's own
     scheduler has one thread compute for all who call; and in training it reads BatchNorm's
-    statistics while they are being updated, so that two runs differ.
+    statistics while they are being updated, so that two runs differ. `with_tiles`: see `tiles`.
 
     `threads` wins over an inherited OMP_NUM_THREADS, which was meant for programs of every kind.
     All else that is set here gives way to what the environment says. The second call returns the
@@ -72,6 +72,7 @@ def load_mxnet(threads: int, in_order: bool = False) -> Any:
         os.environ.setdefault("MXNET_ENGINE_TYPE", "NaiveEngine")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    tiles.settle(with_tiles, os.environ)
     failures = cuda.preload() if is_gpu_build() else []
     if "bool" not in vars(np):
         np.bool = np.bool_  # type: ignore[attr-defined, unused-ignore]  # gone since NumPy 1.24

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import pathlib
 import shutil
 import threading
@@ -17,7 +18,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from model_store import engine, manifest, network, probes
+from model_store import engine, manifest, network, probes, tiles
 from model_store.architectures import build
 from model_store.device import Device, DeviceUnavailable, GpuMemory
 from model_store.engine import GluonEngine, load_engine
@@ -118,8 +119,8 @@ async def test_photos(loaded: GluonEngine, model: pathlib.Path, data: pathlib.Pa
 
 @on_the_engines_loop
 async def test_buckets_are_warm(loaded: GluonEngine) -> None:
-    """Every power of two up to the largest batch has been run and timed before `ready`."""
-    assert list(loaded.warm_up_seconds) == [1, 2, 4, 8, 16, 32, 64]
+    """Every bucket up to the largest batch has been run and timed before `ready`."""
+    assert list(loaded.warm_up_seconds) == network.buckets(64, few=tiles.used(os.environ))
     for seconds in loaded.warm_up_seconds.values():
         assert len(seconds) >= 3 and min(seconds) > 0
 
@@ -134,9 +135,18 @@ async def test_one_thread_for_life(loaded: GluonEngine, images: Any) -> None:
     assert len([name for name in before if name.startswith("engine")]) == 1
 
 
-@pytest.mark.parametrize(("size", "buckets"), [(1, [1]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
-def test_bucket_sizes(size: int, buckets: list[int]) -> None:
-    assert network.buckets(size) == buckets
+@pytest.mark.parametrize(
+    ("size", "all_of_them", "few"),
+    [
+        (1, [1], [1]),
+        (6, [1, 2, 4, 6], [1, 4, 6]),
+        (8, [1, 2, 4, 8], [1, 4, 8]),
+        (16, [1, 2, 4, 8, 16], [1, 4, 16]),
+    ],
+)
+def test_bucket_sizes(size: int, all_of_them: list[int], few: list[int]) -> None:
+    assert network.buckets(size) == all_of_them
+    assert network.buckets(size, few=True) == few
 
 
 def test_not_a_number_fails_its_own_item() -> None:
@@ -408,10 +418,46 @@ def test_lanes_need_mxnet_to_run_in_order(
     """And a GPU, which may still be chosen, needs that it does not."""
     told: list[bool] = []
     monkeypatch.setattr(engine, "is_gpu_build", lambda: gpu_build)
-    monkeypatch.setattr(engine, "load_mxnet", lambda threads, in_order: told.append(in_order))
+    monkeypatch.setattr(
+        engine, "load_mxnet", lambda threads, in_order, with_tiles: told.append(in_order)
+    )
     monkeypatch.setattr(engine, "choose", lambda mx, device: None)
-    engine._start(device, 1)
+    engine._start(device, 1, with_tiles=False)
     assert told == [in_order]
+
+
+MANY = frozenset({"avx512_vnni", "amx_int8"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "size", "gib", "worth_it"),
+    [
+        (MANY, "int8", 16, 24.0, True),
+        (MANY, "auto", 16, 24.0, True),
+        (MANY, "fp32", 16, 24.0, False),
+        (MANY - {"amx_int8"}, "int8", 16, 24.0, False),
+        (MANY, "int8", 16, 2.7, True),
+        (MANY, "int8", 16, 2.5, False),
+        (MANY, "int8", 64, 2.7, False),
+        (MANY, "int8", 64, 3.5, True),
+    ],
+)
+def test_when_tiles_are_worth_their_memory(
+    copy: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: frozenset[str],
+    precision: str,
+    size: int,
+    gib: float,
+    worth_it: bool,
+) -> None:
+    """In int8, where a container's memory holds two versions' tiles three times over: those of 21
+    convolutions in three buckets, or four."""
+    ranges = {f"tensor{number}": [-1.0, 1.0] for number in range(21)}
+    describe(copy, int8={"calibrated_on": "noise", "images": 1, "ranges": ranges})
+    monkeypatch.setattr(engine, "memory", lambda: int(gib * 2**30))
+    monkeypatch.setattr("model_store.precision.cpu_flags", lambda: flags)
+    assert engine._worth_tiles(copy, precision, size) is worth_it
 
 
 @on_the_engines_loop
@@ -468,8 +514,8 @@ async def test_all_lanes_change_at_once(
         second = engine._networks[1]
         load, loads = Network.load, iter([False, True])
 
-        def fails(network: Network, arrays: Any) -> Any:
-            yield from load(network, arrays)
+        def fails(network: Network, arrays: Any, beside: bool) -> Any:
+            yield from load(network, arrays, beside)
             if next(loads):
                 raise MemoryError("no room for a second one")
 
