@@ -11,6 +11,7 @@ Call it from a thread that will own a network, and from no other.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -46,6 +47,7 @@ class MXNetUnavailable(RuntimeError):
     """MXNet cannot be imported here; the message says what is missing and what to install."""
 
 
+@functools.cache
 def is_gpu_build() -> bool:
     """Is the MXNet that is installed one of those for CUDA? Asks the package, not MXNet."""
     names = (package.metadata["Name"] or "" for package in importlib.metadata.distributions())
