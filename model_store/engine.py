@@ -51,7 +51,7 @@ from model_store.network import (
 )
 from model_store.params import Arrays, read_params, sha256
 from model_store.precision import Precision
-from model_store.runtime import is_gpu_build, load_mxnet
+from model_store.runtime import is_for_cpu, load_mxnet
 
 __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "load_engine"]
 
@@ -296,7 +296,7 @@ async def load_engine(
             return Lane(threads_open.enter_context(thread))
 
         first = lane()
-        with_tiles = _in_order(device) and await asyncio.to_thread(
+        with_tiles = is_for_cpu(device) and await asyncio.to_thread(
             _worth_tiles, folder, precision, max_batch_size or ON_CPU
         )
         mx, chosen = await first.call(_start, device, threads, with_tiles)
@@ -313,14 +313,10 @@ async def load_engine(
             await engine.unload()
 
 
-def _in_order(device: str) -> bool:
-    """Whether an operator is computed on the thread that calls it, and so lanes side by side. A GPU
-    would be waited for after each operator."""
-    return device == "cpu" or not is_gpu_build()
-
-
 def _start(device: str, threads: int, with_tiles: bool) -> tuple[Any, Device]:
-    mx = load_mxnet(threads, _in_order(device), with_tiles)
+    # Run in order, an operator is computed on the thread that calls it, and so lanes are computed
+    # side by side. A GPU would be waited for after each operator.
+    mx = load_mxnet(threads, is_for_cpu(device), with_tiles)
     # What is imported stays. Full collections pass over it from now on: one comes with every
     # version that is freed, and took 120 ms in which no thread runs, instead of 7.
     gc.freeze()

@@ -54,6 +54,11 @@ def is_gpu_build() -> bool:
     return any(name.lower().startswith("mxnet-cu") for name in names)
 
 
+def is_for_cpu(device: str) -> bool:
+    """Does `device`, in the words of `device.choose`, leave no choice but the CPU?"""
+    return device == "cpu" or not is_gpu_build()
+
+
 def load_mxnet(threads: int, in_order: bool = False, with_tiles: bool = False) -> Any:
     """Import MXNet with `threads` OpenMP threads per operator and return the module.
 

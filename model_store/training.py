@@ -22,7 +22,7 @@ from model_store.checkpoint import Origin, Progress
 from model_store.device import choose
 from model_store.evaluation import Probabilities
 from model_store.params import Arrays, check_params
-from model_store.runtime import is_gpu_build, load_mxnet
+from model_store.runtime import is_for_cpu, load_mxnet
 
 AVERAGE_EVERY = 4
 """Steps between two updates of the average."""
@@ -42,7 +42,7 @@ class Training:
         self.progress = Progress()
         # In order, a run repeats bit for bit. On a GPU it would not anyway: cuDNN adds up as it
         # pleases, and operators that are waited for one by one leave a GPU idle.
-        self._mx = load_mxnet(origin.threads, in_order=device == "cpu" or not is_gpu_build())
+        self._mx = load_mxnet(origin.threads, in_order=is_for_cpu(device))
         self.device = choose(self._mx, device)
         self.mxnet_version: str = self._mx.__version__
         self._mx.random.seed(recipe.seed)

@@ -417,7 +417,7 @@ def test_lanes_need_mxnet_to_run_in_order(
 ) -> None:
     """And a GPU, which may still be chosen, needs that it does not."""
     told: list[bool] = []
-    monkeypatch.setattr(engine, "is_gpu_build", lambda: gpu_build)
+    monkeypatch.setattr("model_store.runtime.is_gpu_build", lambda: gpu_build)
     monkeypatch.setattr(
         engine, "load_mxnet", lambda threads, in_order, with_tiles: told.append(in_order)
     )
