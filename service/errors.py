@@ -18,7 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
-from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
+from service.decoding.errors import (
+    BadImage,
+    ImageTooExpensive,
+    ImageTooLarge,
+    UnsupportedImageType,
+)
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = {
@@ -67,6 +72,14 @@ class RateLimited(Exception):
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"welcome again in {retry_after:.3g} s")
         self.retry_after = retry_after
+
+
+class DecodeQueueFull(Exception):
+    """As many images wait for a decoder as may."""
+
+
+class DecodersKilled(RateLimited):
+    """A client's images ended too many decoder processes."""
 
 
 class NotAdmin(Unauthorized):
@@ -135,6 +148,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
     UnsupportedImageType: Problem(415, "unsupported_image_type", "Image format not served"),
     BodyTooLarge: Problem(413, "body_too_large", "Upload too large"),
     ImageTooLarge: Problem(413, "image_too_large", "Too many pixels"),
+    ImageTooExpensive: Problem(413, "image_too_expensive", "Decoding the image takes too much"),
     TooManyImages: Problem(413, "too_many_images", "Too many images"),
     UploadTimeout: Problem(408, "upload_timeout", "Upload too slow", closes=True),
     BadTimeout: Problem(400, "bad_timeout", "Not a number of seconds"),
@@ -151,6 +165,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Too many requests of this client",
         "You ask more often than this server lets a single client. Try again after the seconds "
         "that Retry-After says.",
+        retry_after=1,
+    ),
+    DecodersKilled: Problem(
+        429,
+        "decoders_killed",
+        "Too many images of this client could not be decoded",
+        "Several of your images crashed their decoder, or took too much CPU time to decode. Try "
+        "again after the number of seconds in Retry-After, with other images.",
         retry_after=1,
     ),
     NotAdmin: Problem(
@@ -196,6 +218,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "queue_full",
         "Too many requests are waiting",
         "The queue is full. Try again after the seconds that Retry-After says.",
+    ),
+    DecodeQueueFull: Problem(
+        503,
+        "decode_queue_full",
+        "Too many images wait to be decoded",
+        "The queue of images that wait to be decoded is full. Try again after the number of "
+        "seconds in Retry-After.",
+        retry_after=1,
     ),
     DeadlineUnreachable: Problem(
         503,

@@ -14,7 +14,13 @@ from starlette.responses import JSONResponse
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
-from service import decode, errors, open_inference, protocol, wishes
+from service import errors, open_inference, protocol, wishes
+from service.decoding.errors import (
+    BadImage,
+    ImageTooExpensive,
+    ImageTooLarge,
+    UnsupportedImageType,
+)
 from service.departure import ends_with_client
 from service.direct import Direct
 from service.journey import Journey
@@ -45,16 +51,19 @@ MODELS = {
 REFUSALS = (
     errors.Unauthorized,
     errors.RateLimited,
+    errors.DecodersKilled,
+    errors.DecodeQueueFull,
     errors.MissingImage,
     errors.BadInference,
-    decode.BadImage,
+    BadImage,
     errors.BadTimeout,
     errors.UnknownModel,
     errors.UploadTimeout,
     errors.BodyTooLarge,
     errors.TooManyImages,
-    decode.ImageTooLarge,
-    decode.UnsupportedImageType,
+    ImageTooLarge,
+    ImageTooExpensive,
+    UnsupportedImageType,
     errors.UnsupportedEncoding,
     EngineFailed,
     EngineDead,

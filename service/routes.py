@@ -11,7 +11,13 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
-from service import decode, errors, schemas, wishes
+from service import errors, schemas, wishes
+from service.decoding.errors import (
+    BadImage,
+    ImageTooExpensive,
+    ImageTooLarge,
+    UnsupportedImageType,
+)
 from service.departure import ends_with_client
 from service.direct import Direct
 from service.gauges import Gauges
@@ -48,15 +54,18 @@ REFUSALS = (
     errors.Unauthorized,
     errors.RateLimited,
     errors.MissingImage,
-    decode.BadImage,
-    decode.UnsupportedImageType,
+    BadImage,
+    UnsupportedImageType,
     errors.BodyTooLarge,
-    decode.ImageTooLarge,
+    ImageTooLarge,
+    ImageTooExpensive,
     errors.UploadTimeout,
     errors.BadTimeout,
     errors.NotReady,
     QueueFull,
     DeadlineUnreachable,
+    errors.DecodersKilled,
+    errors.DecodeQueueFull,
     Draining,
     TimeoutError,
     EngineFailed,

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store.cores import cores
 from model_store.manifest import STORE, Name, Version
+from model_store.memory import memory
 
 PREFIX = "SHOAL_"
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -87,8 +88,14 @@ class Settings(BaseSettings):
     """Most pixels (width x height) of an image, told before any is decoded."""
     upload_timeout: Seconds = 30.0
     """Seconds in which a request's body must have arrived."""
-    decode_threads: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
-    """Threads that decode large images. Default: one a CPU core, 8 at most."""
+    decode_processes: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
+    """Processes that decode ordinary images, and maximum number of those for expensive ones; fewer
+    where `SHOAL_DECODE_MEMORY` allows no more. Default: one per CPU core, at most 8."""
+    decode_memory: int = Field(default_factory=lambda: memory() // 2, ge=2**20, le=2**40)
+    """Bytes that all decoder processes may take together. Default: half of the memory that the
+    machine or container has."""
+    max_decode_seconds: float = Field(default=2.0, gt=0, le=60)
+    """CPU time that decoding one image may take, in seconds."""
 
     api_keys: SecretStr | None = None
     """Keys, separated by commas; with any, predictions are for who sends one. At least 16
@@ -190,12 +197,10 @@ class Settings(BaseSettings):
     def share(self, count: int) -> Settings:
         """Of one of `count` processes: what is for all requests together is divided."""
         memory = max(self.max_upload_memory // count, self.max_upload_bytes)
-        threads = max(self.decode_threads // count, 1)
         connections = max(self.max_connections // count, 1)
         return self.model_copy(
             update={
                 "max_upload_memory": memory,
-                "decode_threads": threads,
                 "max_connections": connections,
             }
         )

@@ -20,21 +20,33 @@ import numpy as np
 from batching import Answer
 from model_store.engine import SIDE
 from model_store.manifest import Identity, Manifest
+from service.decoding.image import EncodedImage
 from service.local import Local
 from service.logs import log
-from service.serving import Classified, Versions
+from service.serving import Classified, Decoding, Versions
 from service.workers import frames, refusals
-from service.workers.frames import ASK, CANCEL, MODEL, STATE, SUBMIT, TOLD, BadFrame, Frame
+from service.workers.frames import (
+    ASK,
+    CANCEL,
+    DECODE,
+    MODEL,
+    STATE,
+    SUBMIT,
+    TOLD,
+    BadFrame,
+    Frame,
+)
 from service.workers.link import Link
 
 Outcome: TypeAlias = "asyncio.Future[Answer[Classified]]"
 
 
 class Hub:
-    """All front ends, and the engine that they share."""
+    """All front ends, and the engine and the decoders that they share."""
 
-    def __init__(self, local: Local, versions: Versions) -> None:
+    def __init__(self, local: Local, versions: Versions, decoders: Decoding) -> None:
         self.local = local
+        self.decoders = decoders
         self._versions = versions
         self._reloading: asyncio.Task[Identity] | None = None
         self.links: set[_FrontEnd] = set()
@@ -98,7 +110,7 @@ class _FrontEnd(Link):
         super().__init__()
         self._hub = hub
         self._models = 0
-        self._waiting: dict[int, Callable[[], None]] = {}
+        self._waiting: dict[int, Callable[[], object]] = {}
         self._asked: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -122,6 +134,10 @@ class _FrontEnd(Link):
         kind, number, body = frame
         if kind == SUBMIT:
             self._submit(number, body)
+        elif kind == DECODE:
+            self._waiting[number] = self._loop.create_task(
+                self._decode(number, *frames.read_decode(body))
+            ).cancel
         elif kind == CANCEL:
             if leave := self._waiting.pop(number, None):
                 leave()
@@ -175,6 +191,17 @@ class _FrontEnd(Link):
                 frames.Answer(found.infer_seconds, found.batch_size, found.bucket, model, row),
             )
         )
+
+    async def _decode(
+        self, number: int, deadline: float, client: bytes, image: EncodedImage
+    ) -> None:
+        try:
+            pixels = await self._hub.decoders.run(image, client, deadline - time.monotonic())
+            frame = frames.decoded(number, pixels.tobytes())
+        except Exception as error:  # noqa: BLE001  # the front end raises it again
+            frame = frames.refusal(number, refusals.told(error))
+        if self._waiting.pop(number, None) is not None:
+            self.send(frame)
 
     async def _answer(self, number: int, question: dict[str, Any]) -> None:
         try:

@@ -12,7 +12,17 @@ from batching import (
     QueueFull,
     Refused,
 )
-from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel, Unloaded
+from service.decoding.errors import BadImage, ImageTooExpensive, ImageTooLarge
+from service.errors import (
+    ChangeUnderWay,
+    DecodeQueueFull,
+    DecodersKilled,
+    LoadFailed,
+    NotReady,
+    RateLimited,
+    UnknownModel,
+    Unloaded,
+)
 from service.workers.frames import BadFrame, Refusal
 
 
@@ -33,6 +43,11 @@ REASONS: Final[dict[int, type[Exception]]] = {
     10: LoadFailed,
     11: Unexpected,
     12: EngineDead,
+    13: BadImage,
+    14: ImageTooLarge,
+    15: ImageTooExpensive,
+    16: DecodeQueueFull,
+    17: DecodersKilled,
 }
 LONGEST_WAIT = 3600.0
 """Seconds. Whoever would have to wait longer may as well try."""
@@ -54,4 +69,6 @@ def meant(refusal: Refusal) -> Exception:
         raise BadFrame(f"a refusal for the reason {refusal.reason}, which is none")
     if issubclass(kind, Refused):
         return kind(refusal.detail, refusal.retry_after)
+    if issubclass(kind, RateLimited):
+        return kind(refusal.retry_after)
     return kind(refusal.detail)

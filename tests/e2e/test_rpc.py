@@ -297,7 +297,7 @@ async def test_a_stop_waits_for_what_is_decoded() -> None:
     """A call that has not come to the batcher yet is under way, too; a new one is refused."""
     large, settings = (
         png(7, side=4000),
-        {"SHOAL_DECODE_THREADS": "1", "SHOAL_REQUEST_TIMEOUT": "60"},
+        {"SHOAL_DECODE_PROCESSES": "1", "SHOAL_REQUEST_TIMEOUT": "60"},
     )
     with Server(*SCRIPTED, **RPC, **settings) as server:
         server.wait_until_ready()

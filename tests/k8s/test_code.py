@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from urllib.parse import urlsplit
 
 import pytest
 
-from service import decode
 from service.app import create_app
+from service.decoding.limits import limits
 from service.server import LINGER
 from service.settings import PREFIX, Settings, unknown
 from service.tracing import wanted
+from service.workers.remote import MAX_DECODE_BYTES
 from service.workers.supervisor import GRACE
 from tests.fakes import FakeEngine
 from tests.k8s.manifests import (
@@ -59,7 +59,7 @@ def test_threads_come_from_the_limit(combination: str) -> None:
     """Threads are for the cores of the pod, not for those of the node."""
     told = environment_of(rendered(combination))
     limit = container_of(rendered(combination))["resources"]["limits"]["cpu"]
-    assert told["SHOAL_DECODE_THREADS"] == told["OMP_NUM_THREADS"] == limit
+    assert told["SHOAL_DECODE_PROCESSES"] == told["OMP_NUM_THREADS"] == limit
     assert settings_of(combination).engine_threads < int(limit), "a core for the event loop"
 
 
@@ -114,13 +114,15 @@ def test_grace(combination: str) -> None:
 def test_memory(combination: str) -> None:
     """The limit holds what the settings allow at worst, all at the same moment."""
     pod, settings = pod_of(rendered(combination)), settings_of(combination)
-    bytes_a_pixel = re.search(r"Memory: (\d+) bytes a pixel at most", decode.__doc__ or "")
-    assert bytes_a_pixel
-    pixels = settings.max_image_pixels * int(bytes_a_pixel[1]) / MEBIBYTE
-    uploads = settings.max_upload_memory / MEBIBYTE
-    tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
     limit = mebibytes(container_of(rendered(combination))["resources"]["limits"]["memory"])
-    assert PREDICTED_BASE + pixels + uploads + tmpfs <= limit
+    half = int(limit * MEBIBYTE / 2)  # what a container of this size gives decoders by default
+    decoders = limits(settings.decode_processes, half, settings.max_decode_seconds)
+    uploads = settings.max_upload_memory
+    if settings.workers > 1:
+        uploads += settings.workers * MAX_DECODE_BYTES
+    tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
+    most = PREDICTED_BASE + (decoders.memory + uploads) / MEBIBYTE + tmpfs
+    assert most <= limit, f"{most:.0f} MiB do not fit into {limit:.0f}"
 
 
 @every_combination

@@ -43,7 +43,7 @@ def settings() -> Settings:
         max_upload_bytes=100_000,
         max_upload_memory=200_000,
         max_image_pixels=1_000_000,
-        decode_threads=1,
+        decode_processes=1,
     )
 
 

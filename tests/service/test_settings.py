@@ -58,12 +58,12 @@ def test_out_of_bounds(environment: pytest.MonkeyPatch, name: str, value: str, t
 
 def test_every_wrong_one_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SHOAL_PORT", "-1")
-    environment.setenv("SHOAL_DECODE_THREADS", "0")
+    environment.setenv("SHOAL_DECODE_PROCESSES", "0")
     with pytest.raises(BadSettings) as caught:
         load_settings()
     assert [line.partition("=")[0] for line in str(caught.value).splitlines()] == [
         "SHOAL_PORT",
-        "SHOAL_DECODE_THREADS",
+        "SHOAL_DECODE_PROCESSES",
     ]
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from batching import DeadlineUnreachable, EngineFailed, Refused
+from service.errors import RateLimited
 from service.workers import frames
 from service.workers.frames import BadFrame, FrameReader, Refusal
 from service.workers.refusals import LONGEST_WAIT, REASONS, Unexpected, meant, told
@@ -20,10 +21,13 @@ def crossed(error: Exception) -> Exception:
 @pytest.mark.parametrize("kind", REASONS.values(), ids=lambda kind: kind.__name__)
 def test_all_of_them(kind: type[Exception]) -> None:
     """Class, words and seconds to wait."""
-    error = kind("words", 0.25) if issubclass(kind, Refused) else kind("words")
+    if issubclass(kind, RateLimited):
+        error: Exception = kind(0.25)
+    else:
+        error = kind("words", 0.25) if issubclass(kind, Refused) else kind("words")
     found = crossed(error)
-    assert type(found) is kind and str(found) == "words"
-    if isinstance(found, Refused):
+    assert type(found) is kind and str(found) == str(error)
+    if isinstance(found, (Refused, RateLimited)):
         assert found.retry_after == 0.25
 
 
