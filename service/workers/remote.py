@@ -78,10 +78,10 @@ class Remote:
             raise QueueFull("the engine's process does not keep up with reading", retry_after=1)
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[frames.Answer] = loop.create_future()
-        link.waiting[number] = waiting
-        link.send(frames.submit(number, now + timeout, image.tobytes()))
         timer = loop.call_later(timeout, _late, waiting)
         try:
+            link.send(frames.submit(number, now + timeout, image.tobytes()))
+            link.waiting[number] = waiting
             told = await waiting
         finally:
             timer.cancel()
@@ -123,8 +123,8 @@ class Remote:
         """What the engine's process says to it. Raises what it raised, and NotReady."""
         link, number = self._linked, next(self._numbers)
         asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        link.asked[number] = asked
         link.send(frames.message(ASK, number, question))
+        link.asked[number] = asked
         try:
             told = await asked
         finally:
@@ -147,6 +147,8 @@ class Remote:
                 _, link = await loop.create_unix_connection(_Engine, self._path)
             except OSError as error:
                 log.debug("no link to the engine's process: %s", error)
+            except Exception:  # noqa: BLE001  # or this process would never have a link again
+                log.exception("no link to the engine's process")
             else:
                 self._link = link
                 await link.ended.wait()
