@@ -113,10 +113,13 @@ class Serving(Generic[In, Out]):
         except Exception as raised:  # noqa: BLE001 - whatever it is, its callers get to hear it
             error = raised
         finally:
-            ended = self._clock()
-            done = outcomes.done if isinstance(outcomes, Outcomes) else ended
-            timeline.end(flight, ended, done=done, computed=computed)
-            self._freed()
+            try:
+                ended = self._clock()
+                done = outcomes.done if isinstance(outcomes, Outcomes) else ended
+                timeline.end(flight, ended, done=done, computed=computed)
+            finally:
+                timeline.forget(flight)  # or the engine would seem busy for ever
+                self._freed()
         if error is None:
             self._answer(entries, outcomes, handed, ended)
             return

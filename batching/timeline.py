@@ -182,5 +182,10 @@ class Timeline:
             self.table.observe(flight.size, done - began)
             self.margin.observe(flight.seconds, done - began)
 
+    def forget(self, flight: Flight) -> None:
+        """Remove a flight that `end` could not. A no-op for one that has ended."""
+        if flight in self._flights:
+            self._flights.remove(flight)
+
     def _count_busy(self, now: float) -> None:
         self._busy, self._counted_at = self.busy_seconds(now), now
