@@ -49,7 +49,7 @@ from model_store.network import (
     buckets,
     outcomes,
 )
-from model_store.params import Arrays, read_params, sha256
+from model_store.params import Arrays, opened
 from model_store.precision import Precision
 from model_store.runtime import is_for_cpu, load_mxnet
 
@@ -375,12 +375,13 @@ def _read(folder: pathlib.Path) -> tuple[Manifest, Arrays]:
 
 def read_described(path: pathlib.Path, described: Parameters) -> Arrays:
     """The arrays of the file that the manifest describes. Raises BadModel, BadParams."""
-    # First, so that nothing is read of a file of any other size.
-    if path.is_file() and (size := path.stat().st_size) != described.bytes:
-        raise _another(path, f"it has {size:,} bytes instead of {described.bytes:,}")
-    arrays = read_params(path)
-    if sha256(path) != described.sha256:
-        raise _another(path, "its SHA-256 differs")
+    with opened(path) as source:
+        # First, so that nothing is read of a file of any other size.
+        if source.size != described.bytes:
+            raise _another(path, f"it has {source.size:,} bytes instead of {described.bytes:,}")
+        arrays = source.arrays()
+        if source.sha256() != described.sha256:
+            raise _another(path, "its SHA-256 differs")
     return arrays
 
 
