@@ -242,10 +242,10 @@ class Batcher(Generic[In, Out]):
             if batch := await self._next_batch():  # empty only when drained
                 await self._serve(batch)
         except Exception as error:
-            log.exception("the batcher failed")
             self._failures += 1
             for entry in self._queue.take(len(self._queue)) if batch is None else batch:
                 entry.fail(failed(error))
+            log.exception("the batcher failed")
         return batch is None or bool(batch)
 
     async def _next_batch(self) -> list[Entry[In, Out]]:
