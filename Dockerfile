@@ -5,8 +5,9 @@
 # change of code builds only the last, small layers. The two last stages hold what runs, and no
 # compiler, pip, cache or tests. docs/deploy.md says how to build, run and publish.
 
-# The tag moves with fixes of Python 3.11 and of Debian. To pin bytes:
-# --build-arg BASE=docker.io/library/python@sha256:...
+# The tag moves with fixes of Python 3.11 and of Debian; the digest behind it (TAG@sha256:...) pins the
+# bytes. `make pin-base` writes the current one here, which takes a registry. Images are published
+# only with a digest (.github/workflows/publish.yml).
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 # --- What every stage stands on. ---------------------------------------------------------------

@@ -126,6 +126,10 @@ class Unloaded(NotReady):
     """The model was unloaded, and not loaded again since."""
 
 
+class Stalled(NotReady):
+    """The engine has made no progress on a batch for long."""
+
+
 class NotLive(Exception):
     """The engine does not answer any more; only a new process helps."""
 
@@ -278,6 +282,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "The model was unloaded by whoever runs this server, and is not served until it is loaded "
         "again.",
         retry_after=10,
+    ),
+    Stalled: Problem(
+        503,
+        "engine_stalled",
+        "The engine is stalled",
+        "The engine has been computing one batch for more than ten times its predicted time. This "
+        "server is ready again when that batch ends.",
+        retry_after=1,
     ),
     NotLive: Problem(
         503,

@@ -101,18 +101,18 @@ async def live(request: Request) -> Response:
     "/health/ready",
     summary="Can it answer requests?",
     response_model=protocol.ServerReady,
-    responses=errors.documented([errors.NotReady, Draining], "/v2"),
+    responses=errors.documented([errors.NotReady, errors.Stalled, Draining], "/v2"),
 )
 async def ready(request: Request) -> Response:
     """As `/readyz`."""
-    _available(request)
+    await _available(request)
     return JSONResponse({"ready": True})
 
 
 async def model_ready(request: Request) -> Response:
     """As `/readyz`, of the model and version that are served."""
     model = _served(request).model
-    _available(request)
+    await _available(request)
     return JSONResponse({"name": model.name, "ready": True})
 
 
@@ -158,7 +158,9 @@ for path, names in MODELS.items():
         summary="Can the model answer requests?",
         response_model=protocol.ModelReady,
         openapi_extra={"parameters": names},
-        responses=errors.documented([errors.UnknownModel, errors.NotReady, Draining], "/v2"),
+        responses=errors.documented(
+            [errors.UnknownModel, errors.NotReady, errors.Stalled, Draining], "/v2"
+        ),
     )
     router.add_api_route(
         f"{path}/infer",
@@ -189,10 +191,10 @@ def _named_model(request: Request) -> tuple[str, str | None]:
     return names["model"], names.get("version")
 
 
-def _available(request: Request) -> Ready:
-    """Raises NotReady or Draining."""
+async def _available(request: Request) -> None:
+    """Raises NotReady, Stalled or Draining."""
     serving: Serving = request.app.state.serving
-    return serving.available
+    await serving.available()
 
 
 async def _images(request: Request, journey: Journey) -> tuple[Reply, list[Image]]:

@@ -160,12 +160,13 @@ async def healthz(request: Request) -> Response:
     tags=["probes"],
     summary="Can it answer requests?",
     response_model=schemas.Ready,
-    responses=errors.documented([errors.NotReady, Draining]),
+    responses=errors.documented([errors.NotReady, errors.Stalled, Draining]),
 )
 async def readyz(request: Request) -> Response:
-    """200 when the model is loaded and warm, with what serves and on what. For readiness probes."""
+    """200 when the model is loaded and warm and the engine makes progress, with what serves and on
+    what. For readiness probes."""
     serving: Serving = request.app.state.serving
-    ready, figures = serving.available, await serving.figures()
+    ready, figures = await serving.available()
     expected = figures.expected if figures is not None else {}
     return JSONResponse(
         {

@@ -22,7 +22,7 @@ from model_store.manifest import Identity, Manifest
 from model_store.precision import Precision
 from service.budget import Budget
 from service.decoding.image import EncodedImage, Pixels
-from service.errors import NotReady, Unloaded
+from service.errors import NotReady, Stalled, Unloaded
 from service.figures import Figures
 from service.settings import Settings
 
@@ -122,13 +122,18 @@ class Serving:
             raise Unloaded if self.inference.unloaded else NotReady
         return started
 
-    @property
-    def available(self) -> Ready:
-        """Raises NotReady, or Draining: what a readiness probe is told."""
+    async def available(self) -> tuple[Ready, Figures | None]:
+        """What a readiness probe is told. Raises NotReady, Stalled, which is one, or Draining."""
         ready = self.ready
         if self.draining:
             raise Draining("shutting down", retry_after=1)
-        return ready
+        try:
+            figures = await self.inference.figures()
+        except TimeoutError:
+            raise Stalled from None
+        if figures is not None and figures.stalled:
+            raise Stalled
+        return ready, figures
 
     def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classified]]:
         """`Inference.submit`."""

@@ -7,7 +7,6 @@ method sees the key and finds its place before the message is taken in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -68,14 +67,22 @@ class Methods:
         return messages.ServerLiveResponse(live=await self._serving.live())
 
     async def server_ready(self, call: Call) -> Any:
-        return messages.ServerReadyResponse(ready=_holds(lambda: self._serving.available))
+        return messages.ServerReadyResponse(ready=await self._is_ready())
 
     async def model_ready(self, call: Call) -> Any:
         asked = await self._named(call, messages.ModelReadyRequest)
-        ready = _holds(lambda: self._serving.available)
+        ready = await self._is_ready()
         if ready:
             served(self._serving, asked.name, asked.version)
         return messages.ModelReadyResponse(ready=ready)
+
+    async def _is_ready(self) -> bool:
+        """Whether a readiness probe over HTTP would get 200: here it gets no error."""
+        try:
+            await self._serving.available()
+        except (NotReady, Draining):
+            return False
+        return True
 
     async def server_metadata(self, call: Call) -> Any:
         about = open_inference.server_metadata(self._version, repository=False)
@@ -156,15 +163,6 @@ class Places:
             return data
 
         return read
-
-
-def _holds(ask: Callable[[], object]) -> bool:
-    """Whether `ask` finds the server ready: a probe is told so, and not an error."""
-    try:
-        ask()
-    except (NotReady, Draining):
-        return False
-    return True
 
 
 def _serialised(message: Any) -> bytes:

@@ -88,6 +88,8 @@ class _Linked:
                 _, link = await loop.create_unix_connection(_Engine, self._path)
             except OSError as error:
                 log.debug("no link to the engine's process: %s", error)
+            except Exception:  # noqa: BLE001  # or this process would never have a link again
+                log.exception("no link to the engine's process")
             else:
                 self._link = link
                 await link.ended.wait()
@@ -184,8 +186,8 @@ class Remote(_Linked):
         """What the engine's process says to it. Raises what it raised, and NotReady."""
         link, number = self._linked, next(self._numbers)
         asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        link.asked[number] = asked
         link.send(frames.message(ASK, number, question))
+        link.asked[number] = asked
         try:
             told = await asked
         finally:
@@ -216,10 +218,10 @@ class _Engine(Link):
         """What the engine's process answers to `frame`, which has this number. Raises what it
         raised, TimeoutError, and NotReady when the link is lost."""
         waiting: asyncio.Future[Any] = self._loop.create_future()
-        self.waiting[number] = waiting
-        self.send(frame)
         timer = self._loop.call_later(timeout, _late, waiting)
         try:
+            self.send(frame)
+            self.waiting[number] = waiting
             return await waiting
         finally:
             timer.cancel()

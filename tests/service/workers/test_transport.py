@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from service.serving import Classified
 from service.settings import Settings
 from service.workers import frames
 from service.workers.hub import Hub
-from service.workers.link import HIGH_WATER
+from service.workers.link import HIGH_WATER, Link
 from service.workers.refusals import Unexpected
 from service.workers.remote import MAX_DECODE_BYTES, SOCKET, Remote, RemoteDecoders
 from tests.fakes import MODEL, FakeEngine
@@ -198,6 +198,86 @@ async def test_an_engine_that_fails(pair: Pair, engine: FakeEngine) -> None:
     async with pair.engine(), pair.front_end() as remote:
         with pytest.raises(EngineFailed, match="the fan is off"):
             await remote.submit(image(0), 5)
+
+
+class Unprintable(Exception):
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Odd(FakeEngine):
+    """Gives what is no row, as often as told."""
+
+    odd = 0
+
+    async def infer(self, images: Sequence[Image]) -> Sequence[Any]:
+        rows = await super().infer(images)
+        if self.odd:
+            self.odd -= 1
+            return ["no row"] * len(rows)
+        return rows
+
+
+async def test_an_answer_that_cannot_be_sent(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its request fails at once, the cause is in the log of the engine's process, and the next
+    request over the same link is answered."""
+    settings = Settings(model="fake", model_version="7", model_store=tmp_path)
+    engine = Odd()
+    engine.odd = 1
+    pair = Pair(tmp_path, engine, settings)
+    with pair.address:
+        async with pair.engine(), pair.front_end() as remote, asyncio.timeout(10):
+            with pytest.raises(Unexpected):
+                await remote.submit(image(1), 60)
+            assert "could not convert string to float" in caplog.text
+            assert np.argmax((await remote.submit(image(1), 60)).value.probabilities) == 1
+
+
+async def test_an_error_that_cannot_be_told(pair: Pair, engine: FakeEngine) -> None:
+    """Ends the link, and with it each request that waits for it; the next link works."""
+    async with pair.engine(), pair.front_end() as remote, asyncio.timeout(10):
+        engine.error = Unprintable()
+        with pytest.raises(NotReady):
+            await remote.submit(image(4), 60)
+        engine.error = None
+        await until(lambda: remote.started)
+        assert np.argmax((await remote.submit(image(4), 60)).value.probabilities) == 4
+
+
+class BrokenTransport(asyncio.Transport):
+    """Cannot write."""
+
+    aborted = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise MemoryError
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize("arrives", [b"", frames.message(frames.STATE, 0, {})])
+async def test_a_link_that_fails_is_closed(arrives: bytes) -> None:
+    """Where it cannot write, or where what arrives raises: the end of the link completes the
+    requests that wait for it, which frames that were lost would not."""
+
+    class Broken(Link):
+        def received(self, frame: frames.Frame) -> None:
+            raise LookupError
+
+    link, transport = Broken(), BrokenTransport()
+    link.connection_made(transport)
+    if arrives:
+        link.data_received(arrives)
+    else:
+        link.send(b"frame")
+        await asyncio.sleep(0)
+    assert transport.aborted
 
 
 async def test_time_is_up(pair: Pair, engine: FakeEngine) -> None:
