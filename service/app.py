@@ -31,7 +31,9 @@ from service.keys import Keys
 from service.local import LoadEngine, Local
 from service.metrics import Metrics
 from service.middleware import ROUTINE, Requests
+from service.origins import Guard
 from service.protocol import LENGTH_HEADER
+from service.proxies import ProxyHeaders
 from service.rates import Rates
 from service.repository import Repository
 from service.server import Listener, SidePort
@@ -152,7 +154,10 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
         )
-    app.add_middleware(Requests, count=metrics, serving=serving)  # around all: it is added last
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Requests, count=metrics, serving=serving)  # around all that answer
+    if split(settings.trusted_proxies):
+        app.add_middleware(ProxyHeaders, trusted=settings.trusted_proxies)
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     if tracing is None:
         app.build_middleware_stack = partial(_lean_stack, app)  # type: ignore[method-assign]

@@ -61,6 +61,14 @@ class Unauthorized(Exception):
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
+class UnknownHost(Exception):
+    """The request is addressed to a host that this server does not answer for."""
+
+
+class CrossSite(Exception):
+    """A browser sent the request for a page of another origin that is not allowed to."""
+
+
 class RateLimited(Exception):
     """A client asks more often than it may; as of now it may again in `retry_after` seconds."""
 
@@ -152,6 +160,15 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "You ask more often than this server lets a single client. Try again after the seconds "
         "that Retry-After says.",
         retry_after=1,
+    ),
+    UnknownHost: Problem(421, "unknown_host", "Host not allowed"),
+    CrossSite: Problem(
+        403,
+        "cross_site",
+        "Request from a page elsewhere",
+        "A browser sent this request for a page of another origin, which SHOAL_CORS_ORIGINS does "
+        "not name. Name it there, or use this server's own page. If it is this server's own page, "
+        "let the proxy in front send Host as it came, with its port, or X-Forwarded-Host.",
     ),
     NotAdmin: Problem(
         401,
@@ -424,4 +441,6 @@ _EXAMPLES: dict[type[Exception], str] = {
     UploadTimeout: "The upload did not arrive within 30 seconds.",
     BadInference: "inputs.0.shape: Field required.",
     UnknownModel: "This server has the model 'cifar_resnet20_v1' in version '1' and no other.",
+    UnknownHost: "This server does not answer requests for the host 'shoal.example.com'. Use its "
+    "IP address or one of its names; its operator sets the names in SHOAL_ALLOWED_HOSTS.",
 }

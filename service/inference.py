@@ -43,6 +43,8 @@ MODELS = {
     "/models/{model}/versions/{version}": _named("model", "version"),
 }
 REFUSALS = (
+    errors.UnknownHost,
+    errors.CrossSite,
     errors.Unauthorized,
     errors.RateLimited,
     errors.MissingImage,
@@ -66,7 +68,12 @@ REFUSALS = (
 )
 
 
-@router.get("", summary="The server", response_model=protocol.ServerMetadata)
+@router.get(
+    "",
+    summary="The server",
+    response_model=protocol.ServerMetadata,
+    responses=errors.documented([errors.UnknownHost], "/v2"),
+)
 @router.get("/", include_in_schema=False)
 async def server_metadata(request: Request) -> Response:
     """Its name, its version, and the extensions of the protocol that it knows."""
@@ -141,7 +148,9 @@ for path, names in MODELS.items():
         summary="The model",
         response_model=protocol.ModelMetadata,
         openapi_extra={"parameters": names},
-        responses=errors.documented([errors.UnknownModel, errors.NotReady], "/v2"),
+        responses=errors.documented(
+            [errors.UnknownHost, errors.UnknownModel, errors.NotReady], "/v2"
+        ),
     )
     router.add_api_route(
         f"{path}/ready",
@@ -149,7 +158,9 @@ for path, names in MODELS.items():
         summary="Can the model answer requests?",
         response_model=protocol.ModelReady,
         openapi_extra={"parameters": names},
-        responses=errors.documented([errors.UnknownModel, errors.NotReady, Draining], "/v2"),
+        responses=errors.documented(
+            [errors.UnknownHost, errors.UnknownModel, errors.NotReady, Draining], "/v2"
+        ),
     )
     router.add_api_route(
         f"{path}/infer",

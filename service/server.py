@@ -29,7 +29,7 @@ from service.connections import Connections, bound
 from service.logs import log
 from service.reload import reload
 from service.serving import Serving
-from service.settings import Settings, split
+from service.settings import Settings
 from service.workers.listening import join
 
 ARRIVING = 0.1
@@ -176,8 +176,7 @@ def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> u
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(split(settings.trusted_proxies)),
-        forwarded_allow_ips=split(settings.trusted_proxies),
+        proxy_headers=False,  # the application reads them: service/proxies.py
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
