@@ -9,11 +9,12 @@ import httpx
 import pytest
 
 from service.origins import ANY_HOST
+from tests.e2e.chromium import REBOUND, Chromium, Page
 from tests.e2e.process import PATIENCE, SCRIPTED, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
-EVIL = "attacker.example"
+EVIL = REBOUND
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,51 @@ def test_the_log_names_the_hosts(workers: str) -> None:
         told = [line for line in lines if line.startswith("requests are accepted")]
         assert len(told) == count
         assert all("any IP address, localhost, shoal (SHOAL_ALLOWED_HOSTS" in line for line in told)
+
+
+def refusal(server: Server) -> tuple[int, str]:
+    """Status and code of the next request that is refused, as the log tells them."""
+    while "code" not in (record := server.wait_for_log("request")):
+        pass
+    return record["status"], record["code"]
+
+
+@pytest.fixture
+def page(chromium: Chromium) -> Iterator[Page]:
+    """A tab in which an attacker's scripts run, also on pages of ours."""
+    with chromium.page() as page:
+        page.send("Page.setBypassCSP", enabled=True)
+        yield page
+
+
+def test_a_browser_after_rebinding(page: Page) -> None:
+    """A page of the attacker's name gets 421, whatever it asks for as its own origin."""
+    with Server(*SCRIPTED) as server:
+        server.wait_until_ready()
+        page.open(f"http://{REBOUND}:{httpx.URL(server.url).port}/")
+        asks = "fetch(%r, {method: %r, headers: {'X-Forwarded-Host': 'localhost'}})"
+        for path, method in ("/v2", "GET"), ("/openapi.json", "GET"), ("/predict", "POST"):
+            assert page.evaluate(f"{asks % (path, method)}.then(answer => answer.status)") == 421
+
+
+@pytest.mark.parametrize("where", ["another port", "another site"])
+def test_a_browser_on_a_page_elsewhere(page: Page, where: str) -> None:
+    """Its POST is refused whether or not the other page is of the same site; a page of a named
+    origin gets its prediction."""
+    picture = f"new Blob([Uint8Array.from({[*png(7)]})])"
+    form = f"(form => (form.append('img', {picture}), form))(new FormData())"
+    post = f"fetch(%r, {{method: 'POST', mode: %r, body: {form}}})"
+    with Server(*SCRIPTED) as other:
+        if where == "another port":
+            page.open(other.url)
+        with Server(*SCRIPTED) as server:
+            server.wait_until_ready()
+            page.evaluate(f"{post % (f'{server.url}/predict', 'no-cors')}.then(_ => null)")
+            assert refusal(server) == (403, "cross_site")
+        if where == "another port":
+            with Server(*SCRIPTED, SHOAL_CORS_ORIGINS=other.url) as server:
+                server.wait_until_ready()
+                answer = page.evaluate(
+                    f"{post % (f'{server.url}/predict', 'cors')}.then(answer => answer.json())"
+                )
+                assert answer["class"] == "horse"
