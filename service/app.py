@@ -33,7 +33,6 @@ from service.metrics import Metrics
 from service.middleware import ROUTINE, Requests
 from service.origins import Guard
 from service.protocol import LENGTH_HEADER
-from service.proxies import ProxyHeaders
 from service.rates import Rates
 from service.repository import Repository
 from service.server import Listener, SidePort
@@ -155,9 +154,7 @@ def create_app(
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
         )
     app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Requests, count=metrics, serving=serving)  # around all that answer
-    if split(settings.trusted_proxies):
-        app.add_middleware(ProxyHeaders, trusted=settings.trusted_proxies)
+    app.add_middleware(Requests, count=metrics, serving=serving)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     if tracing is None:
         app.build_middleware_stack = partial(_lean_stack, app)  # type: ignore[method-assign]

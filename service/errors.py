@@ -165,10 +165,10 @@ PROBLEMS: dict[type[Exception], Problem] = {
     CrossSite: Problem(
         403,
         "cross_site",
-        "Request from a page elsewhere",
-        "A browser sent this request for a page of another origin, which SHOAL_CORS_ORIGINS does "
-        "not name. Name it there, or use this server's own page. If it is this server's own page, "
-        "let the proxy in front send Host as it came, with its port, or X-Forwarded-Host.",
+        "Cross-site request",
+        "A browser sent this request for a page of another origin. To allow that page, add its "
+        "origin to SHOAL_CORS_ORIGINS. If it is this server's own page, the proxy in front must "
+        "pass on Host unchanged, or send X-Forwarded-Host and be in SHOAL_TRUSTED_PROXIES.",
     ),
     NotAdmin: Problem(
         401,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -25,12 +22,12 @@ class ProxyHeaders:
         """`trusted`: addresses and networks, separated by commas."""
         self._uvicorn = ProxyHeadersMiddleware(app, split(trusted))  # type: ignore[arg-type]  # the same protocol
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Before uvicorn's puts the client's address in the place of the proxy's.
         if scope["type"] == "http" and NAME in headers(scope) and self._trusts(scope):
             lines = b",".join(value for name, value in scope["headers"] if name == NAME)
             scope[FORWARDED_HOSTS] = [host.strip() for host in lines.split(b",") if host.strip()]
-        return self._uvicorn(scope, receive, send)  # type: ignore[arg-type]
+        await self._uvicorn(scope, receive, send)  # type: ignore[arg-type]
 
     def _trusts(self, scope: Scope) -> bool:
         client = scope.get("client")

@@ -162,7 +162,10 @@ class Settings(BaseSettings):
     def _hosts(cls, value: str) -> str:
         for part in split(value):
             if part != "*" and host_name(part) is None:
-                raise ValueError(f"{part!r} is not a host name, a pattern *.example.com, or *")
+                raise ValueError(
+                    f"{part!r} is not a host name in ASCII; list names such as example.com, "
+                    "patterns such as *.example.com, or *"
+                )
         return value
 
     @field_validator("trusted_proxies")

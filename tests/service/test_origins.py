@@ -83,7 +83,6 @@ KUBERNETES = "shoal,shoal.ns.svc.cluster.local"
         ("127.0.0.1", "", "2130706433", False),
         ("127.0.0.1", "", "localhost\n", False),
         ("127.0.0.1", "", "localhost:" + "8" * 10_000, False),
-        ("0.0.0.0", "shoal", "\u017fhoal", False),  # a long s, whose capital is S
         ("127.0.0.1", "", "", False),
     ],
 )
@@ -189,6 +188,8 @@ SITE, OTHER = f"http://{HERE}", "https://gallery.example"
         ("POST", None, SITE, HERE, None, CLIENT, "", None),
         ("POST", None, f"https://{HERE}", HERE, None, CLIENT, "", None),
         ("POST", None, f"https://{HERE}", f"{HERE}:443", None, CLIENT, "", None),
+        ("POST", None, f"http://{HERE}:80", HERE, None, CLIENT, "", None),
+        ("POST", None, f"http://{HERE}:443", HERE, None, CLIENT, "", "cross_site"),
         ("POST", None, f"http://{HERE}:8000", f"{HERE}:8000", None, CLIENT, "", None),
         ("POST", None, "http://[::1]:8000", "[::1]:8000", None, CLIENT, "", None),
         ("POST", None, "http://localhost:3000", "localhost:8000", None, CLIENT, "", "cross_site"),
