@@ -33,6 +33,7 @@ from service.keys import Keys
 from service.local import LoadEngine, Local
 from service.metrics import Metrics
 from service.middleware import ROUTINE, Requests
+from service.origins import Guard
 from service.protocol import LENGTH_HEADER
 from service.rates import Rates
 from service.repository import Repository
@@ -157,6 +158,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
         )
+    app.add_middleware(Guard, settings=settings)
     app.add_middleware(Requests, count=metrics, serving=serving)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     if tracing is None:

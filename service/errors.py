@@ -66,6 +66,14 @@ class Unauthorized(Exception):
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
+class UnknownHost(Exception):
+    """The request is addressed to a host that this server does not answer for."""
+
+
+class CrossSite(Exception):
+    """A browser sent the request for a page of another origin that is not allowed to."""
+
+
 class RateLimited(Exception):
     """A client asks more often than it may; as of now it may again in `retry_after` seconds."""
 
@@ -178,6 +186,15 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Several of your images crashed their decoder, or took too much CPU time to decode. Try "
         "again after the number of seconds in Retry-After, with other images.",
         retry_after=1,
+    ),
+    UnknownHost: Problem(421, "unknown_host", "Host not allowed"),
+    CrossSite: Problem(
+        403,
+        "cross_site",
+        "Cross-site request",
+        "A browser sent this request for a page of another origin. To allow that page, add its "
+        "origin to SHOAL_CORS_ORIGINS. If it is this server's own page, the proxy in front must "
+        "pass on Host unchanged, or send X-Forwarded-Host and be in SHOAL_TRUSTED_PROXIES.",
     ),
     NotAdmin: Problem(
         401,
@@ -466,4 +483,6 @@ _EXAMPLES: dict[type[Exception], str] = {
     UploadTimeout: "The upload did not arrive within 30 seconds.",
     BadInference: "inputs.0.shape: Field required.",
     UnknownModel: "This server has the model 'cifar_resnet20_v1' in version '1' and no other.",
+    UnknownHost: "This server does not answer requests for the host 'shoal.example.com'. Use its "
+    "IP address or one of its names; its operator sets the names in SHOAL_ALLOWED_HOSTS.",
 }

@@ -49,6 +49,8 @@ MODELS = {
     "/models/{model}/versions/{version}": _named("model", "version"),
 }
 REFUSALS = (
+    errors.UnknownHost,
+    errors.CrossSite,
     errors.Unauthorized,
     errors.RateLimited,
     errors.DecodersKilled,
@@ -75,7 +77,12 @@ REFUSALS = (
 )
 
 
-@router.get("", summary="The server", response_model=protocol.ServerMetadata)
+@router.get(
+    "",
+    summary="The server",
+    response_model=protocol.ServerMetadata,
+    responses=errors.documented([errors.UnknownHost], "/v2"),
+)
 @router.get("/", include_in_schema=False)
 async def server_metadata(request: Request) -> Response:
     """Its name, its version, and the extensions of the protocol that it knows."""
@@ -150,7 +157,9 @@ for path, names in MODELS.items():
         summary="The model",
         response_model=protocol.ModelMetadata,
         openapi_extra={"parameters": names},
-        responses=errors.documented([errors.UnknownModel, errors.NotReady], "/v2"),
+        responses=errors.documented(
+            [errors.UnknownHost, errors.UnknownModel, errors.NotReady], "/v2"
+        ),
     )
     router.add_api_route(
         f"{path}/ready",
@@ -159,7 +168,14 @@ for path, names in MODELS.items():
         response_model=protocol.ModelReady,
         openapi_extra={"parameters": names},
         responses=errors.documented(
-            [errors.UnknownModel, errors.NotReady, errors.Stalled, Draining], "/v2"
+            [
+                errors.UnknownHost,
+                errors.UnknownModel,
+                errors.NotReady,
+                errors.Stalled,
+                Draining,
+            ],
+            "/v2",
         ),
     )
     router.add_api_route(

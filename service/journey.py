@@ -22,7 +22,7 @@ from service import errors
 from service.budget import Share
 from service.decoding.image import identify
 from service.keys import Keys
-from service.rates import Rates, network
+from service.rates import Client, Rates, network
 from service.serving import Classified, Serving
 from service.settings import Settings
 from service.tracing import Tracing
@@ -152,13 +152,13 @@ class Journey:
 _NOWHERE = nullcontext[None]()
 
 
-def _admit(provisions: Provisions, headers: Mapping[str, str], client: str) -> bytes:
-    """By key and, where there is a limit, by how often this client asks; what tells the client
-    apart from others."""
-    who = provisions.keys.check(headers) or network(client).encode()
+def _admit(provisions: Provisions, headers: Mapping[str, str], client: str) -> Client:
+    """Check the API key and the rate limit. Returns what identifies the client: the digest of its
+    key, or else its network."""
+    key = provisions.keys.check(headers) or network(client)
     if provisions.rates is not None:
-        provisions.rates.take(who, time.monotonic())
-    return who
+        provisions.rates.take(key, time.monotonic())
+    return key
 
 
 Step = Callable[[In], Coroutine[Any, Any, Out]]

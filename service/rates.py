@@ -29,6 +29,8 @@ from collections.abc import Hashable
 from service.errors import RateLimited
 
 MOST = 65_536
+Client = bytes | str
+"""What identifies a client: the digest of its API key, or else its network."""
 NETWORK = 64
 """Bits of an IPv6 address that tell clients apart: whoever has one address has the other 2^64."""
 

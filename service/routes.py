@@ -51,6 +51,8 @@ UPLOAD = {
 UPLOADS = {"required": True, "content": {"multipart/form-data": {"schema": FORM_OF_MANY}}}
 HEADERS = {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": errors.SERVER_TIMING}
 REFUSALS = (
+    errors.UnknownHost,
+    errors.CrossSite,
     errors.Unauthorized,
     errors.RateLimited,
     errors.MissingImage,
@@ -73,6 +75,8 @@ REFUSALS = (
 )
 # Of a whole batch. What befalls an image, queue_full included, is told in its place.
 BATCH_REFUSALS = (
+    errors.UnknownHost,
+    errors.CrossSite,
     errors.Unauthorized,
     errors.RateLimited,
     errors.MissingImage,

@@ -27,9 +27,10 @@ from uvicorn.config import STARTUP_FAILURE
 from service.connection import Connection
 from service.connections import Connections, bound
 from service.logs import log
+from service.proxies import ProxyHeaders
 from service.reload import reload
 from service.serving import Serving
-from service.settings import Settings, split
+from service.settings import Settings
 from service.workers.listening import join
 
 ARRIVING = 0.1
@@ -166,7 +167,7 @@ class SidePort(uvicorn.Server):
 
 def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
+        ProxyHeaders(app, settings.trusted_proxies),
         host=settings.host,
         port=port,
         loop="uvloop",
@@ -176,8 +177,7 @@ def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> u
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(split(settings.trusted_proxies)),
-        forwarded_allow_ips=split(settings.trusted_proxies),
+        proxy_headers=False,  # uvicorn's own way: service/proxies.py reads more of them
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

@@ -24,6 +24,7 @@ from service.budget import Budget
 from service.decoding.image import EncodedImage, Pixels
 from service.errors import NotReady, Stalled, Unloaded
 from service.figures import Figures
+from service.rates import Client
 from service.settings import Settings
 
 
@@ -86,7 +87,7 @@ class Decoding(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]:
         """Within, images are decoded."""
 
-    async def run(self, image: EncodedImage, client: bytes, max_seconds: float) -> Pixels:
+    async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
         """The pixels of `image`, within `max_seconds`; `client` is what tells clients apart.
 
         Raises what `Decoders.run` raises.

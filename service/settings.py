@@ -23,6 +23,11 @@ from model_store.memory import memory
 
 PREFIX = "SHOAL_"
 Seconds = Annotated[float, Field(gt=0, le=3600)]
+HOST = re.compile(
+    r"(?:\[(?P<address>[\da-f:.]+)\]|(?P<name>(?:\*\.)?(?:[\w-]+\.)*[\w-]+)\.?)(?::\d*)?",
+    re.ASCII | re.IGNORECASE,
+)
+"""A host and an optional port (RFC 9110, section 7.2), or a pattern such as *.example.com."""
 
 
 class BadSettings(Exception):
@@ -109,12 +114,16 @@ class Settings(BaseSettings):
     Default: as many as it likes."""
     rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
     """Requests that such a client may send at once. Default: those of one second, at least 1."""
+    allowed_hosts: str = ""
+    """Host names, separated by commas, that requests may be addressed to, besides IP addresses,
+    localhost and the name in SHOAL_HOST; `*.example.com` for all names below example.com, `*` for
+    every host. Other requests get 421, except probes and metrics. Ports are ignored."""
     trusted_proxies: str = "127.0.0.1,::1"
     """Addresses or networks, separated by commas, whose `X-Forwarded-For` says who the client
-    is."""
+    is, and `X-Forwarded-Host` which host it asked for."""
     cors_origins: str = ""
-    """Origins, separated by commas, whose pages may ask from a browser; `*` for all.
-    Default: none but this server's own."""
+    """Origins, separated by commas, whose pages may ask from a browser; `*` for all. Other pages'
+    POST requests get 403. Default: none but this server's own."""
     admin_keys: SecretStr | None = None
     """Keys, separated by commas, for who may load another version of the model; without any, nobody
     may. At least 16 characters each."""
@@ -153,6 +162,17 @@ class Settings(BaseSettings):
                 f"this is a link that Kubernetes makes for a service named '{service}': set "
                 f"enableServiceLinks: false in the pod, or give {variable} a number"
             )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: str) -> str:
+        for part in split(value):
+            if part != "*" and host_name(part) is None:
+                raise ValueError(
+                    f"{part!r} is not a host name in ASCII; list names such as example.com, "
+                    "patterns such as *.example.com, or *"
+                )
         return value
 
     @field_validator("trusted_proxies")
@@ -209,6 +229,13 @@ class Settings(BaseSettings):
 def split(value: str) -> list[str]:
     """What a setting lists, separated by commas."""
     return [part for part in re.split(r"[\s,]+", value) if part]
+
+
+def host_name(host: str) -> str | None:
+    """The name or IP address in `host`, which may have a port: in lower case, without brackets and
+    without the dot of the DNS root. None if `host` is not valid."""
+    found = HOST.fullmatch(host)
+    return found and (found["address"] or found["name"]).lower()
 
 
 def load_settings() -> Settings:

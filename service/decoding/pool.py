@@ -32,7 +32,7 @@ from service.decoding.process import DecoderEnded, DecoderProcess, StartFailed, 
 from service.decoding.queue import FairQueue
 from service.errors import DecodeQueueFull, DecodersKilled, RateLimited
 from service.logs import log
-from service.rates import Rates
+from service.rates import Client, Rates
 
 ORDINARY_SECONDS = 0.04
 """CPU time up to which an image is ordinary, by its estimate."""
@@ -55,7 +55,7 @@ RETRY_SECONDS = 1.0
 @dataclass(slots=True, eq=False)
 class _Job:
     image: EncodedImage
-    client: bytes
+    client: Client
     seconds: float
     """CPU time that it is estimated to take."""
     deadline: float
@@ -149,7 +149,7 @@ class Decoders:
             task.cancel()
             await asyncio.wait({task})
 
-    async def run(self, image: EncodedImage, client: bytes, max_seconds: float) -> Pixels:
+    async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
         """The pixels of `image`, within `max_seconds`.
 
         Raises DeadlineUnreachable at once, or later if images took longer than foreseen;
@@ -180,7 +180,7 @@ class Decoders:
         megapixels = {kind: self.limits.most_pixels(kind) / 1e6 for kind in BYTES_PER_PIXEL}
         return {"max_megapixels": {kind: round(each, 1) for kind, each in megapixels.items()}}
 
-    def _check_kills(self, client: bytes, now: float) -> None:
+    def _check_kills(self, client: Client, now: float) -> None:
         try:
             self._kills.check(client, now)
         except RateLimited as limited:

@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from service.decoding.image import EncodedImage
+from service.rates import Client
 
 IMAGE_BYTES: Final = 32 * 32 * 3
 
@@ -97,11 +98,11 @@ def submit(number: int, deadline: float, image: bytes) -> bytes:
     return _HEAD.pack(_SUBMIT.size + len(image), SUBMIT, number) + _SUBMIT.pack(deadline) + image
 
 
-def decode(number: int, deadline: float, client: bytes, image: EncodedImage) -> bytes:
-    """`client`: up to 63 bytes that tell it apart from others."""
+def decode(number: int, deadline: float, client: Client, image: EncodedImage) -> bytes:
+    """`client`: at most 63 bytes."""
     body = _DECODE.pack(
         deadline,
-        client,
+        client if isinstance(client, bytes) else client.encode(),
         image.kind.encode(),
         image.width,
         image.height,

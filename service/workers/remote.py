@@ -27,6 +27,7 @@ from service.decoding.limits import Limits
 from service.errors import DecodeQueueFull, NotReady
 from service.figures import Figures
 from service.logs import log
+from service.rates import Client
 from service.serving import Classified, Ready
 from service.workers import frames, refusals
 from service.workers.frames import (
@@ -110,7 +111,7 @@ class RemoteDecoders(_Linked):
     def waiting(self) -> int:
         return len(self._link.waiting) if self._link is not None else 0
 
-    async def run(self, image: EncodedImage, client: bytes, max_seconds: float) -> Pixels:
+    async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
         """As `Decoders.run`. Raises NotReady, too, and DecodeQueueFull where the images that this
         process has handed over hold `MAX_DECODE_BYTES`: they are in memory twice."""
         link, number, now = self._linked, next(self._numbers), time.monotonic()

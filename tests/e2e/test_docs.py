@@ -69,6 +69,8 @@ def test_every_error_is_described(predict: Any) -> None:
         (503, "draining"),
         (503, "engine_dead"),
         (504, "deadline_exceeded"),
+        (421, "unknown_host"),
+        (403, "cross_site"),
         (500, "engine_failed"),
         (500, "internal_error"),
     }

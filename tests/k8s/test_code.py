@@ -8,6 +8,7 @@ import pytest
 
 from service.app import create_app
 from service.decoding.limits import limits
+from service.origins import allowed_hosts
 from service.server import LINGER
 from service.settings import PREFIX, Settings, unknown
 from service.tracing import wanted
@@ -27,6 +28,7 @@ from tests.k8s.manifests import (
 
 PREDICTED_BASE = 260
 """MiB of a CPU process that has served a while, measured: docs/deploy.md."""
+PODS = ("Deployment", "InferenceService")
 MARGIN = 5
 """Seconds between the longest stop and the kill."""
 
@@ -70,6 +72,20 @@ def test_ports(combination: str) -> None:
     settings = settings_of(combination)
     listens = {"http": settings.port, "grpc": settings.grpc_port}
     assert ports == {name: port for name, port in listens.items() if port is not None}
+
+
+@every_combination
+def test_service_names_are_allowed_hosts(combination: str) -> None:
+    """Clients in the cluster reach the pods by the names of their Service; so does a proxy by the
+    pods' addresses, and kubectl port-forward as localhost."""
+    settings = settings_of(combination)
+    hosts = allowed_hosts(settings)
+    service = "shoal-predictor" if "kserve" in combination else "shoal"
+    [namespace] = {each["metadata"]["namespace"] for each in of_kind(rendered(combination), *PODS)}
+    for suffix in "", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local":
+        assert hosts.accepts(f"{service}{suffix}:80".encode())
+        assert not hosts.accepts(f"other{suffix}".encode())
+    assert hosts.accepts(b"10.1.2.3:8000") and hosts.accepts(b"localhost:8000")
 
 
 @every_combination

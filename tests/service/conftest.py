@@ -54,7 +54,7 @@ async def connected(settings: Settings, engine: FakeEngine) -> AsyncIterator[htt
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)  # the model is loaded beside the server
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 

@@ -47,7 +47,8 @@ async def test_methods_of_every_route(engine: FakeEngine, settings: Settings) ->
     app = create_app(settings, engine.load)
     for method in ("PATCH", "POST"):
         app.add_api_route("/twice", nothing, methods=[method])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         once, twice = await client.put("/predict"), await client.put("/twice")
         docs = (await client.get("/docs")).text
         files = await client.put(re.findall(r'src="(/[^"]+js)"', docs)[0])
