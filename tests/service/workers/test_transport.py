@@ -22,6 +22,7 @@ from service.decoding.limits import Limits
 from service.errors import DecodeQueueFull, LoadFailed, NotReady, UnknownModel, Unloaded
 from service.local import Local
 from service.metrics import Metrics
+from service.rates import Client
 from service.repository import Repository
 from service.serving import Classified
 from service.settings import Settings
@@ -47,7 +48,7 @@ class FakeDecoders:
     waiting = 0
 
     def __init__(self) -> None:
-        self.asked: list[tuple[EncodedImage, bytes]] = []
+        self.asked: list[tuple[EncodedImage, Client]] = []
         self.error: Exception | None = None
         self.goes_on = asyncio.Event()
         self.goes_on.set()
@@ -57,7 +58,7 @@ class FakeDecoders:
     async def running(self) -> AsyncIterator[None]:
         yield
 
-    async def run(self, image: EncodedImage, client: bytes, max_seconds: float) -> Pixels:
+    async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
         self.asked.append((image, client))
         try:
             await self.goes_on.wait()
