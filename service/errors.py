@@ -69,6 +69,10 @@ class RateLimited(Exception):
         self.retry_after = retry_after
 
 
+class DecodeQueueFull(Exception):
+    """As many images wait for a decoder as may, and none of them is to make room."""
+
+
 class NotAdmin(Unauthorized):
     """No admin key, or a wrong one, where one is asked for."""
 
@@ -196,6 +200,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "queue_full",
         "Too many requests are waiting",
         "The queue is full. Try again after the seconds that Retry-After says.",
+    ),
+    DecodeQueueFull: Problem(
+        503,
+        "decode_queue_full",
+        "Too many images wait to be decoded",
+        "The queue of images that wait to be decoded is full. Try again after the number of "
+        "seconds in Retry-After.",
+        retry_after=1,
     ),
     DeadlineUnreachable: Problem(
         503,

@@ -60,6 +60,7 @@ REFUSALS = (
     EngineDead,
     errors.NotReady,
     QueueFull,
+    errors.DecodeQueueFull,
     DeadlineUnreachable,
     Draining,
     TimeoutError,

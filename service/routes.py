@@ -56,6 +56,7 @@ REFUSALS = (
     errors.BadTimeout,
     errors.NotReady,
     QueueFull,
+    errors.DecodeQueueFull,
     DeadlineUnreachable,
     Draining,
     TimeoutError,
