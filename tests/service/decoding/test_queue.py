@@ -77,7 +77,7 @@ def test_queue_gives_waiting_clients_equal_time(
     sent = {"a": first, "b": second}
     largest = {client: max(s * max(1.0, e) for s, e in jobs) for client, jobs in sent.items()}
     for client in sent:
-        for _ in range(3):
+        for _ in range(6):
             for seconds, error in sent[client]:
                 decoder.put(client, seconds, error)
     for turn in range(40):
