@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -61,7 +61,8 @@ class Journey:
 
         Raises Unauthorized, RateLimited, and NotReady: why read what cannot be answered.
         """
-        _admit(provisions, headers, client)
+        self._rates = provisions.rates
+        self._client = _admit(provisions, headers, client)
         self.serving = provisions.serving
         self.model = provisions.serving.ready.model
         """That serves as the request begins. Another may compute it."""
@@ -91,6 +92,11 @@ class Journey:
         self._note("read", began, ended)
         self._deadline = ended + self._timeout
         return body
+
+    def count(self, images: int) -> None:
+        """The request holds `images` images, decodable or not. The rate limit counted one."""
+        if self._rates is not None:
+            self._rates.owe(self._client, images - 1, time.monotonic())
 
     def hurry(self, timeout: float) -> None:
         """The client wants the answer within `timeout` seconds from now."""
@@ -150,11 +156,13 @@ class Journey:
 _NOWHERE = nullcontext[None]()
 
 
-def _admit(provisions: Provisions, headers: Mapping[str, str], client: str) -> None:
-    """By key and, where there is a limit, by how often this client asks."""
-    key = provisions.keys.check(headers)
+def _admit(provisions: Provisions, headers: Mapping[str, str], client: str) -> Hashable:
+    """Check the API key and the rate limit. Returns what identifies the client: the digest of its
+    key, or else its network."""
+    key = provisions.keys.check(headers) or network(client)
     if provisions.rates is not None:
-        provisions.rates.take(key or network(client), time.monotonic())
+        provisions.rates.take(key, time.monotonic())
+    return key
 
 
 Step = Callable[[In], Coroutine[Any, Any, Out]]

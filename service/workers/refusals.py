@@ -12,7 +12,14 @@ from batching import (
     QueueFull,
     Refused,
 )
-from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel, Unloaded
+from service.errors import (
+    MAX_RETRY_AFTER,
+    ChangeUnderWay,
+    LoadFailed,
+    NotReady,
+    UnknownModel,
+    Unloaded,
+)
 from service.workers.frames import BadFrame, Refusal
 
 
@@ -34,8 +41,6 @@ REASONS: Final[dict[int, type[Exception]]] = {
     11: Unexpected,
     12: EngineDead,
 }
-LONGEST_WAIT = 3600.0
-"""Seconds. Whoever would have to wait longer may as well try."""
 _NUMBERS: Final = {kind: number for number, kind in REASONS.items()}
 
 
@@ -43,7 +48,7 @@ def told(error: Exception) -> Refusal:
     number, detail = _NUMBERS.get(type(error), _NUMBERS[Unexpected]), str(error)
     if isinstance(error, EngineFailed) and error.__cause__ is not None:
         detail = f"{detail}: {error.__cause__!r}"
-    wait = min(max(0.0, getattr(error, "retry_after", 0.0)), LONGEST_WAIT)
+    wait = min(max(0.0, getattr(error, "retry_after", 0.0)), MAX_RETRY_AFTER)
     return Refusal(number, wait, detail.encode(errors="replace").decode())
 
 
