@@ -34,9 +34,12 @@ SERVER_TIMING = {
     "description": "Milliseconds for read, decode, queue and infer, as far as it came",
     "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
 }
+MAX_RETRY_AFTER = 60
+"""Maximum of Retry-After, in seconds. Estimates may be wrong, and must not send clients away for
+longer."""
 RETRY_AFTER = {
     "description": "Seconds after which to try again",
-    "schema": {"type": "integer", "minimum": 1},
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_RETRY_AFTER},
 }
 
 
@@ -75,7 +78,7 @@ class CrossSite(Exception):
 
 
 class RateLimited(Exception):
-    """A client asks more often than it may; as of now it may again in `retry_after` seconds."""
+    """A client sent more images than it may; as of now it may again in `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"welcome again in {retry_after:.3g} s")
@@ -83,7 +86,7 @@ class RateLimited(Exception):
 
 
 class DecodeQueueFull(Exception):
-    """As many images wait for a decoder as may."""
+    """As many images wait for a decoder as may, and none of them is to make room."""
 
 
 class DecodersKilled(RateLimited):
@@ -174,9 +177,9 @@ PROBLEMS: dict[type[Exception], Problem] = {
     RateLimited: Problem(
         429,
         "rate_limited",
-        "Too many requests of this client",
-        "You ask more often than this server lets a single client. Try again after the seconds "
-        "that Retry-After says.",
+        "Too many images from this client",
+        "This client sent more images than the rate limit allows. Try again after the number of "
+        "seconds in Retry-After.",
         retry_after=1,
     ),
     DecodersKilled: Problem(
@@ -404,9 +407,10 @@ def told(problem: Problem, error: Exception | None, request_id: str) -> dict[str
 
 
 def retry_after(problem: Problem, error: Exception | None) -> int | None:
-    """Whole seconds, as RFC 9110 wants them, and never at once."""
+    """Whole seconds for Retry-After (RFC 9110, section 10.2.3), at least 1 and at most
+    MAX_RETRY_AFTER, whatever was estimated; None where trying again does not help."""
     seconds: float | None = getattr(error, "retry_after", problem.retry_after)
-    return None if seconds is None else max(1, math.ceil(seconds))
+    return None if seconds is None else math.ceil(max(1, min(MAX_RETRY_AFTER, seconds)))
 
 
 def answer(problem: Problem, error: Exception | None, request_id: str, path: str = "/") -> Response:

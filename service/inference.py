@@ -71,6 +71,7 @@ REFUSALS = (
     EngineDead,
     errors.NotReady,
     QueueFull,
+    errors.DecodeQueueFull,
     DeadlineUnreachable,
     Draining,
     TimeoutError,

@@ -62,6 +62,7 @@ class Journey:
 
         Raises Unauthorized, RateLimited, and NotReady: why read what cannot be answered.
         """
+        self._rates = provisions.rates
         self._client = _admit(provisions, headers, client)
         self.serving = provisions.serving
         self.model = provisions.serving.ready.model
@@ -92,6 +93,11 @@ class Journey:
         self._note("read", began, ended)
         self._deadline = ended + self._timeout
         return body
+
+    def count(self, images: int) -> None:
+        """The request holds `images` images, decodable or not. The rate limit counted one."""
+        if self._rates is not None:
+            self._rates.owe(self._client, images - 1, time.monotonic())
 
     def hurry(self, timeout: float) -> None:
         """The client wants the answer within `timeout` seconds from now."""

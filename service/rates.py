@@ -10,11 +10,11 @@ A request counts as one image when it begins, before its body is read. The other
 once they are known, even beyond the burst, and the client is rejected until it is worked off.
 
 Promises
-- A request is accepted only if the images that the client was known to send before it, over any
-  span of time, are fewer than `burst` and `rate` images per second.
-- A debt ends: it is worked off after `n / rate` seconds for n images. Requests accumulate it only
-  where they began before it was known: `burst`, and `rate` per second while they are uploaded, each
-  with the maximum number of images per request at most.
+- Over any span of time, a request is accepted only if the images that its client is known to have
+  sent before are fewer than `burst` plus `rate` for each second.
+- A debt of n images is worked off in `n / rate` seconds. It is at most that of the requests that
+  were accepted before their images were known: `burst` of them, and `rate` for each second that an
+  upload may take, each with at most the maximum number of images per request.
 - At most `most` clients are remembered, however many ask. One whose bucket is full again is
   forgotten: that is the same. When there are more, the one that asked longest ago gets a full
   bucket early; who has that many addresses had as many buckets anyway.

@@ -65,6 +65,7 @@ REFUSALS = (
     errors.BadTimeout,
     errors.NotReady,
     QueueFull,
+    errors.DecodeQueueFull,
     DeadlineUnreachable,
     errors.DecodersKilled,
     errors.DecodeQueueFull,
@@ -222,6 +223,7 @@ async def _images(request: Request, journey: Journey) -> list[Image | Exception]
     read_all = partial(read_images, request, max_images=settings.max_images_per_request)
     with journey:
         uploads = await journey.read(read_all)
+        journey.count(len(uploads))
         with ends_with_client(request):
             return await each(forgiving(journey.decode), uploads, pause=True)
 

@@ -110,10 +110,13 @@ class Settings(BaseSettings):
     metrics_need_key: bool = False
     """Whether `/metrics`, too, is for who sends a key."""
     rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
-    """Requests a second of each client, told by its key or else by its address; more get 429.
-    Default: as many as it likes."""
+    """Maximum number of images per second of each client, identified by its API key or else by its
+    address. A request counts as one image when it begins, and as all of its images once they are
+    known; requests beyond the limit are rejected with 429. Default: unlimited."""
     rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests that such a client may send at once. Default: those of one second, at least 1."""
+    """Maximum number of images that such a client may send at once. The images of a request that
+    exceeds it are a debt: the client is rejected until it is worked off. Default: those of one
+    second, at least 1."""
     allowed_hosts: str = ""
     """Host names, separated by commas, that requests may be addressed to, besides IP addresses,
     localhost and the name in SHOAL_HOST; `*.example.com` for all names below example.com, `*` for

@@ -5,6 +5,8 @@ Promises
   of them differ by at most one job of each for each decoder.
 - Before the first job of a new client, each other client receives at most one job and the time
   that the new job takes, however long its queue is. (And what it was estimated too high.)
+- A client that sends a cheap job now and then waits for about two expensive jobs of others, not for
+  one of each client, if these are estimated right.
 - Pauses earn no credit. What a client has used beyond its share stays a debt after its last job,
   until those that wait have received as much. Without others that wait there is no debt.
 - A client whose jobs wait is not starved by ever new clients: the level at which these start rises
@@ -16,9 +18,10 @@ Promises
   is full, the client with the most waiting jobs loses one to a client that has at least two fewer.
 - Memory is bounded by `max_jobs` and the number of jobs that run.
 
-The method is self-clocked fair queueing (Golestani, INFOCOM 1994). A client's level is the CPU time
-that it has received, its running jobs by their estimates. The client whose level will be lowest
-when its next job is done is served.
+The method is fair queueing by virtual finish times (Demers, Keshav and Shenker, 1989). A client's
+level is the CPU time that it has received, its running jobs by their estimates. The client whose
+level will be lowest when its next job is done is served. New clients start at the level of the
+client that is served, plus an equal share of what was decoded since.
 """
 
 from __future__ import annotations
@@ -153,7 +156,8 @@ class FairQueue(Generic[T]):
             self._change_backlog(known, -known.running.popleft())
         self._rank(known)
         if self._by_turn:
-            self._advance(known.received)
+            active = len(self._clients) - len(self._in_debt)
+            self._advance(self._level + seconds / active)
         self._settle(known)
 
     def seconds_until_done(self, client: Hashable, seconds: float) -> float:
@@ -205,12 +209,12 @@ class FairQueue(Generic[T]):
         client.backlog = max(0.0, client.backlog + seconds) if client.is_active else 0.0
         insort(self._backlogs, client.backlog)
 
-    def _advance(self, received: float) -> None:
-        """Raise the level to what the client that is served has received, but not so far that a
-        new client would have to let the same one pass twice."""
+    def _advance(self, level: float) -> None:
+        """Raise the level for new clients to `level`, but not so far that they would have to let a
+        client that waits pass twice."""
         if self._by_turn:
-            received = min(received, self._by_turn.lowest()[0])
-        self._level = max(self._level, received)
+            level = min(level, self._by_turn.lowest()[0])
+        self._level = max(self._level, level)
         self._forget()
 
     def _settle(self, client: _Client[T]) -> None:

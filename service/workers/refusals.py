@@ -14,6 +14,7 @@ from batching import (
 )
 from service.decoding.errors import BadImage, ImageTooExpensive, ImageTooLarge
 from service.errors import (
+    MAX_RETRY_AFTER,
     ChangeUnderWay,
     DecodeQueueFull,
     DecodersKilled,
@@ -49,8 +50,6 @@ REASONS: Final[dict[int, type[Exception]]] = {
     16: DecodeQueueFull,
     17: DecodersKilled,
 }
-LONGEST_WAIT = 3600.0
-"""Seconds. Whoever would have to wait longer may as well try."""
 _NUMBERS: Final = {kind: number for number, kind in REASONS.items()}
 
 
@@ -58,7 +57,7 @@ def told(error: Exception) -> Refusal:
     number, detail = _NUMBERS.get(type(error), _NUMBERS[Unexpected]), str(error)
     if isinstance(error, EngineFailed) and error.__cause__ is not None:
         detail = f"{detail}: {error.__cause__!r}"
-    wait = min(max(0.0, getattr(error, "retry_after", 0.0)), LONGEST_WAIT)
+    wait = min(max(0.0, getattr(error, "retry_after", 0.0)), MAX_RETRY_AFTER)
     return Refusal(number, wait, detail.encode(errors="replace").decode())
 
 

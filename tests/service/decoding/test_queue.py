@@ -138,6 +138,25 @@ def test_queue_serves_new_clients_after_one_job_of_each(
     assert max(Counter(entry.client for entry in decoder.log).values()) == 1
 
 
+@pytest.mark.parametrize("attackers", [1, 10, 40])
+def test_queue_serves_few_cheap_jobs_soon(attackers: int) -> None:
+    """A client that sends a cheap job now and then waits for two expensive jobs at most, however
+    many clients always have such jobs waiting."""
+    decoder, sent = Decoder(), dict[Job, float]()
+    for number in range(3 * attackers):
+        decoder.put(f"attacker{number % attackers}", 1.0)
+    for turn in range(200):
+        if turn % 2:
+            sent[decoder.put("honest", 0.02)] = decoder.now
+        ended = decoder.step()
+        assert ended is not None
+        if ended in sent:
+            assert decoder.now - sent.pop(ended) <= 2.05
+        else:
+            decoder.put(ended.client, 1.0)
+    assert len(sent) <= 2
+
+
 @pytest.mark.parametrize("attackers", [1, 10])
 @pytest.mark.parametrize("underestimated", [1.0, 0.25])
 def test_queue_keeps_debts_of_clients_that_pause(attackers: int, underestimated: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from batching import QueueFull
 from model_store import manifest
 from service.app import create_app
 from service.budget import Budget
-from service.errors import UploadTimeout
+from service.errors import RateLimited, UploadTimeout
 from service.rates import Rates, network
 from service.rpc import messages
 from service.rpc.call import Call, surrounded
@@ -154,7 +155,24 @@ async def test_a_client_is_limited_over_both(parts: State) -> None:
         await handler("ModelInfer", parts)(None, context)
     assert context.answer[0] is grpc.StatusCode.RESOURCE_EXHAUSTED and not context.asked
     assert context.trailing["problem-code"] == "rate_limited"
-    assert 99 <= int(context.trailing["retry-after"]) <= 100
+    assert context.trailing["retry-after"] == "60"
+    assert context.trailing["grpc-retry-pushback-ms"] == "60000"
+
+
+@pytest.mark.parametrize("image", [png(7), b"hello"], ids=["good", "broken"])
+async def test_all_images_count(parts: State, image: bytes) -> None:
+    """A message of n images counts as n, whether they can be decoded or not."""
+    rates = Rates(0.001, 5)
+    parts.provisions = replace(parts.provisions, rates=rates)
+    message = messages.ModelInferRequest(model_name="fake")
+    tensor = message.inputs.add(name="image", datatype="BYTES", shape=[2])
+    tensor.contents.bytes_contents.extend([image] * 2)
+    with contextlib.suppress(Aborted):
+        await handler("ModelInfer", parts)(None, Context(message.SerializeToString()))
+    for _ in range(3):
+        rates.take(network("::1"), time.monotonic())
+    with pytest.raises(RateLimited):
+        rates.take(network("::1"), time.monotonic())
 
 
 async def test_uploads_over_http_count(parts: State) -> None:
