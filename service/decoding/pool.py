@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from batching import DeadlineUnreachable
+from batching import DeadlineUnreachable, on_error, reject
 from service.decoding.costs import Costs
 from service.decoding.image import BYTES_PER_PIXEL, EncodedImage, Pixels, as_pixels
 from service.decoding.limits import ORDINARY_MEMORY, Limits
@@ -236,20 +236,26 @@ class Decoders:
     async def _decode_next(self, process: DecoderProcess, lane: _Lane) -> bool:
         """Let `process` decode the next image; whether it can decode another."""
         job = await lane.take()
-        began = process.cpu_seconds()
+        process.image_seconds = 0.0
+        goes_on = False
         try:
-            if self._is_worth_it(job):
-                answer = await process.decode(job.image, lane.max_seconds)
-                self._answer(job, lane, *answer, process.cpu_seconds() - began)
+            with on_error(reject, job.answer):
+                goes_on = await self._decode(job, process, lane)
+        finally:
+            lane.queue.charge(job.client, process.image_seconds)
+        return goes_on
+
+    async def _decode(self, job: _Job, process: DecoderProcess, lane: _Lane) -> bool:
+        """Whether `process` can decode another image."""
+        if not self._is_worth_it(job):
             return True
+        try:
+            answer = await process.decode(job.image, lane.max_seconds)
+            self._answer(job, lane, *answer, process.image_seconds)
         except DecoderEnded as end:
             self._ended(job, lane, end)
             return False
-        except BaseException as error:
-            _fail(job, error)
-            raise
-        finally:
-            lane.queue.charge(job.client, process.cpu_seconds() - began)
+        return True
 
     def _is_worth_it(self, job: _Job) -> bool:
         """Whether `job` can still be answered in time; fails it where it cannot."""
@@ -310,7 +316,7 @@ class Decoders:
             log.info("decoder started", extra={"fields": {"restrictions": process.restrictions}})
 
 
-def _fail(job: _Job, error: BaseException) -> None:
+def _fail(job: _Job, error: Exception) -> None:
     if not job.answer.done():
         job.answer.set_exception(error)
 

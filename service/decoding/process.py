@@ -164,6 +164,8 @@ class DecoderProcess:
         self._link = link
         self._file = file
         self._loop = asyncio.get_running_loop()
+        self.image_seconds = 0.0
+        """CPU time that its last image took."""
         self._last_seconds = 0.0
         self._took_too_long = False
         link.setblocking(False)
@@ -182,23 +184,18 @@ class DecoderProcess:
         """
         self.used_at = self._loop.time()
         self.is_busy = True
-        self._kill_after(self.cpu_seconds() + max_seconds)
+        began = self._cpu_seconds()
+        self._timer = self._loop.call_later(max_seconds, self._kill_after, began + max_seconds)
         try:
             self._send(image)
             answer = await self._receive()
         finally:
             self.is_busy = False
             self._timer.cancel()
+            self.image_seconds = self._cpu_seconds() - began
         if not answer:
             raise DecoderEnded(self._took_too_long)
         return answer[0], answer[1:]
-
-    def cpu_seconds(self) -> float:
-        """CPU time it has used since it began; the last that is known where it is gone."""
-        with suppress(OSError):  # it is gone, or this is not Linux
-            # The clock of another process: clock_getcpuclockid(3).
-            self._last_seconds = time.clock_gettime((~self.pid << 3) | 2)
-        return self._last_seconds
 
     def free_memory(self) -> None:
         """Let it give back what it kept for the next image."""
@@ -214,6 +211,13 @@ class DecoderProcess:
         os.close(self._file)
         if self._pidfd is not None:
             os.close(self._pidfd)
+
+    def _cpu_seconds(self) -> float:
+        """CPU time it has used since it began; the last that is known where it is gone."""
+        with suppress(OSError):  # it is gone, or this is not Linux
+            # The clock of another process: clock_getcpuclockid(3).
+            self._last_seconds = time.clock_gettime((~self.pid << 3) | 2)
+        return self._last_seconds
 
     def _send(self, image: EncodedImage) -> None:
         """Raises OSError where there is no memory for it."""
@@ -233,7 +237,7 @@ class DecoderProcess:
     def _kill_after(self, cpu_seconds: float) -> None:
         """Kill it when it has used so much since it began. Time in which it does not run does not
         count: on a busy machine the timer looks again."""
-        left = cpu_seconds - self.cpu_seconds()
+        left = cpu_seconds - self._cpu_seconds()
         if left > 0:
             wait = max(left, MIN_WAIT)
             self._timer = self._loop.call_later(wait, self._kill_after, cpu_seconds)

@@ -37,7 +37,7 @@ class Process:
         self.used_at: float | None = None
         self.is_busy = False
         self.closed = False
-        self.seconds = 0.0
+        self.image_seconds = 0.0
         self._template = template
 
     async def ready(self) -> None:
@@ -50,14 +50,11 @@ class Process:
         template.something_began.set()
         await template.goes_on.wait()
         self.is_busy = False
-        self.seconds += template.seconds
+        self.image_seconds = template.seconds
         outcome = template.outcomes.pop(0) if template.outcomes else ANSWER
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
-
-    def cpu_seconds(self) -> float:
-        return self.seconds
 
     def free_memory(self) -> None:
         self.used_at = None
