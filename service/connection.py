@@ -9,7 +9,8 @@ requests ahead of the answers. Here
   transport, so none is lost. Reading stops, too, while the client does not read its answers, and
   while the application has not taken 64 KiB of a body.
 - **Bounded work.** Bytes are parsed in pieces, each of which contains the end of at most one head.
-  One callback of the event loop starts at most one request, and parses some `READ_BYTES` at most.
+  In one turn of the event loop a connection starts at most one request, and parses at most `TURN`
+  pieces and chunks, and those of one piece more.
 - **Bounded memory.** A connection holds at most
   - one head of `HEAD_BYTES` and `HEAD_FIELDS`, of which the application gets the path twice;
   - `HIGH_WATER_LIMIT` (64 KiB) + `READ_BYTES` of a body that the application has not taken;
@@ -68,9 +69,11 @@ HEAD_FIELDS = 128
 REST_SECONDS = 2.0
 READ_SECONDS = 30.0
 READ_BYTES = 64 * 1024
-"""Maximum number of bytes that are read, or parsed, in one callback of the event loop."""
-PIECE_COST = 64
-"""Bytes whose parsing takes as long as starting with another piece."""
+"""Maximum number of bytes that are read at once."""
+PIECE_BYTES = 4096
+"""Maximum size of a piece that is not of a body of known length."""
+TURN = 1000
+"""Pieces and chunks after which parsing goes on in the next turn of the event loop."""
 FRAME = 16
 """Bytes of framing that each byte of a body may have: `1;\\r\\n`, the byte, `\\r\\n`, and some."""
 GATHERED_BYTES = 64 * 1024
@@ -178,6 +181,8 @@ class Connection(HttpToolsProtocol):
     _line_ended = False
     """Whether the last piece may end within a `HEAD_END`."""
     _unparsed = b""
+    _work = 0
+    """Pieces and chunks that have been parsed in this turn of the event loop."""
     _reading = True
     _turn: asyncio.Handle | None = None
 
@@ -222,21 +227,20 @@ class Connection(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """As far as it may be parsed now; the rest is kept, and nothing more is read."""
-        at, work = 0, READ_BYTES
+        at, self._work = 0, 0
         while at < len(data) and not self._blocked():
-            if work <= 0:
+            if self._work > TURN:
                 self._parse_soon()
                 break
+            self._work += 1
             if self._body_left:
                 end = at + min(self._body_left, READ_BYTES)
                 self.parser.feed_data(memoryview(data)[at:end])  # a body cannot be malformed
-                work -= PIECE_COST
             else:
                 end = at + self._piece(data, at)
                 if not self._feed(data[at:end]):
                     self._unparsed = b""
                     return
-                work -= PIECE_COST + end - at
             at = end
         self._unparsed = data[at:]
         if self._unparsed or not self._reading:
@@ -258,11 +262,11 @@ class Connection(HttpToolsProtocol):
             start = data[at : at + len(HEAD_END) - 1]
             if rest := len(start) - len(start.lstrip(b"\r\n")):
                 return rest
-        end = data.find(HEAD_END, at, at + READ_BYTES)
+        end = data.find(HEAD_END, at, at + PIECE_BYTES)
         if end >= 0:
             self._line_ended = False
             return end + len(HEAD_END) - at
-        piece = min(len(data) - at, READ_BYTES)
+        piece = min(len(data) - at, PIECE_BYTES)
         self._line_ended = data[at + piece - 1] in b"\r\n"
         return piece
 
@@ -342,6 +346,7 @@ class Connection(HttpToolsProtocol):
         if self._body_left:
             self._body_left -= len(body)
         else:
+            self._work += 1
             self._frame_bytes = max(0, self._frame_bytes - (1 + FRAME) * len(body))
         cycle = self.cycle
         if not cycle.response_complete:
