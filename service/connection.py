@@ -21,7 +21,7 @@ requests ahead of the answers. Here
 - **One deadline for each purpose.** None stops another:
   - the first byte of a request must arrive within the keep-alive time;
   - a head must be complete within `HEAD_SECONDS` of its first byte;
-  - a request that is answered before its end must end within `REST_SECONDS`;
+  - a request that is answered before its end, or refused, must end within `REST_SECONDS`;
   - a client must read its answers within `READ_SECONDS` of when the buffer for them is full, and
     again of when the connection is closed.
 
@@ -65,7 +65,8 @@ from service.upload import WHOLE
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 HEAD_FIELDS = 128
-"""Maximum number of headers, and of trailers: each costs more memory than its bytes."""
+"""Maximum number of headers, and of trailers: each costs more memory than its bytes.
+`errors.HEAD_TOO_LARGE` states this and `HEAD_BYTES`."""
 REST_SECONDS = 2.0
 READ_SECONDS = 30.0
 READ_BYTES = 64 * 1024
@@ -111,6 +112,7 @@ class Outgoing(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._gathered: list[bytes | bytearray | memoryview] = []
         self._bytes = 0
+        self._ended = False
         self._closed = Deadline(self._loop, transport.abort)
         # What uvicorn asks of a transport beside writing and leaving.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
@@ -127,7 +129,7 @@ class Outgoing(asyncio.Transport):
             self.flush()
 
     def flush(self) -> None:
-        if self._gathered and not self._transport.is_closing():
+        if self._gathered and not (self._ended or self._transport.is_closing()):
             self._transport.writelines(self._gathered)
         self._gathered.clear()
         self._bytes = 0
@@ -138,6 +140,12 @@ class Outgoing(asyncio.Transport):
         if not self._transport.is_closing():
             self._transport.close()
             self._closed.start(READ_SECONDS)
+
+    def write_eof(self) -> None:
+        """Tell the client that nothing follows; what is written afterwards is dropped."""
+        self.flush()
+        self._ended = True
+        self._transport.write_eof()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -178,13 +186,14 @@ class Connection(HttpToolsProtocol):
     """Bytes of the head so far, or of what surrounds the body."""
     _body_left = 0
     """Bytes of a body of known length that are still to be parsed."""
-    _line_ended = False
-    """Whether the last piece may end within a `HEAD_END`."""
+    _singly = 0
+    """Bytes that are pieces of their own, since they may be the rest of a `HEAD_END`."""
     _unparsed = b""
     _work = 0
     """Pieces and chunks that have been parsed in this turn of the event loop."""
     _reading = True
     _turn: asyncio.Handle | None = None
+    _discarding = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         admitted = self.server_state.admit()
@@ -217,13 +226,14 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self._outgoing.lost()
         self._unparsed = b""
-        del self.flow  # which refers to this connection
+        self.flow = self.cycle = None  # type: ignore[assignment]  # they refer to this connection
 
     def eof_received(self) -> None:
         self._close()
 
     def data_received(self, data: bytes) -> None:
-        self._parse(self._unparsed + data if self._unparsed else data)
+        if not self._discarding:
+            self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
         """As far as it may be parsed now; the rest is kept, and nothing more is read."""
@@ -258,16 +268,17 @@ class Connection(HttpToolsProtocol):
 
     def _piece(self, data: bytes, at: int) -> int:
         """How many bytes are to be parsed next: to the end of the next `HEAD_END`, where one is."""
-        if self._line_ended:  # the rest of a HEAD_END is a piece of its own
-            start = data[at : at + len(HEAD_END) - 1]
-            if rest := len(start) - len(start.lstrip(b"\r\n")):
-                return rest
+        if self._singly:
+            self._singly -= 1
+            if data[at] in HEAD_END:
+                return 1
+            self._singly = 0
         end = data.find(HEAD_END, at, at + PIECE_BYTES)
         if end >= 0:
-            self._line_ended = False
             return end + len(HEAD_END) - at
         piece = min(len(data) - at, PIECE_BYTES)
-        self._line_ended = data[at + piece - 1] in b"\r\n"
+        if data[at + piece - 1] in HEAD_END:  # whose rest may follow
+            self._singly = len(HEAD_END) - 1
         return piece
 
     def _feed(self, piece: bytes) -> bool:
@@ -424,7 +435,22 @@ class Connection(HttpToolsProtocol):
             self.transport.write(
                 b"".join([STATUS_LINE[problem.status], *head, b"\r\n", bytes(response.body)])
             )
-        self._close()  # in the middle of an answer it is all that tells the client
+        nothing: Any = {}
+        self.url, self.headers, self.scope = b"", [], nothing
+        if problem is errors.HEAD_TOO_LARGE:
+            self._close_after_rest()
+        else:
+            self._close()  # in the middle of an answer it is all that tells the client
+
+    def _close_after_rest(self) -> None:
+        """For a client that is still sending: closing at once would reset the connection, and the
+        client would not see the answer (RFC 9112, section 9.6)."""
+        self._discarding = True
+        self._in_head = False
+        self._head.stop()
+        self._rest.start(REST_SECONDS)
+        self.transport.write_eof()
+        self.server_state.waits(self)
 
     def _close(self) -> None:
         self.transport.close()
