@@ -372,8 +372,8 @@ HEAD_TOO_LARGE = Problem(
     431,
     "head_too_large",
     "Head too large",
-    "The request's first line and headers are longer than 65,536 bytes. Send fewer, or shorter "
-    "ones.",
+    "The request's first line and headers are longer than 65,536 bytes, or it has more than 128 "
+    "headers. Send fewer, or shorter ones.",
     closes=True,
 )
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
-from service.connection import Connection
+from service.connection import Connection, Incoming
 from service.connections import Connections, bound
 from service.logs import log
 from service.proxies import ProxyHeaders
@@ -97,7 +97,7 @@ class Server(uvicorn.Server):
         turns are long: of a thousand that came at once the last waited for seconds. So each socket
         is listened to several times."""
         connect = partial(
-            Connection,
+            accept,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
@@ -165,13 +165,18 @@ class SidePort(uvicorn.Server):
         log.info("metrics on http://%s:%d", address[0], address[1])
 
 
+def accept(**uvicorn: Any) -> Incoming:
+    """What receives from a new connection."""
+    return Incoming(Connection(**uvicorn))
+
+
 def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> uvicorn.Config:
     return uvicorn.Config(
         ProxyHeaders(app, settings.trusted_proxies),
         host=settings.host,
         port=port,
         loop="uvloop",
-        http=Connection,
+        http=accept,  # type: ignore[arg-type]  # called as the class of a protocol would be
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,
