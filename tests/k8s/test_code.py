@@ -29,6 +29,8 @@ from tests.k8s.manifests import (
 PREDICTED_BASE = 260
 """MiB of a CPU process that has served a while, measured: docs/deploy.md."""
 PODS = ("Deployment", "InferenceService")
+CONNECTION_BYTES = 130 * 1024
+"""What a hostile connection can hold, measured: docs/reliability.md."""
 MARGIN = 5
 """Seconds between the longest stop and the kill."""
 
@@ -133,7 +135,7 @@ def test_memory(combination: str) -> None:
     limit = mebibytes(container_of(rendered(combination))["resources"]["limits"]["memory"])
     half = int(limit * MEBIBYTE / 2)  # what a container of this size gives decoders by default
     decoders = limits(settings.decode_processes, half, settings.max_decode_seconds)
-    uploads = settings.max_upload_memory
+    uploads = settings.max_upload_memory + CONNECTION_BYTES * settings.max_connections
     if settings.workers > 1:
         uploads += settings.workers * MAX_DECODE_BYTES
     tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
