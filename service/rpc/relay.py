@@ -102,13 +102,13 @@ class Connection(asyncio.BufferedProtocol):
             transport.write(frame(SETTINGS, 0, 0))
             self.disconnect("too many connections: all of them are busy. Try again in a second")
             return
-        self._connections.connections.add(self)
+        self._connections.connections.add(self)  # type: ignore[arg-type]
         self._connections.waits(self)
         self._within(HEAD_SECONDS, "preface", self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.goes_on(self)
-        self._connections.connections.discard(self)  # type: ignore[arg-type]
+        self._connections.connections.discard(self)
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -163,12 +163,15 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _connect(self) -> None:
         try:
-            self._core, _ = await self._loop.create_unix_connection(
-                partial(_Core, self), self._path
-            )
+            await self._loop.create_unix_connection(partial(_Core, self), self._path)
         except OSError:
             self.disconnect("the server cannot take more connections now. Try again in a second")
+
+    def core_made(self, core: asyncio.Transport) -> None:
+        if self._transport.is_closing():
+            core.abort()
             return
+        self._core = core
         self._core.set_write_buffer_limits(BUFFERED)
         self._core.write(PREFACE)
         del self._incoming[: len(PREFACE)]
@@ -357,6 +360,9 @@ class _Core(asyncio.BufferedProtocol):
 
     def __init__(self, client: Connection) -> None:
         self._client = client
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._client.core_made(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _INBOX

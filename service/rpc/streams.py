@@ -12,7 +12,7 @@ gRPC itself only hands out complete messages; how much has arrived is seen by th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from batching import QueueFull
@@ -73,6 +73,9 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self._open.values())
 
     def open(self, client: str, progress: Callable[[Stream], None]) -> Stream:
         """A new stream, if necessary in place of another."""
