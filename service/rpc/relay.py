@@ -13,8 +13,9 @@ heads of the frames that pass and hands everything on over a local socket. Promi
   connection is read more slowly, since cancellations of honest clients come in bursts, and closed
   if that has gone on for `FLOOD_SECONDS`.
 - A client that takes none of its answers for `READ_SECONDS` is disconnected.
-- Each connection has at most 96 KiB in buffers here, 32 KiB for what waits to be relayed and 32 KiB
-  for each direction; what is passed on counts as an upload (`streams`), stream by stream.
+- Each connection has at most 160 KiB in buffers here: 48 KiB that are not relayed yet, 64 KiB on
+  the way to gRPC's server and 48 KiB on the way to the client. What is relayed counts as an upload
+  (`streams`), stream by stream.
 
 A header names the stream to its handler. It is written behind the client's own headers, and the
 last one of a name counts.
@@ -62,7 +63,7 @@ USEFUL_BYTES = 256
 """A DATA frame with fewer bytes counts as one that carries no message, unless it ends one."""
 BUFFERED = 16_384
 """Bytes written to a peer and not sent yet, from which on the other side is not read."""
-_INBOX = memoryview(bytearray(MAX_PAYLOAD))
+_INBOX = memoryview(bytearray(32_768))
 """Where all connections read into, one after the other."""
 
 
