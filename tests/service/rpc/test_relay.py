@@ -105,7 +105,8 @@ async def until(holds: Callable[[], bool]) -> None:
 
 async def reason(reader: asyncio.StreamReader) -> str:
     """The text of the GOAWAY with which the connection ends."""
-    data = await reader.read()
+    async with asyncio.timeout(PATIENCE):
+        data = await reader.read()
     *_, (kind, _, _) = Heads().feed(data)
     assert kind == GOAWAY
     return data.rpartition(b"\0\0\0\x0b")[2].decode()
@@ -226,7 +227,8 @@ async def test_frames_without_a_message_are_taken_slowly(
     core, _ = await wire.cores.get()
     loop = asyncio.get_running_loop()
     began = loop.time()
-    passed = len(list(Heads().feed((await core.read())[len(PREFACE) :])))
+    async with asyncio.timeout(PATIENCE):
+        passed = len(list(Heads().feed((await core.read())[len(PREFACE) :])))
     seconds = loop.time() - began
     assert passed <= relay.FRAMES_AT_ONCE + relay.FRAMES_PER_SECOND * (seconds + 1) + 4
     assert await ended(reader)
@@ -255,8 +257,9 @@ async def test_frames_of_calls_that_are_answered_pass_at_any_rate(wire: Wire) ->
     pings = 0
     heads = Heads()
     await core.readexactly(len(PREFACE))
-    while pings < 6000:
-        pings += sum(kind == PING for kind, _, _ in heads.feed(await core.read(65_536)))
+    async with asyncio.timeout(PATIENCE):  # at the rate of a flood it would take 25 s
+        while pings < 6000:
+            pings += sum(kind == PING for kind, _, _ in heads.feed(await core.read(65_536)))
 
 
 async def test_waiting_connections_make_room(wire: Wire) -> None:
