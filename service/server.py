@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
 from service.connection import Connection, Incoming
-from service.connections import Connections, bound
+from service.connections import Connections, bound, descriptors
 from service.logs import log
 from service.proxies import ProxyHeaders
 from service.reload import reload
@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_config(app, settings, settings.port, lifespan=True))
-        self.server_state = Connections(bound(settings.max_connections))
+        self.server_state = Connections(bound(settings.max_connections, descriptors(settings)))
         self._serving: Serving = app.state.serving
         self._beside: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay

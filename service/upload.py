@@ -84,7 +84,7 @@ async def _receive(
     """Hand `body` every chunk as it arrives."""
     if declared(request) > max_bytes:
         raise _too_large(max_bytes)
-    with _NOT_AWAITED if WHOLE in request.scope else _Arrival(share, max_seconds):
+    with _NOT_AWAITED if WHOLE in request.scope else Arrival(share, max_seconds):
         more = True
         while more:
             message = await request.receive()
@@ -98,7 +98,7 @@ async def _receive(
             body.write(chunk)
 
 
-class _Arrival(Interruptible):
+class Arrival(Interruptible):
     """Within, `share` is looked at every now and then, until its time is up."""
 
     def __init__(self, share: Share, max_seconds: float) -> None:

@@ -16,8 +16,9 @@ import uvicorn
 
 from service import connection
 from service.connection import READ_BYTES, Connection, Incoming, Outgoing
-from service.connections import Connections, bound
+from service.connections import Connections, bound, descriptors
 from service.departure import DEPARTURE
+from service.settings import Settings
 from service.upload import WHOLE
 
 pytestmark = pytest.mark.slow
@@ -343,6 +344,13 @@ def test_descriptors(
     assert bound(wanted) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
+
+
+def test_descriptors_of_relayed_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gRPC there may be as many connections of both kinds as there are descriptors for."""
+    assert descriptors(Settings()) == 1
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    assert bound(4096, descriptors(Settings(grpc_port=0))) == 240
 
 
 BODIES = {
