@@ -31,6 +31,8 @@ PREDICTED_BASE = 260
 PODS = ("Deployment", "InferenceService")
 CONNECTION_BYTES = 130 * 1024
 """What a hostile connection can hold, measured: docs/reliability.md."""
+RPC_CONNECTION_BYTES = 160 * 1024
+"""What the relay of a gRPC connection can hold: service/rpc/relay.py."""
 MARGIN = 5
 """Seconds between the longest stop and the kill."""
 
@@ -135,7 +137,8 @@ def test_memory(combination: str) -> None:
     limit = mebibytes(container_of(rendered(combination))["resources"]["limits"]["memory"])
     half = int(limit * MEBIBYTE / 2)  # what a container of this size gives decoders by default
     decoders = limits(settings.decode_processes, half, settings.max_decode_seconds)
-    uploads = settings.max_upload_memory + CONNECTION_BYTES * settings.max_connections
+    connection = CONNECTION_BYTES + (RPC_CONNECTION_BYTES if settings.grpc_port else 0)
+    uploads = settings.max_upload_memory + connection * settings.max_connections
     if settings.workers > 1:
         uploads += settings.workers * MAX_DECODE_BYTES
     tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
