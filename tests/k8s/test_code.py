@@ -138,7 +138,8 @@ def test_memory(combination: str) -> None:
     half = int(limit * MEBIBYTE / 2)  # what a container of this size gives decoders by default
     decoders = limits(settings.decode_processes, half, settings.max_decode_seconds)
     connection = CONNECTION_BYTES + (RPC_CONNECTION_BYTES if settings.grpc_port else 0)
-    uploads = settings.max_upload_memory + connection * settings.max_connections
+    uploads = settings.max_upload_memory * (1.5 if settings.grpc_port else 1)
+    uploads += connection * settings.max_connections
     if settings.workers > 1:
         uploads += settings.workers * MAX_DECODE_BYTES
     tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
