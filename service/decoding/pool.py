@@ -28,7 +28,13 @@ from service.decoding.costs import Costs
 from service.decoding.image import BYTES_PER_PIXEL, EncodedImage, Pixels, as_pixels
 from service.decoding.limits import ORDINARY_MEMORY, Limits
 from service.decoding.picture import CHANNELS, SIDE, Fault
-from service.decoding.process import DecoderEnded, DecoderProcess, StartFailed, Template
+from service.decoding.process import (
+    DecoderEnded,
+    DecoderGone,
+    DecoderProcess,
+    StartFailed,
+    Template,
+)
 from service.decoding.queue import FairQueue
 from service.errors import DecodeQueueFull, DecodersKilled, RateLimited
 from service.logs import log
@@ -213,25 +219,33 @@ class Decoders:
             template.close()
 
     async def _keep(self, template: Template, lane: _Lane) -> None:
-        """A decoder of `lane`, and another whenever it has ended. Raises StartFailed."""
+        """A decoder of `lane`, and another whenever it has ended.
+
+        Raises StartFailed when the template has ended.
+        """
         while True:
             try:
-                process = await template.fork(lane.memory, lane.nicer)
+                async with self._decoder(template, lane) as process:
+                    while await self._decode_next(process, lane):
+                        pass
             except StartFailed as error:
                 if template.has_ended:
                     raise
                 log.error("%s; trying again in %g s", error, RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
-                continue
-            try:
-                await process.ready()
-                self._tell_restrictions(process)
-                lane.processes.add(process)
-                while await self._decode_next(process, lane):
-                    pass
-            finally:
-                lane.processes.discard(process)
-                process.close()
+
+    @asynccontextmanager
+    async def _decoder(self, template: Template, lane: _Lane) -> AsyncIterator[DecoderProcess]:
+        """A decoder that is ready. Raises StartFailed."""
+        process = await template.fork(lane.memory, lane.nicer)
+        try:
+            await process.ready()
+            self._tell_restrictions(process)
+            lane.processes.add(process)
+            yield process
+        finally:
+            lane.processes.discard(process)
+            process.close()
 
     async def _decode_next(self, process: DecoderProcess, lane: _Lane) -> bool:
         """Let `process` decode the next image; whether it can decode another."""
@@ -252,6 +266,9 @@ class Decoders:
         try:
             answer = await process.decode(job.image, lane.max_seconds)
             self._answer(job, lane, *answer, process.image_seconds)
+        except DecoderGone:  # before it saw the image
+            lane.put(job)
+            return False
         except DecoderEnded as end:
             self._ended(job, lane, end)
             return False

@@ -135,6 +135,10 @@ class Template:
         return message, descriptors
 
 
+class DecoderGone(Exception):
+    """The process had ended before it was given an image."""
+
+
 class DecoderEnded(Exception):
     """The process is gone; `for_cpu_time`: it was killed for taking too much."""
 
@@ -180,7 +184,8 @@ class DecoderProcess:
     async def decode(self, image: EncodedImage, max_seconds: float) -> tuple[int, bytes]:
         """0 and the pixels, or a Fault and what the decoder raised.
 
-        The process is killed when it has used `max_seconds` of CPU time. Raises DecoderEnded.
+        The process is killed when it has used `max_seconds` of CPU time. Raises DecoderGone and
+        DecoderEnded.
         """
         self.used_at = self._loop.time()
         self.is_busy = True
@@ -220,12 +225,14 @@ class DecoderProcess:
         return self._last_seconds
 
     def _send(self, image: EncodedImage) -> None:
-        """Raises OSError where there is no memory for it."""
+        """Raises DecoderGone, and OSError where there is no memory for the image."""
         if os.pwrite(self._file, image.data, 0) != len(image.data):
             raise OSError("there is not enough memory for the image")
         size = image.width, image.height, image.max_pixels
-        with suppress(ConnectionError):  # it is gone, which is noticed when its answer is awaited
+        try:
             self._link.send(template.REQUEST.pack(len(image.data), image.format.encode(), *size))
+        except ConnectionError as error:
+            raise DecoderGone from error
 
     async def _receive(self) -> bytes:
         """Its next message; empty: it is gone."""

@@ -16,7 +16,13 @@ from service.decoding.image import EncodedImage, Pixels
 from service.decoding.limits import ORDINARY_MEMORY, Limits
 from service.decoding.picture import Fault
 from service.decoding.pool import Decoders
-from service.decoding.process import DecoderEnded, DecoderProcess, StartFailed, Template
+from service.decoding.process import (
+    DecoderEnded,
+    DecoderGone,
+    DecoderProcess,
+    StartFailed,
+    Template,
+)
 from service.errors import DecodersKilled
 from tests.fakes import Clock
 
@@ -42,6 +48,9 @@ class Process:
 
     async def ready(self) -> None:
         await asyncio.sleep(0)
+        if self._template.unready:
+            self._template.unready -= 1
+            raise StartFailed("a decoder process ended before it was ready")
 
     async def decode(self, image: EncodedImage, max_seconds: float) -> tuple[int, bytes]:
         template = self._template
@@ -75,6 +84,8 @@ class FakeTemplate:
         self.seconds = 0.001
         self.failures = 0
         """How many more attempts to fork fail."""
+        self.unready = 0
+        """How many more decoders end before they are ready."""
         self.forked: list[Process] = []
         self.begun: list[tuple[EncodedImage, Process]] = []
         self.goes_on, self.something_began = asyncio.Event(), asyncio.Event()
@@ -224,6 +235,17 @@ async def test_pool_replaces_a_decoder_that_ended(
     assert sum(process.closed for process in template.forked) == 2
 
 
+async def test_pool_does_not_blame_an_image_for_a_decoder_that_was_gone(
+    decoders: Decoders, template: FakeTemplate, kills: list[str]
+) -> None:
+    """Something else ended the decoder before: the image is decoded by another one."""
+    template.outcomes.append(DecoderGone())
+    await decoders.run(ORDINARY, b"client", 10)
+    assert (
+        kills == [] and [process.memory for _, process in template.begun] == [ORDINARY_MEMORY] * 2
+    )
+
+
 async def test_pool_rejects_a_client_whose_images_end_decoders(
     decoders: Decoders, template: FakeTemplate, clock: Clock
 ) -> None:
@@ -249,6 +271,17 @@ async def test_pool_keeps_its_other_decoders_when_one_cannot_be_started(
         await decoders.run(image(), b"client", 10)
         await decoders.run(image(), b"client", 10)
     assert len(template.forked) == 2
+
+
+async def test_pool_keeps_its_other_decoders_when_one_ends_at_its_start(
+    template: FakeTemplate, clock: Clock, kills: list[str]
+) -> None:
+    """A decoder that is not ready is no reason to end those that are."""
+    template.unready = 1
+    async with running(template, kills.append, clock) as decoders:
+        await decoders.run(image(), b"client", 10)
+        await decoders.run(image(), b"client", 10)
+    assert sum(process.closed for process in template.forked) == len(template.forked) == 3
 
 
 async def test_pool_fails_an_image_where_the_unexpected_happens(
