@@ -153,7 +153,9 @@ class Prober:
             kept = self._line is not None
             line = self._line = self._line or self._connect()
             silence = SILENCE[self.unanswered[kind] >= 3]
-            status, keeps = _exchange(line, request, functools.partial(self._is_idle, silence))
+            status, keeps = _exchange(
+                line, request, functools.partial(self._is_idle, line, silence)
+            )
             if not keeps or kind in ("head", "chunks"):
                 line.close()
                 self._line = None
@@ -163,11 +165,11 @@ class Prober:
             self.unanswered[kind] += 1
         return status
 
-    def _is_idle(self, seconds: float) -> bool:
-        """Whether the server computes nothing for `seconds`."""
+    def _is_idle(self, line: socket.socket, seconds: float) -> bool:
+        """Whether the server computes and sends nothing for `seconds`."""
         before = self._target.group.cpu_seconds()
-        time.sleep(seconds)
-        return self._target.group.cpu_seconds() - before < 0.02 * seconds
+        arrived, _, _ = select.select([line], [], [], seconds)
+        return not arrived and self._target.group.cpu_seconds() - before < 0.02 * seconds
 
     def _connect(self) -> socket.socket:
         dice = self._dice
@@ -239,7 +241,7 @@ def _exchange(line: socket.socket, request: bytes, is_idle: Callable[[], bool]) 
             try:
                 piece = line.recv(2**18)
             except TimeoutError:
-                if last or time.monotonic() > end or (is_idle() and not _waiting(line)):
+                if last or time.monotonic() > end or is_idle():
                     break
                 continue
             if not piece:
@@ -250,11 +252,6 @@ def _exchange(line: socket.socket, request: bytes, is_idle: Callable[[], bool]) 
         pass
     status = int(received[9:12]) if received[9:12].isdigit() else 0
     return status, bool(status) and not last and b"connection: close" not in received.lower()
-
-
-def _waiting(line: socket.socket) -> bool:
-    """Whether something has arrived."""
-    return bool(select.select([line], [], [], 0)[0])
 
 
 def _whole(received: bytearray) -> bool:
@@ -429,9 +426,9 @@ class Search:
         (place / name).write_bytes(data)
 
     def _progress(self) -> str:
-        found = self.elites.all()
+        found, ended = self.elites.all(), len(self.enders)
         return (
-            f"{self.tried.total():,} inputs, {len(found)} kept, {len(self.enders)} ended the server, "
+            f"{self.tried.total():,} inputs, {len(found)} kept, {ended} ended the server; "
             f"at most {max((f.cost.seconds for f in found), default=0):.2f} s of CPU and "
             f"{max((f.cost.mebibytes for f in found), default=0):,.0f} MiB"
         )
@@ -510,8 +507,9 @@ def main() -> int:
     for kind, count in (search.stalls + search.unanswered).items():
         print(f"UNANSWERED, or answered 504 by an idle server: {count:,} of {kind}")
     print(
-        f"\n{search.tried.total():,} inputs; {len(search.exceeding)} exceeded {options.max_seconds} s"
-        f" or {options.max_mib:,.0f} MiB; {len(search.enders)} ended the server: {options.corpus}"
+        f"\n{search.tried.total():,} inputs; {len(search.exceeding)} exceeded "
+        f"{options.max_seconds} s or {options.max_mib:,.0f} MiB; {len(search.enders)} ended the "
+        f"server; corpus: {options.corpus}"
     )
     return 1 if search.exceeding or search.enders or search.stalls or search.unanswered else 0
 

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import signal
 import socket
 import sys
 import time
@@ -181,6 +182,7 @@ class Target:
     """A server that is attacked, in a group of its own of at most `limit` MiB."""
 
     def __init__(self, limit: int = LIMIT, **settings: str) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the server
         self.port, grpc_port = _free_ports(2)
         self.grpc_port = grpc_port if "SHOAL_GRPC_PORT" in settings else None
         ports = {"SHOAL_PORT": str(self.port)}
