@@ -95,6 +95,9 @@ class Line:
         self._result = result
 
     async def send(self, data: bytes, requests: int = 0) -> None:
+        """Raises OSError where the connection has ended."""
+        if self.writer.transport.is_closing():
+            raise ConnectionResetError
         self._result.requests += requests
         self._result.bytes_sent += len(data)
         self.writer.write(data)

@@ -226,7 +226,7 @@ def line(row: Row) -> str:
 
 def fate(row: Row) -> str:
     if not row.survived:
-        return f"**no** ({row.killed} killed)"
+        return f"**no** ({f'{row.killed} killed' if row.killed else 'does not answer'})"
     return f"**not for {row.broken}**" if row.broken else "yes"
 
 

@@ -97,7 +97,9 @@ class Elites:
                 self._best[place] = value, found
 
     def choose(self, kind: str, dice: random.Random) -> Found:
-        return dice.choice([found for key, (_, found) in self._best.items() if key[0] == kind])
+        """The smaller of two: it is quicker to measure, and leaves more room to grow."""
+        kept = [found for key, (_, found) in self._best.items() if key[0] == kind]
+        return min(dice.choice(kept), dice.choice(kept), key=lambda found: found.sent)
 
     def all(self) -> list[Found]:
         return [*dict.fromkeys(found for _, found in self._best.values())]
@@ -236,7 +238,7 @@ def _exchange(line: socket.socket, request: bytes, is_idle: Callable[[], bool]) 
         line.settimeout(PATIENCE)
         with contextlib.suppress(ConnectionError):  # refused before its end: the answer is there
             line.sendall(request)
-        line.settimeout(0.3)
+        line.settimeout(0.1)
         while last or not _whole(received):
             try:
                 piece = line.recv(2**18)
@@ -312,6 +314,7 @@ class Search:
         self._seeds = {kind: self._first(kind) for kind in options.kinds}
         self.elites = Elites()
         self.tried: Counter[str] = Counter()
+        self._spent = dict.fromkeys(options.kinds, 0.0)
         self.stalls: Counter[str] = Counter()
         self.enders: list[Found] = []
         self.exceeding: list[Found] = []
@@ -328,8 +331,10 @@ class Search:
         end = time.monotonic() + 60 * self._options.minutes
         said = time.monotonic()
         while time.monotonic() < end:
-            kind = self._dice.choice(self._options.kinds)
+            kind = min(self._options.kinds, key=self._spent.__getitem__)  # equal time for each
+            began = time.monotonic()
             self._try(kind, self._mutant(kind))
+            self._spent[kind] += time.monotonic() - began
             if time.monotonic() > said + 60:
                 said = time.monotonic()
                 print(self._progress(), file=sys.stderr, flush=True)

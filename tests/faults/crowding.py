@@ -58,6 +58,7 @@ WORST = {
             "JPEG, progressive gray",
             "PNG, palette",
             "PNG, 16-bit gray",
+            "BMP, 64 megapixels without",
             "BMP, width 0",
         )
     )

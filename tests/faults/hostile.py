@@ -464,6 +464,16 @@ def bmp_bits() -> bytes:
     return synthetic.bmp(bytes(8_000_000), 1, size=SQUARE, palette=bytes(4) + b"\xff" * 4)
 
 
+@file("BMP, 64 megapixels without a pixel")
+def bmp_no_pixels() -> bytes:
+    return synthetic.bmp(b"", 32, size=SQUARE)
+
+
+@file("PNG, 64 megapixels without a pixel")
+def png_no_pixels() -> bytes:
+    return png(b"", 8, 6, size=SQUARE)
+
+
 @file("BMP, width 0")
 def bmp_no_width() -> bytes:
     return synthetic.bmp(bytes(3 * 32 * 32), 24, size=(0, 32))

@@ -183,6 +183,28 @@ def sizes(kind: str, data: bytes) -> list[Place]:
     return found
 
 
+_OPTIONS: dict[str, dict[bytes, tuple[int, ...]]] = {
+    "gif": {b"!\xf9": (3,), b",": (9,)},
+    "webp": {b"VP8X": (8,), b"VP8L": (12,), b"ALPH": (8,), b"ANMF": (23,)},
+    "jpeg": {bytes([0xFF, frame]): (1, 4, 9, 11, 14, 17) for frame in _FRAMES}
+    | {b"\xff\xdd": (5,), b"\xff\xda": (4, 6, 8)},
+}
+"""Bytes of a piece, by its beginning, that say how it is coded."""
+_FIXED_OPTIONS = {"gif": (10,), "png": (24, 25, 28), "bmp": (28, 30)}
+
+
+def options(kind: str, data: bytes) -> list[int]:
+    """Offsets of bytes that say how an image is coded: depth, disposal, interlacing and such."""
+    found = [at for at in _FIXED_OPTIONS.get(kind, ()) if at < len(data)]
+    begin = 0
+    for piece in segments(kind, data):
+        for signature, offsets in _OPTIONS.get(kind, {}).items():
+            if piece.startswith(signature):
+                found += [begin + offset for offset in offsets if offset < len(piece)]
+        begin += len(piece)
+    return found
+
+
 def size_at(data: bytes, place: Place) -> tuple[int, int]:
     """The width and the height that are stated at `place`."""
     at, form = place
@@ -255,7 +277,7 @@ class Mutator:
         """A mutant of `data`, which may take pieces of `other`, an input of the same kind."""
         changes = [*self._usual]
         if kind in IMAGES:
-            changes += [self._size] * 4
+            changes += [self._size] * 4 + [self._option] * 3
         if kind == "png":
             changes += [self._inflate] * 3
         for _ in range(1 + min(6, int(self._dice.expovariate(0.7)))):
@@ -345,6 +367,15 @@ class Mutator:
         for place in places if self._dice.random() < 0.5 else [self._dice.choice(places)]:
             data = resize(data, place, *shape)
         return data
+
+    def _option(self, kind: str, data: bytes, other: bytes) -> bytes:
+        """Another way of coding, in one byte; most are small numbers."""
+        offsets = options(kind, data)
+        if not offsets:
+            return data
+        changed = bytearray(data)
+        changed[self._dice.choice(offsets)] = self._dice.randrange(self._dice.choice((16, 256)))
+        return bytes(changed)
 
     def _inflate(self, kind: str, data: bytes, other: bytes) -> bytes:
         """More zeros, deflated, in a chunk of a PNG that is deflated."""
