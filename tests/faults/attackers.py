@@ -504,9 +504,9 @@ async def infer_of_webps(field: Field) -> None:
     await field.all(ATTACKERS, lambda number: repeat(field, number, request))
 
 
-@attack("/predict/batch of 64 progressive JPEGs of 64 scans, 64 megapixels")
+@attack("/predict/batch of 40 progressive JPEGs of 64 scans, 64 megapixels")
 async def batch_of_jpegs(field: Field) -> None:
-    kind, body = hostile.form([hostile.jpeg_gray_scans()] * 64)
+    kind, body = hostile.form([hostile.jpeg_gray_scans()] * 40)
     request = post("/predict/batch", kind, body)
     await field.all(ATTACKERS, lambda number: repeat(field, number, request))
 
@@ -527,10 +527,18 @@ async def leavers(field: Field) -> None:
 
 @attack("Poisoned estimates: images of one pixel in every format, then photos", 12)
 async def poison(field: Field) -> None:
-    """`Seconds per pixel` learned from a pixel: what honest clients get afterwards counts."""
-    dots = [hostile._dot(), hostile.lossless_webp((1, 1)), hostile.gif_comments()[:30_000]]
-    dots.append(hostile.webp_metadata()[:200_000])
-    await files(field, dots)
+    """Seconds per pixel that a server learns from one pixel with much beside it: what honest
+    clients get afterwards counts."""
+    await files(
+        field,
+        [
+            hostile.gif_comments(),
+            hostile.png_international(),
+            hostile.png_text(),
+            hostile.webp_metadata(),
+            hostile.jpeg_exif(),
+        ],
+    )
 
 
 # gRPC.
@@ -550,11 +558,12 @@ async def grpc_streams(field: Field) -> None:
     await asyncio.sleep(2)
     waits = []
     async with grpc.aio.insecure_channel(target, options=options) as honest:
-        ready: Any = honest.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+        infer: Any = honest.unary_unary(method)
+        message = hostile.message(MODEL, [hostile.lossless_webp((1, 1))])
         while not field.over():
             began = time.monotonic()
             try:
-                await ready(b"\n" + bytes([len(MODEL)]) + MODEL.encode(), timeout=30)
+                await infer(message, timeout=30)
             except grpc.aio.AioRpcError as error:
                 field.result.answers[error.code().name] += 1
             waits.append(time.monotonic() - began)
@@ -576,12 +585,7 @@ async def grpc_connections(field: Field) -> None:
 
 @attack("gRPC, messages of 64 lossless WebPs of 64 megapixels")
 async def grpc_webps(field: Field) -> None:
-    from service.rpc.messages import ModelInferRequest
-
-    message = ModelInferRequest(model_name=MODEL)
-    tensor = message.inputs.add(name="image", datatype="BYTES", shape=[64])
-    tensor.contents.bytes_contents.extend([hostile.webp_lossless()] * 64)
-    await messages(field, [message.SerializeToString()])
+    await messages(field, [hostile.message(MODEL, [hostile.webp_lossless()] * 64)])
 
 
 @attack("gRPC, messages of millions of empty fields")

@@ -289,20 +289,8 @@ def seeds(kind: str) -> list[bytes]:
             b'"shape":[1,32,32,3],"datatype":"UINT8","data":[%b]}],"outputs":[{"name":"class"}]}'
             % b",".join([b"7"] * 3072),
         ],
-        "grpc": [message([dot]), message([dot] * 3)],
+        "grpc": [hostile.message(MODEL, [dot] * count) for count in (1, 3) if find_spec("grpc")],
     }[kind]
-
-
-def message(images: list[bytes]) -> bytes:
-    """An inference request of the Open Inference Protocol over gRPC."""
-    if not find_spec("grpc"):
-        return b""
-    from service.rpc.messages import ModelInferRequest
-
-    request = ModelInferRequest(model_name=MODEL)
-    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[len(images)])
-    tensor.contents.bytes_contents.extend(images)
-    return bytes(request.SerializeToString())
 
 
 class Search:

@@ -516,3 +516,13 @@ def inference(images: list[bytes]) -> bytes:
     return (
         f'{{"inputs":[{{"name":"image","shape":[{len(images)}],"datatype":"BYTES","data":[{data}]}}]}}'
     ).encode()
+
+
+def message(model: str, images: list[bytes]) -> bytes:
+    """The images as a message of the Open Inference Protocol over gRPC."""
+    from service.rpc.messages import ModelInferRequest  # of an extra
+
+    request = ModelInferRequest(model_name=model)
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[len(images)])
+    tensor.contents.bytes_contents.extend(images)
+    return bytes(request.SerializeToString())
