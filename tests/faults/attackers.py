@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -124,6 +125,16 @@ class Line:
                     self._result.answers["200"] += found
                 if others := data.count(b"HTTP/1.1 ") - found:
                     self._result.answers["not 200"] += others
+
+    def receive_little(self) -> None:
+        """Let the system buffer as little as it can of what is not read."""
+        found = self.writer.get_extra_info("socket")
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    def is_held(self) -> bool:
+        """Whether the server has not ended the connection, as the system knows it."""
+        found = self.writer.get_extra_info("socket")
+        return bool(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\1")
 
     def close(self) -> None:
         self.writer.transport.abort()
@@ -370,10 +381,25 @@ async def stalled(field: Field) -> None:
     await hold(field, 100, _head(Content_Type="image/png", Content_Length=10 * 2**20) + body)
 
 
-@attack("200 clients that do not read, and send a byte every 5 s", 45)
+@attack("200 clients that do not read, and send one more byte", 45)
 async def unread(field: Field) -> None:
+    """Each asks for another number of pages, so that some fill the buffers with the last one."""
     page = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    await hold(field, 200, page * 200, b"G", every=5.0, reads=False)
+    lines: list[Line] = []
+
+    async def one(number: int) -> None:
+        lines.append(line := await field.connect(number))
+        line.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        line.receive_little()
+        await line.send(page * (1 + number), 1 + number)
+        await asyncio.sleep(5)
+        await line.send(b"G")
+        await asyncio.sleep(field.seconds)
+
+    await field.all(200, one)
+    field.result.held = sum(line.is_held() for line in lines)
+    for line in lines:
+        line.close()
 
 
 @attack("Heads of 60 KiB, 3,000 headers")
