@@ -5,8 +5,9 @@
 # change of code builds only the last, small layers. The two last stages hold what runs, and no
 # compiler, pip, cache or tests. docs/deploy.md says how to build, run and publish.
 
-# The tag moves with fixes of Python 3.11 and of Debian. To pin bytes:
-# --build-arg BASE=docker.io/library/python@sha256:...
+# The tag moves with fixes of Python 3.11 and of Debian; the digest behind it (TAG@sha256:...) pins the
+# bytes. `make pin-base` writes the current one here, which takes a registry. Images are published
+# only with a digest (.github/workflows/publish.yml).
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 # --- What every stage stands on. ---------------------------------------------------------------
@@ -83,7 +84,8 @@ FROM system AS runtime
 # Before it goes pip imports most of what the service will of Python's library, and so leaves its
 # bytecode, which slim images lack: 5 MB, for 0.4 s less at every start.
 RUN python -m pip --quiet uninstall --yes --root-user-action ignore pip setuptools wheel
-# The root file system may be read-only: nothing is written, also no bytecode.
+# The root file system may be read-only: nothing is written, also no bytecode. Where clients use a
+# host name, SHOAL_ALLOWED_HOSTS lists it; IP addresses and localhost need no setting.
 ENV PATH=/opt/shoal/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

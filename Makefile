@@ -65,6 +65,10 @@ lock: $(VENV)/uv ## resolve pyproject.toml anew into requirements/
 		$(LOCK) --extra $$extra $$more --constraint $(VENV)/all.lock \
 			-o requirements/$$extra.lock || exit; \
 	done
+	for tool in $(TOOLS); do \
+		case $$tool in kserve) more=--no-deps ;; *) more= ;; esac; \
+		$(COMPILE) requirements/tools/$$tool.in $$more -o requirements/tools/$$tool.lock || exit; \
+	done
 
 proto: | $(VENV)/protoc ## compile service/rpc/open_inference.proto after a change
 	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I service/rpc \
@@ -112,13 +116,14 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-$(VENV)/uv: | $(VENV)/$(EXTRA)
-	@$(RUN) -m venv $@
-	@$@/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+# Tools that are needed now and then, each in an environment of its own. requirements/tools/*.in name
+# their versions. KServe is installed without what it depends on: only its classes are read.
+TOOLS := uv protoc cyclonedx manifests kserve policies
 
-$(VENV)/protoc: | $(VENV)/$(EXTRA)
-	@$(RUN) -m venv $@
-	@$@/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.81.1
+$(VENV)/uv $(VENV)/protoc $(VENV)/cyclonedx: $(VENV)/%: requirements/tools/%.lock | $(VENV)/$(EXTRA)
+	@$(RUN) -m venv --clear $@
+	@$@/bin/python $(PIP_INSTALL) $<
+	@touch $@
 
 # --- What is in it, for who has to know: docs/dependencies.md. --------------------------------
 
@@ -136,13 +141,10 @@ sbom: $(VENV)/cyclonedx ## write what the lock files hold into build/, as Cyclon
 # Where the packages of the lock files are looked up by others, whatever mirror this machine has.
 PYPI := https://pypi.org/simple
 
-$(VENV)/cyclonedx: | $(VENV)/$(EXTRA)
-	@$(RUN) -m venv $@
-	@$@/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
-
 # The constraint gives every lock file the same version of a package, so that they combine.
-LOCK = $(VENV)/uv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
-	--python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+COMPILE = $(VENV)/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --custom-compile-command "make lock"
+LOCK = $(COMPILE) pyproject.toml
 
 # --- Faults, hostile clients and time: docs/reliability.md. -------------------------------------
 
@@ -219,12 +221,19 @@ bench-lock: $(VENV)/uv ## resolve what whom we are compared with needs
 
 # --- Images and manifests: docs/deploy.md. ------------------------------------------------------
 
-.PHONY: image check-image manifests rehearse
+.PHONY: pin-base image check-image manifests rehearse
 
 TARGET ?= cpu
 IMAGE ?= shoal
 DOCKER ?= docker
 VERSION := $(shell sed -n '/^version = /{s/[^"]*"\(.*\)"/\1/p;q}' pyproject.toml)
+
+BASE := docker.io/library/python:3.11-slim-bookworm
+
+pin-base: ## pin the Dockerfile's base image to the digest that its tag has now
+	@digest=$$($(DOCKER) buildx imagetools inspect --format '{{.Manifest.Digest}}' $(BASE)) \
+		&& sed -i "s|^ARG BASE=.*|ARG BASE=$(BASE)@$$digest|" Dockerfile \
+		&& grep '^ARG BASE=' Dockerfile
 
 image: ## build the image shoal:VERSION-cpu; TARGET=gpu, IMAGE=registry/team/shoal
 	$(DOCKER) build --target $(TARGET) --tag $(IMAGE):$(VERSION)-$(TARGET) \

@@ -5,6 +5,7 @@ it live in `policy`, what it knows of the engine in `latency` and `timeline`.
 """
 
 from batching.batcher import Batcher
+from batching.completion import on_error, reject
 from batching.errors import (
     DeadlineUnreachable,
     Draining,
@@ -28,4 +29,6 @@ __all__ = [
     "Outcomes",
     "QueueFull",
     "Refused",
+    "on_error",
+    "reject",
 ]

@@ -7,6 +7,8 @@ Promises
   once its caller has left or its deadline cannot be met.
 - Nothing waits without a bound: the queue has one, and every item a deadline.
 - A batch that fails fails its own callers, if it must; the runner goes on.
+- A fault in the rules, the clock or the latency table fails the requests it concerns at once; the
+  runner goes on with the next ones.
 
 One runner per slot closes a batch and serves it; only one of them closes at a time. When and
 what, `policy` decides; what happens to it then, `serving` says. Everything runs on one event loop.
@@ -24,12 +26,13 @@ import time
 from collections.abc import Callable
 from typing import Generic
 
+from batching.completion import on_error, reject
 from batching.errors import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from batching.latency import LatencyTable
 from batching.policy import Policy
 from batching.queue import BatchQueue
 from batching.report import Answer, BatchReport
-from batching.serving import Entry, In, Infer, Out, Serving
+from batching.serving import Entry, In, Infer, Out, Serving, failed
 from batching.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -163,6 +166,12 @@ class Batcher(Generic[In, Out]):
         self._dead |= self._watchdog.look(self._policy.timeline.current, self._clock())
         return self._dead
 
+    @property
+    def engine_is_stalled(self) -> bool:
+        """The engine has made no progress on a batch for long, as `watchdog` says. Needs
+        `engine_is_dead` to be called every second or so."""
+        return self._watchdog.stalled(self._policy.timeline.current)
+
     def abandon(self) -> None:
         """The engine is given up: tell everybody who waits for it, and who is new, EngineDead.
 
@@ -217,15 +226,27 @@ class Batcher(Generic[In, Out]):
     async def _run(self) -> None:
         """One per slot."""
         try:
-            while batch := await self._next_batch():  # empty only when drained
-                await self._serve(batch)
-        except Exception:
-            log.exception("a runner of the batcher died")
+            while await self._serve_next():
+                pass
         finally:
             self._alive -= 1
             if not self._alive:
                 for entry in self._queue.take(len(self._queue)):
                     entry.fail(EngineFailed("nobody is left to compute this item"))
+
+    async def _serve_next(self) -> bool:
+        """False: there is nothing more to serve. A fault fails the batch that it happened in; one
+        between two batches fails all that wait, since it would happen again for them."""
+        batch: list[Entry[In, Out]] | None = None
+        try:
+            if batch := await self._next_batch():  # empty only when drained
+                await self._serve(batch)
+        except Exception as error:
+            self._failures += 1
+            for entry in self._queue.take(len(self._queue)) if batch is None else batch:
+                entry.fail(failed(error))
+            log.exception("the batcher failed")
+        return batch is None or bool(batch)
 
     async def _next_batch(self) -> list[Entry[In, Out]]:
         """Closed as late as possible: while the engine is busy the queue grows, so batches grow
@@ -284,8 +305,10 @@ class Batcher(Generic[In, Out]):
     def _reconsider(self) -> None:
         """Something has changed: wake the runner that sleeps, if a batch is due before it would."""
         alarm = self._alarm
-        if alarm is not None and not alarm.done() and self._due(self._clock()) < self._alarm_at:
-            alarm.set_result(None)
+        if alarm is not None and not alarm.done():
+            with on_error(reject, alarm):
+                if self._due(self._clock()) < self._alarm_at:
+                    alarm.set_result(None)
 
     def _wake(self) -> None:
         if self._alarm is not None and not self._alarm.done():

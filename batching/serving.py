@@ -66,9 +66,11 @@ class Serving(Generic[In, Out]):
 
     async def run(self) -> BatchReport:
         """Answer everybody. Raises nothing but what ends the runner."""
-        batch, closed = self._batch, self._clock()
-        predicted = self._policy.timeline.begins_at(closed) + self._policy.table.seconds(len(batch))
+        batch = self._batch
         try:
+            closed = self._clock()
+            begins = self._policy.timeline.begins_at(closed)
+            predicted = begins + self._policy.table.seconds(len(batch))
             await self._compute(batch)
         except BaseException as error:
             for entry in batch:
@@ -111,10 +113,13 @@ class Serving(Generic[In, Out]):
         except Exception as raised:  # noqa: BLE001 - whatever it is, its callers get to hear it
             error = raised
         finally:
-            ended = self._clock()
-            done = outcomes.done if isinstance(outcomes, Outcomes) else ended
-            timeline.end(flight, ended, done=done, computed=computed)
-            self._freed()
+            try:
+                ended = self._clock()
+                done = outcomes.done if isinstance(outcomes, Outcomes) else ended
+                timeline.end(flight, ended, done=done, computed=computed)
+            finally:
+                timeline.forget(flight)  # or the engine would seem busy for ever
+                self._freed()
         if error is None:
             self._answer(entries, outcomes, handed, ended)
             return
@@ -163,6 +168,11 @@ class Serving(Generic[In, Out]):
     def _fail(self, entry: Entry[In, Out], cause: BaseException) -> None:
         if entry.waiting:
             self._failed += 1
-            failure = EngineFailed("the engine failed on this item")
-            failure.__cause__ = cause
-            entry.fail(failure)
+            entry.fail(failed(cause))
+
+
+def failed(cause: BaseException) -> EngineFailed:
+    """What the caller of an item is told."""
+    failure = EngineFailed("the engine failed on this item")
+    failure.__cause__ = cause
+    return failure

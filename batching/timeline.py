@@ -168,10 +168,6 @@ class Timeline:
         `done`: when the engine had computed it, if that was before `now`."""
         done = now if done is None else min(done, now)
         in_turn = flight in self._flights[: self._lanes]
-        if computed and flight.table is self.table:
-            began = flight.begins if in_turn else flight.handed
-            self.table.observe(flight.size, done - began)
-            self.margin.observe(flight.seconds, done - began)
         self._count_busy(now)
         self._flights.remove(flight)
         if self._flights:
@@ -180,6 +176,16 @@ class Timeline:
                 following.begins = max(following.handed, done)
         else:
             self._idle_since = now
+        # Last: the flight has ended, even if learning from it raises.
+        if computed and flight.table is self.table:
+            began = flight.begins if in_turn else flight.handed
+            self.table.observe(flight.size, done - began)
+            self.margin.observe(flight.seconds, done - began)
+
+    def forget(self, flight: Flight) -> None:
+        """Remove a flight that `end` could not. A no-op for one that has ended."""
+        if flight in self._flights:
+            self._flights.remove(flight)
 
     def _count_busy(self, now: float) -> None:
         self._busy, self._counted_at = self.busy_seconds(now), now

@@ -1,9 +1,9 @@
-"""What `service.decode` costs: CPU time by format and size, and memory at the pixel limit.
+"""What `service.decoding` costs: CPU time by format and size, and memory at the pixel limit.
 
     python -m benchmarks.decode_cost            header in us, decode in ms, on which thread
     python -m benchmarks.decode_cost --memory   growth of a fresh process that decodes 64 megapixels
 
-`Upload.is_small` draws its border by the first table; the head of `service.decode` quotes both.
+`Upload.is_bounded` draws its border by the first table; the head of `service.decoding` quotes both.
 Times are CPU times of one thread, the least of several runs. The second table is for Linux.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from service.decode import identify
+from service.decoding.image import identify
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def row(name: str, size: tuple[int, int]) -> str:
     header = least(lambda: [identify(data, limit) for _ in range(100)]) / 100
     decode = least(upload.decode)
     figures = f"{len(data) / 1024:8.0f}{header * 1e6:11.1f}{decode * 1e3:11.2f}"
-    where = "event loop" if upload.is_small else "thread"
+    where = "event loop" if upload.is_bounded else "decoder"
     return f"{name:24}{f'{size[0]}x{size[1]}':>11}{figures}  {where}"
 
 

@@ -5,7 +5,7 @@
 DIR holds labelled photos named `<class>_<anything>.<jpg|png|webp|...>`; FOLDER is a version in the
 model store (default: the one that is served). Each photo goes through the product's own decoder
 once for each way to fit it; a shrink without antialiasing, as many a tutorial does, is
-there for reference. What `service.decode._window` does was chosen by this.
+there for reference. What `service.decoding.picture.window` does was chosen by this.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ from PIL import Image, ImageOps
 
 from model_store import manifest
 from model_store.engine import load_engine
-from service import decode
+from service.decoding import picture
+from service.decoding.image import Pixels, identify
 
 MAX_PIXELS = 64_000_000
 BATCH = 16
 
 
-def middle_square(data: bytes) -> decode.Pixels:
-    def window(width: float, height: float) -> decode.Box:
+def middle_square(data: bytes) -> Pixels:
+    def window(width: float, height: float) -> picture.Box:
         side = min(width, height)
         left, upper = (width - side) / 2, (height - side) / 2
         return left, upper, left + side, upper + side
 
-    with mock.patch.object(decode, "_window", window):
-        return decode.decode(data, MAX_PIXELS)
+    with mock.patch.object(picture, "window", window):
+        return identify(data, MAX_PIXELS).decode()
 
 
-def squashed(data: bytes) -> decode.Pixels:
-    def window(width: float, height: float) -> decode.Box:
+def squashed(data: bytes) -> Pixels:
+    def window(width: float, height: float) -> picture.Box:
         return 0, 0, width, height
 
-    with mock.patch.object(decode, "_window", window):
-        return decode.decode(data, MAX_PIXELS)
+    with mock.patch.object(picture, "window", window):
+        return identify(data, MAX_PIXELS).decode()
 
 
-def squashed_without_antialiasing(data: bytes) -> decode.Pixels:
+def squashed_without_antialiasing(data: bytes) -> Pixels:
     """Each pixel from its four nearest, whatever lies between."""
     photo = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     return np.asarray(
         photo.transform(
-            (decode.SIDE, decode.SIDE),
+            (picture.SIDE, picture.SIDE),
             Image.Transform.EXTENT,
             (0, 0, *photo.size),
             Image.Resampling.BILINEAR,
@@ -75,7 +76,7 @@ def read(folder: pathlib.Path, classes: Sequence[str]) -> tuple[list[bytes], npt
 async def compare(photos: pathlib.Path, model: pathlib.Path, device: str) -> None:
     async with load_engine(model, device) as engine:
 
-        async def predict(images: Sequence[decode.Pixels]) -> npt.NDArray[np.intp]:
+        async def predict(images: Sequence[Pixels]) -> npt.NDArray[np.intp]:
             rows = [
                 row
                 for start in range(0, len(images), BATCH)

@@ -96,7 +96,7 @@ class Pod:
         told = {
             "SHOAL_LOG_LEVEL": "warning",
             "SHOAL_DEVICE": "cpu",
-            "SHOAL_DECODE_THREADS": "2",
+            "SHOAL_DECODE_PROCESSES": "2",
             "SHOAL_PORT": str(port),
         }
         process = await asyncio.create_subprocess_exec(

@@ -130,6 +130,8 @@ def _tell_each(
 ) -> int:
     """Print a line on every version; 1 where one is bad, else 0."""
     status = 0
+    if others := manifest.ignored(options.store):
+        print(f"not versions by their names: {', '.join(others)}", file=sys.stderr)
     for name, version in versions:
         try:
             line = tell(manifest.folder(options.store, name, version))

@@ -13,7 +13,6 @@ much about accuracy, which is measured on all test images: a temperature changes
 from __future__ import annotations
 
 import pathlib
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ import numpy as np
 from model_store import cifar10, manifest, probes, store
 from model_store.engine import load_engine
 from model_store.evaluation import Probabilities, evaluate, fit_temperature, tempered
+from model_store.files import read_regular
 from model_store.manifest import BadModel, Int8, Manifest, Measurement, Origin, Temperature
 from model_store.params import sha256
 from model_store.precision import PrecisionUnavailable
@@ -57,7 +57,8 @@ async def calibrate(
         raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
     train, test = cifar10.read_train(data), cifar10.read_test(data)
     with manifest.adding(into, source.name, version) as partial:
-        shutil.copyfile(folder / source.parameters.file, partial / source.parameters.file)
+        copied = read_regular(folder / source.parameters.file, source.parameters.bytes)
+        (partial / source.parameters.file).write_bytes(copied)
         bare = source.model_copy(
             update={
                 "version": version,

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model_store.files import read_regular
 from model_store.folders import appearing
 from model_store.recipe import Recipe
 
 STATE = "state.json"
+MAX_STATE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -102,5 +104,5 @@ def check_origin(saved: pathlib.Path, origin: Origin) -> None:
 
 
 def _state(saved: pathlib.Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((saved / STATE).read_text())
+    state: dict[str, Any] = json.loads(read_regular(saved / STATE, MAX_STATE_BYTES))
     return state

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from model_store.files import read_regular
+
 CLASSES = (
     "airplane",
     "automobile",
@@ -30,6 +32,7 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
 SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE
+MAX_BYTES = 2**30
 PADDING = 4
 GREY = tuple(round(255 * mean) for mean in MEAN)
 
@@ -102,7 +105,7 @@ def _read(paths: list[pathlib.Path]) -> Split:
 
 def _records(path: pathlib.Path) -> Images:
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        data = np.frombuffer(read_regular(path, MAX_BYTES), dtype=np.uint8)
     except OSError as error:
         raise BadDataset(
             f"{path}: {error.strerror}. Download cifar-10-binary.tar.gz from "

@@ -29,7 +29,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
@@ -49,7 +49,7 @@ from model_store.network import (
     buckets,
     outcomes,
 )
-from model_store.params import Arrays, read_params, sha256
+from model_store.params import Arrays, opened
 from model_store.precision import Precision
 from model_store.runtime import is_for_cpu, load_mxnet
 
@@ -96,14 +96,19 @@ class Batch:
     inputs: Inputs
     answer: asyncio.Future[tuple[Rows, float]]
 
-    def settle(self, outcome: tuple[Rows, float] | Exception) -> None:
-        """On the event loop."""
+    def settle(self, outcome: tuple[Rows, float] | BaseException) -> None:
+        """Complete the answer, on the event loop. An exception that no future takes (StopIteration)
+        or that would end the caller's task (SystemExit, CancelledError) becomes a RuntimeError."""
         if self.answer.done():
-            return  # nobody waits any more
-        if isinstance(outcome, Exception):
+            return  # the request has ended
+        if not isinstance(outcome, BaseException):
+            self.answer.set_result(outcome)
+        elif isinstance(outcome, Exception) and not isinstance(outcome, StopIteration):
             self.answer.set_exception(outcome)
         else:
-            self.answer.set_result(outcome)
+            failure = RuntimeError(f"{type(outcome).__name__} in the engine")
+            failure.__cause__ = outcome
+            self.answer.set_exception(failure)
 
 
 class Computed(list[Probabilities | Exception]):
@@ -173,10 +178,14 @@ class GluonEngine:
             self.on_assembled(time.perf_counter() - started)
         batch = Batch(networks, inputs, asyncio.get_running_loop().create_future())
         self._handed.append(batch)
-        for number, lane in enumerate(self._lanes):
-            lane.send(partial(self._compute_next, number))
         try:
+            for number, lane in enumerate(self._lanes):
+                lane.send(partial(self._compute_next, number))
             logits, done = await batch.answer
+        except BaseException:
+            with suppress(ValueError):  # a lane has taken it
+                self._handed.remove(batch)  # or the next batch's lane would compute this one
+            raise
         finally:
             del batch  # or a failure, whose traceback has this frame, would keep itself
         # Here, too: NumPy may give the interpreter lock away, and a lane would wait for it.
@@ -204,9 +213,11 @@ class GluonEngine:
         """
         networks = await self._load(folder)
         old, self._networks = self._networks, networks
-        if on_switch is not None:
-            on_switch()
-        await self._close(old)  # behind the batches that it still has
+        try:
+            if on_switch is not None:
+                on_switch()
+        finally:
+            await self._close(old)  # behind the batches that it still has
 
     async def unload(self) -> None:
         """Free the version that serves, if one does; until the next `replace` there is none."""
@@ -254,10 +265,10 @@ class GluonEngine:
             batch = self._handed.popleft()
         except IndexError:
             return
-        outcome: tuple[Rows, float] | Exception
+        outcome: tuple[Rows, float] | BaseException
         try:
             outcome = self._compute(batch.networks[lane], batch.inputs)
-        except Exception as error:  # noqa: BLE001  # its caller's to judge
+        except BaseException as error:  # noqa: BLE001  # the caller must hear of any
             outcome = error
         batch.answer.get_loop().call_soon_threadsafe(batch.settle, outcome)
         del batch, outcome  # as in `infer`
@@ -364,12 +375,13 @@ def _read(folder: pathlib.Path) -> tuple[Manifest, Arrays]:
 
 def read_described(path: pathlib.Path, described: Parameters) -> Arrays:
     """The arrays of the file that the manifest describes. Raises BadModel, BadParams."""
-    # First, so that nothing is read of a file of any other size.
-    if path.is_file() and (size := path.stat().st_size) != described.bytes:
-        raise _another(path, f"it has {size:,} bytes instead of {described.bytes:,}")
-    arrays = read_params(path)
-    if sha256(path) != described.sha256:
-        raise _another(path, "its SHA-256 differs")
+    with opened(path) as source:
+        # First, so that nothing is read of a file of any other size.
+        if source.size != described.bytes:
+            raise _another(path, f"it has {source.size:,} bytes instead of {described.bytes:,}")
+        arrays = source.arrays()
+        if source.sha256() != described.sha256:
+            raise _another(path, "its SHA-256 differs")
     return arrays
 
 

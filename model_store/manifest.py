@@ -9,24 +9,36 @@ Finding, reading, checking and adding versions is here; reading parameters is in
 from __future__ import annotations
 
 import json
+import math
 import pathlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from model_store.files import read_regular
 from model_store.folders import AlreadyThere, appearing
 
 MANIFEST = "manifest.json"
+MAX_BYTES = 2**20
+"""Maximum size of a manifest."""
+MAX_PARAMS_BYTES = 2**30
+"""Maximum size of a file of parameters."""
+MAX_NUMBER = 2**63
+"""Maximum magnitude of a number in `training`, which has no other rule."""
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+VERSION = r"[1-9][0-9]{0,8}"
 STORE = pathlib.Path(__file__).parent / "models"
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
-Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
-Channels = tuple[float, float, float]
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+Version = Annotated[str, Field(pattern=f"^{VERSION}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 PrecisionName = Literal["fp32", "int8", "fp16"]
 Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+ImageCount = Annotated[int, Field(gt=0, le=10**12)]
 Node = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,128}$")]
 
 
@@ -35,23 +47,21 @@ class BadModel(Exception):
 
 
 class Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Normalisation(Plain):
     """Network input = (pixel / 255 - mean) / std, per channel in the order red, green, blue."""
 
-    mean: Channels
-    std: tuple[
-        Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
-    ]
+    mean: tuple[Bound, Bound, Bound]
+    std: tuple[Deviation, Deviation, Deviation]
 
 
 class Parameters(Plain):
     """The `.params` file: its name beside the manifest, its size in bytes, its SHA-256."""
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.params$")]
-    bytes: Annotated[int, Field(gt=0)]
+    bytes: Annotated[int, Field(gt=0, le=MAX_PARAMS_BYTES)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -59,10 +69,10 @@ class Measurement(Plain):
     """`accuracy`: share of `images` whose most probable class is the label; `on` says of what."""
 
     on: str
-    images: Annotated[int, Field(gt=0)]
+    images: ImageCount
     accuracy: Share
     precision: PrecisionName = "fp32"
-    negative_log_likelihood: Annotated[float, Field(ge=0)] | None = None
+    negative_log_likelihood: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """Mean of -log(probability of the label), in nats."""
 
 
@@ -70,7 +80,7 @@ class Int8(Plain):
     """What 8 bits stand for: the range of every tensor that is quantised, as seen on images."""
 
     calibrated_on: str
-    images: Annotated[int, Field(gt=0)]
+    images: ImageCount
     ranges: Annotated[dict[Node, tuple[Bound, Bound]], Field(min_length=1, max_length=4096)]
     """Output of the network's graph -> its least and greatest value. `int8` knows the names."""
 
@@ -130,6 +140,14 @@ class Manifest(Identity):
     probes: dict[PrecisionName, tuple[tuple[Share, ...], ...]] = {}
     """Precision -> the probabilities that it gave for each image of `probes`, when added."""
 
+    @field_validator("training")
+    @classmethod
+    def _plausible(cls, training: dict[str, Any] | None) -> dict[str, Any] | None:
+        for number in _numbers(training):
+            if not (math.isfinite(number) and abs(number) <= MAX_NUMBER):
+                raise ValueError("a number in it is not finite, or is larger than 2 to the 63rd")
+        return training
+
     @model_validator(mode="after")
     def _classes_differ(self) -> Manifest:
         if len(set(self.classes)) != len(self.classes):
@@ -162,10 +180,33 @@ def folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
 
 
 def versions(store: pathlib.Path) -> list[tuple[str, str]]:
-    """Every (name, version) that has a manifest, by name and then by number."""
-    found = [path.parent for path in store.glob(f"*/*/{MANIFEST}")]
-    pairs = [(path.parent.name, path.name) for path in found if path.name.isdecimal()]
+    """Every (name, version) that has a manifest, by name and then by number.
+
+    A version is a folder whose name is a number from 1 to 999999999 without leading zeros, in ASCII
+    digits. Other folders are no versions: they are neither listed nor served.
+    """
+    pairs = [pair for pair in _with_manifest(store) if _is_version(*pair)]
     return sorted(pairs, key=lambda pair: (pair[0], int(pair[1])))
+
+
+def ignored(store: pathlib.Path) -> list[str]:
+    """`name/version` of every folder with a manifest that is no version, for its name or number.
+    Hidden ones are not among them: they are not meant to be versions."""
+    return sorted(
+        f"{name}/{version}"
+        for name, version in _with_manifest(store)
+        if not (_is_version(name, version) or name.startswith(".") or version.startswith("."))
+    )
+
+
+def _with_manifest(store: pathlib.Path) -> Iterator[tuple[str, str]]:
+    for path in store.glob(f"*/*/{MANIFEST}"):
+        name, version = path.parts[-3:-1]
+        yield name, version
+
+
+def _is_version(name: str, version: str) -> bool:
+    return bool(re.fullmatch(NAME, name) and re.fullmatch(VERSION, version))
 
 
 def find(
@@ -182,6 +223,8 @@ def find(
     wanted = f"model {name!r}" if name else "model"
     wanted += f" of version {version!r}" if version else ""
     held = ", ".join(map(" ".join, there)) or "nothing"
+    if others := ignored(store):
+        held += f"; not versions by their names: {', '.join(others)}"
     raise BadModel(f"no {wanted} in {store}; it holds {held}")
 
 
@@ -222,7 +265,7 @@ def read(folder: pathlib.Path) -> Manifest:
     """The manifest in `folder`, wherever that is. Raises BadModel."""
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_regular(path, MAX_BYTES))
     except OSError as error:
         raise BadModel(f"{path}: {error.strerror}") from error
     except ValidationError as error:
@@ -245,7 +288,9 @@ def read_version(folder: pathlib.Path) -> Manifest:
 
 
 def write(folder: pathlib.Path, manifest: Manifest) -> None:
-    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
+    """Raises ValueError where the manifest could not be read back: `model_copy` checks nothing."""
+    checked = Manifest.model_validate(manifest.model_dump())
+    text = json.dumps(checked.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
@@ -254,6 +299,19 @@ def told(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the whole"
     return f"{where}: {first['msg']}"
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in plain data, however deep."""
+    rest = [value]
+    while rest:
+        match rest.pop():
+            case dict(fields):
+                rest.extend(fields.values())
+            case list(items):
+                rest.extend(items)
+            case int(number) | float(number):
+                yield number
 
 
 def _exists(target: pathlib.Path) -> BadModel:

@@ -6,7 +6,8 @@ length is compared with the bytes that are there before anything is allocated, s
 near the size of the file whatever it declares. `write_params` writes what `mx.nd.load` and
 `load_parameters` read: the same bytes for the same arrays, and never half a file. Whether a
 structurally sound file fits a network is told by `check_params`, whether it is the file that was
-meant by `sha256`. Names stay as they are; an `arg:` or `aux:` in front is the caller's matter.
+meant by the SHA-256 of the bytes that were read (`Source.sha256`). Names stay as they are; an
+`arg:` or `aux:` in front is the caller's matter.
 
 Format. MXNet's list of arrays, as `NDArray::Save` and `NDArray::Load` define it
 (src/ndarray/ndarray.cc in Apache MXNet 1.x); little-endian, nothing padded or aligned:
@@ -26,10 +27,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import struct
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,8 +38,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.files import open_regular
+
 Arrays = dict[str, NDArray[Any]]
 
+MAX_BYTES = 1 << 30
 MAX_ARRAYS = 1 << 14
 MAX_NAME = 1 << 10
 MAX_NDIM = 32  # NumPy 1.x knows no more
@@ -75,18 +79,23 @@ class BadParams(Exception):
     """The file, or what is in it, cannot be served. The message is for a person."""
 
 
-def read_params(path: str | os.PathLike[str], *, max_bytes: int = 1 << 30) -> Arrays:
-    """Every array of the file by name, in the file's order, read-only."""
+def read_params(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Arrays:
+    """Every array of the file by name, in the file's order, read-only. Raises BadParams."""
+    with opened(path, max_bytes=max_bytes) as source:
+        return source.arrays()
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Iterator[Source]:
+    """The file, of which nothing is read yet. Raises BadParams."""
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would keep us waiting
-            raise BadParams(f"{path}: not a regular file. Name the .params file itself")
-        with path.open("rb") as raw:
-            source = _Source(path, raw)
-            if source.left > max_bytes:
-                what = f"{source.left:,} bytes are more than the {max_bytes:,} allowed"
+        with open_regular(path) as raw:
+            source = Source(path, raw)
+            if source.size > max_bytes:
+                what = f"{source.size:,} bytes are more than the {max_bytes:,} allowed"
                 raise source.bad(what, "Is this the file you mean?")
-            return _read_list(source)
+            yield source
     except OSError as error:
         raise BadParams(f"{path}: {error.strerror}. Check the path and who may read it") from error
 
@@ -142,19 +151,28 @@ def write_params(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]
 def sha256(path: str | os.PathLike[str]) -> str:
     """The digest of the file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-class _Source:
+class Source:
     """An open file that hands out only bytes that are there."""
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
         self._path = path
         self._raw = raw
-        self.left = os.fstat(raw.fileno()).st_size
+        self._digest = hashlib.sha256()
+        self.size = self.left = os.fstat(raw.fileno()).st_size
+
+    def arrays(self) -> Arrays:
+        """Every array of the file by name, in the file's order, read-only. Raises BadParams."""
+        return _read_list(self)
+
+    def sha256(self) -> str:
+        """Digest of the bytes that were read, in hexadecimal: after `arrays`, of all of them."""
+        return self._digest.hexdigest()
 
     def bad(self, what: str, do: str = SAVE_AGAIN) -> BadParams:
         return BadParams(f"{self._path}: {what}. {do}")
@@ -166,13 +184,14 @@ class _Source:
         if len(taken) != length:
             raise self.bad(f"the file became shorter while {what} was read")
         self.left -= length
+        self._digest.update(taken)
         return taken
 
     def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
 
 
-def _read_list(source: _Source) -> Arrays:
+def _read_list(source: Source) -> Arrays:
     _check_kind(source)
     (count,) = source.unpack("<Q", "the number of arrays")
     if not 0 < count <= MAX_ARRAYS:
@@ -194,7 +213,7 @@ def _read_list(source: _Source) -> Arrays:
     return result
 
 
-def _check_kind(source: _Source) -> None:
+def _check_kind(source: Source) -> None:
     header = source.take(min(len(HEADER), source.left), "the header")
     if not HEADER.startswith(header):
         kinds = (kind for prefix, kind in IMPOSTORS.items() if header.startswith(prefix))
@@ -203,7 +222,7 @@ def _check_kind(source: _Source) -> None:
         raise source.bad("ends inside its header" if header else "the file is empty")
 
 
-def _read_array(source: _Source, what: str) -> NDArray[Any]:
+def _read_array(source: Source, what: str) -> NDArray[Any]:
     (version,) = source.unpack("<I", what)
     if version == VERSION_1 or 0 < version <= MAX_NDIM:  # at first, ndim stood in its place
         raise source.bad(f"{what} was written by MXNet before 1.0", LOAD_AND_SAVE)
@@ -230,7 +249,7 @@ def _read_array(source: _Source, what: str) -> NDArray[Any]:
     return np.frombuffer(elements, dtype).reshape(shape)
 
 
-def _read_name(source: _Source, what: str) -> str:
+def _read_name(source: Source, what: str) -> str:
     (length,) = source.unpack("<Q", what)
     if not 0 < length <= MAX_NAME:
         raise source.bad(f"{what} is {length:,} bytes long where 1 to {MAX_NAME:,} are served")

@@ -15,6 +15,7 @@ from model_store import cifar10, evaluation, manifest, probes
 from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.engine import GluonEngine, load_engine
 from model_store.evaluation import Evaluation, Probabilities
+from model_store.files import read_regular
 from model_store.manifest import BadModel, Manifest
 from model_store.params import read_params, sha256, write_params
 from model_store.precision import Precision
@@ -25,7 +26,7 @@ MEASURING_BATCH = 64
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     """Class names, one a line, in the order of the network's outputs. Raises BadModel."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path, manifest.MAX_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadModel(f"{path}: cannot be read as a list of classes: {error}") from error
     return tuple(line.strip() for line in lines if line.strip())

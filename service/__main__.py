@@ -26,9 +26,10 @@ from uvicorn.config import STARTUP_FAILURE
 from service.app import LOAD_ENGINE, create_app, imported
 from service.local import exit_status
 from service.logs import configure, log
+from service.origins import allowed_hosts, is_loopback
 from service.server import Server
 from service.serving import Serving
-from service.settings import BadSettings, Settings, load_settings, unknown
+from service.settings import PREFIX, BadSettings, Settings, load_settings, unknown
 from service.workers.supervisor import Supervisor
 
 YOUNG = 5000
@@ -52,6 +53,11 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
     except BadSettings as error:
         print(error, file=sys.stderr)
         return 2
+    if not is_loopback(settings.host):
+        log.info(
+            "requests are accepted for these hosts: %s (%sALLOWED_HOSTS adds names)",
+            *(allowed_hosts(settings), PREFIX),
+        )
     if settings.workers == 1:
         return serve(app, settings)
     return supervise(settings, load_engine)  # each front end builds an application of its own

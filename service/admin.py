@@ -34,6 +34,7 @@ router = APIRouter(prefix="/v2/repository", tags=["model repository"], route_cla
 MODEL = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
 ANSWER: dict[str, Any] = {"headers": {"X-Request-ID": errors.REQUEST_ID}}
 REFUSALS = (
+    errors.UnknownHost,
     errors.NotAdmin,
     errors.RepositoryOff,
     errors.BadRepositoryCall,
@@ -42,6 +43,7 @@ REFUSALS = (
 )
 CHANGE_REFUSALS = (
     *REFUSALS,
+    errors.CrossSite,
     errors.UnknownModel,
     errors.ChangeUnderWay,
     errors.NotReady,
@@ -71,7 +73,7 @@ async def index_all(request: Request) -> Response:
     summary="What is in the repository",
     response_model=list[protocol.RepositoryVersion],
     openapi_extra={"requestBody": _body("RepositoryIndexRequest")},
-    responses={200: ANSWER, **errors.documented(REFUSALS, "/v2")},
+    responses={200: ANSWER, **errors.documented((*REFUSALS, errors.CrossSite), "/v2")},
 )
 async def index(request: Request) -> Response:
     """The same, as the protocol asks for it: `{"ready": true}` for what is served only."""

@@ -25,21 +25,24 @@ from starlette.types import ASGIApp
 import model_store.engine
 from model_store.engine import GluonEngine
 from service import admin, errors, inference, pages, protocol, repository, routes, schemas
+from service.decoding.limits import Limits, limits
+from service.decoding.pool import Decoders
 from service.direct import Shortcut
 from service.journey import Provisions
 from service.keys import Keys
 from service.local import LoadEngine, Local
 from service.metrics import Metrics
 from service.middleware import ROUTINE, Requests
+from service.origins import Guard
 from service.protocol import LENGTH_HEADER
 from service.rates import Rates
 from service.repository import Repository
 from service.server import Listener, SidePort
-from service.serving import Inference, Serving, Versions
+from service.serving import Decoding, Inference, Serving, Versions
 from service.settings import PREFIX, BadSettings, Settings, split
 from service.tracing import from_environment
 from service.workers.hub import Hub
-from service.workers.remote import Remote
+from service.workers.remote import Remote, RemoteDecoders
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
@@ -90,14 +93,17 @@ def create_app(
     metrics = Metrics(folder)
     engine: Inference
     versions: Versions
+    decoders: Decoding
     if folder is None:
         # A model that cannot be served ends the process, as the signal does.
         stop = partial(signal.raise_signal, signal.SIGTERM)
         engine = local = Local(settings, load_engine, metrics, stop, tracing=tracing)
         versions = Repository(settings, local, metrics.count_load)
+        decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
     else:
         engine = versions = Remote(folder)
-    serving = Serving(settings, engine)
+        decoders = RemoteDecoders(folder, _decode_limits(settings))
+    serving = Serving(settings, engine, decoders)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -152,6 +158,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
         )
+    app.add_middleware(Guard, settings=settings)
     app.add_middleware(Requests, count=metrics, serving=serving)  # around all: it is added last
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     if tracing is None:
@@ -200,8 +207,19 @@ def create_hub(
     """The engine that front ends in other processes share; `folder` is theirs, too."""
     metrics = Metrics(folder)
     local = Local(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
-    hub = Hub(local, Repository(settings, local, metrics.count_load))
+    decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
+    hub = Hub(local, Repository(settings, local, metrics.count_load), decoders)
     return hub
+
+
+def _decode_limits(settings: Settings) -> Limits:
+    """Raises BadSettings."""
+    try:
+        return limits(
+            settings.decode_processes, settings.decode_memory, settings.max_decode_seconds
+        )
+    except ValueError as error:
+        raise BadSettings(f"{PREFIX}DECODE_MEMORY={settings.decode_memory}: {error}") from error
 
 
 def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:

@@ -1,26 +1,45 @@
-"""A client's connection: uvicorn's, with bounds on what a client may do to it.
+"""One HTTP/1.1 connection: uvicorn's protocol, with bounds on time, memory and work.
 
-uvicorn waits for ever for a first byte, for the rest of a head and for a client that does not
-read, takes heads of any length, and reads on as long as anybody sends after a request was refused
-before its end. Here
-- a head must be complete within `HEAD_SECONDS` of its first byte and `HEAD_BYTES`;
-- a connection on which nothing arrives is closed after the keep-alive time, also the first time;
-- what surrounds a body (sizes and extensions of its chunks, trailers) has `HEAD_BYTES`, too, and
-  trailers are passed over;
-- a request that was answered before its end may go on for `REST_SECONDS`, so that its client has
-  a chance to read the answer, and is then cut off;
-- a client that takes nothing of its answer for `READ_SECONDS` is cut off;
-- there are only so many connections, and `connections` says which makes room for another.
+uvicorn waits without a limit for the first byte of a request, for the rest of its head and for a
+client that does not read. It accepts heads of any length, and parses any number of pipelined
+requests ahead of the answers. Here
 
-How long a body may take is the route's to say. Bad requests get their 400 as a problem, too, also
-those without a Host or with several (RFC 9112, section 3.2). An offer to upgrade is passed over
-(RFC 9110, section 7.8): the parser would drop the body of a request that makes one, as Java's own
-client does with h2c.
+- **One request at a time.** Bytes that arrive behind a request that is not answered yet stay
+  unparsed, and reading stops. They are parsed in order when the answer has been handed to the
+  transport, so none is lost. Reading stops, too, while the client does not read its answers, and
+  while the application has not taken 64 KiB of a body.
+- **Bounded work.** Bytes are parsed in pieces, each of which contains the end of at most one head.
+  In one turn of the event loop a connection starts at most one request, and parses at most `TURN`
+  pieces and chunks, and those of one piece more.
+- **Bounded memory.** A connection holds at most
+  - one head of `HEAD_BYTES` and `HEAD_FIELDS`, of which the application gets the path twice;
+  - `HIGH_WATER_LIMIT` (64 KiB) + `READ_BYTES` of a body that the application has not taken;
+  - `READ_BYTES` that are not parsed;
+  - `GATHERED_BYTES` + 64 KiB + one answer that the client has not read.
 
-And an answer is written in one go, where uvicorn writes its head and its body apart.
+  What belongs to a request is released when the request is answered.
+- **One deadline for each purpose.** None stops another:
+  - the first byte of a request must arrive within the keep-alive time;
+  - a head must be complete within `HEAD_SECONDS` of its first byte;
+  - a request that is answered before its end, or refused, must end within `REST_SECONDS`;
+  - a client must read its answers within `READ_SECONDS` of when the buffer for them is full, and
+    again of when the connection is closed.
 
-An application is told in its scope what it need not wait for or watch then: that the body is all
-there (`upload.WHOLE`) and, when it happens, that the client leaves (`departure.DEPARTURE`).
+  A connection that misses a deadline is aborted: closing would wait for the client to read.
+- Connections that wait for a request, or for their client to read the last answer, make room for
+  others (`service.connections`).
+- The framing of a body (chunk sizes, chunk extensions, trailers) has the bounds of a head.
+  Trailers are ignored.
+
+Malformed requests get their 400 as a problem document, including CONNECT and requests without
+exactly one Host (RFC 9112, section 3.2). An offer to upgrade is ignored (RFC 9110, section 7.8):
+the parser would drop the body of a request that makes one, as Java's own client does with h2c.
+
+How long a body may take is decided by the route. An answer is written in one system call, where
+uvicorn writes its head and its body apart.
+
+The application finds in its scope that the body is complete (`upload.WHOLE`) and a `Departure` that
+tells when the client disconnects (`departure.DEPARTURE`).
 """
 
 from __future__ import annotations
@@ -28,8 +47,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -43,11 +64,42 @@ from service.upload import WHOLE
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
+HEAD_FIELDS = 128
+"""Maximum number of headers, and of trailers: each costs more memory than its bytes.
+`errors.HEAD_TOO_LARGE` states this and `HEAD_BYTES`."""
 REST_SECONDS = 2.0
 READ_SECONDS = 30.0
+READ_BYTES = 64 * 1024
+"""Maximum number of bytes that are read at once."""
+PIECE_BYTES = 4096
+"""Maximum size of a piece that is not of a body of known length."""
+TURN = 1000
+"""Pieces and chunks after which parsing goes on in the next turn of the event loop."""
 FRAME = 16
-"""Bytes around a byte of a body that are fair: `1;\\r\\n`, the byte, `\\r\\n`, and some."""
+"""Bytes of framing that each byte of a body may have: `1;\\r\\n`, the byte, `\\r\\n`, and some."""
 GATHERED_BYTES = 64 * 1024
+HEAD_END = b"\r\n\r\n"
+"""Ends every head and every chunked body; nothing else ends one."""
+
+
+class Incoming(asyncio.BufferedProtocol):
+    """Hands a connection at most `READ_BYTES` at a time. uvloop by itself reads 250 KiB at once."""
+
+    _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: it is used within one turn
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection_made = connection.connection_made  # type: ignore[method-assign,assignment]
+        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
+        self.eof_received = connection.eof_received  # type: ignore[method-assign]
+        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
+        self._received = connection.data_received
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received(bytes(self._buffer[:nbytes]))
 
 
 class Outgoing(asyncio.Transport):
@@ -60,6 +112,8 @@ class Outgoing(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._gathered: list[bytes | bytearray | memoryview] = []
         self._bytes = 0
+        self._ended = False
+        self._closed = Deadline(self._loop, transport.abort)
         # What uvicorn asks of a transport beside writing and leaving.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
@@ -75,90 +129,265 @@ class Outgoing(asyncio.Transport):
             self.flush()
 
     def flush(self) -> None:
-        if self._gathered and not self._transport.is_closing():
+        if self._gathered and not (self._ended or self._transport.is_closing()):
             self._transport.writelines(self._gathered)
         self._gathered.clear()
         self._bytes = 0
 
     def close(self) -> None:
+        """Close when everything is sent; abort where the client does not read it in time."""
         self.flush()
-        self._transport.close()
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._closed.start(READ_SECONDS)
+
+    def write_eof(self) -> None:
+        """Tell the client that nothing follows; what is written afterwards is dropped."""
+        self.flush()
+        self._ended = True
+        self._transport.write_eof()
 
     def abort(self) -> None:
         self._transport.abort()
 
+    def lost(self) -> None:
+        """The connection has ended."""
+        self._closed.stop()
+
+
+class Deadline:
+    """Calls `missed` unless it is stopped in time. Each has one purpose."""
+
+    __slots__ = ("_loop", "_missed", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, missed: Callable[[], None]) -> None:
+        self._loop, self._missed = loop, missed
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._timer is not None
+
+    def start(self, seconds: float) -> None:
+        """From now on, also where it was running."""
+        self.stop()
+        self._timer = self._loop.call_later(seconds, self._missed)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
 
 class Connection(HttpToolsProtocol):
     server_state: Connections
-    _timer: asyncio.TimerHandle | None = None
+    _in_head = False
     _frame_bytes = 0
+    """Bytes of the head so far, or of what surrounds the body."""
+    _body_left = 0
+    """Bytes of a body of known length that are still to be parsed."""
+    _singly = 0
+    """Bytes that are pieces of their own, since they may be the rest of a `HEAD_END`."""
+    _unparsed = b""
+    _work = 0
+    """Pieces and chunks that have been parsed in this turn of the event loop."""
+    _reading = True
+    _turn: asyncio.Handle | None = None
+    _discarding = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         admitted = self.server_state.admit()
         self._outgoing = Outgoing(transport)
         self._departure = Departure()
+        self._head = Deadline(self.loop, transport.abort)
+        self._rest = Deadline(self.loop, transport.abort)
+        self._read = Deadline(self.loop, transport.abort)
         super().connection_made(self._outgoing)
+        self.flow = FlowControl(self)  # type: ignore[arg-type]  # asks only to pause and resume
+        self.headers = []
         if not admitted:
             self._refuse(errors.TOO_MANY_CONNECTIONS)
             return
-        self.server_state.waits(self)
-        self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._awaits_request()
 
     def make_room(self) -> None:
-        self.transport.close()
+        self._outgoing.flush()
+        self.transport.abort()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._at_ease()
+        for deadline in self._head, self._rest, self._read:
+            deadline.stop()
+        self._unset_keepalive_if_required()
         self.server_state.goes_on(self)
         self._departure.happens()
         super().connection_lost(exc)
+        self._outgoing.lost()
+        self._unparsed = b""
+        self.flow = self.cycle = None  # type: ignore[assignment]  # they refer to this connection
+
+    def eof_received(self) -> None:
+        self._close()
 
     def data_received(self, data: bytes) -> None:
-        self._frame_bytes += len(data)
-        self._unset_keepalive_if_required()
+        if not self._discarding:
+            self._parse(self._unparsed + data if self._unparsed else data)
+
+    def _parse(self, data: bytes) -> None:
+        """As far as it may be parsed now; the rest is kept, and nothing more is read."""
+        at, self._work = 0, 0
+        while at < len(data) and not self._blocked():
+            if self._work > TURN:
+                self._parse_soon()
+                break
+            self._work += 1
+            if self._body_left:
+                end = at + min(self._body_left, READ_BYTES)
+                self.parser.feed_data(memoryview(data)[at:end])  # a body cannot be malformed
+            else:
+                end = at + self._piece(data, at)
+                if not self._feed(data[at:end]):
+                    self._unparsed = b""
+                    return
+            at = end
+        self._unparsed = data[at:]
+        if self._unparsed or not self._reading:
+            self._steer()
+        if self._in_head and not self._head.running:  # most heads are complete by now
+            self._head.start(HEAD_SECONDS)
+
+    def _blocked(self) -> bool:
+        """Whether a request must be answered, or its body taken, or its answer read, first."""
+        flow = self.flow
+        if flow.read_paused or flow.write_paused:
+            return True
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        return cycle is not None and not cycle.more_body and not cycle.response_complete
+
+    def _piece(self, data: bytes, at: int) -> int:
+        """How many bytes are to be parsed next: to the end of the next `HEAD_END`, where one is."""
+        if self._singly:
+            self._singly -= 1
+            if data[at] in HEAD_END:
+                return 1
+            self._singly = 0
+        end = data.find(HEAD_END, at, at + PIECE_BYTES)
+        if end >= 0:
+            return end + len(HEAD_END) - at
+        piece = min(len(data) - at, PIECE_BYTES)
+        if data[at + piece - 1] in HEAD_END:  # whose rest may follow
+            self._singly = len(HEAD_END) - 1
+        return piece
+
+    def _feed(self, piece: bytes) -> bool:
+        """Parse what is not a body of known length. Returns whether to go on."""
+        self._frame_bytes += len(piece)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._begin_without_upgrade(data[offer.args[0] :])
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:  # at the end of the piece, since a head ends there
+            return self._begin_without_upgrade()
         except httptools.HttpParserError:
-            self._refuse(errors.BAD_REQUEST)
-        if self.transport.is_closing():
-            return
-        if self._frame_bytes > HEAD_BYTES:
+            self._refuse(errors.HEAD_TOO_LARGE if self._too_large() else errors.BAD_REQUEST)
+            return False
+        if self._too_large():
             self._refuse(errors.HEAD_TOO_LARGE)
-        elif self._in_head and self._timer is None:  # most heads are whole by now
-            self._within(HEAD_SECONDS, self.timeout_keep_alive_handler)
+            return False
+        return True
+
+    def _too_large(self) -> bool:
+        return self._frame_bytes > HEAD_BYTES or len(self.headers) > HEAD_FIELDS
+
+    def _parse_soon(self) -> None:
+        """In the next turn of the event loop: others come first."""
+        if self._turn is None:
+            self._turn = self.loop.call_soon(self._parse_rest)
+
+    def _parse_rest(self) -> None:
+        self._turn = None
+        if self._unparsed and not self.transport.is_closing():
+            self._parse(self._unparsed)
+
+    def pause_reading(self) -> None:
+        """Called by `flow`: the application has not taken the body so far."""
+        self._steer()
+
+    def resume_reading(self) -> None:
+        """Called by `flow`: it has, or all of the body is there."""
+        if self._unparsed:
+            self._parse_soon()
+        else:
+            self._steer()
+
+    def _steer(self) -> None:
+        """Read, or stop reading."""
+        reading = not self._unparsed and not self.flow.read_paused
+        if reading != self._reading:
+            self._reading = reading
+            (self.transport.resume_reading if reading else self.transport.pause_reading)()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope[DEPARTURE] = self._departure  # type: ignore[literal-required]
         self._in_head = True
-        self._at_ease()
+        self._unset_keepalive_if_required()
 
     def on_headers_complete(self) -> None:
+        if self._too_large():
+            raise ValueError("head too large")  # the parser makes it one of its own errors
         self._in_head, self._frame_bytes = False, 0
-        hosts = [name for name, _ in self.headers].count(b"host")
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
         if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
-            raise ValueError("not one Host")  # the parser makes it one of its own errors
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            raise ValueError("not one Host")
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("a tunnel")
             return  # it begins again, as soon as the parser has said so
-        self._at_ease()
+        if b"content-length" in names:  # one, and a number, or the parser had refused it
+            self._body_left = int(self.headers[names.index(b"content-length")][1])
+        self._head.stop()
         self.server_state.goes_on(self)
         super().on_headers_complete()
+        self.url = b""
         self.headers = []  # where trailers go
 
-    def on_body(self, body: bytes) -> None:
-        self._frame_bytes = max(0, self._frame_bytes - (1 + FRAME) * len(body))
-        super().on_body(body)
+    def on_body(self, body: bytes) -> None:  # uvicorn's own takes three times as long
+        if self._body_left:
+            self._body_left -= len(body)
+        else:
+            self._work += 1
+            self._frame_bytes = max(0, self._frame_bytes - (1 + FRAME) * len(body))
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         self._outgoing.flush()
         super().on_response_complete()
-        if self.cycle.response_complete:
-            if self.cycle.more_body:
-                self._within(REST_SECONDS, self.timeout_keep_alive_handler)
-            else:
+        if self.transport.is_closing():
+            if self.parser is not None:  # the connection is not lost yet
                 self.server_state.waits(self)
+            return
+        self._release()
+        if self.cycle.more_body:
+            self._unset_keepalive_if_required()
+            self._rest.start(REST_SECONDS)
+        else:
+            self.server_state.waits(self)
+        if self._unparsed:
+            self._parse(self._unparsed)
+
+    def _release(self) -> None:
+        """Keep nothing of the request that has been answered."""
+        if self.cycle.body:
+            self.cycle.body = bytearray()
+        nothing: Any = {}
+        self.scope = self.cycle.scope = nothing
 
     def on_message_complete(self) -> None:
         self._frame_bytes = 0
@@ -166,47 +395,63 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self.scope[WHOLE] = True  # type: ignore[literal-required]
-        if not self.pipeline:
-            self.flow.resume_reading()  # a large body paused it: its sender may yet leave
+        self.flow.resume_reading()  # a large body paused it: its sender may yet leave
         if self.cycle.response_complete:  # the rest has come
-            self._within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-            self.server_state.waits(self)
+            self._rest.stop()
+            self._awaits_request()
+
+    def _awaits_request(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+        self.server_state.waits(self)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._within(READ_SECONDS, self.transport.abort)
+        self._read.start(READ_SECONDS)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._at_ease()
+        self._read.stop()
+        if self._unparsed:
+            self._parse_soon()
 
-    def _begin_without_upgrade(self, rest: bytes) -> None:
+    def _begin_without_upgrade(self) -> bool:
         """The request whose head has just been read, as if it had not offered to upgrade."""
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's is
-        self.data_received(b"\r\n".join([*head, b"", b""]) + rest)
+        return self._feed(b"\r\n".join(head) + HEAD_END)
 
     def _refuse(self, problem: errors.Problem) -> None:
         """Answer what never became a request, and hang up."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
-            self.transport.close()  # another answer is under way
-            return
-        response = errors.answer(problem, None, os.urandom(16).hex())
-        head = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
-        self.transport.write(
-            b"".join([STATUS_LINE[problem.status], *head, b"\r\n", bytes(response.body)])
-        )
+        if cycle is None or not cycle.response_started or cycle.response_complete:
+            response = errors.answer(problem, None, os.urandom(16).hex())
+            head = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
+            self.transport.write(
+                b"".join([STATUS_LINE[problem.status], *head, b"\r\n", bytes(response.body)])
+            )
+        nothing: Any = {}
+        self.url, self.headers, self.scope = b"", [], nothing
+        if problem is errors.HEAD_TOO_LARGE:
+            self._close_after_rest()
+        else:
+            self._close()  # in the middle of an answer it is all that tells the client
+
+    def _close_after_rest(self) -> None:
+        """For a client that is still sending: closing at once would reset the connection, and the
+        client would not see the answer (RFC 9112, section 9.6)."""
+        self._discarding = True
+        self._in_head = False
+        self._head.stop()
+        self._rest.start(REST_SECONDS)
+        self.transport.write_eof()
+        self.server_state.waits(self)
+
+    def _close(self) -> None:
         self.transport.close()
-
-    def _within(self, seconds: float, otherwise: Callable[[], None]) -> None:
-        self._at_ease()
-        self._timer = self.loop.call_later(seconds, otherwise)
-
-    def _at_ease(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.server_state.waits(self)

@@ -20,6 +20,7 @@ from typing import Protocol
 from uvicorn.server import ServerState
 
 from service.logs import log
+from service.settings import Settings
 
 OTHERS = 64
 """Descriptors for everything that is no connection; of a few, half."""
@@ -72,11 +73,12 @@ class Connections(ServerState):
             )
 
 
-def bound(wanted: int) -> int:
+def bound(wanted: int, each: int = 1) -> int:
     """How many connections there may be: `wanted`, or as many as there are descriptors for. Raises
-    the process' own limit as far as that takes and the system allows."""
+    the process' own limit as far as that takes and the system allows. `each`: descriptors that
+    one takes, of all kinds of connections together."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = wanted + OTHERS
+    enough = each * wanted + OTHERS
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < enough:
         raised = enough if hard == unlimited else min(enough, hard)
@@ -84,7 +86,7 @@ def bound(wanted: int) -> int:
         soft = raised
     if soft == unlimited or soft >= enough:
         return wanted
-    possible = max(soft - OTHERS, soft // 2)
+    possible = max(soft - OTHERS, soft // 2) // each
     if possible >= wanted:
         return wanted
     log.warning(
@@ -93,3 +95,9 @@ def bound(wanted: int) -> int:
         *(possible, wanted, soft, possible),
     )
     return possible
+
+
+def descriptors(settings: Settings) -> int:
+    """Of a connection over HTTP and, where gRPC is served, one over gRPC: there may be as many of
+    each, and gRPC's are relayed."""
+    return 1 if settings.grpc_port is None else 4

@@ -18,7 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
-from service.decode import BadImage, ImageTooLarge, UnsupportedImageType
+from service.decoding.errors import (
+    BadImage,
+    ImageTooExpensive,
+    ImageTooLarge,
+    UnsupportedImageType,
+)
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = {
@@ -29,9 +34,12 @@ SERVER_TIMING = {
     "description": "Milliseconds for read, decode, queue and infer, as far as it came",
     "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
 }
+MAX_RETRY_AFTER = 60
+"""Maximum of Retry-After, in seconds. Estimates may be wrong, and must not send clients away for
+longer."""
 RETRY_AFTER = {
     "description": "Seconds after which to try again",
-    "schema": {"type": "integer", "minimum": 1},
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_RETRY_AFTER},
 }
 
 
@@ -61,12 +69,28 @@ class Unauthorized(Exception):
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
+class UnknownHost(Exception):
+    """The request is addressed to a host that this server does not answer for."""
+
+
+class CrossSite(Exception):
+    """A browser sent the request for a page of another origin that is not allowed to."""
+
+
 class RateLimited(Exception):
-    """A client asks more often than it may; as of now it may again in `retry_after` seconds."""
+    """A client sent more images than it may; as of now it may again in `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"welcome again in {retry_after:.3g} s")
         self.retry_after = retry_after
+
+
+class DecodeQueueFull(Exception):
+    """As many images wait for a decoder as may, and none of them is to make room."""
+
+
+class DecodersKilled(RateLimited):
+    """A client's images ended too many decoder processes."""
 
 
 class NotAdmin(Unauthorized):
@@ -113,6 +137,10 @@ class Unloaded(NotReady):
     """The model was unloaded, and not loaded again since."""
 
 
+class Stalled(NotReady):
+    """The engine has made no progress on a batch for long."""
+
+
 class NotLive(Exception):
     """The engine does not answer any more; only a new process helps."""
 
@@ -135,6 +163,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
     UnsupportedImageType: Problem(415, "unsupported_image_type", "Image format not served"),
     BodyTooLarge: Problem(413, "body_too_large", "Upload too large"),
     ImageTooLarge: Problem(413, "image_too_large", "Too many pixels"),
+    ImageTooExpensive: Problem(413, "image_too_expensive", "Decoding the image takes too much"),
     TooManyImages: Problem(413, "too_many_images", "Too many images"),
     UploadTimeout: Problem(408, "upload_timeout", "Upload too slow", closes=True),
     BadTimeout: Problem(400, "bad_timeout", "Not a number of seconds"),
@@ -148,10 +177,27 @@ PROBLEMS: dict[type[Exception], Problem] = {
     RateLimited: Problem(
         429,
         "rate_limited",
-        "Too many requests of this client",
-        "You ask more often than this server lets a single client. Try again after the seconds "
-        "that Retry-After says.",
+        "Too many images from this client",
+        "This client sent more images than the rate limit allows. Try again after the number of "
+        "seconds in Retry-After.",
         retry_after=1,
+    ),
+    DecodersKilled: Problem(
+        429,
+        "decoders_killed",
+        "Too many images of this client could not be decoded",
+        "Several of your images crashed their decoder, or took too much CPU time to decode. Try "
+        "again after the number of seconds in Retry-After, with other images.",
+        retry_after=1,
+    ),
+    UnknownHost: Problem(421, "unknown_host", "Host not allowed"),
+    CrossSite: Problem(
+        403,
+        "cross_site",
+        "Cross-site request",
+        "A browser sent this request for a page of another origin. To allow that page, add its "
+        "origin to SHOAL_CORS_ORIGINS. If it is this server's own page, the proxy in front must "
+        "pass on Host unchanged, or send X-Forwarded-Host and be in SHOAL_TRUSTED_PROXIES.",
     ),
     NotAdmin: Problem(
         401,
@@ -196,6 +242,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "queue_full",
         "Too many requests are waiting",
         "The queue is full. Try again after the seconds that Retry-After says.",
+    ),
+    DecodeQueueFull: Problem(
+        503,
+        "decode_queue_full",
+        "Too many images wait to be decoded",
+        "The queue of images that wait to be decoded is full. Try again after the number of "
+        "seconds in Retry-After.",
+        retry_after=1,
     ),
     DeadlineUnreachable: Problem(
         503,
@@ -248,6 +302,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "The model was unloaded by whoever runs this server, and is not served until it is loaded "
         "again.",
         retry_after=10,
+    ),
+    Stalled: Problem(
+        503,
+        "engine_stalled",
+        "The engine is stalled",
+        "The engine has been computing one batch for more than ten times its predicted time. This "
+        "server is ready again when that batch ends.",
+        retry_after=1,
     ),
     NotLive: Problem(
         503,
@@ -310,8 +372,8 @@ HEAD_TOO_LARGE = Problem(
     431,
     "head_too_large",
     "Head too large",
-    "The request's first line and headers are longer than 65,536 bytes. Send fewer, or shorter "
-    "ones.",
+    "The request's first line and headers are longer than 65,536 bytes, or it has more than 128 "
+    "headers. Send fewer, or shorter ones.",
     closes=True,
 )
 
@@ -345,9 +407,10 @@ def told(problem: Problem, error: Exception | None, request_id: str) -> dict[str
 
 
 def retry_after(problem: Problem, error: Exception | None) -> int | None:
-    """Whole seconds, as RFC 9110 wants them, and never at once."""
+    """Whole seconds for Retry-After (RFC 9110, section 10.2.3), at least 1 and at most
+    MAX_RETRY_AFTER, whatever was estimated; None where trying again does not help."""
     seconds: float | None = getattr(error, "retry_after", problem.retry_after)
-    return None if seconds is None else max(1, math.ceil(seconds))
+    return None if seconds is None else math.ceil(max(1, min(MAX_RETRY_AFTER, seconds)))
 
 
 def answer(problem: Problem, error: Exception | None, request_id: str, path: str = "/") -> Response:
@@ -424,4 +487,6 @@ _EXAMPLES: dict[type[Exception], str] = {
     UploadTimeout: "The upload did not arrive within 30 seconds.",
     BadInference: "inputs.0.shape: Field required.",
     UnknownModel: "This server has the model 'cifar_resnet20_v1' in version '1' and no other.",
+    UnknownHost: "This server does not answer requests for the host 'shoal.example.com'. Use its "
+    "IP address or one of its names; its operator sets the names in SHOAL_ALLOWED_HOSTS.",
 }

@@ -12,6 +12,8 @@ from model_store.device import GpuMemory
 class Figures:
     healthy: bool
     """False: only a new process helps."""
+    stalled: bool
+    """True: the engine has made no progress on a batch for long; until that batch ends."""
     queued: int
     """Items that wait."""
     in_flight: int

@@ -27,7 +27,9 @@ class Gauges(Collector):
         self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
-        ready = self._ready is not None and not self._draining
+        figures = self._figures
+        moves = figures is not None and not figures.stalled
+        ready = self._ready is not None and not self._draining and moves
         yield GaugeMetricFamily("shoal_ready", "1 while /readyz says so.", ready)
         if self._figures is not None:
             yield from _told(self._figures)

@@ -14,7 +14,13 @@ from starlette.responses import JSONResponse
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
-from service import decode, errors, open_inference, protocol, wishes
+from service import errors, open_inference, protocol, wishes
+from service.decoding.errors import (
+    BadImage,
+    ImageTooExpensive,
+    ImageTooLarge,
+    UnsupportedImageType,
+)
 from service.departure import ends_with_client
 from service.direct import Direct
 from service.journey import Journey
@@ -43,30 +49,41 @@ MODELS = {
     "/models/{model}/versions/{version}": _named("model", "version"),
 }
 REFUSALS = (
+    errors.UnknownHost,
+    errors.CrossSite,
     errors.Unauthorized,
     errors.RateLimited,
+    errors.DecodersKilled,
+    errors.DecodeQueueFull,
     errors.MissingImage,
     errors.BadInference,
-    decode.BadImage,
+    BadImage,
     errors.BadTimeout,
     errors.UnknownModel,
     errors.UploadTimeout,
     errors.BodyTooLarge,
     errors.TooManyImages,
-    decode.ImageTooLarge,
-    decode.UnsupportedImageType,
+    ImageTooLarge,
+    ImageTooExpensive,
+    UnsupportedImageType,
     errors.UnsupportedEncoding,
     EngineFailed,
     EngineDead,
     errors.NotReady,
     QueueFull,
+    errors.DecodeQueueFull,
     DeadlineUnreachable,
     Draining,
     TimeoutError,
 )
 
 
-@router.get("", summary="The server", response_model=protocol.ServerMetadata)
+@router.get(
+    "",
+    summary="The server",
+    response_model=protocol.ServerMetadata,
+    responses=errors.documented([errors.UnknownHost], "/v2"),
+)
 @router.get("/", include_in_schema=False)
 async def server_metadata(request: Request) -> Response:
     """Its name, its version, and the extensions of the protocol that it knows."""
@@ -92,18 +109,18 @@ async def live(request: Request) -> Response:
     "/health/ready",
     summary="Can it answer requests?",
     response_model=protocol.ServerReady,
-    responses=errors.documented([errors.NotReady, Draining], "/v2"),
+    responses=errors.documented([errors.NotReady, errors.Stalled, Draining], "/v2"),
 )
 async def ready(request: Request) -> Response:
     """As `/readyz`."""
-    _available(request)
+    await _available(request)
     return JSONResponse({"ready": True})
 
 
 async def model_ready(request: Request) -> Response:
     """As `/readyz`, of the model and version that are served."""
     model = _served(request).model
-    _available(request)
+    await _available(request)
     return JSONResponse({"name": model.name, "ready": True})
 
 
@@ -141,7 +158,9 @@ for path, names in MODELS.items():
         summary="The model",
         response_model=protocol.ModelMetadata,
         openapi_extra={"parameters": names},
-        responses=errors.documented([errors.UnknownModel, errors.NotReady], "/v2"),
+        responses=errors.documented(
+            [errors.UnknownHost, errors.UnknownModel, errors.NotReady], "/v2"
+        ),
     )
     router.add_api_route(
         f"{path}/ready",
@@ -149,7 +168,16 @@ for path, names in MODELS.items():
         summary="Can the model answer requests?",
         response_model=protocol.ModelReady,
         openapi_extra={"parameters": names},
-        responses=errors.documented([errors.UnknownModel, errors.NotReady, Draining], "/v2"),
+        responses=errors.documented(
+            [
+                errors.UnknownHost,
+                errors.UnknownModel,
+                errors.NotReady,
+                errors.Stalled,
+                Draining,
+            ],
+            "/v2",
+        ),
     )
     router.add_api_route(
         f"{path}/infer",
@@ -180,10 +208,10 @@ def _named_model(request: Request) -> tuple[str, str | None]:
     return names["model"], names.get("version")
 
 
-def _available(request: Request) -> Ready:
-    """Raises NotReady or Draining."""
+async def _available(request: Request) -> None:
+    """Raises NotReady, Stalled or Draining."""
     serving: Serving = request.app.state.serving
-    return serving.available
+    await serving.available()
 
 
 async def _images(request: Request, journey: Journey) -> tuple[Reply, list[Image]]:

@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 from opentelemetry.trace import SpanContext
 
 from model_store.engine import Image
-from service import decode, errors
+from service import errors
 from service.budget import Share
+from service.decoding.image import identify
 from service.keys import Keys
-from service.rates import Rates, network
+from service.rates import Client, Rates, network
 from service.serving import Classified, Serving
 from service.settings import Settings
 from service.tracing import Tracing
@@ -61,7 +62,8 @@ class Journey:
 
         Raises Unauthorized, RateLimited, and NotReady: why read what cannot be answered.
         """
-        _admit(provisions, headers, client)
+        self._rates = provisions.rates
+        self._client = _admit(provisions, headers, client)
         self.serving = provisions.serving
         self.model = provisions.serving.ready.model
         """That serves as the request begins. Another may compute it."""
@@ -92,12 +94,17 @@ class Journey:
         self._deadline = ended + self._timeout
         return body
 
+    def count(self, images: int) -> None:
+        """The request holds `images` images, decodable or not. The rate limit counted one."""
+        if self._rates is not None:
+            self._rates.owe(self._client, images - 1, time.monotonic())
+
     def hurry(self, timeout: float) -> None:
         """The client wants the answer within `timeout` seconds from now."""
         self._deadline = min(self._deadline, time.perf_counter() + timeout)
 
     async def decode(self, data: bytes) -> Image:
-        """Raises MissingImage where there are no bytes, and what `decode` and `Decoders.run`
+        """Raises MissingImage where there are no bytes, and what `identify` and `Decoders.run`
         raise."""
         began = time.perf_counter()
         try:
@@ -126,10 +133,11 @@ class Journey:
     async def _decoded(self, data: bytes) -> Image:
         if not data:
             raise errors.MissingImage("The image is empty: it has no bytes at all. Send a file.")
-        upload = decode.identify(data, self._settings.max_image_pixels)
-        if upload.is_small:
-            return upload.decode()  # sooner done than handed over
-        return await self.serving.decoders.run(upload, self._left())
+        decoders = self.serving.decoders
+        image = identify(data, self._settings.max_image_pixels, decoders.max_memory)
+        if image.is_bounded and (pixels := image.decode_here()) is not None:
+            return pixels  # sooner done than handed over
+        return await decoders.run(image, self._client, self._left())
 
     def _left(self) -> float:
         return self._deadline - time.perf_counter()
@@ -150,11 +158,13 @@ class Journey:
 _NOWHERE = nullcontext[None]()
 
 
-def _admit(provisions: Provisions, headers: Mapping[str, str], client: str) -> None:
-    """By key and, where there is a limit, by how often this client asks."""
-    key = provisions.keys.check(headers)
+def _admit(provisions: Provisions, headers: Mapping[str, str], client: str) -> Client:
+    """Check the API key and the rate limit. Returns what identifies the client: the digest of its
+    key, or else its network."""
+    key = provisions.keys.check(headers) or network(client)
     if provisions.rates is not None:
-        provisions.rates.take(key or network(client), time.monotonic())
+        provisions.rates.take(key, time.monotonic())
+    return key
 
 
 Step = Callable[[In], Coroutine[Any, Any, Out]]

@@ -131,6 +131,7 @@ class Local:
             return None
         return Figures(
             healthy=batcher.healthy,
+            stalled=batcher.engine_is_stalled,
             queued=batcher.queued,
             in_flight=batcher.in_flight,
             busy_seconds=batcher.busy_seconds,

@@ -68,7 +68,11 @@ class Output(logging.Handler):
         self._torn = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(self._line(record))
+        try:
+            self._lines.append(self._line(record))
+        except Exception:  # noqa: BLE001  # a line that cannot be made ends no request
+            self._lost += 1
+            return
         loop = _running_loop()
         if loop is None or record.levelno >= logging.WARNING:
             self.flush()

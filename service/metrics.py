@@ -128,6 +128,15 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self._kills = Counter(
+            "shoal_decoder_kills",
+            "Decoder processes that ended before their time: cpu_time, killed for taking too much "
+            "of it; crash, by themselves.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("cpu_time", "crash"):
+            self._kills.labels(reason)
         for outcome in ("loaded", "failed"):
             self._loads.labels(outcome)
         self._answered = self._items.labels("answered")
@@ -189,6 +198,10 @@ class Metrics:
     def count_load(self, outcome: str) -> None:
         """Another version was to be loaded: `loaded`, or `failed`."""
         self._loads.labels(outcome).inc()
+
+    def count_decoder_kill(self, reason: str) -> None:
+        """A decoder process ended before its time: `cpu_time` or `crash`."""
+        self._kills.labels(reason).inc()
 
     def text(self, now: Collector | None = None) -> bytes:
         """Everything, in Prometheus' text format 0.0.4; `now` is what is true at the moment."""

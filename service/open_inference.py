@@ -68,6 +68,7 @@ def check_named(model: Manifest, name: str, version: str | None) -> None:
 
 async def decoded(journey: Journey, call: Call) -> list[Image]:
     """The images that `call` holds. Raises what `Journey.decode` raises, and BadInference."""
+    journey.count(len(call.encoded) + len(call.pixels))
     uploads = [await _joined(encoded) for encoded in call.encoded]
     return [*call.pixels, *await each(journey.decode, uploads, pause=True)]
 

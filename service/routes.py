@@ -11,7 +11,13 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from model_store.engine import Image
-from service import decode, errors, schemas, wishes
+from service import errors, schemas, wishes
+from service.decoding.errors import (
+    BadImage,
+    ImageTooExpensive,
+    ImageTooLarge,
+    UnsupportedImageType,
+)
 from service.departure import ends_with_client
 from service.direct import Direct
 from service.gauges import Gauges
@@ -45,18 +51,24 @@ UPLOAD = {
 UPLOADS = {"required": True, "content": {"multipart/form-data": {"schema": FORM_OF_MANY}}}
 HEADERS = {"X-Request-ID": errors.REQUEST_ID, "Server-Timing": errors.SERVER_TIMING}
 REFUSALS = (
+    errors.UnknownHost,
+    errors.CrossSite,
     errors.Unauthorized,
     errors.RateLimited,
     errors.MissingImage,
-    decode.BadImage,
-    decode.UnsupportedImageType,
+    BadImage,
+    UnsupportedImageType,
     errors.BodyTooLarge,
-    decode.ImageTooLarge,
+    ImageTooLarge,
+    ImageTooExpensive,
     errors.UploadTimeout,
     errors.BadTimeout,
     errors.NotReady,
     QueueFull,
+    errors.DecodeQueueFull,
     DeadlineUnreachable,
+    errors.DecodersKilled,
+    errors.DecodeQueueFull,
     Draining,
     TimeoutError,
     EngineFailed,
@@ -64,6 +76,8 @@ REFUSALS = (
 )
 # Of a whole batch. What befalls an image, queue_full included, is told in its place.
 BATCH_REFUSALS = (
+    errors.UnknownHost,
+    errors.CrossSite,
     errors.Unauthorized,
     errors.RateLimited,
     errors.MissingImage,
@@ -151,12 +165,13 @@ async def healthz(request: Request) -> Response:
     tags=["probes"],
     summary="Can it answer requests?",
     response_model=schemas.Ready,
-    responses=errors.documented([errors.NotReady, Draining]),
+    responses=errors.documented([errors.NotReady, errors.Stalled, Draining]),
 )
 async def readyz(request: Request) -> Response:
-    """200 when the model is loaded and warm, with what serves and on what. For readiness probes."""
+    """200 when the model is loaded and warm and the engine makes progress, with what serves and on
+    what. For readiness probes."""
     serving: Serving = request.app.state.serving
-    ready, figures = serving.available, await serving.figures()
+    ready, figures = await serving.available()
     expected = figures.expected if figures is not None else {}
     return JSONResponse(
         {
@@ -208,6 +223,7 @@ async def _images(request: Request, journey: Journey) -> list[Image | Exception]
     read_all = partial(read_images, request, max_images=settings.max_images_per_request)
     with journey:
         uploads = await journey.read(read_all)
+        journey.count(len(uploads))
         with ends_with_client(request):
             return await each(forgiving(journey.decode), uploads, pause=True)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from service.errors import MAX_RETRY_AFTER
+
 
 class Model(BaseModel):
     """Which model answered."""
@@ -76,7 +78,9 @@ class ProblemDetails(BaseModel):
 class ImageProblem(ProblemDetails):
     """Why one image of several was not answered."""
 
-    retry_after: int = Field(default=0, ge=1, description="seconds, where trying again may help")
+    retry_after: int = Field(
+        default=0, ge=1, le=MAX_RETRY_AFTER, description="seconds, where trying again may help"
+    )
 
 
 class Predictions(BaseModel):

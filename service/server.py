@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,12 +24,13 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
-from service.connection import Connection
-from service.connections import Connections, bound
+from service.connection import Connection, Incoming
+from service.connections import Connections, bound, descriptors
 from service.logs import log
+from service.proxies import ProxyHeaders
 from service.reload import reload
 from service.serving import Serving
-from service.settings import Settings, split
+from service.settings import Settings
 from service.workers.listening import join
 
 ARRIVING = 0.1
@@ -60,7 +61,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_config(app, settings, settings.port, lifespan=True))
-        self.server_state = Connections(bound(settings.max_connections))
+        self.server_state = Connections(bound(settings.max_connections, descriptors(settings)))
         self._serving: Serving = app.state.serving
         self._beside: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
@@ -96,7 +97,7 @@ class Server(uvicorn.Server):
         turns are long: of a thousand that came at once the last waited for seconds. So each socket
         is listened to several times."""
         connect = partial(
-            Connection,
+            accept,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
@@ -164,20 +165,24 @@ class SidePort(uvicorn.Server):
         log.info("metrics on http://%s:%d", address[0], address[1])
 
 
+def accept(**uvicorn: Any) -> Incoming:
+    """What receives from a new connection."""
+    return Incoming(Connection(**uvicorn))
+
+
 def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
+        ProxyHeaders(app, settings.trusted_proxies),
         host=settings.host,
         port=port,
         loop="uvloop",
-        http=Connection,
+        http=accept,  # type: ignore[arg-type]  # called as the class of a protocol would be
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(split(settings.trusted_proxies)),
-        forwarded_allow_ips=split(settings.trusted_proxies),
+        proxy_headers=False,  # uvicorn's own way: service/proxies.py reads more of them
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

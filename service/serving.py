@@ -21,9 +21,10 @@ from model_store.engine import Image, Probabilities
 from model_store.manifest import Identity, Manifest
 from model_store.precision import Precision
 from service.budget import Budget
-from service.decoders import Decoders
-from service.errors import NotReady, Unloaded
+from service.decoding.image import EncodedImage, Pixels
+from service.errors import NotReady, Stalled, Unloaded
 from service.figures import Figures
+from service.rates import Client
 from service.settings import Settings
 
 
@@ -72,6 +73,27 @@ class Inference(Protocol):
         """None: there are none, since nothing is loaded. Raises TimeoutError: no answer."""
 
 
+class Decoding(Protocol):
+    """Decoder processes, wherever they are; `service.decoding.pool.Decoders` is one."""
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes that decoding one image may take."""
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for a decoder of this process."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Within, images are decoded."""
+
+    async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
+        """The pixels of `image`, within `max_seconds`; `client` is what tells clients apart.
+
+        Raises what `Decoders.run` raises.
+        """
+
+
 class Versions(Protocol):
     """The model repository; `service.repository.Repository` is one."""
 
@@ -87,8 +109,8 @@ class Versions(Protocol):
 class Serving:
     """Of one process."""
 
-    def __init__(self, settings: Settings, inference: Inference) -> None:
-        self.decoders = Decoders(settings.decode_threads, settings.max_image_pixels)
+    def __init__(self, settings: Settings, inference: Inference, decoders: Decoding) -> None:
+        self.decoders = decoders
         self.uploads = Budget(settings.max_upload_memory)
         self.inference = inference
         self.draining = False
@@ -101,13 +123,18 @@ class Serving:
             raise Unloaded if self.inference.unloaded else NotReady
         return started
 
-    @property
-    def available(self) -> Ready:
-        """Raises NotReady, or Draining: what a readiness probe is told."""
+    async def available(self) -> tuple[Ready, Figures | None]:
+        """What a readiness probe is told. Raises NotReady, Stalled, which is one, or Draining."""
         ready = self.ready
         if self.draining:
             raise Draining("shutting down", retry_after=1)
-        return ready
+        try:
+            figures = await self.inference.figures()
+        except TimeoutError:
+            raise Stalled from None
+        if figures is not None and figures.stalled:
+            raise Stalled
+        return ready, figures
 
     def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classified]]:
         """`Inference.submit`."""
@@ -135,6 +162,5 @@ class Serving:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        async with self.inference.running():
+        async with self.decoders.running(), self.inference.running():
             yield
-        self.decoders.close()

@@ -19,9 +19,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store.cores import cores
 from model_store.manifest import STORE, Name, Version
+from model_store.memory import memory
 
 PREFIX = "SHOAL_"
 Seconds = Annotated[float, Field(gt=0, le=3600)]
+HOST = re.compile(
+    r"(?:\[(?P<address>[\da-f:.]+)\]|(?P<name>(?:\*\.)?(?:[\w-]+\.)*[\w-]+)\.?)(?::\d*)?",
+    re.ASCII | re.IGNORECASE,
+)
+"""A host and an optional port (RFC 9110, section 7.2), or a pattern such as *.example.com."""
 
 
 class BadSettings(Exception):
@@ -87,8 +93,14 @@ class Settings(BaseSettings):
     """Most pixels (width x height) of an image, told before any is decoded."""
     upload_timeout: Seconds = 30.0
     """Seconds in which a request's body must have arrived."""
-    decode_threads: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
-    """Threads that decode large images. Default: one a CPU core, 8 at most."""
+    decode_processes: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
+    """Processes that decode ordinary images, and maximum number of those for expensive ones; fewer
+    where `SHOAL_DECODE_MEMORY` allows no more. Default: one per CPU core, at most 8."""
+    decode_memory: int = Field(default_factory=lambda: memory() // 2, ge=2**20, le=2**40)
+    """Bytes that all decoder processes may take together. Default: half of the memory that the
+    machine or container has."""
+    max_decode_seconds: float = Field(default=2.0, gt=0, le=60)
+    """CPU time that decoding one image may take, in seconds."""
 
     api_keys: SecretStr | None = None
     """Keys, separated by commas; with any, predictions are for who sends one. At least 16
@@ -98,16 +110,23 @@ class Settings(BaseSettings):
     metrics_need_key: bool = False
     """Whether `/metrics`, too, is for who sends a key."""
     rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
-    """Requests a second of each client, told by its key or else by its address; more get 429.
-    Default: as many as it likes."""
+    """Maximum number of images per second of each client, identified by its API key or else by its
+    address. A request counts as one image when it begins, and as all of its images once they are
+    known; requests beyond the limit are rejected with 429. Default: unlimited."""
     rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests that such a client may send at once. Default: those of one second, at least 1."""
+    """Maximum number of images that such a client may send at once. The images of a request that
+    exceeds it are a debt: the client is rejected until it is worked off. Default: those of one
+    second, at least 1."""
+    allowed_hosts: str = ""
+    """Host names, separated by commas, that requests may be addressed to, besides IP addresses,
+    localhost and the name in SHOAL_HOST; `*.example.com` for all names below example.com, `*` for
+    every host. Other requests get 421, except probes and metrics. Ports are ignored."""
     trusted_proxies: str = "127.0.0.1,::1"
     """Addresses or networks, separated by commas, whose `X-Forwarded-For` says who the client
-    is."""
+    is, and `X-Forwarded-Host` which host it asked for."""
     cors_origins: str = ""
-    """Origins, separated by commas, whose pages may ask from a browser; `*` for all.
-    Default: none but this server's own."""
+    """Origins, separated by commas, whose pages may ask from a browser; `*` for all. Other pages'
+    POST requests get 403. Default: none but this server's own."""
     admin_keys: SecretStr | None = None
     """Keys, separated by commas, for who may load another version of the model; without any, nobody
     may. At least 16 characters each."""
@@ -116,7 +135,8 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
     """Most connections at once, as far as the system gives descriptors (`ulimit -n`); a newcomer
-    takes the place of the one that has been idle longest."""
+    takes the place of the one that has been idle longest. gRPC has as many of its own, with three
+    descriptors each."""
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""
     drain_delay: float = Field(default=0.0, ge=0, le=600)
@@ -146,6 +166,17 @@ class Settings(BaseSettings):
                 f"this is a link that Kubernetes makes for a service named '{service}': set "
                 f"enableServiceLinks: false in the pod, or give {variable} a number"
             )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: str) -> str:
+        for part in split(value):
+            if part != "*" and host_name(part) is None:
+                raise ValueError(
+                    f"{part!r} is not a host name in ASCII; list names such as example.com, "
+                    "patterns such as *.example.com, or *"
+                )
         return value
 
     @field_validator("trusted_proxies")
@@ -190,12 +221,10 @@ class Settings(BaseSettings):
     def share(self, count: int) -> Settings:
         """Of one of `count` processes: what is for all requests together is divided."""
         memory = max(self.max_upload_memory // count, self.max_upload_bytes)
-        threads = max(self.decode_threads // count, 1)
         connections = max(self.max_connections // count, 1)
         return self.model_copy(
             update={
                 "max_upload_memory": memory,
-                "decode_threads": threads,
                 "max_connections": connections,
             }
         )
@@ -204,6 +233,13 @@ class Settings(BaseSettings):
 def split(value: str) -> list[str]:
     """What a setting lists, separated by commas."""
     return [part for part in re.split(r"[\s,]+", value) if part]
+
+
+def host_name(host: str) -> str | None:
+    """The name or IP address in `host`, which may have a port: in lower case, without brackets and
+    without the dot of the DNS root. None if `host` is not valid."""
+    found = HOST.fullmatch(host)
+    return found and (found["address"] or found["name"]).lower()
 
 
 def load_settings() -> Settings:

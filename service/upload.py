@@ -12,6 +12,7 @@ from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
 
+from batching import on_error
 from service.budget import LOOK, Share
 from service.errors import BodyTooLarge, TooManyImages, UploadTimeout
 from service.form import Form, boundary
@@ -83,7 +84,7 @@ async def _receive(
     """Hand `body` every chunk as it arrives."""
     if declared(request) > max_bytes:
         raise _too_large(max_bytes)
-    with _NOT_AWAITED if WHOLE in request.scope else _Arrival(share, max_seconds):
+    with _NOT_AWAITED if WHOLE in request.scope else Arrival(share, max_seconds):
         more = True
         while more:
             message = await request.receive()
@@ -97,7 +98,7 @@ async def _receive(
             body.write(chunk)
 
 
-class _Arrival(Interruptible):
+class Arrival(Interruptible):
     """Within, `share` is looked at every now and then, until its time is up."""
 
     def __init__(self, share: Share, max_seconds: float) -> None:
@@ -126,15 +127,17 @@ class _Arrival(Interruptible):
             self._timer = self._loop.call_at(end, self._time_is_up)
 
     def _look(self) -> None:
-        self._share.look()
-        self._wait()
+        with on_error(self.interrupt):
+            self._share.look()
+            self._wait()
 
     def _time_is_up(self) -> None:
-        fault = UploadTimeout(
-            f"The upload did not arrive within {self._max_seconds:g} seconds: "
-            f"{self._share.held:,} bytes did. Send a smaller image, or use a faster connection."
-        )
-        self._share.end(fault)
+        with on_error(self.interrupt):
+            fault = UploadTimeout(
+                f"The upload did not arrive within {self._max_seconds:g} seconds: "
+                f"{self._share.held:,} bytes did. Send a smaller image, or use a faster connection."
+            )
+            self._share.end(fault)
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

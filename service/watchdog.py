@@ -21,8 +21,10 @@ async def watched(batcher: Batcher[Any, Any], dead: Callable[[], None]) -> Async
     async def watch() -> None:
         while not batcher.engine_is_dead():  # noqa: ASYNC110  # looking is what it is for
             await asyncio.sleep(EVERY)
-        batcher.abandon()
-        dead()
+        try:
+            batcher.abandon()
+        finally:
+            dead()
 
     watcher = asyncio.create_task(watch())
     try:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from shoal.errors import NotServed
 
-URL = "http://shoal"
+URL = "http://localhost"
 LOOK_EVERY = 0.02
 
 

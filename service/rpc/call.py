@@ -15,7 +15,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any, TypeAlias
-from urllib.parse import unquote
 
 import grpc
 from starlette.datastructures import State
@@ -25,7 +24,10 @@ from service.logs import log
 from service.metrics import Metrics
 from service.middleware import log_request, sane_id, server_timing
 from service.rpc.messages import SERVICE
+from service.rpc.relay import STREAM_HEADER
+from service.rpc.streams import Stream, Streams
 from service.tracing import Tracing
+from service.upload import Arrival
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 ROUTINE = ("ServerLive", "ServerReady", "ModelReady")
@@ -35,19 +37,28 @@ ROUTINE = ("ServerLive", "ServerReady", "ModelReady")
 class Call:
     """One RPC, as its method sees it."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, headers: dict[str, str], stream: Stream) -> None:
         self.context = context
-        self.headers = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        self.client = unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
+        self.headers = headers
+        self.client = stream.client
+        self._stream = stream
         self.timing: dict[str, float] = {}
         self.request_id = sane_id(self.headers.get("x-request-id", "").encode())
 
-    async def message(self) -> bytes:
-        """The client's. Raises BadInference where it sends none, and CancelledError where it is
-        larger than allowed, which gRPC answers by itself."""
-        found = await self.context.read()
+    async def message(self, max_seconds: float) -> bytes:
+        """Receive the client's message.
+
+        Raises UploadTimeout where it does not arrive within `max_seconds` or arrives too slowly,
+        QueueFull where it has to make room for others, BadInference where the client sends none,
+        and CancelledError where it is larger than allowed, which gRPC answers by itself.
+        """
+        if self._stream.fault is not None:
+            raise self._stream.fault
+        with Arrival(self._stream.share, max_seconds):
+            found = await self.context.read()
         if not isinstance(found, bytes):
             raise errors.BadInference("The call has no message.")
+        self._stream.take()
         return found
 
     @property
@@ -60,14 +71,23 @@ Method = Callable[[Call], Awaitable[Any]]
 """Gives the message that answers, or raises what the table of `errors` has."""
 
 
-def surrounded(name: str, method: Method, parts: State) -> Callable[[Any, Context], Any]:
+def surrounded(
+    name: str, method: Method, parts: State, streams: Streams
+) -> Callable[[Any, Context], Any]:
     """The handler that gRPC calls for the RPC `name`."""
     route, metrics, tracing = f"/{SERVICE.full_name}/{name}", parts.metrics, parts.tracing
 
     async def handler(_: Any, context: Context) -> Any:
-        call = Call(context)
-        with _span(tracing, route, call):
-            return await _answer(call, route, method, metrics)
+        headers = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        stream = streams.find(headers.pop(STREAM_HEADER, "0"))
+        if stream is None:
+            await context.abort(grpc.StatusCode.CANCELLED, "The client has ended the call.")
+        call = Call(context, headers, stream)
+        try:
+            with _span(tracing, route, call):
+                return await _answer(call, route, method, metrics)
+        finally:
+            stream.answer()
 
     return handler
 

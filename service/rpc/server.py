@@ -1,51 +1,74 @@
-"""gRPC's server, beside uvicorn's on the same event loop.
+"""gRPC's server, beside uvicorn's on the same event loop, and the front that its clients reach.
 
-What a client may do to it is bounded: the size of a message, how long a connection may idle, and
-nothing compressed, which unpacks to any size. TLS is left to what stands in front, as over HTTP.
+The server listens on a Unix socket that only this user may open; clients connect to the `front`,
+which bounds connections and arriving messages. Nothing compressed is accepted, since it unpacks to
+any size. TLS is left to what stands in front, as over HTTP.
 """
 
 from __future__ import annotations
 
+import tempfile
+
 import grpc
 from starlette.datastructures import State
 
+from service.connections import Connections, bound, descriptors
 from service.logs import log
+from service.rpc.front import Front
 from service.rpc.methods import Methods
+from service.rpc.streams import Streams
 from service.settings import Settings
+from service.workers.listening import bind, join
 
 IDENTITY = 1
 """Of the algorithms that gRPC knows for compression, the one that does nothing."""
+MAX_STREAMS = 128
+"""Concurrent RPCs of a connection; clients hold further ones back until others end."""
 
 
 class RpcServer:
     """Serves on `grpc_port` from `start` to `stop`."""
 
     def __init__(self, parts: State, settings: Settings, version: str) -> None:
-        self._methods = Methods(parts, version)
+        self._parts = parts
         self._settings = settings
+        self._version = version
 
     async def start(self) -> None:
-        """Raises OSError where the port cannot be had."""
+        """Raises OSError where the port, or a folder for the socket, is not available."""
         settings = self._settings
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        streams = Streams(self._parts.serving.uploads, settings.max_queue_size)
         self._server = grpc.aio.server(
-            handlers=[self._methods.handler()],
+            handlers=[Methods(self._parts, self._version, streams).handler()],
             options=[
-                # Among the processes that the supervisor keeps the port for, and no others.
-                ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_upload_bytes),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
                 ("grpc.max_connection_idle_ms", 1000 * settings.keep_alive_timeout),
+                ("grpc.http2.max_ping_strikes", 0),  # a relay reads pings at a bounded rate
                 ("grpc.http2.bdp_probe", 0),  # with it, gRPC takes in what nobody has asked for yet
                 ("grpc.compression_enabled_algorithms_bitset", IDENTITY),
             ],
         )
         try:
-            port = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
-        except RuntimeError as error:
-            raise OSError(f"gRPC cannot listen on {host}:{settings.grpc_port}") from error
+            # Among the processes that the supervisor keeps the port for, and no others.
+            shared = settings.workers > 1
+            host, port = settings.host, settings.grpc_port or 0
+            sockets = join(host, port) if shared else bind(host, port, 1)[0]
+        except OSError as error:
+            raise OSError(f"gRPC {error.strerror}") from error
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-")
+        path = f"{self._folder.name}/grpc"
+        self._server.add_insecure_port(f"unix:{path}")
         await self._server.start()
-        log.info("gRPC on %s:%d", host, port)
+        connections = Connections(bound(settings.max_connections, descriptors(settings)))
+        self._front = Front(connections, streams, path)
+        await self._front.start(sockets)
+        address = f"[{host}]" if ":" in host else host
+        log.info("gRPC on %s:%d", address, sockets[0].getsockname()[1])
 
     async def stop(self, seconds: float) -> None:
-        """Take no more RPCs, and give those under way so long."""
+        """Accept no more RPCs, and give those in progress `seconds` to end."""
+        self._front.stop_accepting()
         await self._server.stop(seconds)
+        self._front.stop()
+        self._folder.cleanup()

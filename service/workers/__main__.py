@@ -49,7 +49,11 @@ async def engine(orders: Orders, settings: Settings) -> int:
     obey(orders, partial(loop.call_soon_threadsafe, stop.set))
     hub = create_hub(settings, imported(orders.load_engine), orders.folder, on_failure=stop.set)
     (descriptor,) = orders.sockets
-    async with hub.serving(socket.socket(fileno=descriptor)), hub.local.running():
+    async with (
+        hub.serving(socket.socket(fileno=descriptor)),
+        hub.decoders.running(),
+        hub.local.running(),
+    ):
         watch = asyncio.create_task(_leave_when_ill(hub.local))
         await stop.wait()
         watch.cancel()

@@ -5,9 +5,11 @@ the machine's own order: nobody else reads them. The number is the front end's n
 what is said of no request has the number 0, and a model has one of its own, which answers refer
 to.
 
-    front end -> engine    SUBMIT   deadline, image        CANCEL                ASK  JSON
+    front end -> engine    SUBMIT   deadline, pixels       CANCEL                ASK  JSON
+                           DECODE   deadline, client, encoded image
     engine -> front end    ANSWER   seconds, sizes, row    REFUSAL  why, when    TOLD JSON
                            STATE    JSON                   MODEL    JSON
+                           DECODED  pixels
 
 Deadlines are absolute, on CLOCK_MONOTONIC, which all processes of a machine share: time spent on
 the way counts. A reader checks a head before it waits for the body, takes no body larger than its
@@ -22,6 +24,9 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from service.decoding.image import EncodedImage
+from service.rates import Client
+
 IMAGE_BYTES: Final = 32 * 32 * 3
 
 SUBMIT: Final = 1
@@ -32,14 +37,18 @@ REFUSAL: Final = 5
 TOLD: Final = 6
 STATE: Final = 7
 MODEL: Final = 8
+DECODE: Final = 9
+DECODED: Final = 10
 
 _HEAD = struct.Struct("=IBQ")
 _SUBMIT = struct.Struct("=d")
 _ANSWER = struct.Struct("=dIII")
 _REFUSAL = struct.Struct("=Bd")
+_DECODE = struct.Struct("=d64p32pIIQ")
 _MAX_CLASSES = 65_536
 _MAX_DETAIL = 1024
 _MAX_JSON = 2**20
+_MAX_ENCODED = 2**30
 
 BOUNDS: Final = {
     SUBMIT: (_SUBMIT.size + IMAGE_BYTES, _SUBMIT.size + IMAGE_BYTES),
@@ -50,6 +59,8 @@ BOUNDS: Final = {
     TOLD: (2, _MAX_JSON),
     STATE: (2, _MAX_JSON),
     MODEL: (2, _MAX_JSON),
+    DECODE: (_DECODE.size + 1, _DECODE.size + _MAX_ENCODED),
+    DECODED: (IMAGE_BYTES, IMAGE_BYTES),
 }
 """Kind -> fewest and most bytes of its body."""
 
@@ -87,6 +98,24 @@ def submit(number: int, deadline: float, image: bytes) -> bytes:
     return _HEAD.pack(_SUBMIT.size + len(image), SUBMIT, number) + _SUBMIT.pack(deadline) + image
 
 
+def decode(number: int, deadline: float, client: Client, image: EncodedImage) -> bytes:
+    """`client`: at most 63 bytes."""
+    body = _DECODE.pack(
+        deadline,
+        client if isinstance(client, bytes) else client.encode(),
+        image.kind.encode(),
+        image.width,
+        image.height,
+        image.max_pixels,
+    )
+    return b"".join((_HEAD.pack(len(body) + len(image.data), DECODE, number), body, image.data))
+
+
+def decoded(number: int, pixels: bytes) -> bytes:
+    """`pixels`: uint8 (32, 32, 3), C order."""
+    return _HEAD.pack(len(pixels), DECODED, number) + pixels
+
+
 def cancel(number: int) -> bytes:
     return _HEAD.pack(0, CANCEL, number)
 
@@ -118,6 +147,15 @@ def read_submit(body: bytes) -> tuple[float, bytes]:
     if not math.isfinite(deadline):
         raise BadFrame("a deadline that is no time")
     return deadline, body[_SUBMIT.size :]
+
+
+def read_decode(body: bytes) -> tuple[float, bytes, EncodedImage]:
+    """The deadline, the client and the image. Raises BadFrame."""
+    deadline, client, kind, width, height, most = _DECODE.unpack_from(body)
+    if not math.isfinite(deadline):
+        raise BadFrame("a deadline that is no time")
+    data, kind = body[_DECODE.size :], kind.decode("latin-1")
+    return deadline, client, EncodedImage(data, kind, width, height, most)
 
 
 def read_answer(body: bytes) -> Answer:

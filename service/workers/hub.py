@@ -17,24 +17,36 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from batching import Answer
+from batching import Answer, on_error
 from model_store.engine import SIDE
 from model_store.manifest import Identity, Manifest
+from service.decoding.image import EncodedImage
 from service.local import Local
 from service.logs import log
-from service.serving import Classified, Versions
+from service.serving import Classified, Decoding, Versions
 from service.workers import frames, refusals
-from service.workers.frames import ASK, CANCEL, MODEL, STATE, SUBMIT, TOLD, BadFrame, Frame
+from service.workers.frames import (
+    ASK,
+    CANCEL,
+    DECODE,
+    MODEL,
+    STATE,
+    SUBMIT,
+    TOLD,
+    BadFrame,
+    Frame,
+)
 from service.workers.link import Link
 
 Outcome: TypeAlias = "asyncio.Future[Answer[Classified]]"
 
 
 class Hub:
-    """All front ends, and the engine that they share."""
+    """All front ends, and the engine and the decoders that they share."""
 
-    def __init__(self, local: Local, versions: Versions) -> None:
+    def __init__(self, local: Local, versions: Versions, decoders: Decoding) -> None:
         self.local = local
+        self.decoders = decoders
         self._versions = versions
         self._reloading: asyncio.Task[Identity] | None = None
         self.links: set[_FrontEnd] = set()
@@ -98,7 +110,7 @@ class _FrontEnd(Link):
         super().__init__()
         self._hub = hub
         self._models = 0
-        self._waiting: dict[int, Callable[[], None]] = {}
+        self._waiting: dict[int, Callable[[], object]] = {}
         self._asked: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -109,19 +121,25 @@ class _FrontEnd(Link):
     def announce(self) -> None:
         """Before any answer of the version that it is about."""
         local = self._hub.local
-        told = local.started and {
-            "model": local.started.model.model_dump(mode="json"),
-            "device": local.started.device.name,
-            "device_reason": local.started.device.reason,
-            "precision": local.started.precision.name,
-            "precision_reason": local.started.precision.reason,
-        }
-        self.send(frames.message(STATE, 0, {"started": told, "unloaded": local.unloaded}))
+        with on_error(self._fail):
+            told = local.started and {
+                "model": local.started.model.model_dump(mode="json"),
+                "device": local.started.device.name,
+                "device_reason": local.started.device.reason,
+                "precision": local.started.precision.name,
+                "precision_reason": local.started.precision.reason,
+            }
+            self.send(frames.message(STATE, 0, {"started": told, "unloaded": local.unloaded}))
 
     def received(self, frame: Frame) -> None:
         kind, number, body = frame
         if kind == SUBMIT:
             self._submit(number, body)
+        elif kind == DECODE:
+            self._check_unused(number)
+            self._waiting[number] = self._loop.create_task(
+                self._decode(number, *frames.read_decode(body))
+            ).cancel
         elif kind == CANCEL:
             if leave := self._waiting.pop(number, None):
                 leave()
@@ -142,27 +160,30 @@ class _FrontEnd(Link):
             task.cancel()
 
     def _submit(self, number: int, body: bytes) -> None:
-        if number in self._waiting:
-            raise BadFrame(f"number {number} twice")
+        self._check_unused(number)
         deadline, data = frames.read_submit(body)
-        image = np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3)
-        try:
+        with on_error(self._refuse, number):
+            image = np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3)
             batcher = self._hub.local.batcher
             entry = batcher.join(image, deadline - time.monotonic())
-        except Exception as error:  # noqa: BLE001  # the front end raises it again
-            self.send(frames.refusal(number, refusals.told(error)))
-            return
-        self._waiting[number] = partial(batcher.leave, entry)
-        entry.answer.add_done_callback(partial(self._done, number))
+            self._waiting[number] = partial(batcher.leave, entry)
+            entry.answer.add_done_callback(partial(self._done, number))
+
+    def _check_unused(self, number: int) -> None:
+        if number in self._waiting:
+            raise BadFrame(f"number {number} twice")
 
     def _done(self, number: int, outcome: Outcome) -> None:
-        if self._waiting.pop(number, None) is None:
-            return  # it has left
-        if (error := outcome.exception()) is not None:
-            assert isinstance(error, Exception)
-            self.send(frames.refusal(number, refusals.told(error)))
-            return
-        found = outcome.result()
+        if self._waiting.pop(number, None) is not None:  # or it has left
+            with on_error(self._refuse, number):
+                self._send_answer(number, outcome.result())
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        """The front end raises `error`, in this request."""
+        with on_error(self._fail):
+            self.send(frames.refusal(number, _refusal(error)))
+
+    def _send_answer(self, number: int, found: Answer[Classified]) -> None:
         model = self._hub.number(found.value.model)
         while self._models < model:
             self._models += 1
@@ -176,13 +197,27 @@ class _FrontEnd(Link):
             )
         )
 
+    async def _decode(
+        self, number: int, deadline: float, client: bytes, image: EncodedImage
+    ) -> None:
+        with on_error(self._refuse, number):
+            pixels = await self._hub.decoders.run(image, client, deadline - time.monotonic())
+            self.send(frames.decoded(number, pixels.tobytes()))
+        self._waiting.pop(number, None)
+
     async def _answer(self, number: int, question: dict[str, Any]) -> None:
-        try:
+        with on_error(self._refuse_question, number):
             told = {"answer": await self._hub.answer(question)}
-            frame = frames.message(TOLD, number, told)
-        except Exception as error:  # noqa: BLE001  # the front end raises it again
-            refusal = refusals.told(error)
-            if isinstance(refusals.meant(refusal), refusals.Unexpected):
-                log.exception("unexpected error")
-            frame = frames.message(TOLD, number, {"refusal": list(refusal)})
-        self.send(frame)
+            self.send(frames.message(TOLD, number, told))
+
+    def _refuse_question(self, number: int, error: Exception) -> None:
+        with on_error(self._fail):
+            self.send(frames.message(TOLD, number, {"refusal": list(_refusal(error))}))
+
+
+def _refusal(error: Exception) -> frames.Refusal:
+    """`error` as plain data. One that is not foreseen is logged here, where its traceback is."""
+    refusal = refusals.told(error)
+    if isinstance(refusals.meant(refusal), refusals.Unexpected):
+        log.error("unexpected error", exc_info=error)
+    return refusal

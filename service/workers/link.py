@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
+from batching import on_error
 from service.logs import log
 from service.workers.frames import BadFrame, Frame, FrameReader
 
@@ -41,12 +42,9 @@ class Link(asyncio.Protocol):
         self.crowded = False
 
     def data_received(self, data: bytes) -> None:
-        try:
+        with on_error(self._fail):
             for frame in self._reader.feed(data):
                 self.received(frame)
-        except BadFrame as error:
-            log.error("the link between two processes is broken: %s", error)
-            self.close()
 
     def send(self, frame: bytes) -> None:
         """Forgotten where the link has ended: `lost` has said so."""
@@ -61,8 +59,15 @@ class Link(asyncio.Protocol):
 
     def _write(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None:
-            self._transport.write(b"".join(out))
+        with on_error(self._fail):
+            if self._transport is not None:
+                self._transport.write(b"".join(out))
+
+    def _fail(self, error: Exception) -> None:
+        """Close the link: `lost` completes the requests of all frames that were not delivered."""
+        unforeseen = None if isinstance(error, BadFrame) else error
+        self.close()
+        log.error("the link between two processes is broken: %s", error, exc_info=unforeseen)
 
     def received(self, frame: Frame) -> None:
         """Raises BadFrame."""

@@ -12,7 +12,18 @@ from batching import (
     QueueFull,
     Refused,
 )
-from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel, Unloaded
+from service.decoding.errors import BadImage, ImageTooExpensive, ImageTooLarge
+from service.errors import (
+    MAX_RETRY_AFTER,
+    ChangeUnderWay,
+    DecodeQueueFull,
+    DecodersKilled,
+    LoadFailed,
+    NotReady,
+    RateLimited,
+    UnknownModel,
+    Unloaded,
+)
 from service.workers.frames import BadFrame, Refusal
 
 
@@ -33,9 +44,12 @@ REASONS: Final[dict[int, type[Exception]]] = {
     10: LoadFailed,
     11: Unexpected,
     12: EngineDead,
+    13: BadImage,
+    14: ImageTooLarge,
+    15: ImageTooExpensive,
+    16: DecodeQueueFull,
+    17: DecodersKilled,
 }
-LONGEST_WAIT = 3600.0
-"""Seconds. Whoever would have to wait longer may as well try."""
 _NUMBERS: Final = {kind: number for number, kind in REASONS.items()}
 
 
@@ -43,7 +57,7 @@ def told(error: Exception) -> Refusal:
     number, detail = _NUMBERS.get(type(error), _NUMBERS[Unexpected]), str(error)
     if isinstance(error, EngineFailed) and error.__cause__ is not None:
         detail = f"{detail}: {error.__cause__!r}"
-    wait = min(max(0.0, getattr(error, "retry_after", 0.0)), LONGEST_WAIT)
+    wait = min(max(0.0, getattr(error, "retry_after", 0.0)), MAX_RETRY_AFTER)
     return Refusal(number, wait, detail.encode(errors="replace").decode())
 
 
@@ -54,4 +68,6 @@ def meant(refusal: Refusal) -> Exception:
         raise BadFrame(f"a refusal for the reason {refusal.reason}, which is none")
     if issubclass(kind, Refused):
         return kind(refusal.detail, refusal.retry_after)
+    if issubclass(kind, RateLimited):
+        return kind(refusal.retry_after)
     return kind(refusal.detail)

@@ -22,40 +22,45 @@ from model_store.device import Device, GpuMemory
 from model_store.engine import Image
 from model_store.manifest import Identity, Manifest
 from model_store.precision import Precision
-from service.errors import NotReady
+from service.decoding.image import EncodedImage, Pixels, as_pixels
+from service.decoding.limits import Limits
+from service.errors import DecodeQueueFull, NotReady
 from service.figures import Figures
 from service.logs import log
+from service.rates import Client
 from service.serving import Classified, Ready
 from service.workers import frames, refusals
-from service.workers.frames import ANSWER, ASK, MODEL, REFUSAL, STATE, TOLD, BadFrame, Frame
+from service.workers.frames import (
+    ANSWER,
+    ASK,
+    DECODED,
+    MODEL,
+    REFUSAL,
+    STATE,
+    TOLD,
+    BadFrame,
+    Frame,
+)
 from service.workers.link import Link
 
 SOCKET = "engine.sock"
 """In the folder that the processes share."""
 RECONNECT_PAUSE = 0.1
 """Seconds between two attempts to reach the engine's process."""
+MAX_DECODE_BYTES = 64 * 2**20
+"""Of images that a front end has handed over to be decoded."""
 ANSWER_SECONDS = 2.0
 """In which the engine's process says how it is, unless it hangs."""
 
 
-class Remote:
-    """An `Inference` and its `Versions`, in another process of those that share `folder`."""
-
-    failure: Exception | None = None
-    """None: a model that cannot be served ends the engine's process, and the supervisor us."""
+class _Linked:
+    """Keeps a link to the engine's process."""
 
     def __init__(self, folder: str) -> None:
+        """`folder`: the one that the processes share."""
         self._path = f"{folder}/{SOCKET}"
         self._link: _Engine | None = None
         self._numbers = itertools.count(1)
-
-    @property
-    def started(self) -> Ready | None:
-        return self._link.started if self._link is not None else None
-
-    @property
-    def unloaded(self) -> bool:
-        return self._link is not None and self._link.unloaded
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -67,6 +72,75 @@ class Remote:
             if self._link is not None:
                 self._link.close()
 
+    @property
+    def is_linked(self) -> bool:
+        return self._link is not None
+
+    @property
+    def _linked(self) -> _Engine:
+        if self._link is None or self._link.ended.is_set():
+            raise NotReady
+        return self._link
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                _, link = await loop.create_unix_connection(_Engine, self._path)
+            except OSError as error:
+                log.debug("no link to the engine's process: %s", error)
+            except Exception:  # noqa: BLE001  # or this process would never have a link again
+                log.exception("no link to the engine's process")
+            else:
+                self._link = link
+                await link.ended.wait()
+                self._link = None
+            await asyncio.sleep(RECONNECT_PAUSE)
+
+
+class RemoteDecoders(_Linked):
+    """The decoders of the engine's process, which all front ends share."""
+
+    def __init__(self, folder: str, limits: Limits) -> None:
+        """`folder`: the one that the processes share; `limits`: what decoding may take."""
+        super().__init__(folder)
+        self.max_memory = limits.expensive_memory
+        self._bytes = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._link.waiting) if self._link is not None else 0
+
+    async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
+        """As `Decoders.run`. Raises NotReady, too, and DecodeQueueFull where the images that this
+        process has handed over hold `MAX_DECODE_BYTES`: they are in memory twice."""
+        link, number, now = self._linked, next(self._numbers), time.monotonic()
+        size = len(image.data)
+        if self._bytes and self._bytes + size > MAX_DECODE_BYTES:
+            raise DecodeQueueFull
+        self._bytes += size
+        try:
+            frame = frames.decode(number, now + max_seconds, client, image)
+            decoded: bytes = await link.ask(number, frame, max_seconds)
+        finally:
+            self._bytes -= size
+        return as_pixels(decoded)
+
+
+class Remote(_Linked):
+    """An `Inference` and its `Versions`, in another process of those that share a folder."""
+
+    failure: Exception | None = None
+    """None: a model that cannot be served ends the engine's process, and the supervisor us."""
+
+    @property
+    def started(self) -> Ready | None:
+        return self._link.started if self._link is not None else None
+
+    @property
+    def unloaded(self) -> bool:
+        return self._link is not None and self._link.unloaded
+
     async def submit(
         self,
         image: Image,
@@ -76,18 +150,8 @@ class Remote:
         link, number, now = self._linked, next(self._numbers), time.monotonic()
         if link.crowded:
             raise QueueFull("the engine's process does not keep up with reading", retry_after=1)
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[frames.Answer] = loop.create_future()
-        link.waiting[number] = waiting
-        link.send(frames.submit(number, now + timeout, image.tobytes()))
-        timer = loop.call_later(timeout, _late, waiting)
-        try:
-            told = await waiting
-        finally:
-            timer.cancel()
-            if link.waiting.pop(number, None) is not None:  # not answered
-                link.send(frames.cancel(number))
-            del waiting  # or a failure, whose traceback has this frame, would keep itself
+        frame = frames.submit(number, now + timeout, image.tobytes())
+        told: frames.Answer = await link.ask(number, frame, timeout)
         infer_seconds, size, bucket, model, row = told
         found = Classified(link.models[model], np.frombuffer(row, np.float32))
         queue_seconds = time.monotonic() - now - infer_seconds
@@ -123,8 +187,8 @@ class Remote:
         """What the engine's process says to it. Raises what it raised, and NotReady."""
         link, number = self._linked, next(self._numbers)
         asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        link.asked[number] = asked
         link.send(frames.message(ASK, number, question))
+        link.asked[number] = asked
         try:
             told = await asked
         finally:
@@ -134,25 +198,6 @@ class Remote:
             raise refusals.meant(frames.Refusal(*refusal))
         return told.get("answer")
 
-    @property
-    def _linked(self) -> _Engine:
-        if self._link is None or self._link.ended.is_set():
-            raise NotReady
-        return self._link
-
-    async def _keep(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                _, link = await loop.create_unix_connection(_Engine, self._path)
-            except OSError as error:
-                log.debug("no link to the engine's process: %s", error)
-            else:
-                self._link = link
-                await link.ended.wait()
-                self._link = None
-            await asyncio.sleep(RECONNECT_PAUSE)
-
 
 class _Engine(Link):
     def __init__(self) -> None:
@@ -160,9 +205,30 @@ class _Engine(Link):
         self.started: Ready | None = None
         self.unloaded = False
         self.models: dict[int, Manifest] = {}
-        self.waiting: dict[int, asyncio.Future[frames.Answer]] = {}
+        self.waiting: dict[int, asyncio.Future[Any]] = {}
+        """Of images: completed with a frames.Answer, or pixels."""
         self.asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.ended = asyncio.Event()
+
+    async def ask(
+        self,
+        number: int,
+        frame: bytes,
+        timeout: float,  # noqa: ASYNC109 - as `Batcher.submit`
+    ) -> Any:
+        """What the engine's process answers to `frame`, which has this number. Raises what it
+        raised, TimeoutError, and NotReady when the link is lost."""
+        waiting: asyncio.Future[Any] = self._loop.create_future()
+        timer = self._loop.call_later(timeout, _late, waiting)
+        try:
+            self.send(frame)
+            self.waiting[number] = waiting
+            return await waiting
+        finally:
+            timer.cancel()
+            if self.waiting.pop(number, None) is not None:  # not answered
+                self.send(frames.cancel(number))
+            del waiting  # or a failure, whose traceback has this frame, would keep itself
 
     def received(self, frame: Frame) -> None:
         kind, number, body = frame
@@ -172,6 +238,9 @@ class _Engine(Link):
                 raise BadFrame(f"an answer of model {told.model}, which nobody has introduced")
             if (waiting := self.waiting.pop(number, None)) and not waiting.done():
                 waiting.set_result(told)
+        elif kind == DECODED:
+            if (waiting := self.waiting.pop(number, None)) and not waiting.done():
+                waiting.set_result(body)
         elif kind == REFUSAL:
             error = refusals.meant(frames.read_refusal(body))
             if (waiting := self.waiting.pop(number, None)) and not waiting.done():
@@ -227,6 +296,6 @@ def _manifest(told: dict[str, Any]) -> Manifest:
         raise BadFrame(f"a model that is none: {error}") from None
 
 
-def _late(waiting: asyncio.Future[frames.Answer]) -> None:
+def _late(waiting: asyncio.Future[Any]) -> None:
     if not waiting.done():
         waiting.set_exception(TimeoutError("the deadline has passed"))

@@ -455,6 +455,29 @@ async def test_an_engine_is_dead_that_takes_a_hundred_times_as_long() -> None:
 
 
 @virtual_time
+async def test_a_stalled_engine_recovers_when_its_batch_ends() -> None:
+    """At once, and batches that take as long as predicted never stall it, however many wait."""
+    engine = FakeEngine(lambda size: 30.0)
+    async with batcher(engine, latency=table()) as b:
+        first = task(b, 0)
+        found = []
+        for _ in range(29):
+            await asyncio.sleep(1)
+            assert not b.engine_is_dead()
+            found.append(b.engine_is_stalled)
+        assert found == [second > 11 for second in range(1, 30)]
+        assert (await first).value == 0
+        assert not b.engine_is_stalled
+
+    async with batcher(FakeEngine(), max_batch_size=1) as b:
+        waiting = [task(b, item) for item in range(60)]
+        while b.queued:
+            await asyncio.sleep(1)
+            assert not b.engine_is_dead() and not b.engine_is_stalled
+        await asyncio.gather(*waiting)
+
+
+@virtual_time
 async def test_who_waits_for_a_dead_engine_is_told_at_once() -> None:
     """Those in its hands, those in the queue and those who come later; it drains as soon as the
     engine comes back, and nothing more is computed."""

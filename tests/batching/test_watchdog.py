@@ -8,7 +8,7 @@ import pytest
 
 from batching.latency import LatencyTable
 from batching.timeline import Flight
-from batching.watchdog import FLOOR, Watchdog
+from batching.watchdog import FLOOR, STALLED_FLOOR, Watchdog
 
 
 def flight(predicted: float) -> Flight:
@@ -28,6 +28,27 @@ def dead_at(watchdog: Watchdog, looks: Iterable[float], current: Flight) -> floa
 def test_a_hundred_times_its_predicted_time(predicted: float, dead: float) -> None:
     """And never less than the floor."""
     assert dead_at(Watchdog(), range(1000), flight(predicted)) == dead
+
+
+@pytest.mark.parametrize(
+    ("predicted", "stalled"),
+    [(0.001, STALLED_FLOOR + 1), (0.5, STALLED_FLOOR + 1), (0.6, 7), (1.0, 11)],
+)
+def test_ten_times_its_predicted_time_is_stalled(predicted: float, stalled: float) -> None:
+    """And never less than the floor; another batch, or none, is not."""
+    watchdog, current = Watchdog(), flight(predicted)
+    for now in range(100):
+        assert watchdog.stalled(current) == (now > stalled)
+        watchdog.look(current, now)
+    assert not watchdog.stalled(flight(predicted)) and not watchdog.stalled(None)
+
+
+def test_an_engine_that_stood_still_with_the_process_is_not_stalled() -> None:
+    """However long that was: the batch has a few seconds to end after it."""
+    watchdog, current = Watchdog(), flight(0.01)
+    for now in 0, 1, 3600, 3601:
+        watchdog.look(current, now)
+        assert not watchdog.stalled(current)
 
 
 def test_each_batch_has_its_own_time() -> None:

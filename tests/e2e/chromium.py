@@ -27,6 +27,8 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 20.0
+REBOUND = "attacker.example"
+"""A name that leads to this machine, as after DNS rebinding."""
 FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
@@ -38,7 +40,7 @@ FLAGS = (
     "--disable-quic",
     "--disable-sync",
     "--no-first-run",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 # Chromium wants its pipes at 3 and 4, where subprocess cannot put them.
 AT_3_AND_4 = ("sh", "-c", 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1')

@@ -25,6 +25,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 REAL = ("-m", "service")
 SCRIPTED = ("-m", "tests.e2e.scripted")
 PATIENCE = 60.0
+DEFAULTS = {
+    "SHOAL_PORT": "0",
+    "SHOAL_LOG_FORMAT": "json",
+    "SHOAL_ALLOWED_HOSTS": "shoal",  # the Host of raw requests
+}
 
 
 class Hold:
@@ -53,7 +58,7 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env={**inherited, "SHOAL_PORT": "0", "SHOAL_LOG_FORMAT": "json", **environment},
+            env={**inherited, **DEFAULTS, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

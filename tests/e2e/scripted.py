@@ -3,6 +3,7 @@
 ENGINE_SECONDS is what a batch takes, ENGINE_WARM_UP_SECONDS what it took at warm-up,
 ENGINE_LOAD_SECONDS what loading takes, ENGINE_ERROR what it raises; `load` fails while loading.
 ENGINE_DEAD_AFTER is how many seconds a batch may take at least before the watchdog bites.
+ENGINE_STALLED_AFTER is how many it may take at least before the server is not ready.
 ENGINE_HELD and ENGINE_LOAD_HELD name files: while there is one, no batch and no loading ends.
 Run as `python -m tests.e2e.scripted`.
 """
@@ -40,6 +41,7 @@ async def load(settings: Settings) -> AsyncIterator[ScriptedEngine]:
     await until_gone(os.environ.get("ENGINE_LOAD_HELD"))
     await asyncio.sleep(float(os.environ.get("ENGINE_LOAD_SECONDS", "0")))
     watchdog.FLOOR = float(os.environ.get("ENGINE_DEAD_AFTER", "60"))
+    watchdog.STALLED_FLOOR = float(os.environ.get("ENGINE_STALLED_AFTER", "60"))
     seconds = float(os.environ.get("ENGINE_SECONDS", "0"))
     warm_up = float(os.environ.get("ENGINE_WARM_UP_SECONDS", seconds))
     yield ScriptedEngine(seconds, RuntimeError(error) if error else None, warm_up)

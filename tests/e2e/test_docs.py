@@ -65,10 +65,13 @@ def test_every_error_is_described(predict: Any) -> None:
         (408, "upload_timeout"),
         (503, "not_ready"),
         (503, "queue_full"),
+        (503, "decode_queue_full"),
         (503, "deadline_unreachable"),
         (503, "draining"),
         (503, "engine_dead"),
         (504, "deadline_exceeded"),
+        (421, "unknown_host"),
+        (403, "cross_site"),
         (500, "engine_failed"),
         (500, "internal_error"),
     }

@@ -208,7 +208,7 @@ async def test_who_leaves_is_not_decoded() -> None:
     large = png(7, side=4000)
     data = [base64.b64encode(large).decode()] * 30
     request = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [30], "data": data}]}
-    settings = {"SHOAL_DECODE_THREADS": "1", "SHOAL_REQUEST_TIMEOUT": "60"}
+    settings = {"SHOAL_DECODE_PROCESSES": "1", "SHOAL_REQUEST_TIMEOUT": "60"}
     with Server(*SCRIPTED, **settings) as server:
         server.wait_until_ready()
         async with httpx.AsyncClient() as client:

@@ -90,6 +90,29 @@ def test_an_engine_that_dies_is_replaced() -> None:
         assert time.monotonic() - started < 30
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_stalled_engine_is_not_ready_until_its_batch_ends(workers: str, hold: Hold) -> None:
+    """Probes of every kind say so while the process is live, and the metric `shoal_ready` is 0."""
+    stalls = {"ENGINE_HELD": str(hold), "ENGINE_STALLED_AFTER": "1", "SHOAL_WORKERS": workers}
+    with Server(*SCRIPTED, **stalls, SHOAL_REQUEST_TIMEOUT="120") as server:
+        server.wait_until_ready()
+        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+            waiting = asyncio.create_task(client.post("/predict", files={"img": HORSE}))
+            await server.wait_until("shoal_batches_in_flight", 1)
+            assert (await client.get("/readyz")).status_code == 200
+            await server.wait_until("shoal_ready", 0)
+            stalled = await client.get("/readyz")
+            assert (stalled.status_code, stalled.json()["code"]) == (503, "engine_stalled")
+            assert stalled.headers["retry-after"] == "1"
+            for path in "/v2/health/ready", "/v2/models/fake/ready":
+                assert (await client.get(path)).status_code == 503
+            assert (await client.get("/healthz")).status_code == 200
+            hold.end()
+            assert (await waiting).status_code == 200
+            await server.wait_until("shoal_ready", 1)
+            assert (await client.get("/readyz")).status_code == 200
+
+
 def test_a_model_that_does_not_load_ends_the_process() -> None:
     """No process lingers that can never be ready; the log says why."""
     with Server(*SCRIPTED, ENGINE_ERROR="load") as server:

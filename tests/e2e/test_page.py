@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import decode
+from service.decoding.image import identify
 from tests.e2e.chromium import Chromium, Page
 from tests.e2e.process import REAL, SCRIPTED, Server
 from tests.service import synthetic
@@ -270,7 +270,7 @@ def test_what_the_network_sees(page: Page, write: Write) -> None:
     page.wait_for("document.querySelectorAll('.thumbnail[width=\"0\"]').length === 0")
     for content, rgba in zip(pictures.values(), page.evaluate(SEEN), strict=True):
         drawn = np.array(rgba).reshape(32, 32, 4)[..., :3]
-        off = np.abs(drawn - decode.decode(content, 10**6))
+        off = np.abs(drawn - identify(content, 10**6).decode())
         assert off.mean() < 1 and off.max() <= (0 if content is exact else 3)
 
 

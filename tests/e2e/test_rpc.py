@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pathlib
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +31,7 @@ from tritonclient.utils import InferenceServerException
 
 from model_store import manifest
 from model_store.params import read_params
+from service.rpc.frames import END_HEADERS, HEADERS, PREFACE, SETTINGS, Heads, field, frame
 from tests.e2e.process import ROOT, SCRIPTED, Hold, Server
 from tests.e2e.test_inference import bitmap
 from tests.reference import probabilities
@@ -297,7 +300,7 @@ async def test_a_stop_waits_for_what_is_decoded() -> None:
     """A call that has not come to the batcher yet is under way, too; a new one is refused."""
     large, settings = (
         png(7, side=4000),
-        {"SHOAL_DECODE_THREADS": "1", "SHOAL_REQUEST_TIMEOUT": "60"},
+        {"SHOAL_DECODE_PROCESSES": "1", "SHOAL_REQUEST_TIMEOUT": "60"},
     )
     with Server(*SCRIPTED, **RPC, **settings) as server:
         server.wait_until_ready()
@@ -335,6 +338,99 @@ async def test_messages_share_the_memory_for_uploads() -> None:
 def resident(pid: int) -> int:
     pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096
+
+
+def begin(name: str, stream: int) -> bytes:
+    """The headers of a call whose message does not come."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": f"/inference.GRPCInferenceService/{name}",
+        ":authority": "shoal",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    block = b"".join(field(*item) for item in fields.items())
+    return frame(HEADERS, END_HEADERS, stream, block)
+
+
+@contextlib.contextmanager
+def raw(server: Server, count: int, sent: bytes = b"") -> Iterator[list[socket.socket]]:
+    """So many connections to gRPC's port, each of which sends its preface, settings and `sent`."""
+    host, _, port = server.address("gRPC on").rpartition(":")
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            one = stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            one.sendall(PREFACE + frame(SETTINGS, 0, 0) + sent)
+            found.append(one)
+        yield found
+
+
+def received(one: socket.socket) -> list[tuple[int, int, int]]:
+    """The heads of all frames that have arrived."""
+    one.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        return list(Heads().feed(one.recv(2**20)))
+    return []
+
+
+@pytest.mark.parametrize("name", ["ModelInfer", "ModelReady"])
+async def test_idle_streams_keep_no_call_waiting(name: str) -> None:
+    """As many as there may be: calls beside them are answered while all of them still wait."""
+    with Server(*SCRIPTED, **RPC) as server:
+        server.wait_until_ready()
+        streams = b"".join(begin(name, number) for number in range(1, 201, 2))
+        with raw(server, 10, streams) as connections:
+            await server.wait_until("shoal_requests_in_flight", 1001)  # and that for metrics
+            for _ in range(5):
+                client = connect(server)  # a new connection each
+                assert client.is_model_ready("fake")
+                assert list(client.infer("fake", [images(HORSE)]).as_numpy("class")) == [b"horse"]
+            assert not [
+                kind for one in connections for kind, *_ in received(one) if kind == HEADERS
+            ]
+
+
+async def test_more_idle_streams_than_there_may_be() -> None:
+    """The oldest end with UNAVAILABLE, and calls beside them are answered."""
+    with Server(*SCRIPTED, **RPC, SHOAL_MAX_QUEUE_SIZE="100") as server:
+        server.wait_until_ready()
+        streams = b"".join(begin("ModelInfer", number) for number in range(1, 201, 2))
+        with raw(server, 10, streams):
+            await server.wait_until('shoal_refusals_total{code="queue_full"}', 900)
+            client = connect(server)
+            assert list(client.infer("fake", [images(HORSE)]).as_numpy("class")) == [b"horse"]
+            ended = [r["status"] for r in server.log() if r.get("code") == "queue_full"]
+    assert set(ended) == {"UNAVAILABLE"}
+
+
+async def test_idle_connections_make_room() -> None:
+    """More than there may be, some of which never finish their preface; none takes descriptors."""
+    with Server(*SCRIPTED, **RPC, SHOAL_MAX_CONNECTIONS="32") as server:
+        server.wait_until_ready()
+        host, _, port = server.address("gRPC on").rpartition(":")
+        with raw(server, 200), contextlib.ExitStack() as stack:
+            for _ in range(100):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            client = connect(server)
+            assert list(client.infer("fake", [images(HORSE)]).as_numpy("class")) == [b"horse"]
+            assert len(os.listdir(f"/proc/{server.pid}/fd")) < 200
+
+
+def test_a_client_cannot_name_a_stream(server: Server, client: InferenceServerClient) -> None:
+    """The header by which calls find their stream is the server's, also where a client sends it."""
+    client.infer("fake", [images(HORSE)], headers={"shoal-stream": "4711"})
+
+
+def test_pings_of_idle_clients(server: Server) -> None:
+    """They are answered, and no connection is closed for them."""
+    with raw(server, 1, 20 * frame(0x6, 0, 0, bytes(8))) as (one,):
+        heads, kinds = Heads(), list[int]()
+        while kinds.count(0x6) < 20:
+            data = one.recv(65_536)
+            assert data, kinds
+            kinds += [kind for kind, *_ in heads.feed(data)]
 
 
 def test_a_port_in_use() -> None:

@@ -22,11 +22,17 @@ import atheris
 
 with atheris.instrument_imports(include=["service", "model_store", "python_multipart", "PIL"]):
     from model_store.params import BadParams, read_params
-    from service import decode
+    from service.decoding.errors import (
+        BadImage,
+        ImageTooExpensive,
+        ImageTooLarge,
+        UnsupportedImageType,
+    )
+    from service.decoding.image import identify
     from service.errors import MissingImage, NotReady
     from service.form import Form, boundary
     from service.local import Local
-    from service.serving import Versions
+    from service.serving import Decoding, Versions
     from service.workers.frames import BOUNDS, BadFrame, FrameReader
     from service.workers.hub import Hub, _FrontEnd
     from service.workers.link import Link
@@ -35,7 +41,7 @@ with atheris.instrument_imports(include=["service", "model_store", "python_multi
 MAX_PIXELS = 250_000
 HEAD = struct.Struct("=IBQ")
 """Of a frame: bytes of its body, kind, number."""
-KNOWN = decode.BadImage, decode.UnsupportedImageType, decode.ImageTooLarge
+KNOWN = BadImage, UnsupportedImageType, ImageTooLarge, ImageTooExpensive
 _loop = asyncio.new_event_loop()
 _fuzz = pathlib.Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}.params"
 
@@ -43,7 +49,7 @@ _fuzz = pathlib.Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}.params"
 def decodes(data: bytes) -> None:
     """An image of 32 x 32, or one of three exceptions."""
     try:
-        image = decode.identify(data, MAX_PIXELS).decode()
+        image = identify(data, MAX_PIXELS).decode()
     except KNOWN:
         return
     assert image.shape == (32, 32, 3) and image.dtype == "uint8"
@@ -131,7 +137,7 @@ def _frames(pieces: list[bytes]) -> list[tuple[int, int, bytes]] | None:
 
 
 async def _link(pieces: list[bytes]) -> None:
-    hub = Hub(cast(Local, _NoEngine()), cast(Versions, None))
+    hub = Hub(cast(Local, _NoEngine()), cast(Versions, None), cast(Decoding, None))
     ends: list[Link] = [_FrontEnd(hub), _Engine()]
     for end in ends:
         wire = _Wire()

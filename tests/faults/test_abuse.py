@@ -73,7 +73,7 @@ async def probe(url: str, until: float) -> list[float]:
 async def test_all_at_once() -> None:
     """24 clients send whatever is hostile for 20 s: memory stays within its bound, the event loop
     is never held for 50 ms, and a lone prober is answered all the while."""
-    with Server(*FAULTY, **LIMITS, SHOAL_DECODE_THREADS="2") as server:
+    with Server(*FAULTY, **LIMITS, SHOAL_DECODE_PROCESSES="2") as server:
         server.wait_until_ready()
         requests = itertools.cycle(hostile())
         rest, most = resident(server.pid), 0.0
@@ -132,7 +132,7 @@ async def test_uploads_that_never_end() -> None:
 async def test_large_images_at_once() -> None:
     """16 images near the limit and a thread for each: decoded one after the other, in the memory of
     one."""
-    patient = {"SHOAL_DECODE_THREADS": "16", "SHOAL_REQUEST_TIMEOUT": "60"}
+    patient = {"SHOAL_DECODE_PROCESSES": "16", "SHOAL_REQUEST_TIMEOUT": "60"}
     with Server(*SCRIPTED, **LIMITS, **patient) as server:
         server.wait_until_ready()
         largest = synthetic.encode(synthetic.flat("RGBA", 7, side=2800), "PNG")

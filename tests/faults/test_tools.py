@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import decode
+from service.decoding.image import identify
 from tests.faults import hostile, mutations
 from tests.faults.attacks import sound
 from tests.faults.cost_search import Cost, Elites, Found, as_request, seeds
@@ -49,13 +49,13 @@ def test_any_bytes_have_mutants(kind: str, data: bytes, other: bytes, seed: int)
 def test_resized_images_state_their_new_size(kind: str) -> None:
     """The size that `resize` writes is the one that the server reads."""
     for data in seeds(kind):
-        if decode.identify(data, 2**40).pixels == 0:
+        if identify(data, 2**40).pixels == 0:
             continue
         for place in mutations.sizes(kind, data):
             changed = mutations.resize(data, place, 300, 200)
             assert mutations.size_at(changed, place) == (300, 200)
             data = changed
-        found = decode.identify(data, 2**40)
+        found = identify(data, 2**40)
         assert (found.width, found.height) == (300, 200)
 
 
@@ -107,10 +107,10 @@ def test_costs_of_a_process_tree_without_a_group() -> None:
 
 def test_small_hostile_files_are_what_they_claim() -> None:
     """The header of a 46-byte WebP states 64 megapixels, and its data is complete."""
-    found = decode.identify(hostile.lossless_webp(hostile.WEBP), hostile.PIXELS)
+    found = identify(hostile.lossless_webp(hostile.WEBP), hostile.PIXELS)
     assert (found.format, found.pixels) == ("WebP", 16383 * 3906)
     small = hostile.lossless_webp((300, 200))
-    assert decode.identify(small, 10**6).decode().shape == (32, 32, 3)
+    assert identify(small, 10**6).decode().shape == (32, 32, 3)
     assert len(hostile.DISPOSAL) == 43
 
 
@@ -118,7 +118,7 @@ def test_small_hostile_files_are_what_they_claim() -> None:
 def test_interlaced_rows_are_counted(size: tuple[int, int]) -> None:
     """A made interlaced PNG has exactly the bytes that a decoder wants."""
     data = hostile._flat_png(size, 16, 6, interlaced=True)
-    assert decode.identify(data, 1000).decode().shape == (32, 32, 3)
+    assert identify(data, 1000).decode().shape == (32, 32, 3)
     assert hostile._adam7(*size, 64) > size[0] * size[1] * 8
 
 
@@ -131,5 +131,5 @@ def test_bodies_are_posted_whole(kind: str) -> None:
 def test_a_picture_for_every_format() -> None:
     """The pictures that tell whether a server still works can be decoded."""
     for kind, data in sound().items():
-        assert decode.identify(data, 10**6).format.upper() == kind
-        assert decode.identify(data, 10**6).decode().shape == (32, 32, 3)
+        assert identify(data, 10**6).format.upper() == kind
+        assert identify(data, 10**6).decode().shape == (32, 32, 3)

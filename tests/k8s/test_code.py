@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from urllib.parse import urlsplit
 
 import pytest
 
-from service import decode
 from service.app import create_app
+from service.decoding.limits import limits
+from service.origins import allowed_hosts
 from service.server import LINGER
 from service.settings import PREFIX, Settings, unknown
 from service.tracing import wanted
+from service.workers.remote import MAX_DECODE_BYTES
 from service.workers.supervisor import GRACE
 from tests.fakes import FakeEngine
 from tests.k8s.manifests import (
@@ -27,6 +28,11 @@ from tests.k8s.manifests import (
 
 PREDICTED_BASE = 260
 """MiB of a CPU process that has served a while, measured: docs/deploy.md."""
+PODS = ("Deployment", "InferenceService")
+CONNECTION_BYTES = 130 * 1024
+"""What a hostile connection can hold, measured: docs/reliability.md."""
+RPC_CONNECTION_BYTES = 160 * 1024
+"""What the relay of a gRPC connection can hold: service/rpc/relay.py."""
 MARGIN = 5
 """Seconds between the longest stop and the kill."""
 
@@ -59,7 +65,7 @@ def test_threads_come_from_the_limit(combination: str) -> None:
     """Threads are for the cores of the pod, not for those of the node."""
     told = environment_of(rendered(combination))
     limit = container_of(rendered(combination))["resources"]["limits"]["cpu"]
-    assert told["SHOAL_DECODE_THREADS"] == told["OMP_NUM_THREADS"] == limit
+    assert told["SHOAL_DECODE_PROCESSES"] == told["OMP_NUM_THREADS"] == limit
     assert settings_of(combination).engine_threads < int(limit), "a core for the event loop"
 
 
@@ -70,6 +76,20 @@ def test_ports(combination: str) -> None:
     settings = settings_of(combination)
     listens = {"http": settings.port, "grpc": settings.grpc_port}
     assert ports == {name: port for name, port in listens.items() if port is not None}
+
+
+@every_combination
+def test_service_names_are_allowed_hosts(combination: str) -> None:
+    """Clients in the cluster reach the pods by the names of their Service; so does a proxy by the
+    pods' addresses, and kubectl port-forward as localhost."""
+    settings = settings_of(combination)
+    hosts = allowed_hosts(settings)
+    service = "shoal-predictor" if "kserve" in combination else "shoal"
+    [namespace] = {each["metadata"]["namespace"] for each in of_kind(rendered(combination), *PODS)}
+    for suffix in "", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local":
+        assert hosts.accepts(f"{service}{suffix}:80".encode())
+        assert not hosts.accepts(f"other{suffix}".encode())
+    assert hosts.accepts(b"10.1.2.3:8000") and hosts.accepts(b"localhost:8000")
 
 
 @every_combination
@@ -114,13 +134,17 @@ def test_grace(combination: str) -> None:
 def test_memory(combination: str) -> None:
     """The limit holds what the settings allow at worst, all at the same moment."""
     pod, settings = pod_of(rendered(combination)), settings_of(combination)
-    bytes_a_pixel = re.search(r"Memory: (\d+) bytes a pixel at most", decode.__doc__ or "")
-    assert bytes_a_pixel
-    pixels = settings.max_image_pixels * int(bytes_a_pixel[1]) / MEBIBYTE
-    uploads = settings.max_upload_memory / MEBIBYTE
-    tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
     limit = mebibytes(container_of(rendered(combination))["resources"]["limits"]["memory"])
-    assert PREDICTED_BASE + pixels + uploads + tmpfs <= limit
+    half = int(limit * MEBIBYTE / 2)  # what a container of this size gives decoders by default
+    decoders = limits(settings.decode_processes, half, settings.max_decode_seconds)
+    connection = CONNECTION_BYTES + (RPC_CONNECTION_BYTES if settings.grpc_port else 0)
+    uploads = settings.max_upload_memory * (1.5 if settings.grpc_port else 1)
+    uploads += connection * settings.max_connections
+    if settings.workers > 1:
+        uploads += settings.workers * MAX_DECODE_BYTES
+    tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
+    most = PREDICTED_BASE + (decoders.memory + uploads) / MEBIBYTE + tmpfs
+    assert most <= limit, f"{most:.0f} MiB do not fit into {limit:.0f}"
 
 
 @every_combination

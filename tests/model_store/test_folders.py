@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from model_store.folders import AlreadyThere, appearing
+from tests.sources import ROOT
 
 
 def fill(target: pathlib.Path, within: pathlib.Path, then: Callable[[], None]) -> None:
@@ -66,6 +70,62 @@ def test_the_slower_one_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(AlreadyThere):
         fill(target, tmp_path, faster)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["1", "faster"]
+
+
+FILLS = """
+import pathlib, sys
+from model_store.folders import appearing
+store = pathlib.Path(sys.argv[1])
+with appearing(store / "pets" / "1", within=store) as partial:
+    (partial / "file").touch()
+    print("filling", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def filling(store: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that adds `pets/1` and does not end by itself."""
+    command = [sys.executable, "-c", FILLS, str(store)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "filling\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def hidden(store: pathlib.Path) -> list[str]:
+    return [path.name for path in store.iterdir() if path.name.startswith(".")]
+
+
+def add_another(store: pathlib.Path, number: int) -> None:
+    with appearing(store / "pets" / str(number), within=store) as partial:
+        (partial / "file").touch()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: pathlib.Path) -> None:
+    """And neither what a process is still filling, nor what only looks like it."""
+    (tmp_path / f".{'a' * 32}.partial").symlink_to(tmp_path)
+    (tmp_path / ".mine.partial").mkdir()
+    with filling(tmp_path):
+        (left,) = set(hidden(tmp_path)) - {f".{'a' * 32}.partial", ".mine.partial"}
+        add_another(tmp_path, 2)
+        assert left in hidden(tmp_path), "its process is still filling it"
+    assert left in hidden(tmp_path), "its process was killed"
+    add_another(tmp_path, 3)
+    assert sorted(hidden(tmp_path)) == sorted([f".{'a' * 32}.partial", ".mine.partial"])
+    assert sorted(path.name for path in (tmp_path / "pets").iterdir()) == ["2", "3"]
+
+
+def test_a_failure_removes_what_was_left_too(tmp_path: pathlib.Path) -> None:
+    """Whether or not the next one succeeds."""
+    (tmp_path / f".{'b' * 32}.partial" / "pets" / "7").mkdir(parents=True)
+    with pytest.raises(RuntimeError):
+        fill(tmp_path / "pets" / "1", tmp_path, fail)
+    assert not list(tmp_path.iterdir())
 
 
 def test_on_the_disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +33,44 @@ TEMPERATURE = {
     "calibration_error": 0.01,
     "calibration_error_before": 0.03,
 }
+
+
+FULL: dict[str, Any] = GOOD | {
+    "training": {"seed": 1, "rate": 0.1, "steps": [{"rate": 0.2}]},
+    "derived_from": {"name": "pets", "version": "2", "sha256": "0" * 64},
+    "measured": [
+        {"on": "squares", "images": 9, "accuracy": 0.5, "negative_log_likelihood": 0.7},
+    ],
+    "temperature": TEMPERATURE,
+    "int8": INT8,
+    "probes": {"fp32": [[0.5, 0.5], [0.25, 0.75]]},
+}
+"""With a value in every field."""
+
+
+def numbers(value: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every number in plain data."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(inner, (*where, key))
+    elif isinstance(value, int | float):
+        yield where
+
+
+def changed(where: tuple[Any, ...], to: Any) -> dict[str, Any]:
+    """`FULL` with another value at one place."""
+    copy = copy_of(FULL)
+    *path, last = where
+    place = copy
+    for key in path:
+        place = place[key]
+    place[last] = to
+    return copy
+
+
+def copy_of(plain: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(plain))
+    return copied
 
 
 def write(folder: pathlib.Path, text: str) -> pathlib.Path:
@@ -90,6 +131,56 @@ def test_not_a_manifest(tmp_path: pathlib.Path, text: str) -> None:
         manifest.read(write(tmp_path, text))
 
 
+def test_full_is_accepted_and_has_every_field(tmp_path: pathlib.Path) -> None:
+    """Or the next test would not try every field."""
+    model = manifest.read(write(tmp_path, json.dumps(FULL)))
+    assert model.model_fields_set == set(manifest.Manifest.model_fields)
+    assert len(list(numbers(FULL))) == 23
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "1e300", "-1e300"])
+@pytest.mark.parametrize("where", list(numbers(FULL)), ids=lambda where: ".".join(map(str, where)))
+def test_every_number_is_finite_and_plausible(
+    tmp_path: pathlib.Path, where: tuple[Any, ...], text: str
+) -> None:
+    """In any field, and however JSON writes it."""
+    described = json.dumps(changed(where, "HERE")).replace('"HERE"', text)
+    with pytest.raises(BadModel, match=str(where[0])):
+        manifest.read(write(tmp_path, described))
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path: pathlib.Path) -> None:
+    """Also where a manifest was changed without being checked."""
+    model = manifest.Manifest.model_validate(FULL)
+    for worse in {"training": {"rate": math.nan}}, {"probes": {"fp32": ((math.inf, 0.5),)}}:
+        with pytest.raises(ValueError, match="finite"):
+            manifest.write(tmp_path, model.model_copy(update=worse))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(GOOD)[:-1] + ', "training": {"deep": ' + "[" * 100_000,
+        json.dumps(GOOD)[:-1] + ', "training": {"deep": ' + '{"a": ' * 5000 + "1" + "}" * 5002,
+        json.dumps(GOOD)[:-1] + ', "training": {"long": ' + "9" * 5000 + "}}",
+        json.dumps(GOOD) + " " * manifest.MAX_BYTES,
+    ],
+    ids=["deep lists", "deep objects", "many digits", "too large"],
+)
+def test_what_costs_too_much_is_refused(tmp_path: pathlib.Path, text: str) -> None:
+    """Nesting, digits and bytes are bounded."""
+    with pytest.raises(BadModel, match=r"manifest\.json"):
+        manifest.read(write(tmp_path, text))
+
+
+def test_no_more_than_the_limit_is_read(tmp_path: pathlib.Path) -> None:
+    """A manifest of a terabyte takes no longer than one that is a byte too large."""
+    os.truncate(write(tmp_path, "{}") / manifest.MANIFEST, 1 << 40)
+    with pytest.raises(BadModel, match=r"more than 1,048,576 bytes"):
+        manifest.read(tmp_path)
+
+
 def test_missing(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BadModel, match="No such file"):
         manifest.read(tmp_path / "nowhere")
@@ -103,6 +194,43 @@ def test_latest_is_the_highest_number(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "pets" / ".12.partial", json.dumps(GOOD))
     assert manifest.latest(tmp_path, "pets") == "10"
     assert manifest.versions(tmp_path) == [("pets", "1"), ("pets", "9"), ("pets", "10")]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "pets/0",
+        "pets/01",
+        "pets/1000000000",
+        "pets/99999999999",
+        "pets/" + "9" * 200,
+        "pets/\u0663",
+        "pets/\u00b2",
+        "pets/+1",
+        "pets/1 ",
+        "pets/latest",
+        "p\u00e4ts/1",
+        "pets!/1",
+    ],
+)
+def test_other_folders_are_no_versions(tmp_path: pathlib.Path, folder: str) -> None:
+    """They are neither listed nor served nor counted, and are named in one line."""
+    for path in (tmp_path / "pets" / "9", tmp_path / folder):
+        write(path, json.dumps(GOOD))
+    assert manifest.versions(tmp_path) == [("pets", "9")]
+    assert manifest.latest(tmp_path, "pets") == "9"
+    assert manifest.following(tmp_path, "pets") == "10"
+    assert manifest.ignored(tmp_path) == [folder]
+    with pytest.raises(BadModel, match=re.escape(f"not versions by their names: {folder}")):
+        manifest.find(tmp_path, "cars")
+
+
+@pytest.mark.parametrize("folder", [f".{'0' * 32}.partial/1", "pets/.1.partial", "..data/1"])
+def test_hidden_folders_are_passed_over(tmp_path: pathlib.Path, folder: str) -> None:
+    """Versions that are being added, and what Kubernetes makes in volumes."""
+    write(tmp_path / folder, json.dumps(GOOD))
+    assert not manifest.versions(tmp_path)
+    assert not manifest.ignored(tmp_path)
 
 
 def test_a_new_version_gets_the_next_number(tmp_path: pathlib.Path) -> None:

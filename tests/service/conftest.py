@@ -43,7 +43,7 @@ def settings() -> Settings:
         max_upload_bytes=100_000,
         max_upload_memory=200_000,
         max_image_pixels=1_000_000,
-        decode_threads=1,
+        decode_processes=1,
     )
 
 
@@ -54,7 +54,7 @@ async def connected(settings: Settings, engine: FakeEngine) -> AsyncIterator[htt
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)  # the model is loaded beside the server
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 

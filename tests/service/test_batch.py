@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.decoders import Decoders, Upload
+from service.decoding.image import EncodedImage, Pixels
+from service.decoding.pool import Decoders
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.service.conftest import connected, png
@@ -79,12 +80,12 @@ async def test_the_queue_is_full(engine: FakeEngine) -> None:
 async def test_large_images_are_decoded_elsewhere(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the threads for it, however many come in one form; small ones are not."""
+    """By decoder processes, however many come in one form; small plain ones are not."""
     decoded = []
 
-    async def run(_: Decoders, upload: Upload, max_seconds: float) -> Any:
-        decoded.append(upload.pixels)
-        return upload.decode()
+    async def run(_: Decoders, image: EncodedImage, *__: object) -> Pixels:
+        decoded.append(image.pixels)
+        return image.decode()
 
     monkeypatch.setattr(Decoders, "run", run)
     await post(client, HORSE, png(7, side=300), HORSE, png(7, side=400))
@@ -113,7 +114,7 @@ async def test_the_unexpected_ends_the_whole(
     def fail(*_: object) -> None:
         raise RuntimeError("secret innards")
 
-    monkeypatch.setattr("service.decode.identify", fail)
+    monkeypatch.setattr("service.journey.identify", fail)
     response = await post(client, HORSE, HORSE)
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
 

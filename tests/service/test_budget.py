@@ -195,6 +195,24 @@ async def test_a_byte_a_second() -> None:
     assert budget.held == 0
 
 
+@pytest.mark.parametrize("fails", ["look", "end"])
+@virtual_time
+async def test_a_look_that_fails_ends_the_upload(fails: str) -> None:
+    """At once: the timer that would end it otherwise is not set again."""
+
+    class Faulty(Share):
+        def look(self) -> None:
+            if fails == "look":
+                raise LookupError
+
+        def end(self, fault: Exception) -> None:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await read_bytes(request(every(1, bytes(STEADY))), 1 << 20, 30, Faulty(Budget(1 << 20)))
+    assert asyncio.get_running_loop().time() == (LOOK if fails == "look" else 30)
+
+
 @virtual_time
 async def test_slow_enough_to_be_in_time() -> None:
     """Nobody who is well above the least rate is cut before the upload's time is up."""

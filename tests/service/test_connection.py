@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 import uvicorn
 
 from service import connection
-from service.connection import Connection, Outgoing
-from service.connections import Connections, bound
+from service.connection import READ_BYTES, Connection, Incoming, Outgoing
+from service.connections import Connections, bound, descriptors
 from service.departure import DEPARTURE
+from service.settings import Settings
 from service.upload import WHOLE
 
 pytestmark = pytest.mark.slow
@@ -56,8 +58,8 @@ async def listening(
     config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
     state = Connections(most)
 
-    def accept() -> Connection:
-        return Connection(config=config, server_state=state, app_state={})
+    def accept() -> Incoming:
+        return Incoming(Connection(config=config, server_state=state, app_state={}))
 
     server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     try:
@@ -344,6 +346,13 @@ def test_descriptors(
     assert bool(caplog.records) == (possible < wanted)
 
 
+def test_descriptors_of_relayed_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gRPC there may be as many connections of both kinds as there are descriptors for."""
+    assert descriptors(Settings()) == 1
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    assert bound(4096, descriptors(Settings(grpc_port=0))) == 240
+
+
 BODIES = {
     "all there": (b"2", b"12", True),
     "not all there": (b"2", b"1", False),
@@ -378,8 +387,7 @@ async def test_what_the_application_is_told_of_its_client(
 
 
 async def test_what_is_sent_ahead_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a request that came before the one ahead of it was answered nothing is read: whoever
-    sends fast costs no memory."""
+    """Nothing behind a request is parsed or read before that request is answered."""
     seen: list[Connection] = []
     begun = asyncio.Event()
     complete = Connection.on_message_complete
@@ -399,4 +407,166 @@ async def test_what_is_sent_ahead_waits(monkeypatch: pytest.MonkeyPatch) -> None
             writer.write(HEAD + b"Content-Length: 2\r\n\r\n12")
             await begun.wait()
             await asyncio.sleep(0.05)
-    assert len(seen) == 2
+    assert len(seen) == 1
+
+
+OFFER = b"GET / HTTP/1.1\r\nHost: shoal\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+
+
+@pytest.mark.parametrize("one", [GET, OFFER, b"\r\n" * 50 + GET])
+async def test_all_that_is_sent_ahead_is_answered(one: bytes) -> None:
+    """However many requests one read holds."""
+    async with client() as (reader, writer):
+        writer.write(one * 3000)
+        for _ in range(3000):
+            await reader.readuntil(b"ok")
+
+
+async def test_answers_come_before_the_refusal_of_what_follows() -> None:
+    """A request that is malformed does not cost the request before it its answer."""
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.1)
+        await refuses(scope, receive, send)
+
+    async with client(slow) as (reader, writer):
+        writer.write(GET + b"nonsense\r\n\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        assert problem(await reader.read())["code"] == "bad_request"
+
+
+@pytest.mark.parametrize("fields", [b"x: y\r\n" * 200, b"a:\r\n" * 15_000])
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
+async def test_many_small_headers(fields: bytes, end: bytes) -> None:
+    """The number of headers and of trailers is bounded, since each costs more than its bytes."""
+    async with client() as (reader, writer):
+        writer.write(GET[:-2] + fields + end)
+        assert problem(await reader.read())["code"] == "head_too_large"
+
+    async def reads(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    async with client(reads) as (reader, writer):
+        writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + fields + end)
+        assert problem(await reader.read())["code"] == "head_too_large"
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", GET + b"\r\n"], ids=["first", "after an answer"])
+async def test_a_blank_line_does_not_keep_a_connection(sent: bytes) -> None:
+    """Bytes that begin no request do not stop the keep-alive time."""
+    async with client() as (reader, writer):
+        writer.write(sent)
+        if sent != b"\r\n":
+            await reader.readuntil(b"ok")
+        writer.write(b"\r\n")
+        assert await reader.read() == b""
+
+
+async def closes(scope: Any, receive: Any, send: Any) -> None:
+    """Answers more than any buffer holds, in one message, and closes."""
+    headers = [(b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": bytes(50_000_000)})
+
+
+@asynccontextmanager
+async def unread(
+    app: App, sent: bytes, *, most: int = 100
+) -> AsyncIterator[tuple[tuple[str, int], asyncio.Event]]:
+    """A server of `app` with a client that sends `sent` and reads nothing; the event happens when
+    the server has no connection any more."""
+    left = asyncio.Event()
+
+    async def tells(scope: Any, receive: Any, send: Any) -> None:
+        scope[DEPARTURE].watch(left.set)
+        await app(scope, receive, send)
+
+    async with listening(tells, most=most) as address, asyncio.timeout(PATIENCE):
+        with socket.socket() as stubborn:
+            stubborn.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(stubborn, address)
+            await loop.sock_sendall(stubborn, sent)
+
+            async def goes_on() -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        await loop.sock_sendall(stubborn, b"x" if sent == GET else GET)
+                        await asyncio.sleep(0.05)
+
+            going_on = asyncio.ensure_future(goes_on())
+            try:
+                yield address, left
+            finally:
+                going_on.cancel()
+
+
+@pytest.mark.parametrize("sent", [GET, GET * 3, GET + b"POST / HT"])
+@pytest.mark.parametrize("app", [floods, closes])
+async def test_who_does_not_read_is_cut_off_whatever_it_sends(app: App, sent: bytes) -> None:
+    """Neither more bytes nor the end of the answer stop the time that a client has to read."""
+    async with unread(app, sent) as (_, left):
+        await left.wait()
+
+
+async def test_who_does_not_read_and_half_closes_is_cut_off() -> None:
+    """The end of what the client sends closes the connection, and closing does not wait for it."""
+    left = asyncio.Event()
+
+    async def tells(scope: Any, receive: Any, send: Any) -> None:
+        scope[DEPARTURE].watch(left.set)
+        headers = [(b"content-length", b"50000000")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(50_000_000)})
+
+    async with listening(tells) as address, asyncio.timeout(PATIENCE):
+        with socket.create_connection(address) as stubborn:
+            stubborn.sendall(GET)
+            stubborn.shutdown(socket.SHUT_WR)
+            await left.wait()
+
+
+async def test_who_does_not_read_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newcomer takes the place of a connection whose answers are complete and unread, at once."""
+    monkeypatch.setattr(connection, "READ_SECONDS", 60)
+    answered = asyncio.Event()
+
+    async def first_much(scope: Any, receive: Any, send: Any) -> None:
+        if answered.is_set():
+            await refuses(scope, receive, send)
+        else:
+            await closes(scope, receive, send)
+            answered.set()
+
+    async with unread(first_much, GET, most=1) as (address, _):
+        await answered.wait()
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(GET)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_what_was_answered_is_released() -> None:
+    """An idle connection keeps nothing of its last request."""
+    config = uvicorn.Config(refuses, lifespan="off", log_config=None)
+    one = Connection(config=config, server_state=Connections(9), app_state={})
+    one.connection_made(Sent())
+    one.data_received(GET[:-2] + b"X: " + b"x" * 50_000 + b"\r\n\r\n")
+    await asyncio.wait(one.tasks)
+    assert not any([one.url, one.headers, one.scope, one.cycle.scope])
+    one.connection_lost(None)
+
+
+async def test_incoming_is_read_in_bounded_pieces() -> None:
+    """However much has arrived."""
+    received: list[bytes] = []
+    config = uvicorn.Config(refuses, lifespan="off", log_config=None)
+    one = Connection(config=config, server_state=Connections(9), app_state={})
+    one.data_received = received.append  # type: ignore[method-assign,assignment]
+    incoming = Incoming(one)
+    buffer = incoming.get_buffer(1 << 20)
+    assert len(buffer) == READ_BYTES
+    buffer[:5] = b"12345"
+    incoming.buffer_updated(5)
+    assert received == [b"12345"]

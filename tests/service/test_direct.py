@@ -82,7 +82,7 @@ def served(short: bool) -> Seen:
 async def ways() -> AsyncIterator[tuple[Seen, list[httpx.AsyncClient]]]:
     seen = served(short=True)
     clients = [
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shoal")
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
         for app in (seen, served(short=False))
     ]
     yield seen, clients

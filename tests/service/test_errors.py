@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import httpx
@@ -20,13 +21,20 @@ from tests.fakes import FakeEngine
         (QueueFull("full", 0.2), "1"),
         (QueueFull("full", 2.1), "3"),
         (DeadlineUnreachable("late", 0.0), "1"),
+        (DeadlineUnreachable("late", -math.inf), "1"),
+        (DeadlineUnreachable("late", 59.1), "60"),
+        (DeadlineUnreachable("late", 3600.0), "60"),
+        (errors.RateLimited(6300.0), "60"),
+        (QueueFull("full", math.inf), "60"),
+        (QueueFull("full", math.nan), "60"),
+        (errors.DecodeQueueFull(), "1"),
         (Draining("bye", 0.0), "1"),
         (errors.NotReady(), "1"),
         (errors.MissingImage("none"), None),
     ],
 )
 def test_retry_after(error: Exception, seconds: str | None) -> None:
-    """Every 503 says when to come back, in whole seconds and never at once."""
+    """Every 503 says when to try again: after 1 to 60 whole seconds, whatever was estimated."""
     response = errors.answer(errors.problem_for(error), error, "id")
     assert response.headers.get("retry-after") == seconds
 
@@ -47,7 +55,8 @@ async def test_methods_of_every_route(engine: FakeEngine, settings: Settings) ->
     app = create_app(settings, engine.load)
     for method in ("PATCH", "POST"):
         app.add_api_route("/twice", nothing, methods=[method])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         once, twice = await client.put("/predict"), await client.put("/twice")
         docs = (await client.get("/docs")).text
         files = await client.put(re.findall(r'src="(/[^"]+js)"', docs)[0])

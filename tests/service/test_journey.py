@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service.decode import BadImage
+from service.decoding.errors import BadImage
 from service.journey import each, forgiving
 
 

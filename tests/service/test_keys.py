@@ -124,7 +124,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(Settings(api_keys=SecretStr(ONE)), FakeEngine().load)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 

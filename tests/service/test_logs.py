@@ -218,6 +218,21 @@ def test_without_a_loop_lines_are_written_at_once(told: logging.Logger, stream: 
     assert stream.writes == ["a\n"]
 
 
+def test_a_line_that_cannot_be_made_is_lost(stream: Packets) -> None:
+    """It ends no request, and the next line says that one was lost."""
+
+    class Unprintable:
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    with contextlib.closing(Output(stream.ends[1])) as output:
+        output.handle(record(args=(Unprintable(),)))
+        output.handle(record())
+    lost, line = "".join(stream.writes).splitlines()
+    assert "log lines could not be written" in lost
+    assert line == "hello you"
+
+
 async def test_another_thread_writes_at_once(told: logging.Logger, stream: Packets) -> None:
     """And with its line those that waited for the end of the loop's turn."""
     told.info("a")

@@ -121,7 +121,7 @@ async def test_not_described(client: httpx.AsyncClient) -> None:
 async def test_without_docs(engine: FakeEngine) -> None:
     """Where they are switched off, nothing of them is served, and the page links to none."""
     transport = httpx.ASGITransport(create_app(Settings(docs=False), engine.load))
-    async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for path in "/docs", "/openapi.json", "/redoc", "/static-offline-docs/swagger-ui.css":
             assert (await client.get(path)).status_code == 404
         page = (await client.get("/")).text
@@ -130,7 +130,7 @@ async def test_without_docs(engine: FakeEngine) -> None:
 
 async def test_switched_off(engine: FakeEngine) -> None:
     transport = httpx.ASGITransport(create_app(Settings(page=False), engine.load))
-    async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for path in PATHS:
             response = await client.get(path)
             assert response.status_code == 404

@@ -43,6 +43,10 @@ def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
         ("SHOAL_RATE_LIMIT", "0", "greater than 0"),
         ("SHOAL_RATE_BURST", "5", "set SHOAL_RATE_LIMIT"),
         ("SHOAL_TRUSTED_PROXIES", "10.0.0.1,*", "such as 10.0.0.0/8"),
+        ("SHOAL_ALLOWED_HOSTS", "a.example, http://b.example", "'http://b.example' is not a host"),
+        ("SHOAL_ALLOWED_HOSTS", "a.example/path", "not a host name"),
+        ("SHOAL_ALLOWED_HOSTS", "a.*.example", "not a host name"),
+        ("SHOAL_ALLOWED_HOSTS", "bücher.example", "in ASCII"),
         ("SHOAL_CORS_ORIGINS", "https://a.example/path", "no origin"),
         ("SHOAL_METRICS_NEED_KEY", "true", "SHOAL_API_KEYS_FILE"),
     ],
@@ -58,12 +62,12 @@ def test_out_of_bounds(environment: pytest.MonkeyPatch, name: str, value: str, t
 
 def test_every_wrong_one_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SHOAL_PORT", "-1")
-    environment.setenv("SHOAL_DECODE_THREADS", "0")
+    environment.setenv("SHOAL_DECODE_PROCESSES", "0")
     with pytest.raises(BadSettings) as caught:
         load_settings()
     assert [line.partition("=")[0] for line in str(caught.value).splitlines()] == [
         "SHOAL_PORT",
-        "SHOAL_DECODE_THREADS",
+        "SHOAL_DECODE_PROCESSES",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
 import time
 from collections.abc import AsyncIterator
@@ -13,20 +14,17 @@ import grpc
 import pytest
 from starlette.datastructures import State
 
-from batching import QueueFull
 from model_store import manifest
 from service.app import create_app
-from service.budget import Budget
-from service.errors import UploadTimeout
+from service.errors import RateLimited
 from service.rates import Rates, network
-from service.rpc import messages
+from service.rpc import messages, methods
 from service.rpc.call import Call, surrounded
-from service.rpc.methods import Methods, Places
+from service.rpc.methods import Methods
+from service.rpc.streams import Stream, Streams
 from service.settings import Settings
 from tests.fakes import MODEL, FakeEngine
 from tests.service.conftest import png
-
-MEBIBYTE = 2**20
 
 
 class Aborted(Exception):
@@ -39,6 +37,7 @@ class Context:
     def __init__(self, message: bytes = b"", deadline: float | None = None, **headers: str) -> None:
         self.sends = asyncio.Event()
         self.sends.set()
+        self.waiting = asyncio.Event()
         self.asked = 0
         self.answer: tuple[Any, ...] = ()
         self.trailing: dict[str, str] = {}
@@ -49,9 +48,6 @@ class Context:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return tuple((name.replace("_", "-"), value) for name, value in self._headers.items())
 
-    def peer(self) -> str:
-        return "ipv6:%5B::1%5D:4711"
-
     def time_remaining(self) -> float | None:
         return self._deadline
 
@@ -60,17 +56,14 @@ class Context:
 
     async def read(self) -> bytes:
         self.asked += 1
+        self.waiting.set()
         await self.sends.wait()
         return self._message
 
-    async def abort(self, code: grpc.StatusCode, details: str, trailing: Any) -> None:
+    async def abort(self, code: grpc.StatusCode, details: str, trailing: Any = ()) -> None:
         self.answer = code, details
         self.trailing = dict(trailing)
         raise Aborted
-
-
-def call(context: Context) -> Call:
-    return Call(context)  # type: ignore[arg-type]  # what it uses of a context
 
 
 @pytest.fixture
@@ -87,61 +80,67 @@ async def parts(engine: FakeEngine) -> AsyncIterator[State]:
         yield app.state
 
 
-def places(count: int, waiting: int = 8) -> Places:
-    return Places(
-        Settings(
-            max_upload_bytes=MEBIBYTE,
-            max_upload_memory=2 * count * MEBIBYTE,
-            max_queue_size=waiting,
-        )
-    )
+async def test_a_message_in_pieces_counts_until_it_is_computed(parts: State) -> None:
+    """What has arrived is counted once: by its stream, then by its request, then not at all."""
+    streams, message = streams_of(parts), horse()
+    stream = streams.open("::1", lambda stream: None)
+    context = Context(message, shoal_stream=str(stream.number))
+    context.sends.clear()
+    answer = asyncio.create_task(handler("ModelInfer", parts, streams)(None, context))
+    await context.waiting.wait()
+    streams.receive(stream, len(message))
+    assert parts.serving.uploads.held == len(message)
+    context.sends.set()
+    await answer
+    assert parts.serving.uploads.held == 0 and stream.taken and stream.answered
 
 
-async def test_no_more_messages_at_once_than_there_are_places() -> None:
-    """Others wait with their clients, and are not asked for theirs meanwhile."""
-    found, budget = places(2), Budget(4 * MEBIBYTE)
-    contexts = [Context(b"x" * 10) for _ in range(5)]
-    for context in contexts:
+@pytest.mark.parametrize("name", ["ModelInfer", "ModelReady"])
+async def test_a_stream_that_makes_room_gets_a_status(parts: State, name: str) -> None:
+    """UNAVAILABLE, and the time to come again, whether it fails before or while it is read."""
+    for before in True, False:
+        streams = Streams(parts.serving.uploads, 1)
+        stream = streams.open("::1", lambda stream: None)
+        context = Context(shoal_stream=str(stream.number))
         context.sends.clear()
-    with budget.holding() as share:
-        reading = [
-            asyncio.ensure_future(found.reader(call(c))(MEBIBYTE, 9, share)) for c in contexts
-        ]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert [context.asked for context in contexts] == [1, 1, 0, 0, 0]
-        assert budget.held == 2 * MEBIBYTE, "each may be as large as any"
-        for context in contexts:
-            context.sends.set()
-        assert await asyncio.gather(*reading) == [b"x" * 10] * 5
-        assert budget.held == 50, "now that they are there"
-    assert budget.held == 0
+        if before:
+            streams.open("::1", lambda stream: None)
+        answer = asyncio.create_task(handler(name, parts, streams)(None, context))
+        if not before:
+            await context.waiting.wait()
+            streams.open("::1", lambda stream: None)
+        with pytest.raises(Aborted):
+            await answer
+        assert context.answer[0] is grpc.StatusCode.UNAVAILABLE
+        assert context.trailing["problem-code"] == "queue_full"
+        assert context.trailing["retry-after"] == "1" and stream.answered
 
 
-async def test_a_client_that_does_not_send_gives_its_place_up() -> None:
-    found, budget = places(1), Budget(2 * MEBIBYTE)
-    silent, other = Context(), Context(b"x")
-    silent.sends.clear()
-    with budget.holding() as share, pytest.raises(UploadTimeout, match=r"within 0\.01 seconds"):
-        await found.reader(call(silent))(MEBIBYTE, 0.01, share)
-    with budget.holding() as share:
-        assert await found.reader(call(other))(MEBIBYTE, 0.01, share) == b"x"
+@pytest.mark.parametrize("name", ["ModelInfer", "ModelReady"])
+async def test_a_client_that_does_not_send(
+    parts: State, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets DEADLINE_EXCEEDED when its time is up, and holds nothing any more."""
+    parts.provisions = replace(
+        parts.provisions, settings=parts.settings.model_copy(update={"upload_timeout": 0.01})
+    )
+    streams = streams_of(parts)
+    stream = streams.open("::1", lambda stream: None)
+    context = Context(shoal_stream=str(stream.number))
+    context.sends.clear()
+    monkeypatch.setattr(methods, "NAME_SECONDS", 0.01)
+    with pytest.raises(Aborted):
+        await handler(name, parts, streams)(None, context)
+    assert context.answer[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert context.trailing["problem-code"] == "upload_timeout"
 
 
-async def test_who_waits_for_a_place_is_bounded() -> None:
-    found, budget = places(1, waiting=2), Budget(2 * MEBIBYTE)
-    first, second, third = [Context() for _ in range(3)]
-    first.sends.clear()
-    with budget.holding() as share:
-        waiting = [
-            asyncio.ensure_future(found.reader(call(context))(MEBIBYTE, 9, share))
-            for context in (first, second)
-        ]
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFull):
-            await found.reader(call(third))(MEBIBYTE, 9, share)
-        first.sends.set()
-        await asyncio.gather(*waiting)
+async def test_a_client_that_has_left_already(parts: State) -> None:
+    """A stream that was closed before its handler began costs no more than its status."""
+    context = Context(horse(), shoal_stream="4711")
+    with pytest.raises(Aborted):
+        await handler("ModelInfer", parts)(None, context)
+    assert context.answer[0] is grpc.StatusCode.CANCELLED and not context.asked
 
 
 async def test_a_client_is_limited_over_both(parts: State) -> None:
@@ -154,16 +153,36 @@ async def test_a_client_is_limited_over_both(parts: State) -> None:
         await handler("ModelInfer", parts)(None, context)
     assert context.answer[0] is grpc.StatusCode.RESOURCE_EXHAUSTED and not context.asked
     assert context.trailing["problem-code"] == "rate_limited"
-    assert 99 <= int(context.trailing["retry-after"]) <= 100
+    assert context.trailing["retry-after"] == "60"
+    assert context.trailing["grpc-retry-pushback-ms"] == "60000"
+
+
+@pytest.mark.parametrize("image", [png(7), b"hello"], ids=["good", "broken"])
+async def test_all_images_count(parts: State, image: bytes) -> None:
+    """A message of n images counts as n, whether they can be decoded or not."""
+    rates = Rates(0.001, 5)
+    parts.provisions = replace(parts.provisions, rates=rates)
+    message = messages.ModelInferRequest(model_name="fake")
+    tensor = message.inputs.add(name="image", datatype="BYTES", shape=[2])
+    tensor.contents.bytes_contents.extend([image] * 2)
+    with contextlib.suppress(Aborted):
+        await handler("ModelInfer", parts)(None, Context(message.SerializeToString()))
+    for _ in range(3):
+        rates.take(network("::1"), time.monotonic())
+    with pytest.raises(RateLimited):
+        rates.take(network("::1"), time.monotonic())
 
 
 async def test_uploads_over_http_count(parts: State) -> None:
     """The memory is one for both."""
     with parts.serving.uploads.holding() as share:
         share.add(parts.settings.max_upload_memory)
-        context = Context(b"", x_request_id="42")
+        streams = streams_of(parts)
+        stream = streams.open("::1", lambda stream: None)
+        streams.receive(stream, 1)
+        context = Context(b"", x_request_id="42", shoal_stream=str(stream.number))
         with pytest.raises(Aborted):
-            await handler("ModelInfer", parts)(None, context)
+            await handler("ModelInfer", parts, streams)(None, context)
     assert context.answer[0] is grpc.StatusCode.UNAVAILABLE and not context.asked
     assert context.trailing == {
         "x-request-id": "42",
@@ -173,10 +192,25 @@ async def test_uploads_over_http_count(parts: State) -> None:
     }
 
 
-def handler(name: str, parts: State) -> Any:
-    methods = Methods(parts, "0.1.0")
-    found = {"ModelInfer": methods.infer, "ModelReady": methods.model_ready}[name]
-    return surrounded(name, found, parts)
+def streams_of(parts: State) -> Streams:
+    return Streams(parts.serving.uploads, 8)
+
+
+def handler(name: str, parts: State, streams: Streams | None = None) -> Any:
+    """That of the RPC `name`. Without `streams`, each of its calls has a new one."""
+    used = streams or AnyStream(parts.serving.uploads, 8)
+    all_methods = Methods(parts, "0.1.0", used)
+    found = {"ModelInfer": all_methods.infer, "ModelReady": all_methods.model_ready}[name]
+    return surrounded(name, found, parts, used)
+
+
+class AnyStream(Streams):
+    """Knows the stream of a call that names none."""
+
+    def find(self, number: Any) -> Stream | None:
+        if number == "0":
+            return self.open("::1", lambda stream: None)
+        return super().find(number)
 
 
 def horse(version: str = "") -> bytes:
@@ -236,8 +270,9 @@ async def test_the_unexpected(parts: State, caplog: pytest.LogCaptureFixture) ->
         raise RuntimeError("secret innards")
 
     context = Context()
+    streams = AnyStream(parts.serving.uploads, 8)
     with pytest.raises(Aborted):
-        await surrounded("ModelInfer", fail, parts)(None, context)  # type: ignore[arg-type]
+        await surrounded("ModelInfer", fail, parts, streams)(None, context)  # type: ignore[arg-type]
     assert context.answer[0] is grpc.StatusCode.INTERNAL and "innards" not in context.answer[1]
     assert "secret innards" in caplog.text
 

@@ -7,9 +7,10 @@ import math
 import pytest
 
 from batching import DeadlineUnreachable, EngineFailed, Refused
+from service.errors import MAX_RETRY_AFTER, RateLimited
 from service.workers import frames
 from service.workers.frames import BadFrame, FrameReader, Refusal
-from service.workers.refusals import LONGEST_WAIT, REASONS, Unexpected, meant, told
+from service.workers.refusals import REASONS, Unexpected, meant, told
 
 
 def crossed(error: Exception) -> Exception:
@@ -20,10 +21,13 @@ def crossed(error: Exception) -> Exception:
 @pytest.mark.parametrize("kind", REASONS.values(), ids=lambda kind: kind.__name__)
 def test_all_of_them(kind: type[Exception]) -> None:
     """Class, words and seconds to wait."""
-    error = kind("words", 0.25) if issubclass(kind, Refused) else kind("words")
+    if issubclass(kind, RateLimited):
+        error: Exception = kind(0.25)
+    else:
+        error = kind("words", 0.25) if issubclass(kind, Refused) else kind("words")
     found = crossed(error)
-    assert type(found) is kind and str(found) == "words"
-    if isinstance(found, Refused):
+    assert type(found) is kind and str(found) == str(error)
+    if isinstance(found, (Refused, RateLimited)):
         assert found.retry_after == 0.25
 
 
@@ -40,9 +44,12 @@ def test_what_lies_behind() -> None:
     assert str(crossed(error)) == "the engine failed on this item: MemoryError('full')"
 
 
-@pytest.mark.parametrize(("seconds", "sent"), [(math.inf, LONGEST_WAIT), (-1.0, 0.0)])
-def test_waits_that_no_frame_takes(seconds: float, sent: float) -> None:
-    """Would end the link for all; they are brought within bounds."""
+@pytest.mark.parametrize(
+    ("seconds", "sent"), [(math.inf, MAX_RETRY_AFTER), (math.nan, 0.0), (-1.0, 0.0)]
+)
+def test_waits_are_within_bounds(seconds: float, sent: float) -> None:
+    """A wait that is not a number, negative or too long is brought within bounds: a frame with it
+    would end the link for all."""
     found = crossed(DeadlineUnreachable("late", seconds))
     assert isinstance(found, DeadlineUnreachable) and found.retry_after == sent
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,23 +16,58 @@ import pytest
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from model_store.engine import Image
 from model_store.manifest import BadModel, Identity
-from service.errors import LoadFailed, NotReady, UnknownModel, Unloaded
+from service.decoding.errors import BadImage
+from service.decoding.image import EncodedImage, Pixels
+from service.decoding.limits import Limits
+from service.errors import DecodeQueueFull, LoadFailed, NotReady, UnknownModel, Unloaded
 from service.local import Local
 from service.metrics import Metrics
+from service.rates import Client
 from service.repository import Repository
 from service.serving import Classified
 from service.settings import Settings
 from service.workers import frames
 from service.workers.hub import Hub
-from service.workers.link import HIGH_WATER
+from service.workers.link import HIGH_WATER, Link
 from service.workers.refusals import Unexpected
-from service.workers.remote import SOCKET, Remote
+from service.workers.remote import MAX_DECODE_BYTES, SOCKET, Remote, RemoteDecoders
 from tests.fakes import MODEL, FakeEngine
 from tests.service.test_repository import add
+
+LIMITS = Limits(ordinary=1, expensive=1, expensive_memory=2**29, max_seconds=1.0)
 
 
 def image(red: int) -> Image:
     return np.full((32, 32, 3), red, np.uint8)
+
+
+class FakeDecoders:
+    """Decodes an image to its width, when it may; raises what it is told to."""
+
+    max_memory = LIMITS.expensive_memory
+    waiting = 0
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[EncodedImage, Client]] = []
+        self.error: Exception | None = None
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        self.canceled = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+
+    async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
+        self.asked.append((image, client))
+        try:
+            await self.goes_on.wait()
+        except asyncio.CancelledError:
+            self.canceled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return np.full((32, 32, 3), image.width, np.uint8)
 
 
 class Pair:
@@ -48,7 +83,9 @@ class Pair:
             on_failure=lambda: None,
             on_change=lambda: self.hub.announce(),
         )
-        self.hub = Hub(self.local, Repository(settings, self.local, self.loads.append))
+        self.decoders = FakeDecoders()
+        repository = Repository(settings, self.local, self.loads.append)
+        self.hub = Hub(self.local, repository, self.decoders)
         self.address = socket.socket(socket.AF_UNIX)
         self.address.bind(str(folder / SOCKET))
         self.address.listen()
@@ -63,6 +100,13 @@ class Pair:
         remote = Remote(str(self.folder))
         async with remote.running():
             await until(lambda: remote.started)
+            yield remote
+
+    @asynccontextmanager
+    async def front_end_decoders(self) -> AsyncIterator[RemoteDecoders]:
+        remote = RemoteDecoders(str(self.folder), LIMITS)
+        async with remote.running():
+            await until(lambda: remote.is_linked)
             yield remote
 
     async def until_queued(self, count: int) -> None:
@@ -155,6 +199,86 @@ async def test_an_engine_that_fails(pair: Pair, engine: FakeEngine) -> None:
     async with pair.engine(), pair.front_end() as remote:
         with pytest.raises(EngineFailed, match="the fan is off"):
             await remote.submit(image(0), 5)
+
+
+class Unprintable(Exception):
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Odd(FakeEngine):
+    """Gives what is no row, as often as told."""
+
+    odd = 0
+
+    async def infer(self, images: Sequence[Image]) -> Sequence[Any]:
+        rows = await super().infer(images)
+        if self.odd:
+            self.odd -= 1
+            return ["no row"] * len(rows)
+        return rows
+
+
+async def test_an_answer_that_cannot_be_sent(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its request fails at once, the cause is in the log of the engine's process, and the next
+    request over the same link is answered."""
+    settings = Settings(model="fake", model_version="7", model_store=tmp_path)
+    engine = Odd()
+    engine.odd = 1
+    pair = Pair(tmp_path, engine, settings)
+    with pair.address:
+        async with pair.engine(), pair.front_end() as remote, asyncio.timeout(10):
+            with pytest.raises(Unexpected):
+                await remote.submit(image(1), 60)
+            assert "could not convert string to float" in caplog.text
+            assert np.argmax((await remote.submit(image(1), 60)).value.probabilities) == 1
+
+
+async def test_an_error_that_cannot_be_told(pair: Pair, engine: FakeEngine) -> None:
+    """Ends the link, and with it each request that waits for it; the next link works."""
+    async with pair.engine(), pair.front_end() as remote, asyncio.timeout(10):
+        engine.error = Unprintable()
+        with pytest.raises(NotReady):
+            await remote.submit(image(4), 60)
+        engine.error = None
+        await until(lambda: remote.started)
+        assert np.argmax((await remote.submit(image(4), 60)).value.probabilities) == 4
+
+
+class BrokenTransport(asyncio.Transport):
+    """Cannot write."""
+
+    aborted = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise MemoryError
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize("arrives", [b"", frames.message(frames.STATE, 0, {})])
+async def test_a_link_that_fails_is_closed(arrives: bytes) -> None:
+    """Where it cannot write, or where what arrives raises: the end of the link completes the
+    requests that wait for it, which frames that were lost would not."""
+
+    class Broken(Link):
+        def received(self, frame: frames.Frame) -> None:
+            raise LookupError
+
+    link, transport = Broken(), BrokenTransport()
+    link.connection_made(transport)
+    if arrives:
+        link.data_received(arrives)
+    else:
+        link.send(b"frame")
+        await asyncio.sleep(0)
+    assert transport.aborted
 
 
 async def test_time_is_up(pair: Pair, engine: FakeEngine) -> None:
@@ -361,3 +485,45 @@ async def test_an_engine_that_sends_nonsense(pair: Pair, nonsense: bytes) -> Non
             accepted.sendall(nonsense)
             with pytest.raises(NotReady):
                 await waiting
+
+
+def encoded(width: int, size: int = 100) -> EncodedImage:
+    return EncodedImage(bytes(size), "WebP lossless", width, 1, 64_000_000)
+
+
+async def test_decoders_of_the_engine_process_decode_for_front_ends(pair: Pair) -> None:
+    """The image and its client arrive as they were sent, the pixels and errors as they are."""
+    async with pair.engine(), pair.front_end_decoders() as remote:
+        sent = encoded(7, 1_000_000)
+        assert (await remote.run(sent, b"client", 5) == 7).all()
+        assert pair.decoders.asked == [(sent, b"client")]
+        pair.decoders.error = BadImage("damaged")
+        with pytest.raises(BadImage, match="damaged"):
+            await remote.run(sent, b"client", 5)
+
+
+async def test_decoding_ends_with_the_request_it_is_for(pair: Pair) -> None:
+    """A request that is canceled, and a front end that is gone, leave no work behind."""
+    pair.decoders.goes_on.clear()
+    async with pair.engine():
+        async with pair.front_end_decoders() as remote:
+            tasks = [asyncio.create_task(remote.run(encoded(k), b"client", 5)) for k in (1, 2)]
+            await until(lambda: len(pair.decoders.asked) == 2)
+            tasks[0].cancel()
+            await until(lambda: pair.decoders.canceled == 1)
+        await until(lambda: pair.decoders.canceled == 2)
+        assert isinstance((await outcomes(tasks))[1], NotReady)
+
+
+async def test_images_in_memory_twice_are_bounded(pair: Pair) -> None:
+    """A front end hands over so many bytes at a time and rejects further images."""
+    pair.decoders.goes_on.clear()
+    async with pair.engine(), pair.front_end_decoders() as remote:
+        large = encoded(1, MAX_DECODE_BYTES - 10)
+        task = asyncio.create_task(remote.run(large, b"client", 5))
+        await until(lambda: pair.decoders.asked)
+        with pytest.raises(DecodeQueueFull):
+            await remote.run(encoded(1), b"client", 5)
+        pair.decoders.goes_on.set()
+        await task
+        await remote.run(encoded(1), b"client", 5)

@@ -1,4 +1,4 @@
-"""`service.decode`: which bytes are refused and how, and which pixels come of the others."""
+"""Which images are rejected and how, and which pixels come of the others."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from service.decode import (
-    SIDE,
+from service.decoding.errors import (
     BadImage,
+    ImageTooExpensive,
     ImageTooLarge,
     UnsupportedImageType,
-    decode,
-    identify,
 )
+from service.decoding.image import Pixels, identify
+from service.decoding.picture import SIDE
 from tests.service import synthetic
 from tests.service.synthetic import CHART, encode, flat, flat_rows, noise, png
 
 MAX_PIXELS = 64_000_000
-REFUSALS = (BadImage, UnsupportedImageType, ImageTooLarge)
+REFUSALS = (BadImage, UnsupportedImageType, ImageTooLarge, ImageTooExpensive)
 
-# pytest's own filters come before the one that `service.decode` sets.
-pytestmark = pytest.mark.filterwarnings("ignore:Invalid APNG:UserWarning")
+# pytest's own filters come before the one that `service.decoding` sets.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Invalid APNG:UserWarning", "ignore:Image size:PIL.Image.DecompressionBombWarning"
+)
 
 
 def by_name(files: dict[str, bytes]) -> pytest.MarkDecorator:
@@ -48,6 +50,11 @@ def is_what_was_promised(pixels: npt.NDArray[Any]) -> bool:
         and pixels.flags.c_contiguous
         and not pixels.flags.writeable
     )
+
+
+def decode(data: bytes, max_pixels: int) -> Pixels:
+    """Header and pixels, in this process."""
+    return identify(data, max_pixels).decode()
 
 
 def is_answered(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
@@ -125,7 +132,7 @@ def test_a_gif_that_outgrows_its_screen_meets_the_same_limit() -> None:
     data = synthetic.gif(screen=(1, 1))
 
     assert is_what_was_promised(decode(data, max_pixels=1024))
-    with pytest.raises(ImageTooLarge, match="32 x 32"):
+    with pytest.raises(ImageTooLarge, match="larger than its header says"):
         decode(data, max_pixels=1023)
 
 
@@ -145,8 +152,8 @@ def test_what_a_png_says_beside_its_pixels_may_take_long(kind: bytes) -> None:
     chunk = struct.pack(">I", len(text)) + kind + text
     data = png[:33] + chunk + struct.pack(">I", zlib.crc32(kind + text)) + png[33:]
 
-    assert identify(png, MAX_PIXELS).is_small
-    assert not identify(data, MAX_PIXELS).is_small
+    assert identify(png, MAX_PIXELS).is_bounded
+    assert not identify(data, MAX_PIXELS).is_bounded
 
 
 def test_a_jpeg_whose_pixels_come_first_is_not_searched_for_its_size() -> None:
@@ -169,8 +176,8 @@ def test_small_images_may_be_decoded_on_the_event_loop() -> None:
     long = identify(encode(CHART, "JPEG") + bytes(100_000), MAX_PIXELS)
     gif = identify(synthetic.gif(screen=(1, 1)), MAX_PIXELS)
 
-    assert small.is_small
-    assert not large.is_small and not long.is_small and not gif.is_small
+    assert small.is_bounded
+    assert not large.is_bounded and not long.is_bounded and not gif.is_bounded
 
 
 # Which pixels.
@@ -521,7 +528,7 @@ def test_any_bytes_are_answered(signature: bytes, rest: bytes) -> None:
 def run(script: str, *arguments: str) -> str:
     """What the script prints, in a process where warnings are errors from the start."""
     command = [sys.executable, "-W", "error", "-c", script, *arguments]
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -531,10 +538,10 @@ def run(script: str, *arguments: str) -> str:
 def test_nothing_is_printed() -> None:
     """Odd files come through without a warning, even where warnings are errors."""
     script = """if True:
-        from service.decode import decode
+        from service.decoding.image import identify
         from tests.service import synthetic
         for data in synthetic.served().values():
-            decode(data, 64_000_000)
+            identify(data, 64_000_000).decode()
     """
 
     assert run(script) == ""
@@ -545,7 +552,8 @@ def test_nothing_is_printed() -> None:
 
 GROWTH = """if True:
     import pathlib, re, sys
-    from service import decode
+    from service.decoding.errors import BadImage, ImageTooLarge
+    from service.decoding.image import identify
 
     def peak():
         return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
@@ -553,8 +561,8 @@ GROWTH = """if True:
     before = peak()
     for path in pathlib.Path(sys.argv[1]).iterdir():
         try:
-            decode.decode(path.read_bytes(), 64_000_000)
-        except (decode.BadImage, decode.ImageTooLarge):
+            identify(path.read_bytes(), 64_000_000).decode()
+        except (BadImage, ImageTooLarge):
             pass
     print((peak() - before) * 1024)
 """

@@ -1,0 +1,1 @@
+"""Decoding uploads: headers, small images, and processes that decode everything else."""

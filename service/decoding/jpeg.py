@@ -1,0 +1,79 @@
+"""What the markers of a JPEG tell without decoding a pixel (ITU-T T.81, annex B)."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import struct
+from collections.abc import Iterator
+
+# Generous to what cameras and editors write (a progressive JPEG has some ten scans), and few
+# enough that a JPEG cannot take minutes.
+_MAX_SEGMENTS = 1000
+_MAX_SCANS = 64
+_MAX_JUNK = 1024
+
+_BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
+
+# How nearly every program begins a JPEG: a JFIF header, tables, and a baseline frame in gray or
+# YCbCr; and, where the Huffman tables are the standard's, these and the scan.
+_USUAL = re.compile(
+    rb"\xff\xd8\xff\xe0\x00\x10JFIF\x00.{9}(?:\xff\xdb\x00\x43.{65}|\xff\xdb\x00\x84.{130}){1,2}"
+    rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?:\x01.{3}|\x03.{9})"
+    rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda)?",
+    re.DOTALL,
+)
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+
+
+def frame(data: bytes) -> tuple[int, int, bool] | None:
+    """Width, height, and whether the frame is baseline; None where there is no frame header.
+
+    Looks at 1,000 segments at most. Raises struct.error where the data ends within the header.
+    """
+    if usual := _USUAL.match(data):
+        height, width = struct.unpack(">HH", usual["size"])
+        return width, height, True
+    for marker, position in itertools.islice(_segments(data), _MAX_SEGMENTS):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 3)
+            return width, height, marker in (_BASELINE, _EXTENDED)
+        if marker == _START_OF_SCAN:
+            break  # what follows is pixels, and may be long
+    return None
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether this is a baseline JPEG, gray or YCbCr by the usual rules, without EXIF or XMP."""
+    usual = _USUAL.match(data)
+    if usual and usual["scan"]:
+        return True  # what comes after it are pixels
+    if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
+        return False
+    if usual:
+        return True
+    for marker, position in itertools.islice(_segments(data), _MAX_SEGMENTS):
+        if marker == _BASELINE:
+            return data[position + 7 : position + 8] in (b"\1", b"\3")
+        if marker == _START_OF_SCAN:
+            break
+    return False
+
+
+def has_too_many_parts(data: bytes) -> bool:
+    """Whether there are more segments or scans than any camera or editor writes. Each scan of a
+    progressive JPEG visits every block, and a scan can be a few bytes."""
+    markers = [marker for marker, _ in itertools.islice(_segments(data), _MAX_SEGMENTS + 1)]
+    return len(markers) > _MAX_SEGMENTS or markers.count(_START_OF_SCAN) > _MAX_SCANS
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Each marker, and the position of what it heads, until the image ends."""
+    position, end = 2, 2 + _MAX_JUNK
+    while found := _MARKER.search(data, position, end):
+        marker, position = data[found.end() - 1], found.end()
+        if marker == _END_OF_IMAGE:
+            return
+        yield marker, position
+        position += int.from_bytes(data[position : position + 2], "big")
+        end = len(data) if marker == _START_OF_SCAN else position + _MAX_JUNK

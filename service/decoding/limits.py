@@ -1,0 +1,72 @@
+"""How many decoders there are, and what each of them may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.decoding.image import BYTES_PER_PIXEL
+
+MIB = 2**20
+ORDINARY_MEMORY = 96 * MIB
+"""Bytes that a decoder for ordinary images may take."""
+EXPENSIVE_MEMORY = 512 * MIB
+"""Bytes that a decoder for expensive images may take: 64 megapixels of progressive JPEG."""
+MIN_EXPENSIVE_MEMORY = 160 * MIB
+RESTING_MEMORY = 12 * MIB
+"""Bytes that each decoder, and the template, takes before its first image, not counting what they
+share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What decoding may take. The kernel enforces it."""
+
+    ordinary: int
+    """Processes for ordinary images."""
+    expensive: int
+    """Processes for expensive images."""
+    expensive_memory: int
+    """Bytes that each of the latter may take."""
+    max_seconds: float
+    """CPU time for one image."""
+
+    def most_pixels(self, kind: str) -> int:
+        """Pixels that an image of this kind may have, going by the memory that it takes."""
+        return self.expensive_memory // BYTES_PER_PIXEL[kind]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that all of them may take together."""
+        most = self.ordinary * ORDINARY_MEMORY + self.expensive * self.expensive_memory
+        return most + (self.ordinary + self.expensive + 1) * RESTING_MEMORY
+
+    def __str__(self) -> str:
+        return (
+            f"{self.ordinary} decoders for ordinary images with {ORDINARY_MEMORY // MIB} MiB each, "
+            f"{self.expensive} for expensive ones with {self.expensive_memory // MIB} MiB each: at "
+            f"most {self.memory // MIB} MiB in all, {self.max_seconds:g} s of CPU time an image"
+        )
+
+
+def limits(processes: int, memory: int, max_seconds: float) -> Limits:
+    """The most that fits into `memory`.
+
+    Args:
+        processes: Decoders for ordinary images, and maximum number of those for expensive ones.
+        memory: Bytes that all decoders may take together.
+        max_seconds: CPU time for one image.
+
+    Raises:
+        ValueError: Not even one decoder of each kind fits.
+    """
+    for ordinary in range(processes, 0, -1):
+        left = memory - ordinary * ORDINARY_MEMORY
+        left -= (ordinary + 2) * RESTING_MEMORY
+        if left >= MIN_EXPENSIVE_MEMORY:
+            each = EXPENSIVE_MEMORY + RESTING_MEMORY
+            expensive = max(1, min(ordinary, (left + RESTING_MEMORY) // each))
+            return Limits(ordinary, expensive, min(EXPENSIVE_MEMORY, left), max_seconds)
+    least = ORDINARY_MEMORY + MIN_EXPENSIVE_MEMORY + 3 * RESTING_MEMORY
+    raise ValueError(
+        f"{memory // MIB} MiB is too little to decode images in: at least {least // MIB} are needed"
+    )

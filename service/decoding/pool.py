@@ -1,0 +1,337 @@
+"""Decoders: the processes that decode images, and who may wait for one.
+
+Promises
+- Nothing that an image does to its decoder reaches the server: decoders are processes with limits
+  that the kernel enforces (`sandbox`). One that takes too much CPU time is killed, one that crashes
+  is replaced, and only the request with that image fails.
+- All decoders together take at most `Limits.memory`.
+- Clients get equal shares of decode time when several of them wait (`queue`), and a client whose
+  images end more than `KILLS` decoders is rejected for a while.
+- Expensive images wait for places of their own, at a lower priority, so ordinary ones pass. What
+  turns out to be more expensive than its header says is begun again in one of those.
+- An image is rejected at once when it would not be decoded in time, judging by its header and by
+  what waits. Nothing is decoded whose client has left or whose time is up.
+
+The cost of an image is estimated from its header (`costs`), by what was measured at the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from batching import DeadlineUnreachable, on_error, reject
+from service.decoding.costs import Costs
+from service.decoding.image import BYTES_PER_PIXEL, EncodedImage, Pixels, as_pixels
+from service.decoding.limits import ORDINARY_MEMORY, Limits
+from service.decoding.picture import CHANNELS, SIDE, Fault
+from service.decoding.process import DecoderEnded, DecoderProcess, StartFailed, Template
+from service.decoding.queue import FairQueue
+from service.errors import DecodeQueueFull, DecodersKilled, RateLimited
+from service.logs import log
+from service.rates import Client, Rates
+
+ORDINARY_SECONDS = 0.04
+"""CPU time up to which an image is ordinary, by its estimate."""
+ORDINARY_LIMIT = 0.12
+"""CPU seconds after which it is begun again as an expensive one."""
+ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY * 2 // 3
+"""Bytes up to which an image is ordinary."""
+NICER = 10
+"""nice(2) of the decoders of expensive images: a tenth of the weight of others."""
+KILLS, KILLS_SECONDS = 5, 60.0
+"""How many decoders one client's images may end within so many seconds."""
+MAX_WAITING = 4096
+"""Images that may wait, ordinary and expensive ones each."""
+IDLE_SECONDS = 2.0
+"""After which a decoder gives back the memory it kept for the next image."""
+RETRY_SECONDS = 1.0
+"""Between two attempts to start a decoder where the system does not allow it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    image: EncodedImage
+    client: Client
+    seconds: float
+    """CPU time that it is estimated to take."""
+    deadline: float
+    answer: asyncio.Future[Pixels]
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """Decoders of one kind, and the images that wait for them."""
+
+    decoders: int
+    memory: int
+    max_seconds: float
+    nicer: int
+    queue: FairQueue[_Job] = field(default_factory=lambda: FairQueue(MAX_WAITING))
+    processes: set[DecoderProcess] = field(default_factory=set)
+    _waiting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+
+    @property
+    def is_busy(self) -> bool:
+        return len(self.queue) > 0 or all(process.is_busy for process in self.processes)
+
+    def seconds_until_done(self, job: _Job) -> float:
+        """Until `job` would be done if it came now."""
+        shared = self.queue.seconds_until_done(job.client, job.seconds) / self.decoders
+        return max(job.seconds, shared)
+
+    def put(self, job: _Job) -> None:
+        """Raises DecodeQueueFull."""
+        displaced = self.queue.put(job, job.client, job.seconds)
+        if displaced is not None and not displaced.answer.done():
+            displaced.answer.set_exception(DecodeQueueFull())
+        self._waiting.release()
+
+    async def take(self) -> _Job:
+        """The next job, when there is one."""
+        while True:
+            await self._waiting.acquire()
+            if (job := self.queue.take()) is not None:  # None: it was discarded
+                return job
+
+
+class Decoders:
+    """All decoders of this service."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        on_kill: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        template: Callable[[], Template] = Template,
+    ) -> None:
+        """
+        Args:
+            limits: How many there are, and what they may take.
+            on_kill: Is told why a decoder ended before its time: `cpu_time` or `crash`.
+            clock: The time in seconds.
+            template: Makes what decoders are forked from.
+        """
+        self.limits = limits
+        self._on_kill = on_kill
+        self._clock = clock
+        self._new_template = template
+        self._kills = Rates(KILLS / KILLS_SECONDS, KILLS)
+        self._costs = Costs()
+        self._ordinary = _Lane(limits.ordinary, ORDINARY_MEMORY, ORDINARY_LIMIT, nicer=0)
+        self._expensive = _Lane(
+            limits.expensive, limits.expensive_memory, limits.max_seconds, NICER
+        )
+        self._lanes = self._ordinary, self._expensive
+        self._told: list[list[str]] = []
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes that decoding one image may take."""
+        return self.limits.expensive_memory
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for a decoder."""
+        return len(self._ordinary.queue) + len(self._expensive.queue)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Within, there are decoders. They are started beside whatever else begins."""
+        log.info("%s", self.limits, extra={"fields": self._pixel_limits()})
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
+        """The pixels of `image`, within `max_seconds`.
+
+        Raises DeadlineUnreachable at once, or later if images took longer than foreseen;
+        TimeoutError; DecodeQueueFull; DecodersKilled; BadImage, ImageTooLarge, ImageTooExpensive.
+        """
+        now = self._clock()
+        self._check_kills(client, now)
+        seconds = self._costs.estimate(image.kind, image.pixels, len(image.data))
+        answer: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
+        job = _Job(image, client, seconds, now + max_seconds, answer)
+        lane = self._ordinary
+        if seconds > ORDINARY_SECONDS or image.memory > ORDINARY_IMAGE_MEMORY:
+            lane = self._expensive
+        late = lane.seconds_until_done(job) - max_seconds
+        if late > 0 and lane.is_busy:
+            raise DeadlineUnreachable(f"decoding would end {late:.3g} s late", late)
+        lane.put(job)
+        try:
+            async with asyncio.timeout(max_seconds):
+                return await answer
+        finally:
+            for lane in self._lanes:
+                lane.queue.discard(job)
+            del answer, job  # or a failure, whose traceback has this frame, would keep itself
+
+    def _pixel_limits(self) -> dict[str, object]:
+        """Megapixels that an image may have going by its memory alone, for the log."""
+        megapixels = {kind: self.limits.most_pixels(kind) / 1e6 for kind in BYTES_PER_PIXEL}
+        return {"max_megapixels": {kind: round(each, 1) for kind, each in megapixels.items()}}
+
+    def _check_kills(self, client: Client, now: float) -> None:
+        try:
+            self._kills.check(client, now)
+        except RateLimited as limited:
+            raise DecodersKilled(limited.retry_after) from None
+
+    async def _run(self) -> None:
+        """Decoders, for as long as this is not canceled."""
+        while True:
+            try:
+                await self._run_template()
+            except Exception as error:  # noqa: BLE001  # whatever it is, images need decoders
+                log.error("%s; starting them again in %g s", _first(error), RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _run_template(self) -> None:
+        """Decoders, until the template that they are forked from has ended.
+
+        Raises StartFailed, or an ExceptionGroup of it.
+        """
+        template = self._new_template()
+        try:
+            await template.start()
+            self._costs = Costs(template.sample_seconds)
+            async with asyncio.TaskGroup() as group:
+                for lane in self._lanes:
+                    for _ in range(lane.decoders):
+                        group.create_task(self._keep(template, lane))
+                group.create_task(self._free_idle())
+        finally:
+            template.close()
+
+    async def _keep(self, template: Template, lane: _Lane) -> None:
+        """A decoder of `lane`, and another whenever it has ended. Raises StartFailed."""
+        while True:
+            try:
+                process = await template.fork(lane.memory, lane.nicer)
+            except StartFailed as error:
+                if template.has_ended:
+                    raise
+                log.error("%s; trying again in %g s", error, RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            try:
+                await process.ready()
+                self._tell_restrictions(process)
+                lane.processes.add(process)
+                while await self._decode_next(process, lane):
+                    pass
+            finally:
+                lane.processes.discard(process)
+                process.close()
+
+    async def _decode_next(self, process: DecoderProcess, lane: _Lane) -> bool:
+        """Let `process` decode the next image; whether it can decode another."""
+        job = await lane.take()
+        process.image_seconds = 0.0
+        goes_on = False
+        try:
+            with on_error(reject, job.answer):
+                goes_on = await self._decode(job, process, lane)
+        finally:
+            lane.queue.charge(job.client, process.image_seconds)
+        return goes_on
+
+    async def _decode(self, job: _Job, process: DecoderProcess, lane: _Lane) -> bool:
+        """Whether `process` can decode another image."""
+        if not self._is_worth_it(job):
+            return True
+        try:
+            answer = await process.decode(job.image, lane.max_seconds)
+            self._answer(job, lane, *answer, process.image_seconds)
+        except DecoderEnded as end:
+            self._ended(job, lane, end)
+            return False
+        return True
+
+    def _is_worth_it(self, job: _Job) -> bool:
+        """Whether `job` can still be answered in time; fails it where it cannot."""
+        late = self._clock() + job.seconds - job.deadline
+        if late > 0 and len(self._ordinary.queue) + len(self._expensive.queue):
+            _fail(job, DeadlineUnreachable("images took longer to decode than foreseen", late))
+        return not job.answer.done()  # its client may have left
+
+    def _answer(self, job: _Job, lane: _Lane, fault: int, content: bytes, seconds: float) -> None:
+        """The decoder took `seconds` to say this. Raises DecoderEnded where it makes no sense."""
+        image = job.image
+        if fault == 0 and len(content) == SIDE * SIDE * CHANNELS:
+            self._costs.learn(image.kind, image.pixels, len(image.data), seconds)
+            if not job.answer.done():
+                job.answer.set_result(as_pixels(content))
+        elif fault == Fault.OUT_OF_MEMORY and lane is self._ordinary:
+            self._begin_again(job)
+        elif fault in set(Fault):
+            log.debug("not decoded", extra={"fields": _fields(image, Fault(fault).name, content)})
+            _fail(job, image.error(Fault(fault)))
+        else:
+            raise DecoderEnded(for_cpu_time=False)
+
+    def _ended(self, job: _Job, lane: _Lane, end: DecoderEnded) -> None:
+        """The decoder of `job` was killed, or crashed."""
+        self._kills.owe(job.client, 1, self._clock())
+        self._on_kill("cpu_time" if end.for_cpu_time else "crash")
+        log.warning("a decoder %s", end, extra={"fields": _fields(job.image)})
+        if lane is self._ordinary:
+            self._begin_again(job)
+        elif end.for_cpu_time:
+            _fail(job, job.image.too_slow(lane.max_seconds))
+        else:
+            _fail(job, job.image.error(Fault.DAMAGED))
+
+    def _begin_again(self, job: _Job) -> None:
+        """It is more expensive than its header says."""
+        job.seconds = max(job.seconds, ORDINARY_LIMIT)
+        if not job.answer.done():
+            try:
+                self._expensive.put(job)
+            except DecodeQueueFull as error:
+                _fail(job, error)
+
+    async def _free_idle(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_SECONDS)
+            before = asyncio.get_running_loop().time() - IDLE_SECONDS
+            for lane in self._lanes:
+                for process in lane.processes:
+                    if not process.is_busy and process.used_at and process.used_at < before:
+                        process.free_memory()
+
+    def _tell_restrictions(self, process: DecoderProcess) -> None:
+        """Once for all decoders of a kind: they are alike."""
+        if process.restrictions not in self._told:
+            self._told.append(process.restrictions)
+            log.info("decoder started", extra={"fields": {"restrictions": process.restrictions}})
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(error)
+
+
+def _first(error: Exception) -> BaseException:
+    return error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+
+
+def _fields(image: EncodedImage, fault: str = "", cause: bytes = b"") -> dict[str, object]:
+    fields: dict[str, object] = {
+        "kind": image.kind,
+        "width": image.width,
+        "height": image.height,
+        "bytes": len(image.data),
+    }
+    if fault:
+        fields |= {"fault": fault, "cause": cause.decode(errors="replace")}
+    return fields

@@ -1,0 +1,207 @@
+"""What a decoder process may do, enforced by the kernel, whatever the decoder does.
+
+`confine` is called in a process that has a socket, a file of bytes and nothing else open, before it
+sees the first image. From then on it
+- has at most so many bytes of memory more than it has now (RLIMIT_AS),
+- writes no core dump, opens no file and makes no process (RLIMIT_CORE, RLIMIT_NOFILE,
+  PR_SET_DUMPABLE),
+- dies with the process that started it (PR_SET_PDEATHSIG),
+- gains no privileges (PR_SET_NO_NEW_PRIVS),
+- reaches no file, no TCP port, no abstract socket and no process outside (Landlock, Linux 5.13 and
+  later; what is restricted grows with the version of Linux),
+- makes no system call but those below: memory without execution, the open descriptors, time, exit.
+  Every other fails with EPERM (seccomp; x86-64 and aarch64). A limit on the number of processes
+  would not bind root; this does.
+
+CPU time is the parent's to limit (`service.decoding.process`). macOS has neither Landlock nor
+seccomp, and does not enforce RLIMIT_AS: there a decoder is a separate process and no more.
+
+Sources: landlock(7), seccomp(2), prctl(2), getrlimit(2), and Linux' include/uapi.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Iterable
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_SECCOMP_MODE_FILTER = 2
+
+_EPERM = 1
+
+
+def confine(memory: int) -> list[str]:
+    """Give up, for good, everything that decoding does not need.
+
+    Args:
+        memory: Bytes of address space that the process may take beyond what it has now.
+
+    Returns:
+        The names of the restrictions that hold.
+    """
+    held = _restrict_on_linux() if sys.platform == "linux" else []
+    size = _address_space() + memory
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    for limit in resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE:
+        resource.setrlimit(limit, (0, 0))
+    held = [f"memory {memory // 2**20} MiB", "no files", *held]
+    if sys.platform == "linux" and _filter_system_calls():
+        held.append("seccomp")
+    return held
+
+
+def _restrict_on_linux() -> list[str]:
+    held = []
+    if _libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0:
+        held.append("no core dumps")
+    if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
+        held.append("no new privileges")
+        if version := _restrict_by_landlock():  # while there may be a descriptor more
+            held.append(f"Landlock {version}")
+    return held
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends. Linux only."""
+    if sys.platform == "linux":
+        _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _address_space() -> int:
+    """Bytes of address space that this process has."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        return 0
+
+
+# Landlock.
+
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # the same numbers on every architecture
+_ASK_VERSION = 1
+_FILES = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 5: 0xFFFF}
+"""Version -> the kinds of access to files that it knows."""
+_TCP, _SCOPES = 0x3, 0x3
+"""Bind and connect; abstract Unix sockets and signals."""
+
+
+def _restrict_by_landlock() -> int:
+    """Deny all that the kernel's version of Landlock can; that version, 0 where there is none."""
+    libc = _libc()
+    version: int = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
+    if version < 1:
+        return 0
+    files = _FILES[max(known for known in _FILES if known <= version)]
+    attributes = struct.pack(
+        "=QQQ", files, _TCP if version >= 4 else 0, _SCOPES if version >= 6 else 0
+    )
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    ruleset = libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
+    if ruleset < 0:
+        return 0
+    try:
+        return version if libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0 else 0
+    finally:
+        os.close(ruleset)
+
+
+# seccomp: a program of classic BPF that looks at the number of each system call. Numbers are from
+# Linux' tables, which never change.
+
+_CALLS = {
+    # name: x86-64, aarch64
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "lseek": (8, 62),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "pread64": (17, 67),
+    "sched_yield": (24, 124),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "getpid": (39, 172),
+    "sendto": (44, 206),
+    "recvfrom": (45, 207),
+    "sendmsg": (46, 211),
+    "recvmsg": (47, 212),
+    "exit": (60, 93),
+    "gettimeofday": (96, 169),
+    "getrusage": (98, 165),
+    "sigaltstack": (131, 132),
+    "gettid": (186, 178),
+    "futex": (202, 98),
+    "restart_syscall": (219, 128),
+    "clock_gettime": (228, 113),
+    "exit_group": (231, 94),
+    "getrandom": (318, 278),
+}
+_WITHOUT_EXECUTION = {"mmap": (9, 222), "mprotect": (10, 226)}
+"""Allowed as long as their third argument does not ask for executable memory."""
+_PROT_EXEC = 0x4
+
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""Machine -> column of the tables above, and AUDIT_ARCH."""
+
+_LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_NUMBER, _ARCHITECTURE, _THIRD_ARGUMENT = 0, 4, 32
+"""Offsets in struct seccomp_data; of the argument its low half."""
+_ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050000 | _EPERM, 0x80000000
+
+
+def _filter_system_calls() -> bool:
+    known = _ARCHITECTURES.get(platform.machine())
+    if known is None or sys.byteorder != "little" or sys.maxsize < 2**32:
+        return False
+    column, architecture = known
+    allowed = [numbers[column] for numbers in _CALLS.values()]
+    checked = [numbers[column] for numbers in _WITHOUT_EXECUTION.values()]
+    program = _program(architecture, allowed, checked)
+    code = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: a length, padding, and a pointer.
+    rules = ctypes.create_string_buffer(
+        struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
+    )
+    failed: int = _libc().prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, rules, 0, 0)
+    return failed == 0
+
+
+def _program(architecture: int, allowed: Iterable[int], checked: Iterable[int]) -> bytes:
+    """The filter: each instruction is a struct sock_filter."""
+
+    def step(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
+        return struct.pack("=HBBI", code, when_true, when_false, value)
+
+    steps = [
+        step(_LOAD, _ARCHITECTURE),
+        step(_JUMP_EQUAL, architecture, when_true=1),
+        step(_RETURN, _KILL),
+        step(_LOAD, _NUMBER),
+    ]
+    for number in allowed:
+        steps += [step(_JUMP_EQUAL, number, when_false=1), step(_RETURN, _ALLOW)]
+    for number in checked:
+        steps += [
+            step(_JUMP_EQUAL, number, when_false=4),
+            step(_LOAD, _THIRD_ARGUMENT),
+            step(_JUMP_ANY_BIT, _PROT_EXEC, when_true=1),
+            step(_RETURN, _ALLOW),
+            step(_RETURN, _DENY),
+        ]
+    steps.append(step(_RETURN, _DENY))  # also numbers of x32, which none of the above equals
+    return b"".join(steps)

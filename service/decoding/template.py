@@ -1,0 +1,144 @@
+"""The template of the decoder processes, and what each of them does.
+
+The template imports Pillow once and forks a decoder process whenever it is told to, which takes
+milliseconds. It has one thread, sees no image, no key and no environment of the server's, and ends
+when the server closes the socket between them. `service.decoding.process` is the server's side.
+
+Messages (SOCK_SEQPACKET, numbers in the machine's own order)
+    template -> server    JSON: CPU seconds that decoding a sample took, once
+    server -> template    FORK, with two descriptors: a socket, and a file that images are put into
+    template -> server    FORKED: its process id, or 0 and no more; with a pidfd where there are any
+    decoder -> server     JSON: the restrictions that hold, once
+    server -> decoder     REQUEST: the image is in the file; of 0 bytes: free what you can
+    decoder -> server     a byte, 0 and the pixels, or a Fault and what the decoder raised
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+
+from PIL import Image
+
+from service.decoding import picture, sandbox
+
+FORK = struct.Struct("=Qi")
+"""Bytes of memory that the decoder may take, and how much nicer it is (nice(2))."""
+FORKED = struct.Struct("=i")
+REQUEST = struct.Struct("=Q8sIIQ")
+"""Length of the image in bytes, kind, width, height, and maximum number of pixels."""
+MAX_MESSAGE = 8192
+MAX_CAUSE = 200
+"""Characters of what the decoder raised."""
+
+_IMPORTED_LATE = (
+    "colorsys",
+    "copy",
+    "encodings.ascii",
+    "encodings.latin_1",
+    "mmap",
+    "PIL.ImageChops",
+    "PIL.ImageColor",
+    "PIL.ImagePalette",
+)
+"""What Pillow imports only when it is needed: in a decoder no file can be opened any more."""
+
+SAMPLE = (512, 384)
+"""Width and height of the images that the template times, in pixels."""
+
+
+def main(descriptor: int) -> None:
+    """Fork decoders as told, until the other end of `descriptor` is closed."""
+    control = socket.socket(fileno=descriptor)
+    _prefer_to_be_killed()
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
+    control.send(json.dumps(_sample_seconds()).encode())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets those that ended
+    gc.collect()
+    gc.freeze()
+    while True:
+        order, descriptors, _, _ = socket.recv_fds(control, FORK.size, 2)
+        if not order:
+            return
+        _fork(control, *FORK.unpack(order), *descriptors)
+
+
+def _fork(control: socket.socket, memory: int, nicer: int, connection: int, file: int) -> None:
+    pid, pidfds = 0, []
+    with suppress(OSError):  # no process, or no descriptor, to be had
+        pid = os.fork()
+        if pid == 0:
+            _decode_until_closed(memory, nicer, connection, file)
+        with suppress(AttributeError):  # not Linux
+            pidfds = [os.pidfd_open(pid)]
+    socket.send_fds(control, [FORKED.pack(pid)], pidfds)
+    for descriptor in (connection, file, *pidfds):
+        os.close(descriptor)
+
+
+def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) -> None:
+    """All that a decoder process does; it does not return."""
+    try:
+        sandbox.die_with_parent()
+        os.nice(nicer)
+        libc = ctypes.CDLL(None)
+        os.dup2(connection, 0)
+        os.dup2(file, 1)
+        os.closerange(2, os.sysconf("SC_OPEN_MAX"))
+        link = socket.socket(fileno=0)
+        link.send(json.dumps(sandbox.confine(memory)).encode())
+        while request := link.recv(REQUEST.size):
+            length, kind, *size = REQUEST.unpack(request)
+            if length == 0:
+                with suppress(AttributeError):  # not glibc
+                    libc.malloc_trim(0)
+                continue
+            link.send(_reply(os.pread(1, length, 0), kind.rstrip(b"\0").decode(), *size))
+    finally:
+        os._exit(0)
+
+
+def _reply(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> bytes:
+    try:
+        return b"\0" + picture.decode(data, kind, width, height, max_pixels)
+    except picture.Undecodable as error:
+        cause = repr(error.__cause__)[:MAX_CAUSE]
+        return bytes([error.fault]) + cause.encode(errors="replace")
+
+
+def _prefer_to_be_killed() -> None:
+    """Where the container runs out of memory, the kernel ends a decoder and not the server."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
+
+
+def _sample_seconds() -> float:
+    """CPU seconds that decoding `SAMPLE` takes on this machine, the best of three."""
+    gray = Image.linear_gradient("L").resize(SAMPLE)
+    photo = Image.merge("RGB", (gray, gray.rotate(90), Image.effect_noise(SAMPLE, 9)))
+    files = {}
+    for kind in ("JPEG", "PNG"):
+        files[kind] = io.BytesIO()
+        photo.save(files[kind], kind, compress_level=1)
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        for kind, file in files.items():
+            picture.decode(file.getvalue(), kind, *SAMPLE, max_pixels=SAMPLE[0] * SAMPLE[1])
+        times.append(time.process_time() - began)
+    return min(times)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

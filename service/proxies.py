@@ -1,0 +1,34 @@
+"""Headers of trusted proxies: who the client is, and which host it asked for."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from service.settings import split
+from service.wishes import headers
+
+FORWARDED_HOSTS = "shoal.forwarded_hosts"
+"""In a scope, the values of `X-Forwarded-Host`, where a trusted proxy sent them."""
+NAME = b"x-forwarded-host"
+
+
+class ProxyHeaders:
+    """ASGI middleware: uvicorn's, which takes the client's address and scheme from
+    `X-Forwarded-For` and `X-Forwarded-Proto`; and `FORWARDED_HOSTS`. Headers of other peers are
+    ignored."""
+
+    def __init__(self, app: ASGIApp, trusted: str) -> None:
+        """`trusted`: addresses and networks, separated by commas."""
+        self._uvicorn = ProxyHeadersMiddleware(app, split(trusted))  # type: ignore[arg-type]  # the same protocol
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Before uvicorn's puts the client's address in the place of the proxy's.
+        if scope["type"] == "http" and NAME in headers(scope) and self._trusts(scope):
+            lines = b",".join(value for name, value in scope["headers"] if name == NAME)
+            scope[FORWARDED_HOSTS] = [host.strip() for host in lines.split(b",") if host.strip()]
+        await self._uvicorn(scope, receive, send)  # type: ignore[arg-type]
+
+    def _trusts(self, scope: Scope) -> bool:
+        client = scope.get("client")
+        return client is not None and client[0] in self._uvicorn.trusted_hosts

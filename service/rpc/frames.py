@@ -1,0 +1,68 @@
+"""HTTP/2 frames, as far as a relay must understand them (RFC 9113, section 4). Pure.
+
+A frame has a head of 9 bytes: length of its payload (3 bytes), type, flags, and stream (4 bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEAD = 9
+MAX_PAYLOAD = 16_384
+"""Bytes: what a peer may send as long as it is not allowed more (section 6.5.2)."""
+
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x7, 0x9
+END_STREAM, END_HEADERS = 0x1, 0x4
+ENHANCE_YOUR_CALM = 0xB
+"""Error code: the peer may be generating excessive load (section 7)."""
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """The encoded frame."""
+    head = len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big")
+    return head + payload
+
+
+def goaway(reason: str) -> bytes:
+    """The frame that ends a connection. It says that no request was processed, so that clients may
+    repeat those that are not answered."""
+    payload = bytes(4) + ENHANCE_YOUR_CALM.to_bytes(4, "big") + reason.encode()
+    return frame(GOAWAY, 0, 0, payload)
+
+
+def field(name: str, value: str) -> bytes:
+    """A header field that needs no state of the compression and changes none: a literal without
+    indexing and with a new name (RFC 7541, section 6.2.2). Both are shorter than 127 bytes."""
+    parts = (name.encode(), value.encode())
+    return b"\0" + b"".join(bytes((len(part),)) + part for part in parts)
+
+
+class Heads:
+    """Finds the heads of frames in bytes that are passed on, in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._skip = 0
+
+    @property
+    def between(self) -> bool:
+        """Whether all frames so far are complete."""
+        return not self._head and not self._skip
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, int, int]]:
+        """Type, flags and stream of every frame whose head ends in `data`."""
+        at = min(self._skip, len(data))
+        self._skip -= at
+        while at < len(data):
+            head = self._head + data[at : at + HEAD - len(self._head)]
+            at += len(head) - len(self._head)
+            if len(head) < HEAD:
+                self._head = head
+                return
+            self._head = b""
+            size = int.from_bytes(head[:3], "big")
+            yield head[3], head[4], int.from_bytes(head[5:], "big")
+            passed = min(size, len(data) - at)
+            at += passed
+            self._skip = size - passed

@@ -1,0 +1,37 @@
+"""The gRPC port, which clients connect to: every connection is a `relay` to gRPC's server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from functools import partial
+
+from service.connections import Connections
+from service.rpc.relay import Connection
+from service.rpc.streams import Streams
+
+BACKLOG = 2048
+
+
+class Front:
+    """Listens from `start` to `stop`."""
+
+    def __init__(self, connections: Connections, streams: Streams, path: str) -> None:
+        """`path`: the Unix socket of gRPC's server."""
+        self._connections = connections
+        self._connect = partial(Connection, connections, streams, path)
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        self._servers = [
+            await loop.create_server(self._connect, sock=sock, backlog=BACKLOG) for sock in sockets
+        ]
+
+    def stop_accepting(self) -> None:
+        for server in self._servers:
+            server.close()
+
+    def stop(self) -> None:
+        """Close all connections."""
+        for connection in list(self._connections.connections):
+            connection.abort()  # type: ignore[union-attr]

@@ -1,0 +1,97 @@
+"""What a hundred hostile connections do to the memory, to others and to a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+
+import httpx
+import pytest
+
+from service.connection import HEAD_BYTES, READ_BYTES
+from tests.e2e.process import PATIENCE, Server
+from tests.faults.faulty import FAULTY
+from tests.faults.process import resident
+from tests.faults.wire import address
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+COUNT = 100
+SECONDS = 4
+MEGABYTE = 2**20
+BOUND = COUNT * (3 * HEAD_BYTES + 4 * READ_BYTES) / MEGABYTE
+"""MB: what `service/connection.py` says that they may hold."""
+SLACK = 16
+"""MB that allocators keep."""
+GET = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\n"
+POST = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nContent-Type: image/png\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+OFFER = b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+ATTACKS = {
+    "pipelined requests": b"GET / HTTP/1.1\r\nHost:\r\n\r\n" * 200_000,
+    "pipelined requests with large heads": (GET + b"X: " + b"x" * 60_000 + b"\r\n\r\n") * 50,
+    "pipelined offers to upgrade": (GET + OFFER) * 50_000,
+    "headers": GET + b"a:\r\n" * 1_000_000,
+    "half a head": GET + b"X: " + b"x" * 60_000,
+    "blank lines": b"\r\n" * 1_000_000,
+    "a body in chunks of one byte": POST + CHUNKED + b"1\r\nx\r\n" * 1_000_000,
+    "a body of blank lines": POST + CHUNKED + (b"1000\r\n" + b"\r\n" * 2048 + b"\r\n") * 1000,
+    "an extension without end": POST + CHUNKED + b"5;" + b"a" * 5_000_000,
+    "trailers without end": POST + CHUNKED + b"0\r\n" + b"a:\r\n" * 1_000_000,
+}
+
+
+async def send(server: Server, stream: bytes, until: float) -> None:
+    """Send `stream`, take nothing of what is answered, and begin again when cut off."""
+    loop = asyncio.get_running_loop()
+    while True:
+        with socket.socket() as connection, contextlib.suppress(OSError, TimeoutError):
+            connection.setblocking(False)
+            async with asyncio.timeout_at(until):
+                await loop.sock_connect(connection, address(server))
+                await loop.sock_sendall(connection, stream)
+                await loop.sock_recv(connection, 1)
+        if loop.time() >= until:
+            return
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+async def test_hostile_connections(attack: str) -> None:
+    """A hundred of them stay within the memory that the documentation states, newcomers are
+    answered beside them, and the server stops when told to."""
+    with Server(*FAULTY, SHOAL_SHUTDOWN_TIMEOUT="2") as server:
+        server.wait_until_ready()
+        rest, most, asked = resident(server.pid), 0.0, 0
+        until = asyncio.get_running_loop().time() + SECONDS
+        async with asyncio.TaskGroup() as group:
+            for _ in range(COUNT):
+                group.create_task(send(server, ATTACKS[attack], until))
+            while asyncio.get_running_loop().time() < until:
+                async with httpx.AsyncClient(timeout=PATIENCE) as client:
+                    assert (await client.get(f"{server.url}/healthz")).status_code == 200
+                asked += 1
+                most = max(most, resident(server.pid))
+                await asyncio.sleep(0.05)
+        assert server.stop() == 0
+    print(f"{attack}: {rest:.0f} MB, at most {most:.0f}; {asked} probes")
+    assert most - rest < BOUND + SLACK
+    assert asked > 0
+
+
+async def test_a_stop_does_not_wait_for_clients_that_do_not_read() -> None:
+    """Their requests are cut off when the shutdown timeout is over."""
+    with Server(*FAULTY, SHOAL_SHUTDOWN_TIMEOUT="1") as server, contextlib.ExitStack() as stack:
+        server.wait_until_ready()
+        wanted = b"GET /openapi.json HTTP/1.1\r\nHost: shoal\r\n\r\n" * 300
+        for _ in range(8):
+            stubborn = stack.enter_context(socket.create_connection(address(server)))
+            stubborn.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                stubborn.sendall(wanted)
+        await asyncio.sleep(1)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < PATIENCE / 4

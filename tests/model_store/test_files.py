@@ -1,0 +1,138 @@
+"""Whatever the store reads is a regular file of a bounded size, or is refused at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_store import checkpoint, cifar10, manifest, store
+from model_store.cifar10 import BadDataset
+from model_store.engine import read_described
+from model_store.files import read_regular
+from model_store.manifest import BadModel, Parameters
+from model_store.params import BadParams, opened, read_params, sha256, write_params
+from tests.model_store.test_manifest import GOOD
+
+KINDS: dict[str, Callable[[pathlib.Path], object]] = {
+    "fifo": os.mkfifo,
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "folder": pathlib.Path.mkdir,
+    "endless device": lambda path: path.symlink_to("/dev/zero"),
+    "empty device": lambda path: path.symlink_to("/dev/null"),
+    "link to a fifo": lambda path: _link(path, os.mkfifo),
+    "link to nothing": lambda path: path.symlink_to("nothing"),
+    "link to itself": lambda path: path.symlink_to(path),
+}
+DESCRIBED = Parameters(file="net.params", bytes=10, sha256="0" * 64)
+READERS: dict[str, tuple[Callable[[pathlib.Path], object], str, tuple[type[Exception], ...]]] = {
+    "manifest": (manifest.read, manifest.MANIFEST, (BadModel,)),
+    "parameters": (lambda folder: read_params(folder / "net.params"), "net.params", (BadParams,)),
+    "described parameters": (
+        lambda folder: read_described(folder / "net.params", DESCRIBED),
+        "net.params",
+        (BadParams, BadModel),
+    ),
+    "checksum": (lambda folder: sha256(folder / "net.params"), "net.params", (OSError,)),
+    "classes": (lambda folder: store.read_classes(folder / "classes"), "classes", (BadModel,)),
+    "data set": (cifar10.read_test, "test_batch.bin", (BadDataset,)),
+    "checkpoint": (checkpoint.progress_of, checkpoint.STATE, (OSError,)),
+}
+
+
+def _link(path: pathlib.Path, make: Callable[[pathlib.Path], object]) -> None:
+    target = path.with_name("target")
+    make(target)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reader", READERS)
+def test_only_regular_files_are_read(tmp_path: pathlib.Path, reader: str, kind: str) -> None:
+    """Others are refused without being waited for, as the reader's own kind of error."""
+    read, name, errors = READERS[reader]
+    KINDS[kind](tmp_path / name)
+    with pytest.raises(errors):
+        read(tmp_path)
+
+
+def test_links_are_followed(tmp_path: pathlib.Path) -> None:
+    """Kubernetes mounts volumes as links to links."""
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "file").write_bytes(b"content")
+    (tmp_path / "file").symlink_to("..data/file")
+    assert read_regular(tmp_path / "file", 7) == b"content"
+    with pytest.raises(OSError, match="more than 6 bytes"):
+        read_regular(tmp_path / "file", 6)
+
+
+OPENED: list[str] = []
+COUNTING: list[str] = []
+"""Names of files whose openings are counted at the moment."""
+
+
+def _count(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and COUNTING and pathlib.Path(str(arguments[0])).name in COUNTING:
+        OPENED.append(str(arguments[0]))
+
+
+@contextmanager
+def counted(name: str) -> Iterator[list[str]]:
+    if _count not in HOOKS:
+        sys.addaudithook(_count)  # for the rest of the process
+        HOOKS.append(_count)
+    OPENED.clear()
+    COUNTING.append(name)
+    try:
+        yield OPENED
+    finally:
+        COUNTING.clear()
+
+
+HOOKS: list[Callable[[str, tuple[Any, ...]], None]] = []
+
+
+def described(path: pathlib.Path) -> Parameters:
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return Parameters(file=path.name, bytes=len(content), sha256=digest)
+
+
+def test_parameters_are_read_once(tmp_path: pathlib.Path) -> None:
+    """The bytes that are hashed are those that are loaded: the file is opened a single time."""
+    path = tmp_path / "net.params"
+    write_params(path, {"weight": np.ones((3, 4), np.float32)})
+    wanted = described(path)
+    with counted("net.params") as openings:
+        arrays = read_described(path, wanted)
+    assert openings == [str(path)]
+    assert arrays["weight"].sum() == 12
+
+
+def test_a_file_that_is_exchanged_while_it_is_read(tmp_path: pathlib.Path) -> None:
+    """Changes nothing: the digest is of the bytes that were read."""
+    path, other = tmp_path / "net.params", tmp_path / "other.params"
+    write_params(path, {"weight": np.ones(4, np.float32)})
+    write_params(other, {"weight": np.zeros(4, np.float32)})
+    wanted = described(path)
+    with opened(path) as source:
+        other.replace(path)
+        assert source.arrays()["weight"].sum() == 4
+        assert source.sha256() == wanted.sha256
+    with pytest.raises(BadModel, match="SHA-256"):
+        read_described(path, wanted)
+
+
+def test_a_manifest_bounds_its_file(tmp_path: pathlib.Path) -> None:
+    """No manifest can ask for more than a gibibyte to be read."""
+    parameters = GOOD["parameters"] | {"bytes": manifest.MAX_PARAMS_BYTES + 1}
+    with pytest.raises(ValueError, match="bytes"):
+        manifest.Manifest.model_validate(GOOD | {"parameters": parameters})

@@ -1,0 +1,334 @@
+"""Who may wait for a decoder, what a decoder's end means for its image, and who is rejected."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+
+from batching import DeadlineUnreachable
+from service.decoding import pool
+from service.decoding.errors import BadImage, ImageTooExpensive, ImageTooLarge
+from service.decoding.image import EncodedImage, Pixels
+from service.decoding.limits import ORDINARY_MEMORY, Limits
+from service.decoding.picture import Fault
+from service.decoding.pool import Decoders
+from service.decoding.process import DecoderEnded, DecoderProcess, StartFailed, Template
+from service.errors import DecodersKilled
+from tests.fakes import Clock
+
+PIXELS = bytes(32 * 32 * 3)
+ANSWER = 0, PIXELS
+CRASH, KILLED = DecoderEnded(for_cpu_time=False), DecoderEnded(for_cpu_time=True)
+LIMITS = Limits(ordinary=2, expensive=1, expensive_memory=512 * 2**20, max_seconds=2.0)
+
+Outcome = tuple[int, bytes] | Exception
+
+
+class Process:
+    """A decoder that takes as long as it is told to, and answers what it is told to."""
+
+    def __init__(self, template: FakeTemplate, memory: int) -> None:
+        self.memory = memory
+        self.restrictions: list[str] = []
+        self.used_at: float | None = None
+        self.is_busy = False
+        self.closed = False
+        self.image_seconds = 0.0
+        self._template = template
+
+    async def ready(self) -> None:
+        await asyncio.sleep(0)
+
+    async def decode(self, image: EncodedImage, max_seconds: float) -> tuple[int, bytes]:
+        template = self._template
+        self.is_busy = True
+        template.begun.append((image, self))
+        template.something_began.set()
+        await template.goes_on.wait()
+        self.is_busy = False
+        self.image_seconds = template.seconds
+        outcome = template.outcomes.pop(0) if template.outcomes else ANSWER
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def free_memory(self) -> None:
+        self.used_at = None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeTemplate:
+    """Forks the decoders above."""
+
+    sample_seconds = 0.0056
+    has_ended = False
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        """Of the images that are decoded next; then all go well."""
+        self.seconds = 0.001
+        self.failures = 0
+        """How many more attempts to fork fail."""
+        self.forked: list[Process] = []
+        self.begun: list[tuple[EncodedImage, Process]] = []
+        self.goes_on, self.something_began = asyncio.Event(), asyncio.Event()
+        self.goes_on.set()
+
+    async def start(self) -> None:
+        await asyncio.sleep(0)
+
+    async def fork(self, memory: int, nicer: int) -> DecoderProcess:
+        if self.failures:
+            self.failures -= 1
+            raise StartFailed("the system allows no more processes")
+        self.forked.append(Process(self, memory))
+        return cast(DecoderProcess, self.forked[-1])
+
+    def close(self) -> None:
+        pass
+
+
+def image(pixels: int = 100_000, kind: str = "PNG") -> EncodedImage:
+    return EncodedImage(b"bytes", kind, pixels, 1, 64_000_000)
+
+
+ORDINARY, EXPENSIVE = image(), image(10_000_000)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def template() -> FakeTemplate:
+    return FakeTemplate()
+
+
+@pytest.fixture
+def kills() -> list[str]:
+    return []
+
+
+@asynccontextmanager
+async def running(
+    template: FakeTemplate, on_kill: Callable[[str], None], clock: Clock
+) -> AsyncIterator[Decoders]:
+    decoders = Decoders(LIMITS, on_kill, clock, lambda: cast(Template, template))
+    async with decoders.running():
+        yield decoders
+
+
+@pytest.fixture
+async def decoders(
+    template: FakeTemplate, kills: list[str], clock: Clock
+) -> AsyncIterator[Decoders]:
+    async with running(template, kills.append, clock) as decoders:
+        yield decoders
+
+
+def ask(
+    decoders: Decoders, image: EncodedImage, client: bytes = b"client", seconds: float = 10.0
+) -> asyncio.Task[Pixels]:
+    return asyncio.create_task(decoders.run(image, client, seconds))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others run until `condition` holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # what it says, no event does
+            await asyncio.sleep(0)
+
+
+async def test_pool_returns_pixels_and_raises_faults(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """The pixels of an image, or what is wrong with it."""
+    assert (await decoders.run(ORDINARY, b"client", 10)).shape == (32, 32, 3)
+    for fault, error in (
+        (Fault.DAMAGED, BadImage),
+        (Fault.TWO_SIZES, BadImage),
+        (Fault.TOO_MANY_PARTS, BadImage),
+        (Fault.TOO_LARGE, ImageTooLarge),
+    ):
+        template.outcomes.append((fault, b"cause"))
+        with pytest.raises(error):
+            await decoders.run(ORDINARY, b"client", 10)
+
+
+async def test_pool_separates_ordinary_from_expensive(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """Expensive images wait for decoders of their own; ordinary ones are decoded meanwhile."""
+    template.goes_on.clear()
+    first, second = ask(decoders, EXPENSIVE), ask(decoders, EXPENSIVE)
+    await until(lambda: template.begun)
+    passing = ask(decoders, ORDINARY)
+    await until(lambda: len(template.begun) == 2)
+    assert [process.memory for _, process in template.begun] == [
+        LIMITS.expensive_memory,
+        ORDINARY_MEMORY,
+    ]
+    template.goes_on.set()
+    await asyncio.gather(first, second, passing)
+
+
+@pytest.mark.parametrize("first", [CRASH, KILLED, (Fault.OUT_OF_MEMORY, b"")])
+async def test_pool_tries_expensive_decoder_after_an_ordinary_one(
+    decoders: Decoders, template: FakeTemplate, first: Outcome
+) -> None:
+    """An image that needs more than its header says is begun again where it may have more."""
+    template.outcomes.append(first)
+    await decoders.run(ORDINARY, b"client", 10)
+    assert [process.memory for _, process in template.begun] == [
+        ORDINARY_MEMORY,
+        LIMITS.expensive_memory,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        (CRASH, BadImage),
+        (KILLED, ImageTooExpensive),
+        ((Fault.OUT_OF_MEMORY, b""), ImageTooExpensive),
+        ((77, b""), BadImage),
+        ((0, b"too short"), BadImage),
+    ],
+)
+async def test_pool_rejects_what_fails_in_an_expensive_decoder(
+    decoders: Decoders, template: FakeTemplate, outcome: Outcome, error: type[Exception]
+) -> None:
+    """Only that image fails: the next one is decoded."""
+    template.outcomes.append(outcome)
+    with pytest.raises(error):
+        await decoders.run(EXPENSIVE, b"client", 10)
+    await decoders.run(EXPENSIVE, b"client", 10)
+
+
+async def test_pool_replaces_a_decoder_that_ended(
+    decoders: Decoders, template: FakeTemplate, kills: list[str]
+) -> None:
+    """Each end is counted by its reason, and there are as many decoders as before."""
+    template.outcomes += [KILLED, CRASH]
+    with pytest.raises(BadImage):
+        await decoders.run(ORDINARY, b"client", 10)
+    await until(lambda: len(template.forked) == 5)
+    assert kills == ["cpu_time", "crash"]
+    assert sum(process.closed for process in template.forked) == 2
+
+
+async def test_pool_rejects_a_client_whose_images_end_decoders(
+    decoders: Decoders, template: FakeTemplate, clock: Clock
+) -> None:
+    """After some, the client is told to wait a while; others and the decoders are not affected."""
+    for _ in range(pool.KILLS):
+        template.outcomes.append(CRASH)
+        with pytest.raises(BadImage):
+            await decoders.run(EXPENSIVE, b"killer", 10)
+    with pytest.raises(DecodersKilled) as rejected:
+        await decoders.run(EXPENSIVE, b"killer", 10)
+    await decoders.run(EXPENSIVE, b"other", 10)
+    assert 0 < rejected.value.retry_after <= 60
+    clock.now += rejected.value.retry_after
+    await decoders.run(EXPENSIVE, b"killer", 10)
+
+
+async def test_pool_keeps_its_other_decoders_when_one_cannot_be_started(
+    template: FakeTemplate, clock: Clock, kills: list[str]
+) -> None:
+    """Images are decoded by those that there are."""
+    template.failures = 1
+    async with running(template, kills.append, clock) as decoders:
+        await decoders.run(image(), b"client", 10)
+        await decoders.run(image(), b"client", 10)
+    assert len(template.forked) == 2
+
+
+async def test_pool_fails_an_image_where_the_unexpected_happens(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """Its request ends at once with the error, and the next image is decoded after a new start."""
+    template.outcomes.append(RuntimeError("unforeseen"))
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        await decoders.run(ORDINARY, b"client", 10)
+    await decoders.run(ORDINARY, b"client", 10)
+
+
+async def test_pool_rejects_what_would_be_late(decoders: Decoders, template: FakeTemplate) -> None:
+    """An image that would not be decoded in time behind others is rejected at once; where a
+    decoder is idle it is tried."""
+    template.goes_on.clear()
+    tasks = [ask(decoders, EXPENSIVE) for _ in range(4)]
+    await until(lambda: template.begun)
+    with pytest.raises(DeadlineUnreachable) as rejected:
+        await decoders.run(EXPENSIVE, b"client", 0.5)
+    assert rejected.value.retry_after > 0
+    in_time = ask(decoders, EXPENSIVE)
+    template.goes_on.set()
+    await asyncio.gather(*tasks, in_time)
+    await decoders.run(EXPENSIVE, b"client", 0.001 + 0.2)
+
+
+async def test_pool_decodes_nothing_for_a_client_that_left(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """Its image leaves the queue."""
+    template.goes_on.clear()
+    running = ask(decoders, EXPENSIVE)
+    await until(lambda: template.begun)
+    gone, kept = ask(decoders, image(11_000_000)), ask(decoders, image(12_000_000))
+    await until(lambda: decoders.waiting == 2)
+    gone.cancel()
+    await until(lambda: decoders.waiting == 1)
+    template.goes_on.set()
+    await asyncio.gather(running, kept)
+    assert [image.pixels for image, _ in template.begun] == [10_000_000, 12_000_000]
+
+
+async def test_pool_begins_nothing_that_cannot_end_in_time(
+    decoders: Decoders, template: FakeTemplate, clock: Clock
+) -> None:
+    """When others took longer than foreseen, an image that waited is rejected, not decoded in
+    vain."""
+    template.goes_on.clear()
+    running = ask(decoders, EXPENSIVE)
+    await until(lambda: template.begun)
+    late, later = ask(decoders, EXPENSIVE, seconds=2.0), ask(decoders, EXPENSIVE)
+    await until(lambda: decoders.waiting == 2)
+    clock.now = 1.99
+    template.goes_on.set()
+    with pytest.raises(DeadlineUnreachable):
+        await late
+    await asyncio.gather(running, later)
+
+
+async def test_pool_gives_up_when_the_time_is_up(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """TimeoutError while it is decoded; the decoder serves the next when it is free."""
+    template.goes_on.clear()
+    with pytest.raises(TimeoutError):
+        await decoders.run(ORDINARY, b"client", 0.05)
+    template.goes_on.set()
+    await decoders.run(ORDINARY, b"client", 10)
+
+
+async def test_pool_serves_clients_in_turns(decoders: Decoders, template: FakeTemplate) -> None:
+    """A client that comes after another with many images waits for one of them, not for all."""
+    template.seconds = 0.25
+    template.goes_on.clear()
+    many = [ask(decoders, image(10_000_000 + k), b"many") for k in range(6)]
+    await until(lambda: decoders.waiting == 5)
+    one = ask(decoders, image(9_000_000), b"one")
+    await until(lambda: decoders.waiting == 6)
+    template.goes_on.set()
+    await asyncio.gather(one, *many)
+    begun = [image.pixels for image, _ in template.begun]
+    assert begun.index(9_000_000) <= 2

@@ -1,0 +1,128 @@
+"""Real decoder processes: what they answer, what they survive, and what is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.decoding.errors import BadImage
+from service.decoding.image import as_pixels, identify
+from service.decoding.picture import Fault
+from service.decoding.process import DecoderEnded, DecoderProcess, Template
+from tests.service import synthetic
+from tests.service.synthetic import encode
+
+MAX_PIXELS = 64_000_000
+MIB = 2**20
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Invalid APNG:UserWarning"),
+]
+
+
+@pytest.fixture
+async def template() -> AsyncIterator[Template]:
+    template = Template()
+    await template.start()
+    yield template
+    template.close()
+
+
+@pytest.fixture
+async def process(template: Template) -> AsyncIterator[DecoderProcess]:
+    process = await template.fork(96 * MIB, 0)
+    await process.ready()
+    yield process
+    process.close()
+
+
+async def test_process_gives_the_same_pixels_as_decoding_here(process: DecoderProcess) -> None:
+    """Every kind of file that is served comes out as it does in this process: nothing that Pillow
+    needs is missing in the sandbox."""
+    for name, data in synthetic.served().items():
+        image = identify(data, MAX_PIXELS)
+        fault, content = await process.decode(image, 10)
+        assert fault == 0, (name, content)
+        assert np.array_equal(as_pixels(content), image.decode()), name
+
+
+async def test_process_survives_damaged_images(process: DecoderProcess) -> None:
+    """Each is answered with a fault, and the next image is decoded."""
+    for name, data in synthetic.broken().items():
+        with suppress(BadImage):  # rejected by its header
+            fault, _ = await process.decode(identify(data, MAX_PIXELS), 10)
+            assert fault in set(Fault), name
+    fault, _ = await process.decode(identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS), 10)
+    assert fault == 0
+
+
+async def test_process_reports_the_lack_of_memory(process: DecoderProcess) -> None:
+    """An image that needs more than the process may take gets a fault; the process lives on."""
+    large = encode(Image.new("RGB", (6000, 6000)), "PNG", compress_level=1)
+    assert (await process.decode(identify(large, MAX_PIXELS), 10))[0] == Fault.OUT_OF_MEMORY
+    small = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
+    assert (await process.decode(small, 10))[0] == 0
+
+
+async def test_process_is_killed_for_its_cpu_time(process: DecoderProcess) -> None:
+    """One that takes longer than allowed is killed; its caller learns why."""
+    large = encode(Image.new("RGB", (2000, 2000)), "WEBP", method=0)
+    with pytest.raises(DecoderEnded) as ended:
+        await process.decode(identify(large, MAX_PIXELS), 0.001)
+    assert ended.value.for_cpu_time
+
+
+async def test_process_is_not_killed_for_time_in_which_it_does_not_run(
+    process: DecoderProcess,
+) -> None:
+    """The limit is on CPU time: a process that stands still for longer is not killed."""
+    image = identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS)
+    os.kill(process.pid, signal.SIGSTOP)
+    decoding = asyncio.create_task(process.decode(image, 0.05))
+    await asyncio.sleep(0.3)  # six times the limit
+    assert not decoding.done()
+    os.kill(process.pid, signal.SIGCONT)
+    assert (await decoding)[0] == 0
+
+
+async def test_process_that_crashes_is_noticed(process: DecoderProcess) -> None:
+    """Whatever ends it: its caller is told at once."""
+    os.kill(process.pid, signal.SIGSTOP)
+    image = identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS)
+    decoding = asyncio.create_task(process.decode(image, 10))
+    await asyncio.sleep(0)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(DecoderEnded) as ended:
+        await decoding
+    assert not ended.value.for_cpu_time
+
+
+async def test_processes_share_nothing_with_the_server(
+    process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder has no variable of the server's environment, and no descriptor but two."""
+    proc = pathlib.Path(f"/proc/{process.pid}")
+    environment = proc.joinpath("environ").read_bytes()
+    assert b"PATH=" not in environment.replace(b"LD_LIBRARY_PATH=", b"")
+    assert {path.name for path in proc.joinpath("fd").iterdir()} == {"0", "1"}
+
+
+async def test_closing_the_template_ends_all_decoders(template: Template) -> None:
+    """Nothing of them is left, also when they are busy."""
+    processes = [await template.fork(96 * MIB, 0) for _ in range(2)]
+    for process in processes:
+        await process.ready()
+    template.close()
+    for process in processes:
+        with pytest.raises(DecoderEnded):
+            await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 10)
+        process.close()

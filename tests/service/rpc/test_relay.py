@@ -1,0 +1,316 @@
+"""What a client may do to a gRPC connection: real sockets, and a gRPC server that is played."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from service.budget import Budget
+from service.connections import Connections
+from service.rpc import relay
+from service.rpc.frames import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    Heads,
+    field,
+    frame,
+)
+from service.rpc.front import Front
+from service.rpc.streams import Stream, Streams
+
+pytestmark = pytest.mark.slow
+PATIENCE = 20.0
+PING = 0x6
+START = PREFACE + frame(SETTINGS, 0, 0)
+CALL = frame(HEADERS, END_HEADERS, 1, b"call")
+ANSWER = frame(HEADERS, END_HEADERS | END_STREAM, 1, b"answer")
+MOST = 2
+
+
+class Wire:
+    """A front with two connections at most, and what its gRPC server receives."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.connections = Connections(MOST)
+        self.budget = Budget(2**20)
+        self.streams = Streams(self.budget, 8)
+        self.path = str(folder / "grpc")
+        self.front = Front(self.connections, self.streams, self.path)
+        self.cores = asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
+        self.writers: list[asyncio.StreamWriter] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+
+    async def connect(
+        self, sent: bytes = START
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*self.listener.getsockname())
+        writer.write(sent)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def stream(self) -> Stream:
+        """The only one, as soon as there is one."""
+        await until(lambda: len(self.streams) > 0)
+        (stream,) = self.streams
+        return stream
+
+
+@pytest.fixture
+async def wire(tmp_path: pathlib.Path) -> AsyncIterator[Wire]:
+    async with wired(tmp_path) as found:
+        yield found
+
+
+@asynccontextmanager
+async def wired(folder: pathlib.Path) -> AsyncIterator[Wire]:
+    wire = Wire(folder)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire.writers.append(writer)
+        await wire.cores.put((reader, writer))
+
+    core = await asyncio.start_unix_server(serve, wire.path)
+    await wire.front.start([wire.listener])
+    try:
+        yield wire
+    finally:
+        wire.front.stop_accepting()
+        wire.front.stop()
+        core.close()
+        for _ in range(10):  # turns of the loop in which accepted connections reach `serve`
+            await asyncio.sleep(0)
+        for writer in wire.writers:
+            writer.transport.abort()
+        await until(lambda: not wire.connections.connections)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():  # noqa: ASYNC110  # a protocol's state, of which no event tells
+            await asyncio.sleep(0.001)
+
+
+async def reason(reader: asyncio.StreamReader) -> str:
+    """The text of the GOAWAY with which the connection ends."""
+    async with asyncio.timeout(PATIENCE):
+        data = await reader.read()
+    *_, (kind, _, _) = Heads().feed(data)
+    assert kind == GOAWAY
+    return data.rpartition(b"\0\0\0\x0b")[2].decode()
+
+
+async def arrived(wire: Wire, count: int) -> None:
+    await until(lambda: wire.budget.held == count)
+
+
+async def test_frames_pass_unchanged_but_for_one_header(wire: Wire) -> None:
+    """In pieces of any size; the header is a frame behind the client's own headers."""
+    sent = START + CALL + frame(DATA, END_STREAM, 1, b"message")
+    _, writer = await wire.connect(b"")
+    at = 0
+    while at < len(sent):
+        size = random.Random(at).randrange(1, 9)
+        writer.write(sent[at : at + size])
+        await asyncio.sleep(0)
+        at += size
+    named = frame(CONTINUATION, END_HEADERS, 1, field("shoal-stream", "1"))
+    expected = (
+        START + frame(HEADERS, 0, 1, b"call") + named + frame(DATA, END_STREAM, 1, b"message")
+    )
+    core, _ = await wire.cores.get()
+    assert await core.readexactly(len(expected)) == expected
+    assert (await wire.stream()).client == "127.0.0.1"
+
+
+async def test_bytes_are_held_until_the_call_ends(wire: Wire) -> None:
+    """By the answer, by either side's reset, and by the end of the connection."""
+    reset = frame(RST_STREAM, 0, 1, bytes(4))
+    for ends in "answer", "client", "core", "connection":
+        _, writer = await wire.connect(START + CALL + frame(DATA, 0, 1, bytes(1000)))
+        _, core = await wire.cores.get()
+        await arrived(wire, 1000)
+        if ends == "client":
+            writer.write(reset)
+        elif ends == "connection":
+            writer.close()
+        else:
+            core.write(ANSWER if ends == "answer" else reset)
+        await arrived(wire, 0)
+        assert not len(wire.streams)
+        writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"", PREFACE[:10]])
+async def test_a_preface_must_be_complete_in_time(
+    wire: Wire, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "HEAD_SECONDS", 0.1)
+    reader, _ = await wire.connect(sent)
+    assert await ended(reader)
+
+
+async def test_another_protocol_is_refused(wire: Wire) -> None:
+    reader, _ = await wire.connect(b"GET / HTTP/1.1\r\n\r\n")
+    assert await reader.read() == b""
+    assert wire.cores.empty()
+
+
+BLOCK = frame(HEADERS, 0, 1, b"call")
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (BLOCK + 3 * frame(CONTINUATION, 0, 1, bytes(11_000)), "longer than 32768 bytes"),
+        (BLOCK + frame(PING, 0, 0, bytes(8)), "interrupted"),
+        (BLOCK + frame(CONTINUATION, 0, 3), "interrupted"),
+        (BLOCK + frame(HEADERS, END_HEADERS, 3), "interrupted"),
+        (frame(CONTINUATION, END_HEADERS, 1), "no beginning"),
+        (CALL + frame(DATA, 0, 1, bytes(16_385))[:9], "larger than 16384 bytes"),
+    ],
+)
+async def test_what_no_client_may_send(wire: Wire, sent: bytes, told: str) -> None:
+    """The connection ends, and the client is told why."""
+    reader, _ = await wire.connect(START + sent)
+    assert told in await reason(reader)
+
+
+async def test_a_header_block_must_be_complete_in_time(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its frames go on and on without a byte."""
+    monkeypatch.setattr(relay, "HEAD_SECONDS", 0.2)
+    reader, writer = await wire.connect(START + BLOCK)
+    ended = asyncio.ensure_future(reader.read())
+    while not ended.done():
+        writer.write(frame(CONTINUATION, 0, 1))
+        await asyncio.sleep(0.02)
+    assert not wire.connections.connections
+
+
+FLOODS = {
+    "pings": frame(PING, 0, 0, bytes(8)),
+    "settings": frame(SETTINGS, 0, 0, b"\0\4\0\1\0\0"),
+    "resets": frame(RST_STREAM, 0, 1, bytes(4)),
+    "window updates": frame(0x8, 0, 0, b"\0\0\0\1"),
+    "priorities": frame(0x2, 0, 1, bytes(5)),
+    "unknown frames": frame(0x42, 0, 0, b"x"),
+    "empty data": frame(DATA, 0, 1),
+    "a byte of data each": frame(DATA, 0, 1, b"x"),
+    "data of no stream": frame(DATA, 0, 7, b"x"),
+    "trailers": frame(HEADERS, END_HEADERS, 1),
+    "empty continuations": frame(CONTINUATION, 0, 3),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_frames_without_a_message_are_taken_slowly(
+    wire: Wire, flood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than allowed are passed on, and a flood that goes on ends the connection."""
+    monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.5)
+    begin = frame(HEADERS, 0, 3) if flood == "empty continuations" else b""
+    reader, _ = await wire.connect(START + CALL + begin + 10_000 * FLOODS[flood])
+    core, _ = await wire.cores.get()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(PATIENCE):
+        passed = len(list(Heads().feed((await core.read())[len(PREFACE) :])))
+    seconds = loop.time() - began
+    assert passed <= relay.FRAMES_AT_ONCE + relay.FRAMES_PER_SECOND * (seconds + 1) + 4
+    assert await ended(reader)
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    """Whether the connection ends; its last bytes may be lost where more was sent than read."""
+    with suppress(ConnectionError):
+        async with asyncio.timeout(PATIENCE):
+            await reader.read()
+    return True
+
+
+async def test_frames_of_calls_that_are_answered_pass_at_any_rate(wire: Wire) -> None:
+    """A thousand calls, each with the frames that clients send beside it, and a few at a time."""
+    ping = frame(PING, 0, 0, bytes(8))
+    reader, writer = await wire.connect()
+    core, answers = await wire.cores.get()
+    for number in range(1, 2001, 2):
+        call = frame(HEADERS, END_HEADERS, number, b"call")
+        writer.write(call + frame(DATA, END_STREAM, number, b"message") + 6 * ping)
+        answers.write(frame(HEADERS, END_STREAM, number, b"answer"))
+        if number % 20 == 1:
+            await reader.readexactly(15)
+            reader._buffer.clear()  # type: ignore[attr-defined]
+    pings = 0
+    heads = Heads()
+    await core.readexactly(len(PREFACE))
+    async with asyncio.timeout(PATIENCE):  # at the rate of a flood it would take 25 s
+        while pings < 6000:
+            pings += sum(kind == PING for kind, _, _ in heads.feed(await core.read(65_536)))
+
+
+async def test_waiting_connections_make_room(wire: Wire) -> None:
+    """One with a message under way waits, too; one whose message is being answered does not."""
+    busy, _ = await wire.connect(START + CALL)
+    (await wire.stream()).take()
+    slow, _ = await wire.connect(START + CALL + frame(DATA, 0, 1, b"x"))
+    await arrived(wire, 1)
+    newest, _ = await wire.connect(START)
+    assert "waited longest" in await reason(slow)
+    await wire.cores.get()
+    assert len(wire.connections.connections) == MOST
+    assert not busy.at_eof() and not newest.at_eof()
+
+
+async def test_no_room_where_all_are_busy(wire: Wire) -> None:
+    """A newcomer is told to come back, until an answer has been sent."""
+    for _ in range(MOST):
+        await wire.connect(START + CALL)
+        _, core = await wire.cores.get()
+    await until(lambda: len(wire.streams) == MOST)
+    for stream in wire.streams:
+        stream.take()
+    refused, _ = await wire.connect(b"")
+    assert "Try again" in await reason(refused)
+    core.write(ANSWER)
+    await until(lambda: len(wire.streams) < MOST)
+    await wire.connect(START)
+    await wire.cores.get()
+
+
+async def test_a_client_that_does_not_take_its_answer(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is disconnected: where it does not read, and where it allows no byte of the answer."""
+    monkeypatch.setattr(relay, "READ_SECONDS", 0.2)
+    _, writer = await wire.connect(START + CALL)
+    _, core = await wire.cores.get()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    core.write(1000 * frame(DATA, 0, 1, bytes(16_000)))
+    await until(lambda: not wire.connections.connections)
+    reader, _ = await wire.connect(START + CALL)
+    stream = await wire.stream()
+    stream.take()
+    stream.answer()
+    assert await ended(reader)
+
+
+async def test_a_server_that_leaves_takes_the_client_with_it(wire: Wire) -> None:
+    reader, _ = await wire.connect(START)
+    _, core = await wire.cores.get()
+    core.write(ANSWER)
+    core.close()
+    assert await reader.read() == ANSWER
