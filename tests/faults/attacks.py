@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import io
 import json
 import math
 import pathlib
@@ -23,11 +22,11 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
 from tests.faults import hostile
 from tests.faults.attackers import SECONDS, attacking, names, seconds_of
-from tests.faults.honest import Account, Honest, made_up, photos, post
+from tests.faults.honest import Account, Honest, photos, picture, post
 from tests.faults.target import LIMIT, Target
 from tests.service.synthetic import encode
 
@@ -157,9 +156,9 @@ class Attacks:
 @functools.cache
 def sound() -> dict[str, bytes]:
     """A picture of VGA size in every format."""
-    picture = Image.open(io.BytesIO(made_up()[0]))
+    vga = picture(np.random.default_rng(0))
     return {
-        kind: encode(picture.quantize(64) if kind == "GIF" else picture, kind)
+        kind: encode(vga.quantize(64) if kind == "GIF" else vga, kind)
         for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF")
     }
 

@@ -141,7 +141,7 @@ def post(path: str, kind: str, body: bytes, extra: str = "") -> bytes:
 def made_up(count: int = 8) -> list[bytes]:
     """VGA pictures with the statistics of photos: smooth areas, edges and some noise."""
     dice = np.random.default_rng(0)
-    return [_jpeg(_picture(dice)) for _ in range(count)]
+    return [_jpeg(picture(dice)) for _ in range(count)]
 
 
 def photos(folder: pathlib.Path | None, count: int = 32) -> list[bytes]:
@@ -152,7 +152,8 @@ def photos(folder: pathlib.Path | None, count: int = 32) -> list[bytes]:
     return [_jpeg(Image.open(file).convert("RGB").resize(SIZE)) for file in files[:count]]
 
 
-def _picture(dice: np.random.Generator) -> Image.Image:
+def picture(dice: np.random.Generator) -> Image.Image:
+    """One of VGA size."""
     coarse = Image.fromarray(dice.integers(0, 256, (12, 16, 3), np.uint8))
     smooth = coarse.resize(SIZE, Image.Resampling.BICUBIC)
     fine = Image.fromarray(dice.integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8))
