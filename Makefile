@@ -148,7 +148,7 @@ LOCK = $(COMPILE) pyproject.toml
 
 # --- Faults, hostile clients and time: docs/reliability.md. -------------------------------------
 
-.PHONY: test-faults chaos soak fuzz
+.PHONY: test-faults chaos soak fuzz attacks cost-search crowding everything
 
 test-faults: $(VENV)/dev ## faults and hostile clients in real processes, some minutes
 	$(RUN) -m pytest tests/faults $(ARGS)
@@ -163,6 +163,18 @@ CORPUS ?= $(HOME)/.cache/shoal-fuzz
 
 fuzz: $(VENV)/dev ## fuzz what reads strangers' bytes; ARGS="--seconds 60", CORPUS=folder
 	@exec $(RUN) -m tests.faults.fuzz --corpus $(CORPUS) $(ARGS)
+
+attacks: $(VENV)/dev ## each attack in turn, and what it costs; ARGS="--only GIF --json FILE"
+	@exec $(RUN) -m tests.faults.attacks $(ARGS)
+
+cost-search: $(VENV)/dev ## search for the costliest inputs; ARGS="--minutes 60"
+	@exec $(RUN) -m tests.faults.cost_search $(ARGS)
+
+crowding: $(VENV)/dev ## do ten attackers crowd out an honest client? ARGS="--rounds 5"
+	@exec $(RUN) -m tests.faults.crowding $(ARGS)
+
+everything: $(VENV)/dev ## every attack at once beside honest clients; ARGS="--minutes 10"
+	@exec $(RUN) -m tests.faults.everything $(ARGS)
 
 # --- Benchmarks. Whom we are compared with has an environment of its own, below .bench/. ---------
 

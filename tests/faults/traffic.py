@@ -107,7 +107,7 @@ class Traffic:
                 await asyncio.sleep(0.05)
                 continue
             numbers = [dice.randrange(IMAGES) for _ in range(dice.choice((1, 1, 1, 1, 4)))]
-            await self._ask(connection, numbers)
+            await self.ask(connection, numbers)
             if wait := pause():
                 await asyncio.sleep(wait)
         if connection is not None:
@@ -138,7 +138,8 @@ class Traffic:
         body = b"".join([*parts, b"--b--\r\n"])
         return post("/predict/batch", "multipart/form-data; boundary=b", body)
 
-    async def _ask(self, connection: Connection, numbers: list[int]) -> None:
+    async def ask(self, connection: Connection, numbers: list[int]) -> None:
+        """Ask about the images of these numbers, and account for it."""
         self.account.asked += 1
         began = time.monotonic()
         status, body = await answer(connection, self.request(numbers))
@@ -183,7 +184,7 @@ class Traffic:
 
 
 def post(path: str, kind: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: shoal\r\nContent-Type: {kind}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
