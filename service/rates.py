@@ -51,14 +51,13 @@ class Rates:
 
     def take(self, client: Hashable, now: float) -> None:
         """Count one image, for a request of `client` that begins at `now`. Raises RateLimited."""
-        self.check(client, now)
+        if (seconds := self.wait(client, now)) > 0:
+            raise RateLimited(seconds)
         self.owe(client, 1, now)
 
-    def check(self, client: Hashable, now: float) -> None:
-        """Raises RateLimited where a request of `client` would be rejected at `now`."""
-        full_at = self._full_at.get(client, now)
-        if (early := full_at - self._ahead - now) > 0:
-            raise RateLimited(early)
+    def wait(self, client: Hashable, now: float) -> float:
+        """Seconds until a request of `client` is accepted; 0 where it would be at `now`."""
+        return max(0.0, self._full_at.get(client, now) - self._ahead - now)
 
     def owe(self, client: Hashable, images: int, now: float) -> None:
         """Count `images` more of a request that was accepted, even where they exceed the burst."""

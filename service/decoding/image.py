@@ -39,6 +39,11 @@ _BOUNDED_PIXELS = 128 * 128
 _WEBP_CHUNKS = 4096
 """Bytes in which the kind of a WebP is looked for; a wrong guess changes an estimate by half."""
 
+_PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
+"""PNG's type of color -> samples per pixel, where these are several."""
+_MAX_INFLATION = 1032
+"""Bytes that a byte of Deflate can stand for (RFC 1951: 258 bytes in two bits)."""
+
 # Pillow decodes these run by run in Python.
 _MAX_RUN_LENGTH_PIXELS = 4_000_000
 
@@ -245,7 +250,9 @@ _SIGNATURE = re.compile(
 
 
 def _png_header(data: bytes) -> Header:
-    width, height, _, color = struct.unpack_from(">IIBB", data, 16)
+    width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
+    bits = depth * _PNG_SAMPLES.get(color, 1)
+    _reject_without_pixels("PNG", data, height * (1 + width * bits // 8) // _MAX_INFLATION)
     return "PNG" if color in (2, 6) else "PNG palette", width, height
 
 
@@ -258,9 +265,11 @@ def _bmp_header(data: bytes) -> Header:
     if data[14] == 12:  # as OS/2 wrote it
         width, height = struct.unpack_from("<HH", data, 18)
         return "BMP", width, height
-    width, height, _, compression = struct.unpack_from("<IiII", data, 18)
+    width, height, planes_and_bits, compression = struct.unpack_from("<IiII", data, 18)
     if compression in (1, 2):
         _reject_too_large(width, abs(height), _MAX_RUN_LENGTH_PIXELS)
+    else:
+        _reject_without_pixels("BMP", data, abs(height) * width * (planes_and_bits >> 16) // 8)
     return "BMP", width, abs(height)  # negative where the rows run from top to bottom
 
 
@@ -282,6 +291,13 @@ def _jpeg_header(data: bytes) -> Header:
         raise BadImage("This JPEG image has no frame header. Send all of it.")
     width, height, baseline = frame
     return "JPEG" if baseline else "JPEG progressive", width, height
+
+
+def _reject_without_pixels(name: str, data: bytes, size: int) -> None:
+    """Its pixels take `size` bytes at least. Memory for pixels that are not there is taken for
+    nothing."""
+    if len(data) < size:
+        raise BadImage(f"This {name} image is cut short. Send all of it.")
 
 
 _HEADERS: dict[str, Callable[[bytes], Header]] = {

@@ -7,10 +7,11 @@ import re
 import struct
 from collections.abc import Iterator
 
-# Generous to what cameras and editors write (a progressive JPEG has some ten scans), and few
-# enough that a JPEG cannot take minutes.
+# Generous to what cameras and editors write: a progressive JPEG has some ten scans, and 20 are
+# allowed at 64 megapixels.
 _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
+_MAX_SCANNED_PIXELS = 20 * 64_000_000
 _MAX_JUNK = 1024
 
 _BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
@@ -60,11 +61,13 @@ def is_plain(data: bytes) -> bool:
     return False
 
 
-def has_too_many_parts(data: bytes) -> bool:
-    """Whether there are more segments or scans than any camera or editor writes. Each scan of a
-    progressive JPEG visits every block, and a scan can be a few bytes."""
+def has_too_many_parts(data: bytes, pixels: int) -> bool:
+    """Whether there are more segments or scans than any camera or editor writes for so many pixels.
+    Each scan of a progressive JPEG visits every block, and a scan can be a few bytes."""
     markers = [marker for marker, _ in itertools.islice(_segments(data), _MAX_SEGMENTS + 1)]
-    return len(markers) > _MAX_SEGMENTS or markers.count(_START_OF_SCAN) > _MAX_SCANS
+    scans = markers.count(_START_OF_SCAN)
+    too_many_scans = scans > _MAX_SCANS or scans * pixels > _MAX_SCANNED_PIXELS
+    return len(markers) > _MAX_SEGMENTS or too_many_scans
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:

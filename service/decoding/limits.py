@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from service.decoding.image import BYTES_PER_PIXEL
 
 MIB = 2**20
-ORDINARY_MEMORY = 96 * MIB
+ORDINARY_MEMORY = 88 * MIB
 """Bytes that a decoder for ordinary images may take."""
-EXPENSIVE_MEMORY = 512 * MIB
+EXPENSIVE_MEMORY = 544 * MIB
 """Bytes that a decoder for expensive images may take: 64 megapixels of progressive JPEG."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
 RESTING_MEMORY = 12 * MIB

@@ -95,7 +95,7 @@ def decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> 
 
 
 def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> Image.Image:
-    if kind == "JPEG" and jpeg.has_too_many_parts(data):
+    if kind == "JPEG" and jpeg.has_too_many_parts(data, width * height):
         raise Undecodable(Fault.TOO_MANY_PARTS)
     image = _READERS[kind](io.BytesIO(data))
     if image.size != (width, height):

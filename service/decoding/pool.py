@@ -8,7 +8,8 @@ Promises
 - Clients get equal shares of decode time when several of them wait (`queue`), and a client whose
   images end more than `KILLS` decoders is rejected for a while.
 - Expensive images wait for places of their own, at a lower priority, so ordinary ones pass. What
-  turns out to be more expensive than its header says is begun again in one of those.
+  turns out to be more expensive than its header says is begun again in one of those, and its client
+  has no others for a minute.
 - An image is rejected at once when it would not be decoded in time, judging by its header and by
   what waits. Nothing is decoded whose client has left or whose time is up.
 
@@ -36,7 +37,7 @@ from service.decoding.process import (
     Template,
 )
 from service.decoding.queue import FairQueue
-from service.errors import DecodeQueueFull, DecodersKilled, RateLimited
+from service.errors import DecodeQueueFull, DecodersKilled
 from service.logs import log
 from service.rates import Client, Rates
 
@@ -50,6 +51,8 @@ NICER = 10
 """nice(2) of the decoders of expensive images: a tenth of the weight of others."""
 KILLS, KILLS_SECONDS = 5, 60.0
 """How many decoders one client's images may end within so many seconds."""
+DISTRUST_SECONDS = 60.0
+"""For which all images of a client count as expensive after one was so despite its header."""
 MAX_WAITING = 4096
 """Images that may wait, ordinary and expensive ones each."""
 IDLE_SECONDS = 2.0
@@ -126,6 +129,7 @@ class Decoders:
         self._clock = clock
         self._new_template = template
         self._kills = Rates(KILLS / KILLS_SECONDS, KILLS)
+        self._lies = Rates(1 / DISTRUST_SECONDS, 1)
         self._costs = Costs()
         self._ordinary = _Lane(limits.ordinary, ORDINARY_MEMORY, ORDINARY_LIMIT, nicer=0)
         self._expensive = _Lane(
@@ -162,12 +166,14 @@ class Decoders:
         TimeoutError; DecodeQueueFull; DecodersKilled; BadImage, ImageTooLarge, ImageTooExpensive.
         """
         now = self._clock()
-        self._check_kills(client, now)
+        if (wait := self._kills.wait(client, now)) > 0:
+            raise DecodersKilled(wait)
         seconds = self._costs.estimate(image.kind, image.pixels, len(image.data))
         answer: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
         job = _Job(image, client, seconds, now + max_seconds, answer)
         lane = self._ordinary
-        if seconds > ORDINARY_SECONDS or image.memory > ORDINARY_IMAGE_MEMORY:
+        expensive = seconds > ORDINARY_SECONDS or image.memory > ORDINARY_IMAGE_MEMORY
+        if expensive or self._is_distrusted(client):
             lane = self._expensive
         late = lane.seconds_until_done(job) - max_seconds
         if late > 0 and lane.is_busy:
@@ -186,11 +192,9 @@ class Decoders:
         megapixels = {kind: self.limits.most_pixels(kind) / 1e6 for kind in BYTES_PER_PIXEL}
         return {"max_megapixels": {kind: round(each, 1) for kind, each in megapixels.items()}}
 
-    def _check_kills(self, client: Client, now: float) -> None:
-        try:
-            self._kills.check(client, now)
-        except RateLimited as limited:
-            raise DecodersKilled(limited.retry_after) from None
+    def _is_distrusted(self, client: Client) -> bool:
+        """Whether an image of `client` was more expensive than its header said, lately."""
+        return self._lies.wait(client, self._clock()) > 0
 
     async def _run(self) -> None:
         """Decoders, for as long as this is not canceled."""
@@ -263,6 +267,9 @@ class Decoders:
         """Whether `process` can decode another image."""
         if not self._is_worth_it(job):
             return True
+        if lane is self._ordinary and self._is_distrusted(job.client):
+            self._move_to_expensive(job)
+            return True
         try:
             answer = await process.decode(job.image, lane.max_seconds)
             self._answer(job, lane, *answer, process.image_seconds)
@@ -311,6 +318,10 @@ class Decoders:
     def _begin_again(self, job: _Job) -> None:
         """It is more expensive than its header says."""
         job.seconds = max(job.seconds, ORDINARY_LIMIT)
+        self._lies.owe(job.client, 1, self._clock())
+        self._move_to_expensive(job)
+
+    def _move_to_expensive(self, job: _Job) -> None:
         if not job.answer.done():
             try:
                 self._expensive.put(job)

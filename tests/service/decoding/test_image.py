@@ -83,15 +83,36 @@ def rendered_plainly(path: pathlib.Path) -> npt.NDArray[np.uint8]:
     ("kind", "name"),
     [("JPEG", "JPEG"), ("PNG", "PNG"), ("WEBP", "WebP"), ("BMP", "BMP"), ("GIF", "GIF")],
 )
-@pytest.mark.parametrize("size", [(1, 1), (32, 32), (300, 2), (2, 300), (1000, 700)])
+@pytest.mark.parametrize("size", [(1, 1), (15, 15), (70, 3), (3, 70)])
 def test_type_and_size_are_known_before_any_pixel_is_decoded(
     kind: str, name: str, size: tuple[int, int]
 ) -> None:
-    """The header is enough: a file cut behind it is told just as well."""
+    """The header is enough: a file cut behind it is told just as well, unless its length alone
+    says that it is cut."""
     data = encode(Image.new("P" if kind == "GIF" else "RGB", size), kind)
 
     for upload in identify(data, MAX_PIXELS), identify(data[:700], MAX_PIXELS):
         assert (upload.format, upload.width, upload.height) == (name, *size)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP"])
+def test_a_file_too_short_for_its_pixels_is_rejected_by_its_header(kind: str) -> None:
+    """No memory is taken for pixels that cannot be there: in a BMP each has its bytes, and in a PNG
+    a byte stands for 1,032 at most."""
+    data = encode(Image.new("RGB", (4000, 4000)), kind)
+
+    assert identify(data, MAX_PIXELS).pixels == 16_000_000
+    with pytest.raises(BadImage, match="cut short"):
+        identify(data[:700], MAX_PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+def test_the_smallest_files_are_long_enough_for_their_pixels(mode: str) -> None:
+    """What compresses best is not rejected for its length."""
+    for kind in ("PNG",) if mode in ("RGBA", "I;16") else ("PNG", "BMP"):
+        for size in (1, 1), (3, 5), (2000, 3000):
+            data = encode(Image.new(mode, size), kind)
+            assert identify(data, MAX_PIXELS).pixels == size[0] * size[1]
 
 
 @pytest.mark.parametrize("lossless", [False, True])

@@ -39,10 +39,10 @@ def test_more_memory_never_means_fewer_decoders(processes: int, memory: int, mor
 
 @pytest.mark.parametrize(
     ("mebibytes", "ordinary", "expensive", "each"),
-    [(768, 2, 1, 512), (600, 2, 1, 360), (350, 1, 1, 218), (12_288, 2, 2, 512)],
+    [(768, 2, 1, 544), (600, 2, 1, 376), (350, 1, 1, 226), (12_288, 2, 2, 544)],
 )
 def test_limits_by_example(mebibytes: int, ordinary: int, expensive: int, each: int) -> None:
-    """Half of a container of 1,536 MiB; of smaller ones; of a machine with two cores."""
+    """Half of a container of 1,536 MiB; of smaller ones; of a machine."""
     found = limits(2, mebibytes * MIB, 2.0)
     assert (found.ordinary, found.expensive) == (ordinary, expensive)
     assert found.expensive_memory // MIB == each

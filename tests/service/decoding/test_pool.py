@@ -223,6 +223,26 @@ async def test_pool_rejects_what_fails_in_an_expensive_decoder(
     await decoders.run(EXPENSIVE, b"client", 10)
 
 
+async def test_pool_distrusts_a_client_whose_image_was_more_expensive_than_its_header(
+    decoders: Decoders, template: FakeTemplate, clock: Clock
+) -> None:
+    """For a minute its images, also those that wait already, are decoded where expensive ones are;
+    those of others are not."""
+    template.outcomes.append(KILLED)
+    template.goes_on.clear()
+    waiting = [ask(decoders, image(100_000 + k), b"liar") for k in range(4)]
+    await until(lambda: len(template.begun) == 2)
+    template.goes_on.set()
+    await asyncio.gather(*waiting)
+    await decoders.run(ORDINARY, b"liar", 10)
+    assert {process.memory for _, process in template.begun[2:]} == {LIMITS.expensive_memory}
+    await decoders.run(ORDINARY, b"honest", 10)
+    assert template.begun[-1][1].memory == ORDINARY_MEMORY
+    clock.now += pool.DISTRUST_SECONDS
+    await decoders.run(ORDINARY, b"liar", 10)
+    assert template.begun[-1][1].memory == ORDINARY_MEMORY
+
+
 async def test_pool_replaces_a_decoder_that_ended(
     decoders: Decoders, template: FakeTemplate, kills: list[str]
 ) -> None:
