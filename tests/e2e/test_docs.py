@@ -62,6 +62,8 @@ def test_every_error_is_described(predict: Any) -> None:
         (415, "unsupported_image_type"),
         (413, "body_too_large"),
         (413, "image_too_large"),
+        (413, "image_too_expensive"),
+        (429, "decoders_killed"),
         (408, "upload_timeout"),
         (503, "not_ready"),
         (503, "queue_full"),
