@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import uvloop
 
 from benchmarks.decode_cost import encoded
-from model_store.cores import cores
+from model_store.cgroup import cores
 from service.decoding.image import EncodedImage, Pixels, identify
 from service.decoding.limits import limits
 from service.decoding.pool import Decoders

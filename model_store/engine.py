@@ -35,10 +35,9 @@ from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 from model_store import manifest, precision, tiles
-from model_store.cores import cores
+from model_store.cgroup import cores, memory
 from model_store.device import Device, GpuMemory, choose, gpu_memory
 from model_store.manifest import BadModel, Manifest, Parameters
-from model_store.memory import memory
 from model_store.network import (
     SIDE,
     Image,

@@ -17,9 +17,8 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model_store.cores import cores
+from model_store.cgroup import cores, memory
 from model_store.manifest import STORE, Name, Version
-from model_store.memory import memory
 
 PREFIX = "SHOAL_"
 Seconds = Annotated[float, Field(gt=0, le=3600)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from model_store import tiles
-from model_store.memory import memory
+from model_store.cgroup import memory
 from model_store.precision import cpu_flags
 from model_store.tiles import ISA, WITH_TILES
 from tests.sources import ROOT
