@@ -5,7 +5,7 @@ is not served, what has no pixels, and what is too large.
 
 `EncodedImage.decode` decodes in this process, without any bound on memory or CPU time but those
 that the image's construction gives. On the event loop it is only called where `is_bounded`: small
-plain JPEGs and PNGs, whose cost `tests/decoding/test_bounded.py` measures. All others go to the
+plain JPEGs and PNGs, whose cost `tests/service/decoding/test_bounded.py` measures. All others go to the
 decoder processes (`service.decoding.pool`).
 """
 
@@ -32,9 +32,12 @@ Header = tuple[str, int, int]
 
 _SERVED = "JPEG, PNG, WebP, BMP or GIF"
 
-# Up to here a plain image takes about a millisecond at most (benchmarks/decode_cost.py).
+# Within these bounds a plain image takes about a millisecond at most: tests/service/decoding/
+# test_bounded.py. The side counts too: decoders work in blocks of up to 16 x 16 pixels, so an image
+# that is one pixel wide has up to 16 times as much work as its pixels.
 _BOUNDED_BYTES = 32 * 1024
 _BOUNDED_PIXELS = 128 * 128
+_BOUNDED_SIDE = 512
 
 _WEBP_CHUNKS = 4096
 """Bytes in which the kind of a WebP is looked for; a wrong guess changes an estimate by half."""
@@ -85,6 +88,8 @@ class EncodedImage:
         """Whether the cost of decoding is bounded by construction, and small: then `decode` may run
         on the event loop."""
         if len(self.data) > _BOUNDED_BYTES or self.pixels > _BOUNDED_PIXELS:
+            return False
+        if max(self.width, self.height) > _BOUNDED_SIDE:
             return False
         if self.kind == "JPEG":
             return jpeg.is_plain(self.data)

@@ -15,12 +15,12 @@ _MAX_JUNK = 1024
 
 _BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
 
-# How nearly every program begins a JPEG: a JFIF header, tables, and a baseline frame in gray or
-# YCbCr; and, where the Huffman tables are the standard's, these and the scan.
+# How nearly every program begins a JPEG: a JFIF header, quantization tables, and a baseline frame
+# in gray or YCbCr; then, where the Huffman tables are the standard's, these and the first scan.
 _USUAL = re.compile(
     rb"\xff\xd8\xff\xe0\x00\x10JFIF\x00.{9}(?:\xff\xdb\x00\x43.{65}|\xff\xdb\x00\x84.{130}){1,2}"
-    rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?:\x01.{3}|\x03.{9})"
-    rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda)?",
+    rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?P<components>\x01.{3}|\x03.{9})"
+    rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda..(?P<scanned>.))?",
     re.DOTALL,
 )
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
@@ -44,19 +44,23 @@ def frame(data: bytes) -> tuple[int, int, bool] | None:
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a baseline JPEG, gray or YCbCr by the usual rules, without EXIF or XMP."""
+    """Whether this is a baseline JPEG, gray or YCbCr by the usual rules, without EXIF or XMP, whose
+    first scan has all of its components.
+
+    Decoders read one scan of such a file, so its size bounds the work. Otherwise they would read
+    all scans there are, and each may visit every block and be ten bytes long.
+    """
     usual = _USUAL.match(data)
     if usual and usual["scan"]:
-        return True  # what comes after it are pixels
+        return usual["scanned"] == usual["components"][:1]  # what follows is pixels
     if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
         return False
-    if usual:
-        return True
+    components = b""
     for marker, position in itertools.islice(_segments(data), _MAX_SEGMENTS):
         if marker == _BASELINE:
-            return data[position + 7 : position + 8] in (b"\1", b"\3")
+            components = data[position + 7 : position + 8]
         if marker == _START_OF_SCAN:
-            break
+            return components in (b"\1", b"\3") and data[position + 2 : position + 3] == components
     return False
 
 
