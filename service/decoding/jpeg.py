@@ -1,4 +1,4 @@
-"""What the markers of a JPEG tell without decoding a pixel (ITU-T T.81, annex B)."""
+"""Reads the markers of a JPEG without decoding a pixel (ITU-T T.81, annex B)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-# Generous to what cameras and editors write (a progressive JPEG has some ten scans), and few
-# enough that a JPEG cannot take minutes.
+# More than cameras and editors write (a progressive JPEG has some ten scans), and few enough that
+# decoding cannot take minutes.
 _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
 _MAX_JUNK = 1024
@@ -27,9 +27,9 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def frame(data: bytes) -> tuple[int, int, bool] | None:
-    """Width, height, and whether the frame is baseline; None where there is no frame header.
+    """Width, height, and whether the frame is baseline or extended; None: there is no frame header.
 
-    Looks at 1,000 segments at most. Raises struct.error where the data ends within the header.
+    Reads at most 1,000 segments. Raises struct.error if the data ends within the header.
     """
     if usual := _USUAL.match(data):
         height, width = struct.unpack(">HH", usual["size"])
@@ -39,7 +39,7 @@ def frame(data: bytes) -> tuple[int, int, bool] | None:
             height, width = struct.unpack_from(">HH", data, position + 3)
             return width, height, marker in (_BASELINE, _EXTENDED)
         if marker == _START_OF_SCAN:
-            break  # what follows is pixels, and may be long
+            break  # pixels follow, which may be long
     return None
 
 
@@ -52,7 +52,7 @@ def is_plain(data: bytes) -> bool:
     """
     usual = _USUAL.match(data)
     if usual and usual["scan"]:
-        return usual["scanned"] == usual["components"][:1]  # what follows is pixels
+        return usual["scanned"] == usual["components"][:1]  # pixels follow
     if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
         return False
     components = b""
@@ -72,7 +72,7 @@ def has_too_many_parts(data: bytes) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Each marker, and the position of what it heads, until the image ends."""
+    """Each marker and the position behind it, until the image ends."""
     position, end = 2, 2 + _MAX_JUNK
     while found := _MARKER.search(data, position, end):
         marker, position = data[found.end() - 1], found.end()
