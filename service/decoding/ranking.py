@@ -47,7 +47,7 @@ class Ranking(Generic[M]):
         return key[0]
 
     def oldest(self) -> tuple[float, M]:
-        """The member that was set first, after its value. Raises StopIteration if there are none."""
+        """The value and member that were set first. Raises StopIteration if there are none."""
         member = next(iter(self._keys))
         return self._keys[member][0], member
 

@@ -52,7 +52,7 @@ _IMPORTED_LATE = (
     "PIL.ImageColor",
     "PIL.ImagePalette",
 )
-"""Modules that Pillow imports when it needs them. A decoder cannot open files, so the template does."""
+"""Modules that Pillow imports when it needs them. The template does, as decoders open no files."""
 
 SAMPLE = (512, 384)
 """Width and height, in pixels, of the images whose decoding is timed."""
