@@ -6,7 +6,7 @@ Promises
   replaced, and only the request with that image fails.
 - All decoders together take at most `Limits.memory`.
 - Clients get equal shares of decode time when several of them wait (`queue`), and a client whose
-  images end more than `KILLS` decoders is rejected for a while.
+  images have ended `KILLS` decoders is rejected for a while.
 - Expensive images have decoders of their own, at a lower priority, so ordinary images do not wait
   for them. An image that turns out to be more expensive than its header says is begun again there.
 - An image is rejected at once if it would not be decoded in time, by the estimates of its cost and
