@@ -1,8 +1,8 @@
-"""Completion: a callback that raises still completes the answer that it is responsible for.
+"""Completes an answer with an error when the callback that should complete it raises.
 
-An exception in a callback goes to the event loop's handler, which logs it. The request that waits
-for that callback would wait until its deadline. Code that completes an answer outside of the
-awaiting task therefore runs within `on_error`.
+The event loop only logs an exception of a callback, and the request that waits for its answer would
+wait until its deadline. So code that completes an answer outside of the awaiting task runs within
+`on_error`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class on_error:  # noqa: N801  # a statement: `with on_error(...):`
-    """`with on_error(fail, *arguments):` calls `fail(*arguments, error)` where the block raises.
+    """`with on_error(fail, *arguments):` calls `fail(*arguments, error)` if the block raises.
 
-    The exception ends there: `fail` has reported it. Exceptions that end a task or a process
-    (CancelledError, KeyboardInterrupt, SystemExit) continue after `fail` was called with a
-    RuntimeError that has them as its cause.
+    The exception is not raised again: `fail` must report it. Exceptions that end a task or a
+    process (CancelledError, KeyboardInterrupt, SystemExit) are raised again, after `fail` was
+    called with a RuntimeError that has them as its cause.
     """
 
     __slots__ = ("_arguments", "_fail")
@@ -41,7 +41,7 @@ class on_error:  # noqa: N801  # a statement: `with on_error(...):`
 
 
 def reject(answer: asyncio.Future[Any], error: Exception) -> None:
-    """Complete `answer` with `error`. Where it is complete already, log `error`."""
+    """Complete `answer` with `error`, or log `error` if `answer` is complete already."""
     if answer.done():
         log.error("a callback failed after its request had ended", exc_info=error)
     else:
@@ -49,7 +49,8 @@ def reject(answer: asyncio.Future[Any], error: Exception) -> None:
 
 
 def raisable(error: BaseException) -> Exception:
-    """`error`, or a RuntimeError caused by it where a future would not take or keep it."""
+    """`error`, or a RuntimeError caused by it if a future cannot hold it: StopIteration, and
+    exceptions that are no Exception."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError(f"{type(error).__name__} in a callback")

@@ -1,8 +1,8 @@
-"""Files that the store reads: regular ones, up to a size.
+"""Reads files of the store: regular files only, up to a maximum size.
 
 `open` blocks on a FIFO without a writer, and a device may be endless. Symbolic links are followed,
-since Kubernetes mounts volumes as links. What is checked is the file that was opened and not its
-path, so another file cannot take its place between the check and the read.
+because Kubernetes mounts volumes as links. The opened file is checked, not its path, so no
+other file can take its place between the check and the read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import BinaryIO
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file, opened for reading in binary. Raises OSError, also where it is not a regular file:
-    a directory, FIFO, socket or device."""
+    """Open a file for reading in binary.
+
+    Raises OSError, also if it is not a regular file but a directory, FIFO, socket or device.
+    """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     descriptor = os.open(path, flags)
     try:
@@ -28,8 +30,10 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """The content of a regular file. Raises OSError, also where it has more than `max_bytes`, of
-    which no more are read."""
+    """The content of a regular file. Reads at most `max_bytes` + 1 bytes.
+
+    Raises OSError, also if the file has more than `max_bytes` bytes or is not a regular file.
+    """
     with open_regular(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:

@@ -5,9 +5,9 @@ client that does not read. It accepts heads of any length, and parses any number
 requests ahead of the answers. Here
 
 - **One request at a time.** Bytes that arrive behind a request that is not answered yet stay
-  unparsed, and reading stops. They are parsed in order when the answer has been handed to the
-  transport, so none is lost. Reading stops, too, while the client does not read its answers, and
-  while the application has not taken 64 KiB of a body.
+  unparsed, and reading stops. They are parsed in order after the answer was written to the
+  transport, so none is lost. Reading also stops while the client does not read its answers, and
+  while the application has more than 64 KiB of a body to receive.
 - **Bounded work.** Bytes are parsed in pieces, each of which contains the end of at most one head.
   In one turn of the event loop a connection starts at most one request, and parses at most `TURN`
   pieces and chunks, and those of one piece more.
@@ -18,16 +18,16 @@ requests ahead of the answers. Here
   - `GATHERED_BYTES` + 64 KiB + one answer that the client has not read.
 
   What belongs to a request is released when the request is answered.
-- **One deadline for each purpose.** None stops another:
+- **One deadline for each purpose.** They are independent:
   - the first byte of a request must arrive within the keep-alive time;
   - a head must be complete within `HEAD_SECONDS` of its first byte;
-  - a request that is answered before its end, or refused, must end within `REST_SECONDS`;
-  - a client must read its answers within `READ_SECONDS` of when the buffer for them is full, and
-    again of when the connection is closed.
+  - a request that is answered before its end, or rejected, must end within `REST_SECONDS`;
+  - a client must read its answers within `READ_SECONDS` after their buffer is full, and within the
+    same time after the connection is closed.
 
   A connection that misses a deadline is aborted: closing would wait for the client to read.
-- Connections that wait for a request, or for their client to read the last answer, make room for
-  others (`service.connections`).
+- Connections that wait for a request, or for their client to read the last answer, are closed when
+  others need their place (`service.connections`).
 - The framing of a body (chunk sizes, chunk extensions, trailers) has the bounds of a head.
   Trailers are ignored.
 
@@ -35,8 +35,8 @@ Malformed requests get their 400 as a problem document, including CONNECT and re
 exactly one Host (RFC 9112, section 3.2). An offer to upgrade is ignored (RFC 9110, section 7.8):
 the parser would drop the body of a request that makes one, as Java's own client does with h2c.
 
-How long a body may take is decided by the route. An answer is written in one system call, where
-uvicorn writes its head and its body apart.
+The route limits the time of a body. An answer is written in one system call, where uvicorn writes
+its head and its body separately.
 
 The application finds in its scope that the body is complete (`upload.WHOLE`) and a `Departure` that
 tells when the client disconnects (`departure.DEPARTURE`).
@@ -74,18 +74,18 @@ READ_BYTES = 64 * 1024
 PIECE_BYTES = 4096
 """Maximum size of a piece that is not of a body of known length."""
 TURN = 1000
-"""Pieces and chunks after which parsing goes on in the next turn of the event loop."""
+"""Number of pieces and chunks after which parsing continues in the next turn of the event loop."""
 FRAME = 16
-"""Bytes of framing that each byte of a body may have: `1;\\r\\n`, the byte, `\\r\\n`, and some."""
+"""Bytes of framing allowed per byte of a body: `1;\\r\\n`, the byte, `\\r\\n`, and a margin."""
 GATHERED_BYTES = 64 * 1024
 HEAD_END = b"\r\n\r\n"
-"""Ends every head and every chunked body; nothing else ends one."""
+"""The end of every head and every chunked body."""
 
 
 class Incoming(asyncio.BufferedProtocol):
-    """Hands a connection at most `READ_BYTES` at a time. uvloop by itself reads 250 KiB at once."""
+    """Passes at most `READ_BYTES` at a time to a connection. uvloop reads 250 KiB at once."""
 
-    _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: it is used within one turn
+    _buffer = memoryview(bytearray(READ_BYTES))  # shared by all connections: used within one turn
 
     def __init__(self, connection: Connection) -> None:
         self.connection_made = connection.connection_made  # type: ignore[method-assign,assignment]
@@ -114,7 +114,7 @@ class Outgoing(asyncio.Transport):
         self._bytes = 0
         self._ended = False
         self._closed = Deadline(self._loop, transport.abort)
-        # What uvicorn asks of a transport beside writing and leaving.
+        # The other methods of a transport that uvicorn uses.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
@@ -125,7 +125,7 @@ class Outgoing(asyncio.Transport):
             self._loop.call_soon(self.flush)
         self._gathered.append(data)
         self._bytes += len(data)
-        if self._bytes > GATHERED_BYTES:  # a client that does not read must be felt
+        if self._bytes > GATHERED_BYTES:  # or flow control would not notice a slow client
             self.flush()
 
     def flush(self) -> None:
@@ -142,7 +142,7 @@ class Outgoing(asyncio.Transport):
             self._closed.start(READ_SECONDS)
 
     def write_eof(self) -> None:
-        """Tell the client that nothing follows; what is written afterwards is dropped."""
+        """Tell the client that nothing follows. Data that is written afterwards is dropped."""
         self.flush()
         self._ended = True
         self._transport.write_eof()
@@ -156,7 +156,7 @@ class Outgoing(asyncio.Transport):
 
 
 class Deadline:
-    """Calls `missed` unless it is stopped in time. Each has one purpose."""
+    """A timer that calls `missed` unless it is stopped in time. Each has one purpose."""
 
     __slots__ = ("_loop", "_missed", "_timer")
 
@@ -169,7 +169,7 @@ class Deadline:
         return self._timer is not None
 
     def start(self, seconds: float) -> None:
-        """From now on, also where it was running."""
+        """Start, or start anew, with `seconds` from now."""
         self.stop()
         self._timer = self._loop.call_later(seconds, self._missed)
 
@@ -183,14 +183,14 @@ class Connection(HttpToolsProtocol):
     server_state: Connections
     _in_head = False
     _frame_bytes = 0
-    """Bytes of the head so far, or of what surrounds the body."""
+    """Bytes so far of the head, or of the body's framing."""
     _body_left = 0
-    """Bytes of a body of known length that are still to be parsed."""
+    """Bytes of a body of known length that are not parsed yet."""
     _singly = 0
-    """Bytes that are pieces of their own, since they may be the rest of a `HEAD_END`."""
+    """Number of next bytes that are parsed one by one: they may be the rest of a `HEAD_END`."""
     _unparsed = b""
     _work = 0
-    """Pieces and chunks that have been parsed in this turn of the event loop."""
+    """Number of pieces and chunks parsed in this turn of the event loop."""
     _reading = True
     _turn: asyncio.Handle | None = None
     _discarding = False
@@ -236,7 +236,7 @@ class Connection(HttpToolsProtocol):
             self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
-        """As far as it may be parsed now; the rest is kept, and nothing more is read."""
+        """Parse `data` as far as allowed now. Keep the rest, and do not read until it is parsed."""
         at, self._work = 0, 0
         while at < len(data) and not self._blocked():
             if self._work > TURN:
@@ -259,7 +259,7 @@ class Connection(HttpToolsProtocol):
             self._head.start(HEAD_SECONDS)
 
     def _blocked(self) -> bool:
-        """Whether a request must be answered, or its body taken, or its answer read, first."""
+        """Whether parsing must wait for an answer, or for a body or an answer to be read."""
         flow = self.flow
         if flow.read_paused or flow.write_paused:
             return True
@@ -267,7 +267,7 @@ class Connection(HttpToolsProtocol):
         return cycle is not None and not cycle.more_body and not cycle.response_complete
 
     def _piece(self, data: bytes, at: int) -> int:
-        """How many bytes are to be parsed next: to the end of the next `HEAD_END`, where one is."""
+        """Number of bytes to parse next: to the end of the next `HEAD_END`, if there is one."""
         if self._singly:
             self._singly -= 1
             if data[at] in HEAD_END:
@@ -282,7 +282,7 @@ class Connection(HttpToolsProtocol):
         return piece
 
     def _feed(self, piece: bytes) -> bool:
-        """Parse what is not a body of known length. Returns whether to go on."""
+        """Parse a piece that is not of a body of known length. Returns whether to continue."""
         self._frame_bytes += len(piece)
         try:
             self.parser.feed_data(piece)
@@ -300,7 +300,7 @@ class Connection(HttpToolsProtocol):
         return self._frame_bytes > HEAD_BYTES or len(self.headers) > HEAD_FIELDS
 
     def _parse_soon(self) -> None:
-        """In the next turn of the event loop: others come first."""
+        """Parse in the next turn of the event loop, after other connections."""
         if self._turn is None:
             self._turn = self.loop.call_soon(self._parse_rest)
 
@@ -310,18 +310,18 @@ class Connection(HttpToolsProtocol):
             self._parse(self._unparsed)
 
     def pause_reading(self) -> None:
-        """Called by `flow`: the application has not taken the body so far."""
+        """Called by `flow` when the application has much of the body to receive."""
         self._steer()
 
     def resume_reading(self) -> None:
-        """Called by `flow`: it has, or all of the body is there."""
+        """Called by `flow` when the application has received it, or the body is complete."""
         if self._unparsed:
             self._parse_soon()
         else:
             self._steer()
 
     def _steer(self) -> None:
-        """Read, or stop reading."""
+        """Resume or pause reading, as the state requires."""
         reading = not self._unparsed and not self.flow.read_paused
         if reading != self._reading:
             self._reading = reading
@@ -335,7 +335,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self._too_large():
-            raise ValueError("head too large")  # the parser makes it one of its own errors
+            raise ValueError("head too large")  # the parser turns it into its own error
         self._in_head, self._frame_bytes = False, 0
         names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
@@ -344,16 +344,16 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise ValueError("a tunnel")
-            return  # it begins again, as soon as the parser has said so
-        if b"content-length" in names:  # one, and a number, or the parser had refused it
+            return  # `_begin_without_upgrade` starts it
+        if b"content-length" in names:  # one, and a number: the parser checks that
             self._body_left = int(self.headers[names.index(b"content-length")][1])
         self._head.stop()
         self.server_state.goes_on(self)
         super().on_headers_complete()
         self.url = b""
-        self.headers = []  # where trailers go
+        self.headers = []  # trailers are appended
 
-    def on_body(self, body: bytes) -> None:  # uvicorn's own takes three times as long
+    def on_body(self, body: bytes) -> None:  # a third of the time of uvicorn's own
         if self._body_left:
             self._body_left -= len(body)
         else:
@@ -383,7 +383,7 @@ class Connection(HttpToolsProtocol):
             self._parse(self._unparsed)
 
     def _release(self) -> None:
-        """Keep nothing of the request that has been answered."""
+        """Release what belongs to the request that has been answered."""
         if self.cycle.body:
             self.cycle.body = bytearray()
         nothing: Any = {}
@@ -395,8 +395,8 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self.scope[WHOLE] = True  # type: ignore[literal-required]
-        self.flow.resume_reading()  # a large body paused it: its sender may yet leave
-        if self.cycle.response_complete:  # the rest has come
+        self.flow.resume_reading()  # paused by a large body; a disconnect must be noticed
+        if self.cycle.response_complete:  # it was answered before its end
             self._rest.stop()
             self._awaits_request()
 
@@ -418,7 +418,7 @@ class Connection(HttpToolsProtocol):
             self._parse_soon()
 
     def _begin_without_upgrade(self) -> bool:
-        """The request whose head has just been read, as if it had not offered to upgrade."""
+        """Parse the head again without its offer to upgrade."""
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
@@ -427,7 +427,7 @@ class Connection(HttpToolsProtocol):
         return self._feed(b"\r\n".join(head) + HEAD_END)
 
     def _refuse(self, problem: errors.Problem) -> None:
-        """Answer what never became a request, and hang up."""
+        """Answer data that did not become a request, and close the connection."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if cycle is None or not cycle.response_started or cycle.response_complete:
             response = errors.answer(problem, None, os.urandom(16).hex())
@@ -440,11 +440,11 @@ class Connection(HttpToolsProtocol):
         if problem is errors.HEAD_TOO_LARGE:
             self._close_after_rest()
         else:
-            self._close()  # in the middle of an answer it is all that tells the client
+            self._close()  # within an answer, closing is the only way to tell the client
 
     def _close_after_rest(self) -> None:
-        """For a client that is still sending: closing at once would reset the connection, and the
-        client would not see the answer (RFC 9112, section 9.6)."""
+        """Close when the client has stopped sending. Closing at once would reset the connection,
+        and the client would not see the answer (RFC 9112, section 9.6)."""
         self._discarding = True
         self._in_head = False
         self._head.stop()

@@ -1,20 +1,21 @@
-"""Which hosts this server answers for, and which pages may use it from a browser.
+"""Checks the host of requests, and rejects cross-site requests of browsers.
 
-A browser sends what any page asks it to, also to servers that only its user can reach: on
-localhost, or behind a firewall. Two checks, made before a body is read, protect such servers.
+A browser sends requests for any page, also to servers that only its user can reach: on localhost,
+or behind a firewall. Two checks, made before a body is read, protect such servers.
 
-- Host. By DNS rebinding a page of attacker.example lets that name point to this server, which makes
-  the two one origin: the page reads every answer. Its requests still name attacker.example. So
-  requests are answered for hosts that an attacker cannot let point here: IP addresses, localhost,
-  the name in `SHOAL_HOST` and those in `SHOAL_ALLOWED_HOSTS`. Probes and metrics are exempt.
-- Cross-site requests. A page elsewhere cannot read an answer, but could let its visitors' browsers
-  compute and change things here. Browsers say so in `Sec-Fetch-Site`
-  (https://www.w3.org/TR/fetch-metadata/), and where they do not send it (plain HTTP) in `Origin`
-  (RFC 6454). Requests that have neither do not come from a page. This is the algorithm of Go's
+- Host. With DNS rebinding, the owner of attacker.example points that name to this server, so both
+  are the same origin and pages of attacker.example can read every answer. Their requests still name
+  attacker.example as host. So requests are accepted only for hosts that an attacker cannot point to
+  this server: IP addresses, localhost, the name in `SHOAL_HOST` and those in `SHOAL_ALLOWED_HOSTS`.
+  Probes and metrics are exempt.
+- Cross-site requests. A page of another origin cannot read an answer, but could make its visitors'
+  browsers send requests that compute or change something. Browsers mark these with `Sec-Fetch-Site`
+  (https://www.w3.org/TR/fetch-metadata/), or with `Origin` (RFC 6454) where they do not send it
+  (plain HTTP). Requests with neither header do not come from a page. This is the algorithm of Go's
   `http.CrossOriginProtection`.
 
 `X-Forwarded-Host` counts from trusted proxies only, and in addition to `Host`. It never replaces
-it: to a server that trusts its own machine, a page there could send a forged one.
+it: a page in a browser on a trusted machine could send a forged one.
 """
 
 from __future__ import annotations
@@ -33,18 +34,19 @@ from service.settings import PREFIX, Settings, host_name, split
 from service.wishes import headers
 
 ANY_HOST = frozenset(ROUTINE)
-"""Paths that are served for every host: kubelets and Prometheus ask by the names they have."""
+"""Paths that are served for every host: kubelets and Prometheus use names of their own."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that compute and change nothing (RFC 9110, section 9.2.1)."""
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 LONGEST_HOST = 260
-"""Bytes of a DNS name and its port. Longer values are not looked at."""
+"""Maximum number of bytes of a DNS name with its port. Longer values are rejected."""
 CACHED_HOSTS = 1024
+"""Number of hosts whose decisions are cached."""
 ANY = "*"
 
 
 class AllowedHosts:
-    """Values of `Host` that requests may have."""
+    """Values of `Host` that are accepted."""
 
     def __init__(self, bound: str, allowed: Iterable[str]) -> None:
         """
@@ -60,14 +62,14 @@ class AllowedHosts:
         self._cached = functools.lru_cache(CACHED_HOSTS)(self._accepts)
 
     def __str__(self) -> str:
-        """A sentence's part for people, such as "any IP address, localhost, example.com"."""
+        """For the log, such as "any IP address, localhost, example.com"."""
         if self._any:
             return "every host"
         names = sorted(name for name in self._names if not _is_address(name))
         return ", ".join(["any IP address", *names])
 
     def accepts(self, host: bytes) -> bool:
-        """Whether requests with this `Host`, which may end with a port, are answered."""
+        """Whether requests with this `Host` are accepted. It may have a port."""
         return self._any or (len(host) <= LONGEST_HOST and self._cached(host))
 
     def _accepts(self, host: bytes) -> bool:
@@ -118,7 +120,7 @@ class Guard:
 
 
 def allowed_hosts(settings: Settings) -> AllowedHosts:
-    """The hosts that a server with these settings answers for."""
+    """The hosts that a server with these settings accepts."""
     return AllowedHosts(settings.host, split(settings.allowed_hosts))
 
 
@@ -127,7 +129,7 @@ def same_origin(origin: bytes, hosts: Iterable[bytes]) -> bool:
     ends TLS speaks plain HTTP to this server."""
     scheme, _, authority = origin.lower().partition(b"://")
     port = DEFAULT_PORTS.get(scheme)
-    if port is None:  # `null`, or no page of a web server
+    if port is None:  # `null`, or not the origin of a web page
         return False
     return authority.removesuffix(port) in [host.lower().removesuffix(port) for host in hosts]
 

@@ -1,4 +1,4 @@
-"""Headers of trusted proxies: who the client is, and which host it asked for."""
+"""Headers of trusted proxies: the address of the client, and the host that it requested."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from service.settings import split
 from service.wishes import headers
 
 FORWARDED_HOSTS = "shoal.forwarded_hosts"
-"""In a scope, the values of `X-Forwarded-Host`, where a trusted proxy sent them."""
+"""Key in a scope: the values of `X-Forwarded-Host` that a trusted proxy sent."""
 NAME = b"x-forwarded-host"
 
 
 class ProxyHeaders:
-    """ASGI middleware: uvicorn's, which takes the client's address and scheme from
-    `X-Forwarded-For` and `X-Forwarded-Proto`; and `FORWARDED_HOSTS`. Headers of other peers are
-    ignored."""
+    """ASGI middleware that reads the headers of trusted proxies and ignores those of other peers.
+
+    uvicorn's middleware takes the client's address and scheme from `X-Forwarded-For` and
+    `X-Forwarded-Proto`. This one adds `FORWARDED_HOSTS`.
+    """
 
     def __init__(self, app: ASGIApp, trusted: str) -> None:
         """`trusted`: addresses and networks, separated by commas."""
         self._uvicorn = ProxyHeadersMiddleware(app, split(trusted))  # type: ignore[arg-type]  # the same protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Before uvicorn's puts the client's address in the place of the proxy's.
+        # Before uvicorn's middleware replaces the proxy's address with the client's.
         if scope["type"] == "http" and NAME in headers(scope) and self._trusts(scope):
             lines = b",".join(value for name, value in scope["headers"] if name == NAME)
             scope[FORWARDED_HOSTS] = [host.strip() for host in lines.split(b",") if host.strip()]

@@ -2,12 +2,12 @@
 
 Promises
 - An estimate is between 1/4 of and 4 times what was measured at start for the image's format, so
-  no sequence of images makes estimates useless, whoever sends it.
+  no sequence of images makes estimates useless.
 - One image changes the estimates of its format by at most 4 %, and those of others not at all.
-- Nothing is learned from small images. Their time is that of everything but the pixels.
+- Small images change no estimate: most of their time is spent on everything but the pixels.
 
 The time depends on the pixels and, where entropy coding dominates, on the bytes: a baseline JPEG of
-12 megapixels takes 8 to 61 ms, as its quality and its noise have it. `work` joins the two. With it,
+12 megapixels takes 8 to 61 ms, depending on its quality and noise. `work` combines both. With it,
 estimates of photos and of drawings from 0.1 to 64 megapixels are right within a factor of 2.
 """
 
@@ -28,8 +28,9 @@ SECONDS: Mapping[str, float] = {
 }
 """Kind of image -> CPU seconds per unit of `work`, on a machine that takes `SAMPLE_SECONDS`."""
 SAMPLE_SECONDS = 0.0056
+"""CPU seconds that the sample took on the machine of the measurements."""
 MAX_SLOWER = 8.0
-"""Bound, above and (inverse) below, for how much slower a machine is than that one."""
+"""Maximum ratio, up or down, of the time on this machine to the time on that one."""
 PIXELS_PER_BYTE: Mapping[str, float] = {"JPEG": 17, "JPEG progressive": 11, "WebP": 5}
 """Pixels that take as long as one encoded byte, in formats where bytes count."""
 MAX_BYTES_PER_PIXEL = 4
@@ -37,25 +38,25 @@ MAX_BYTES_PER_PIXEL = 4
 OVERHEAD = 0.0003
 """Seconds for any image, however small: setting up the decoder, resizing."""
 LEAST_PIXELS = 100_000
-"""Images with fewer teach nothing."""
+"""Images with fewer pixels change no estimate."""
 LEARNING = 0.05
-"""Weight of the latest image in what is known of its format."""
+"""Weight of the latest image in the estimate of its format."""
 MAX_STEP = 2.0
-"""A greater error of an estimate, up or down, counts as this one."""
+"""Maximum ratio, up or down, by which one image can show an estimate to be wrong."""
 MAX_FACTOR = 4.0
-"""Bound, above and (inverse) below, for what is learned in relation to what was measured."""
+"""Maximum ratio, up or down, of an estimate to what was measured at start."""
 
 
 def work(kind: str, pixels: int, size: int) -> float:
-    """How much there is to decode, in pixels: the image's, and its bytes as pixels.
+    """Amount of work to decode an image, in pixels: its own, and those that its bytes count as.
 
-    `kind` is a format as `Costs` tells them apart; `size` is the length of the image in bytes.
+    `kind` is a key of `SECONDS`; `size` is the length of the image in bytes.
     """
     return pixels + PIXELS_PER_BYTE.get(kind, 0) * min(size, MAX_BYTES_PER_PIXEL * pixels)
 
 
 class Costs:
-    """What decoding takes on this machine, for each kind of image."""
+    """Estimates of the CPU time of decoding on this machine, for each kind of image."""
 
     def __init__(self, sample_seconds: float = SAMPLE_SECONDS) -> None:
         """`sample_seconds`: CPU time that decoding the sample of `service.decoding.template` takes
@@ -72,7 +73,7 @@ class Costs:
         return self._factors[kind] * self._at_start(kind, pixels, size)
 
     def learn(self, kind: str, pixels: int, size: int, seconds: float) -> None:
-        """An image took `seconds` of CPU time. Only for those that were decoded to their end.
+        """Correct the estimates: an image that was decoded completely took `seconds` of CPU time.
 
         Raises KeyError for a kind that was not measured.
         """

@@ -1,6 +1,6 @@
-"""What can be wrong with an image. These exceptions know nothing of HTTP.
+"""Exceptions for images that cannot be decoded. They know nothing of HTTP.
 
-The decoder processes import this module too, so it imports nothing.
+Decoder processes import this module, so it imports nothing.
 """
 
 from __future__ import annotations

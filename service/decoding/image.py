@@ -1,12 +1,12 @@
-"""An upload that has been identified by its header, and the cheap way to its pixels.
+"""Images that are identified by their header, and the decoding of small ones in this process.
 
-`identify` reads a header and no pixel. In microseconds it says what the upload is and rejects what
-is not served, what has no pixels, and what is too large.
+`identify` reads the header of an image and none of its pixels, which takes microseconds. It rejects
+images of types that are not served, images without pixels, and images that are too large.
 
-`EncodedImage.decode` decodes in this process, without any bound on memory or CPU time but those
-that the image's construction gives. On the event loop it is only called where `is_bounded`: small
-plain JPEGs and PNGs, whose cost `tests/decoding/test_bounded.py` measures. All others go to the
-decoder processes (`service.decoding.pool`).
+`EncodedImage.decode` decodes in this process, without limits on memory and CPU time. The event loop
+calls it only where `is_bounded`: for small plain JPEGs and PNGs, whose cost
+`tests/service/decoding/test_bounded.py` measures. All other images go to the decoder processes
+(`service.decoding.pool`).
 """
 
 from __future__ import annotations
@@ -32,19 +32,23 @@ Header = tuple[str, int, int]
 
 _SERVED = "JPEG, PNG, WebP, BMP or GIF"
 
-# Up to here a plain image takes about a millisecond at most (benchmarks/decode_cost.py).
+# Within these bounds a plain image takes about a millisecond at most: tests/service/decoding/
+# test_bounded.py. The side counts too: decoders work in blocks of up to 16 x 16 pixels, so an image
+# that is one pixel wide has up to 16 times as much work as its pixels.
 _BOUNDED_BYTES = 32 * 1024
 _BOUNDED_PIXELS = 128 * 128
+_BOUNDED_SIDE = 512
 
 _WEBP_CHUNKS = 4096
-"""Bytes in which the kind of a WebP is looked for; a wrong guess changes an estimate by half."""
+"""Number of first bytes in which a chunk of lossless pixels is searched. A wrong guess changes the
+estimated time by less than a factor of 3."""
 
 _PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 """PNG's type of color -> samples per pixel, where these are several."""
 _MAX_INFLATION = 1032
 """Bytes that a byte of Deflate can stand for (RFC 1951: 258 bytes in two bits)."""
 
-# Pillow decodes these run by run in Python.
+# Pillow decodes run-length encoded BMPs in Python, run by run.
 _MAX_RUN_LENGTH_PIXELS = 4_000_000
 
 BYTES_PER_PIXEL = {
@@ -57,7 +61,7 @@ BYTES_PER_PIXEL = {
     "BMP": 4,
     "GIF": 1,
 }
-"""Kind of image -> memory that decoding takes at most, where the header tells the truth."""
+"""Kind of image -> bytes per pixel that decoding takes at most, if the header is correct."""
 
 
 @dataclass(slots=True)  # not frozen: that would make each five times as expensive to create
@@ -66,7 +70,7 @@ class EncodedImage:
 
     data: bytes = field(repr=False)
     kind: str
-    """A key of BYTES_PER_PIXEL: what decides the cost. It begins with the name of the format."""
+    """A key of `BYTES_PER_PIXEL`: the format, and what else decides the cost."""
     width: int
     height: int
     max_pixels: int
@@ -82,22 +86,24 @@ class EncodedImage:
 
     @property
     def memory(self) -> int:
-        """Bytes that decoding takes at most, where the header tells the truth."""
+        """Bytes that decoding takes at most, if the header is correct."""
         return self.pixels * BYTES_PER_PIXEL[self.kind]
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the cost of decoding is bounded by construction, and small: then `decode` may run
-        on the event loop."""
+        """Whether the size of the image bounds the cost of decoding it to about a millisecond:
+        then `decode_here` may run on the event loop."""
         if len(self.data) > _BOUNDED_BYTES or self.pixels > _BOUNDED_PIXELS:
+            return False
+        if max(self.width, self.height) > _BOUNDED_SIDE:
             return False
         if self.kind == "JPEG":
             return jpeg.is_plain(self.data)
         return self.format == "PNG" and png.is_plain(self.data)
 
     def decode_here(self) -> Pixels | None:
-        """The pixels of an image that `is_bounded`. None: it is not quite in order, and is for a
-        decoder process to judge."""
+        """Decode an image that `is_bounded`. None: it may be damaged, and a decoder process must
+        decide."""
         if self.format == "JPEG":
             return self._decode_plain_jpeg()
         try:
@@ -114,10 +120,11 @@ class EncodedImage:
         return as_pixels(rgb)
 
     def _decode_plain_jpeg(self) -> Pixels | None:
-        """By libjpeg-turbo itself: the pixels that Pillow gets from it, in a tenth of the time."""
+        """Decode with libjpeg-turbo directly: the same pixels as with Pillow, in a tenth of the
+        time."""
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(self.data, "RGB")
-        except ValueError:  # also for what Pillow tolerates
+        except ValueError:  # also for faults that Pillow tolerates
             return None
         if pixels.shape != (self.height, self.width, CHANNELS):
             return None
@@ -127,7 +134,7 @@ class EncodedImage:
         return pixels
 
     def error(self, fault: Fault) -> Exception:
-        """The exception that tells the client why the image could not be decoded."""
+        """The exception for `fault`; its message is for the client."""
         match fault:
             case Fault.TWO_SIZES:
                 return BadImage(f"This {self.format} image states two sizes. Save it again.")
@@ -151,7 +158,7 @@ class EncodedImage:
         )
 
     def too_slow(self, seconds: float) -> Exception:
-        """The exception that tells the client that `seconds` of CPU time were not enough."""
+        """The exception for an image that took more than `seconds` of CPU time."""
         return ImageTooExpensive(
             f"Decoding this {self.format} image takes more than the {seconds:g} seconds of CPU "
             "time that one image may take. Make it smaller, or save it again in an image editor."
@@ -159,7 +166,7 @@ class EncodedImage:
 
 
 def as_pixels(rgb: bytes) -> Pixels:
-    """The array of SIDE x SIDE x 3 bytes."""
+    """The bytes, which are SIDE x SIDE x 3, as an array."""
     return np.frombuffer(rgb, np.uint8).reshape(SIDE, SIDE, CHANNELS)
 
 
@@ -175,7 +182,8 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
         BadImage: The data is not an image of a known type, ends within its header, or has no
             pixels.
         UnsupportedImageType: The image is of a type that is not served.
-        ImageTooLarge: The image has too many pixels.
+        ImageTooLarge: The image has more than `max_pixels` pixels, or as many as need more than
+            `max_memory`.
     """
     signature = _SIGNATURE.match(data)
     if signature is None:
@@ -187,7 +195,7 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
         kind, width, height = read_header(data)
     except struct.error as error:
         raise BadImage(f"This {name} image ends within its header. Send all of it.") from error
-    if width * height == 0 and name != "GIF":  # where the first frame decides
+    if width * height == 0 and name != "GIF":  # its first frame decides
         raise BadImage(f"This {name} image has {width} x {height} pixels. Send one with pixels.")
     _reject_too_large(width, height, max_pixels)
     image = EncodedImage(data, kind, width, height, max_pixels)

@@ -1,4 +1,4 @@
-"""What the markers of a JPEG tell without decoding a pixel (ITU-T T.81, annex B)."""
+"""Reads the markers of a JPEG without decoding a pixel (ITU-T T.81, annex B)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-# Generous to what cameras and editors write: a progressive JPEG has some ten scans, and 20 are
-# allowed at 64 megapixels.
+# More than cameras and editors write (a progressive JPEG has some ten scans, and 20 are allowed at
+# 64 megapixels), and few enough that decoding cannot take minutes.
 _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
 _MAX_SCANNED_PIXELS = 20 * 64_000_000
@@ -16,21 +16,21 @@ _MAX_JUNK = 1024
 
 _BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
 
-# How nearly every program begins a JPEG: a JFIF header, tables, and a baseline frame in gray or
-# YCbCr; and, where the Huffman tables are the standard's, these and the scan.
+# How nearly every program begins a JPEG: a JFIF header, quantization tables, and a baseline frame
+# in gray or YCbCr; then, where the Huffman tables are the standard's, these and the first scan.
 _USUAL = re.compile(
     rb"\xff\xd8\xff\xe0\x00\x10JFIF\x00.{9}(?:\xff\xdb\x00\x43.{65}|\xff\xdb\x00\x84.{130}){1,2}"
-    rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?:\x01.{3}|\x03.{9})"
-    rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda)?",
+    rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?P<components>\x01.{3}|\x03.{9})"
+    rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda..(?P<scanned>.))?",
     re.DOTALL,
 )
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def frame(data: bytes) -> tuple[int, int, bool] | None:
-    """Width, height, and whether the frame is baseline; None where there is no frame header.
+    """Width, height, and whether the frame is baseline or extended; None: there is no frame header.
 
-    Looks at 1,000 segments at most. Raises struct.error where the data ends within the header.
+    Reads at most 1,000 segments. Raises struct.error if the data ends within the header.
     """
     if usual := _USUAL.match(data):
         height, width = struct.unpack(">HH", usual["size"])
@@ -40,24 +40,28 @@ def frame(data: bytes) -> tuple[int, int, bool] | None:
             height, width = struct.unpack_from(">HH", data, position + 3)
             return width, height, marker in (_BASELINE, _EXTENDED)
         if marker == _START_OF_SCAN:
-            break  # what follows is pixels, and may be long
+            break  # pixels follow, which may be long
     return None
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a baseline JPEG, gray or YCbCr by the usual rules, without EXIF or XMP."""
+    """Whether this is a baseline JPEG, gray or YCbCr by the usual rules, without EXIF or XMP, whose
+    first scan has all of its components.
+
+    Decoders read one scan of such a file, so its size bounds the work. Otherwise they would read
+    all scans there are, and each may visit every block and be ten bytes long.
+    """
     usual = _USUAL.match(data)
     if usual and usual["scan"]:
-        return True  # what comes after it are pixels
+        return usual["scanned"] == usual["components"][:1]  # pixels follow
     if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
         return False
-    if usual:
-        return True
+    components = b""
     for marker, position in itertools.islice(_segments(data), _MAX_SEGMENTS):
         if marker == _BASELINE:
-            return data[position + 7 : position + 8] in (b"\1", b"\3")
+            components = data[position + 7 : position + 8]
         if marker == _START_OF_SCAN:
-            break
+            return components in (b"\1", b"\3") and data[position + 2 : position + 3] == components
     return False
 
 
@@ -71,7 +75,7 @@ def has_too_many_parts(data: bytes, pixels: int) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Each marker, and the position of what it heads, until the image ends."""
+    """Each marker and the position behind it, until the image ends."""
     position, end = 2, 2 + _MAX_JUNK
     while found := _MARKER.search(data, position, end):
         marker, position = data[found.end() - 1], found.end()

@@ -1,4 +1,4 @@
-"""How many decoders there are, and what each of them may take."""
+"""The number of decoder processes, and the memory and CPU time that each may take."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ EXPENSIVE_MEMORY = 544 * MIB
 """Bytes that a decoder for expensive images may take: 64 megapixels of progressive JPEG."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
 RESTING_MEMORY = 12 * MIB
-"""Bytes that each decoder, and the template, takes before its first image, not counting what they
-share."""
+"""Bytes that each decoder, and the template, takes before its first image, not counting memory that
+they share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What decoding may take. The kernel enforces it."""
+    """What decoding may take. The kernel enforces the memory, the server the CPU time."""
 
     ordinary: int
     """Processes for ordinary images."""
     expensive: int
     """Processes for expensive images."""
     expensive_memory: int
-    """Bytes that each of the latter may take."""
+    """Bytes that each process for expensive images may take."""
     max_seconds: float
-    """CPU time for one image."""
+    """CPU time for one image, in seconds."""
 
     def most_pixels(self, kind: str) -> int:
-        """Pixels that an image of this kind may have, going by the memory that it takes."""
+        """Maximum number of pixels of an image of this kind, by the memory that it takes."""
         return self.expensive_memory // BYTES_PER_PIXEL[kind]
 
     @property
     def memory(self) -> int:
-        """Bytes that all of them may take together."""
+        """Bytes that all decoders and the template may take together."""
         most = self.ordinary * ORDINARY_MEMORY + self.expensive * self.expensive_memory
         return most + (self.ordinary + self.expensive + 1) * RESTING_MEMORY
 
@@ -49,12 +49,12 @@ class Limits:
 
 
 def limits(processes: int, memory: int, max_seconds: float) -> Limits:
-    """The most that fits into `memory`.
+    """The largest limits that fit into `memory`.
 
     Args:
         processes: Decoders for ordinary images, and maximum number of those for expensive ones.
         memory: Bytes that all decoders may take together.
-        max_seconds: CPU time for one image.
+        max_seconds: CPU time for one image, in seconds.
 
     Raises:
         ValueError: Not even one decoder of each kind fits.

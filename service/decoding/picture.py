@@ -1,15 +1,15 @@
-"""From the bytes of an image to the pixels the network sees, by Pillow.
+"""Decodes images with Pillow into the pixels that the network sees.
 
-The network sees the middle square of the picture as a browser shows it on a white page (EXIF
-orientation, alpha, palettes, the first frame), averaged down or enlarged to 32 x 32. A 32 x 32 RGB
-image comes through pixel for pixel.
+The network sees the middle square of the image as a browser shows it on a white page (EXIF
+orientation, alpha, palettes, the first frame), averaged down or enlarged to 32 x 32. The pixels of
+a 32 x 32 RGB image do not change.
 
-This runs in the decoder processes, so it imports Pillow and nothing larger. The type and size of
-the image are told by its caller (`service.decoding.image`), which has read its header.
+This runs in the decoder processes, so it imports Pillow and nothing larger. The caller passes the
+type and size of the image (`service.decoding.image`), which has read its header.
 
 Memory, in bytes per pixel at most: WebP 13, progressive JPEG 8, PNG and BMP 4, GIF 1; other JPEGs
-next to nothing. `benchmarks/decode_cost.py` measures it. A file may lie about its size: what bounds
-memory and CPU time is the kernel (`service.decoding.sandbox`).
+next to nothing. `benchmarks/decode_cost.py` measures it. A file may state a wrong size, so
+memory is limited by the kernel (`sandbox`) and CPU time by the server (`process`).
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> 
     Args:
         data: The encoded image.
         kind: JPEG, PNG, WebP, BMP or GIF.
-        width: In pixels, as the header says.
-        height: In pixels, as the header says.
+        width: Width in pixels, according to the header.
+        height: Height in pixels, according to the header.
         max_pixels: Maximum width x height of a GIF, whose first frame may be larger than its
             header says.
 
@@ -73,7 +73,7 @@ def decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> 
         SIDE x SIDE x 3 bytes: rows of RGB pixels.
 
     Raises:
-        Undecodable
+        Undecodable: The image is damaged, too large, or takes more memory than there is.
     """
     # Both belong to the whole process, and other libraries set them (GluonCV allows truncated
     # images when it is imported), so they are set before each image. Pillow warns of an image that

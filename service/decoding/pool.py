@@ -1,19 +1,19 @@
-"""Decoders: the processes that decode images, and who may wait for one.
+"""Decoders: assigns images to decoder processes, and rejects those that cannot be decoded in time.
 
 Promises
-- Nothing that an image does to its decoder reaches the server: decoders are processes with limits
-  that the kernel enforces (`sandbox`). One that takes too much CPU time is killed, one that crashes
-  is replaced, and only the request with that image fails.
+- What an image does to its decoder does not affect the server: decoders are processes that the
+  kernel restricts (`sandbox`). A decoder that takes too much CPU time is killed, one that ends is
+  replaced, and only the request with that image fails.
 - All decoders together take at most `Limits.memory`.
 - Clients get equal shares of decode time when several of them wait (`queue`), and a client whose
-  images end more than `KILLS` decoders is rejected for a while.
-- Expensive images wait for places of their own, at a lower priority, so ordinary ones pass. What
-  turns out to be more expensive than its header says is begun again in one of those, and its client
-  has no others for a minute.
-- An image is rejected at once when it would not be decoded in time, judging by its header and by
-  what waits. Nothing is decoded whose client has left or whose time is up.
+  images have ended `KILLS` decoders is rejected for a while.
+- Expensive images have decoders of their own, at a lower priority, so ordinary images do not wait
+  for them. An image that turns out to be more expensive than its header says is begun again there,
+  and for a minute all images of its client are decoded there.
+- An image is rejected at once if it would not be decoded in time, by the estimates of its cost and
+  of the images that wait. Images whose client has disconnected or whose time is up are not begun.
 
-The cost of an image is estimated from its header (`costs`), by what was measured at the start.
+The cost of an image is estimated from its header (`costs`) and from measurements at the start.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ from service.logs import log
 from service.rates import Client, Rates
 
 ORDINARY_SECONDS = 0.04
-"""CPU time up to which an image is ordinary, by its estimate."""
+"""CPU seconds up to which an image is ordinary, by its estimate."""
 ORDINARY_LIMIT = 0.12
-"""CPU seconds after which it is begun again as an expensive one."""
+"""CPU seconds after which an ordinary image is begun again as an expensive one."""
 ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY * 2 // 3
 """Bytes up to which an image is ordinary."""
 NICER = 10
-"""nice(2) of the decoders of expensive images: a tenth of the weight of others."""
+"""Niceness of the decoders of expensive images (nice(2)): a tenth of the weight of others."""
 KILLS, KILLS_SECONDS = 5, 60.0
-"""How many decoders one client's images may end within so many seconds."""
+"""Number of decoders that the images of one client may end at once, and the seconds after which
+they are forgotten."""
 DISTRUST_SECONDS = 60.0
 """For which all images of a client count as expensive after one was so despite its header."""
 MAX_WAITING = 4096
-"""Images that may wait, ordinary and expensive ones each."""
+"""Maximum number of images that wait, of ordinary and of expensive ones each."""
 IDLE_SECONDS = 2.0
-"""After which a decoder gives back the memory it kept for the next image."""
+"""Idle time after which a decoder returns its freed memory to the system."""
 RETRY_SECONDS = 1.0
 """Between two attempts to start a decoder where the system does not allow it."""
 
@@ -66,8 +67,9 @@ class _Job:
     image: EncodedImage
     client: Client
     seconds: float
-    """CPU time that it is estimated to take."""
+    """Estimated CPU seconds."""
     deadline: float
+    """In the time of the pool's clock, in seconds."""
     answer: asyncio.Future[Pixels]
 
 
@@ -88,7 +90,7 @@ class _Lane:
         return len(self.queue) > 0 or all(process.is_busy for process in self.processes)
 
     def seconds_until_done(self, job: _Job) -> float:
-        """Until `job` would be done if it came now."""
+        """Estimated seconds until `job` would be done if it were put now."""
         shared = self.queue.seconds_until_done(job.client, job.seconds) / self.decoders
         return max(job.seconds, shared)
 
@@ -100,7 +102,7 @@ class _Lane:
         self._waiting.release()
 
     async def take(self) -> _Job:
-        """The next job, when there is one."""
+        """Wait for the next job."""
         while True:
             await self._waiting.acquire()
             if (job := self.queue.take()) is not None:  # None: it was discarded
@@ -108,7 +110,7 @@ class _Lane:
 
 
 class Decoders:
-    """All decoders of this service."""
+    """The decoder processes of this service."""
 
     def __init__(
         self,
@@ -119,10 +121,10 @@ class Decoders:
     ) -> None:
         """
         Args:
-            limits: How many there are, and what they may take.
-            on_kill: Is told why a decoder ended before its time: `cpu_time` or `crash`.
-            clock: The time in seconds.
-            template: Makes what decoders are forked from.
+            limits: Number of decoders, and what they may take.
+            on_kill: Called with the reason when an image ends a decoder: `cpu_time` or `crash`.
+            clock: Monotonic time in seconds.
+            template: Creates the template that decoders are forked from.
         """
         self.limits = limits
         self._on_kill = on_kill
@@ -150,7 +152,7 @@ class Decoders:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Within, there are decoders. They are started beside whatever else begins."""
+        """Decoders run within this context. Does not wait until they have started."""
         log.info("%s", self.limits, extra={"fields": self._pixel_limits()})
         task = asyncio.create_task(self._run())
         try:
@@ -160,10 +162,22 @@ class Decoders:
             await asyncio.wait({task})
 
     async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
-        """The pixels of `image`, within `max_seconds`.
+        """Decode `image`.
 
-        Raises DeadlineUnreachable at once, or later if images took longer than foreseen;
-        TimeoutError; DecodeQueueFull; DecodersKilled; BadImage, ImageTooLarge, ImageTooExpensive.
+        Args:
+            image: The image.
+            client: Identifies the client, which shares decode time with others.
+            max_seconds: Seconds from now within which the pixels are needed.
+
+        Raises:
+            BadImage: The image is damaged, or crashed its decoder.
+            ImageTooLarge: The image has more pixels than its header says, and than are allowed.
+            ImageTooExpensive: Decoding took more CPU time or memory than one image may take.
+            DeadlineUnreachable: The image would be late: raised at once, or later if other images
+                took longer than estimated.
+            TimeoutError: `max_seconds` have passed.
+            DecodeQueueFull: Too many images wait, or this one made room for another client's.
+            DecodersKilled: Images of this client have ended too many decoders.
         """
         now = self._clock()
         if (wait := self._kills.wait(client, now)) > 0:
@@ -185,10 +199,10 @@ class Decoders:
         finally:
             for lane in self._lanes:
                 lane.queue.discard(job)
-            del answer, job  # or a failure, whose traceback has this frame, would keep itself
+            del answer, job  # an exception would refer to itself by this frame in its traceback
 
     def _pixel_limits(self) -> dict[str, object]:
-        """Megapixels that an image may have going by its memory alone, for the log."""
+        """Maximum megapixels of an image by the memory that it takes, for the log."""
         megapixels = {kind: self.limits.most_pixels(kind) / 1e6 for kind in BYTES_PER_PIXEL}
         return {"max_megapixels": {kind: round(each, 1) for kind, each in megapixels.items()}}
 
@@ -197,18 +211,18 @@ class Decoders:
         return self._lies.wait(client, self._clock()) > 0
 
     async def _run(self) -> None:
-        """Decoders, for as long as this is not canceled."""
+        """Run decoders until canceled."""
         while True:
             try:
                 await self._run_template()
-            except Exception as error:  # noqa: BLE001  # whatever it is, images need decoders
+            except Exception as error:  # noqa: BLE001  # images need decoders
                 log.error("%s; starting them again in %g s", _first(error), RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _run_template(self) -> None:
-        """Decoders, until the template that they are forked from has ended.
+        """Run decoders until their template ends.
 
-        Raises StartFailed, or an ExceptionGroup of it.
+        Raises StartFailed, or an ExceptionGroup of what ended a decoder's task.
         """
         template = self._new_template()
         try:
@@ -223,10 +237,8 @@ class Decoders:
             template.close()
 
     async def _keep(self, template: Template, lane: _Lane) -> None:
-        """A decoder of `lane`, and another whenever it has ended.
-
-        Raises StartFailed when the template has ended.
-        """
+        """Run a decoder of `lane`, and replace it when it ends. Raises StartFailed when the
+        template has ended."""
         while True:
             try:
                 async with self._decoder(template, lane) as process:
@@ -252,7 +264,7 @@ class Decoders:
             process.close()
 
     async def _decode_next(self, process: DecoderProcess, lane: _Lane) -> bool:
-        """Let `process` decode the next image; whether it can decode another."""
+        """Let `process` decode the next image. Returns whether it can decode another."""
         job = await lane.take()
         process.image_seconds = 0.0
         goes_on = False
@@ -264,7 +276,7 @@ class Decoders:
         return goes_on
 
     async def _decode(self, job: _Job, process: DecoderProcess, lane: _Lane) -> bool:
-        """Whether `process` can decode another image."""
+        """Let `process` decode the image of `job`. Returns whether it can decode another."""
         if not self._is_worth_it(job):
             return True
         if lane is self._ordinary and self._is_distrusted(job.client):
@@ -282,14 +294,15 @@ class Decoders:
         return True
 
     def _is_worth_it(self, job: _Job) -> bool:
-        """Whether `job` can still be answered in time; fails it where it cannot."""
+        """Whether `job` can still be answered in time; if not, it fails."""
         late = self._clock() + job.seconds - job.deadline
         if late > 0 and len(self._ordinary.queue) + len(self._expensive.queue):
             _fail(job, DeadlineUnreachable("images took longer to decode than foreseen", late))
-        return not job.answer.done()  # its client may have left
+        return not job.answer.done()  # its client may have disconnected
 
     def _answer(self, job: _Job, lane: _Lane, fault: int, content: bytes, seconds: float) -> None:
-        """The decoder took `seconds` to say this. Raises DecoderEnded where it makes no sense."""
+        """Complete `job` with what its decoder answered after `seconds` of CPU time. Raises
+        DecoderEnded for an invalid answer."""
         image = job.image
         if fault == 0 and len(content) == SIDE * SIDE * CHANNELS:
             self._costs.learn(image.kind, image.pixels, len(image.data), seconds)
@@ -316,7 +329,7 @@ class Decoders:
             _fail(job, job.image.error(Fault.DAMAGED))
 
     def _begin_again(self, job: _Job) -> None:
-        """It is more expensive than its header says."""
+        """Put `job` behind the expensive images: it took more than its header says."""
         job.seconds = max(job.seconds, ORDINARY_LIMIT)
         self._lies.owe(job.client, 1, self._clock())
         self._move_to_expensive(job)
@@ -338,7 +351,7 @@ class Decoders:
                         process.free_memory()
 
     def _tell_restrictions(self, process: DecoderProcess) -> None:
-        """Once for all decoders of a kind: they are alike."""
+        """Log the restrictions of `process`, once for decoders with the same."""
         if process.restrictions not in self._told:
             self._told.append(process.restrictions)
             log.info("decoder started", extra={"fields": {"restrictions": process.restrictions}})

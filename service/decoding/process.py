@@ -1,9 +1,9 @@
-"""Decoder processes, as the server sees them: started, given an image, timed, and killed.
+"""The server's side of the decoder processes: starts them, sends them images, kills them.
 
-A decoder is hostile until it has ended: of its answers only their first byte and length are
-trusted, its CPU time is read from the kernel, and its memory is the kernel's to limit
-(`service.decoding.sandbox`). An image goes into a file in memory that the decoder can only read; it
-is copied there when its turn comes, which takes 5 us for a photo of 40 KB and 3 ms for 10 MiB.
+Decoders are assumed to be hostile: the server checks the first byte and the length of their
+answers, reads their CPU time from the kernel, and leaves the limit on memory to the kernel
+(`service.decoding.sandbox`). An image is copied into a file in memory that the decoder can only
+read, when its turn comes. That takes 5 us for a photo of 40 KB and 3 ms for 10 MiB.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from service.decoding import template
 from service.decoding.image import EncodedImage
 
 START_SECONDS = 30.0
-"""In which the template must have imported what it needs, on however busy a machine."""
+"""Time in which the template must answer, also on a busy machine."""
 MIN_WAIT = 0.005
-"""Seconds between two looks at the CPU time of a decoder."""
+"""Minimum number of seconds between two reads of a decoder's CPU time."""
 
-# Freed memory is kept for the next image: large WebPs take half the time. The limit on memory
-# bounds what is kept, and a decoder that has nothing to do gives it back.
+# The allocator keeps freed memory for the next image, so large WebPs take half as long. The limit
+# on memory bounds what is kept, and idle decoders return it.
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TOP_PAD_": str(16 * 2**20),
 }
 _KEPT = ("LD_LIBRARY_PATH",)
-"""Of the server's own environment, which holds its keys, only what Python may need to start."""
+"""Variables that decoders get from the server's environment, which also holds its keys: those that
+Python may need to start."""
 _RUN = (
     "import sys; sys.path[:] = {path!r}; "
     "from service.decoding import template; template.main({descriptor})"
@@ -59,12 +60,12 @@ class Template:
         self.has_ended = False
 
     async def start(self) -> None:
-        """Raises StartFailed."""
+        """Start the process and time its sample. Raises StartFailed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
-            # A process group of its own: Ctrl-C is the server's to handle. No session of its own,
-            # in which Linux would ignore how nice the decoders are.
+            # A process group of its own: Ctrl-C must reach the server only. No session of its own:
+            # with one, Linux would ignore the niceness of decoders (sched(7), autogroup).
             try:
                 self._process = subprocess.Popen(  # noqa: ASYNC220, S603  # it does not wait
                     [
@@ -86,7 +87,15 @@ class Template:
         self.sample_seconds = json.loads(message)
 
     async def fork(self, memory: int, nicer: int) -> DecoderProcess:
-        """A new decoder that may take `memory` bytes. Raises StartFailed."""
+        """A new decoder. Call `ready` before its first image.
+
+        Args:
+            memory: Bytes that it may take.
+            nicer: Increment of its niceness (nice(2)).
+
+        Raises:
+            StartFailed: The system allows no further process, or the template has ended.
+        """
         async with self._one_at_a_time:
             assert self._control is not None
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -113,7 +122,7 @@ class Template:
         return DecoderProcess(pid, descriptors[0] if descriptors else None, ours, file)
 
     def close(self) -> None:
-        """End the template, and with it all decoders."""
+        """Kill the template. The kernel then kills all decoders."""
         if self._control is not None:
             self._control.close()
         if self._process is not None:
@@ -140,7 +149,7 @@ class DecoderGone(Exception):
 
 
 class DecoderEnded(Exception):
-    """The process is gone; `for_cpu_time`: it was killed for taking too much."""
+    """The decoder ended before it answered; `for_cpu_time`: it was killed for its CPU time."""
 
     def __init__(self, for_cpu_time: bool) -> None:
         super().__init__("took too much CPU time" if for_cpu_time else "crashed")
@@ -148,20 +157,20 @@ class DecoderEnded(Exception):
 
 
 class DecoderProcess:
-    """One decoder, which decodes one image at a time."""
+    """A decoder process, which decodes one image at a time."""
 
     def __init__(self, pid: int, pidfd: int | None, link: socket.socket, file: int) -> None:
         """
         Args:
             pid: Its process id.
-            pidfd: A descriptor that stands for the process (pidfd_open(2)); None: not Linux.
-            link: The socket that its answers come by.
-            file: A descriptor of the file that it reads images from.
+            pidfd: Its pidfd (pidfd_open(2)); None: not on Linux.
+            link: The socket to it.
+            file: A writable descriptor of the file that it reads images from.
         """
         self.restrictions: list[str] = []
-        """What the kernel denies it, for the log."""
+        """Names of its restrictions (`sandbox.confine`), for the log."""
         self.used_at: float | None = None
-        """When it began its last image, in the event loop's time; None: it keeps no memory."""
+        """When its last image began, in the event loop's time; None: it has freed memory since."""
         self.is_busy = False
         self.pid = pid
         self._pidfd = pidfd
@@ -169,23 +178,27 @@ class DecoderProcess:
         self._file = file
         self._loop = asyncio.get_running_loop()
         self.image_seconds = 0.0
-        """CPU time that its last image took."""
+        """CPU seconds that its last image took."""
         self._last_seconds = 0.0
         self._took_too_long = False
         link.setblocking(False)
 
     async def ready(self) -> None:
-        """Wait until it has given up what it does not need. Raises StartFailed."""
+        """Wait until it is confined. Raises StartFailed if it ends before."""
         if message := await self._receive():
             self.restrictions = json.loads(message)
         else:
             raise StartFailed("a decoder process ended before it was ready")
 
     async def decode(self, image: EncodedImage, max_seconds: float) -> tuple[int, bytes]:
-        """0 and the pixels, or a Fault and what the decoder raised.
+        """Decode an image, and kill the process if that takes more than `max_seconds` of CPU time.
 
-        The process is killed when it has used `max_seconds` of CPU time. Raises DecoderGone and
-        DecoderEnded.
+        Returns: 0 and the pixels, or a `Fault` and the repr of an exception. Not to be trusted.
+
+        Raises:
+            DecoderGone: The process had ended before.
+            DecoderEnded: The process was killed, or crashed.
+            OSError: There is no memory for a copy of the image.
         """
         self.used_at = self._loop.time()
         self.is_busy = True
@@ -203,14 +216,14 @@ class DecoderProcess:
         return answer[0], answer[1:]
 
     def free_memory(self) -> None:
-        """Let it give back what it kept for the next image."""
+        """Tell it to return freed memory to the system, and free its copy of the last image."""
         self.used_at = None
         with suppress(OSError):
             os.truncate(self._file, 0)
             self._link.send(template.REQUEST.pack(0, b"", 0, 0, 0))
 
     def close(self) -> None:
-        """End it, and free its descriptors."""
+        """Kill it, and close its descriptors."""
         self._kill()
         self._link.close()
         os.close(self._file)
@@ -218,14 +231,15 @@ class DecoderProcess:
             os.close(self._pidfd)
 
     def _cpu_seconds(self) -> float:
-        """CPU time it has used since it began; the last that is known where it is gone."""
-        with suppress(OSError):  # it is gone, or this is not Linux
+        """CPU seconds that it has used since its start; the last known value if it has ended."""
+        with suppress(OSError):  # it has ended, or this is not Linux
             # The clock of another process: clock_getcpuclockid(3).
             self._last_seconds = time.clock_gettime((~self.pid << 3) | 2)
         return self._last_seconds
 
     def _send(self, image: EncodedImage) -> None:
-        """Raises DecoderGone, and OSError where there is no memory for the image."""
+        """Copy `image` into the file and tell the process. Raises DecoderGone, and OSError where
+        there is no memory."""
         if os.pwrite(self._file, image.data, 0) != len(image.data):
             raise OSError("there is not enough memory for the image")
         size = image.width, image.height, image.max_pixels
@@ -235,15 +249,15 @@ class DecoderProcess:
             raise DecoderGone from error
 
     async def _receive(self) -> bytes:
-        """Its next message; empty: it is gone."""
+        """Its next message; empty: it has ended."""
         try:
             return await self._loop.sock_recv(self._link, template.MAX_MESSAGE)
         except ConnectionError:
             return b""
 
     def _kill_after(self, cpu_seconds: float) -> None:
-        """Kill it when it has used so much since it began. Time in which it does not run does not
-        count: on a busy machine the timer looks again."""
+        """Kill it if it has used `cpu_seconds` since its start; else check again later. Time in
+        which it does not run, as on a busy machine, does not count."""
         left = cpu_seconds - self._cpu_seconds()
         if left > 0:
             wait = max(left, MIN_WAIT)
@@ -265,7 +279,7 @@ def _environment() -> dict[str, str]:
 
 
 def _file_in_memory() -> int:
-    """A descriptor of an empty file that no disk and no /dev/shm holds."""
+    """A descriptor of an empty file in memory, which is on no disk and not in /dev/shm."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("shoal-image")
     with tempfile.TemporaryFile() as file:  # not Linux
@@ -273,7 +287,7 @@ def _file_in_memory() -> int:
 
 
 def _read_only(file: int) -> Any:
-    """The same file, for a process that must not write to it."""
+    """The same file, opened for reading only."""
     try:
         return open(f"/proc/self/fd/{file}", "rb", buffering=0)
     except OSError:  # not Linux

@@ -1,19 +1,19 @@
-"""FairQueue: images that wait for a decoder, in an order that gives clients equal decode time.
+"""FairQueue: orders the images that wait for a decoder so that clients get equal decode time.
 
 Promises
 - Clients that have jobs waiting receive equal CPU time, whatever their jobs cost: the times of two
   of them differ by at most one job of each for each decoder.
-- Before the first job of a new client, each other client receives at most one job and the time
-  that the new job takes, however long its queue is. (And what it was estimated too high.)
+- Before the first job of a new client, each other client receives at most one job, the time of the
+  new job, and the error of its estimates, however many jobs it has waiting.
 - A client that sends a cheap job now and then waits for about two expensive jobs of others, not for
   one of each client, if these are estimated right.
-- Pauses earn no credit. What a client has used beyond its share stays a debt after its last job,
-  until those that wait have received as much. Without others that wait there is no debt.
-- A client whose jobs wait is not starved by ever new clients: the level at which these start rises
-  with what others receive.
-- Within a client, cheap jobs come before expensive ones. The oldest job is overtaken only until
-  the others were given as much time as it is estimated to take, so that none is starved; most
-  often its deadline is earlier.
+- Pauses earn no credit. Time that a client has used beyond its share remains a debt after its last
+  job, until the clients that wait have received as much. Without waiting clients there is no debt.
+- New clients, however many, do not starve a client that waits: the level at which they start rises
+  with the time that others receive.
+- Within a client, cheap jobs precede expensive ones. The oldest job is overtaken only until the
+  others have received as much time as it is estimated to take, so none is starved. Most often its
+  deadline comes first.
 - A client without waiting jobs is accepted unless as many clients wait as jobs may. When the queue
   is full, the client with the most waiting jobs loses one to a client that has at least two fewer.
 - Memory is bounded by `max_jobs` and the number of jobs that run.
@@ -38,7 +38,7 @@ from service.errors import DecodeQueueFull
 T = TypeVar("T", bound=Hashable)
 
 LEAST = 1e-6
-"""Seconds that any job is taken to cost: even jobs that cost nothing take turns."""
+"""Minimum cost of a job, in seconds, so that jobs that cost nothing take turns, too."""
 
 
 class _Client(Generic[T]):
@@ -53,11 +53,11 @@ class _Client(Generic[T]):
         self.backlog = 0.0
         """Estimated CPU seconds of its jobs, waiting and running."""
         self.jobs = Ranking[T]()
-        """Those that wait, by their estimates."""
+        """Waiting jobs, by their estimates."""
         self.overtaken = 0.0
         """Estimated CPU seconds of jobs that overtook the oldest one."""
         self.running = deque[float]()
-        """Estimates of those that were taken and are not charged yet, oldest first."""
+        """Estimates of the jobs that were taken and not charged yet, oldest first."""
 
     @property
     def is_active(self) -> bool:
@@ -69,19 +69,19 @@ class _Client(Generic[T]):
         return self.received + sum(self.running)
 
     def next(self) -> tuple[float, T]:
-        """The next job to take, after its estimate."""
+        """The estimate of the next job to take, and the job."""
         oldest = self.jobs.oldest()
         return oldest if oldest[0] <= self.overtaken else self.jobs.lowest()
 
     def run(self, job: T, seconds: float) -> None:
-        """Count `job`, which waits, as running."""
+        """Make `job`, which waits, a running one."""
         self.overtaken = 0.0 if job == self.jobs.oldest()[1] else self.overtaken + seconds
         self.jobs.discard(job)
         self.running.append(seconds)
 
 
 class FairQueue(Generic[T]):
-    """Jobs of many clients. Jobs are told apart by their hash, and each may wait once.
+    """Jobs of many clients. Jobs are identified by their hash, and each may wait once.
 
     Each job that was taken must be charged once, when it has ended.
     """
@@ -96,18 +96,21 @@ class FairQueue(Generic[T]):
         self._in_debt = Ranking[_Client[T]]()  # clients without jobs, by what they have received
         self._backlogs: list[float] = []  # of all clients, ascending
         self._level = 0.0
-        """At which new clients start."""
+        """CPU seconds that new clients start with."""
 
     def __len__(self) -> int:
-        """Jobs that wait."""
+        """Number of waiting jobs."""
         return len(self._jobs)
 
     def put(self, job: T, client: Hashable, seconds: float) -> T | None:
         """Add a job of `client` that is estimated to take `seconds` of CPU time.
 
-        Returns the job of another client that lost its place to this one, if any: it is not in the
-        queue any more. Raises DecodeQueueFull where the queue is full and no client has at least
-        two waiting jobs more than this one; ValueError for an estimate that is not finite.
+        Returns the job of another client that was removed to make room, if any.
+
+        Raises:
+            DecodeQueueFull: The queue is full, and no client has at least two waiting jobs more
+                than this one.
+            ValueError: The estimate is not finite.
         """
         seconds = _checked(seconds)
         displaced = self._make_room(client)
@@ -122,7 +125,7 @@ class FairQueue(Generic[T]):
         return displaced
 
     def discard(self, job: T) -> bool:
-        """Remove a job that waits: its request has ended. Returns whether it was waiting."""
+        """Remove a waiting job whose request has ended. Returns whether it was waiting."""
         client = self._jobs.pop(job, None)
         if client is None:
             return False
@@ -132,7 +135,7 @@ class FairQueue(Generic[T]):
         return True
 
     def take(self) -> T | None:
-        """Remove the next job to decode; None where none waits."""
+        """Remove the next job to decode and return it; None: no job waits."""
         if not self._jobs:
             return None
         _, client = self._by_turn.lowest()
@@ -184,7 +187,8 @@ class FairQueue(Generic[T]):
         return known
 
     def _make_room(self, client: Hashable) -> T | None:
-        """A place for a job of `client`; returns the job that had it, if any."""
+        """Make room for a job of `client`. Returns the job that was removed, if any. Raises
+        DecodeQueueFull."""
         if len(self._jobs) < self._max_jobs:
             return None
         known = self._clients.get(client)
@@ -210,21 +214,21 @@ class FairQueue(Generic[T]):
         insort(self._backlogs, client.backlog)
 
     def _advance(self, level: float) -> None:
-        """Raise the level for new clients to `level`, but not so far that they would have to let a
-        client that waits pass twice."""
+        """Raise the level of new clients to `level`, but not above that of the next client to be
+        served."""
         if self._by_turn:
             level = min(level, self._by_turn.lowest()[0])
         self._level = max(self._level, level)
         self._forget()
 
     def _settle(self, client: _Client[T]) -> None:
-        """Keep the debt of a client that has no jobs any more."""
+        """Keep the debt of a client whose last job has ended."""
         if not client.is_active:
             self._in_debt.set(client, client.received)
             self._forget()
 
     def _forget(self) -> None:
-        """Drop debts that the others' service has worked off; and the smallest of too many."""
+        """Drop debts that are worked off, and the smallest of too many."""
         while self._in_debt:
             received, client = self._in_debt.lowest()
             if received > self._level and len(self._in_debt) <= self._max_jobs:
@@ -237,5 +241,5 @@ class FairQueue(Generic[T]):
 def _checked(seconds: float) -> float:
     """Raises ValueError."""
     if not math.isfinite(seconds):
-        raise ValueError(f"{seconds} are no seconds")
+        raise ValueError(f"{seconds} is not a finite number of seconds")
     return max(LEAST, seconds)

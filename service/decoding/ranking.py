@@ -1,4 +1,4 @@
-"""Ranking: members ordered by a number, of which the lowest and the highest are at hand."""
+"""Ranking: members ordered by a number, with quick access to the lowest and the highest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ M = TypeVar("M", bound=Hashable)
 
 
 class Ranking(Generic[M]):
-    """Members in ascending order of their values; equal values in the order in which they got them.
+    """Members in ascending order of their values; equal values in the order in which they were set.
 
     Looking up either end takes O(1). Changes take O(log n), and the move of n pointers: about 2 us
     with 4,096 members.
@@ -29,8 +29,8 @@ class Ranking(Generic[M]):
         return member in self._keys
 
     def set(self, member: M, value: float) -> None:
-        """Add `member`, or move it, behind those with the same `value`. It stays where it is if
-        that is its value already."""
+        """Add or move `member` behind the members with the same `value`. A member that has this
+        value already is not moved."""
         if member in self._keys and self._keys[member][0] == value:
             return
         self.discard(member)
@@ -39,7 +39,7 @@ class Ranking(Generic[M]):
         insort(self._rows, (*key, member))
 
     def discard(self, member: M) -> float:
-        """Remove `member`, if it is there. Returns its value, or 0."""
+        """Remove `member`. Returns its value, or 0 if it is not a member."""
         key = self._keys.pop(member, None)
         if key is None:
             return 0.0
@@ -47,16 +47,16 @@ class Ranking(Generic[M]):
         return key[0]
 
     def oldest(self) -> tuple[float, M]:
-        """The value and the member set first. Raises StopIteration where there are no members."""
+        """The value and member that were set first. Raises StopIteration if there are none."""
         member = next(iter(self._keys))
         return self._keys[member][0], member
 
     def lowest(self) -> tuple[float, M]:
-        """The lowest value and its member. Raises IndexError where there are no members."""
+        """The lowest value and its member. Raises IndexError if there are no members."""
         value, _, member = self._rows[0]
         return value, member
 
     def highest(self) -> tuple[float, M]:
-        """The highest value and its member. Raises IndexError where there are no members."""
+        """The highest value and its member. Raises IndexError if there are no members."""
         value, _, member = self._rows[-1]
         return value, member

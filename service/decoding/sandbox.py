@@ -1,20 +1,20 @@
-"""What a decoder process may do, enforced by the kernel, whatever the decoder does.
+"""Restricts a decoder process by means of the kernel.
 
-`confine` is called in a process that has a socket, a file of bytes and nothing else open, before it
-sees the first image. From then on it
-- has at most so many bytes of memory more than it has now (RLIMIT_AS),
+A decoder process calls `confine` before its first image, when it has only a socket and a file open.
+From then on it
+- may allocate a limited amount of memory (RLIMIT_AS),
 - writes no core dump, opens no file and makes no process (RLIMIT_CORE, RLIMIT_NOFILE,
   PR_SET_DUMPABLE),
-- dies with the process that started it (PR_SET_PDEATHSIG),
+- is killed when its parent ends (PR_SET_PDEATHSIG, set by `die_with_parent`),
 - gains no privileges (PR_SET_NO_NEW_PRIVS),
 - reaches no file, no TCP port, no abstract socket and no process outside (Landlock, Linux 5.13 and
   later; what is restricted grows with the version of Linux),
-- makes no system call but those below: memory without execution, the open descriptors, time, exit.
-  Every other fails with EPERM (seccomp; x86-64 and aarch64). A limit on the number of processes
-  would not bind root; this does.
+- may only make the system calls listed below: memory that is not executable, open descriptors,
+  time, exit. All others fail with EPERM (seccomp; x86-64 and aarch64). This also applies to root,
+  which a limit on the number of processes would not.
 
-CPU time is the parent's to limit (`service.decoding.process`). macOS has neither Landlock nor
-seccomp, and does not enforce RLIMIT_AS: there a decoder is a separate process and no more.
+The server limits CPU time (`service.decoding.process`). macOS has neither Landlock nor seccomp, and
+does not enforce RLIMIT_AS: there a decoder is a separate process with few restrictions.
 
 Sources: landlock(7), seccomp(2), prctl(2), getrlimit(2), and Linux' include/uapi.
 """
@@ -37,13 +37,17 @@ _EPERM = 1
 
 
 def confine(memory: int) -> list[str]:
-    """Give up, for good, everything that decoding does not need.
+    """Irrevocably restrict this process to what decoding needs.
 
     Args:
         memory: Bytes of address space that the process may take beyond what it has now.
 
     Returns:
-        The names of the restrictions that hold.
+        The names of the restrictions that hold, for the log. One that the kernel does not have is
+        missing.
+
+    Raises:
+        OSError: A resource limit cannot be set.
     """
     held = _restrict_on_linux() if sys.platform == "linux" else []
     size = _address_space() + memory
@@ -62,7 +66,7 @@ def _restrict_on_linux() -> list[str]:
         held.append("no core dumps")
     if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         held.append("no new privileges")
-        if version := _restrict_by_landlock():  # while there may be a descriptor more
+        if version := _restrict_by_landlock():  # before RLIMIT_NOFILE: it needs a descriptor
             held.append(f"Landlock {version}")
     return held
 
@@ -91,13 +95,13 @@ def _address_space() -> int:
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # the same numbers on every architecture
 _ASK_VERSION = 1
 _FILES = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 5: 0xFFFF}
-"""Version -> the kinds of access to files that it knows."""
+"""Version of Landlock -> bits of the kinds of access to files that it can deny."""
 _TCP, _SCOPES = 0x3, 0x3
 """Bind and connect; abstract Unix sockets and signals."""
 
 
 def _restrict_by_landlock() -> int:
-    """Deny all that the kernel's version of Landlock can; that version, 0 where there is none."""
+    """Deny all that the kernel's version of Landlock can. Returns that version, or 0: none."""
     libc = _libc()
     version: int = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
     if version < 1:
@@ -116,7 +120,7 @@ def _restrict_by_landlock() -> int:
         os.close(ruleset)
 
 
-# seccomp: a program of classic BPF that looks at the number of each system call. Numbers are from
+# seccomp: a classic BPF program that checks the number of each system call. The numbers are from
 # Linux' tables, which never change.
 
 _CALLS = {
@@ -152,15 +156,15 @@ _CALLS = {
     "getrandom": (318, 278),
 }
 _WITHOUT_EXECUTION = {"mmap": (9, 222), "mprotect": (10, 226)}
-"""Allowed as long as their third argument does not ask for executable memory."""
+"""Allowed if their third argument does not request executable memory."""
 _PROT_EXEC = 0x4
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Machine -> column of the tables above, and AUDIT_ARCH."""
+"""Machine -> column of the tables above, and AUDIT_ARCH value."""
 
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _THIRD_ARGUMENT = 0, 4, 32
-"""Offsets in struct seccomp_data; of the argument its low half."""
+"""Offsets in struct seccomp_data, in bytes; for the argument, of its low half."""
 _ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050000 | _EPERM, 0x80000000
 
 
@@ -182,7 +186,7 @@ def _filter_system_calls() -> bool:
 
 
 def _program(architecture: int, allowed: Iterable[int], checked: Iterable[int]) -> bytes:
-    """The filter: each instruction is a struct sock_filter."""
+    """The filter, as an array of struct sock_filter."""
 
     def step(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, when_true, when_false, value)

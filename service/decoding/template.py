@@ -1,16 +1,16 @@
-"""The template of the decoder processes, and what each of them does.
+"""The template process, which decoder processes are forked from, and their main loops.
 
-The template imports Pillow once and forks a decoder process whenever it is told to, which takes
-milliseconds. It has one thread, sees no image, no key and no environment of the server's, and ends
-when the server closes the socket between them. `service.decoding.process` is the server's side.
+The template imports Pillow once and forks a decoder for each request of the server, which takes
+milliseconds. It has one thread, receives no image, no key and no environment of the server, and
+exits when the server closes their socket. `service.decoding.process` is the server's side.
 
 Messages (SOCK_SEQPACKET, numbers in the machine's own order)
-    template -> server    JSON: CPU seconds that decoding a sample took, once
-    server -> template    FORK, with two descriptors: a socket, and a file that images are put into
-    template -> server    FORKED: its process id, or 0 and no more; with a pidfd where there are any
-    decoder -> server     JSON: the restrictions that hold, once
-    server -> decoder     REQUEST: the image is in the file; of 0 bytes: free what you can
-    decoder -> server     a byte, 0 and the pixels, or a Fault and what the decoder raised
+    template -> server    JSON: CPU seconds that decoding a sample took; once
+    server -> template    FORK, with two descriptors: a socket, and the file that holds images
+    template -> server    FORKED: the process id, with a pidfd on Linux; 0 if forking failed
+    decoder -> server     JSON: the restrictions that hold; once
+    server -> decoder     REQUEST: the file holds the image; of 0 bytes: free unused memory
+    decoder -> server     a byte: 0 and the pixels, or a Fault and the repr of the exception
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from PIL import Image
 from service.decoding import picture, sandbox
 
 FORK = struct.Struct("=Qi")
-"""Bytes of memory that the decoder may take, and how much nicer it is (nice(2))."""
+"""Bytes of memory that the decoder may take, and the increment of its niceness (nice(2))."""
 FORKED = struct.Struct("=i")
 REQUEST = struct.Struct("=Q8sIIQ")
 """Length of the image in bytes, kind, width, height, and maximum number of pixels."""
 MAX_MESSAGE = 8192
+"""Bytes."""
 MAX_CAUSE = 200
-"""Characters of what the decoder raised."""
+"""Maximum number of characters of the exception's repr."""
 
 _IMPORTED_LATE = (
     "colorsys",
@@ -51,20 +52,20 @@ _IMPORTED_LATE = (
     "PIL.ImageColor",
     "PIL.ImagePalette",
 )
-"""What Pillow imports only when it is needed: in a decoder no file can be opened any more."""
+"""Modules that Pillow imports when it needs them. The template does, as decoders open no files."""
 
 SAMPLE = (512, 384)
-"""Width and height of the images that the template times, in pixels."""
+"""Width and height, in pixels, of the images whose decoding is timed."""
 
 
 def main(descriptor: int) -> None:
-    """Fork decoders as told, until the other end of `descriptor` is closed."""
+    """Fork a decoder for each message, until the other end of the socket `descriptor` is closed."""
     control = socket.socket(fileno=descriptor)
     _prefer_to_be_killed()
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
     control.send(json.dumps(_sample_seconds()).encode())
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets those that ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the decoders
     gc.collect()
     gc.freeze()
     while True:
@@ -76,7 +77,7 @@ def main(descriptor: int) -> None:
 
 def _fork(control: socket.socket, memory: int, nicer: int, connection: int, file: int) -> None:
     pid, pidfds = 0, []
-    with suppress(OSError):  # no process, or no descriptor, to be had
+    with suppress(OSError):  # no process or descriptor is available
         pid = os.fork()
         if pid == 0:
             _decode_until_closed(memory, nicer, connection, file)
@@ -88,7 +89,7 @@ def _fork(control: socket.socket, memory: int, nicer: int, connection: int, file
 
 
 def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) -> None:
-    """All that a decoder process does; it does not return."""
+    """Main loop of a decoder process. Does not return."""
     try:
         sandbox.die_with_parent()
         os.nice(nicer)
@@ -118,13 +119,13 @@ def _reply(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> 
 
 
 def _prefer_to_be_killed() -> None:
-    """Where the container runs out of memory, the kernel ends a decoder and not the server."""
+    """When the machine or container runs out of memory, the kernel kills a decoder first."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
 
 
 def _sample_seconds() -> float:
-    """CPU seconds that decoding `SAMPLE` takes on this machine, the best of three."""
+    """CPU seconds that decoding `SAMPLE` takes on this machine: the minimum of three."""
     gray = Image.linear_gradient("L").resize(SAMPLE)
     photo = Image.merge("RGB", (gray, gray.rotate(90), Image.effect_noise(SAMPLE, 9)))
     files = {}

@@ -1,6 +1,6 @@
 // Draws a picture twice: small, and as the network sees it.
 //
-// The second follows service/decode.py, which is the truth: the middle square on white, averaged
+// The second follows service/decoding/picture.py, which is the truth: the middle square on white, averaged
 // down, then Pillow's bicubic filter. A test compares the two.
 
 const SIDE = 32;

@@ -1,4 +1,4 @@
-"""HTTP/2 frames, as far as a relay must understand them (RFC 9113, section 4). Pure.
+"""HTTP/2 frames, as far as a relay must parse them (RFC 9113, section 4). Pure functions.
 
 A frame has a head of 9 bytes: length of its payload (3 bytes), type, flags, and stream (4 bytes).
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD = 9
 MAX_PAYLOAD = 16_384
-"""Bytes: what a peer may send as long as it is not allowed more (section 6.5.2)."""
+"""Maximum number of bytes of a payload, unless a setting allows more (section 6.5.2)."""
 
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x7, 0x9
 END_STREAM, END_HEADERS = 0x1, 0x4
@@ -25,21 +25,22 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def goaway(reason: str) -> bytes:
-    """The frame that ends a connection. It says that no request was processed, so that clients may
-    repeat those that are not answered."""
+    """The frame that ends a connection. It states that no request was processed, so clients may
+    repeat requests that are not answered."""
     payload = bytes(4) + ENHANCE_YOUR_CALM.to_bytes(4, "big") + reason.encode()
     return frame(GOAWAY, 0, 0, payload)
 
 
 def field(name: str, value: str) -> bytes:
-    """A header field that needs no state of the compression and changes none: a literal without
-    indexing and with a new name (RFC 7541, section 6.2.2). Both are shorter than 127 bytes."""
+    """A header field that neither uses nor changes the state of the compression: a literal without
+    indexing and with a new name (RFC 7541, section 6.2.2). `name` and `value` must be shorter than
+    127 bytes."""
     parts = (name.encode(), value.encode())
     return b"\0" + b"".join(bytes((len(part),)) + part for part in parts)
 
 
 class Heads:
-    """Finds the heads of frames in bytes that are passed on, in pieces of any size."""
+    """Finds the heads of frames in a stream of bytes that arrives in pieces of any size."""
 
     def __init__(self) -> None:
         self._head = b""

@@ -1,4 +1,4 @@
-"""The gRPC port, which clients connect to: every connection is a `relay` to gRPC's server."""
+"""Listens on the gRPC port, and relays every connection to gRPC's server (`relay`)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from service.rpc.relay import Connection
 from service.rpc.streams import Streams
 
 BACKLOG = 2048
+"""Connections that the system may queue until they are accepted."""
 
 
 class Front:
-    """Listens from `start` to `stop`."""
+    """The listening sockets of the gRPC port."""
 
     def __init__(self, connections: Connections, streams: Streams, path: str) -> None:
-        """`path`: the Unix socket of gRPC's server."""
+        """`connections`: the limit on them; `streams`: all streams; `path`: the Unix socket of
+        gRPC's server."""
         self._connections = connections
         self._connect = partial(Connection, connections, streams, path)
 

@@ -1,24 +1,24 @@
-"""A connection of a gRPC client, relayed frame by frame to gRPC's server within bounds.
+"""Relays the frames of a gRPC client to gRPC's server, within bounds.
 
-gRPC's server buffers whole messages without saying how much of them has arrived, and refuses new
-connections rather than close idle ones. So clients connect to the `front`, and a relay reads the
-heads of the frames that pass and hands everything on over a local socket. Promises
+gRPC's server buffers whole messages without telling how much of them has arrived, and rejects new
+connections rather than closes idle ones. So clients connect to the `front`, and a relay reads the
+heads of the frames and passes everything on over a local socket. Promises
 - At most `SHOAL_MAX_CONNECTIONS` connections; a newcomer takes the place of the one that has been
   waiting longest (`connections`). A connection waits unless one of its complete messages is being
   answered.
 - The connection preface must be complete within `HEAD_SECONDS`, a header block within
   `HEAD_SECONDS` and `HEAD_BYTES`.
 - Frames that cost work and carry no message (PING, SETTINGS, RST_STREAM, empty DATA and others) are
-  taken at `FRAMES_PER_SECOND` for each connection, after `FRAMES_AT_ONCE`. Beyond that the
-  connection is read more slowly, since cancellations of honest clients come in bursts, and closed
-  if that has gone on for `FLOOD_SECONDS`.
-- A client that takes none of its answers for `READ_SECONDS` is disconnected.
+  relayed at `FRAMES_PER_SECOND` for each connection, after a burst of `FRAMES_AT_ONCE`. One that
+  sends more is read more slowly, and is closed if it does so for `FLOOD_SECONDS`. It is not closed
+  at once, because honest clients cancel in bursts.
+- A client that does not read its answers for `READ_SECONDS` is disconnected.
 - Each connection has at most 160 KiB in buffers here: 48 KiB that are not relayed yet, 64 KiB on
   the way to gRPC's server and 48 KiB on the way to the client. What is relayed counts as an upload
   (`streams`), stream by stream.
 
-A header names the stream to its handler. It is written behind the client's own headers, and the
-last one of a name counts.
+The relay adds a header with the number of the stream, by which the handler finds it. It follows the
+client's headers, and the last header of a name counts.
 """
 
 from __future__ import annotations
@@ -50,28 +50,30 @@ from service.rpc.streams import Stream, Streams
 
 STREAM_HEADER = "shoal-stream"
 HEAD_BYTES = 32 * 1024
-"""Of a compressed header block; gRPC refuses more than 16 KiB of them unpacked."""
+"""Maximum number of bytes of a compressed header block. gRPC rejects more than 16 KiB
+uncompressed."""
 FRAMES_PER_SECOND = 200.0
 FRAMES_AT_ONCE = 1000.0
 FRAMES_PER_ANSWER = 8.0
-"""Further frames that a connection may send for every call that was answered: acknowledgments,
-window updates, probes of the bandwidth."""
+"""Further frames allowed for each answered call: acknowledgments, window updates, probes of the
+bandwidth."""
 FLOOD_SECONDS = 30.0
 RESET_COST = 4.0
-"""Frames that one RST_STREAM counts as: it throws away what was begun."""
+"""Number of frames that one RST_STREAM counts as: work for its stream is lost."""
 USEFUL_BYTES = 256
-"""A DATA frame with fewer bytes counts as one that carries no message, unless it ends one."""
+"""DATA frames with fewer bytes count as frames without a message, unless they end one."""
 BUFFERED = 16_384
-"""Bytes written to a peer and not sent yet, from which on the other side is not read."""
+"""Bytes in a peer's write buffer above which the other side is not read."""
 _INBOX = memoryview(bytearray(32_768))
-"""Where all connections read into, one after the other."""
+"""Buffer for reading, which all connections share."""
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A client's."""
+    """The connection of a client."""
 
     def __init__(self, connections: Connections, streams: Streams, path: str) -> None:
-        """`path`: the Unix socket of gRPC's server."""
+        """`connections`: the limit on them; `streams`: all streams; `path`: the Unix socket of
+        gRPC's server."""
         self._connections = connections
         self._all_streams = streams
         self._path = path
@@ -83,14 +85,14 @@ class Connection(asyncio.BufferedProtocol):
         self._streams: dict[int, Stream] = {}
         self._last_stream = 0
         self._computed = 0
-        """Complete messages that are being answered."""
+        """Number of complete messages that are being answered."""
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._frames = FRAMES_AT_ONCE
         self._counted_at = self._loop.time()
         self._holding_back = set[str]()
-        """Reasons not to read from the client now."""
+        """Reasons why the client is not read now."""
         self._block_stream = 0
-        """The stream whose header block has begun and is not complete, or 0."""
+        """Number of the stream whose header block is incomplete, or 0."""
 
     # From the client.
 
@@ -124,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         self.disconnect("too many connections: this one waited longest. Connect again when needed")
 
     def disconnect(self, reason: str) -> None:
-        """End the connection and tell the client why, if it reads."""
+        """Close the connection, after a GOAWAY with the reason if the client reads."""
         if self._answers.between:
             self._transport.write(goaway(reason))
         self._close_within(0 if self._transport.get_write_buffer_size() else READ_SECONDS)
@@ -180,7 +182,7 @@ class Connection(asyncio.BufferedProtocol):
         self._go_on("connecting")
 
     def _relay(self) -> None:
-        """Pass on the frames that are complete, as far as the connection may send them now."""
+        """Pass on complete frames, as many as the connection may send now."""
         if self._core is None or self._transport.is_closing():
             return
         data, begin, at = self._incoming, 0, 0
@@ -200,7 +202,7 @@ class Connection(asyncio.BufferedProtocol):
                 named = self._read_headers(kind, flags, number, size)
                 if named is None:
                     return
-                if named:  # the block goes on with one more field
+                if named:  # one more field follows in the block
                     data[at + 4] &= ~END_HEADERS
                     passed += (bytes(data[begin:end]), named)
                     begin = end
@@ -237,8 +239,8 @@ class Connection(asyncio.BufferedProtocol):
         self._counted_at = now
 
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes | None:
-        """What follows the frame so that the handler finds its stream, if it completes the headers
-        of a new one; None where the connection has ended."""
+        """Check a frame of a header block. Returns bytes to insert behind it: the header with the
+        stream's number if it ends the headers of a new stream. None: the connection has ended."""
         if self._block_stream:
             self._frames -= 1
             if kind != CONTINUATION or number != self._block_stream:
@@ -278,7 +280,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_data(self, flags: int, number: int, size: int) -> None:
         stream = self._streams.get(number)
-        if stream is None:  # on its way when the stream was closed
+        if stream is None:  # sent before the client knew that the stream was closed
             self._frames -= size < USEFUL_BYTES
             return
         if size:
@@ -289,7 +291,7 @@ class Connection(asyncio.BufferedProtocol):
             self._frames -= 1
 
     def answer(self, data: bytes) -> None:
-        """From gRPC's server."""
+        """Relay bytes of gRPC's server to the client."""
         self._transport.write(data)
         for kind, flags, number in self._answers.feed(data):
             ended = kind in (HEADERS, DATA) and flags & END_STREAM
@@ -357,7 +359,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 class _Core(asyncio.BufferedProtocol):
-    """The other end of a relay: gRPC's server."""
+    """The connection of a relay to gRPC's server."""
 
     def __init__(self, client: Connection) -> None:
         self._client = client

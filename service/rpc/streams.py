@@ -1,4 +1,4 @@
-"""Request messages that are arriving over gRPC, and what they may take together.
+"""Limits the memory and the number of the request messages that arrive over gRPC.
 
 Promises
 - The bytes of every message count toward `SHOAL_MAX_UPLOAD_MEMORY` as they arrive, as uploads over
@@ -6,7 +6,7 @@ Promises
 - At most `most` messages are arriving at the same time. Further ones take the place of the message
   that has made no progress for the longest time, so idle and slow streams keep no other waiting.
 
-gRPC itself only hands out complete messages; how much has arrived is seen by the `relay`.
+gRPC hands out complete messages only, so the `relay` counts the bytes that have arrived.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ class Stream:
         share: Share,
         progress: Callable[[Stream], None] = lambda stream: None,
     ) -> None:
-        """`number`: its name within the process; `client`: the address it comes from;
-        `progress`: called when its message is complete, and when its handler has ended."""
+        """
+        Args:
+            number: Identifies the stream within the process.
+            client: Address of the client.
+            share: Counts its bytes toward the memory for uploads.
+            progress: Called when its handler has the message, and when the handler has ended.
+        """
         self.number = number
         self.client = client
         self.share = share
-        """Holds the bytes that have arrived and that the handler does not have yet."""
+        """Counts the bytes that have arrived until the handler has the message."""
         self.fault: Exception | None = None
         """Why the message is not received any further."""
         self.taken = False
@@ -44,24 +49,24 @@ class Stream:
         self._progress = progress
 
     def fail(self, fault: Exception) -> None:
-        """Let the handler end with `fault`, now or as soon as it waits for the message."""
+        """Make the handler raise `fault`, now or when it waits for the message."""
         self.fault = self.fault or fault
         self.share.end(fault)
 
     def take(self) -> None:
-        """The handler has the message, and accounts for its bytes from now on."""
+        """Called when the handler has the message, whose bytes it counts from now on."""
         self.share.release()
         self.taken = True
         self._progress(self)
 
     def answer(self) -> None:
-        """The handler has ended."""
+        """Called when the handler has ended."""
         self.answered = True
         self._progress(self)
 
 
 class Streams:
-    """All streams of a process."""
+    """All streams of the process."""
 
     def __init__(self, budget: Budget, most: int) -> None:
         """`budget`: the memory for uploads; `most`: maximum number of arriving messages."""
@@ -78,7 +83,7 @@ class Streams:
         return iter(self._open.values())
 
     def open(self, client: str, progress: Callable[[Stream], None]) -> Stream:
-        """A new stream, if necessary in place of another."""
+        """A new stream. Too many arriving messages end the one without progress for the longest."""
         if len(self._arriving) >= self._most:
             stalled, _ = self._arriving.popitem(last=False)
             stalled.fail(QueueFull("too many messages are arriving", retry_after=1))
@@ -89,11 +94,11 @@ class Streams:
         return stream
 
     def find(self, number: Any) -> Stream | None:
-        """The stream of this number, unless its client has left."""
+        """The stream with this number; None: its client has disconnected."""
         return self._open.get(int(number))
 
     def receive(self, stream: Stream, count: int) -> None:
-        """`count` bytes of its message have arrived."""
+        """Count `count` bytes of its message that have arrived."""
         if stream in self._arriving:
             self._arriving.move_to_end(stream)
         try:
@@ -102,11 +107,11 @@ class Streams:
             stream.fail(full)
 
     def complete(self, stream: Stream) -> None:
-        """All of its message has arrived."""
+        """Called when its message is complete."""
         self._arriving.pop(stream, None)
 
     def close(self, stream: Stream) -> None:
-        """Its client has the answer, or one of both has ended it."""
+        """Forget the stream: it has been answered, or the client or gRPC's server has reset it."""
         self.complete(stream)
         self._open.pop(stream.number, None)
         stream.share.release()

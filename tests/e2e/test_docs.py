@@ -56,6 +56,8 @@ def test_every_error_is_described(predict: Any) -> None:
     assert described == {
         (401, "unauthorized"),
         (429, "rate_limited"),
+        (429, "decoders_killed"),
+        (413, "image_too_expensive"),
         (422, "missing_image"),
         (400, "bad_image"),
         (400, "bad_timeout"),

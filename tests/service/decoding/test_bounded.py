@@ -1,9 +1,13 @@
-"""The quick way through a small JPEG gets the pixels that Pillow gets, or leaves it to Pillow."""
+"""Images that are decoded on the event loop: their pixels are those that Pillow gets, and their
+cost is bounded."""
 
 from __future__ import annotations
 
 import io
 import re
+import struct
+import time
+import zlib
 from typing import Any
 
 import numpy as np
@@ -113,3 +117,103 @@ def test_an_upright_photo_with_a_thumbnail_is_not_mistaken() -> None:
     Image.new("RGB", (8, 8), "red").save(thumbnail, "JPEG")
     data = jpeg(exif=synthetic.exif(1) + thumbnail.getvalue())
     assert here(data) is None
+
+
+MAX_SECONDS = 0.005
+"""CPU time that an image may take on the event loop. The worst takes 1 ms on a quiet machine."""
+MAX_BYTES = 32 * 1024
+SIZES = [(1, 16_384), (16_384, 1), (2, 8192), (1, 512), (32, 512), (512, 32), (128, 128)]
+SCANS = {1: b"\xff\xda\0\x08\1\1\0\0\x3f\0", 3: b"\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\x3f\0"}
+"""A scan without data of one component, and of all three."""
+
+
+def scans(size: tuple[int, int], first: int, others: int, **options: Any) -> bytes:
+    """A JPEG of as many empty scans as fit, which have this many components."""
+    data = encode(Image.new("RGB", size), "JPEG", subsampling=0, **options)
+    head = data[: data.index(b"\xff\xda")] + SCANS[first]
+    count = (MAX_BYTES - len(head) - 2) // len(SCANS[others])
+    return head + SCANS[others] * count + b"\xff\xd9"
+
+
+def noise(size: tuple[int, int], quality: int) -> bytes:
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return encode(Image.fromarray(pixels), "JPEG", quality=quality, subsampling=0)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+def png(size: tuple[int, int], color: int, depth: int, filtered: int) -> bytes:
+    """A PNG of this color type, depth and filter; pieces of its pixels are as many as may be."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    row = bytes([filtered]) + bytes(size[0] * channels * depth // 8)
+    pixels = zlib.compress(row * size[1] * 100)  # more than the image has
+    step = len(pixels) // 24 + 1
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, color, 0, 0, 0)),
+            chunk(b"PLTE", bytes(768)),
+            *(chunk(b"IDAT", pixels[at : at + step]) for at in range(0, len(pixels), step)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+HOSTILE = {
+    **{
+        f"JPEG {size} scans of {first} and {others} {options}": scans(
+            size, first, others, **options
+        )
+        for size in SIZES
+        for first, others in ((1, 1), (1, 3), (3, 1), (3, 3))
+        for options in ({}, {"optimize": True})
+    },
+    **{f"JPEG {size} noise": noise(size, 60) for size in SIZES},
+    **{
+        f"PNG {size} {color} {depth} {filtered}": png(size, color, depth, filtered)
+        for size in SIZES
+        for color, depth in ((0, 8), (0, 16), (2, 8), (2, 16), (3, 8), (4, 16), (6, 8), (6, 16))
+        for filtered in (0, 3, 4)
+    },
+}
+
+
+@pytest.mark.slow
+def test_what_the_event_loop_decodes_is_cheap() -> None:
+    """Whatever its shape, and whatever it holds besides pixels: within some milliseconds."""
+    took = {name: cpu_seconds(data) for name, data in HOSTILE.items()}
+    assert {name: seconds for name, seconds in took.items() if seconds > MAX_SECONDS} == {}
+
+
+def cpu_seconds(data: bytes) -> float:
+    """Seconds in which the event loop decodes it, or finds that it must not: the least of three."""
+    took = []
+    for _ in range(3):
+        began = time.thread_time()
+        here(data)
+        took.append(time.thread_time() - began)
+    return min(took)
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}], ids=["standard tables", "own tables"])
+@pytest.mark.parametrize(("first", "bounded"), [(1, False), (3, True)])
+def test_only_jpegs_of_one_scan_are_bounded(
+    first: int, bounded: bool, options: dict[str, Any]
+) -> None:
+    """Where the first scan has all components, decoders read no other; else they read all."""
+    assert upload(scans((64, 64), first, 3, **options)).is_bounded is bounded
+
+
+def test_long_sides_are_not_bounded() -> None:
+    """A line of pixels is a line of blocks of pixels to a decoder."""
+    assert upload(noise((512, 1), 60)).is_bounded
+    assert not upload(noise((513, 1), 60)).is_bounded and not upload(noise((1, 513), 60)).is_bounded
+
+
+def test_gray_of_16_bits_is_not_bounded() -> None:
+    """Its table takes longer than its pixels; other small PNGs are."""
+    assert not upload(png((8, 8), 0, 16, 0)).is_bounded
+    assert upload(png((8, 8), 0, 8, 0)).is_bounded and upload(png((8, 8), 2, 16, 0)).is_bounded

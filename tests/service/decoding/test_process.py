@@ -6,6 +6,8 @@ import asyncio
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -111,9 +113,52 @@ async def test_processes_share_nothing_with_the_server(
 ) -> None:
     """A decoder has no variable of the server's environment, and no descriptor but two."""
     proc = pathlib.Path(f"/proc/{process.pid}")
-    environment = proc.joinpath("environ").read_bytes()
-    assert b"PATH=" not in environment.replace(b"LD_LIBRARY_PATH=", b"")
+    variables = proc.joinpath("environ").read_bytes().split(b"\0")[:-1]
+    names = {variable.partition(b"=")[0].decode() for variable in variables}
+    assert {name for name in names if not name.startswith("MALLOC_")} <= {"LD_LIBRARY_PATH"}
     assert {path.name for path in proc.joinpath("fd").iterdir()} == {"0", "1"}
+
+
+async def test_decoders_are_killed_first_when_memory_runs_out(process: DecoderProcess) -> None:
+    """The kernel prefers them to the server."""
+    proc = pathlib.Path(f"/proc/{process.pid}")
+    preference = proc.joinpath("oom_score_adj").read_bytes()
+    assert preference == b"1000\n"
+
+
+SERVER = """
+import asyncio
+from service.decoding.process import Template
+
+async def main():
+    template = Template()
+    await template.start()
+    process = await template.fork(96 * 2**20, 0)
+    await process.ready()
+    print(process.pid, template._process.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_killing_the_server_ends_all_decoders() -> None:
+    """Nothing of them is left, though the server had no time to end them."""
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, stdout=subprocess.PIPE
+    )
+    assert server.stdout is not None
+    line = await server.stdout.readline()
+    pidfds = [os.pidfd_open(int(pid)) for pid in line.split()]
+    server.kill()
+    await server.wait()
+    for pidfd in pidfds:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, ended.set)
+        async with asyncio.timeout(60):
+            await ended.wait()
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
 
 
 async def test_closing_the_template_ends_all_decoders(template: Template) -> None:
