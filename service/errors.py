@@ -89,6 +89,10 @@ class DecodeQueueFull(Exception):
     """As many images wait for a decoder as may, and none of them is to make room."""
 
 
+class DecoderLost(Exception):
+    """The process that decoded the image was ended from outside, more than once."""
+
+
 class DecodersKilled(RateLimited):
     """A client's images ended too many decoder processes."""
 
@@ -131,6 +135,10 @@ class UnsupportedEncoding(Exception):
 
 class NotReady(Exception):
     """The model is not loaded or not warm yet."""
+
+
+class DecodersDown(NotReady):
+    """No decoder process can be started."""
 
 
 class Unloaded(NotReady):
@@ -249,6 +257,22 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Too many images wait to be decoded",
         "The queue of images that wait to be decoded is full. Try again after the number of "
         "seconds in Retry-After.",
+        retry_after=1,
+    ),
+    DecoderLost: Problem(
+        503,
+        "decoder_lost",
+        "The decoder of the image was ended",
+        "The process that decoded this image was ended from outside, for lack of memory for "
+        "instance. Try again after the number of seconds in Retry-After.",
+        retry_after=1,
+    ),
+    DecodersDown: Problem(
+        503,
+        "decoders_down",
+        "Images cannot be decoded",
+        "No process that decodes images can be started; the server's log says why. Try again after "
+        "the number of seconds in Retry-After.",
         retry_after=1,
     ),
     DeadlineUnreachable: Problem(

@@ -55,6 +55,8 @@ REFUSALS = (
     errors.RateLimited,
     errors.DecodersKilled,
     errors.DecodeQueueFull,
+    errors.DecoderLost,
+    errors.DecodersDown,
     errors.MissingImage,
     errors.BadInference,
     BadImage,
@@ -72,6 +74,8 @@ REFUSALS = (
     errors.NotReady,
     QueueFull,
     errors.DecodeQueueFull,
+    errors.DecoderLost,
+    errors.DecodersDown,
     DeadlineUnreachable,
     Draining,
     TimeoutError,
@@ -109,7 +113,9 @@ async def live(request: Request) -> Response:
     "/health/ready",
     summary="Can it answer requests?",
     response_model=protocol.ServerReady,
-    responses=errors.documented([errors.NotReady, errors.Stalled, Draining], "/v2"),
+    responses=errors.documented(
+        [errors.NotReady, errors.Stalled, errors.DecodersDown, Draining], "/v2"
+    ),
 )
 async def ready(request: Request) -> Response:
     """As `/readyz`."""

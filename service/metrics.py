@@ -131,11 +131,11 @@ class Metrics:
         self._kills = Counter(
             "shoal_decoder_kills",
             "Decoder processes that ended before their time: cpu_time, killed for taking too much "
-            "of it; crash, by themselves.",
+            "of it; crash, by themselves; lost, killed from outside.",
             ["reason"],
             registry=registry,
         )
-        for reason in ("cpu_time", "crash"):
+        for reason in ("cpu_time", "crash", "lost"):
             self._kills.labels(reason)
         for outcome in ("loaded", "failed"):
             self._loads.labels(outcome)

@@ -66,9 +66,13 @@ REFUSALS = (
     errors.NotReady,
     QueueFull,
     errors.DecodeQueueFull,
+    errors.DecoderLost,
+    errors.DecodersDown,
     DeadlineUnreachable,
     errors.DecodersKilled,
     errors.DecodeQueueFull,
+    errors.DecoderLost,
+    errors.DecodersDown,
     Draining,
     TimeoutError,
     EngineFailed,
@@ -165,7 +169,7 @@ async def healthz(request: Request) -> Response:
     tags=["probes"],
     summary="Can it answer requests?",
     response_model=schemas.Ready,
-    responses=errors.documented([errors.NotReady, errors.Stalled, Draining]),
+    responses=errors.documented([errors.NotReady, errors.Stalled, errors.DecodersDown, Draining]),
 )
 async def readyz(request: Request) -> Response:
     """200 when the model is loaded and warm and the engine makes progress, with what serves and on

@@ -22,7 +22,7 @@ from model_store.manifest import Identity, Manifest
 from model_store.precision import Precision
 from service.budget import Budget
 from service.decoding.image import EncodedImage, Pixels
-from service.errors import NotReady, Stalled, Unloaded
+from service.errors import DecodersDown, NotReady, Stalled, Unloaded
 from service.figures import Figures
 from service.rates import Client
 from service.settings import Settings
@@ -81,6 +81,10 @@ class Decoding(Protocol):
         """Bytes that decoding one image may take."""
 
     @property
+    def is_down(self) -> bool:
+        """Whether decoders cannot be started."""
+
+    @property
     def waiting(self) -> int:
         """Images that wait for a decoder of this process."""
 
@@ -124,10 +128,15 @@ class Serving:
         return started
 
     async def available(self) -> tuple[Ready, Figures | None]:
-        """What a readiness probe is told. Raises NotReady, Stalled, which is one, or Draining."""
+        """What a readiness probe is told.
+
+        Raises Draining, and NotReady or one of its kinds: Unloaded, Stalled, DecodersDown.
+        """
         ready = self.ready
         if self.draining:
             raise Draining("shutting down", retry_after=1)
+        if self.decoders.is_down:
+            raise DecodersDown
         try:
             figures = await self.inference.figures()
         except TimeoutError:

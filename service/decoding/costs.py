@@ -24,6 +24,7 @@ SECONDS: Mapping[str, float] = {
     "WebP": 9e-9,
     "WebP lossless": 24e-9,
     "BMP": 2.9e-9,
+    "BMP run-length": 200e-9,
     "GIF": 5.6e-9,
 }
 """Kind of image -> CPU seconds per unit of `work`, on a machine that takes `SAMPLE_SECONDS`."""

@@ -43,6 +43,8 @@ _WEBP_CHUNKS = 4096
 """Number of first bytes in which a chunk of lossless pixels is searched. A wrong guess changes the
 estimated time by less than a factor of 3."""
 
+_GIF_BLOCKS, _GIF_BYTES = 64, 256 * 1024
+"""How far the first frame of a GIF is looked for: further on, only its decoder finds it."""
 _PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 """PNG's type of color -> samples per pixel, where these are several."""
 _MAX_INFLATION = 1032
@@ -59,7 +61,8 @@ BYTES_PER_PIXEL = {
     "WebP": 13,
     "WebP lossless": 13,
     "BMP": 4,
-    "GIF": 1,
+    "BMP run-length": 4,
+    "GIF": 2,
 }
 """Kind of image -> bytes per pixel that decoding takes at most, if the header is correct."""
 
@@ -265,8 +268,30 @@ def _png_header(data: bytes) -> Header:
 
 
 def _gif_header(data: bytes) -> Header:
+    """The canvas, or what holds the first frame, too: decoders make the canvas so large."""
     width, height = struct.unpack_from("<HH", data, 6)
+    if (position := _gif_first_frame(data)) is not None:
+        left, upper, across, down = struct.unpack_from("<HHHH", data, position + 1)
+        width, height = max(width, left + across), max(height, upper + down)
     return "GIF", width, height
+
+
+def _gif_first_frame(data: bytes) -> int | None:
+    """The position of the first image descriptor (GIF89a, section 20), if it comes soon."""
+    flags = data[10] if len(data) > 10 else 0
+    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    for _ in range(_GIF_BLOCKS):
+        if data[position : position + 1] == b",":
+            return position
+        if data[position : position + 1] != b"!":
+            return None
+        position += 2
+        while (length := int.from_bytes(data[position : position + 1], "big")) != 0:
+            position += 1 + length
+            if position > _GIF_BYTES:
+                return None
+        position += 1
+    return None
 
 
 def _bmp_header(data: bytes) -> Header:
@@ -276,8 +301,8 @@ def _bmp_header(data: bytes) -> Header:
     width, height, planes_and_bits, compression = struct.unpack_from("<IiII", data, 18)
     if compression in (1, 2):
         _reject_too_large(width, abs(height), _MAX_RUN_LENGTH_PIXELS)
-    else:
-        _reject_without_pixels("BMP", data, abs(height) * width * (planes_and_bits >> 16) // 8)
+        return "BMP run-length", width, abs(height)
+    _reject_without_pixels("BMP", data, abs(height) * width * (planes_and_bits >> 16) // 8)
     return "BMP", width, abs(height)  # negative where the rows run from top to bottom
 
 

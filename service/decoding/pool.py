@@ -19,14 +19,15 @@ The cost of an image is estimated from its header (`costs`) and from measurement
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 from batching import DeadlineUnreachable, on_error, reject
 from service.decoding.costs import Costs
 from service.decoding.image import BYTES_PER_PIXEL, EncodedImage, Pixels, as_pixels
+from service.decoding.lane import Job, Lane
 from service.decoding.limits import ORDINARY_MEMORY, Limits
 from service.decoding.picture import CHANNELS, SIDE, Fault
 from service.decoding.process import (
@@ -36,8 +37,7 @@ from service.decoding.process import (
     StartFailed,
     Template,
 )
-from service.decoding.queue import FairQueue
-from service.errors import DecodeQueueFull, DecodersKilled
+from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from service.logs import log
 from service.rates import Client, Rates
 
@@ -52,61 +52,14 @@ NICER = 10
 KILLS, KILLS_SECONDS = 5, 60.0
 """Number of decoders that the images of one client may end at once, and the seconds after which
 they are forgotten."""
+MAX_LOSSES = 1
+"""How many decoders of an image may be ended from outside before it fails."""
 DISTRUST_SECONDS = 60.0
 """For which all images of a client count as expensive after one was so despite its header."""
-MAX_WAITING = 4096
-"""Maximum number of images that wait, of ordinary and of expensive ones each."""
 IDLE_SECONDS = 2.0
 """Idle time after which a decoder returns its freed memory to the system."""
 RETRY_SECONDS = 1.0
 """Between two attempts to start a decoder where the system does not allow it."""
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    image: EncodedImage
-    client: Client
-    seconds: float
-    """Estimated CPU seconds."""
-    deadline: float
-    """In the time of the pool's clock, in seconds."""
-    answer: asyncio.Future[Pixels]
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    """Decoders of one kind, and the images that wait for them."""
-
-    decoders: int
-    memory: int
-    max_seconds: float
-    nicer: int
-    queue: FairQueue[_Job] = field(default_factory=lambda: FairQueue(MAX_WAITING))
-    processes: set[DecoderProcess] = field(default_factory=set)
-    _waiting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
-
-    @property
-    def is_busy(self) -> bool:
-        return len(self.queue) > 0 or all(process.is_busy for process in self.processes)
-
-    def seconds_until_done(self, job: _Job) -> float:
-        """Estimated seconds until `job` would be done if it were put now."""
-        shared = self.queue.seconds_until_done(job.client, job.seconds) / self.decoders
-        return max(job.seconds, shared)
-
-    def put(self, job: _Job) -> None:
-        """Raises DecodeQueueFull."""
-        displaced = self.queue.put(job, job.client, job.seconds)
-        if displaced is not None and not displaced.answer.done():
-            displaced.answer.set_exception(DecodeQueueFull())
-        self._waiting.release()
-
-    async def take(self) -> _Job:
-        """Wait for the next job."""
-        while True:
-            await self._waiting.acquire()
-            if (job := self.queue.take()) is not None:  # None: it was discarded
-                return job
 
 
 class Decoders:
@@ -122,7 +75,8 @@ class Decoders:
         """
         Args:
             limits: Number of decoders, and what they may take.
-            on_kill: Called with the reason when an image ends a decoder: `cpu_time` or `crash`.
+            on_kill: Called with the reason when a decoder ends before its time: `cpu_time`,
+                `crash`, or `lost`, where something else did.
             clock: Monotonic time in seconds.
             template: Creates the template that decoders are forked from.
         """
@@ -133,12 +87,14 @@ class Decoders:
         self._kills = Rates(KILLS / KILLS_SECONDS, KILLS)
         self._lies = Rates(1 / DISTRUST_SECONDS, 1)
         self._costs = Costs()
-        self._ordinary = _Lane(limits.ordinary, ORDINARY_MEMORY, ORDINARY_LIMIT, nicer=0)
-        self._expensive = _Lane(
-            limits.expensive, limits.expensive_memory, limits.max_seconds, NICER
+        self._ordinary = Lane(limits.ordinary, ORDINARY_MEMORY, ORDINARY_LIMIT)
+        self._expensive = Lane(
+            limits.expensive, limits.expensive_memory, limits.max_seconds, limits.max_seconds, NICER
         )
         self._lanes = self._ordinary, self._expensive
         self._told: list[list[str]] = []
+        self.is_down = False
+        """Whether decoders cannot be started."""
 
     @property
     def max_memory(self) -> int:
@@ -178,13 +134,17 @@ class Decoders:
             TimeoutError: `max_seconds` have passed.
             DecodeQueueFull: Too many images wait, or this one made room for another client's.
             DecodersKilled: Images of this client have ended too many decoders.
+            DecoderLost: Its decoder was ended from outside, more than once.
+            DecodersDown: No decoder can be started.
         """
         now = self._clock()
+        if self.is_down:
+            raise DecodersDown
         if (wait := self._kills.wait(client, now)) > 0:
             raise DecodersKilled(wait)
         seconds = self._costs.estimate(image.kind, image.pixels, len(image.data))
         answer: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
-        job = _Job(image, client, seconds, now + max_seconds, answer)
+        job = Job(image, client, seconds, now + max_seconds, answer)
         lane = self._ordinary
         expensive = seconds > ORDINARY_SECONDS or image.memory > ORDINARY_IMAGE_MEMORY
         if expensive or self._is_distrusted(client):
@@ -216,6 +176,7 @@ class Decoders:
             try:
                 await self._run_template()
             except Exception as error:  # noqa: BLE001  # images need decoders
+                self.is_down = True
                 log.error("%s; starting them again in %g s", _first(error), RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -236,46 +197,57 @@ class Decoders:
         finally:
             template.close()
 
-    async def _keep(self, template: Template, lane: _Lane) -> None:
+    async def _keep(self, template: Template, lane: Lane) -> None:
         """Run a decoder of `lane`, and replace it when it ends. Raises StartFailed when the
         template has ended."""
         while True:
             try:
                 async with self._decoder(template, lane) as process:
-                    while await self._decode_next(process, lane):
+                    while await self._decode_next(template, process, lane):
                         pass
+                await template.reap(process)
             except StartFailed as error:
                 if template.has_ended:
                     raise
+                self.is_down = not lane.processes
                 log.error("%s; trying again in %g s", error, RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
 
     @asynccontextmanager
-    async def _decoder(self, template: Template, lane: _Lane) -> AsyncIterator[DecoderProcess]:
+    async def _decoder(self, template: Template, lane: Lane) -> AsyncIterator[DecoderProcess]:
         """A decoder that is ready. Raises StartFailed."""
         process = await template.fork(lane.memory, lane.nicer)
         try:
             await process.ready()
             self._tell_restrictions(process)
+            self.is_down = False
             lane.processes.add(process)
             yield process
         finally:
             lane.processes.discard(process)
             process.close()
 
-    async def _decode_next(self, process: DecoderProcess, lane: _Lane) -> bool:
+    async def _decode_next(self, template: Template, process: DecoderProcess, lane: Lane) -> bool:
         """Let `process` decode the next image. Returns whether it can decode another."""
         job = await lane.take()
         process.image_seconds = 0.0
-        goes_on = False
+        goes_on = canceled = False
         try:
             with on_error(reject, job.answer):
-                goes_on = await self._decode(job, process, lane)
+                try:
+                    goes_on = await self._decode(job, template, process, lane)
+                except asyncio.CancelledError:  # the template has ended, and all decoders with it
+                    canceled = True
+                    self._try_again(job, lane)
         finally:
             lane.queue.charge(job.client, process.image_seconds)
+        if canceled:
+            raise asyncio.CancelledError
         return goes_on
 
-    async def _decode(self, job: _Job, process: DecoderProcess, lane: _Lane) -> bool:
+    async def _decode(
+        self, job: Job, template: Template, process: DecoderProcess, lane: Lane
+    ) -> bool:
         """Let `process` decode the image of `job`. Returns whether it can decode another."""
         if not self._is_worth_it(job):
             return True
@@ -283,26 +255,28 @@ class Decoders:
             self._move_to_expensive(job)
             return True
         try:
-            answer = await process.decode(job.image, lane.max_seconds)
-            self._answer(job, lane, *answer, process.image_seconds)
+            answer = await process.decode(job.image, lane.max_cpu_seconds(job))
         except DecoderGone:  # before it saw the image
             lane.put(job)
             return False
         except DecoderEnded as end:
-            self._ended(job, lane, end)
+            await self._ended(job, template, process, lane, end)
             return False
-        return True
+        return self._answer(job, lane, *answer, process.image_seconds)
 
-    def _is_worth_it(self, job: _Job) -> bool:
-        """Whether `job` can still be answered in time; if not, it fails."""
-        late = self._clock() + job.seconds - job.deadline
-        if late > 0 and len(self._ordinary.queue) + len(self._expensive.queue):
+    def _is_worth_it(self, job: Job) -> bool:
+        """Whether `job` can still be answered; if it is too late or not allowed, it fails."""
+        now = self._clock()
+        late = now + job.seconds - job.deadline
+        if late > 0 and self.waiting:
             _fail(job, DeadlineUnreachable("images took longer to decode than foreseen", late))
+        if (wait := self._kills.wait(job.client, now)) > 0:
+            _fail(job, DecodersKilled(wait))
         return not job.answer.done()  # its client may have disconnected
 
-    def _answer(self, job: _Job, lane: _Lane, fault: int, content: bytes, seconds: float) -> None:
-        """Complete `job` with what its decoder answered after `seconds` of CPU time. Raises
-        DecoderEnded for an invalid answer."""
+    def _answer(self, job: Job, lane: Lane, fault: int, content: bytes, seconds: float) -> bool:
+        """Complete `job` with what its decoder answered after `seconds` of CPU time. Returns
+        whether the decoder can decode another image."""
         image = job.image
         if fault == 0 and len(content) == SIDE * SIDE * CHANNELS:
             self._costs.learn(image.kind, image.pixels, len(image.data), seconds)
@@ -312,43 +286,71 @@ class Decoders:
             self._begin_again(job)
         elif fault in set(Fault):
             log.debug("not decoded", extra={"fields": _fields(image, Fault(fault).name, content)})
+            if fault == Fault.OUT_OF_MEMORY:  # its header promised less
+                self._kills.owe(job.client, 1, self._clock())
             _fail(job, image.error(Fault(fault)))
         else:
-            raise DecoderEnded(for_cpu_time=False)
+            self._fail_or_begin_again(job, lane, "crash", image.error(Fault.DAMAGED))
+            return False
+        return True
 
-    def _ended(self, job: _Job, lane: _Lane, end: DecoderEnded) -> None:
+    async def _ended(
+        self,
+        job: Job,
+        template: Template,
+        process: DecoderProcess,
+        lane: Lane,
+        end: DecoderEnded,
+    ) -> None:
         """The decoder of `job` was killed, or crashed."""
-        self._kills.owe(job.client, 1, self._clock())
-        self._on_kill("cpu_time" if end.for_cpu_time else "crash")
         log.warning("a decoder %s", end, extra={"fields": _fields(job.image)})
+        if end.for_cpu_time:
+            error = job.image.too_slow(lane.max_seconds)
+            self._fail_or_begin_again(job, lane, "cpu_time", error)
+        elif await template.reap(process) == -signal.SIGKILL:  # by the kernel, or an operator
+            self._on_kill("lost")
+            self._try_again(job, lane)
+        else:
+            self._fail_or_begin_again(job, lane, "crash", job.image.error(Fault.DAMAGED))
+
+    def _fail_or_begin_again(self, job: Job, lane: Lane, reason: str, error: Exception) -> None:
+        """The image of `job` ended its decoder: it may need what expensive images may take."""
+        self._on_kill(reason)
         if lane is self._ordinary:
             self._begin_again(job)
-        elif end.for_cpu_time:
-            _fail(job, job.image.too_slow(lane.max_seconds))
         else:
-            _fail(job, job.image.error(Fault.DAMAGED))
+            self._kills.owe(job.client, 1, self._clock())
+            _fail(job, error)
 
-    def _begin_again(self, job: _Job) -> None:
+    def _try_again(self, job: Job, lane: Lane) -> None:
+        """The decoder of `job` was ended, but not by its image."""
+        job.losses += 1
+        if job.losses > MAX_LOSSES:
+            _fail(job, DecoderLost())
+        elif not job.answer.done():
+            lane.put(job)
+
+    def _begin_again(self, job: Job) -> None:
         """Put `job` behind the expensive images: it took more than its header says."""
         job.seconds = max(job.seconds, ORDINARY_LIMIT)
         self._lies.owe(job.client, 1, self._clock())
         self._move_to_expensive(job)
 
-    def _move_to_expensive(self, job: _Job) -> None:
+    def _move_to_expensive(self, job: Job) -> None:
         if not job.answer.done():
-            try:
-                self._expensive.put(job)
-            except DecodeQueueFull as error:
-                _fail(job, error)
+            self._expensive.put(job)
 
     async def _free_idle(self) -> None:
         while True:
             await asyncio.sleep(IDLE_SECONDS)
             before = asyncio.get_running_loop().time() - IDLE_SECONDS
-            for lane in self._lanes:
-                for process in lane.processes:
-                    if not process.is_busy and process.used_at and process.used_at < before:
-                        process.free_memory()
+            idle = [p for lane in self._lanes for p in lane.processes if not p.is_busy]
+            for process in idle:
+                if process.computes_for_itself():
+                    log.warning("a decoder computes without an image, and is replaced")
+                    process.kill()
+                elif process.used_at and process.used_at < before:
+                    process.free_memory()
 
     def _tell_restrictions(self, process: DecoderProcess) -> None:
         """Log the restrictions of `process`, once for decoders with the same."""
@@ -357,7 +359,7 @@ class Decoders:
             log.info("decoder started", extra={"fields": {"restrictions": process.restrictions}})
 
 
-def _fail(job: _Job, error: Exception) -> None:
+def _fail(job: Job, error: Exception) -> None:
     if not job.answer.done():
         job.answer.set_exception(error)
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from service.decoding import template
@@ -27,6 +27,10 @@ START_SECONDS = 30.0
 """Time in which the template must answer, also on a busy machine."""
 MIN_WAIT = 0.005
 """Minimum number of seconds between two reads of a decoder's CPU time."""
+STALL_SECONDS = 5.0
+"""Seconds after which a decoder is killed that has an image and uses no CPU time."""
+IDLE_CPU_SECONDS = 0.25
+"""CPU time that a decoder may use between two images: to free memory."""
 
 # The allocator keeps freed memory for the next image, so large WebPs take half as long. The limit
 # on memory bounds what is kept, and idle decoders return it.
@@ -83,8 +87,7 @@ class Template:
                     f"the template of the decoders cannot be started: {error}"
                 ) from error
         self._control = ours
-        message, _ = await self._receive()
-        self.sample_seconds = json.loads(message)
+        self.sample_seconds = json.loads(await self._receive())
 
     async def fork(self, memory: int, nicer: int) -> DecoderProcess:
         """A new decoder. Call `ready` before its first image.
@@ -94,62 +97,80 @@ class Template:
             nicer: Increment of its niceness (nice(2)).
 
         Raises:
-            StartFailed: The system allows no further process, or the template has ended.
+            StartFailed: The system allows no further process or descriptor, or the template has
+                ended.
         """
-        async with self._one_at_a_time:
-            assert self._control is not None
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            file = _file_in_memory()
+        with ExitStack() as opened:
             try:
-                with theirs, _read_only(file) as readable:
-                    socket.send_fds(
-                        self._control,
-                        [template.FORK.pack(memory, nicer)],
-                        [theirs.fileno(), readable.fileno()],
-                    )
-                message, descriptors = await self._receive()
-                (pid,) = template.FORKED.unpack(message)
-                if pid == 0:
-                    raise StartFailed("the system allows no more processes or descriptors")
-            except BaseException as error:
-                ours.close()
-                os.close(file)
-                if isinstance(error, ConnectionError):
-                    self.has_ended = True
-                if isinstance(error, OSError):
-                    raise StartFailed(f"the template of the decoders is gone: {error}") from error
-                raise
-        return DecoderProcess(pid, descriptors[0] if descriptors else None, ours, file)
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                opened.enter_context(theirs)
+                opened.callback(ours.close)
+                file = _file_in_memory()
+                opened.callback(os.close, file)
+                readable = opened.enter_context(_read_only(file))
+            except OSError as error:
+                raise StartFailed(f"a decoder process cannot be started: {error}") from error
+            pid = await self._ask(template.FORK, memory, nicer, theirs.fileno(), readable.fileno())
+            if pid == 0:
+                raise StartFailed("the system allows no further process")
+            return DecoderProcess(pid, ours.dup(), os.dup(file))
+
+    async def reap(self, process: DecoderProcess) -> int:
+        """How `process`, which has ended or is to end, ended: its exit code, or minus the signal.
+
+        Raises StartFailed where the template has ended, and all decoders with it.
+        """
+        if process.exit_code is None:
+            process.exit_code = await self._ask(template.REAP, process.pid)
+        return process.exit_code
 
     def close(self) -> None:
         """Kill the template. The kernel then kills all decoders."""
+        self.has_ended = True
         if self._control is not None:
             self._control.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
-    async def _receive(self) -> tuple[bytes, list[int]]:
+    async def _ask(self, what: int, value: int, nicer: int = 0, *descriptors: int) -> int:
+        """The result of an order. Raises StartFailed."""
+        async with self._one_at_a_time:
+            assert self._control is not None
+            try:
+                order = template.ORDER.pack(what, value, nicer)
+                socket.send_fds(self._control, [order], descriptors)
+                (result,) = template.RESULT.unpack(await self._receive())
+            except BaseException as error:
+                # A later answer would be taken for that to the next order.
+                self.has_ended = True
+                if isinstance(error, OSError):
+                    raise StartFailed(f"the template of the decoders is gone: {error}") from error
+                raise
+        assert isinstance(result, int)
+        return result
+
+    async def _receive(self) -> bytes:
         """The template's next message. Raises StartFailed."""
         assert self._control is not None
         try:
             async with asyncio.timeout(START_SECONDS):
-                await _readable(self._control)
+                message = await asyncio.get_running_loop().sock_recv(
+                    self._control, template.MAX_MESSAGE
+                )
         except TimeoutError as error:
             raise StartFailed("the template of the decoders does not answer") from error
-        message, descriptors, _, _ = socket.recv_fds(self._control, template.MAX_MESSAGE, 1)
         if not message:
-            self.has_ended = True
             raise StartFailed("the template of the decoders has ended")
-        return message, descriptors
+        return message
 
 
 class DecoderGone(Exception):
-    """The process had ended before it was given an image."""
+    """The process had ended, or misbehaved, before it was given the image."""
 
 
 class DecoderEnded(Exception):
-    """The decoder ended before it answered; `for_cpu_time`: it was killed for its CPU time."""
+    """The process ended before it answered; `for_cpu_time`: it was killed for its CPU time."""
 
     def __init__(self, for_cpu_time: bool) -> None:
         super().__init__("took too much CPU time" if for_cpu_time else "crashed")
@@ -159,48 +180,56 @@ class DecoderEnded(Exception):
 class DecoderProcess:
     """A decoder process, which decodes one image at a time."""
 
-    def __init__(self, pid: int, pidfd: int | None, link: socket.socket, file: int) -> None:
+    def __init__(self, pid: int, link: socket.socket, file: int) -> None:
         """
         Args:
-            pid: Its process id.
-            pidfd: Its pidfd (pidfd_open(2)); None: not on Linux.
+            pid: Its process id, which is its own until the template has reaped it.
             link: The socket to it.
             file: A writable descriptor of the file that it reads images from.
         """
+        self.pid = pid
         self.restrictions: list[str] = []
         """Names of its restrictions (`sandbox.confine`), for the log."""
         self.used_at: float | None = None
         """When its last image began, in the event loop's time; None: it has freed memory since."""
         self.is_busy = False
-        self.pid = pid
-        self._pidfd = pidfd
-        self._link = link
-        self._file = file
-        self._loop = asyncio.get_running_loop()
         self.image_seconds = 0.0
         """CPU seconds that its last image took."""
-        self._last_seconds = 0.0
+        self.exit_code: int | None = None
+        """How it ended, as `Template.reap` says; None: it was not reaped."""
+        self._link = link
+        self._file = file
+        self._length = 0
+        self._loop = asyncio.get_running_loop()
+        self._seconds = 0.0
+        self._moved_at = 0.0
         self._took_too_long = False
         link.setblocking(False)
 
     async def ready(self) -> None:
-        """Wait until it is confined. Raises StartFailed if it ends before."""
-        if message := await self._receive():
-            self.restrictions = json.loads(message)
-        else:
-            raise StartFailed("a decoder process ended before it was ready")
+        """Wait until it is confined. Raises StartFailed where it is not, soon."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            message = b""
+        if not message:
+            raise StartFailed("a decoder process was not ready")
+        self.restrictions = json.loads(message)
 
     async def decode(self, image: EncodedImage, max_seconds: float) -> tuple[int, bytes]:
-        """Decode an image, and kill the process if that takes more than `max_seconds` of CPU time.
+        """Decode an image, and kill the process if that takes more than `max_seconds` of CPU time,
+        or if it neither computes nor answers.
 
         Returns: 0 and the pixels, or a `Fault` and the repr of an exception. Not to be trusted.
 
         Raises:
-            DecoderGone: The process had ended before.
+            DecoderGone: The process had ended, or sent something, before.
             DecoderEnded: The process was killed, or crashed.
             OSError: There is no memory for a copy of the image.
         """
-        self.used_at = self._loop.time()
+        self._check_silent()
+        self.used_at = self._moved_at = self._loop.time()
         self.is_busy = True
         began = self._cpu_seconds()
         self._timer = self._loop.call_later(max_seconds, self._kill_after, began + max_seconds)
@@ -218,33 +247,58 @@ class DecoderProcess:
     def free_memory(self) -> None:
         """Tell it to return freed memory to the system, and free its copy of the last image."""
         self.used_at = None
+        self._length = 0
         with suppress(OSError):
             os.truncate(self._file, 0)
             self._link.send(template.REQUEST.pack(0, b"", 0, 0, 0))
 
+    def computes_for_itself(self) -> bool:
+        """Whether it has used much CPU time since its last image ended."""
+        before = self._seconds
+        return self._cpu_seconds() - before > IDLE_CPU_SECONDS
+
+    def kill(self) -> None:
+        """Kill it. Its caller learns that it has ended."""
+        if self.exit_code is None:  # or its process id may be another's
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Kill it, and close its descriptors."""
-        self._kill()
+        self.kill()
         self._link.close()
         os.close(self._file)
-        if self._pidfd is not None:
-            os.close(self._pidfd)
+
+    def _check_silent(self) -> None:
+        """Raises DecoderGone where it has sent something that was not asked for: it would be taken
+        for the answer to the next image."""
+        try:
+            self._link.recv(1)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            pass
+        raise DecoderGone
 
     def _cpu_seconds(self) -> float:
         """CPU seconds that it has used since its start; the last known value if it has ended."""
         with suppress(OSError):  # it has ended, or this is not Linux
             # The clock of another process: clock_getcpuclockid(3).
-            self._last_seconds = time.clock_gettime((~self.pid << 3) | 2)
-        return self._last_seconds
+            self._seconds = time.clock_gettime((~self.pid << 3) | 2)
+        return self._seconds
 
     def _send(self, image: EncodedImage) -> None:
         """Copy `image` into the file and tell the process. Raises DecoderGone, and OSError where
         there is no memory."""
-        if os.pwrite(self._file, image.data, 0) != len(image.data):
+        length = len(image.data)
+        if length < self._length:
+            os.truncate(self._file, length)  # nothing of another client's image stays behind it
+        self._length = length
+        if os.pwrite(self._file, image.data, 0) != length:
             raise OSError("there is not enough memory for the image")
         size = image.width, image.height, image.max_pixels
         try:
-            self._link.send(template.REQUEST.pack(len(image.data), image.format.encode(), *size))
+            self._link.send(template.REQUEST.pack(length, image.format.encode(), *size))
         except ConnectionError as error:
             raise DecoderGone from error
 
@@ -256,22 +310,18 @@ class DecoderProcess:
             return b""
 
     def _kill_after(self, cpu_seconds: float) -> None:
-        """Kill it if it has used `cpu_seconds` since its start; else check again later. Time in
-        which it does not run, as on a busy machine, does not count."""
+        """Kill it if it has used `cpu_seconds` since its start, or none for `STALL_SECONDS`; else
+        check again later. Time in which it does not run, as on a busy machine, does not count."""
+        before, now = self._seconds, self._loop.time()
         left = cpu_seconds - self._cpu_seconds()
-        if left > 0:
-            wait = max(left, MIN_WAIT)
-            self._timer = self._loop.call_later(wait, self._kill_after, cpu_seconds)
+        if self._seconds > before:
+            self._moved_at = now
+        if left <= 0 or now - self._moved_at > STALL_SECONDS:
+            self._took_too_long = left <= 0
+            self.kill()
         else:
-            self._took_too_long = True
-            self._kill()
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            else:
-                os.kill(self.pid, signal.SIGKILL)
+            wait = min(max(left, MIN_WAIT), STALL_SECONDS / 2)
+            self._timer = self._loop.call_later(wait, self._kill_after, cpu_seconds)
 
 
 def _environment() -> dict[str, str]:
@@ -292,18 +342,3 @@ def _read_only(file: int) -> Any:
         return open(f"/proc/self/fd/{file}", "rb", buffering=0)
     except OSError:  # not Linux
         return os.fdopen(os.dup(file), "rb", buffering=0)
-
-
-async def _readable(link: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-
-    def call() -> None:
-        if not readable.done():
-            readable.set_result(None)
-
-    loop.add_reader(link, call)
-    try:
-        await readable
-    finally:
-        loop.remove_reader(link)

@@ -6,8 +6,10 @@ exits when the server closes their socket. `service.decoding.process` is the ser
 
 Messages (SOCK_SEQPACKET, numbers in the machine's own order)
     template -> server    JSON: CPU seconds that decoding a sample took; once
-    server -> template    FORK, with two descriptors: a socket, and the file that holds images
-    template -> server    FORKED: the process id, with a pidfd on Linux; 0 if forking failed
+    server -> template    ORDER: FORK, with two descriptors: a socket, and the file for images
+    template -> server    RESULT: the process id; 0 if forking failed
+    server -> template    ORDER: REAP, for each decoder once; until then its process id is its own
+    template -> server    RESULT: its exit code, or minus the signal that ended it
     decoder -> server     JSON: the restrictions that hold; once
     server -> decoder     REQUEST: the file holds the image; of 0 bytes: free unused memory
     decoder -> server     a byte: 0 and the pixels, or a Fault and the repr of the exception
@@ -32,9 +34,11 @@ from PIL import Image
 
 from service.decoding import picture, sandbox
 
-FORK = struct.Struct("=Qi")
-"""Bytes of memory that the decoder may take, and the increment of its niceness (nice(2))."""
-FORKED = struct.Struct("=i")
+FORK, REAP = 1, 2
+ORDER = struct.Struct("=BQi")
+"""FORK, bytes of memory that the decoder may take, and the increment of its niceness (nice(2)); or
+REAP, the process id, and 0."""
+RESULT = struct.Struct("=i")
 REQUEST = struct.Struct("=Q8sIIQ")
 """Length of the image in bytes, kind, width, height, and maximum number of pixels."""
 MAX_MESSAGE = 8192
@@ -54,38 +58,57 @@ _IMPORTED_LATE = (
 )
 """Modules that Pillow imports when it needs them. The template does, as decoders open no files."""
 
+EXIT_SECONDS = 0.05
+"""Time in which a decoder that is to be reaped exits by itself; then it is killed."""
+
 SAMPLE = (512, 384)
 """Width and height, in pixels, of the images whose decoding is timed."""
 
 
 def main(descriptor: int) -> None:
-    """Fork a decoder for each message, until the other end of the socket `descriptor` is closed."""
+    """Fork and reap decoders, until the other end of the socket `descriptor` is closed."""
     control = socket.socket(fileno=descriptor)
     _prefer_to_be_killed()
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
-    control.send(json.dumps(_sample_seconds()).encode())
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the decoders
-    gc.collect()
-    gc.freeze()
-    while True:
-        order, descriptors, _, _ = socket.recv_fds(control, FORK.size, 2)
-        if not order:
-            return
-        _fork(control, *FORK.unpack(order), *descriptors)
+    with suppress(ConnectionError):  # the server has ended
+        control.send(json.dumps(_sample_seconds()).encode())
+        gc.collect()
+        gc.freeze()
+        while order := _receive(control):
+            (what, value, nicer), descriptors = order
+            result = _fork(value, nicer, *descriptors) if what == FORK else _reap(value)
+            control.send(RESULT.pack(result))
 
 
-def _fork(control: socket.socket, memory: int, nicer: int, connection: int, file: int) -> None:
-    pid, pidfds = 0, []
-    with suppress(OSError):  # no process or descriptor is available
+def _receive(control: socket.socket) -> tuple[tuple[int, int, int], list[int]] | None:
+    """An order and its descriptors; None: the server has ended."""
+    message, descriptors, _, _ = socket.recv_fds(control, ORDER.size, 2)
+    return (ORDER.unpack(message), descriptors) if message else None
+
+
+def _fork(memory: int, nicer: int, connection: int, file: int) -> int:
+    """The process id of a new decoder; 0: the system allows no further process."""
+    pid = 0
+    with suppress(OSError):
         pid = os.fork()
         if pid == 0:
             _decode_until_closed(memory, nicer, connection, file)
-        with suppress(AttributeError):  # not Linux
-            pidfds = [os.pidfd_open(pid)]
-    socket.send_fds(control, [FORKED.pack(pid)], pidfds)
-    for descriptor in (connection, file, *pidfds):
-        os.close(descriptor)
+    os.close(connection)
+    os.close(file)
+    return pid
+
+
+def _reap(pid: int) -> int:
+    """How the decoder `pid` ended: its exit code, or minus the signal."""
+    end = time.monotonic() + EXIT_SECONDS
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) -> None:

@@ -83,7 +83,10 @@ class Hub:
         match question:
             case {"do": "figures"}:
                 figures = await self.local.figures()
-                return figures and dataclasses.asdict(figures)
+                if figures is None:
+                    return None
+                stalled = figures.stalled or self.decoders.is_down
+                return dataclasses.asdict(figures) | {"stalled": stalled}
             case {"do": "load", "name": str(name), "version": str() | None as version}:
                 return (await self._versions.load(name, version)).model_dump()
             case {"do": "unload", "name": str(name)}:

@@ -17,6 +17,8 @@ from service.errors import (
     MAX_RETRY_AFTER,
     ChangeUnderWay,
     DecodeQueueFull,
+    DecoderLost,
+    DecodersDown,
     DecodersKilled,
     LoadFailed,
     NotReady,
@@ -49,6 +51,8 @@ REASONS: Final[dict[int, type[Exception]]] = {
     15: ImageTooExpensive,
     16: DecodeQueueFull,
     17: DecodersKilled,
+    18: DecoderLost,
+    19: DecodersDown,
 }
 _NUMBERS: Final = {kind: number for number, kind in REASONS.items()}
 

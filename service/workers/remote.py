@@ -105,6 +105,8 @@ class RemoteDecoders(_Linked):
         """`folder`: the one that the processes share; `limits`: what decoding may take."""
         super().__init__(folder)
         self.max_memory = limits.expensive_memory
+        self.is_down = False
+        """The engine's process says so itself, when it is asked how it is."""
         self._bytes = 0
 
     @property

@@ -70,6 +70,8 @@ def test_every_error_is_described(predict: Any) -> None:
         (503, "not_ready"),
         (503, "queue_full"),
         (503, "decode_queue_full"),
+        (503, "decoder_lost"),
+        (503, "decoders_down"),
         (503, "deadline_unreachable"),
         (503, "draining"),
         (503, "engine_dead"),

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from batching import Draining
-from service.errors import NotReady, Stalled, Unloaded
+from service.errors import DecodersDown, NotReady, Stalled, Unloaded
 from service.figures import Figures
 from service.serving import Decoding, Inference, Ready, Serving
 from service.settings import Settings
@@ -16,6 +16,14 @@ from tests.fakes import MODEL, FakeEngine
 
 READY = Ready(MODEL, FakeEngine.device, FakeEngine.precision)
 FIGURES = Figures(True, False, 0, 0, 0.0, 8, 0.2, {"1": 0.01}, None)
+
+
+class FakeDecoding:
+    is_down = False
+
+
+class NoDecoding:
+    is_down = True
 
 
 class FakeInference:
@@ -34,7 +42,7 @@ class FakeInference:
 
 def serving(figures: Figures | Exception | None) -> Serving:
     inference = cast(Inference, FakeInference(figures))
-    return Serving(Settings(), inference, cast(Decoding, None))
+    return Serving(Settings(), inference, cast(Decoding, FakeDecoding()))
 
 
 async def test_an_engine_that_makes_progress_is_available() -> None:
@@ -60,3 +68,11 @@ async def test_what_else_is_not_available() -> None:
     unloaded.inference.started, unloaded.inference.unloaded = None, True  # type: ignore[misc]
     with pytest.raises(Unloaded):
         await unloaded.available()
+
+
+async def test_a_server_without_decoders_is_not_available() -> None:
+    """It would answer small images only."""
+    without = serving(FIGURES)
+    without.decoders = cast(Decoding, NoDecoding())
+    with pytest.raises(DecodersDown):
+        await without.available()

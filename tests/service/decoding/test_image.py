@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import struct
 import subprocess
@@ -149,12 +150,34 @@ def test_the_pixel_limit_is_inclusive(kind: str) -> None:
 
 
 def test_a_gif_that_outgrows_its_screen_meets_the_same_limit() -> None:
-    """Its header promises one pixel, its frame brings 1,024."""
+    """Its header promises one pixel, its frame brings 1,024: known without decoding, unless the
+    frame comes late."""
     data = synthetic.gif(screen=(1, 1))
+    late = synthetic.gif(screen=(1, 1), before=100 * b"!\xfe\x01x\x00")
 
-    assert is_what_was_promised(decode(data, max_pixels=1024))
+    assert identify(data, MAX_PIXELS).pixels == 1024
+    assert identify(late, MAX_PIXELS).pixels == 1
+    for file in data, late:
+        assert is_what_was_promised(decode(file, max_pixels=1024))
+    with pytest.raises(ImageTooLarge, match="32 x 32"):
+        identify(data, max_pixels=1023)
     with pytest.raises(ImageTooLarge, match="larger than its header says"):
-        decode(data, max_pixels=1023)
+        decode(late, max_pixels=1023)
+
+
+@pytest.mark.parametrize("before", [b"", 5 * b"!\xfe\x03abc\x02de\x00", b"!\xff\x0b" + bytes(11)])
+def test_the_first_frame_of_a_gif_is_found_behind_extensions(before: bytes) -> None:
+    """Comments and applications' blocks, of several pieces."""
+    if before.startswith(b"!\xff"):
+        before += b"\x00"
+    assert identify(synthetic.gif(screen=(1, 1), before=before), MAX_PIXELS).pixels == 1024
+
+
+@given(st.binary(max_size=300))
+def test_the_first_frame_of_a_gif_is_looked_for_within_bounds(rest: bytes) -> None:
+    """Any bytes: a header, or a rejection."""
+    with contextlib.suppress(*REFUSALS):
+        identify(b"GIF89a" + rest, MAX_PIXELS)
 
 
 def test_around_a_gif_that_does_not_fill_its_screen_is_white_paper() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
@@ -23,7 +24,7 @@ from service.decoding.process import (
     StartFailed,
     Template,
 )
-from service.errors import DecodersKilled
+from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from tests.fakes import Clock
 
 PIXELS = bytes(32 * 32 * 3)
@@ -42,7 +43,7 @@ class Process:
         self.restrictions: list[str] = []
         self.used_at: float | None = None
         self.is_busy = False
-        self.closed = False
+        self.closed = self.killed = False
         self.image_seconds = 0.0
         self._template = template
 
@@ -54,6 +55,7 @@ class Process:
 
     async def decode(self, image: EncodedImage, max_seconds: float) -> tuple[int, bytes]:
         template = self._template
+        template.limits.append(max_seconds)
         self.is_busy = True
         template.begun.append((image, self))
         template.something_began.set()
@@ -67,6 +69,12 @@ class Process:
 
     def free_memory(self) -> None:
         self.used_at = None
+
+    def computes_for_itself(self) -> bool:
+        return self._template.unasked
+
+    def kill(self) -> None:
+        self.killed = True
 
     def close(self) -> None:
         self.closed = True
@@ -82,6 +90,12 @@ class FakeTemplate:
         self.outcomes: list[Outcome] = []
         """Of the images that are decoded next; then all go well."""
         self.seconds = 0.001
+        self.exit_code = -signal.SIGSEGV
+        """Of the decoders that end."""
+        self.limits: list[float] = []
+        """CPU time that each image was allowed."""
+        self.unasked = False
+        """Whether decoders compute between two images."""
         self.failures = 0
         """How many more attempts to fork fail."""
         self.unready = 0
@@ -100,6 +114,9 @@ class FakeTemplate:
             raise StartFailed("the system allows no more processes")
         self.forked.append(Process(self, memory))
         return cast(DecoderProcess, self.forked[-1])
+
+    async def reap(self, process: DecoderProcess) -> int:
+        return self.exit_code
 
     def close(self) -> None:
         pass
@@ -385,3 +402,105 @@ async def test_pool_serves_clients_in_turns(decoders: Decoders, template: FakeTe
     await asyncio.gather(one, *many)
     begun = [image.pixels for image, _ in template.begun]
     assert begun.index(9_000_000) <= 2
+
+
+async def test_pool_does_not_blame_an_image_for_a_decoder_that_was_killed(
+    decoders: Decoders, template: FakeTemplate, kills: list[str]
+) -> None:
+    """The kernel, or an operator, ended it: the image is tried once more, and then its client may
+    come back; it is not counted against the client."""
+    template.exit_code = -signal.SIGKILL
+    template.outcomes.append(CRASH)
+    await decoders.run(EXPENSIVE, b"client", 10)
+    for _ in range(pool.KILLS + 1):
+        template.outcomes += [CRASH, CRASH]
+        with pytest.raises(DecoderLost):
+            await decoders.run(EXPENSIVE, b"client", 10)
+    await decoders.run(EXPENSIVE, b"client", 10)
+    assert {*kills} == {"lost"}
+
+
+async def test_pool_tries_images_of_a_template_that_ended_again(
+    template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All decoders end with it: the images that they had are decoded by the next ones."""
+    monkeypatch.setattr(pool, "RETRY_SECONDS", 0.01)
+    template.goes_on.clear()
+    async with running(template, kills.append, clock) as decoders:
+        held = ask(decoders, ORDINARY)
+        await until(lambda: template.begun)
+        template.has_ended = True
+        template.failures = 1
+        template.outcomes.append(CRASH)
+        lost = ask(decoders, EXPENSIVE)
+        await until(lambda: len(template.begun) == 2)
+        template.has_ended, template.failures = False, 0
+        template.goes_on.set()
+        await asyncio.gather(held, lost)
+
+
+async def test_pool_gives_an_image_time_by_its_estimate(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """An ordinary image may take four times its estimate, within 20 and 120 ms; an expensive one
+    as long as any image may."""
+    for pixels in 1, 400_000, 1_500_000, 10_000_000:
+        await decoders.run(image(pixels), b"client", 10)
+    assert template.limits[0] == 0.02
+    assert 0.02 < template.limits[1] < 0.12
+    assert template.limits[2:] == [0.12, LIMITS.max_seconds]
+
+
+async def test_pool_counts_images_that_exhaust_an_expensive_decoder(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """Their header promised less: they count as those that end a decoder."""
+    for _ in range(pool.KILLS):
+        template.outcomes.append((Fault.OUT_OF_MEMORY, b""))
+        with pytest.raises(ImageTooExpensive):
+            await decoders.run(EXPENSIVE, b"client", 10)
+    with pytest.raises(DecodersKilled):
+        await decoders.run(EXPENSIVE, b"client", 10)
+
+
+async def test_pool_rejects_images_that_waited_while_others_of_their_client_killed(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """The limit holds however many images are under way at the same time."""
+    template.outcomes += [CRASH] * 20
+    outcomes = await asyncio.gather(
+        *(decoders.run(EXPENSIVE, b"killer", 10) for _ in range(20)), return_exceptions=True
+    )
+    assert [type(each) for each in outcomes].count(BadImage) == pool.KILLS
+    assert [type(each) for each in outcomes].count(DecodersKilled) == 20 - pool.KILLS
+
+
+async def test_pool_is_down_where_no_decoder_can_be_started(
+    template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are rejected at once, until one can."""
+    monkeypatch.setattr(pool, "RETRY_SECONDS", 0.01)
+    template.failures = 1_000_000
+    async with running(template, kills.append, clock) as decoders:
+        await until(lambda: decoders.is_down)
+        with pytest.raises(DecodersDown):
+            await decoders.run(ORDINARY, b"client", 10)
+        template.failures = 0
+        async with asyncio.timeout(10):
+            while decoders.is_down:  # noqa: ASYNC110  # the attempts are some milliseconds apart
+                await asyncio.sleep(0.001)
+        await decoders.run(ORDINARY, b"client", 10)
+
+
+async def test_pool_ends_a_decoder_that_computes_without_an_image(
+    template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been taken over."""
+    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.001)
+    async with running(template, kills.append, clock) as decoders:
+        await decoders.run(ORDINARY, b"client", 10)
+        assert not any(process.killed for process in template.forked)
+        template.unasked = True
+        async with asyncio.timeout(10):
+            while not all(process.killed for process in template.forked):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)

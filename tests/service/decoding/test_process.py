@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,7 +20,13 @@ from PIL import Image
 from service.decoding.errors import BadImage
 from service.decoding.image import as_pixels, identify
 from service.decoding.picture import Fault
-from service.decoding.process import DecoderEnded, DecoderGone, DecoderProcess, Template
+from service.decoding.process import (
+    DecoderEnded,
+    DecoderGone,
+    DecoderProcess,
+    StartFailed,
+    Template,
+)
 from tests.service import synthetic
 from tests.service.synthetic import encode
 
@@ -171,3 +179,103 @@ async def test_closing_the_template_ends_all_decoders(template: Template) -> Non
         with pytest.raises((DecoderEnded, DecoderGone)):
             await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 10)
         process.close()
+
+
+async def test_template_tells_how_a_decoder_ended(template: Template) -> None:
+    """By its signal, or by its exit code; and one that lives on is killed."""
+    processes = [await template.fork(96 * MIB, 0) for _ in range(3)]
+    for process in processes:
+        await process.ready()
+    os.kill(processes[0].pid, signal.SIGSEGV)
+    os.kill(processes[1].pid, signal.SIGKILL)
+    assert await template.reap(processes[0]) == -signal.SIGSEGV
+    assert await template.reap(processes[1]) == -signal.SIGKILL
+    assert await template.reap(processes[2]) == -signal.SIGKILL
+    for process in processes:
+        process.close()
+
+
+async def test_template_that_does_not_answer_is_given_up(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A late answer would be taken for that to the next order: another decoder's process id."""
+    monkeypatch.setattr("service.decoding.process.START_SECONDS", 0.1)
+    assert template._process is not None
+    os.kill(template._process.pid, signal.SIGSTOP)
+    with pytest.raises(StartFailed):
+        await template.fork(96 * MIB, 0)
+    assert template.has_ended
+
+
+async def test_template_survives_the_lack_of_descriptors(template: Template) -> None:
+    """A decoder cannot be started then; the template, and the decoders that there are, live on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(StartFailed):
+            await template.fork(96 * MIB, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not template.has_ended
+    process = await template.fork(96 * MIB, 0)
+    await process.ready()
+    process.close()
+
+
+async def test_process_that_stands_still_is_killed(
+    process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that neither computes nor answers would keep its place for ever."""
+    monkeypatch.setattr("service.decoding.process.STALL_SECONDS", 0.2)
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(DecoderEnded) as ended:
+        await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 10)
+    assert not ended.value.for_cpu_time
+
+
+@pytest.fixture
+async def captured() -> AsyncIterator[tuple[DecoderProcess, socket.socket, int]]:
+    """A decoder that does what the test does: the server's side, its socket, and its file."""
+    sleeper = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220  # it does not wait
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    file = os.memfd_create("image")
+    process = DecoderProcess(sleeper.pid, ours, os.dup(file))
+    yield process, theirs, file
+    process.close()
+    theirs.close()
+    os.close(file)
+    sleeper.wait()
+
+
+async def test_captured_decoder_cannot_answer_for_the_next_image(
+    captured: tuple[DecoderProcess, socket.socket, int],
+) -> None:
+    """What it sends before it is given an image ends it."""
+    process, theirs, _ = captured
+    theirs.send(b"\0" + bytes(32 * 32 * 3))
+    with pytest.raises(DecoderGone):
+        await process.decode(identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS), 10)
+
+
+async def test_captured_decoder_sees_nothing_of_an_earlier_image(
+    captured: tuple[DecoderProcess, socket.socket, int],
+) -> None:
+    """Its file is as long as the image that it is given."""
+    process, theirs, file = captured
+    for side in 300, 20:
+        data = encode(Image.effect_noise((side, side), 50), "PNG")
+        decoding = asyncio.create_task(process.decode(identify(data, MAX_PIXELS), 10))
+        await asyncio.sleep(0)
+        assert os.pread(file, 2 * MIB, 0) == data
+        theirs.send(b"\0")
+        await decoding
+
+
+async def test_captured_decoder_that_computes_for_itself_is_noticed(
+    process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPU time between two images is compared with what freeing memory takes."""
+    await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 10)
+    assert not process.computes_for_itself()
+    monkeypatch.setattr("service.decoding.process.IDLE_CPU_SECONDS", -1.0)
+    assert process.computes_for_itself()

@@ -46,6 +46,7 @@ class FakeDecoders:
 
     max_memory = LIMITS.expensive_memory
     waiting = 0
+    is_down = False
 
     def __init__(self) -> None:
         self.asked: list[tuple[EncodedImage, Client]] = []

@@ -1,0 +1,73 @@
+"""The decoders of one kind, and the images that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from service.decoding.image import EncodedImage, Pixels
+from service.decoding.process import DecoderProcess
+from service.decoding.queue import FairQueue
+from service.errors import DecodeQueueFull
+from service.rates import Client
+
+MAX_UNDERESTIMATE = 4.0
+"""How many times its estimate an image may take. Those of ordinary photos are right within 2.5."""
+MAX_WAITING = 4096
+"""Maximum number of images that wait, of ordinary and of expensive ones each."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    image: EncodedImage
+    client: Client
+    seconds: float
+    """Estimated CPU seconds."""
+    deadline: float
+    """In the time of the pool's clock, in seconds."""
+    answer: asyncio.Future[Pixels]
+    losses: int = 0
+    """How many of its decoders were ended from outside."""
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Decoders of one kind, and the images that wait for them."""
+
+    decoders: int
+    memory: int
+    max_seconds: float
+    """CPU time after which an image is too expensive for these decoders."""
+    min_seconds: float = 0.02
+    """CPU time that each image may take, however cheap its header says that it is."""
+    nicer: int = 0
+    queue: FairQueue[Job] = field(default_factory=lambda: FairQueue(MAX_WAITING))
+    processes: set[DecoderProcess] = field(default_factory=set)
+    _waiting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+
+    @property
+    def is_busy(self) -> bool:
+        return len(self.queue) > 0 or all(process.is_busy for process in self.processes)
+
+    def seconds_until_done(self, job: Job) -> float:
+        """Estimated seconds until `job` would be done if it were put now."""
+        shared = self.queue.seconds_until_done(job.client, job.seconds) / self.decoders
+        return max(job.seconds, shared)
+
+    def max_cpu_seconds(self, job: Job) -> float:
+        """CPU time that `job` may take: some times its estimate, within the bounds."""
+        return min(self.max_seconds, max(self.min_seconds, MAX_UNDERESTIMATE * job.seconds))
+
+    def put(self, job: Job) -> None:
+        """Raises DecodeQueueFull."""
+        displaced = self.queue.put(job, job.client, job.seconds)
+        if displaced is not None and not displaced.answer.done():
+            displaced.answer.set_exception(DecodeQueueFull())
+        self._waiting.release()
+
+    async def take(self) -> Job:
+        """Wait for the next job."""
+        while True:
+            await self._waiting.acquire()
+            if (job := self.queue.take()) is not None:  # None: it was discarded
+                return job
