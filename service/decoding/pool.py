@@ -307,11 +307,18 @@ class Decoders:
         if end.for_cpu_time:
             error = job.image.too_slow(lane.max_seconds)
             self._fail_or_begin_again(job, lane, "cpu_time", error)
-        elif await template.reap(process) == -signal.SIGKILL:  # by the kernel, or an operator
+        elif await self._was_killed(template, process):
             self._on_kill("lost")
             self._try_again(job, lane)
         else:
             self._fail_or_begin_again(job, lane, "crash", job.image.error(Fault.DAMAGED))
+
+    async def _was_killed(self, template: Template, process: DecoderProcess) -> bool:
+        """Whether the kernel, an operator, or the end of the template ended `process`."""
+        try:
+            return await template.reap(process) == -signal.SIGKILL
+        except StartFailed:
+            return True
 
     def _fail_or_begin_again(self, job: Job, lane: Lane, reason: str, error: Exception) -> None:
         """The image of `job` ended its decoder: it may need what expensive images may take."""

@@ -116,6 +116,8 @@ class FakeTemplate:
         return cast(DecoderProcess, self.forked[-1])
 
     async def reap(self, process: DecoderProcess) -> int:
+        if self.has_ended:
+            raise StartFailed("the template has ended")
         return self.exit_code
 
     def close(self) -> None:
@@ -434,9 +436,11 @@ async def test_pool_tries_images_of_a_template_that_ended_again(
         template.outcomes.append(CRASH)
         lost = ask(decoders, EXPENSIVE)
         await until(lambda: len(template.begun) == 2)
-        template.has_ended, template.failures = False, 0
         template.goes_on.set()
+        await until(lambda: decoders.is_down)
+        template.has_ended, template.failures = False, 0
         await asyncio.gather(held, lost)
+        assert kills == ["lost"]
 
 
 async def test_pool_gives_an_image_time_by_its_estimate(
