@@ -6,7 +6,7 @@ Promises
   replaced, and only the request with that image fails.
 - All decoders together take at most `Limits.memory`.
 - Clients get equal shares of decode time when several of them wait (`queue`), and a client whose
-  images have ended `KILLS` decoders is rejected for a while.
+  images have ended several decoders is rejected for a while (`trust`).
 - Expensive images have decoders of their own, at a lower priority, so ordinary images do not wait
   for them. An image that turns out to be more expensive than its header says is begun again there,
   and for a minute all images of its client are decoded there.
@@ -28,18 +28,14 @@ from batching import DeadlineUnreachable, on_error, reject
 from service.decoding.costs import Costs
 from service.decoding.image import BYTES_PER_PIXEL, EncodedImage, Pixels, as_pixels
 from service.decoding.lane import Job, Lane
+from service.decoding.launch import Template
 from service.decoding.limits import ORDINARY_MEMORY, Limits
 from service.decoding.picture import CHANNELS, SIDE, Fault
-from service.decoding.process import (
-    DecoderEnded,
-    DecoderGone,
-    DecoderProcess,
-    StartFailed,
-    Template,
-)
+from service.decoding.process import DecoderEnded, DecoderGone, DecoderProcess, StartFailed
+from service.decoding.trust import Trust
 from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from service.logs import log
-from service.rates import Client, Rates
+from service.rates import Client
 
 ORDINARY_SECONDS = 0.04
 """CPU seconds up to which an image is ordinary, by its estimate."""
@@ -49,13 +45,8 @@ ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY * 2 // 3
 """Bytes up to which an image is ordinary."""
 NICER = 10
 """Niceness of the decoders of expensive images (nice(2)): a tenth of the weight of others."""
-KILLS, KILLS_SECONDS = 5, 60.0
-"""Number of decoders that the images of one client may end at once, and the seconds after which
-they are forgotten."""
 MAX_LOSSES = 1
 """How many decoders of an image may be ended from outside before it fails."""
-DISTRUST_SECONDS = 60.0
-"""For which all images of a client count as expensive after one was so despite its header."""
 IDLE_SECONDS = 2.0
 """Idle time after which a decoder returns its freed memory to the system."""
 RETRY_SECONDS = 1.0
@@ -84,8 +75,7 @@ class Decoders:
         self._on_kill = on_kill
         self._clock = clock
         self._new_template = template
-        self._kills = Rates(KILLS / KILLS_SECONDS, KILLS)
-        self._lies = Rates(1 / DISTRUST_SECONDS, 1)
+        self._trust = Trust()
         self._costs = Costs()
         self._ordinary = Lane(limits.ordinary, ORDINARY_MEMORY, ORDINARY_LIMIT)
         self._expensive = Lane(
@@ -140,14 +130,14 @@ class Decoders:
         now = self._clock()
         if self.is_down:
             raise DecodersDown
-        if (wait := self._kills.wait(client, now)) > 0:
+        if (wait := self._trust.wait(client, now)) > 0:
             raise DecodersKilled(wait)
         seconds = self._costs.estimate(image.kind, image.pixels, len(image.data))
         answer: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
         job = Job(image, client, seconds, now + max_seconds, answer)
         lane = self._ordinary
         expensive = seconds > ORDINARY_SECONDS or image.memory > ORDINARY_IMAGE_MEMORY
-        if expensive or self._is_distrusted(client):
+        if expensive or not self._trust.believes(client, now):
             lane = self._expensive
         late = lane.seconds_until_done(job) - max_seconds
         if late > 0 and lane.is_busy:
@@ -165,10 +155,6 @@ class Decoders:
         """Maximum megapixels of an image by the memory that it takes, for the log."""
         megapixels = {kind: self.limits.most_pixels(kind) / 1e6 for kind in BYTES_PER_PIXEL}
         return {"max_megapixels": {kind: round(each, 1) for kind, each in megapixels.items()}}
-
-    def _is_distrusted(self, client: Client) -> bool:
-        """Whether an image of `client` was more expensive than its header said, lately."""
-        return self._lies.wait(client, self._clock()) > 0
 
     async def _run(self) -> None:
         """Run decoders until canceled."""
@@ -251,7 +237,7 @@ class Decoders:
         """Let `process` decode the image of `job`. Returns whether it can decode another."""
         if not self._is_worth_it(job):
             return True
-        if lane is self._ordinary and self._is_distrusted(job.client):
+        if lane is self._ordinary and not self._trust.believes(job.client, self._clock()):
             self._move_to_expensive(job)
             return True
         try:
@@ -270,7 +256,7 @@ class Decoders:
         late = now + job.seconds - job.deadline
         if late > 0 and self.waiting:
             _fail(job, DeadlineUnreachable("images took longer to decode than foreseen", late))
-        if (wait := self._kills.wait(job.client, now)) > 0:
+        if (wait := self._trust.wait(job.client, now)) > 0:
             _fail(job, DecodersKilled(wait))
         return not job.answer.done()  # its client may have disconnected
 
@@ -287,7 +273,7 @@ class Decoders:
         elif fault in set(Fault):
             log.debug("not decoded", extra={"fields": _fields(image, Fault(fault).name, content)})
             if fault == Fault.OUT_OF_MEMORY:  # its header promised less
-                self._kills.owe(job.client, 1, self._clock())
+                self._trust.killed(job.client, self._clock())
             _fail(job, image.error(Fault(fault)))
         else:
             self._fail_or_begin_again(job, lane, "crash", image.error(Fault.DAMAGED))
@@ -326,7 +312,7 @@ class Decoders:
         if lane is self._ordinary:
             self._begin_again(job)
         else:
-            self._kills.owe(job.client, 1, self._clock())
+            self._trust.killed(job.client, self._clock())
             _fail(job, error)
 
     def _try_again(self, job: Job, lane: Lane) -> None:
@@ -340,7 +326,7 @@ class Decoders:
     def _begin_again(self, job: Job) -> None:
         """Put `job` behind the expensive images: it took more than its header says."""
         job.seconds = max(job.seconds, ORDINARY_LIMIT)
-        self._lies.owe(job.client, 1, self._clock())
+        self._trust.lied(job.client, self._clock())
         self._move_to_expensive(job)
 
     def _move_to_expensive(self, job: Job) -> None:

@@ -14,6 +14,7 @@ from batching import DeadlineUnreachable
 from service.decoding import pool
 from service.decoding.errors import BadImage, ImageTooExpensive, ImageTooLarge
 from service.decoding.image import EncodedImage, Pixels
+from service.decoding.launch import Template
 from service.decoding.limits import ORDINARY_MEMORY, Limits
 from service.decoding.picture import Fault
 from service.decoding.pool import Decoders
@@ -22,8 +23,8 @@ from service.decoding.process import (
     DecoderGone,
     DecoderProcess,
     StartFailed,
-    Template,
 )
+from service.decoding.trust import DISTRUST_SECONDS, KILLS
 from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from tests.fakes import Clock
 
@@ -257,7 +258,7 @@ async def test_pool_distrusts_a_client_whose_image_was_more_expensive_than_its_h
     assert {process.memory for _, process in template.begun[2:]} == {LIMITS.expensive_memory}
     await decoders.run(ORDINARY, b"honest", 10)
     assert template.begun[-1][1].memory == ORDINARY_MEMORY
-    clock.now += pool.DISTRUST_SECONDS
+    clock.now += DISTRUST_SECONDS
     await decoders.run(ORDINARY, b"liar", 10)
     assert template.begun[-1][1].memory == ORDINARY_MEMORY
 
@@ -289,7 +290,7 @@ async def test_pool_rejects_a_client_whose_images_end_decoders(
     decoders: Decoders, template: FakeTemplate, clock: Clock
 ) -> None:
     """After some, the client is told to wait a while; others and the decoders are not affected."""
-    for _ in range(pool.KILLS):
+    for _ in range(KILLS):
         template.outcomes.append(CRASH)
         with pytest.raises(BadImage):
             await decoders.run(EXPENSIVE, b"killer", 10)
@@ -414,7 +415,7 @@ async def test_pool_does_not_blame_an_image_for_a_decoder_that_was_killed(
     template.exit_code = -signal.SIGKILL
     template.outcomes.append(CRASH)
     await decoders.run(EXPENSIVE, b"client", 10)
-    for _ in range(pool.KILLS + 1):
+    for _ in range(KILLS + 1):
         template.outcomes += [CRASH, CRASH]
         with pytest.raises(DecoderLost):
             await decoders.run(EXPENSIVE, b"client", 10)
@@ -459,7 +460,7 @@ async def test_pool_counts_images_that_exhaust_an_expensive_decoder(
     decoders: Decoders, template: FakeTemplate
 ) -> None:
     """Their header promised less: they count as those that end a decoder."""
-    for _ in range(pool.KILLS):
+    for _ in range(KILLS):
         template.outcomes.append((Fault.OUT_OF_MEMORY, b""))
         with pytest.raises(ImageTooExpensive):
             await decoders.run(EXPENSIVE, b"client", 10)
@@ -475,8 +476,8 @@ async def test_pool_rejects_images_that_waited_while_others_of_their_client_kill
     outcomes = await asyncio.gather(
         *(decoders.run(EXPENSIVE, b"killer", 10) for _ in range(20)), return_exceptions=True
     )
-    assert [type(each) for each in outcomes].count(BadImage) == pool.KILLS
-    assert [type(each) for each in outcomes].count(DecodersKilled) == 20 - pool.KILLS
+    assert [type(each) for each in outcomes].count(BadImage) == KILLS
+    assert [type(each) for each in outcomes].count(DecodersKilled) == 20 - KILLS
 
 
 async def test_pool_is_down_where_no_decoder_can_be_started(

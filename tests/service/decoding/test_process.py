@@ -19,13 +19,13 @@ from PIL import Image
 
 from service.decoding.errors import BadImage
 from service.decoding.image import as_pixels, identify
+from service.decoding.launch import Template
 from service.decoding.picture import Fault
 from service.decoding.process import (
     DecoderEnded,
     DecoderGone,
     DecoderProcess,
     StartFailed,
-    Template,
 )
 from tests.service import synthetic
 from tests.service.synthetic import encode
@@ -199,7 +199,7 @@ async def test_template_that_does_not_answer_is_given_up(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A late answer would be taken for that to the next order: another decoder's process id."""
-    monkeypatch.setattr("service.decoding.process.START_SECONDS", 0.1)
+    monkeypatch.setattr("service.decoding.launch.START_SECONDS", 0.1)
     assert template._process is not None
     os.kill(template._process.pid, signal.SIGSTOP)
     with pytest.raises(StartFailed):
