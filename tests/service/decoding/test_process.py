@@ -229,7 +229,7 @@ async def test_process_that_stands_still_is_killed(
     monkeypatch.setattr("service.decoding.process.STALL_SECONDS", 0.2)
     os.kill(process.pid, signal.SIGSTOP)
     with pytest.raises(DecoderEnded) as ended:
-        await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 10)
+        await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 0.05)
     assert not ended.value.for_cpu_time
 
 
