@@ -58,13 +58,17 @@ BYTES_PER_PIXEL = {
     "JPEG progressive": 8,
     "PNG": 4,
     "PNG palette": 2,
-    "WebP": 13,
-    "WebP lossless": 13,
+    "WebP": 14,
+    "WebP lossless": 14,
     "BMP": 4,
     "BMP run-length": 4,
     "GIF": 2,
 }
 """Kind of image -> bytes per pixel that decoding takes at most, if the header is correct."""
+
+
+COPIES = 3
+"""Copies of an encoded image in its decoder: as it came, in a file object, in the library."""
 
 
 @dataclass(slots=True)  # not frozen: that would make each five times as expensive to create
@@ -90,7 +94,7 @@ class EncodedImage:
     @property
     def memory(self) -> int:
         """Bytes that decoding takes at most, if the header is correct."""
-        return self.pixels * BYTES_PER_PIXEL[self.kind]
+        return self.pixels * BYTES_PER_PIXEL[self.kind] + COPIES * len(self.data)
 
     @property
     def is_bounded(self) -> bool:

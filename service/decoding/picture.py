@@ -7,7 +7,7 @@ a 32 x 32 RGB image do not change.
 This runs in the decoder processes, so it imports Pillow and nothing larger. The caller passes the
 type and size of the image (`service.decoding.image`), which has read its header.
 
-Memory, in bytes per pixel at most: WebP 13, progressive JPEG 8, PNG and BMP 4, GIF 1; other JPEGs
+Memory, in bytes per pixel at most: WebP 14, progressive JPEG 8, PNG and BMP 4, GIF 2; other JPEGs
 next to nothing. `benchmarks/decode_cost.py` measures it. A file may state a wrong size, so
 memory is limited by the kernel (`sandbox`) and CPU time by the server (`process`).
 """
