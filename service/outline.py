@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 
 from service.errors import BadInference
@@ -25,12 +26,13 @@ _ESCAPED = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 Text = str | memoryview
 Aside = Mapping[str, memoryview]
-"""What stands in the outline -> the string that stood there, in the text itself."""
+"""What stands in the outline -> the string that stood there, in the text itself. Each name stands
+there once: a client that could write it again would get a long string for a few bytes."""
 
 
 def outline(text: bytes) -> tuple[bytes, Aside]:
-    """A string is put aside if it is long and has no backslash. In its place is one that no
-    client has a reason to send, and that stands for something of this client's own if one does.
+    """A string is put aside if it is long and has no backslash. In its place is a name that the
+    client cannot know, because it is made at random when the text has arrived.
 
     Raises BadInference: the outline is longer than `MAX_OUTLINE`, or of too many lists.
     """
@@ -40,6 +42,7 @@ def outline(text: bytes) -> tuple[bytes, Aside]:
     kept: list[bytes] = []
     aside: dict[str, memoryview] = {}
     start = end = put_aside = 0
+    secret = secrets.token_hex(8)
     for _ in range(MAX_STRINGS):
         begin = text.find(b'"', end) + 1
         if not begin or begin - put_aside > MAX_OUTLINE:
@@ -49,8 +52,9 @@ def outline(text: bytes) -> tuple[bytes, Aside]:
             escaped = _ESCAPED.match(text, begin, begin + MAX_OUTLINE)
             end = escaped.end() if escaped else len(text)
         elif end - begin > LONG:
-            kept += text[start:begin], b"\\u0000%d" % len(aside)
-            aside[f"\0{len(aside)}"] = view[begin : end - 1]
+            name = f"{secret}{len(aside)}"
+            kept += text[start:begin], b"\\u0000", name.encode()
+            aside[f"\0{name}"] = view[begin : end - 1]
             put_aside += end - 1 - begin
             start = end - 1
     if len(text) - put_aside > MAX_OUTLINE:

@@ -58,6 +58,24 @@ def test_nothing_is_lost(value: Any, escaped: bool) -> None:
     assert restored(json.loads(short), aside) == [PADDING, value]
 
 
+PLACEHOLDERS = [r'"\u00000"', r'"\u00001"', r'"\u0000"', r'"0"', r'"\u0000\u0030"']
+
+
+@given(st.lists(st.sampled_from([*PLACEHOLDERS, f'"{PADDING}"', '"short"']), max_size=40))
+def test_outline_keeps_each_string_to_its_place(strings: list[str]) -> None:
+    """A string that looks like what stands for a long one stands for itself."""
+    text = f'["{PADDING}",{",".join([*strings, "1"])}]'.encode()
+    short, aside = outline(text)
+    assert restored(json.loads(short), aside) == json.loads(text)
+
+
+def test_outline_uses_other_names_for_every_text() -> None:
+    """What a client learns from one answer does not help with the next request."""
+    text = f'["{PADDING}"]'.encode()
+    names = {name for _ in range(100) for name in outline(text)[1]}
+    assert len(names) == 100
+
+
 @given(st.binary(max_size=200).map(lambda noise: noise.replace(b"z", b'"')))
 def test_no_noise_is_a_surprise(noise: bytes) -> None:
     """What is no JSON stays none, or is refused; nothing else happens."""
