@@ -174,11 +174,11 @@ def test_form_may_have_its_boundary_within_its_data() -> None:
         reader.write(form((IMG, near * 66)))
 
 
-@pytest.mark.parametrize(("padding", "image"), [(b" \t", b"pixels"), (b" \r ", None)])
+@pytest.mark.parametrize(("padding", "image"), [(b" \t\r\n", b"pixels"), (b" \r \n", None)])
 def test_form_may_have_padding_behind_a_delimiter(padding: bytes, image: bytes | None) -> None:
     """Spaces and tabs (RFC 2046, section 5.1.1), wherever the form is cut."""
     end = b"z" + DELIMITER
-    body = form((b"X: y", b"z"), (IMG, b"pixels")).replace(end, end + padding)
+    body = form((b"X: y", b"z"), (IMG, b"pixels")).replace(end + b"\r\n", end + padding)
     assert all(parsed(body, size) == image for size in range(1, len(body) + 1))
 
 
