@@ -11,6 +11,7 @@ import binascii
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from service.errors import BadInference
 
@@ -76,17 +77,28 @@ def _bounded(text: bytes) -> bytes:
 
 
 def base64_pieces(text: Text) -> Iterator[bytes]:
-    """What `text` stands for, in pieces of about a millisecond each. Raises BadInference."""
-    for start in range(0, len(text), PIECE):
-        piece = text[start : start + PIECE]
-        last = start + PIECE >= len(text)
+    """What `text` stands for, in pieces of about a millisecond each. Raises BadInference.
+
+    A view is copied, and each piece of the copy is freed as it is decoded: the two together take no
+    more memory than the text, once the body that the view is of has been freed.
+    """
+    copied: Any = bytes if isinstance(text, memoryview) else str
+    pieces = [copied(text[start : start + PIECE]) for start in range(0, len(text), PIECE)]
+    pieces.reverse()
+    return _decoded(pieces)
+
+
+def _decoded(pieces: list[str | bytes]) -> Iterator[bytes]:
+    """`pieces`: the last one first; they are taken out."""
+    while pieces:
         try:
-            decoded = binascii.a2b_base64(piece, strict_mode=True)
+            decoded = binascii.a2b_base64(pieces.pop(), strict_mode=True)
         except ValueError as error:
             raise BadInference(NOT_BASE64) from error
-        if len(decoded) < PIECE // 4 * 3 and not last:  # padding within
+        if len(decoded) < PIECE // 4 * 3 and pieces:  # padding within
             raise BadInference(NOT_BASE64)
         yield decoded
+        del decoded
 
 
 NOT_BASE64 = (

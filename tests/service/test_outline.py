@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -130,6 +131,19 @@ def test_base64_in_pieces(size: int) -> None:
     pieces = list(base64_pieces(base64.b64encode(data).decode()))
     assert b"".join(pieces) == data
     assert max(map(len, pieces)) <= PIECE // 4 * 3
+
+
+def test_base64_is_freed_as_it_is_decoded() -> None:
+    """A text and what it stands for take no more memory together than the text."""
+    text = base64.b64encode(os.urandom(12 * PIECE))
+    tracemalloc.start()
+    try:
+        found = list(base64_pieces(memoryview(text)))
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, found)) == 12 * PIECE
+    assert held < len(text) * 0.76 and peak < len(text) + 2 * PIECE
 
 
 @pytest.mark.parametrize(
