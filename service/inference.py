@@ -225,8 +225,12 @@ async def _images(request: Request, journey: Journey) -> tuple[Reply, list[Image
     settings: Settings = request.app.state.settings
     header = header_length(request.headers.get(LENGTH_HEADER))
     with journey:
-        body = await journey.read(partial(read_bytes, request))
-        call = parse(body, header, journey.model, settings.max_images_per_request)
+        call = parse(  # the body is in no variable, and is freed
+            await journey.read(partial(read_bytes, request)),
+            header,
+            journey.model,
+            settings.max_images_per_request,
+        )
         if call.seconds is not None:
             journey.hurry(call.seconds)
         with ends_with_client(request):

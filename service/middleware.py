@@ -26,6 +26,8 @@ SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 ROUTINE = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Asked every few seconds by machines: nothing to tell while all is well."""
 CLOSE = (b"connection", b"close")
+MAX_TEXT = 1024
+"""Characters of what a client sends, such as its path, in a line of the log."""
 CLIENT_LEFT = 499  # nginx's number for it; it is logged and never sent
 
 
@@ -120,14 +122,16 @@ def server_timing(timing: dict[str, float]) -> str:
 
 def log_request(
     level: int,
-    about: Mapping[str, Any],
+    about: Mapping[str, str | None],
     status: int | str,
     seconds: float,
     code: str | None,
     timing: Mapping[str, float],
 ) -> None:
-    """The line that tells of a request, over HTTP or gRPC; `about`: what it was."""
-    fields = {**about, "status": status, "seconds": _micro(seconds)}
+    """Log the line of a request, over HTTP or gRPC. `about`: its id, client, method and path, of
+    which at most `MAX_TEXT` characters each are logged."""
+    fields: dict[str, Any] = {name: text and text[:MAX_TEXT] for name, text in about.items()}
+    fields |= {"status": status, "seconds": _micro(seconds)}
     if code is not None:
         fields["code"] = code
     for stage, duration in timing.items():

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import binascii
 import re
+import secrets
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from service.errors import BadInference
 
@@ -25,12 +27,13 @@ _ESCAPED = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 Text = str | memoryview
 Aside = Mapping[str, memoryview]
-"""What stands in the outline -> the string that stood there, in the text itself."""
+"""What stands in the outline -> the string that stood there, in the text itself. Each name stands
+there once: a client that could write it again would get a long string for a few bytes."""
 
 
 def outline(text: bytes) -> tuple[bytes, Aside]:
-    """A string is put aside if it is long and has no backslash. In its place is one that no
-    client has a reason to send, and that stands for something of this client's own if one does.
+    """A string is put aside if it is long and has no backslash. In its place is a name that the
+    client cannot know, because it is made at random when the text has arrived.
 
     Raises BadInference: the outline is longer than `MAX_OUTLINE`, or of too many lists.
     """
@@ -40,6 +43,7 @@ def outline(text: bytes) -> tuple[bytes, Aside]:
     kept: list[bytes] = []
     aside: dict[str, memoryview] = {}
     start = end = put_aside = 0
+    secret = secrets.token_hex(8)
     for _ in range(MAX_STRINGS):
         begin = text.find(b'"', end) + 1
         if not begin or begin - put_aside > MAX_OUTLINE:
@@ -49,8 +53,9 @@ def outline(text: bytes) -> tuple[bytes, Aside]:
             escaped = _ESCAPED.match(text, begin, begin + MAX_OUTLINE)
             end = escaped.end() if escaped else len(text)
         elif end - begin > LONG:
-            kept += text[start:begin], b"\\u0000%d" % len(aside)
-            aside[f"\0{len(aside)}"] = view[begin : end - 1]
+            name = f"{secret}{len(aside)}"
+            kept += text[start:begin], b"\\u0000", name.encode()
+            aside[f"\0{name}"] = view[begin : end - 1]
             put_aside += end - 1 - begin
             start = end - 1
     if len(text) - put_aside > MAX_OUTLINE:
@@ -72,17 +77,28 @@ def _bounded(text: bytes) -> bytes:
 
 
 def base64_pieces(text: Text) -> Iterator[bytes]:
-    """What `text` stands for, in pieces of about a millisecond each. Raises BadInference."""
-    for start in range(0, len(text), PIECE):
-        piece = text[start : start + PIECE]
-        last = start + PIECE >= len(text)
+    """What `text` stands for, in pieces of about a millisecond each. Raises BadInference.
+
+    A view is copied, and each piece of the copy is freed as it is decoded: the two together take no
+    more memory than the text, once the body that the view is of has been freed.
+    """
+    copied: Any = bytes if isinstance(text, memoryview) else str
+    pieces = [copied(text[start : start + PIECE]) for start in range(0, len(text), PIECE)]
+    pieces.reverse()
+    return _decoded(pieces)
+
+
+def _decoded(pieces: list[str | bytes]) -> Iterator[bytes]:
+    """`pieces`: the last one first; they are taken out."""
+    while pieces:
         try:
-            decoded = binascii.a2b_base64(piece, strict_mode=True)
+            decoded = binascii.a2b_base64(pieces.pop(), strict_mode=True)
         except ValueError as error:
             raise BadInference(NOT_BASE64) from error
-        if len(decoded) < PIECE // 4 * 3 and not last:  # padding within
+        if len(decoded) < PIECE // 4 * 3 and pieces:  # padding within
             raise BadInference(NOT_BASE64)
         yield decoded
+        del decoded
 
 
 NOT_BASE64 = (

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import REQUEST_ID, SERVER_TIMING
 
 Parameters = dict[str, Any]
+MAX_DIMENSIONS = 8
+"""Of a tensor's shape."""
 
 
 class _Read(BaseModel):
@@ -26,7 +28,9 @@ class RequestInput(_Read):
     """A tensor: its elements in `data`, or behind the JSON where `binary_data_size` is set."""
 
     name: str = Field(max_length=64, examples=["image", "pixels"])
-    shape: list[int] = Field(min_length=1, max_length=8, examples=[[1], [1, 32, 32, 3]])
+    shape: list[int] = Field(
+        min_length=1, max_length=MAX_DIMENSIONS, examples=[[1], [1, 32, 32, 3]]
+    )
     datatype: str = Field(max_length=16, examples=["BYTES", "UINT8", "FP32"])
     parameters: Parameters = Field(default={}, description="`binary_data_size`")
     data: list[Any] | None = Field(

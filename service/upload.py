@@ -7,6 +7,7 @@ nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
+import io
 from contextlib import nullcontext
 from typing import Protocol
 
@@ -61,21 +62,13 @@ async def read_images(
 
 async def read_bytes(request: Request, max_bytes: int, max_seconds: float, share: Share) -> bytes:
     """The body as it is."""
-    body = _Raw()
+    body = io.BytesIO()  # not a list of chunks: those may be small, and each takes 40 bytes more
     await _receive(request, body, max_bytes, max_seconds, share)
-    return b"".join(body.chunks)
+    return body.getvalue()
 
 
 class _Body(Protocol):
-    def write(self, chunk: bytes) -> None: ...
-
-
-class _Raw:
-    def __init__(self) -> None:
-        self.chunks: list[bytes] = []
-
-    def write(self, chunk: bytes) -> None:
-        self.chunks.append(chunk)
+    def write(self, chunk: bytes, /) -> object: ...
 
 
 async def _receive(

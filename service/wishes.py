@@ -17,6 +17,8 @@ TIMEOUT = {
     "description": "Seconds in which the answer is wanted, if less than the server's own limit",
 }
 """The header, as OpenAPI describes it."""
+MAX_ACCEPT = 1024
+"""Characters of an Accept header that is read: each range in it takes a microsecond."""
 HEADERS = "shoal.headers"
 """In a scope, the headers that are looked up."""
 
@@ -60,8 +62,10 @@ def declared(request: Request) -> int:
 
 
 def wants_text(request: Request) -> bool:
-    """Does the client prefer text/plain to JSON? Where it likes both equally it gets JSON."""
-    if "text/plain" not in (accept := (header(request, b"accept") or "").lower()):
+    """Does the client prefer text/plain to JSON? Where it likes both equally it gets JSON, and
+    where its Accept is longer than `MAX_ACCEPT`."""
+    accept = (header(request, b"accept") or "").lower()
+    if "text/plain" not in accept or len(accept) > MAX_ACCEPT:
         return False
     weights = dict(_media_range(part) for part in accept.split(","))
     anything = weights.get("*/*", 0.0)

@@ -19,7 +19,7 @@ from model_store.manifest import Manifest
 from service.elements import Elements, in_binary
 from service.errors import BadInference
 from service.outputs import OutputTensor, Reply, answered
-from service.protocol import InferenceRequest, RequestInput
+from service.protocol import MAX_DIMENSIONS, InferenceRequest, RequestInput
 from service.rpc import outline
 from service.rpc.messages import ModelInferRequest, ModelInferResponse
 from service.tensors import Call, asked, only_input, validated
@@ -51,7 +51,7 @@ def request(message: Any, model: Manifest, max_images: int) -> Call:
             {
                 "name": tensor.name,
                 "datatype": tensor.datatype,
-                "shape": list(tensor.shape),
+                "shape": tensor.shape[: MAX_DIMENSIONS + 1],  # there may be a million
                 "parameters": _values(tensor.parameters),
             }
             for tensor in message.inputs

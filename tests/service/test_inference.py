@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -49,6 +51,29 @@ def is_error(response: httpx.Response, status: int) -> str:
     error: str = response.json()["error"]
     assert len(error) > 20 and error.endswith(".")
     return error
+
+
+@pytest.mark.parametrize("in_json", [True, False])
+async def test_requests_hold_no_more_than_their_body(
+    settings: Settings, engine: FakeEngine, in_json: bool
+) -> None:
+    """While images are taken out of it, body and images together are as large as the body."""
+    photo = os.urandom(4 * 2**20)
+    size = 2**23
+    content = {"content": json.dumps(body(photo)).encode()} if in_json else in_binary(photo)
+    limits = {"max_upload_bytes": size, "max_upload_memory": size}
+    async with connected(settings.model_copy(update=limits), engine) as client:
+        tracemalloc.start()
+        try:
+            asked = asyncio.create_task(client.post(INFER, **content))
+            held = 0
+            while not asked.done():
+                held = max(held, tracemalloc.get_traced_memory()[0])
+                await asyncio.sleep(0)
+        finally:
+            tracemalloc.stop()
+        assert "known type" in is_error(await asked, 400)
+    assert held < 1.2 * len(content["content"])
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])

@@ -11,12 +11,16 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from service.app import create_app
 from service.logs import JsonFormatter, Output, TextFormatter
+from service.settings import Settings
+from tests.fakes import FakeEngine
 from tests.service.conftest import png
 
 
@@ -138,6 +142,30 @@ async def test_one_line_a_request(
     assert {"decode_seconds", "queue_seconds", "infer_seconds", "seconds"} <= set(one)
     assert (two["status"], two["code"]) == (422, "missing_image")
     assert "secret" not in str(fields)
+
+
+@pytest.mark.parametrize("text", ["x", "%00", "%F0%9F%98%80"])
+@pytest.mark.parametrize("method", ["GET", "POST", "X"])
+async def test_lines_of_requests_are_bounded(
+    settings: Settings,
+    engine: FakeEngine,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    text: str,
+) -> None:
+    """A client cannot fill the disk with long paths and headers: the log has their beginning."""
+    caplog.set_level(logging.INFO)
+    path = "/" + text * (60_000 // len(text))
+    forwarded = "x" * 60_000  # by a trusted proxy that does not check it
+    transport = httpx.ASGITransport(create_app(settings, engine.load), client=(forwarded, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        await client.request(method, path, headers={"x-request-id": "x" * 60_000})
+    (told,) = [record for record in caplog.records if record.getMessage() == "request"]
+    fields = told.fields  # type: ignore[attr-defined]
+    assert fields["path"] == urllib.parse.unquote(path)[:1024]
+    assert fields["client"] == forwarded[:1024]
+    assert all(len(str(value)) <= 1024 for value in fields.values())
+    assert len(JsonFormatter().format(told)) < 10_000
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v2/health/ready"])

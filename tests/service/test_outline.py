@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -56,6 +57,24 @@ def test_nothing_is_lost(value: Any, escaped: bool) -> None:
     text = json.dumps([PADDING, value], ensure_ascii=escaped).encode()
     short, aside = outline(text)
     assert restored(json.loads(short), aside) == [PADDING, value]
+
+
+PLACEHOLDERS = [r'"\u00000"', r'"\u00001"', r'"\u0000"', r'"0"', r'"\u0000\u0030"']
+
+
+@given(st.lists(st.sampled_from([*PLACEHOLDERS, f'"{PADDING}"', '"short"']), max_size=40))
+def test_outline_keeps_each_string_to_its_place(strings: list[str]) -> None:
+    """A string that looks like what stands for a long one stands for itself."""
+    text = f'["{PADDING}",{",".join([*strings, "1"])}]'.encode()
+    short, aside = outline(text)
+    assert restored(json.loads(short), aside) == json.loads(text)
+
+
+def test_outline_uses_other_names_for_every_text() -> None:
+    """What a client learns from one answer does not help with the next request."""
+    text = f'["{PADDING}"]'.encode()
+    names = {name for _ in range(100) for name in outline(text)[1]}
+    assert len(names) == 100
 
 
 @given(st.binary(max_size=200).map(lambda noise: noise.replace(b"z", b'"')))
@@ -112,6 +131,19 @@ def test_base64_in_pieces(size: int) -> None:
     pieces = list(base64_pieces(base64.b64encode(data).decode()))
     assert b"".join(pieces) == data
     assert max(map(len, pieces)) <= PIECE // 4 * 3
+
+
+def test_base64_is_freed_as_it_is_decoded() -> None:
+    """A text and what it stands for take no more memory together than the text."""
+    text = base64.b64encode(os.urandom(12 * PIECE))
+    tracemalloc.start()
+    try:
+        found = list(base64_pieces(memoryview(text)))
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, found)) == 12 * PIECE
+    assert held < len(text) * 0.76 and peak < len(text) + 2 * PIECE
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ async def test_the_body_itself(client: httpx.AsyncClient, kind: str) -> None:
         ("text/plain;q=0", False),
         ("text/plain;q=x", False),
         ("application/*, text/plain", False),
+        ("text/plain".ljust(1024), True),
+        ("text/plain" + "," * 1015, False),  # 1,025 characters
     ],
 )
 async def test_text_for_who_prefers_it(

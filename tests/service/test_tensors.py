@@ -99,6 +99,42 @@ def test_images_in_binary(images: list[bytes]) -> None:
     assert encoded(call) == images
 
 
+def escaped(text: str) -> str:
+    return "".join(f"\\u{ord(character):04x}" for character in text)
+
+
+PLACEHOLDERS = st.builds(
+    lambda nulls, name: nulls + name,
+    st.sampled_from(["\\u0000", "", "\\u0000" * 2, "\\\\u0000"]),
+    st.sampled_from(["0", "1", "", "00", "0=", escaped("0")])
+    | st.binary(min_size=8, max_size=8).map(lambda secret: f"{secret.hex()}0"),
+)
+LARGE = base64.b64encode(PHOTO * 800).decode()
+ELEMENTS = PLACEHOLDERS | st.sampled_from([LARGE, BASE64, escaped(BASE64), "", "aGk=", "no!"])
+
+
+@given(st.lists(ELEMENTS, max_size=MAX_IMAGES - 1), st.integers(0, 2), st.sampled_from("dn"))
+def test_elements_are_no_more_than_the_body(texts: list[str], more: int, key: str) -> None:
+    """Whatever the strings of a JSON are, and however often its members are repeated, its elements
+    together have at most the bytes of the body, and each has those of its own string."""
+    data = f'["{LARGE * 2}"' + "".join(f',"{text}"' for text in texts) + "]"
+    other = {"d": f',"data":{data}', "n": f',"{LARGE}":"{LARGE}"'}[key] * more
+    tensor = (
+        f'{{"name":"image","shape":[{len(texts) + 1}],"datatype":"BYTES","data":{data}{other}}}'
+    )
+    body = f'{{"inputs":[{tensor}]}}'.encode()
+    call = parse(body, None, MODEL, MAX_IMAGES)
+    total = 0
+    for text, pieces in zip([LARGE * 2, *texts], call.encoded, strict=True):
+        try:
+            found = b"".join(pieces)
+        except BadInference:
+            continue
+        total += len(found)
+        assert found == base64.b64decode(json.loads(f'"{text}"'), validate=True)
+    assert total <= len(body)
+
+
 @pytest.mark.parametrize("flat", [True, False])
 def test_pixels_in_json(flat: bool) -> None:
     data = (PIXELS.ravel() if flat else PIXELS).tolist()
