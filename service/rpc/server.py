@@ -7,6 +7,7 @@ any size. TLS is left to what stands in front, as over HTTP.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 
 import grpc
@@ -26,6 +27,12 @@ MAX_STREAMS = 128
 """Concurrent RPCs of a connection; clients hold further ones back until others end."""
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the error that gRPC logs with a traceback where a client leaves while its call is
+    answered; `call` logs each call."""
+    return "ExecuteBatchError" not in record.getMessage()
+
+
 class RpcServer:
     """Serves on `grpc_port` from `start` to `stop`."""
 
@@ -37,6 +44,7 @@ class RpcServer:
     async def start(self) -> None:
         """Raises OSError where the port, or a folder for the socket, is not available."""
         settings = self._settings
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
         streams = Streams(self._parts.serving.uploads, settings.max_queue_size)
         self._server = grpc.aio.server(
             handlers=[Methods(self._parts, self._version, streams).handler()],
