@@ -23,14 +23,17 @@ from service.workers.listening import bind, join
 
 IDENTITY = 1
 """Of the algorithms that gRPC knows for compression, the one that does nothing."""
+CLIENT_FAULTS = ("ExecuteBatchError raised", "Invalid encoding")
+"""How messages begin that gRPC logs as errors, and that clients cause."""
 MAX_STREAMS = 128
 """Concurrent RPCs of a connection; clients hold further ones back until others end."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for the error that gRPC logs with a traceback where a client leaves while its call is
-    answered; `call` logs each call."""
-    return "ExecuteBatchError" not in record.getMessage()
+    """False for what gRPC logs as an error, with a traceback, where only the client is at fault: it
+    has left while its call was answered, or has sent a header that is not UTF-8. `call` logs the
+    call."""
+    return not str(record.msg).startswith(CLIENT_FAULTS)
 
 
 class RpcServer:
