@@ -17,7 +17,7 @@ from service.connections import Connections, bound, descriptors
 from service.logs import log
 from service.rpc.front import Front
 from service.rpc.methods import Methods
-from service.rpc.streams import Streams
+from service.rpc.streams import IDLE, Streams
 from service.settings import Settings
 from service.workers.listening import bind, join
 
@@ -54,6 +54,9 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_upload_bytes),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
+                # By default it cancels calls beyond 1,000, those of clients that have left included.
+                ("grpc.server.max_pending_requests", IDLE),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * IDLE),
                 ("grpc.max_connection_idle_ms", 1000 * settings.keep_alive_timeout),
                 ("grpc.http2.max_ping_strikes", 0),  # a relay reads pings at a bounded rate
                 ("grpc.http2.bdp_probe", 0),  # with it, gRPC takes in what nobody has asked for yet

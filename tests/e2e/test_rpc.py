@@ -32,7 +32,6 @@ from tritonclient.utils import InferenceServerException
 from model_store import manifest
 from model_store.params import read_params
 from service.rpc.frames import (
-    DATA,
     END_HEADERS,
     END_STREAM,
     HEAD,
