@@ -54,7 +54,7 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_upload_bytes),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
-                # By default it cancels calls beyond 1,000, those of clients that have left included.
+                # By default it cancels calls beyond 1,000, including those whose clients left.
                 ("grpc.server.max_pending_requests", IDLE),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * IDLE),
                 ("grpc.max_connection_idle_ms", 1000 * settings.keep_alive_timeout),

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 from batching import QueueFull
 from service.budget import Budget, Share
 
-IDLE = 4096
-"""Maximum number of streams without a handler. A stream takes some 10 KiB, most of it gRPC's."""
+IDLE = 2048
+"""Maximum number of streams without a handler. A stream takes 10 to 20 KiB, most of it gRPC's."""
 
 
 class Stream:
