@@ -79,7 +79,7 @@ def surrounded(
 
     async def handler(_: Any, context: Context) -> Any:
         headers = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        stream = streams.find(headers.pop(STREAM_HEADER, "0"))
+        stream = streams.claim(headers.pop(STREAM_HEADER, ""))
         if stream is None:
             await context.abort(grpc.StatusCode.CANCELLED, "The client has ended the call.")
         call = Call(context, headers, stream)
@@ -87,7 +87,7 @@ def surrounded(
             with _span(tracing, route, call):
                 return await _answer(call, route, method, metrics)
         finally:
-            stream.answer()
+            streams.answer(stream)
 
     return handler
 

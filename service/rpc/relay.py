@@ -12,13 +12,20 @@ heads of the frames and passes everything on over a local socket. Promises
   relayed at `FRAMES_PER_SECOND` for each connection, after a burst of `FRAMES_AT_ONCE`. One that
   sends more is read more slowly, and is closed if it does so for `FLOOD_SECONDS`. It is not closed
   at once, because honest clients cancel in bursts.
+- A connection has at most `OPEN_STREAMS` streams. A stream without a handler ends within
+  `READ_SECONDS`, with its connection: gRPC's server has not begun to handle it, or the client does
+  not read the answer. `streams` bounds the streams of all connections.
+- New streams must have odd and increasing numbers (RFC 9113, section 5.1.1). gRPC's server ignores
+  others without an answer.
 - A client that does not read its answers for `READ_SECONDS` is disconnected.
 - Each connection has at most 160 KiB in buffers here: 48 KiB that are not relayed yet, 64 KiB on
   the way to gRPC's server and 48 KiB on the way to the client. What is relayed counts as an upload
   (`streams`), stream by stream.
 
-The relay adds a header with the number of the stream, by which the handler finds it. It follows the
-client's headers, and the last header of a name counts.
+The relay adds a header with the name of the stream, by which the handler finds it. It follows the
+client's headers, and the last header of a name counts. A client can make it a part of its own last
+header, by announcing a longer value than it sends. Then the call has no name that exists, and is
+rejected.
 """
 
 from __future__ import annotations
@@ -54,9 +61,12 @@ HEAD_BYTES = 32 * 1024
 uncompressed."""
 FRAMES_PER_SECOND = 200.0
 FRAMES_AT_ONCE = 1000.0
-FRAMES_PER_ANSWER = 8.0
-"""Further frames allowed for each answered call: acknowledgments, window updates, probes of the
-bandwidth."""
+FRAMES_PER_ANSWER = 9.0
+"""Further frames allowed for each answered call: its headers, acknowledgments, window updates,
+probes of the bandwidth."""
+OPEN_STREAMS = 256
+"""Maximum number of open streams of a connection. gRPC's server allows clients 128, and refuses
+more as soon as a client has acknowledged that."""
 FLOOD_SECONDS = 30.0
 RESET_COST = 4.0
 """Number of frames that one RST_STREAM counts as: work for its stream is lost."""
@@ -207,6 +217,9 @@ class Connection(asyncio.BufferedProtocol):
                     passed += (bytes(data[begin:end]), named)
                     begin = end
             elif kind == DATA:
+                if number > self._last_stream or not number % 2:
+                    self.disconnect(f"data belongs to stream {number}, which is not open")
+                    return
                 self._read_data(flags, number, size)
             else:
                 self._frames -= RESET_COST if kind == RST_STREAM else 1
@@ -226,17 +239,20 @@ class Connection(asyncio.BufferedProtocol):
         self._met("frames")
         self._relay()
         if self._frames > 0:
-            self._met("flood")
             self._go_on("frames")
 
     def _end_flood(self) -> None:
-        self.disconnect("too many frames that carry no message")
+        self._refill()
+        if self._frames < FRAMES_PER_SECOND:
+            self.disconnect("too many frames that carry no message")
 
     def _refill(self) -> None:
         now = self._loop.time()
         more = (now - self._counted_at) * FRAMES_PER_SECOND
         self._frames = min(FRAMES_AT_ONCE, self._frames + more)
         self._counted_at = now
+        if self._frames >= FRAMES_PER_SECOND:
+            self._met("flood")
 
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes | None:
         """Check a frame of a header block. Returns bytes to insert behind it: the header with the
@@ -249,6 +265,9 @@ class Connection(asyncio.BufferedProtocol):
         else:
             if kind == CONTINUATION:
                 self.disconnect("a header block has no beginning")
+                return None
+            if not number % 2:
+                self.disconnect(f"a client may not open stream {number}: its numbers are odd")
                 return None
             self._block_stream, self._block_bytes = number, 0
             self._ends = bool(flags & END_STREAM)
@@ -264,24 +283,30 @@ class Connection(asyncio.BufferedProtocol):
         self._block_stream = 0
         return self._open(number)
 
-    def _open(self, number: int) -> bytes:
+    def _open(self, number: int) -> bytes | None:
+        self._frames -= 1
         if number <= self._last_stream:  # trailers
-            self._frames -= 1
             if self._ends and number in self._streams:
                 self._all_streams.complete(self._streams[number])
             return b""
+        if len(self._streams) >= OPEN_STREAMS:
+            self.disconnect(f"more than {OPEN_STREAMS} calls are open on one connection")
+            return None
         self._last_stream = number
-        stream = self._all_streams.open(self._client, partial(self._progress, number))
+        self._within(READ_SECONDS, number, self.abort)
+        stream = self._all_streams.open(
+            self._client, partial(self._progress, number), self._make_room_for_streams
+        )
         self._streams[number] = stream
         if self._ends:
             self._all_streams.complete(stream)
-        named = field(STREAM_HEADER, str(stream.number))
+        named = field(STREAM_HEADER, stream.name)
         return frame(CONTINUATION, END_HEADERS, number, named)
 
     def _read_data(self, flags: int, number: int, size: int) -> None:
         stream = self._streams.get(number)
         if stream is None:  # sent before the client knew that the stream was closed
-            self._frames -= size < USEFUL_BYTES
+            self._frames -= 1
             return
         if size:
             self._all_streams.receive(stream, size)
@@ -314,14 +339,21 @@ class Connection(asyncio.BufferedProtocol):
     def _progress(self, number: int, stream: Stream) -> None:
         if number not in self._streams:
             return
-        self._all_streams.complete(stream)
-        if not stream.answered:
+        if stream.answered:
+            if stream.taken:
+                self._leave()
+            self._within(READ_SECONDS, number, self.abort)
+        elif stream.taken:
+            self._all_streams.complete(stream)
             self._computed += 1
             self._connections.goes_on(self)
-            return
-        if stream.taken:
-            self._leave()
-        self._within(READ_SECONDS, number, self.abort)
+        else:
+            self._met(number)
+
+    def _make_room_for_streams(self) -> None:
+        self.disconnect("too many calls: this connection has the one whose answer was not read")
+        for number in list(self._streams):
+            self._close(number)
 
     def _leave(self) -> None:
         self._computed -= 1

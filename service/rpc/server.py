@@ -7,6 +7,7 @@ any size. TLS is left to what stands in front, as over HTTP.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 
 import grpc
@@ -16,14 +17,23 @@ from service.connections import Connections, bound, descriptors
 from service.logs import log
 from service.rpc.front import Front
 from service.rpc.methods import Methods
-from service.rpc.streams import Streams
+from service.rpc.streams import IDLE, Streams
 from service.settings import Settings
 from service.workers.listening import bind, join
 
 IDENTITY = 1
 """Of the algorithms that gRPC knows for compression, the one that does nothing."""
+CLIENT_FAULTS = ("ExecuteBatchError raised", "Invalid encoding")
+"""How messages begin that gRPC logs as errors, and that clients cause."""
 MAX_STREAMS = 128
 """Concurrent RPCs of a connection; clients hold further ones back until others end."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what gRPC logs as an error, with a traceback, where only the client is at fault: it
+    has left while its call was answered, or has sent a header that is not UTF-8. `call` logs the
+    call."""
+    return not str(record.msg).startswith(CLIENT_FAULTS)
 
 
 class RpcServer:
@@ -37,12 +47,16 @@ class RpcServer:
     async def start(self) -> None:
         """Raises OSError where the port, or a folder for the socket, is not available."""
         settings = self._settings
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
         streams = Streams(self._parts.serving.uploads, settings.max_queue_size)
         self._server = grpc.aio.server(
             handlers=[Methods(self._parts, self._version, streams).handler()],
             options=[
                 ("grpc.max_receive_message_length", settings.max_upload_bytes),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
+                # By default it cancels calls beyond 1,000, including those whose clients left.
+                ("grpc.server.max_pending_requests", IDLE),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * IDLE),
                 ("grpc.max_connection_idle_ms", 1000 * settings.keep_alive_timeout),
                 ("grpc.http2.max_ping_strikes", 0),  # a relay reads pings at a bounded rate
                 ("grpc.http2.bdp_probe", 0),  # with it, gRPC takes in what nobody has asked for yet

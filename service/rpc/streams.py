@@ -5,18 +5,25 @@ Promises
   HTTP do, with the same rules for slow ones (`budget`).
 - At most `most` messages are arriving at the same time. Further ones take the place of the message
   that has made no progress for the longest time, so idle and slow streams keep no other waiting.
+- At most `IDLE` streams have no handler: it has not begun, or it has ended and the client has not
+  received the answer. Beyond that, the connection of the oldest is closed.
+- A handler finds its stream by a name that no client can know, and no other handler finds it after
+  that.
 
 gRPC hands out complete messages only, so the `relay` counts the bytes that have arrived.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from batching import QueueFull
 from service.budget import Budget, Share
+
+IDLE = 2048
+"""Maximum number of streams without a handler. A stream takes 10 to 20 KiB, most of it gRPC's."""
 
 
 class Stream:
@@ -24,29 +31,33 @@ class Stream:
 
     def __init__(
         self,
-        number: int,
         client: str,
         share: Share,
         progress: Callable[[Stream], None] = lambda stream: None,
+        expel: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
-            number: Identifies the stream within the process.
             client: Address of the client.
             share: Counts its bytes toward the memory for uploads.
-            progress: Called when its handler has the message, and when the handler has ended.
+            progress: Called when its handler begins, has the message, and has ended.
+            expel: Closes the connection, and all streams of it.
         """
-        self.number = number
+        self.name = secrets.token_hex(16)
+        """Identifies the stream. Random, so that a client cannot name the stream of another."""
         self.client = client
         self.share = share
         """Counts the bytes that have arrived until the handler has the message."""
         self.fault: Exception | None = None
         """Why the message is not received any further."""
+        self.claimed = False
+        """Whether the handler has begun."""
         self.taken = False
         """Whether the handler has the message."""
         self.answered = False
         """Whether the handler has ended."""
         self._progress = progress
+        self.expel = expel
 
     def fail(self, fault: Exception) -> None:
         """Make the handler raise `fault`, now or when it waits for the message."""
@@ -59,9 +70,7 @@ class Stream:
         self.taken = True
         self._progress(self)
 
-    def answer(self) -> None:
-        """Called when the handler has ended."""
-        self.answered = True
+    def progress(self) -> None:
         self._progress(self)
 
 
@@ -72,9 +81,9 @@ class Streams:
         """`budget`: the memory for uploads; `most`: maximum number of arriving messages."""
         self._budget = budget
         self._most = most
-        self._open: dict[int, Stream] = {}
+        self._open: dict[str, Stream] = {}
         self._arriving = OrderedDict[Stream, None]()  # longest without progress first
-        self._last = 0
+        self._idle = OrderedDict[Stream, None]()  # longest without a handler first
 
     def __len__(self) -> int:
         return len(self._open)
@@ -82,20 +91,43 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._open.values())
 
-    def open(self, client: str, progress: Callable[[Stream], None]) -> Stream:
-        """A new stream. Too many arriving messages end the one without progress for the longest."""
+    def open(
+        self, client: str, progress: Callable[[Stream], None], expel: Callable[[], None]
+    ) -> Stream:
+        """A new stream. Too many arriving messages end the one without progress for the longest.
+        The arguments are those of `Stream`."""
         if len(self._arriving) >= self._most:
             stalled, _ = self._arriving.popitem(last=False)
             stalled.fail(QueueFull("too many messages are arriving", retry_after=1))
-        self._last += 1
-        stream = Stream(self._last, client, self._budget.holding(), progress)
-        self._open[stream.number] = stream
+        stream = Stream(client, self._budget.holding(), progress, expel)
+        self._open[stream.name] = stream
         self._arriving[stream] = None
+        self._add_idle(stream)
         return stream
 
-    def find(self, number: Any) -> Stream | None:
-        """The stream with this number; None: its client has disconnected."""
-        return self._open.get(int(number))
+    def claim(self, name: str) -> Stream | None:
+        """The stream of a handler that begins. None: its client has disconnected, or the client
+        has made this name up, or has hidden the name in another header."""
+        stream = self._open.get(name)
+        if stream is None or stream.claimed:
+            return None
+        stream.claimed = True
+        self._idle.pop(stream, None)
+        stream.progress()
+        return stream
+
+    def answer(self, stream: Stream) -> None:
+        """Called when the handler has ended."""
+        stream.answered = True
+        self.complete(stream)
+        if stream.name in self._open:
+            self._add_idle(stream)
+        stream.progress()
+
+    def _add_idle(self, stream: Stream) -> None:
+        self._idle[stream] = None
+        if len(self._idle) > IDLE:
+            next(iter(self._idle)).expel()
 
     def receive(self, stream: Stream, count: int) -> None:
         """Count `count` bytes of its message that have arrived."""
@@ -113,5 +145,6 @@ class Streams:
     def close(self, stream: Stream) -> None:
         """Forget the stream: it has been answered, or the client or gRPC's server has reset it."""
         self.complete(stream)
-        self._open.pop(stream.number, None)
+        self._idle.pop(stream, None)
+        self._open.pop(stream.name, None)
         stream.share.release()

@@ -31,7 +31,17 @@ from tritonclient.utils import InferenceServerException
 
 from model_store import manifest
 from model_store.params import read_params
-from service.rpc.frames import END_HEADERS, HEADERS, PREFACE, SETTINGS, Heads, field, frame
+from service.rpc.frames import (
+    END_HEADERS,
+    END_STREAM,
+    HEAD,
+    HEADERS,
+    PREFACE,
+    SETTINGS,
+    Heads,
+    field,
+    frame,
+)
 from tests.e2e.process import ROOT, SCRIPTED, Hold, Server
 from tests.e2e.test_inference import bitmap
 from tests.reference import probabilities
@@ -421,6 +431,51 @@ async def test_idle_connections_make_room() -> None:
 def test_a_client_cannot_name_a_stream(server: Server, client: InferenceServerClient) -> None:
     """The header by which calls find their stream is the server's, also where a client sends it."""
     client.infer("fake", [images(HORSE)], headers={"shoal-stream": "4711"})
+
+
+@pytest.mark.parametrize("length", [47, 14, 13, 1, 127])
+def test_a_client_cannot_hide_the_name_of_its_stream(server: Server, length: int) -> None:
+    """A header that ends before its value makes the server's header a part of it: the call or the
+    connection ends, and never with the stream that the client names."""
+    names = field("shoal-stream", "1") + field("shoal-stream", "0" * 32)
+    block = begin("ServerMetadata", 1)[HEAD:] + names + b"\0\1z" + bytes((length,))
+    with raw(server, 1, frame(HEADERS, END_HEADERS | END_STREAM, 1, block)) as (one,):
+        data = b""
+        while b"Failed parsing" not in data and b"The client has ended the call" not in data:
+            news = one.recv(65_536)
+            assert news, data
+            data += news
+
+
+@pytest.mark.parametrize("number", [2, 0])
+def test_streams_that_a_client_may_not_open(server: Server, number: int) -> None:
+    """They end the connection, since gRPC's server would ignore them forever."""
+    with raw(server, 1, 1000 * frame(HEADERS, END_HEADERS | END_STREAM, number)) as (one,):
+        data = b""
+        with contextlib.suppress(ConnectionError):  # what was not read resets the connection
+            while news := one.recv(65_536):
+                data += news
+    assert not data or b"its numbers are odd" in data
+
+
+@pytest.mark.parametrize("fault", ["leaves", "header"])
+def test_faults_of_clients_are_not_logged_as_errors(fault: str) -> None:
+    """Where a client leaves while it is answered, and where its header is not UTF-8."""
+    extra = b"\0\3x-a\2\xff\xfe" if fault == "header" else b""
+    with Server(*SCRIPTED, **RPC) as server:
+        server.wait_until_ready()
+        block = begin("ServerMetadata", 1)[HEAD:] + extra
+        sent = b"".join(
+            frame(HEADERS, END_HEADERS | END_STREAM, number, block) for number in range(1, 101, 2)
+        )
+        for _ in range(30):
+            with raw(server, 1, sent) as (one,):
+                one.recv(1)
+        client = connect(server)
+        client.infer("fake", [images(HORSE)])
+        server.stop()
+        assert server.errors() == ""
+        assert {line["level"] for line in server.log()} <= {"info", "warning"}
 
 
 def test_pings_of_idle_clients(server: Server) -> None:

@@ -83,8 +83,8 @@ async def parts(engine: FakeEngine) -> AsyncIterator[State]:
 async def test_a_message_in_pieces_counts_until_it_is_computed(parts: State) -> None:
     """What has arrived is counted once: by its stream, then by its request, then not at all."""
     streams, message = streams_of(parts), horse()
-    stream = streams.open("::1", lambda stream: None)
-    context = Context(message, shoal_stream=str(stream.number))
+    stream = streams.open("::1", ignore, ignore)
+    context = Context(message, shoal_stream=stream.name)
     context.sends.clear()
     answer = asyncio.create_task(handler("ModelInfer", parts, streams)(None, context))
     await context.waiting.wait()
@@ -100,15 +100,15 @@ async def test_a_stream_that_makes_room_gets_a_status(parts: State, name: str) -
     """UNAVAILABLE, and the time to come again, whether it fails before or while it is read."""
     for before in True, False:
         streams = Streams(parts.serving.uploads, 1)
-        stream = streams.open("::1", lambda stream: None)
-        context = Context(shoal_stream=str(stream.number))
+        stream = streams.open("::1", ignore, ignore)
+        context = Context(shoal_stream=stream.name)
         context.sends.clear()
         if before:
-            streams.open("::1", lambda stream: None)
+            streams.open("::1", ignore, ignore)
         answer = asyncio.create_task(handler(name, parts, streams)(None, context))
         if not before:
             await context.waiting.wait()
-            streams.open("::1", lambda stream: None)
+            streams.open("::1", ignore, ignore)
         with pytest.raises(Aborted):
             await answer
         assert context.answer[0] is grpc.StatusCode.UNAVAILABLE
@@ -125,8 +125,8 @@ async def test_a_client_that_does_not_send(
         parts.provisions, settings=parts.settings.model_copy(update={"upload_timeout": 0.01})
     )
     streams = streams_of(parts)
-    stream = streams.open("::1", lambda stream: None)
-    context = Context(shoal_stream=str(stream.number))
+    stream = streams.open("::1", ignore, ignore)
+    context = Context(shoal_stream=stream.name)
     context.sends.clear()
     monkeypatch.setattr(methods, "NAME_SECONDS", 0.01)
     with pytest.raises(Aborted):
@@ -141,6 +141,22 @@ async def test_a_client_that_has_left_already(parts: State) -> None:
     with pytest.raises(Aborted):
         await handler("ModelInfer", parts)(None, context)
     assert context.answer[0] is grpc.StatusCode.CANCELLED and not context.asked
+
+
+async def test_a_second_call_with_the_name_of_a_stream(parts: State) -> None:
+    """It is rejected: a name belongs to one call. The first call is not affected."""
+    streams, message = streams_of(parts), horse()
+    stream = streams.open("::1", ignore, ignore)
+    first, second = (Context(message, shoal_stream=stream.name) for _ in range(2))
+    first.sends.clear()
+    answer = asyncio.create_task(handler("ModelInfer", parts, streams)(None, first))
+    await first.waiting.wait()
+    with pytest.raises(Aborted):
+        await handler("ModelInfer", parts, streams)(None, second)
+    assert second.answer[0] is grpc.StatusCode.CANCELLED and not second.asked
+    assert not stream.taken and not stream.answered
+    first.sends.set()
+    await answer
 
 
 async def test_a_client_is_limited_over_both(parts: State) -> None:
@@ -178,9 +194,9 @@ async def test_uploads_over_http_count(parts: State) -> None:
     with parts.serving.uploads.holding() as share:
         share.add(parts.settings.max_upload_memory)
         streams = streams_of(parts)
-        stream = streams.open("::1", lambda stream: None)
+        stream = streams.open("::1", ignore, ignore)
         streams.receive(stream, 1)
-        context = Context(b"", x_request_id="42", shoal_stream=str(stream.number))
+        context = Context(b"", x_request_id="42", shoal_stream=stream.name)
         with pytest.raises(Aborted):
             await handler("ModelInfer", parts, streams)(None, context)
     assert context.answer[0] is grpc.StatusCode.UNAVAILABLE and not context.asked
@@ -190,6 +206,10 @@ async def test_uploads_over_http_count(parts: State) -> None:
         "retry-after": "1",
         "grpc-retry-pushback-ms": "1000",
     }
+
+
+def ignore(*_: object) -> None:
+    pass
 
 
 def streams_of(parts: State) -> Streams:
@@ -207,10 +227,8 @@ def handler(name: str, parts: State, streams: Streams | None = None) -> Any:
 class AnyStream(Streams):
     """Knows the stream of a call that names none."""
 
-    def find(self, number: Any) -> Stream | None:
-        if number == "0":
-            return self.open("::1", lambda stream: None)
-        return super().find(number)
+    def claim(self, name: str) -> Stream | None:
+        return super().claim(name or self.open("::1", ignore, ignore).name)
 
 
 def horse(version: str = "") -> bytes:

@@ -126,11 +126,12 @@ async def test_frames_pass_unchanged_but_for_one_header(wire: Wire) -> None:
         writer.write(sent[at : at + size])
         await asyncio.sleep(0)
         at += size
-    named = frame(CONTINUATION, END_HEADERS, 1, field("shoal-stream", "1"))
+    core, _ = await wire.cores.get()
+    name = field("shoal-stream", (await wire.stream()).name)
+    named = frame(CONTINUATION, END_HEADERS, 1, name)
     expected = (
         START + frame(HEADERS, 0, 1, b"call") + named + frame(DATA, END_STREAM, 1, b"message")
     )
-    core, _ = await wire.cores.get()
     assert await core.readexactly(len(expected)) == expected
     assert (await wire.stream()).client == "127.0.0.1"
 
@@ -180,6 +181,11 @@ BLOCK = frame(HEADERS, 0, 1, b"call")
         (BLOCK + frame(HEADERS, END_HEADERS, 3), "interrupted"),
         (frame(CONTINUATION, END_HEADERS, 1), "no beginning"),
         (CALL + frame(DATA, 0, 1, bytes(16_385))[:9], "larger than 16384 bytes"),
+        (frame(HEADERS, END_HEADERS, 2, b"call"), "stream 2: its numbers are odd"),
+        (frame(HEADERS, END_HEADERS, 0, b"call"), "stream 0: its numbers are odd"),
+        (frame(HEADERS, 0, 0, b"call"), "stream 0: its numbers are odd"),
+        (CALL + frame(DATA, 0, 3, bytes(1000)), "stream 3, which is not open"),
+        (CALL + frame(DATA, 0, 0, bytes(1000)), "stream 0, which is not open"),
     ],
 )
 async def test_what_no_client_may_send(wire: Wire, sent: bytes, told: str) -> None:
@@ -201,7 +207,7 @@ async def test_a_header_block_must_be_complete_in_time(
     assert not wire.connections.connections
 
 
-FLOODS = {
+REPEATED = {
     "pings": frame(PING, 0, 0, bytes(8)),
     "settings": frame(SETTINGS, 0, 0, b"\0\4\0\1\0\0"),
     "resets": frame(RST_STREAM, 0, 1, bytes(4)),
@@ -210,9 +216,19 @@ FLOODS = {
     "unknown frames": frame(0x42, 0, 0, b"x"),
     "empty data": frame(DATA, 0, 1),
     "a byte of data each": frame(DATA, 0, 1, b"x"),
-    "data of no stream": frame(DATA, 0, 7, b"x"),
+    "data of a closed stream": frame(DATA, 0, 1, bytes(1000)),
     "trailers": frame(HEADERS, END_HEADERS, 1),
     "empty continuations": frame(CONTINUATION, 0, 3),
+}
+BEGINS = {
+    "data of a closed stream": frame(RST_STREAM, 0, 1, bytes(4)),
+    "empty continuations": frame(HEADERS, 0, 3),
+}
+FLOODS = {flood: 10_000 * one for flood, one in REPEATED.items()} | {
+    "calls that are reset": b"".join(
+        frame(HEADERS, END_HEADERS, number) + frame(RST_STREAM, 0, number, bytes(4))
+        for number in range(3, 20_003, 2)
+    )
 }
 
 
@@ -222,8 +238,8 @@ async def test_frames_without_a_message_are_taken_slowly(
 ) -> None:
     """No more than allowed are passed on, and a flood that goes on ends the connection."""
     monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.5)
-    begin = frame(HEADERS, 0, 3) if flood == "empty continuations" else b""
-    reader, _ = await wire.connect(START + CALL + begin + 10_000 * FLOODS[flood])
+    begin = BEGINS.get(flood, b"")
+    reader, _ = await wire.connect(START + CALL + begin + FLOODS[flood])
     core, _ = await wire.cores.get()
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -232,6 +248,51 @@ async def test_frames_without_a_message_are_taken_slowly(
     seconds = loop.time() - began
     assert passed <= relay.FRAMES_AT_ONCE + relay.FRAMES_PER_SECOND * (seconds + 1) + 4
     assert await ended(reader)
+
+
+async def test_open_calls_of_a_connection_are_bounded(wire: Wire) -> None:
+    """Also where gRPC's server does not answer them."""
+    calls = (frame(HEADERS, END_HEADERS, number) for number in range(1, 601, 2))
+    reader, _ = await wire.connect(START + b"".join(calls))
+    assert f"more than {relay.OPEN_STREAMS} calls" in await reason(reader)
+    await until(lambda: not len(wire.streams))
+
+
+async def test_a_call_without_a_handler_ends(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In time, with its connection; one with a handler goes on."""
+    handled, _ = await wire.connect(START + CALL)
+    stream = await wire.stream()
+    assert wire.streams.claim(stream.name) is stream
+    monkeypatch.setattr(relay, "READ_SECONDS", 0.1)
+    ignored, _ = await wire.connect(START + CALL)
+    assert await ended(ignored)
+    await until(lambda: list(wire.streams) == [stream])
+    assert not handled.at_eof()
+
+
+async def test_a_call_that_is_claimed_counts_once(wire: Wire) -> None:
+    """However often handlers ask for its name, its connection makes room after the answer."""
+    reader, _ = await wire.connect(START + CALL)
+    _, core = await wire.cores.get()
+    stream = await wire.stream()
+    assert wire.streams.claim(stream.name) is stream
+    assert [wire.streams.claim(stream.name) for _ in range(3)] == [None] * 3
+    stream.take()
+    wire.streams.answer(stream)
+    core.write(ANSWER)
+    assert await reader.readexactly(len(ANSWER))
+    for _ in range(MOST):
+        await wire.connect(START)
+    assert "waited longest" in await reason(reader)
+
+
+async def test_the_connection_of_the_oldest_unread_answer_makes_room(wire: Wire) -> None:
+    """All its calls end at once, and the client is told why."""
+    reader, _ = await wire.connect(START + CALL)
+    stream = await wire.stream()
+    stream.expel()
+    assert not len(wire.streams)
+    assert "too many calls" in await reason(reader)
 
 
 async def ended(reader: asyncio.StreamReader) -> bool:
@@ -304,7 +365,7 @@ async def test_a_client_that_does_not_take_its_answer(
     reader, _ = await wire.connect(START + CALL)
     stream = await wire.stream()
     stream.take()
-    stream.answer()
+    wire.streams.answer(stream)
     assert await ended(reader)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from batching import QueueFull
 from service.budget import Budget
-from service.rpc.streams import Stream, Streams
+from service.rpc.streams import IDLE, Stream, Streams
 
 
-def ignore(stream: Stream) -> None:
+def ignore(*_: object) -> None:
     pass
 
 
@@ -19,7 +19,7 @@ def test_bytes_count_as_they_arrive() -> None:
     """They count until the handler has the message or the stream is closed."""
     budget = Budget(100)
     streams = Streams(budget, 8)
-    taken, closed = (streams.open("::1", ignore) for _ in range(2))
+    taken, closed = (streams.open("::1", ignore, ignore) for _ in range(2))
     for stream in taken, closed:
         streams.receive(stream, 10)
         streams.receive(stream, 20)
@@ -34,7 +34,7 @@ def test_bytes_count_as_they_arrive() -> None:
 def test_a_message_beyond_the_memory_fails() -> None:
     """Its handler is told at once, or when it starts."""
     streams = Streams(Budget(100), 8)
-    early, late = (streams.open("::1", ignore) for _ in range(2))
+    early, late = (streams.open("::1", ignore, ignore) for _ in range(2))
     told: list[Exception] = []
     late.share.begins(told.append)
     streams.receive(early, 90)
@@ -47,25 +47,74 @@ def test_a_message_beyond_the_memory_fails() -> None:
 def test_the_message_that_stalled_longest_makes_room() -> None:
     """Progress counts, not age; a complete message keeps its place."""
     streams = Streams(Budget(100), 3)
-    complete, slow, idle = (streams.open("::1", ignore) for _ in range(3))
+    complete, slow, idle = (streams.open("::1", ignore, ignore) for _ in range(3))
     streams.receive(slow, 1)
     streams.complete(complete)
-    streams.open("::1", ignore)
+    streams.open("::1", ignore, ignore)
     assert failed(complete, slow, idle) == [], "the complete message left a place"
-    streams.open("::1", ignore)
+    streams.open("::1", ignore, ignore)
     assert failed(complete, slow, idle) == [idle]
 
 
 def test_any_number_of_idle_streams() -> None:
     """However many arrive, those that have not failed are at most as many as allowed."""
     streams = Streams(Budget(100), 4)
-    opened = [streams.open("::1", ignore) for _ in range(1000)]
+    opened = [streams.open("::1", ignore, ignore) for _ in range(1000)]
     assert [stream for stream in opened if stream.fault is None] == opened[-4:]
 
 
-def test_find_knows_open_streams_only() -> None:
+def test_claim_knows_open_streams_only() -> None:
+    """A stream is claimed once, before it is closed."""
     streams = Streams(Budget(100), 4)
-    stream = streams.open("::1", ignore)
-    assert streams.find(str(stream.number)) is stream
-    streams.close(stream)
-    assert streams.find(str(stream.number)) is None
+    used, closed = (streams.open("::1", ignore, ignore) for _ in range(2))
+    streams.close(closed)
+    assert streams.claim(used.name) is used
+    for name in used.name, closed.name, "", "0", "1":
+        assert streams.claim(name) is None
+
+
+def test_names_are_not_guessable() -> None:
+    """Names have one length and do not follow from each other."""
+    streams = Streams(Budget(100), 4)
+    names = [streams.open("::1", ignore, ignore).name for _ in range(1000)]
+    assert {len(name) for name in names} == {32}
+    assert len({name[:8] for name in names}) > 900 and names != sorted(names)
+
+
+class Connection:
+    """A connection whose streams are closed where it is closed."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.closed = False
+        self._all = streams
+        self._own: list[Stream] = []
+
+    def open(self, count: int) -> list[Stream]:
+        self._own += [self._all.open("::1", ignore, self._close) for _ in range(count)]
+        return self._own[-count:]
+
+    def _close(self) -> None:
+        self.closed = True
+        for stream in self._own:
+            self._all.close(stream)
+
+
+def test_streams_without_a_handler_are_bounded() -> None:
+    """Beyond the bound, the connection with the oldest is closed: of those without a handler, and
+    of those with an unread answer. Streams with a handler do not count."""
+    streams = Streams(Budget(100), 4)
+    handled, ignored, unread, honest = (Connection(streams) for _ in range(4))
+    for stream in handled.open(IDLE):
+        streams.claim(stream.name)
+    ignored.open(1000)
+    for stream in unread.open(1000):
+        streams.claim(stream.name)
+        streams.answer(stream)
+    for stream in honest.open(IDLE - 2000):
+        streams.claim(stream.name)
+        streams.answer(stream)
+    assert not any(one.closed for one in (handled, ignored, unread, honest))
+    honest.open(1)
+    assert ignored.closed and not unread.closed
+    honest.open(1001)
+    assert unread.closed and not handled.closed and not honest.closed
