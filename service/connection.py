@@ -26,8 +26,9 @@ requests ahead of the answers. Here
     same time after the connection is closed.
 
   A connection that misses a deadline is aborted: closing would wait for the client to read.
-- Connections that wait for a request, or for their client to read the last answer, are closed when
-  others need their place (`service.connections`).
+- **Room for others.** A connection makes room for a newcomer (`service.connections`) unless it has a
+  complete request to answer and the client reads what is written. So one that waits for the rest
+  of a head or a body, or for the client to read, does not keep its place.
 - The framing of a body (chunk sizes, chunk extensions, trailers) has the bounds of a head.
   Trailers are ignored.
 
@@ -58,7 +59,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service import errors
-from service.connections import Connections
+from service.connections import PROGRESS_BYTES, Connections
 from service.departure import DEPARTURE, Departure
 from service.upload import WHOLE
 
@@ -189,6 +190,8 @@ class Connection(HttpToolsProtocol):
     _singly = 0
     """Number of next bytes that are parsed one by one: they may be the rest of a `HEAD_END`."""
     _unparsed = b""
+    _news = 0
+    """Bytes received since the last progress."""
     _work = 0
     """Number of pieces and chunks parsed in this turn of the event loop."""
     _reading = True
@@ -232,8 +235,13 @@ class Connection(HttpToolsProtocol):
         self._close()
 
     def data_received(self, data: bytes) -> None:
-        if not self._discarding:
-            self._parse(self._unparsed + data if self._unparsed else data)
+        if self._discarding:
+            return
+        self._news += len(data)
+        if self._news >= PROGRESS_BYTES:
+            self._news = 0
+            self.server_state.progresses(self)
+        self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
         """Parse `data` as far as allowed now. Keep the rest, and do not read until it is parsed."""
@@ -253,6 +261,9 @@ class Connection(HttpToolsProtocol):
                     return
             at = end
         self._unparsed = data[at:]
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is not None and cycle.body and cycle.more_body:
+            self.flow.pause_reading()  # until the application takes it
         if self._unparsed or not self._reading:
             self._steer()
         if self._in_head and not self._head.running:  # most heads are complete by now
@@ -348,7 +359,6 @@ class Connection(HttpToolsProtocol):
         if b"content-length" in names:  # one, and a number: the parser checks that
             self._body_left = int(self.headers[names.index(b"content-length")][1])
         self._head.stop()
-        self.server_state.goes_on(self)
         super().on_headers_complete()
         self.url = b""
         self.headers = []  # trailers are appended
@@ -360,7 +370,7 @@ class Connection(HttpToolsProtocol):
             self._work += 1
             self._frame_bytes = max(0, self._frame_bytes - (1 + FRAME) * len(body))
         cycle = self.cycle
-        if not cycle.response_complete:
+        if not cycle.response_started:
             cycle.body += body
             if len(cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
@@ -377,8 +387,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle.more_body:
             self._unset_keepalive_if_required()
             self._rest.start(REST_SECONDS)
-        else:
-            self.server_state.waits(self)
+        self.server_state.waits(self)
         if self._unparsed:
             self._parse(self._unparsed)
 
@@ -395,6 +404,7 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self.scope[WHOLE] = True  # type: ignore[literal-required]
+        self._take_place()
         self.flow.resume_reading()  # paused by a large body; a disconnect must be noticed
         if self.cycle.response_complete:  # it was answered before its end
             self._rest.stop()
@@ -407,13 +417,26 @@ class Connection(HttpToolsProtocol):
         )
         self.server_state.waits(self)
 
+    def _take_place(self) -> None:
+        """Keep the place while a complete request is answered and the client reads."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is None or cycle.more_body or cycle.response_complete or self.flow.write_paused:
+            self.server_state.waits(self)
+        else:
+            self.server_state.goes_on(self)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._read.start(READ_SECONDS)
+        self._take_place()
+        if self.cycle is not None and self.cycle.response_started:  # type: ignore[redundant-expr]
+            self.cycle.body = bytearray()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._read.stop()
+        self.server_state.progresses(self)
+        self._take_place()
         if self._unparsed:
             self._parse_soon()
 
