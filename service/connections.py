@@ -2,11 +2,11 @@
 
 Promises
 - There are at most `most`, and always fewer than the process may have descriptors.
-- A connection waits unless the server has a complete request of it to answer and the client reads
-  what is written. Where all places are taken, a newcomer takes that of the connection that waits
-  and whose last progress is longest ago: first idle and silent connections, then slow ones, and an
-  upload in progress last. A newcomer is rejected only where no connection waits.
-- Progress is a complete request, an answer, or `PROGRESS_BYTES` received or read by the client.
+- A connection waits unless it has a complete request whose answer has not begun. Where all places
+  are taken, a newcomer takes that of the waiting connection whose last progress is longest ago:
+  first idle and silent connections, then slow ones, and uploads in progress last. A newcomer is
+  rejected only where no connection waits.
+- Progress is a complete request, a part of an answer that was sent, or `PROGRESS_BYTES` received.
   Fewer bytes are no progress, so that a byte now and then does not keep a place.
 
 Running out of descriptors all the same (something else in the process may take them) ends
@@ -49,16 +49,19 @@ class Connections(ServerState):
         self._most = most
         self._waiting = OrderedDict[Waiting, None]()  # by last progress, the longest ago first
         self._told_at: float | None = None
+        self.peak = 0
+        """Most that were open since `memory` was last given back."""
 
     def admit(self) -> bool:
         """Is there room for one more, if need be in place of another?"""
+        self.peak = max(self.peak, min(len(self.connections) + 1, self._most))
         if len(self.connections) < self._most:
             return True
         self._tell()
         if not self._waiting:
             return False
         oldest, _ = self._waiting.popitem(last=False)
-        self.connections.discard(oldest)  # type: ignore[arg-type]
+        self.connections.discard(oldest)
         oldest.make_room()
         return True
 

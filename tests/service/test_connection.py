@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 
 from service import connection
-from service.connection import READ_BYTES, Connection, Incoming, Outgoing
+from service.connection import HEAD_BYTES, READ_BYTES, Connection, Incoming, Outgoing
 from service.connections import PROGRESS_BYTES, Connections, bound, descriptors
 from service.departure import DEPARTURE
 from service.settings import Settings
@@ -194,10 +194,13 @@ class Sent(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[bytes] = []
-        self.closed = False
+        self.closed, self.reading = False, True
 
     def writelines(self, chunks: Iterable[Any]) -> None:
         self.sent.append(b"".join(chunks))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
 
     def is_closing(self) -> bool:
         return self.closed
@@ -205,7 +208,16 @@ class Sent(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
-    abort = pause_reading = resume_reading = close
+    abort = close
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def write_eof(self) -> None:
+        pass
 
 
 async def test_an_answer_is_one_write() -> None:
@@ -378,7 +390,7 @@ async def test_connections_make_room_by_their_last_progress() -> None:
     upload.data_received(bytes(PROGRESS_BYTES))
     for _ in range(100):
         slow.data_received(b"x")
-    ended = []
+    ended: list[Connection] = []
     for one in upload, slow, silent, idle:
         one.make_room = partial(ended.append, one)  # type: ignore[method-assign]
     for _ in range(4):
@@ -391,7 +403,7 @@ async def test_connections_make_room_by_their_last_progress() -> None:
 
 
 async def test_a_connection_keeps_its_place_while_its_client_reads() -> None:
-    """Unless the client stops reading, and again when it goes on; without its request it waits."""
+    """From its complete request on, unless the client stops reading."""
     begun = asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -408,13 +420,51 @@ async def test_a_connection_keeps_its_place_while_its_client_reads() -> None:
     one.pause_writing()
     assert list(state._waiting) == [one]
     one.resume_writing()
-    assert not state.admit()
-    one.pause_writing()
+    assert list(state._waiting) == [one], "it is no faster than an upload"
     assert state.admit() and wire.closed
     one.resume_writing()
     assert not state._waiting, "it has given its place away"
     for task in one.tasks:
         task.cancel()
+    one.connection_lost(None)
+
+
+async def test_a_connection_whose_answer_has_begun_makes_room() -> None:
+    """Each part that is sent is progress."""
+    go_on = asyncio.Event()
+
+    async def in_parts(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"2", "more_body": True})
+        await asyncio.sleep(PATIENCE)
+
+    state = Connections(2)
+    one, _ = on_a_wire(in_parts, state)
+    one.data_received(GET)
+    assert not state._waiting
+    for _ in range(3):
+        await asyncio.sleep(0)
+    other, _ = on_a_wire(reads, state)
+    assert list(state._waiting) == [one, other]
+    go_on.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert list(state._waiting) == [other, one]
+    for task in one.tasks:
+        task.cancel()
+    one.connection_lost(None)
+    other.connection_lost(None)
+
+
+async def test_a_client_that_sent_too_much_is_read_until_it_has_seen_why() -> None:
+    """Also where reading had been paused by requests before."""
+    one, wire = on_a_wire(refuses, Connections(1))
+    one.data_received(GET + b"\r\n" * HEAD_BYTES)
+    while not one._discarding:  # noqa: ASYNC110  # its turns
+        await asyncio.sleep(0)
+    assert wire.reading
     one.connection_lost(None)
 
 
