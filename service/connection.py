@@ -15,9 +15,11 @@ requests ahead of the answers. Here
   - one head of `HEAD_BYTES` and `HEAD_FIELDS`, of which the application gets the path twice;
   - `HIGH_WATER_LIMIT` (64 KiB) + `READ_BYTES` of a body that the application has not taken;
   - `READ_BYTES` that are not parsed;
-  - `GATHERED_BYTES` + 64 KiB + one answer that the client has not read.
+  - `UNREAD_BYTES`, and two messages of an answer that the client has not read.
 
-  What belongs to a request is released when the request is answered.
+  What belongs to a request is released when the request is answered, and of its body when the
+  client stops reading the answer. Bytes of a body that arrive after the answer has begun are not
+  kept.
 - **One deadline for each purpose.** They are independent:
   - the first byte of a request must arrive within the keep-alive time;
   - a head must be complete within `HEAD_SECONDS` of its first byte;
@@ -26,8 +28,9 @@ requests ahead of the answers. Here
     same time after the connection is closed.
 
   A connection that misses a deadline is aborted: closing would wait for the client to read.
-- Connections that wait for a request, or for their client to read the last answer, are closed when
-  others need their place (`service.connections`).
+- **Room for others.** A connection makes room for a newcomer (`service.connections`) unless it has
+  a complete request whose answer has not begun. So one that waits for the rest of a head or a body
+  does not keep its place, nor does one whose answer takes the client time to read.
 - The framing of a body (chunk sizes, chunk extensions, trailers) has the bounds of a head.
   Trailers are ignored.
 
@@ -58,7 +61,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service import errors
-from service.connections import Connections
+from service.connections import PROGRESS_BYTES, Connections
 from service.departure import DEPARTURE, Departure
 from service.upload import WHOLE
 
@@ -78,6 +81,8 @@ TURN = 1000
 FRAME = 16
 """Bytes of framing allowed per byte of a body: `1;\\r\\n`, the byte, `\\r\\n`, and a margin."""
 GATHERED_BYTES = 64 * 1024
+UNREAD_BYTES = 16 * 1024
+"""Bytes that a client has not read, above which the application stops writing."""
 HEAD_END = b"\r\n\r\n"
 """The end of every head and every chunked body."""
 
@@ -106,9 +111,13 @@ class Outgoing(asyncio.Transport):
     """A transport that gathers what is written within a turn of the event loop, up to
     `GATHERED_BYTES`: every write is a system call. `flush` sends it sooner."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, sent: Callable[[], None] = lambda: None
+    ) -> None:
+        """`sent` is called when part of an answer was sent before the answer is complete."""
         super().__init__()
         self._transport = transport
+        self._sent = sent
         self._loop = asyncio.get_running_loop()
         self._gathered: list[bytes | bytearray | memoryview] = []
         self._bytes = 0
@@ -122,11 +131,16 @@ class Outgoing(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._gathered:
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self._send)
         self._gathered.append(data)
         self._bytes += len(data)
         if self._bytes > GATHERED_BYTES:  # or flow control would not notice a slow client
+            self._send()
+
+    def _send(self) -> None:
+        if self._gathered:
             self.flush()
+            self._sent()
 
     def flush(self) -> None:
         if self._gathered and not (self._ended or self._transport.is_closing()):
@@ -189,6 +203,8 @@ class Connection(HttpToolsProtocol):
     _singly = 0
     """Number of next bytes that are parsed one by one: they may be the rest of a `HEAD_END`."""
     _unparsed = b""
+    _news = 0
+    """Bytes received since the last progress."""
     _work = 0
     """Number of pieces and chunks parsed in this turn of the event loop."""
     _reading = True
@@ -197,11 +213,12 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         admitted = self.server_state.admit()
-        self._outgoing = Outgoing(transport)
+        self._outgoing = Outgoing(transport, self._awaits_reading)
         self._departure = Departure()
         self._head = Deadline(self.loop, transport.abort)
         self._rest = Deadline(self.loop, transport.abort)
         self._read = Deadline(self.loop, transport.abort)
+        transport.set_write_buffer_limits(UNREAD_BYTES)
         super().connection_made(self._outgoing)
         self.flow = FlowControl(self)  # type: ignore[arg-type]  # asks only to pause and resume
         self.headers = []
@@ -232,8 +249,13 @@ class Connection(HttpToolsProtocol):
         self._close()
 
     def data_received(self, data: bytes) -> None:
-        if not self._discarding:
-            self._parse(self._unparsed + data if self._unparsed else data)
+        if self._discarding:
+            return
+        self._news += len(data)
+        if self._news >= PROGRESS_BYTES:
+            self._news = 0
+            self.server_state.progresses(self)
+        self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
         """Parse `data` as far as allowed now. Keep the rest, and do not read until it is parsed."""
@@ -348,7 +370,6 @@ class Connection(HttpToolsProtocol):
         if b"content-length" in names:  # one, and a number: the parser checks that
             self._body_left = int(self.headers[names.index(b"content-length")][1])
         self._head.stop()
-        self.server_state.goes_on(self)
         super().on_headers_complete()
         self.url = b""
         self.headers = []  # trailers are appended
@@ -360,7 +381,7 @@ class Connection(HttpToolsProtocol):
             self._work += 1
             self._frame_bytes = max(0, self._frame_bytes - (1 + FRAME) * len(body))
         cycle = self.cycle
-        if not cycle.response_complete:
+        if not cycle.response_started:
             cycle.body += body
             if len(cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
@@ -377,8 +398,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle.more_body:
             self._unset_keepalive_if_required()
             self._rest.start(REST_SECONDS)
-        else:
-            self.server_state.waits(self)
+        self.server_state.waits(self)
         if self._unparsed:
             self._parse(self._unparsed)
 
@@ -395,6 +415,8 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self.scope[WHOLE] = True  # type: ignore[literal-required]
+        if not (self.cycle.response_complete or self.flow.write_paused):
+            self.server_state.goes_on(self)
         self.flow.resume_reading()  # paused by a large body; a disconnect must be noticed
         if self.cycle.response_complete:  # it was answered before its end
             self._rest.stop()
@@ -407,13 +429,21 @@ class Connection(HttpToolsProtocol):
         )
         self.server_state.waits(self)
 
+    def _awaits_reading(self) -> None:
+        self.server_state.waits(self)
+        self.server_state.progresses(self)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._read.start(READ_SECONDS)
+        self.server_state.waits(self)
+        if self.cycle is not None and self.cycle.response_started:  # type: ignore[redundant-expr]
+            self.cycle.body = bytearray()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._read.stop()
+        self.server_state.progresses(self)
         if self._unparsed:
             self._parse_soon()
 
@@ -446,6 +476,9 @@ class Connection(HttpToolsProtocol):
         """Close when the client has stopped sending. Closing at once would reset the connection,
         and the client would not see the answer (RFC 9112, section 9.6)."""
         self._discarding = True
+        if not self._reading:
+            self._reading = True
+            self.transport.resume_reading()
         self._in_head = False
         self._head.stop()
         self._rest.start(REST_SECONDS)

@@ -2,9 +2,12 @@
 
 Promises
 - There are at most `most`, and always fewer than the process may have descriptors.
-- A newcomer takes the place of the connection whose next head has been awaited longest: an idle
-  one, a silent one, or one that sends its head a byte at a time. Such connections keep nobody out,
-  however many there are. Only where all are within a request is a newcomer told to come back.
+- A connection waits unless it has a complete request whose answer has not begun. Where all places
+  are taken, a newcomer takes that of the waiting connection whose last progress is longest ago:
+  first idle and silent connections, then slow ones, and uploads in progress last. A newcomer is
+  rejected only where no connection waits.
+- Progress is a complete request, a part of an answer that was sent, or `PROGRESS_BYTES` received.
+  Fewer bytes are no progress, so that a byte now and then does not keep a place.
 
 Running out of descriptors all the same (something else in the process may take them) ends
 nothing: libuv accepts and closes what it cannot keep.
@@ -28,6 +31,10 @@ TELL_EVERY = 60.0
 """Seconds between two lines in the log that say that there are too many."""
 
 
+PROGRESS_BYTES = 4096
+"""Bytes of requests after which a connection that waits has made progress."""
+
+
 class Waiting(Protocol):
     """What is needed of a connection."""
 
@@ -40,26 +47,36 @@ class Connections(ServerState):
     def __init__(self, most: int) -> None:
         super().__init__()
         self._most = most
-        self._waiting = OrderedDict[Waiting, None]()  # the one that has waited longest comes first
+        self._waiting = OrderedDict[Waiting, None]()  # by last progress, the longest ago first
         self._told_at: float | None = None
+        self.peak = 0
+        """Most that were open since `memory` was last given back."""
 
     def admit(self) -> bool:
         """Is there room for one more, if need be in place of another?"""
+        self.peak = max(self.peak, min(len(self.connections) + 1, self._most))
         if len(self.connections) < self._most:
             return True
         self._tell()
         if not self._waiting:
             return False
         oldest, _ = self._waiting.popitem(last=False)
+        self.connections.discard(oldest)
         oldest.make_room()
         return True
 
     def waits(self, connection: Waiting) -> None:
-        """Its next head is awaited from now on."""
-        self._waiting[connection] = None
+        """The server waits for its client from now on, if not before."""
+        if connection in self.connections:  # not one that makes room and has not ended yet
+            self._waiting[connection] = None
+
+    def progresses(self, connection: Waiting) -> None:
+        """If it waits, it is the last that makes room."""
+        if connection in self._waiting:
+            self._waiting.move_to_end(connection)
 
     def goes_on(self, connection: Waiting) -> None:
-        """Its head is complete, or it is closed."""
+        """Its request is complete, or it is closed."""
         self._waiting.pop(connection, None)
 
     def _tell(self) -> None:

@@ -27,6 +27,7 @@ from uvicorn.config import STARTUP_FAILURE
 from service.connection import Connection, Incoming
 from service.connections import Connections, bound, descriptors
 from service.logs import log
+from service.memory import LOOK_TICKS, Memory, give_back
 from service.proxies import ProxyHeaders
 from service.reload import reload
 from service.serving import Serving
@@ -62,6 +63,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_config(app, settings, settings.port, lifespan=True))
         self.server_state = Connections(bound(settings.max_connections, descriptors(settings)))
+        self._memory = Memory(self.server_state)
         self._serving: Serving = app.state.serving
         self._beside: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
@@ -107,6 +109,11 @@ class Server(uvicorn.Server):
             for listener in server.sockets * (ACCEPTS - 1):
                 again = socket.socket(fileno=os.dup(listener.fileno()))
                 self.servers.append(await loop.create_server(connect, sock=again, backlog=backlog))
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % LOOK_TICKS == 0 and self._memory.is_worth_giving_back():
+            asyncio.get_running_loop().run_in_executor(None, give_back)
+        return await super().on_tick(counter)
 
     def _start_reload(self) -> None:
         task = asyncio.get_running_loop().create_task(reload(self._app))

@@ -133,9 +133,9 @@ class Settings(BaseSettings):
     """File of more such keys, one a line, read again when it changes."""
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
-    """Most connections at once, as far as the system gives descriptors (`ulimit -n`); a newcomer
-    takes the place of the one that has been idle longest. gRPC has as many of its own, with three
-    descriptors each."""
+    """Maximum number of connections, as far as the system gives descriptors (`ulimit -n`); a
+    newcomer takes the place of the one that waits for its client longest without progress. gRPC has
+    as many of its own, with three descriptors each."""
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""
     drain_delay: float = Field(default=0.0, ge=0, le=600)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 import time
 
 import httpx
@@ -79,6 +80,37 @@ async def test_hostile_connections(attack: str) -> None:
     print(f"{attack}: {rest:.0f} MB, at most {most:.0f}; {asked} probes")
     assert most - rest < BOUND + SLACK
     assert asked > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_memory_is_given_back() -> None:
+    """After many connections that held as much as they could have closed."""
+    large = b"GET /static-offline-docs/swagger-ui-bundle.js?" + b"q" * 60_000
+    large += b" HTTP/1.1\r\nHost: shoal\r\nContent-Length: 9999999\r\n\r\n" + bytes(100_000)
+    with Server(*FAULTY) as server:
+        server.wait_until_ready()
+        rest, most = resident(server.pid), 0.0
+        with contextlib.ExitStack() as stack:
+            for _ in range(400):
+                stubborn = stack.enter_context(socket.socket())
+                stubborn.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                stubborn.connect(address(server))
+                stubborn.settimeout(PATIENCE)
+                with contextlib.suppress(TimeoutError):
+                    stubborn.sendall(large)
+            end = time.monotonic() + PATIENCE
+            while most < rest + 60 and time.monotonic() < end:
+                most = max(most, resident(server.pid))
+                time.sleep(0.05)
+        began = time.monotonic()
+        while (left := resident(server.pid)) > rest + 30 and time.monotonic() < began + PATIENCE:
+            time.sleep(0.1)
+        print(
+            f"{rest:.0f} MB, at most {most:.0f}, {left:.0f} after {time.monotonic() - began:.1f} s"
+        )
+        assert server.stop() == 0
+    assert most >= rest + 60
+    assert left <= rest + 30
 
 
 async def test_a_stop_does_not_wait_for_clients_that_do_not_read() -> None:

@@ -29,7 +29,7 @@ from tests.k8s.manifests import (
 PREDICTED_BASE = 260
 """MiB of a CPU process that has served a while, measured: docs/deploy.md."""
 PODS = ("Deployment", "InferenceService")
-CONNECTION_BYTES = 130 * 1024
+CONNECTION_BYTES = 260 * 1024
 """What a hostile connection can hold, measured: docs/reliability.md."""
 RPC_CONNECTION_BYTES = 160 * 1024
 """What the relay of a gRPC connection can hold: service/rpc/relay.py."""

@@ -9,14 +9,15 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import uvicorn
 
 from service import connection
-from service.connection import READ_BYTES, Connection, Incoming, Outgoing
-from service.connections import Connections, bound, descriptors
+from service.connection import HEAD_BYTES, READ_BYTES, Connection, Incoming, Outgoing
+from service.connections import PROGRESS_BYTES, Connections, bound, descriptors
 from service.departure import DEPARTURE
 from service.settings import Settings
 from service.upload import WHOLE
@@ -42,6 +43,13 @@ async def floods(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for _ in range(1000):
         await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+
+
+async def answers_much(scope: Any, receive: Any, send: Any) -> None:
+    """Answers more than any buffer holds, in one message."""
+    headers = [(b"content-length", b"50000000")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": bytes(50_000_000)})
 
 
 @pytest.fixture(autouse=True)
@@ -186,10 +194,13 @@ class Sent(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[bytes] = []
-        self.closed = False
+        self.closed, self.reading = False, True
 
     def writelines(self, chunks: Iterable[Any]) -> None:
         self.sent.append(b"".join(chunks))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
 
     def is_closing(self) -> bool:
         return self.closed
@@ -197,7 +208,16 @@ class Sent(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
-    pause_reading = resume_reading = close
+    abort = close
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def write_eof(self) -> None:
+        pass
 
 
 async def test_an_answer_is_one_write() -> None:
@@ -301,20 +321,172 @@ async def test_no_room_where_all_are_busy() -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("rest", [b"", b"67890"])
-async def test_who_was_answered_early_makes_room_once_its_rest_has_come(rest: bytes) -> None:
-    async with listening(most=1) as address, asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection(*address)
-        writer.write(HEAD + b"Content-Length: 10\r\n\r\n12345")
-        await reader.readuntil(b"ok")
-        writer.write(rest)
-        await asyncio.sleep(0.05)
-        newcomer, other = await asyncio.open_connection(*address)
-        other.write(GET)
-        head = await newcomer.readline()
-        assert head.startswith(b"HTTP/1.1 200" if rest else b"HTTP/1.1 503")
-        writer.close()
-        other.close()
+async def reads(scope: Any, receive: Any, send: Any) -> None:
+    """Answers when the body is complete."""
+    while (await receive()).get("more_body"):
+        pass
+    await refuses(scope, receive, send)
+
+
+POST = HEAD + b"Content-Length: 100000\r\n"
+UNFINISHED = {
+    "silent": (reads, b""),
+    "half a head": (reads, HEAD),
+    "no body": (reads, POST + b"\r\n"),
+    "no body after 100": (reads, POST + b"Expect: 100-continue\r\n\r\n"),
+    "half a body": (reads, POST + b"\r\n" + bytes(50_000)),
+    "a chunk": (reads, HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"),
+    "no last chunk": (reads, HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"),
+    "no rest after an answer": (refuses, POST + b"\r\n12345"),
+    "idle": (refuses, GET),
+    "not HTTP": (refuses, b"nonsense\r\n\r\n"),
+    "a head too large": (refuses, GET[:-2] + b"x: y\r\n" * 200),
+    "an answer that is not read": (floods, GET),
+    "answers that are not read": (answers_much, GET * 9),
+}
+
+
+@pytest.mark.parametrize(("app", "sent"), UNFINISHED.values(), ids=UNFINISHED)
+async def test_a_connection_that_waits_for_its_client_makes_room(
+    app: App, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the server waits for: a head, a body, the rest after an answer, or to be read."""
+    for name in ("HEAD_SECONDS", "REST_SECONDS", "READ_SECONDS"):
+        monkeypatch.setattr(connection, name, 60)
+
+    async def first_only(scope: Any, receive: Any, send: Any) -> None:
+        await (refuses if scope["path"] == "/new" else app)(scope, receive, send)
+
+    async with listening(first_only, most=1, keep_alive=60) as address:
+        async with asyncio.timeout(PATIENCE):
+            with socket.socket() as first:
+                first.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(first, address)
+                await loop.sock_sendall(first, sent)
+                await asyncio.sleep(0.1)
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(GET.replace(b"/", b"/new", 1))
+                assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+                writer.close()
+
+
+def on_a_wire(app: App, state: Connections) -> tuple[Connection, Sent]:
+    config = uvicorn.Config(app, lifespan="off", log_config=None)
+    one = Connection(config=config, server_state=state, app_state={})
+    one.connection_made(wire := Sent())
+    return one, wire
+
+
+async def test_connections_make_room_by_their_last_progress() -> None:
+    """A byte now and then is no progress; an upload in progress makes room last."""
+    state = Connections(4)
+    (upload, _), (slow, _), (silent, _) = (on_a_wire(reads, state) for _ in range(3))
+    idle, _ = on_a_wire(refuses, state)
+    upload.data_received(POST + b"\r\n")
+    slow.data_received(POST + b"\r\n")
+    idle.data_received(GET)
+    await asyncio.sleep(0.01)
+    upload.data_received(bytes(PROGRESS_BYTES))
+    for _ in range(100):
+        slow.data_received(b"x")
+    ended: list[Connection] = []
+    for one in upload, slow, silent, idle:
+        one.make_room = partial(ended.append, one)  # type: ignore[method-assign]
+    for _ in range(4):
+        state.connections.add(on_a_wire(reads, Connections(9))[0])
+        assert state.admit()
+    assert ended == [slow, silent, idle, upload]
+    assert not state.admit()
+    for one in ended:
+        one.connection_lost(None)
+
+
+async def test_a_connection_keeps_its_place_while_its_client_reads() -> None:
+    """From its complete request on, unless the client stops reading."""
+    begun = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        await asyncio.sleep(PATIENCE)
+
+    state = Connections(1)
+    one, wire = on_a_wire(slow, state)
+    one.data_received(POST.replace(b"100000", b"2") + b"\r\n1")
+    assert list(state._waiting) == [one]
+    one.data_received(b"2")
+    await begun.wait()
+    assert not state.admit()
+    one.pause_writing()
+    assert list(state._waiting) == [one]
+    one.resume_writing()
+    assert list(state._waiting) == [one], "it is no faster than an upload"
+    assert state.admit() and wire.closed
+    one.resume_writing()
+    assert not state._waiting, "it has given its place away"
+    for task in one.tasks:
+        task.cancel()
+    one.connection_lost(None)
+
+
+async def test_a_connection_whose_answer_has_begun_makes_room() -> None:
+    """Each part that is sent is progress."""
+    go_on = asyncio.Event()
+
+    async def in_parts(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"2", "more_body": True})
+        await asyncio.sleep(PATIENCE)
+
+    state = Connections(2)
+    one, _ = on_a_wire(in_parts, state)
+    one.data_received(GET)
+    assert not state._waiting
+    for _ in range(3):
+        await asyncio.sleep(0)
+    other, _ = on_a_wire(reads, state)
+    assert list(state._waiting) == [one, other]
+    go_on.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert list(state._waiting) == [other, one]
+    for task in one.tasks:
+        task.cancel()
+    one.connection_lost(None)
+    other.connection_lost(None)
+
+
+async def test_a_client_that_sent_too_much_is_read_until_it_has_seen_why() -> None:
+    """Also where reading had been paused by requests before."""
+    one, wire = on_a_wire(refuses, Connections(1))
+    one.data_received(GET + b"\r\n" * HEAD_BYTES)
+    while not one._discarding:  # noqa: ASYNC110  # its turns
+        await asyncio.sleep(0)
+    assert wire.reading
+    one.connection_lost(None)
+
+
+async def test_a_body_is_not_kept_once_its_answer_has_begun() -> None:
+    """A client that sends a body that no route reads, and does not read, holds none of it."""
+    resume = asyncio.Event()
+
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+        await resume.wait()
+
+    one, _ = on_a_wire(answers, Connections(1))
+    one.data_received(POST + b"\r\n" + bytes(10_000))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    one.data_received(bytes(10_000))
+    one.pause_writing()
+    assert one.cycle.response_started and not one.cycle.body
+    for task in one.tasks:
+        task.cancel()
+    one.connection_lost(None)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,9 @@ class Wire(asyncio.Transport):
         for chunk in chunks:
             self.sent += chunk
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
     def is_closing(self) -> bool:
         return self.closing
 

@@ -1,0 +1,41 @@
+"""When memory is given back to the system."""
+
+from __future__ import annotations
+
+from service.connections import Connections
+from service.memory import MANY, Memory, give_back
+
+
+class Open:
+    """A connection."""
+
+    def make_room(self) -> None: ...
+
+
+def opened(connections: Connections, count: int) -> None:
+    for _ in range(count):
+        assert connections.admit()
+        connections.connections.add(Open())  # type: ignore[arg-type]
+
+
+def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> None:
+    """Not at rest, not while they are open, and not for a few."""
+    memory = Memory(connections := Connections(1000))
+    assert not memory.is_worth_giving_back()
+    opened(connections, MANY - 1)
+    connections.connections.clear()
+    assert not memory.is_worth_giving_back()
+    opened(connections, 10 * MANY)
+    assert not memory.is_worth_giving_back()
+    while len(connections.connections) > 5 * MANY:
+        assert not memory.is_worth_giving_back()
+        connections.connections.pop()
+    assert memory.is_worth_giving_back()
+    assert not memory.is_worth_giving_back()
+    connections.connections.clear()
+    assert memory.is_worth_giving_back()
+
+
+def test_give_back_does_nothing_that_is_noticed() -> None:
+    """On any system."""
+    give_back()
