@@ -33,6 +33,8 @@ CONNECTION_BYTES = 260 * 1024
 """What a hostile connection can hold, measured: docs/reliability.md."""
 RPC_CONNECTION_BYTES = 160 * 1024
 """What the relay of a gRPC connection can hold: service/rpc/relay.py."""
+RPC_CALLS_BYTES = 110 * 2**20
+"""What gRPC holds for calls whose answers are not read, measured: docs/reliability.md."""
 MARGIN = 5
 """Seconds between the longest stop and the kill."""
 
@@ -140,6 +142,7 @@ def test_memory(combination: str) -> None:
     connection = CONNECTION_BYTES + (RPC_CONNECTION_BYTES if settings.grpc_port else 0)
     uploads = settings.max_upload_memory * (1.5 if settings.grpc_port else 1)
     uploads += connection * settings.max_connections
+    uploads += RPC_CALLS_BYTES if settings.grpc_port else 0
     if settings.workers > 1:
         uploads += settings.workers * MAX_DECODE_BYTES
     tmpfs = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v.get("emptyDir"))
