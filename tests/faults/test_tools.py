@@ -55,7 +55,7 @@ def test_resized_images_state_their_new_size(kind: str) -> None:
             changed = mutations.resize(data, place, 300, 200)
             assert mutations.size_at(changed, place) == (300, 200)
             data = changed
-        found = identify(data + bytes(200_000), 2**40)  # as many as the pixels take
+        found = identify(data + bytes(300_000), 2**40)  # as many as the pixels take
         assert (found.width, found.height) == (300, 200)
 
 
