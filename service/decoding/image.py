@@ -43,8 +43,9 @@ _WEBP_CHUNKS = 4096
 """Number of first bytes in which a chunk of lossless pixels is searched. A wrong guess changes the
 estimated time by less than a factor of 3."""
 
-_GIF_BLOCKS, _GIF_BYTES = 64, 256 * 1024
-"""How far the first frame of a GIF is looked for: further on, only its decoder finds it."""
+_GIF_BLOCKS = 1024
+"""Blocks, and pieces of blocks, among which the first frame of a GIF is looked for: further on,
+only its decoder finds it."""
 _PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 """PNG's type of color -> samples per pixel, where these are several."""
 _MAX_INFLATION = 1032
@@ -284,17 +285,18 @@ def _gif_first_frame(data: bytes) -> int | None:
     """The position of the first image descriptor (GIF89a, section 20), if it comes soon."""
     flags = data[10] if len(data) > 10 else 0
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    for _ in range(_GIF_BLOCKS):
+    left = _GIF_BLOCKS
+    while left > 0:
         if data[position : position + 1] == b",":
             return position
         if data[position : position + 1] != b"!":
             return None
         position += 2
-        while (length := int.from_bytes(data[position : position + 1], "big")) != 0:
+        while (length := int.from_bytes(data[position : position + 1], "big")) and left > 0:
             position += 1 + length
-            if position > _GIF_BYTES:
-                return None
+            left -= 1
         position += 1
+        left -= 1
     return None
 
 

@@ -13,6 +13,7 @@ _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
 _MAX_SCANNED_PIXELS = 20 * 64_000_000
 _MAX_JUNK = 1024
+_SCANS_BYTES = 64 * 1024
 
 _BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
 
@@ -63,6 +64,11 @@ def is_plain(data: bytes) -> bool:
         if marker == _START_OF_SCAN:
             return components in (b"\1", b"\3") and data[position + 2 : position + 3] == components
     return False
+
+
+def scans(data: bytes) -> int:
+    """The number of scans that begin within the first 64 KiB: more cost more by their bytes."""
+    return data.count(b"\xff\xda", 0, _SCANS_BYTES)
 
 
 def has_too_many_parts(data: bytes, pixels: int) -> bool:

@@ -27,7 +27,7 @@ from contextlib import asynccontextmanager
 from batching import DeadlineUnreachable, on_error, reject
 from service.decoding.costs import Costs
 from service.decoding.image import BYTES_PER_PIXEL, EncodedImage, Pixels, as_pixels
-from service.decoding.lane import Job, Lane
+from service.decoding.lane import MAX_UNDERESTIMATE, Job, Lane
 from service.decoding.launch import Template
 from service.decoding.limits import ORDINARY_MEMORY, Limits
 from service.decoding.picture import CHANNELS, SIDE, Fault
@@ -37,18 +37,24 @@ from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from service.logs import log
 from service.rates import Client
 
-ORDINARY_SECONDS = 0.04
+ORDINARY_SECONDS = 0.05
 """CPU seconds up to which an image is ordinary, by its estimate."""
 ORDINARY_LIMIT = 0.12
 """CPU seconds after which an ordinary image is begun again as an expensive one."""
 ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY * 2 // 3
 """Bytes up to which an image is ordinary."""
-NICER = 10
-"""Niceness of the decoders of expensive images (nice(2)): a tenth of the weight of others."""
+NICER = 5
+"""Niceness of the decoders of expensive images (nice(2)): a third of the weight of others."""
+LEAST_LIE = 0.005
+"""CPU seconds that an image must take beyond a multiple of its estimate to make it a wrong one."""
 MAX_LOSSES = 1
 """How many decoders of an image may be ended from outside before it fails."""
 IDLE_SECONDS = 2.0
 """Idle time after which a decoder returns its freed memory to the system."""
+LEAST_WORK = 0.25
+"""CPU seconds below which a decoder that did not end in time is taken to have done nothing."""
+STALL_SECONDS = 5.0
+"""Seconds that a decoder may go on with an image whose time is up."""
 RETRY_SECONDS = 1.0
 """Between two attempts to start a decoder where the system does not allow it."""
 
@@ -132,7 +138,7 @@ class Decoders:
             raise DecodersDown
         if (wait := self._trust.wait(client, now)) > 0:
             raise DecodersKilled(wait)
-        seconds = self._costs.estimate(image.kind, image.pixels, len(image.data))
+        seconds = self._costs.estimate(image)
         answer: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
         job = Job(image, client, seconds, now + max_seconds, answer)
         lane = self._ordinary
@@ -241,7 +247,8 @@ class Decoders:
             self._move_to_expensive(job)
             return True
         try:
-            answer = await process.decode(job.image, lane.max_cpu_seconds(job))
+            patience = job.deadline - self._clock() + STALL_SECONDS
+            answer = await process.decode(job.image, lane.max_cpu_seconds(job), patience)
         except DecoderGone:  # before it saw the image
             lane.put(job)
             return False
@@ -265,16 +272,19 @@ class Decoders:
         whether the decoder can decode another image."""
         image = job.image
         if fault == 0 and len(content) == SIDE * SIDE * CHANNELS:
-            self._costs.learn(image.kind, image.pixels, len(image.data), seconds)
+            if seconds > MAX_UNDERESTIMATE * job.seconds + LEAST_LIE:
+                self._trust.lied(job.client, self._clock())
             if not job.answer.done():
                 job.answer.set_result(as_pixels(content))
         elif fault == Fault.OUT_OF_MEMORY and lane is self._ordinary:
             self._begin_again(job)
+            return False  # it may have said so for nothing, and then it would again
         elif fault in set(Fault):
             log.debug("not decoded", extra={"fields": _fields(image, Fault(fault).name, content)})
             if fault == Fault.OUT_OF_MEMORY:  # its header promised less
                 self._trust.killed(job.client, self._clock())
             _fail(job, image.error(Fault(fault)))
+            return fault != Fault.OUT_OF_MEMORY
         else:
             self._fail_or_begin_again(job, lane, "crash", image.error(Fault.DAMAGED))
             return False
@@ -290,9 +300,14 @@ class Decoders:
     ) -> None:
         """The decoder of `job` was killed, or crashed."""
         log.warning("a decoder %s", end, extra={"fields": _fields(job.image)})
-        if end.for_cpu_time:
+        if end.killed_for == "cpu_time":
             error = job.image.too_slow(lane.max_seconds)
             self._fail_or_begin_again(job, lane, "cpu_time", error)
+        elif end.killed_for == "time":  # its request has ended long ago
+            self._on_kill("lost")
+            if process.image_seconds < LEAST_WORK:
+                process.image_seconds = STALL_SECONDS  # for which it kept a place
+                self._trust.killed(job.client, self._clock())
         elif await self._was_killed(template, process):
             self._on_kill("lost")
             self._try_again(job, lane)

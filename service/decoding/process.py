@@ -23,8 +23,6 @@ START_SECONDS = 30.0
 """Time in which the template must answer, also on a busy machine."""
 MIN_WAIT = 0.005
 """Minimum number of seconds between two reads of a decoder's CPU time."""
-STALL_SECONDS = 5.0
-"""Seconds after which a decoder is killed that has an image and uses no CPU time."""
 IDLE_CPU_SECONDS = 0.25
 """CPU time that a decoder may use between two images: to free memory."""
 
@@ -38,11 +36,12 @@ class DecoderGone(Exception):
 
 
 class DecoderEnded(Exception):
-    """The process ended before it answered; `for_cpu_time`: it was killed for its CPU time."""
+    """The process ended before it answered; `killed_for`: what the server killed it for, if it did:
+    `cpu_time` or `time`."""
 
-    def __init__(self, for_cpu_time: bool) -> None:
-        super().__init__("took too much CPU time" if for_cpu_time else "crashed")
-        self.for_cpu_time = for_cpu_time
+    def __init__(self, killed_for: str | None = None) -> None:
+        super().__init__(f"was killed for its {killed_for}" if killed_for else "ended")
+        self.killed_for = killed_for
 
 
 class DecoderProcess:
@@ -70,8 +69,7 @@ class DecoderProcess:
         self._length = 0
         self._loop = asyncio.get_running_loop()
         self._seconds = 0.0
-        self._moved_at = 0.0
-        self._took_too_long = False
+        self._killed_for: str | None = None
         link.setblocking(False)
 
     async def ready(self) -> None:
@@ -85,9 +83,11 @@ class DecoderProcess:
             raise StartFailed("a decoder process was not ready")
         self.restrictions = json.loads(message)
 
-    async def decode(self, image: EncodedImage, max_seconds: float) -> tuple[int, bytes]:
+    async def decode(
+        self, image: EncodedImage, max_seconds: float, patience: float
+    ) -> tuple[int, bytes]:
         """Decode an image, and kill the process if that takes more than `max_seconds` of CPU time,
-        or if it neither computes nor answers.
+        or more than `patience` seconds in all: then the image is of no use any more.
 
         Returns: 0 and the pixels, or a `Fault` and the repr of an exception. Not to be trusted.
 
@@ -97,10 +97,11 @@ class DecoderProcess:
             OSError: There is no memory for a copy of the image.
         """
         self._check_silent()
-        self.used_at = self._moved_at = self._loop.time()
+        self.used_at = now = self._loop.time()
         self.is_busy = True
         began = self._cpu_seconds()
-        self._timer = self._loop.call_later(max_seconds, self._kill_after, began + max_seconds)
+        limits = began + max_seconds, now + patience
+        self._timer = self._loop.call_later(min(max_seconds, patience), self._kill_after, *limits)
         try:
             self._send(image)
             answer = await self._receive()
@@ -109,7 +110,7 @@ class DecoderProcess:
             self._timer.cancel()
             self.image_seconds = self._cpu_seconds() - began
         if not answer:
-            raise DecoderEnded(self._took_too_long)
+            raise DecoderEnded(self._killed_for)
         return answer[0], answer[1:]
 
     def free_memory(self) -> None:
@@ -177,16 +178,15 @@ class DecoderProcess:
         except ConnectionError:
             return b""
 
-    def _kill_after(self, cpu_seconds: float) -> None:
-        """Kill it if it has used `cpu_seconds` since its start, or none for `STALL_SECONDS`; else
-        check again later. Time in which it does not run, as on a busy machine, does not count."""
-        before, now = self._seconds, self._loop.time()
+    def _kill_after(self, cpu_seconds: float, end: float) -> None:
+        """Kill it if it has used `cpu_seconds` since its start, or if it is `end` in the event
+        loop's time; else check again later. Time in which it does not run, as on a busy machine,
+        is not CPU time."""
         left = cpu_seconds - self._cpu_seconds()
-        if self._seconds > before:
-            self._moved_at = now
-        if left <= 0 or now - self._moved_at > STALL_SECONDS:
-            self._took_too_long = left <= 0
+        rest = end - self._loop.time()
+        if left <= 0 or rest <= 0:
+            self._killed_for = "cpu_time" if left <= 0 else "time"
             self.kill()
         else:
-            wait = min(max(left, MIN_WAIT), STALL_SECONDS / 2)
-            self._timer = self._loop.call_later(wait, self._kill_after, cpu_seconds)
+            wait = max(min(left, rest), MIN_WAIT)
+            self._timer = self._loop.call_later(wait, self._kill_after, cpu_seconds, end)

@@ -203,9 +203,11 @@ class _FrontEnd(Link):
     async def _decode(
         self, number: int, deadline: float, client: bytes, image: EncodedImage
     ) -> None:
-        with on_error(self._refuse, number):
+        try:
             pixels = await self._hub.decoders.run(image, client, deadline - time.monotonic())
             self.send(frames.decoded(number, pixels.tobytes()))
+        except Exception as error:  # noqa: BLE001  # the front end raises it again
+            self._refuse(number, error)
         self._waiting.pop(number, None)
 
     async def _answer(self, number: int, question: dict[str, Any]) -> None:

@@ -153,7 +153,7 @@ def test_a_gif_that_outgrows_its_screen_meets_the_same_limit() -> None:
     """Its header promises one pixel, its frame brings 1,024: known without decoding, unless the
     frame comes late."""
     data = synthetic.gif(screen=(1, 1))
-    late = synthetic.gif(screen=(1, 1), before=100 * b"!\xfe\x01x\x00")
+    late = synthetic.gif(screen=(1, 1), before=600 * b"!\xfe\x01x\x00")
 
     assert identify(data, MAX_PIXELS).pixels == 1024
     assert identify(late, MAX_PIXELS).pixels == 1

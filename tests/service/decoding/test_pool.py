@@ -30,7 +30,7 @@ from tests.fakes import Clock
 
 PIXELS = bytes(32 * 32 * 3)
 ANSWER = 0, PIXELS
-CRASH, KILLED = DecoderEnded(for_cpu_time=False), DecoderEnded(for_cpu_time=True)
+CRASH, KILLED, STALLED = DecoderEnded(), DecoderEnded("cpu_time"), DecoderEnded("time")
 LIMITS = Limits(ordinary=2, expensive=1, expensive_memory=512 * 2**20, max_seconds=2.0)
 
 Outcome = tuple[int, bytes] | Exception
@@ -54,7 +54,9 @@ class Process:
             self._template.unready -= 1
             raise StartFailed("a decoder process ended before it was ready")
 
-    async def decode(self, image: EncodedImage, max_seconds: float) -> tuple[int, bytes]:
+    async def decode(
+        self, image: EncodedImage, max_seconds: float, patience: float
+    ) -> tuple[int, bytes]:
         template = self._template
         template.limits.append(max_seconds)
         self.is_busy = True
@@ -126,7 +128,7 @@ class FakeTemplate:
 
 
 def image(pixels: int = 100_000, kind: str = "PNG") -> EncodedImage:
-    return EncodedImage(b"bytes", kind, pixels, 1, 64_000_000)
+    return EncodedImage(b"bytes", kind, 1000, max(1, pixels // 1000), 64_000_000)
 
 
 ORDINARY, EXPENSIVE = image(), image(10_000_000)
@@ -449,7 +451,7 @@ async def test_pool_gives_an_image_time_by_its_estimate(
 ) -> None:
     """An ordinary image may take four times its estimate, within 20 and 120 ms; an expensive one
     as long as any image may."""
-    for pixels in 1, 400_000, 1_500_000, 10_000_000:
+    for pixels in 1, 400_000, 1_900_000, 10_000_000:
         await decoders.run(image(pixels), b"client", 10)
     assert template.limits[0] == 0.02
     assert 0.02 < template.limits[1] < 0.12
@@ -509,3 +511,40 @@ async def test_pool_ends_a_decoder_that_computes_without_an_image(
         async with asyncio.timeout(10):
             while not all(process.killed for process in template.forked):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
+
+
+async def test_pool_blames_an_image_that_keeps_its_decoder_without_work(
+    decoders: Decoders, template: FakeTemplate, clock: Clock
+) -> None:
+    """Its decoder is killed after its request has ended, and that counts like another end; one that
+    has computed all the time was only slow."""
+    template.seconds = 0.5
+    for seconds, outcome in (0.5, "slow"), (0.001, "blamed"):
+        template.seconds = seconds
+        for _ in range(KILLS):
+            template.outcomes.append(STALLED)
+            with pytest.raises(TimeoutError):
+                await decoders.run(EXPENSIVE, b"client", 0.3)
+        if outcome == "slow":
+            await decoders.run(EXPENSIVE, b"client", 10)
+    with pytest.raises(DecodersKilled):
+        await decoders.run(EXPENSIVE, b"client", 10)
+
+
+async def test_pool_replaces_a_decoder_that_lacked_memory(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """One that was taken over could say so for each image, and have all clients rejected."""
+    template.outcomes.append((Fault.OUT_OF_MEMORY, b""))
+    await decoders.run(ORDINARY, b"client", 10)
+    await until(lambda: len(template.forked) == 4)
+
+
+async def test_pool_distrusts_a_client_whose_image_took_much_longer_than_estimated(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """Also where it ended within what any image may take."""
+    template.seconds = 0.019
+    await decoders.run(image(1), b"liar", 10)
+    await decoders.run(image(1), b"liar", 10)
+    assert template.begun[-1][1].memory == LIMITS.expensive_memory
