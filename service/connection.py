@@ -167,6 +167,7 @@ class Outgoing(asyncio.Transport):
     def lost(self) -> None:
         """The connection has ended."""
         self._closed.stop()
+        self._sent = lambda: None  # it refers to the connection, which refers to this
 
 
 class Deadline:
