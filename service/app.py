@@ -24,7 +24,17 @@ from starlette.types import ASGIApp
 
 import model_store.engine
 from model_store.engine import GluonEngine
-from service import admin, errors, inference, pages, protocol, repository, routes, schemas
+from service import (
+    admin,
+    documentation,
+    errors,
+    inference,
+    pages,
+    protocol,
+    repository,
+    routes,
+    schemas,
+)
 from service.decoding.limits import Limits, limits
 from service.decoding.pool import Decoders
 from service.direct import Shortcut
@@ -37,6 +47,7 @@ from service.origins import Guard
 from service.protocol import LENGTH_HEADER
 from service.rates import Rates
 from service.repository import Repository
+from service.scrapes import Scrapes
 from service.server import Listener, SidePort
 from service.serving import Decoding, Inference, Serving, Versions
 from service.settings import PREFIX, BadSettings, Settings, split
@@ -133,12 +144,15 @@ def create_app(
     app.state.settings = settings
     app.state.serving = serving
     app.state.metrics = metrics
+    app.state.scrapes = Scrapes(partial(routes.render, metrics, serving))
     app.state.tracing = tracing
     app.state.keys = keys
     app.state.provisions = Provisions(settings, serving, keys, _rates(settings), tracing)
     app.state.admin_keys = admin_keys
     app.state.repository = versions
     app.state.listeners = _listeners(app, settings)
+    if settings.docs:
+        documentation.replace_routes(app)
     # first, and found without a detour
     app.router.routes[:0] = [
         *routes.router.routes,

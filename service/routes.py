@@ -24,6 +24,7 @@ from service.gauges import Gauges
 from service.journey import Journey, Provisions, each, forgiving
 from service.keys import Keys
 from service.metrics import MEDIA_TYPE, Metrics
+from service.scrapes import Scrapes
 from service.serving import Classified, Serving
 from service.settings import Settings
 from service.upload import read_image, read_images
@@ -203,11 +204,15 @@ async def metrics(request: Request) -> Response:
     if settings.metrics_need_key:
         keys: Keys = request.app.state.keys
         keys.check(request.headers)
-    found: Metrics = request.app.state.metrics
-    serving: Serving = request.app.state.serving
-    found.note(serving.uploads.held, serving.decoders.waiting)
+    found: Scrapes = request.app.state.scrapes
+    return Response(await found.text(), media_type=MEDIA_TYPE)
+
+
+async def render(metrics: Metrics, serving: Serving) -> bytes:
+    """The text of `/metrics` at the moment."""
+    metrics.note(serving.uploads.held, serving.decoders.waiting)
     now = Gauges(serving.inference.started, serving.draining, await serving.figures())
-    return Response(found.text(now), media_type=MEDIA_TYPE)
+    return metrics.text(now)
 
 
 def begun(request: Request) -> Journey:

@@ -14,11 +14,11 @@ Invariants
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
-from collections.abc import Awaitable, Callable
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter
+
+from service.files import serve
 
 FOLDER = pathlib.Path(__file__).parent
 MEDIA_TYPES = {
@@ -48,19 +48,6 @@ def router(docs: bool = True) -> APIRouter:
         content = file.read_bytes()
         if path == "/" and not docs:
             content = content.replace(LINK, b"")
-        handler = _handler(content, MEDIA_TYPES[file.suffix])
+        handler = serve(content, MEDIA_TYPES[file.suffix], HEADERS)
         router.add_api_route(path, handler, methods=["GET", "HEAD"])
     return router
-
-
-def _handler(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = HEADERS | {"ETag": etag}
-
-    async def handler(request: Request) -> Response:
-        # Within: clients send lists, and proxies that compress put W/ in front.
-        if etag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers, media_type=media_type)
-
-    return handler
