@@ -32,6 +32,8 @@ class Budget:
         self.most = most
         self.held = 0
         """Bytes, by all uploads."""
+        self.peak = 0
+        """Largest `held` since `memory` was last given back."""
         self._slow = set[Share]()
         self._held_slowly = 0
 
@@ -43,6 +45,7 @@ class Budget:
         if self.held + count > self.most:
             raise QueueFull("uploads take all the memory that they may", retry_after=1)
         self.held += count
+        self.peak = max(self.peak, self.held)
         share.held += count
         if share in self._slow:
             self._held_slowly += count

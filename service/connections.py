@@ -52,6 +52,11 @@ class Connections(ServerState):
         self.peak = 0
         """Most that were open since `memory` was last given back."""
 
+    @property
+    def held(self) -> int:
+        """Number of open connections."""
+        return len(self.connections)
+
     def admit(self) -> bool:
         """Is there room for one more, if need be in place of another?"""
         self.peak = max(self.peak, min(len(self.connections) + 1, self._most))

@@ -1,4 +1,4 @@
-"""Gives memory back to the system after many connections have closed.
+"""Gives memory back to the system after many connections, or large uploads, have ended.
 
 Requests that were interrupted leave objects that refer to each other, which wait for a collection
 of garbage, and glibc keeps the pages of what was freed: after a flood of 1,024 connections some 300
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+from service.budget import Budget
 from service.connections import Connections
 
 LOOK_TICKS = 40
 """Ticks of the server, 0.1 s each, between two looks."""
 MANY = 16
 """Minimum number of connections that must have closed."""
+MANY_BYTES = 64 * 2**20
+"""Minimum number of bytes of uploads that must have been freed."""
 _trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
@@ -30,17 +33,32 @@ def give_back() -> None:
         _trim(0)
 
 
-class Memory:
-    """Of `connections`, as looked at every `LOOK_TICKS`."""
+class Use(Protocol):
+    """Something that takes memory while it lasts."""
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    @property
+    def held(self) -> int: ...
+
+    peak: int
+    """Largest `held` since memory was last given back."""
+
+
+class Memory:
+    """The memory of connections and uploads, as looked at every `LOOK_TICKS`."""
+
+    def __init__(self, connections: Sequence[Connections], uploads: Budget) -> None:
+        """`connections`: those of each port; `uploads`: those of all ports together."""
+        self._uses: list[tuple[Use, int]] = [(one, MANY) for one in connections] + [
+            (uploads, MANY_BYTES)
+        ]
 
     def is_worth_giving_back(self) -> bool:
-        """Whether half of the connections have closed that were open at most since the last time,
-        and at least `MANY`."""
-        count, peak = len(self._connections.connections), self._connections.peak
-        if peak - count < max(MANY, peak / 2):
-            return False
-        self._connections.peak = count
-        return True
+        """Whether one use has fallen to half of its peak, by at least its minimum."""
+        fallen = [use for use, least in self._uses if _has_fallen(use, least)]
+        for use in fallen:
+            use.peak = use.held
+        return bool(fallen)
+
+
+def _has_fallen(use: Use, least: int) -> bool:
+    return use.peak - use.held >= max(least, use.peak / 2)

@@ -59,7 +59,17 @@ class Rates:
         """Seconds until a request of `client` is accepted; 0 where it would be at `now`."""
         return max(0.0, self._full_at.get(client, now) - self._ahead - now)
 
-    def owe(self, client: Hashable, images: int, now: float) -> None:
+    def left(self, client: Hashable, now: float) -> float:
+        """Number of images that the client may send at `now` without waiting. Negative: a debt."""
+        ahead = max(0.0, self._full_at.get(client, now) - now)
+        return 1 + (self._ahead - ahead) / self._seconds
+
+    def give_back(self, client: Hashable, images: float) -> None:
+        """Count `images` fewer."""
+        if client in self._full_at:
+            self._full_at[client] -= images * self._seconds
+
+    def owe(self, client: Hashable, images: float, now: float) -> None:
         """Count `images` more of a request that was accepted, even where they exceed the burst."""
         if images > 0:
             full_at = max(self._full_at.get(client, now), now)

@@ -49,6 +49,10 @@ LEFT_AT_ONCE = 130
 class Listener(Protocol):
     """What serves on a port of its own."""
 
+    @property
+    def connections(self) -> Connections:
+        """The connections to that port. Available after `start`."""
+
     async def start(self) -> None:
         """Raises OSError where the port cannot be had."""
 
@@ -62,8 +66,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_config(app, settings, settings.port, lifespan=True))
-        self.server_state = Connections(bound(settings.max_connections, descriptors(settings)))
-        self._memory = Memory(self.server_state)
+        self._connections = Connections(bound(settings.max_connections, descriptors(settings)))
+        self.server_state = self._connections
         self._serving: Serving = app.state.serving
         self._beside: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
@@ -85,6 +89,8 @@ class Server(uvicorn.Server):
         except OSError as error:
             log.error("%s", error)
             sys.exit(STARTUP_FAILURE)
+        connections = [self._connections, *(listener.connections for listener in self._beside)]
+        self._memory = Memory(connections, self._serving.uploads)
         await super().startup(sockets)
         await self._accept_faster()
         if sockets:  # about which uvicorn says nothing
@@ -150,7 +156,7 @@ class SidePort(uvicorn.Server):
 
     def __init__(self, app: Starlette, settings: Settings, port: int) -> None:
         super().__init__(_config(app, settings, port, lifespan=False))
-        self.server_state = Connections(settings.max_connections)
+        self.server_state = self.connections = Connections(settings.max_connections)
         self._shared = settings.workers > 1
 
     async def start(self) -> None:

@@ -7,8 +7,10 @@ import socket
 from functools import partial
 
 from service.connections import Connections
-from service.rpc.relay import Connection
+from service.rates import Rates
+from service.rpc.relay import FRAMES_AT_ONCE, FRAMES_PER_SECOND, Connection
 from service.rpc.streams import Streams
+from service.rpc.turn import Turn
 
 BACKLOG = 2048
 """Connections that the system may queue until they are accepted."""
@@ -21,7 +23,8 @@ class Front:
         """`connections`: the limit on them; `streams`: all streams; `path`: the Unix socket of
         gRPC's server."""
         self._connections = connections
-        self._connect = partial(Connection, connections, streams, path)
+        frames = Rates(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
+        self._connect = partial(Connection, connections, streams, path, frames, Turn())
 
     async def start(self, sockets: list[socket.socket]) -> None:
         loop = asyncio.get_running_loop()

@@ -9,9 +9,12 @@ heads of the frames and passes everything on over a local socket. Promises
 - The connection preface must be complete within `HEAD_SECONDS`, a header block within
   `HEAD_SECONDS` and `HEAD_BYTES`.
 - Frames that cost work and carry no message (PING, SETTINGS, RST_STREAM, empty DATA and others) are
-  relayed at `FRAMES_PER_SECOND` for each connection, after a burst of `FRAMES_AT_ONCE`. One that
-  sends more is read more slowly, and is closed if it does so for `FLOOD_SECONDS`. It is not closed
-  at once, because honest clients cancel in bursts.
+  relayed at `FRAMES_PER_SECOND` for all connections of a client network together, after a burst of
+  `FRAMES_AT_ONCE`, so that connecting again gives no further burst. An answered call allows further
+  frames where it carried a message. Connections that send more are read more slowly, and are closed
+  if this lasts for `FLOOD_SECONDS`. They are not closed at once, because honest clients cancel in
+  bursts.
+- All connections together open a bounded number of calls in one turn of the event loop (`turn`).
 - A connection has at most `OPEN_STREAMS` streams. A stream without a handler ends within
   `READ_SECONDS`, with its connection: gRPC's server has not begun to handle it, or the client does
   not read the answer. `streams` bounds the streams of all connections.
@@ -37,6 +40,7 @@ from typing import Any
 
 from service.connection import HEAD_SECONDS, READ_SECONDS
 from service.connections import Connections
+from service.rates import Rates, network
 from service.rpc.frames import (
     CONTINUATION,
     DATA,
@@ -54,16 +58,17 @@ from service.rpc.frames import (
     goaway,
 )
 from service.rpc.streams import Stream, Streams
+from service.rpc.turn import Turn
 
 STREAM_HEADER = "shoal-stream"
 HEAD_BYTES = 32 * 1024
 """Maximum number of bytes of a compressed header block. gRPC rejects more than 16 KiB
 uncompressed."""
 FRAMES_PER_SECOND = 200.0
-FRAMES_AT_ONCE = 1000.0
+FRAMES_AT_ONCE = 1000
 FRAMES_PER_ANSWER = 9.0
-"""Further frames allowed for each answered call: its headers, acknowledgments, window updates,
-probes of the bandwidth."""
+"""Maximum number of further frames allowed for each answered call: its headers, acknowledgments,
+window updates, probes of the bandwidth. One for each `USEFUL_BYTES` of its message."""
 OPEN_STREAMS = 256
 """Maximum number of open streams of a connection. gRPC's server allows clients 128, and refuses
 more as soon as a client has acknowledged that."""
@@ -81,9 +86,17 @@ _INBOX = memoryview(bytearray(32_768))
 class Connection(asyncio.BufferedProtocol):
     """The connection of a client."""
 
-    def __init__(self, connections: Connections, streams: Streams, path: str) -> None:
-        """`connections`: the limit on them; `streams`: all streams; `path`: the Unix socket of
-        gRPC's server."""
+    def __init__(
+        self, connections: Connections, streams: Streams, path: str, allowance: Rates, turn: Turn
+    ) -> None:
+        """
+        Args:
+            connections: The limit on them.
+            streams: All streams.
+            path: The Unix socket of gRPC's server.
+            allowance: Limits the frames of each client network.
+            turn: Limits the calls of all connections.
+        """
         self._connections = connections
         self._all_streams = streams
         self._path = path
@@ -97,8 +110,10 @@ class Connection(asyncio.BufferedProtocol):
         self._computed = 0
         """Number of complete messages that are being answered."""
         self._timers: dict[object, asyncio.TimerHandle] = {}
-        self._frames = FRAMES_AT_ONCE
-        self._counted_at = self._loop.time()
+        self._allowance = allowance
+        self._turn = turn
+        self._frames = 0.0
+        """Number of frames that the client may send, while frames are passed on."""
         self._holding_back = set[str]()
         """Reasons why the client is not read now."""
         self._block_stream = 0
@@ -111,6 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(BUFFERED)
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if peer else ""
+        self._network = network(self._client)
         if not self._connections.admit():
             transport.write(frame(SETTINGS, 0, 0))
             self.disconnect("too many connections: all of them are busy. Try again in a second")
@@ -195,9 +211,18 @@ class Connection(asyncio.BufferedProtocol):
         """Pass on complete frames, as many as the connection may send now."""
         if self._core is None or self._transport.is_closing():
             return
+        now = self._loop.time()
+        self._frames = allowed = self._allowance.left(self._network, now)
+        if allowed >= FRAMES_PER_SECOND:
+            self._met("flood")
+        try:
+            self._pass_on(self._core)
+        finally:
+            self._allowance.owe(self._network, allowed - self._frames, now)
+
+    def _pass_on(self, core: asyncio.Transport) -> None:
         data, begin, at = self._incoming, 0, 0
         passed: list[bytes] = []
-        self._refill()
         while self._frames > 0 and len(data) - at >= HEAD:
             size = int.from_bytes(data[at : at + 3], "big")
             end = at + HEAD + size
@@ -207,6 +232,9 @@ class Connection(asyncio.BufferedProtocol):
             if len(data) < end:
                 break
             kind, flags = data[at + 3], data[at + 4]
+            if kind == HEADERS and self._turn.is_over:
+                self._wait_for_turn()
+                break
             number = int.from_bytes(data[at + 5 : at + HEAD], "big") & 0x7FFFFFFF
             if kind in (HEADERS, CONTINUATION) or self._block_stream:
                 named = self._read_headers(kind, flags, number, size)
@@ -228,7 +256,7 @@ class Connection(asyncio.BufferedProtocol):
             at = end
         passed.append(bytes(data[begin:at]))
         del data[:at]
-        self._core.writelines(passed)
+        core.writelines(passed)
         if self._frames <= 0:
             self._hold_back("frames")
             self._within(0.1, "frames", self._read_again)
@@ -241,18 +269,18 @@ class Connection(asyncio.BufferedProtocol):
         if self._frames > 0:
             self._go_on("frames")
 
-    def _end_flood(self) -> None:
-        self._refill()
-        if self._frames < FRAMES_PER_SECOND:
-            self.disconnect("too many frames that carry no message")
+    def _wait_for_turn(self) -> None:
+        if "turn" not in self._holding_back:
+            self._hold_back("turn")
+            self._turn.wait(self._begin_turn)
 
-    def _refill(self) -> None:
-        now = self._loop.time()
-        more = (now - self._counted_at) * FRAMES_PER_SECOND
-        self._frames = min(FRAMES_AT_ONCE, self._frames + more)
-        self._counted_at = now
-        if self._frames >= FRAMES_PER_SECOND:
-            self._met("flood")
+    def _begin_turn(self) -> None:
+        self._go_on("turn")
+        self._relay()
+
+    def _end_flood(self) -> None:
+        if self._allowance.left(self._network, self._loop.time()) < FRAMES_PER_SECOND:
+            self.disconnect("too many frames that carry no message")
 
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes | None:
         """Check a frame of a header block. Returns bytes to insert behind it: the header with the
@@ -293,6 +321,7 @@ class Connection(asyncio.BufferedProtocol):
             self.disconnect(f"more than {OPEN_STREAMS} calls are open on one connection")
             return None
         self._last_stream = number
+        self._turn.count_call()
         self._within(READ_SECONDS, number, self.abort)
         stream = self._all_streams.open(
             self._client, partial(self._progress, number), self._make_room_for_streams
@@ -321,7 +350,9 @@ class Connection(asyncio.BufferedProtocol):
         for kind, flags, number in self._answers.feed(data):
             ended = kind in (HEADERS, DATA) and flags & END_STREAM
             if ended or kind == RST_STREAM:
-                self._frames += FRAMES_PER_ANSWER if ended else 0
+                if ended and (stream := self._streams.get(number)):
+                    more = min(FRAMES_PER_ANSWER, stream.received // USEFUL_BYTES)
+                    self._allowance.give_back(self._network, more)
                 self._close(number)
 
     def core_lost(self) -> None:

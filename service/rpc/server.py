@@ -74,8 +74,8 @@ class RpcServer:
         path = f"{self._folder.name}/grpc"
         self._server.add_insecure_port(f"unix:{path}")
         await self._server.start()
-        connections = Connections(bound(settings.max_connections, descriptors(settings)))
-        self._front = Front(connections, streams, path)
+        self.connections = Connections(bound(settings.max_connections, descriptors(settings)))
+        self._front = Front(self.connections, streams, path)
         await self._front.start(sockets)
         address = f"[{host}]" if ":" in host else host
         log.info("gRPC on %s:%d", address, sockets[0].getsockname()[1])

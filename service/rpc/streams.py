@@ -3,8 +3,10 @@
 Promises
 - The bytes of every message count toward `SHOAL_MAX_UPLOAD_MEMORY` as they arrive, as uploads over
   HTTP do, with the same rules for slow ones (`budget`).
-- At most `most` messages are arriving at the same time. Further ones take the place of the message
-  that has made no progress for the longest time, so idle and slow streams keep no other waiting.
+- At most `most` messages are arriving at the same time. A further one takes the place of a message
+  of the client network that has most of them: the one that has made no progress for the longest
+  time. So idle and slow streams keep no other waiting, however often a client opens them.
+- Progress is `PROGRESS_BYTES` of a message, as for `connections`. Fewer bytes are no progress.
 - At most `IDLE` streams have no handler: it has not begun, or it has ended and the client has not
   received the answer. Beyond that, the connection of the oldest is closed.
 - A handler finds its stream by a name that no client can know, and no other handler finds it after
@@ -18,9 +20,12 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import count
 
 from batching import QueueFull
 from service.budget import Budget, Share
+from service.connections import PROGRESS_BYTES
+from service.rates import network
 
 IDLE = 2048
 """Maximum number of streams without a handler. A stream takes 10 to 20 KiB, most of it gRPC's."""
@@ -46,8 +51,14 @@ class Stream:
         self.name = secrets.token_hex(16)
         """Identifies the stream. Random, so that a client cannot name the stream of another."""
         self.client = client
+        self.network = network(client)
+        """What tells the client apart from others."""
         self.share = share
         """Counts the bytes that have arrived until the handler has the message."""
+        self.received = 0
+        """Bytes of the message that have arrived."""
+        self.progressed = 0
+        """Position of its last progress among that of all streams."""
         self.fault: Exception | None = None
         """Why the message is not received any further."""
         self.claimed = False
@@ -82,7 +93,10 @@ class Streams:
         self._budget = budget
         self._most = most
         self._open: dict[str, Stream] = {}
-        self._arriving = OrderedDict[Stream, None]()  # longest without progress first
+        # By client network; of each, the stream that is longest without progress first.
+        self._arriving: dict[str, OrderedDict[Stream, None]] = {}
+        self._arriving_count = 0
+        self._progresses = count()
         self._idle = OrderedDict[Stream, None]()  # longest without a handler first
 
     def __len__(self) -> int:
@@ -94,16 +108,24 @@ class Streams:
     def open(
         self, client: str, progress: Callable[[Stream], None], expel: Callable[[], None]
     ) -> Stream:
-        """A new stream. Too many arriving messages end the one without progress for the longest.
-        The arguments are those of `Stream`."""
-        if len(self._arriving) >= self._most:
-            stalled, _ = self._arriving.popitem(last=False)
+        """A new stream, which may end another (see above). The arguments are those of `Stream`."""
+        if self._arriving_count >= self._most:
+            stalled = self._stalled()
+            self.complete(stalled)
             stalled.fail(QueueFull("too many messages are arriving", retry_after=1))
         stream = Stream(client, self._budget.holding(), progress, expel)
         self._open[stream.name] = stream
-        self._arriving[stream] = None
+        self._arriving.setdefault(stream.network, OrderedDict())[stream] = None
+        self._arriving_count += 1
+        stream.progressed = next(self._progresses)
         self._add_idle(stream)
         return stream
+
+    def _stalled(self) -> Stream:
+        """The stream that makes room: of networks with the same number, the longest without
+        progress."""
+        first = [(len(streams), next(iter(streams))) for streams in self._arriving.values()]
+        return max(first, key=lambda found: (found[0], -found[1].progressed))[1]
 
     def claim(self, name: str) -> Stream | None:
         """The stream of a handler that begins. None: its client has disconnected, or the client
@@ -129,18 +151,27 @@ class Streams:
         if len(self._idle) > IDLE:
             next(iter(self._idle)).expel()
 
-    def receive(self, stream: Stream, count: int) -> None:
-        """Count `count` bytes of its message that have arrived."""
-        if stream in self._arriving:
-            self._arriving.move_to_end(stream)
+    def receive(self, stream: Stream, size: int) -> None:
+        """Count `size` bytes of its message that have arrived."""
+        before, stream.received = stream.received, stream.received + size
+        if before // PROGRESS_BYTES < stream.received // PROGRESS_BYTES:
+            arriving = self._arriving.get(stream.network, OrderedDict())
+            if stream in arriving:
+                arriving.move_to_end(stream)
+                stream.progressed = next(self._progresses)
         try:
-            stream.share.add(count)
+            stream.share.add(size)
         except QueueFull as full:
             stream.fail(full)
 
     def complete(self, stream: Stream) -> None:
         """Called when its message is complete."""
-        self._arriving.pop(stream, None)
+        arriving = self._arriving.get(stream.network, OrderedDict())
+        if stream in arriving:
+            del arriving[stream]
+            self._arriving_count -= 1
+            if not arriving:
+                del self._arriving[stream.network]
 
     def close(self, stream: Stream) -> None:
         """Forget the stream: it has been answered, or the client or gRPC's server has reset it."""

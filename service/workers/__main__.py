@@ -13,9 +13,11 @@ import uvloop
 
 from service.__main__ import serve
 from service.app import create_app, create_hub, imported
-from service.local import Local, exit_status
+from service.local import exit_status
 from service.logs import configure, log
+from service.memory import Memory, give_back
 from service.settings import Settings
+from service.workers.hub import Hub
 from service.workers.orders import Orders, obey, receive
 from service.workers.supervisor import ENGINE
 
@@ -54,17 +56,21 @@ async def engine(orders: Orders, settings: Settings) -> int:
         hub.decoders.running(),
         hub.local.running(),
     ):
-        watch = asyncio.create_task(_leave_when_ill(hub.local))
+        watch = asyncio.create_task(_watch(hub))
         await stop.wait()
         watch.cancel()
     return exit_status(hub.local.failure)
 
 
-async def _leave_when_ill(local: Local) -> None:
-    """Only a new process helps, and here the supervisor starts one."""
+async def _watch(hub: Hub) -> None:
+    """Leaves when only a new process helps, which the supervisor starts here; and gives memory back
+    after many images have been decoded."""
+    memory = Memory([], hub.images)
     while True:
         await asyncio.sleep(CHECK_EVERY)
-        figures = await local.figures()
+        if memory.is_worth_giving_back():
+            await asyncio.to_thread(give_back)
+        figures = await hub.local.figures()
         if figures is not None and not figures.healthy:
             log.error("the engine failed on everything lately; leaving for another process")
             os._exit(ILL)

@@ -20,6 +20,7 @@ import numpy as np
 from batching import Answer, on_error
 from model_store.engine import SIDE
 from model_store.manifest import Identity, Manifest
+from service.budget import Budget
 from service.decoding.image import EncodedImage
 from service.local import Local
 from service.logs import log
@@ -38,6 +39,7 @@ from service.workers.frames import (
 )
 from service.workers.link import Link
 
+MAX_IMAGES_BYTES = 2**40
 Outcome: TypeAlias = "asyncio.Future[Answer[Classified]]"
 
 
@@ -47,6 +49,8 @@ class Hub:
     def __init__(self, local: Local, versions: Versions, decoders: Decoding) -> None:
         self.local = local
         self.decoders = decoders
+        self.images = Budget(MAX_IMAGES_BYTES)
+        """Encoded images of the front ends, which bound them."""
         self._versions = versions
         self._reloading: asyncio.Task[Identity] | None = None
         self.links: set[_FrontEnd] = set()
@@ -204,7 +208,9 @@ class _FrontEnd(Link):
         self, number: int, deadline: float, client: bytes, image: EncodedImage
     ) -> None:
         try:
-            pixels = await self._hub.decoders.run(image, client, deadline - time.monotonic())
+            with self._hub.images.holding() as share:
+                share.add(len(image.data))
+                pixels = await self._hub.decoders.run(image, client, deadline - time.monotonic())
             self.send(frames.decoded(number, pixels.tobytes()))
         except Exception as error:  # noqa: BLE001  # the front end raises it again
             self._refuse(number, error)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from service.connection import HEAD_BYTES, READ_BYTES
+from service.rpc.frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, field, frame
 from tests.e2e.process import PATIENCE, Server
 from tests.faults.faulty import FAULTY
 from tests.faults.process import resident
@@ -42,6 +43,13 @@ ATTACKS = {
     "an extension without end": POST + CHUNKED + b"5;" + b"a" * 5_000_000,
     "trailers without end": POST + CHUNKED + b"0\r\n" + b"a:\r\n" * 1_000_000,
 }
+
+
+def head(path: str) -> bytes:
+    """The header block of a gRPC call."""
+    fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "shoal"}
+    fields |= {"content-type": "application/grpc", "te": "trailers"}
+    return b"".join(field(name, value) for name, value in fields.items())
 
 
 async def send(server: Server, stream: bytes, until: float) -> None:
@@ -111,6 +119,33 @@ def test_memory_is_given_back() -> None:
         assert server.stop() == 0
     assert most >= rest + 60
     assert left <= rest + 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_memory_of_grpc_is_given_back() -> None:
+    """After many gRPC connections with incomplete messages have closed."""
+    data = b"".join(frame(DATA, 0, 1, b"\0\0\x90\0\0" + bytes(15_000)) for _ in range(3))
+    path = "/inference.GRPCInferenceService/ModelInfer"
+    with Server(*FAULTY, SHOAL_GRPC_PORT="0") as server:
+        server.wait_until_ready()
+        host, _, port = server.address("gRPC on").rpartition(":")
+        rest, most = resident(server.pid), 0.0
+        call = PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, head(path)) + data
+        with contextlib.ExitStack() as stack:
+            for _ in range(900):
+                one = stack.enter_context(socket.create_connection((host, int(port))))
+                one.sendall(call)
+            end = time.monotonic() + PATIENCE
+            while most < rest + 60 and time.monotonic() < end:
+                most = max(most, resident(server.pid))
+                time.sleep(0.05)
+        end = time.monotonic() + PATIENCE
+        while (left := resident(server.pid)) > rest + 45 and time.monotonic() < end:
+            time.sleep(0.1)
+        print(f"{rest:.0f} MB, at most {most:.0f}, {left:.0f} afterwards")
+        assert server.stop() == 0
+    assert most >= rest + 60
+    assert left <= rest + 45
 
 
 async def test_a_stop_does_not_wait_for_clients_that_do_not_read() -> None:

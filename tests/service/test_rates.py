@@ -251,3 +251,18 @@ async def test_by_key_where_keys_are_set() -> None:
 async def test_nobody_is_limited_by_default(client: httpx.AsyncClient) -> None:
     for _ in range(50):
         assert (await client.post("/predict", files={"img": HORSE})).status_code == 200
+
+
+def test_what_is_left_and_given_back() -> None:
+    """A debt is negative, and giving back never fills a bucket beyond its burst."""
+    rates = Rates(2, 10)
+    assert rates.left("a", 0) == 10
+    rates.owe("a", 14, 0)
+    assert rates.left("a", 0) == -4
+    assert rates.left("a", 3) == 2
+    rates.give_back("a", 3)
+    assert rates.left("a", 3) == 5
+    rates.give_back("a", 100)
+    assert rates.left("a", 3) == 10
+    rates.give_back("b", 1)
+    assert rates.left("b", 3) == 10

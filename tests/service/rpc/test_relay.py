@@ -8,12 +8,13 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 
 import pytest
 
 from service.budget import Budget
 from service.connections import Connections
-from service.rpc import relay
+from service.rpc import relay, turn
 from service.rpc.frames import (
     CONTINUATION,
     DATA,
@@ -250,6 +251,97 @@ async def test_frames_without_a_message_are_taken_slowly(
     assert await ended(reader)
 
 
+@pytest.mark.parametrize("flood", ["pings", "calls that are reset"])
+async def test_connecting_again_allows_no_further_frames(
+    wire: Wire, flood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connections of a client together may send as many frames as one."""
+    monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.1)
+    loop = asyncio.get_running_loop()
+    began, passed = loop.time(), 0
+    for _ in range(5):
+        reader, writer = await wire.connect(START + FLOODS[flood])
+        core, _ = await wire.cores.get()
+        async with asyncio.timeout(PATIENCE):
+            passed += len(list(Heads().feed((await core.read())[len(PREFACE) :])))
+        assert await ended(reader)
+        writer.close()
+    allowed = relay.FRAMES_AT_ONCE + relay.FRAMES_PER_SECOND * (loop.time() - began + 1)
+    assert passed <= allowed + 5 * relay.RESET_COST
+
+
+async def answered_calls(wire: Wire, most: int, message: bytes, beside: bytes = b"") -> int:
+    """Make up to `most` calls on one connection, 50 at a time. Returns the number of answers until
+    the connection has ended."""
+    reader, writer = await wire.connect()
+    core, answers = await wire.cores.get()
+    await core.readexactly(len(PREFACE))
+
+    async def answer() -> None:
+        heads = Heads()
+        with suppress(ConnectionError):
+            while data := await core.read(65_536):
+                for kind, _, number in heads.feed(data):
+                    if kind == HEADERS:
+                        ends = END_HEADERS | END_STREAM
+                        answers.write(frame(HEADERS, ends, number, b"answer"))
+
+    answering, count = asyncio.ensure_future(answer()), 0
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        async with asyncio.timeout(PATIENCE):
+            while count < most:
+                for number in range(2 * count + 1, 2 * count + 101, 2):
+                    writer.write(frame(HEADERS, END_HEADERS, number))
+                    writer.write(frame(DATA, END_STREAM, number, message) + beside)
+                await reader.readexactly(50 * len(ANSWER))
+                count += 50
+    writer.close()
+    await answering
+    return count
+
+
+@pytest.mark.parametrize("message", [b"", bytes(relay.USEFUL_BYTES - 1)])
+async def test_answered_calls_without_a_message_are_taken_slowly(
+    wire: Wire, message: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their answers allow no further frames. Messages of a few bytes do not either."""
+    monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.5)
+    began = (loop := asyncio.get_running_loop()).time()
+    count = await answered_calls(wire, 4_000, message)
+    seconds = loop.time() - began
+    assert count <= relay.FRAMES_AT_ONCE + relay.FRAMES_PER_SECOND * (seconds + 1)
+
+
+@pytest.mark.parametrize(("size", "pings"), [(relay.USEFUL_BYTES, 0), (9 * relay.USEFUL_BYTES, 6)])
+async def test_frames_of_calls_that_are_answered_pass_at_any_rate(
+    wire: Wire, size: int, pings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers to calls with a message allow further frames: calls, and what clients send beside
+    them."""
+    monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.1)
+    count = 2 * relay.FRAMES_AT_ONCE
+    beside = pings * frame(PING, 0, 0, bytes(8))
+    assert await answered_calls(wire, count, bytes(size), beside) == count
+
+
+async def test_calls_in_one_turn_of_the_event_loop_are_bounded(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all connections together, and all calls are passed on."""
+    calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 501, 2))
+    monkeypatch.setattr(turn, "CALLS", 10)
+    counts = [0]
+    async with wired(tmp_path) as wire:
+        for _ in range(MOST):
+            await wire.connect(START + calls)
+        async with asyncio.timeout(PATIENCE):
+            while counts[-1] < MOST * 250:
+                await asyncio.sleep(0)
+                counts.append(len(wire.streams))
+    # A turn of this task may span parts of several turns.
+    assert max(after - before for before, after in pairwise(counts)) <= 5 * turn.CALLS
+
+
 async def test_open_calls_of_a_connection_are_bounded(wire: Wire) -> None:
     """Also where gRPC's server does not answer them."""
     calls = (frame(HEADERS, END_HEADERS, number) for number in range(1, 601, 2))
@@ -301,26 +393,6 @@ async def ended(reader: asyncio.StreamReader) -> bool:
         async with asyncio.timeout(PATIENCE):
             await reader.read()
     return True
-
-
-async def test_frames_of_calls_that_are_answered_pass_at_any_rate(wire: Wire) -> None:
-    """A thousand calls, each with the frames that clients send beside it, and a few at a time."""
-    ping = frame(PING, 0, 0, bytes(8))
-    reader, writer = await wire.connect()
-    core, answers = await wire.cores.get()
-    for number in range(1, 2001, 2):
-        call = frame(HEADERS, END_HEADERS, number, b"call")
-        writer.write(call + frame(DATA, END_STREAM, number, b"message") + 6 * ping)
-        answers.write(frame(HEADERS, END_STREAM, number, b"answer"))
-        if number % 20 == 1:
-            await reader.readexactly(15)
-            reader._buffer.clear()  # type: ignore[attr-defined]
-    pings = 0
-    heads = Heads()
-    await core.readexactly(len(PREFACE))
-    async with asyncio.timeout(PATIENCE):  # at the rate of a flood it would take 25 s
-        while pings < 6000:
-            pings += sum(kind == PING for kind, _, _ in heads.feed(await core.read(65_536)))
 
 
 async def test_waiting_connections_make_room(wire: Wire) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from batching import QueueFull
 from service.budget import Budget
+from service.connections import PROGRESS_BYTES
 from service.rpc.streams import IDLE, Stream, Streams
 
 
@@ -46,14 +49,48 @@ def test_a_message_beyond_the_memory_fails() -> None:
 
 def test_the_message_that_stalled_longest_makes_room() -> None:
     """Progress counts, not age; a complete message keeps its place."""
-    streams = Streams(Budget(100), 3)
+    streams = Streams(Budget(2 * PROGRESS_BYTES), 3)
     complete, slow, idle = (streams.open("::1", ignore, ignore) for _ in range(3))
-    streams.receive(slow, 1)
+    streams.receive(slow, PROGRESS_BYTES)
     streams.complete(complete)
     streams.open("::1", ignore, ignore)
     assert failed(complete, slow, idle) == [], "the complete message left a place"
     streams.open("::1", ignore, ignore)
     assert failed(complete, slow, idle) == [idle]
+
+
+def test_a_few_bytes_are_no_progress() -> None:
+    """Only `PROGRESS_BYTES` are, in pieces of any size, however often bytes arrive."""
+    streams = Streams(Budget(9 * PROGRESS_BYTES), 3)
+    trickle, steady, other = (streams.open("::1", ignore, ignore) for _ in range(3))
+    for _ in range(PROGRESS_BYTES // 8):
+        streams.receive(steady, 8)
+    for _ in range(100):
+        streams.receive(trickle, 1)
+    for expected in [trickle], [trickle, other], [trickle, other, steady]:
+        streams.open("::1", ignore, ignore)
+        assert failed(trickle, other, steady) == expected
+
+
+@pytest.mark.parametrize("addresses", [["10.0.0.1"], ["2001:db8::1", "2001:db8::2"]])
+def test_the_network_with_most_messages_makes_room(addresses: list[str]) -> None:
+    """However often a client opens streams, a slow message of another one keeps its place. The
+    addresses of one network count together."""
+    streams = Streams(Budget(9 * PROGRESS_BYTES), 8)
+    slow = streams.open("10.9.9.9", ignore, ignore)
+    flood = [streams.open(addresses[n % len(addresses)], ignore, ignore) for n in range(1000)]
+    late = streams.open("10.8.8.8", ignore, ignore)
+    assert slow.fault is None and late.fault is None
+    assert [stream for stream in flood if stream.fault is None] == flood[-6:]
+
+
+def test_networks_with_one_message_each() -> None:
+    """The one that has made no progress for the longest time makes room."""
+    streams = Streams(Budget(9 * PROGRESS_BYTES), 3)
+    first, second, third = (streams.open(f"10.0.0.{n}", ignore, ignore) for n in range(3))
+    streams.receive(first, PROGRESS_BYTES)
+    streams.open("10.0.0.9", ignore, ignore)
+    assert failed(first, second, third) == [second]
 
 
 def test_any_number_of_idle_streams() -> None:
