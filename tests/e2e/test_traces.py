@@ -79,7 +79,8 @@ def test_one_request_followed(collector: Collector, server: Server) -> None:
         assert earlier.end_time_unix_nano <= later.start_time_unix_nano + 50_000
 
     infer = stages[-1]
-    assert ENGINE <= seconds(infer) < seconds(request)
+    # The event loop's timers count whole milliseconds: one may end that much early.
+    assert ENGINE - 0.001 <= seconds(infer) < seconds(request)
     assert not batch.parent_span_id and batch.trace_id != request.trace_id
     assert attributes(batch) == {"shoal.batch.size": 1}
     assert [(link.trace_id, link.span_id) for link in batch.links] == [
