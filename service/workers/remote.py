@@ -73,10 +73,6 @@ class _Linked:
                 self._link.close()
 
     @property
-    def is_linked(self) -> bool:
-        return self._link is not None
-
-    @property
     def _linked(self) -> _Engine:
         if self._link is None or self._link.ended.is_set():
             raise NotReady

@@ -107,7 +107,7 @@ class Pair:
     async def front_end_decoders(self) -> AsyncIterator[RemoteDecoders]:
         remote = RemoteDecoders(str(self.folder), LIMITS)
         async with remote.running():
-            await until(lambda: remote.is_linked)
+            await until(lambda: remote._link)
             yield remote
 
     async def until_queued(self, count: int) -> None:
