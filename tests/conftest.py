@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFile
 
 from model_store import manifest
 from model_store.__main__ import main
@@ -16,6 +18,14 @@ from tests.reference import probabilities
 
 IMAGES = 16
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def pillow_limits() -> Iterator[None]:
+    """Restores the limits that a decoder process sets for itself, and a test for everything."""
+    pixels, truncated = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    yield
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = pixels, truncated
 
 
 @pytest.fixture(scope="session")

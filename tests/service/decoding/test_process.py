@@ -136,7 +136,7 @@ async def test_decoders_are_killed_first_when_memory_runs_out(process: DecoderPr
 
 SERVER = """
 import asyncio
-from service.decoding.process import Template
+from service.decoding.launch import Template
 
 async def main():
     template = Template()
