@@ -24,36 +24,32 @@ from starlette.types import ASGIApp
 
 import model_store.engine
 from model_store.engine import GluonEngine
-from service import (
-    admin,
-    documentation,
-    errors,
-    inference,
-    pages,
-    protocol,
-    repository,
-    routes,
-    schemas,
-)
+from service import errors
+from service.api import documentation, pages, predict, probes, schemas
+from service.api.scrapes import Scrapes
 from service.decoding.limits import Limits, limits
 from service.decoding.pool import Decoders
-from service.direct import Shortcut
-from service.journey import Provisions
-from service.keys import Keys
-from service.local import LoadEngine, Local
-from service.metrics import Metrics
-from service.middleware import ROUTINE, Requests
-from service.origins import Guard
-from service.protocol import LENGTH_HEADER
-from service.rates import Rates
-from service.repository import Repository
-from service.scrapes import Scrapes
-from service.server import Listener, SidePort
-from service.serving import Decoding, Inference, Serving, Versions
+from service.http import problems
+from service.http.api_keys import Keys
+from service.http.fast_path import Shortcut
+from service.http.middleware import ROUTINE, Requests
+from service.http.origins import Guard
+from service.inference.model_host import LoadEngine, Local
+from service.inference.pipeline import Provisions
+from service.inference.repository import Repository
+from service.inference.repository import folder as folder_of
+from service.inference.serving import Decoding, Inference, Serving, Versions
+from service.rate_limit import Rates
+from service.server.server import Listener, SidePort
 from service.settings import PREFIX, BadSettings, Settings, split
-from service.tracing import from_environment
-from service.workers.hub import Hub
-from service.workers.remote import Remote, RemoteDecoders
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import from_environment
+from service.v2 import repository as v2_repository
+from service.v2 import routes as v2_routes
+from service.v2 import schemas as v2_schemas
+from service.v2.schemas import LENGTH_HEADER
+from service.workers.engine_client import Remote, RemoteDecoders
+from service.workers.engine_server import Hub
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
@@ -72,7 +68,7 @@ LOAD_ENGINE = "service.app:load_engine"
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
     """The engine for the model that the settings name. Raises BadModel."""
     return model_store.engine.load_engine(
-        repository.folder(settings),
+        folder_of(settings),
         settings.device,
         settings.engine_threads,
         settings.max_batch_size,
@@ -144,7 +140,7 @@ def create_app(
     app.state.settings = settings
     app.state.serving = serving
     app.state.metrics = metrics
-    app.state.scrapes = Scrapes(partial(routes.render, metrics, serving))
+    app.state.scrapes = Scrapes(partial(probes.render, metrics, serving))
     app.state.tracing = tracing
     app.state.keys = keys
     app.state.provisions = Provisions(settings, serving, keys, _rates(settings), tracing)
@@ -155,15 +151,16 @@ def create_app(
         documentation.replace_routes(app)
     # first, and found without a detour
     app.router.routes[:0] = [
-        *routes.router.routes,
-        *([] if settings.metrics_port is not None else routes.scrapes.routes),
-        *inference.router.routes,
-        *admin.router.routes,
+        *predict.router.routes,
+        *probes.router.routes,
+        *([] if settings.metrics_port is not None else probes.scrapes.routes),
+        *v2_routes.router.routes,
+        *v2_repository.router.routes,
     ]
     if settings.page:
         app.include_router(pages.router(settings.docs))
-    for kind in errors.ANSWERED:
-        app.add_exception_handler(kind, errors.handle)
+    for kind in problems.ANSWERED:
+        app.add_exception_handler(kind, problems.handle)
     if origins := split(settings.cors_origins):
         app.add_middleware(
             CORSMiddleware,
@@ -245,12 +242,12 @@ def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:
                 f"{PREFIX}METRICS_NEED_KEY: on {PREFIX}METRICS_PORT, a port of their own, metrics "
                 "want no key. Leave out one of the two"
             )
-        metrics = Starlette(routes=routes.scrapes.routes)
+        metrics = Starlette(routes=probes.scrapes.routes)
         metrics.state = app.state
         found.append(SidePort(metrics, settings, settings.metrics_port))
     if settings.grpc_port is not None:
         try:
-            from service.rpc.server import RpcServer
+            from service.grpc.server import RpcServer
         except ImportError as error:
             raise BadSettings(
                 f"{PREFIX}GRPC_PORT={settings.grpc_port}: {error}; gRPC wants the packages of an "
@@ -270,10 +267,10 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
     describe = app.openapi
     unseen = (
         schemas.ProblemDetails,
-        protocol.InferenceError,
-        protocol.InferenceRequest,
-        protocol.RepositoryRequest,
-        protocol.RepositoryIndexRequest,
+        v2_schemas.InferenceError,
+        v2_schemas.InferenceRequest,
+        v2_schemas.RepositoryRequest,
+        v2_schemas.RepositoryIndexRequest,
     )
 
     def openapi() -> dict[str, Any]:
@@ -289,7 +286,7 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
             components["securitySchemes"] = SECURITY
         for path, operations in description["paths"].items():
             for method, operation in operations.items():
-                administers = path.startswith(admin.router.prefix)
+                administers = path.startswith(v2_repository.router.prefix)
                 keys = state.admin_keys if administers else state.keys
                 if keys.wanted and (administers or method == "post"):
                     operation["security"] = [{name: []} for name in SECURITY]

@@ -15,8 +15,8 @@ from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
 from model_store.precision import Precision
-from service.logs import log
 from service.settings import Settings
+from service.telemetry.logs import log
 
 MODEL = Manifest(
     name="fake",

@@ -20,9 +20,9 @@ from fastapi import Request, Response
 from model_store.engine import GluonEngine
 from service.__main__ import serve
 from service.app import create_app, load_engine
-from service.direct import Direct
-from service.logs import configure
+from service.http.fast_path import Direct
 from service.settings import Settings, load_settings
+from service.telemetry.logs import configure
 
 ANSWER = b'{"class":"horse","probability":0.91}'
 MOST = 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.rates import Client, Rates
+from service.rate_limit import Client, Rates
 
 KILLS, KILLS_SECONDS = 5, 60.0
 """Number of decoders that the images of one client may end at once, and the seconds after which

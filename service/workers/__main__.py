@@ -13,12 +13,12 @@ import uvloop
 
 from service.__main__ import serve
 from service.app import create_app, create_hub, imported
-from service.local import exit_status
-from service.logs import configure, log
-from service.memory import Memory, give_back
+from service.inference.model_host import exit_status
+from service.server.memory import Memory, give_back
 from service.settings import Settings
-from service.workers.hub import Hub
-from service.workers.orders import Orders, obey, receive
+from service.telemetry.logs import configure, log
+from service.workers.bootstrap import Orders, obey, receive
+from service.workers.engine_server import Hub
 from service.workers.supervisor import ENGINE
 
 CHECK_EVERY = 1.0

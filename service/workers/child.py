@@ -9,7 +9,7 @@ import signal
 import sys
 from dataclasses import dataclass
 
-from service.workers.orders import Orders
+from service.workers.bootstrap import Orders
 
 
 @dataclass(eq=False)

@@ -16,23 +16,22 @@ import pytest
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from model_store.engine import Image
 from model_store.manifest import BadModel, Identity
-from service.decoding.errors import BadImage
 from service.decoding.image import EncodedImage, Pixels
 from service.decoding.limits import Limits
-from service.errors import DecodeQueueFull, LoadFailed, NotReady, UnknownModel, Unloaded
-from service.local import Local
-from service.metrics import Metrics
-from service.rates import Client
-from service.repository import Repository
-from service.serving import Classified
+from service.errors import BadImage, DecodeQueueFull, LoadFailed, NotReady, UnknownModel, Unloaded
+from service.inference.model_host import Local
+from service.inference.repository import Repository
+from service.inference.serving import Classified
+from service.rate_limit import Client
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 from service.workers import frames
-from service.workers.hub import Hub
-from service.workers.link import HIGH_WATER, Link
-from service.workers.refusals import Unexpected
-from service.workers.remote import MAX_DECODE_BYTES, SOCKET, Remote, RemoteDecoders
+from service.workers.connection import HIGH_WATER, Link
+from service.workers.engine_client import MAX_DECODE_BYTES, SOCKET, Remote, RemoteDecoders
+from service.workers.engine_server import Hub
+from service.workers.error_codec import Unexpected
 from tests.fakes import MODEL, FakeEngine
-from tests.service.test_repository import add
+from tests.service.v2.test_repository import add
 
 LIMITS = Limits(ordinary=1, expensive=1, expensive_memory=2**29, max_seconds=1.0)
 
