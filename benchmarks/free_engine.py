@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from model_store.cifar10 import CLASSES, MEAN, STD
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
 from model_store.precision import Precision
+from model_store.training.cifar10 import CLASSES, MEAN, STD
 from service.__main__ import main
 from service.settings import Settings
 

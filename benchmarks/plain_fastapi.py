@@ -17,7 +17,7 @@ from fastapi import FastAPI, UploadFile
 from PIL import Image
 from pydantic import BaseModel
 
-from model_store.cifar10 import CLASSES
+from model_store.training.cifar10 import CLASSES
 
 app = FastAPI()
 

@@ -23,7 +23,7 @@ from model_store.engine import GluonEngine
 from service.__main__ import main
 from service.api import predict
 from service.http import middleware
-from service.inference.pipeline import Journey
+from service.inference.pipeline import Pipeline
 from service.server.connection import Connection
 from service.telemetry.logs import Output
 from service.telemetry.metrics import Metrics
@@ -33,7 +33,7 @@ CLOCKED: tuple[tuple[Any, str, str], ...] = (
     (Connection, "data_received", "read"),
     (RequestResponseCycle, "run_asgi", "route"),
     (predict, "read_image", "parse"),
-    (Journey, "decode", "decode"),
+    (Pipeline, "decode", "decode"),
     (Batcher, "submit", "queue"),
     (Batcher, "_run", "queue"),
     (GluonEngine, "infer", "infer"),

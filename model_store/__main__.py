@@ -26,13 +26,14 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from model_store import cifar10, manifest, measuring, store
+from model_store import manifest, store
 from model_store.architectures import UnknownArchitecture
 from model_store.device import DeviceUnavailable
 from model_store.params import BadParams
 from model_store.precision import PrecisionUnavailable
-from model_store.recipe import Recipe
 from model_store.runtime import MXNetUnavailable
+from model_store.training import cifar10, commands
+from model_store.training.recipe import Recipe
 
 BAD_VERSION = (BadParams, OSError, UnknownArchitecture, manifest.BadModel)
 USER_ERRORS = (
@@ -81,7 +82,7 @@ def _in_words(error: Exception) -> str:
 
 def _train(options: argparse.Namespace) -> int:
     try:
-        from model_store.train import Interrupted, train
+        from model_store.training.job import Interrupted, train
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}: install the extra 'shoal[train]', as `make train` does"
@@ -163,12 +164,12 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
         name: str, do: Callable[[argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
+        made = subcommands.add_parser(name, help=text, description=text)
         made.set_defaults(do=do, prog=made.prog)
         made.add_argument(
             "--store",
@@ -182,7 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command("list", _list, "list every version in the store")
     _add_verify(command("verify", _verify, "load and run every version in the store, or some"))
     _add_import(command("import", _import, "add a .params file that was trained elsewhere"))
-    measuring.add_commands(command)
+    commands.add_commands(command)
     _add_train(command("train", _train, "train on CIFAR-10 and add a version"))
 
 

@@ -1,7 +1,7 @@
-"""Looking after the store: bring in a network, verify what is there, measure it.
+"""Adds versions to the store and verifies them.
 
-Each of these goes the way that serving goes, through `load_engine`, so that what passes here is
-what will be served.
+Both load a version through `load_engine`, as serving does, so a version that
+passes here can be served.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
-from model_store import cifar10, evaluation, manifest, probes
+from model_store import manifest, probes
 from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.engine import GluonEngine, load_engine
-from model_store.evaluation import Evaluation, Probabilities
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Manifest
+from model_store.network import Rows
 from model_store.params import read_params, sha256, write_params
-from model_store.precision import Precision
-
-MEASURING_BATCH = 64
 
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
@@ -97,32 +95,17 @@ async def _verified(folder: pathlib.Path, precision: str) -> Manifest:
         return engine.model
 
 
-async def evaluate(
-    folder: pathlib.Path,
-    test: cifar10.Split,
-    device: str,
-    threads: int,
-    precision: str = "auto",
-    done: Callable[[int], object] = lambda images: None,
-) -> tuple[Evaluation, Precision]:
-    """How good the version is on labelled images, as served, and in which precision that was;
-    `done` is told how many more are classified.
-
-    Raises BadModel where the classes are not CIFAR's.
-    """
-    async with load_engine(folder, device, threads, MEASURING_BATCH, precision) as engine:
-        if engine.model.classes != cifar10.CLASSES:
-            raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
-        rows = await probabilities(engine, test.images, done)
-        return evaluation.evaluate(rows, test.labels, engine.model.classes), engine.precision
-
-
 async def probabilities(
     engine: GluonEngine,
-    images: cifar10.Images,
+    images: npt.NDArray[np.uint8],
     done: Callable[[int], object] = lambda images: None,
-) -> Probabilities:
-    """float32 (images, classes). Raises BadModel where the network computes nonsense."""
+) -> Rows:
+    """Probabilities of uint8 (n, 32, 32, 3) images: float32 (n, classes).
+
+    `done` is called after each batch with the number of images in it.
+
+    Raises BadModel if the output is not one finite number for each class.
+    """
     size, rows = max(engine.warm_up_seconds), []
     for start in range(0, len(images), size):
         for row in await engine.infer(list(images[start : start + size])):

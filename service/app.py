@@ -30,16 +30,16 @@ from service.api.scrapes import Scrapes
 from service.decoding.limits import Limits, limits
 from service.decoding.pool import Decoders
 from service.http import problems
-from service.http.api_keys import Keys
-from service.http.fast_path import Shortcut
-from service.http.middleware import ROUTINE, Requests
+from service.http.api_keys import ApiKeys
+from service.http.fast_path import FastPath
+from service.http.middleware import ROUTINE, RequestMiddleware
 from service.http.origins import Guard
-from service.inference.model_host import LoadEngine, Local
+from service.inference.model_host import LoadEngine, ModelHost
 from service.inference.pipeline import Provisions
 from service.inference.repository import Repository
 from service.inference.repository import folder as folder_of
 from service.inference.serving import Decoding, Inference, Serving, Versions
-from service.rate_limit import Rates
+from service.rate_limit import RateLimiter
 from service.server.server import Listener, SidePort
 from service.settings import PREFIX, BadSettings, Settings, split
 from service.telemetry.metrics import Metrics
@@ -48,8 +48,8 @@ from service.v2 import repository as v2_repository
 from service.v2 import routes as v2_routes
 from service.v2 import schemas as v2_schemas
 from service.v2.schemas import LENGTH_HEADER
-from service.workers.engine_client import Remote, RemoteDecoders
-from service.workers.engine_server import Hub
+from service.workers.engine_client import DecoderClient, EngineClient
+from service.workers.engine_server import EngineServer
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
@@ -92,8 +92,8 @@ def create_app(
 
     Raises BadSettings where keys cannot be used, or packages are missing.
     """
-    keys = Keys(_secret(settings.api_keys), settings.api_keys_file)
-    admin_keys = Keys(
+    keys = ApiKeys(_secret(settings.api_keys), settings.api_keys_file)
+    admin_keys = ApiKeys(
         _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
     )
     tracing = from_environment(os.environ)
@@ -104,12 +104,12 @@ def create_app(
     if folder is None:
         # A model that cannot be served ends the process, as the signal does.
         stop = partial(signal.raise_signal, signal.SIGTERM)
-        engine = local = Local(settings, load_engine, metrics, stop, tracing=tracing)
+        engine = local = ModelHost(settings, load_engine, metrics, stop, tracing=tracing)
         versions = Repository(settings, local, metrics.count_load)
         decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
     else:
-        engine = versions = Remote(folder)
-        decoders = RemoteDecoders(folder, _decode_limits(settings))
+        engine = versions = EngineClient(folder)
+        decoders = DecoderClient(folder, _decode_limits(settings))
     serving = Serving(settings, engine, decoders)
 
     @asynccontextmanager
@@ -170,7 +170,7 @@ def create_app(
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
         )
     app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Requests, count=metrics, serving=serving)  # around all: it is added last
+    app.add_middleware(RequestMiddleware, count=metrics, serving=serving)  # outermost
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     if tracing is None:
         app.build_middleware_stack = partial(_lean_stack, app)  # type: ignore[method-assign]
@@ -178,21 +178,20 @@ def create_app(
 
 
 def _lean_stack(app: FastAPI) -> ASGIApp:
-    """FastAPI's, without what nobody needs here: `Requests` has an answer to the unexpected,
-    nothing is traced, and each route bounds its body itself; and with a way past the rest of it."""
+    """FastAPI's stack without the layers that nothing here needs, and with the fast path."""
     stack: ASGIApp = AsyncExitStackMiddleware(app.router)
     stack = ExceptionMiddleware(stack, app.exception_handlers)
-    stack = Shortcut(stack, app.routes)
+    stack = FastPath(stack, app.routes)
     for layer, positional, named in reversed(app.user_middleware):
         stack = layer(stack, *positional, **named)
     return stack
 
 
-def _rates(settings: Settings) -> Rates | None:
+def _rates(settings: Settings) -> RateLimiter | None:
     if settings.rate_limit is None:
         return None
     burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
-    return Rates(settings.rate_limit, burst)
+    return RateLimiter(settings.rate_limit, burst)
 
 
 @asynccontextmanager
@@ -214,12 +213,12 @@ async def _noting(metrics: Metrics, serving: Serving, often: bool) -> AsyncItera
 
 def create_hub(
     settings: Settings, load_engine: LoadEngine, folder: str, on_failure: Callable[[], None]
-) -> Hub:
+) -> EngineServer:
     """The engine that front ends in other processes share; `folder` is theirs, too."""
     metrics = Metrics(folder)
-    local = Local(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
+    local = ModelHost(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
     decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
-    hub = Hub(local, Repository(settings, local, metrics.count_load), decoders)
+    hub = EngineServer(local, Repository(settings, local, metrics.count_load), decoders)
     return hub
 
 

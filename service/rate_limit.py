@@ -35,7 +35,7 @@ NETWORK = 64
 """Bits of an IPv6 address that tell clients apart: whoever has one address has the other 2^64."""
 
 
-class Rates:
+class RateLimiter:
     def __init__(self, rate: float, burst: int, most: int = MOST) -> None:
         """`rate`: images per second in the long run; `burst`: images at once; `most`: maximum
         number of clients that are remembered."""

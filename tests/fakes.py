@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from model_store import cifar10, manifest
+from model_store import manifest
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
 from model_store.precision import Precision
+from model_store.training import cifar10
 from service.settings import Settings
 from service.telemetry.logs import log
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -52,6 +53,24 @@ def test_batching_is_standard_library_only() -> None:
 def test_one_door_to_mxnet() -> None:
     """Nobody imports mxnet or gluoncv by a statement; `model_store.runtime` loads it."""
     assert not [path for path in MODULES if {"mxnet", "gluoncv"} & imports(path)]
+
+
+def test_only_the_command_imports_training() -> None:
+    """Only `model_store.training` itself and the command line import `model_store.training`."""
+    for path in MODULES:
+        inside = path.is_relative_to(ROOT / "model_store" / "training")
+        command = path == ROOT / "model_store" / "__main__.py"
+        text = path.read_text()
+        unknown = not re.search(r"model_store\.training|model_store import .*\btraining\b", text)
+        assert inside or command or unknown, path
+
+
+@pytest.mark.slow
+def test_a_server_does_not_load_training() -> None:
+    """A process that has imported everything that serves a model has no module of training."""
+    code = "import service.__main__, service.workers.__main__, model_store.engine, sys; "
+    code += "sys.exit(any(name.startswith('model_store.training') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.slow

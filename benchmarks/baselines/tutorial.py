@@ -12,8 +12,8 @@ from flask import Flask, request
 
 from model_store import manifest
 from model_store.architectures import build
-from model_store.cifar10 import CLASSES, MEAN, STD
 from model_store.runtime import load_mxnet
+from model_store.training.cifar10 import CLASSES, MEAN, STD
 
 mx = load_mxnet(threads=1)
 MODEL = "cifar_resnet20_v1"

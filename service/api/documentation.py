@@ -13,7 +13,7 @@ import fastapi_offline
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from service.http.fast_path import Direct
+from service.http.fast_path import FastRoute
 from service.http.files import Handler, serve
 from service.http.security_headers import DOCS_FILES
 
@@ -30,7 +30,7 @@ HEADERS = {"Cache-Control": "no-cache"}  # kept, and asked for again by its ETag
 def replace_routes(app: FastAPI) -> None:
     """Serve the description and the files in place of the routes that `app`, made by
     FastAPIOffline, has for them."""
-    router = APIRouter(include_in_schema=False, route_class=Direct)
+    router = APIRouter(include_in_schema=False, route_class=FastRoute)
     router.add_api_route("/openapi.json", _description(app), methods=["GET", "HEAD"])
     for name, media_type in MEDIA_TYPES.items():
         file = serve((FOLDER / name).read_bytes(), media_type, HEADERS)

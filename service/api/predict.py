@@ -15,17 +15,17 @@ from service import errors
 from service.api import schemas
 from service.errors import BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType
 from service.http import problems, request_headers
-from service.http.disconnect import ends_with_client
-from service.http.fast_path import Direct
-from service.inference.pipeline import Journey, Provisions, each, forgiving
-from service.inference.serving import Classified
+from service.http.disconnect import cancel_on_disconnect
+from service.http.fast_path import FastRoute
+from service.inference.pipeline import Pipeline, Provisions, each, forgiving
+from service.inference.serving import Classification
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.upload.body import read_image, read_images
 
 SENTENCE = "The input picture is classified as [{}], with probability {:.3f}."
 
-router = APIRouter(route_class=Direct)
+router = APIRouter(route_class=FastRoute)
 
 FILE = {
     "type": "string",
@@ -109,7 +109,7 @@ async def predict(request: Request) -> Response:
     journey = begun(request)
     with journey:
         data = await journey.read(partial(read_image, request))
-        with ends_with_client(request):
+        with cancel_on_disconnect(request):
             image = await journey.decode(data)
             del data
             journey.forget()  # before the image waits for the engine
@@ -133,7 +133,7 @@ async def predict_batch(request: Request) -> Response:
     """
     journey = begun(request)
     images = await _images(request, journey)
-    with ends_with_client(request):
+    with cancel_on_disconnect(request):
         outcomes = await each(forgiving(journey.infer), images)
     predictions = [
         _problem(outcome, request) if isinstance(outcome, Exception) else _prediction(outcome)
@@ -142,17 +142,17 @@ async def predict_batch(request: Request) -> Response:
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
 
-def begun(request: Request) -> Journey:
+def begun(request: Request) -> Pipeline:
     """Raises BadTimeout and what Journey raises."""
     scope = request.scope
     provisions: Provisions = scope["app"].state.provisions
     timeout = request_headers.timeout(request, provisions.settings.request_timeout)
     client = scope.get("client")
     host = client[0] if client else ""
-    return Journey(provisions, request.headers, host, scope["state"]["timing"], timeout)
+    return Pipeline(provisions, request.headers, host, scope["state"]["timing"], timeout)
 
 
-async def _images(request: Request, journey: Journey) -> list[Image | Exception]:
+async def _images(request: Request, journey: Pipeline) -> list[Image | Exception]:
     """Read and decoded, as far as they can be; the uploads are forgotten before the images wait for
     the engine."""
     settings: Settings = request.app.state.settings
@@ -160,18 +160,18 @@ async def _images(request: Request, journey: Journey) -> list[Image | Exception]
     with journey:
         uploads = await journey.read(read_all)
         journey.count(len(uploads))
-        with ends_with_client(request):
+        with cancel_on_disconnect(request):
             return await each(forgiving(journey.decode), uploads, pause=True)
 
 
-def _respond(request: Request, classified: Classified) -> Response:
+def _respond(request: Request, classified: Classification) -> Response:
     body = _prediction(classified)
     if request_headers.wants_text(request):
         return PlainTextResponse(body["message"])
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-def _prediction(classified: Classified) -> dict[str, Any]:
+def _prediction(classified: Classification) -> dict[str, Any]:
     model, row = classified.model, classified.probabilities
     exact = row.tolist()
     best = exact.index(max(exact))

@@ -10,15 +10,15 @@ from service import errors
 from service.api import schemas
 from service.api.scrapes import Scrapes
 from service.http import problems
-from service.http.api_keys import Keys
-from service.http.fast_path import Direct
+from service.http.api_keys import ApiKeys
+from service.http.fast_path import FastRoute
 from service.inference.serving import Serving
 from service.settings import Settings
-from service.telemetry.collectors import Gauges
+from service.telemetry.collectors import EngineCollector
 from service.telemetry.metrics import MEDIA_TYPE, Metrics
 
-router = APIRouter(route_class=Direct)
-scrapes = APIRouter(route_class=Direct)
+router = APIRouter(route_class=FastRoute)
+scrapes = APIRouter(route_class=FastRoute)
 """`/metrics` alone, which may have a port of its own."""
 
 
@@ -74,7 +74,7 @@ async def metrics(request: Request) -> Response:
     """Counters, histograms and what has a value now, in Prometheus' text format."""
     settings: Settings = request.app.state.settings
     if settings.metrics_need_key:
-        keys: Keys = request.app.state.keys
+        keys: ApiKeys = request.app.state.keys
         keys.check(request.headers)
     found: Scrapes = request.app.state.scrapes
     return Response(await found.text(), media_type=MEDIA_TYPE)
@@ -83,5 +83,5 @@ async def metrics(request: Request) -> Response:
 async def render(metrics: Metrics, serving: Serving) -> bytes:
     """The text of `/metrics` at the moment."""
     metrics.note(serving.uploads.held, serving.decoders.waiting)
-    now = Gauges(serving.inference.started, serving.draining, await serving.figures())
+    now = EngineCollector(serving.inference.started, serving.draining, await serving.figures())
     return metrics.text(now)

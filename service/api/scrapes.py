@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from service.rate_limit import Rates
+from service.rate_limit import RateLimiter
 
 PER_SECOND = 5
 """Texts that are rendered per second in the long run, so none is older than 0.2 s."""
@@ -35,7 +35,7 @@ class Scrapes:
         self._render = render
         self._clock = clock
         self._rendering = asyncio.Lock()
-        self._rates = Rates(PER_SECOND, AT_ONCE)  # of one client: all of them together
+        self._rates = RateLimiter(PER_SECOND, AT_ONCE)  # of one client: all of them together
         self._text = b""
 
     async def text(self) -> bytes:

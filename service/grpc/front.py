@@ -9,7 +9,7 @@ from functools import partial
 from service.grpc.relay import FRAMES_AT_ONCE, FRAMES_PER_SECOND, Connection
 from service.grpc.streams import Streams
 from service.grpc.turn import Turn
-from service.rate_limit import Rates
+from service.rate_limit import RateLimiter
 from service.server.connection_limit import Connections
 
 BACKLOG = 2048
@@ -23,7 +23,7 @@ class Front:
         """`connections`: the limit on them; `streams`: all streams; `path`: the Unix socket of
         gRPC's server."""
         self._connections = connections
-        frames = Rates(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
+        frames = RateLimiter(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
         self._connect = partial(Connection, connections, streams, path, frames, Turn())
 
     async def start(self, sockets: list[socket.socket]) -> None:

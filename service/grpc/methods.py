@@ -18,10 +18,10 @@ from service.errors import NotReady, UnsupportedMethod
 from service.grpc import messages, translation
 from service.grpc.call import Call, surrounded
 from service.grpc.streams import Streams
-from service.inference.pipeline import Journey, Provisions, Read
+from service.inference.pipeline import Pipeline, Provisions, Read
 from service.inference.serving import Serving
 from service.settings import Settings
-from service.upload.memory import Share
+from service.upload.memory import Lease
 from service.v2 import common, inputs
 from service.v2.common import by_one_version, check_named, decoded, served
 from service.v2.outputs import Reply
@@ -97,7 +97,7 @@ class Methods:
         """The classes of n images, or an error if any of them cannot be answered."""
         timeout = self._settings.request_timeout
         provisions: Provisions = self._parts.provisions
-        journey = Journey(provisions, call.headers, call.client, call.timing, timeout)
+        journey = Pipeline(provisions, call.headers, call.client, call.timing, timeout)
         named, reply, images = await self._images(call, journey)
         answered = await by_one_version(journey, images)
         model = answered[0].model
@@ -107,7 +107,7 @@ class Methods:
     async def stream_infer(self, call: Call) -> Any:
         raise UnsupportedMethod
 
-    async def _images(self, call: Call, journey: Journey) -> tuple[Name, Reply, list[Image]]:
+    async def _images(self, call: Call, journey: Pipeline) -> tuple[Name, Reply, list[Image]]:
         """Read and decoded; the message is forgotten before the images wait for the engine."""
         with journey:
             named, asked = self._asked(await journey.read(_reader(call)), journey.model)
@@ -116,7 +116,7 @@ class Methods:
                     journey.hurry(seconds)
             return named, asked.reply, await decoded(journey, asked)
 
-    def _asked(self, data: bytes, model: Manifest) -> tuple[Name, inputs.Call]:
+    def _asked(self, data: bytes, model: Manifest) -> tuple[Name, inputs.InferInputs]:
         """A function of its own, so that of the message only its images are left."""
         message = translation.read(data)
         named = message.model_name, message.model_version
@@ -132,7 +132,7 @@ class Methods:
 def _reader(call: Call) -> Read[bytes]:
     """Reads the message of `call`, whose size gRPC's server has checked."""
 
-    async def read(max_bytes: int, max_seconds: float, share: Share) -> bytes:
+    async def read(max_bytes: int, max_seconds: float, share: Lease) -> bytes:
         data = await call.message(max_seconds)
         share.add(len(data))
         return data

@@ -56,7 +56,7 @@ from service.grpc.frames import (
 )
 from service.grpc.streams import Stream, Streams
 from service.grpc.turn import Turn
-from service.rate_limit import Rates, network
+from service.rate_limit import RateLimiter, network
 from service.server.connection import HEAD_SECONDS, READ_SECONDS
 from service.server.connection_limit import Connections
 
@@ -87,7 +87,12 @@ class Connection(asyncio.BufferedProtocol):
     """The connection of a client."""
 
     def __init__(
-        self, connections: Connections, streams: Streams, path: str, allowance: Rates, turn: Turn
+        self,
+        connections: Connections,
+        streams: Streams,
+        path: str,
+        allowance: RateLimiter,
+        turn: Turn,
     ) -> None:
         """
         Args:

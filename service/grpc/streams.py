@@ -25,7 +25,7 @@ from itertools import count
 from batching import QueueFull
 from service.rate_limit import network
 from service.server.connection_limit import PROGRESS_BYTES
-from service.upload.memory import Budget, Share
+from service.upload.memory import Lease, UploadMemory
 
 IDLE = 2048
 """Maximum number of streams without a handler. A stream takes 10 to 20 KiB, most of it gRPC's."""
@@ -37,7 +37,7 @@ class Stream:
     def __init__(
         self,
         client: str,
-        share: Share,
+        share: Lease,
         progress: Callable[[Stream], None] = lambda stream: None,
         expel: Callable[[], None] = lambda: None,
     ) -> None:
@@ -88,7 +88,7 @@ class Stream:
 class Streams:
     """All streams of the process."""
 
-    def __init__(self, budget: Budget, most: int) -> None:
+    def __init__(self, budget: UploadMemory, most: int) -> None:
         """`budget`: the memory for uploads; `most`: maximum number of arriving messages."""
         self._budget = budget
         self._most = most

@@ -20,7 +20,7 @@ from service.errors import BadInference
 from service.grpc import prescan
 from service.grpc.messages import ModelInferRequest, ModelInferResponse
 from service.v2.elements import Elements, in_binary
-from service.v2.inputs import Call, asked, only_input, validated
+from service.v2.inputs import InferInputs, asked, only_input, validated
 from service.v2.outputs import OutputTensor, Reply, answered
 from service.v2.schemas import MAX_DIMENSIONS, InferenceRequest, RequestInput
 
@@ -41,7 +41,7 @@ def parsed(kind: Any, data: bytes) -> Any:
         raise BadInference(f"The message cannot be read as {kind.DESCRIPTOR.full_name}.") from None
 
 
-def request(message: Any, model: Manifest, max_images: int) -> Call:
+def request(message: Any, model: Manifest, max_images: int) -> InferInputs:
     """What a ModelInferRequest asks for. Raises BadInference, TooManyImages."""
     raw = message.raw_input_contents
     plain = {

@@ -26,7 +26,7 @@ LOOK_EVERY = 1.0
 """Seconds between two looks at whether the file has changed."""
 
 
-class Keys:
+class ApiKeys:
     """Those of one setting and the file that another names. Raises BadSettings for a key that is
     too short, a file without keys, or none where named."""
 

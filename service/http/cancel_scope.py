@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Interruptible:
+class CancelScope:
     """What is awaited within is cancelled by `interrupt`, and its reason raised in its place."""
 
     def __init__(self) -> None:

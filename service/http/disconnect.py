@@ -1,7 +1,7 @@
 """Noticing that a client has left while its request waits.
 
 ASGI servers cancel nothing by themselves: without this, a queue fills with the work of people who
-are gone. Our connections put a `Departure` into each scope and call it when it happens. Any other
+are gone. Our connections put a `Disconnect` into each scope and call it when it happens. Any other
 server says so by the message `http.disconnect`, which takes a task to wait for it.
 """
 
@@ -13,15 +13,15 @@ from collections.abc import Callable
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from service.http.cancel_scope import Interruptible
+from service.http.cancel_scope import CancelScope
 
-DEPARTURE = "shoal.departure"
+DISCONNECT = "shoal.departure"
 """In a scope, where the server has put one."""
 WATCH_AFTER = 0.01
 """Seconds. A request that is answered sooner is not worth a task."""
 
 
-class Departure:
+class Disconnect:
     """Of a client. Its requests watch for it one after another."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Departure:
         self._tell = None
 
 
-class ends_with_client(Interruptible):  # noqa: N801  # a statement: `with ends_with_client(...):`
+class cancel_on_disconnect(CancelScope):  # noqa: N801  # a statement: `with ends_with_client(...):`
     """What is awaited within is cancelled, and ClientDisconnect raised, when the client leaves.
 
     The body must have been read: from then on the next message is the departure.
@@ -52,7 +52,7 @@ class ends_with_client(Interruptible):  # noqa: N801  # a statement: `with ends_
 
     def __init__(self, request: Request) -> None:
         super().__init__()
-        self._departure: Departure | _Message = request.scope.get(DEPARTURE) or _Message(
+        self._departure: Disconnect | _Message = request.scope.get(DISCONNECT) or _Message(
             request.receive
         )
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.http import problems
 
 
-class Direct(APIRoute):
+class FastRoute(APIRoute):
     """Calls the endpoint with the request. What it raises is answered by the application's table
     like that of any other."""
 
@@ -31,8 +31,8 @@ class Direct(APIRoute):
         await response(scope, receive, send)
 
 
-class Shortcut:
-    """To those of `routes` that are `Direct` and have one path and not a pattern of many, past
+class FastPath:
+    """To those of `routes` that are `FastRoute` and have one path and not a pattern of many, past
     `app`, the framework's layers: each of them costs every request. Whatever else there is goes
     through them, also what asks for such a path with another method.
     """
@@ -43,7 +43,7 @@ class Shortcut:
         self._routes = {
             (method, route.path): route
             for route in reversed([*routes])
-            if isinstance(route, Direct) and not route.param_convertors
+            if isinstance(route, FastRoute) and not route.param_convertors
             for method in route.methods or ()
         }
 

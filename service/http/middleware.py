@@ -40,7 +40,7 @@ class Count(Protocol):
     ) -> None: ...
 
 
-class Requests:
+class RequestMiddleware:
     """Request ids, `Server-Timing`, the access log, and an answer to the unexpected."""
 
     def __init__(self, app: ASGIApp, count: Count, serving: Serving) -> None:

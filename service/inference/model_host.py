@@ -24,10 +24,10 @@ from model_store.engine import Computed, Image, Probabilities
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
-from service.inference.serving import Classified, Ready
+from service.inference.serving import Classification, LoadedModel
 from service.inference.watchdog import watched
 from service.settings import Settings
-from service.telemetry.engine_stats import Figures
+from service.telemetry.engine_stats import EngineStats
 from service.telemetry.logs import log
 from service.telemetry.tracing import Tracing
 
@@ -80,7 +80,7 @@ def _nothing() -> None:
     pass
 
 
-class Local:
+class ModelHost:
     def __init__(
         self,
         settings: Settings,
@@ -91,7 +91,7 @@ class Local:
         tracing: Tracing | None = None,
     ) -> None:
         """`on_change` is called when `started` has become another."""
-        self.started: Ready | None = None
+        self.started: LoadedModel | None = None
         self.unloaded = False
         self.failure: Exception | None = None
         """Why the model cannot be served, if so."""
@@ -105,7 +105,7 @@ class Local:
         self._tracing = tracing
         self._engine: Engine | None = None
         self._latency: LatencyTable | None = None
-        self._batcher: Batcher[Image, Classified] | None = None
+        self._batcher: Batcher[Image, Classification] | None = None
         self._open = AsyncExitStack()
         self._change = asyncio.Lock()
         self._stopping = False
@@ -116,20 +116,20 @@ class Local:
         return isinstance(self.failure, EngineDead)
 
     @property
-    def batcher(self) -> Batcher[Image, Classified]:
+    def batcher(self) -> Batcher[Image, Classification]:
         """Raises NotReady, or Unloaded, which is one."""
         if self.started is None or self._batcher is None:
             raise Unloaded if self.unloaded else NotReady
         return self._batcher
 
-    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classified]]:
+    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classification]]:
         return self.batcher.submit(image, timeout)
 
-    async def figures(self) -> Figures | None:
+    async def figures(self) -> EngineStats | None:
         batcher, latency = self._batcher, self._latency
         if batcher is None or latency is None:
             return None
-        return Figures(
+        return EngineStats(
             healthy=batcher.healthy,
             stalled=batcher.engine_is_stalled,
             queued=batcher.queued,
@@ -222,11 +222,11 @@ class Local:
             await self._change.acquire()  # one that is under way ends, and no other begins
 
     async def _start_batcher(self, engine: Engine) -> None:
-        async def infer(images: Sequence[Image]) -> Sequence[Classified | Exception]:
+        async def infer(images: Sequence[Image]) -> Sequence[Classification | Exception]:
             model = engine.model  # no switch can come between this and the call
             rows = await engine.infer(images)
             classified = [
-                row if isinstance(row, Exception) else Classified(model, row) for row in rows
+                row if isinstance(row, Exception) else Classification(model, row) for row in rows
             ]
             return Outcomes(classified, rows.done) if isinstance(rows, Computed) else classified
 
@@ -245,7 +245,7 @@ class Local:
         self._batcher = await self._open.enter_async_context(batcher)
         await self._open.enter_async_context(watched(batcher, self._give_up))
         self.unloaded = False
-        self._tell(Ready(engine.model, engine.device, engine.precision))
+        self._tell(LoadedModel(engine.model, engine.device, engine.precision))
 
     def _switch(self, engine: Engine) -> None:
         """Between two batches. What a batch takes is what the new version's warm-up took: under
@@ -254,9 +254,9 @@ class Local:
         if self._batcher is not None:
             self._latency = LatencyTable(engine.warm_up_seconds)
             self._batcher.switch(self._latency)
-            self._tell(Ready(engine.model, engine.device, engine.precision))
+            self._tell(LoadedModel(engine.model, engine.device, engine.precision))
 
-    def _tell(self, started: Ready | None) -> None:
+    def _tell(self, started: LoadedModel | None) -> None:
         self.started = started
         self._on_change()
 

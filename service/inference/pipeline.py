@@ -21,17 +21,17 @@ from model_store.engine import Image
 from service import errors
 from service.decoding.image import identify
 from service.http import problems
-from service.http.api_keys import Keys
-from service.inference.serving import Classified, Serving
-from service.rate_limit import Client, Rates, network
+from service.http.api_keys import ApiKeys
+from service.inference.serving import Classification, Serving
+from service.rate_limit import Client, RateLimiter, network
 from service.settings import Settings
 from service.telemetry.tracing import Tracing
-from service.upload.memory import Share
+from service.upload.memory import Lease
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-Read = Callable[[int, float, Share], Awaitable[Out]]
+Read = Callable[[int, float, Lease], Awaitable[Out]]
 """Reads a body: most bytes, most seconds, and the share of the memory for uploads."""
 
 
@@ -41,12 +41,12 @@ class Provisions:
 
     settings: Settings
     serving: Serving
-    keys: Keys
-    rates: Rates | None
+    keys: ApiKeys
+    rates: RateLimiter | None
     tracing: Tracing | None
 
 
-class Journey:
+class Pipeline:
     """Of one request, over HTTP or gRPC."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Journey:
         self._note("decode", began, time.perf_counter())
         return image
 
-    async def infer(self, image: Image) -> Classified:
+    async def infer(self, image: Image) -> Classification:
         """Raises what `Serving.submit` raises."""
         began = time.perf_counter()
         with self._tracing.seated(image) if self._tracing else _NOWHERE as seat:

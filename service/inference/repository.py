@@ -17,7 +17,7 @@ from model_store.architectures import UnknownArchitecture
 from model_store.manifest import BadModel, Identity
 from model_store.params import BadParams
 from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel
-from service.inference.model_host import Local
+from service.inference.model_host import ModelHost
 from service.settings import Settings
 from service.telemetry.logs import log
 
@@ -27,7 +27,7 @@ FORESEEN = (BadModel, BadParams, OSError, UnknownArchitecture)
 
 
 class Repository:
-    def __init__(self, settings: Settings, local: Local, count: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, local: ModelHost, count: Callable[[str], None]) -> None:
         """`count` is told how each load ended: loaded, or failed."""
         self._settings = settings
         self._local = local

@@ -24,12 +24,12 @@ from service.decoding.image import EncodedImage, Pixels
 from service.errors import DecodersDown, NotReady, Stalled, Unloaded
 from service.rate_limit import Client
 from service.settings import Settings
-from service.telemetry.engine_stats import Figures
-from service.upload.memory import Budget
+from service.telemetry.engine_stats import EngineStats
+from service.upload.memory import UploadMemory
 
 
 @dataclass(frozen=True, slots=True)
-class Classified:
+class Classification:
     """What a version of a model says of an image."""
 
     model: Manifest
@@ -37,7 +37,7 @@ class Classified:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class LoadedModel:
     """What is loaded and warm, and what it runs on."""
 
     model: Manifest
@@ -49,7 +49,7 @@ class Inference(Protocol):
     """An engine and its batcher, wherever they are."""
 
     @property
-    def started(self) -> Ready | None:
+    def started(self) -> LoadedModel | None:
         """None: nothing is loaded, or it cannot be reached."""
 
     @property
@@ -63,13 +63,13 @@ class Inference(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]:
         """It does its work within; on the way out it drains."""
 
-    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classified]]:
+    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classification]]:
         """What the version that computes it says of `image`, within `timeout` seconds.
 
         Raises NotReady, and what `Batcher.submit` raises.
         """
 
-    async def figures(self) -> Figures | None:
+    async def figures(self) -> EngineStats | None:
         """None: there are none, since nothing is loaded. Raises TimeoutError: no answer."""
 
 
@@ -115,19 +115,19 @@ class Serving:
 
     def __init__(self, settings: Settings, inference: Inference, decoders: Decoding) -> None:
         self.decoders = decoders
-        self.uploads = Budget(settings.max_upload_memory)
+        self.uploads = UploadMemory(settings.max_upload_memory)
         self.inference = inference
         self.draining = False
         """On the way out: whoever chooses among servers should choose another."""
 
     @property
-    def ready(self) -> Ready:
+    def ready(self) -> LoadedModel:
         """Raises NotReady, or Unloaded, which is one."""
         if (started := self.inference.started) is None:
             raise Unloaded if self.inference.unloaded else NotReady
         return started
 
-    async def available(self) -> tuple[Ready, Figures | None]:
+    async def available(self) -> tuple[LoadedModel, EngineStats | None]:
         """What a readiness probe is told.
 
         Raises Draining, and NotReady or one of its kinds: Unloaded, Stalled, DecodersDown.
@@ -145,7 +145,7 @@ class Serving:
             raise Stalled
         return ready, figures
 
-    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classified]]:
+    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classification]]:
         """`Inference.submit`."""
         return self.inference.submit(image, timeout)
 
@@ -157,7 +157,7 @@ class Serving:
             return False
         return figures is None or figures.healthy
 
-    async def figures(self) -> Figures | None:
+    async def figures(self) -> EngineStats | None:
         """None also where nobody answers: what else there is to tell is no less useful for that."""
         try:
             return await self.inference.figures()

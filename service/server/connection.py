@@ -41,8 +41,8 @@ the parser would drop the body of a request that makes one, as Java's own client
 The route limits the time of a body. An answer is written in one system call, where uvicorn writes
 its head and its body separately.
 
-The application finds in its scope that the body is complete (`upload.WHOLE`) and a `Departure` that
-tells when the client disconnects (`departure.DEPARTURE`).
+The application finds in its scope that the body is complete (`WHOLE`) and a `Disconnect` that tells
+when the client disconnects (`DISCONNECT`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service.http import problems
-from service.http.disconnect import DEPARTURE, Departure
+from service.http.disconnect import DISCONNECT, Disconnect
 from service.server.connection_limit import PROGRESS_BYTES, Connections
 from service.upload.body import WHOLE
 
@@ -215,7 +215,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         admitted = self.server_state.admit()
         self._outgoing = Outgoing(transport, self._awaits_reading)
-        self._departure = Departure()
+        self._departure = Disconnect()
         self._head = Deadline(self.loop, transport.abort)
         self._rest = Deadline(self.loop, transport.abort)
         self._read = Deadline(self.loop, transport.abort)
@@ -352,7 +352,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[DEPARTURE] = self._departure  # type: ignore[literal-required]
+        self.scope[DISCONNECT] = self._departure  # type: ignore[literal-required]
         self._in_head = True
         self._unset_keepalive_if_required()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from service.server.connection_limit import Connections
-from service.upload.memory import Budget
+from service.upload.memory import UploadMemory
 
 LOOK_TICKS = 40
 """Ticks of the server, 0.1 s each, between two looks."""
@@ -46,7 +46,7 @@ class Use(Protocol):
 class Memory:
     """The memory of connections and uploads, as looked at every `LOOK_TICKS`."""
 
-    def __init__(self, connections: Sequence[Connections], uploads: Budget) -> None:
+    def __init__(self, connections: Sequence[Connections], uploads: UploadMemory) -> None:
         """`connections`: those of each port; `uploads`: those of all ports together."""
         self._uses: list[tuple[Use, int]] = [(one, MANY) for one in connections] + [
             (uploads, MANY_BYTES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from service.errors import LoadFailed
-from service.http.api_keys import Keys
+from service.http.api_keys import ApiKeys
 from service.http.problems import problem_for
 from service.inference.repository import NOT_NOW
 from service.inference.serving import Versions
@@ -15,7 +15,7 @@ from service.telemetry.logs import log
 async def reload(app: FastAPI) -> None:
     """Read the files of keys now, and let the version serve that a start would take. Whatever
     cannot be reloaded stays as it was, and the log says why."""
-    keys: tuple[Keys, ...] = app.state.keys, app.state.admin_keys
+    keys: tuple[ApiKeys, ...] = app.state.keys, app.state.admin_keys
     for one in keys:
         one.reload()
     repository: Versions = app.state.repository

@@ -11,17 +11,19 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.inference.serving import Ready
-from service.telemetry.engine_stats import Figures
+from service.inference.serving import LoadedModel
+from service.telemetry.engine_stats import EngineStats
 
 PIDS = "pids.json"
 """In the folder of several processes: name -> process id."""
 
 
-class Gauges(Collector):
+class EngineCollector(Collector):
     """Of the engine and its queue."""
 
-    def __init__(self, ready: Ready | None, draining: bool, figures: Figures | None) -> None:
+    def __init__(
+        self, ready: LoadedModel | None, draining: bool, figures: EngineStats | None
+    ) -> None:
         self._ready = ready
         self._draining = draining
         self._figures = figures
@@ -44,7 +46,7 @@ class Gauges(Collector):
             yield model
 
 
-class Processes(Collector):
+class ProcessesCollector(Collector):
     """What Prometheus' libraries tell of a process, of each of them, with the label `process`."""
 
     def __init__(self, folder: str) -> None:
@@ -61,7 +63,7 @@ class Processes(Collector):
         return families.values()
 
 
-def _told(figures: Figures) -> Iterable[Metric]:
+def _told(figures: EngineStats) -> Iterable[Metric]:
     yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", figures.queued)
     yield GaugeMetricFamily(
         "shoal_batches_in_flight", "Batches in the engine's hands.", figures.in_flight

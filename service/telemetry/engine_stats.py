@@ -9,7 +9,7 @@ from model_store.device import GpuMemory
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class EngineStats:
     healthy: bool
     """False: only a new process helps."""
     stalled: bool

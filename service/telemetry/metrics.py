@@ -34,7 +34,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from batching import BatchReport
-from service.telemetry.collectors import Processes
+from service.telemetry.collectors import ProcessesCollector
 from service.telemetry.histogram import Histogram
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -208,7 +208,7 @@ class Metrics:
         self._count_gathered()
         parts: list[Collector] = [self._registry]
         if self._folder is not None:
-            parts = [_all_counted_in(self._folder), Processes(self._folder)]
+            parts = [_all_counted_in(self._folder), ProcessesCollector(self._folder)]
         return b"".join(map(generate_latest, [*parts, now] if now is not None else parts))
 
     def _count_soon(self) -> None:

@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from batching import on_error
 from service.errors import BodyTooLarge, TooManyImages, UploadTimeout
-from service.http.cancel_scope import Interruptible
+from service.http.cancel_scope import CancelScope
 from service.http.request_headers import declared, header
-from service.upload.memory import LOOK, Share
+from service.upload.memory import CHECK_INTERVAL, Lease
 from service.upload.multipart import Form, boundary
 
 WHOLE = "shoal.whole"
@@ -29,7 +29,7 @@ _NOT_AWAITED = nullcontext()
 # BodyTooLarge, UploadTimeout, QueueFull and Starlette's ClientDisconnect.
 
 
-async def read_image(request: Request, max_bytes: int, max_seconds: float, share: Share) -> bytes:
+async def read_image(request: Request, max_bytes: int, max_seconds: float, share: Lease) -> bytes:
     """The image in a form's field `img` or in the body itself; it may be empty.
 
     Raises MissingImage, too.
@@ -43,7 +43,7 @@ async def read_image(request: Request, max_bytes: int, max_seconds: float, share
 
 
 async def read_images(
-    request: Request, max_bytes: int, max_seconds: float, share: Share, *, max_images: int
+    request: Request, max_bytes: int, max_seconds: float, share: Lease, *, max_images: int
 ) -> list[bytes]:
     """All images in a form's fields `img`: at least one, and any may be empty.
 
@@ -60,7 +60,7 @@ async def read_images(
     return images
 
 
-async def read_bytes(request: Request, max_bytes: int, max_seconds: float, share: Share) -> bytes:
+async def read_bytes(request: Request, max_bytes: int, max_seconds: float, share: Lease) -> bytes:
     """The body as it is."""
     body = io.BytesIO()  # not a list of chunks: those may be small, and each takes 40 bytes more
     await _receive(request, body, max_bytes, max_seconds, share)
@@ -72,7 +72,7 @@ class _Body(Protocol):
 
 
 async def _receive(
-    request: Request, body: _Body, max_bytes: int, max_seconds: float, share: Share
+    request: Request, body: _Body, max_bytes: int, max_seconds: float, share: Lease
 ) -> None:
     """Hand `body` every chunk as it arrives."""
     if declared(request) > max_bytes:
@@ -91,10 +91,10 @@ async def _receive(
             body.write(chunk)
 
 
-class Arrival(Interruptible):
+class Arrival(CancelScope):
     """Within, `share` is looked at every now and then, until its time is up."""
 
-    def __init__(self, share: Share, max_seconds: float) -> None:
+    def __init__(self, share: Lease, max_seconds: float) -> None:
         super().__init__()
         self._share = share
         self._max_seconds = max_seconds
@@ -112,7 +112,7 @@ class Arrival(Interruptible):
         super().__exit__(kind, *rest)
 
     def _wait(self) -> None:
-        self._look_at += LOOK
+        self._look_at += CHECK_INTERVAL
         end = self._began + self._max_seconds
         if self._look_at < end:
             self._timer = self._loop.call_at(self._look_at, self._look)

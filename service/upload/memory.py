@@ -2,14 +2,14 @@
 
 Promises
 - All uploads hold at most `most` bytes at the same moment; who would exceed it is refused.
-- Those that have been arriving for longer than `LOOK` hold at most half of that. When they would
-  hold more, the one that arrives most slowly is ended: however many slow clients there are, half
-  of the memory is for the others, and the slower ones make room for the faster.
-- After `GRACE` an upload that arrives at less than `LEAST_RATE` is ended, too.
+- Those that have been arriving for longer than `CHECK_INTERVAL` hold at most half of that. When
+  they would hold more, the one that arrives most slowly is ended: however many slow clients there
+  are, half of the memory is for the others, and the slower ones make room for the faster.
+- After `GRACE` an upload that arrives at less than `MIN_RATE` is ended, too.
 
 What an upload holds counts as it arrives, not as its head declares it. How fast it arrives is its
-bytes a second, the last `LOOK` counting as much as all before: who begins fast and then stalls is
-slow soon. Pure but for the one call that ends an upload.
+bytes a second, the last `CHECK_INTERVAL` counting as much as all before: who begins fast and then
+stalls is slow soon. Pure but for the one call that ends an upload.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from collections.abc import Callable
 from batching import QueueFull
 from service.errors import UploadTimeout
 
-LOOK = 2.0
+CHECK_INTERVAL = 2.0
 """Seconds between two looks at an upload that is arriving."""
 GRACE = 3
 """Looks after which it must be fast enough."""
-LEAST_RATE = 1024
+MIN_RATE = 1024
 """Bytes a second."""
 
 
-class Budget:
+class UploadMemory:
     def __init__(self, most: int) -> None:
         self.most = most
         self.held = 0
         """Bytes, by all uploads."""
         self.peak = 0
         """Largest `held` since `memory` was last given back."""
-        self._slow = set[Share]()
+        self._slow = set[Lease]()
         self._held_slowly = 0
 
-    def holding(self) -> Share:
+    def holding(self) -> Lease:
         """Within, the bytes of one upload count."""
-        return Share(self)
+        return Lease(self)
 
-    def add(self, share: Share, count: int) -> None:
+    def add(self, share: Lease, count: int) -> None:
         if self.held + count > self.most:
             raise QueueFull("uploads take all the memory that they may", retry_after=1)
         self.held += count
@@ -51,13 +51,13 @@ class Budget:
             self._held_slowly += count
             self._make_room()
 
-    def is_slow(self, share: Share) -> None:
+    def is_slow(self, share: Lease) -> None:
         if share not in self._slow:
             self._slow.add(share)
             self._held_slowly += share.held
             self._make_room()
 
-    def is_not_slow(self, share: Share) -> None:
+    def is_not_slow(self, share: Lease) -> None:
         if share in self._slow:
             self._slow.remove(share)
             self._held_slowly -= share.held
@@ -68,10 +68,10 @@ class Budget:
             slowest.end(QueueFull("slow uploads take all the memory that they may", retry_after=1))
 
 
-class Share:
+class Lease:
     """Of one upload, which counts until `release`, or within."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: UploadMemory) -> None:
         self.held = 0
         """Bytes."""
         self.rate = 0.0
@@ -81,7 +81,7 @@ class Share:
         self._seen = 0
         self._stop: Callable[[Exception], None] | None = None
 
-    def __enter__(self) -> Share:
+    def __enter__(self) -> Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,15 +106,15 @@ class Share:
         self._budget.is_not_slow(self)
 
     def look(self) -> None:
-        """To be called every `LOOK` while it is arriving."""
-        news, self._seen = (self.held - self._seen) / LOOK, self.held
+        """To be called every `CHECK_INTERVAL` while it is arriving."""
+        news, self._seen = (self.held - self._seen) / CHECK_INTERVAL, self.held
         self.rate = (self.rate + news) / 2 if self._looks else news
         self._looks += 1
-        if self._looks >= GRACE and self.rate < LEAST_RATE:
-            seconds = self._looks * LOOK
+        if self._looks >= GRACE and self.rate < MIN_RATE:
+            seconds = self._looks * CHECK_INTERVAL
             fault = UploadTimeout(
                 f"The upload arrives too slowly: {self.held:,} bytes did in {seconds:g} seconds, "
-                f"and lately less than {LEAST_RATE:,} a second. Use a faster connection."
+                f"and lately less than {MIN_RATE:,} a second. Use a faster connection."
             )
             self.end(fault)
         else:

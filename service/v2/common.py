@@ -14,10 +14,10 @@ from typing import Any
 from model_store.engine import SIDE, Image
 from model_store.manifest import Manifest
 from service.errors import UnknownModel
-from service.inference.pipeline import Journey, each
-from service.inference.serving import Classified, Ready, Serving
+from service.inference.pipeline import Pipeline, each
+from service.inference.serving import Classification, LoadedModel, Serving
 from service.v2.elements import Encoded
-from service.v2.inputs import Call
+from service.v2.inputs import InferInputs
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 REPOSITORY = "model_repository"
@@ -48,7 +48,7 @@ def model_metadata(model: Manifest) -> dict[str, Any]:
     }
 
 
-def served(serving: Serving, name: str, version: str | None) -> Ready:
+def served(serving: Serving, name: str, version: str | None) -> LoadedModel:
     """Who answers for model `name` in `version`; None: whichever is served.
 
     Raises NotReady, UnknownModel.
@@ -66,18 +66,18 @@ def check_named(model: Manifest, name: str, version: str | None) -> None:
         )
 
 
-async def decoded(journey: Journey, call: Call) -> list[Image]:
-    """The images that `call` holds. Raises what `Journey.decode` raises, and BadInference."""
+async def decoded(journey: Pipeline, call: InferInputs) -> list[Image]:
+    """The images that `call` holds. Raises what `Pipeline.decode` raises, and BadInference."""
     journey.count(len(call.encoded) + len(call.pixels))
     uploads = [await _joined(encoded) for encoded in call.encoded]
     return [*call.pixels, *await each(journey.decode, uploads, pause=True)]
 
 
-async def by_one_version(journey: Journey, images: Sequence[Image]) -> list[Classified]:
+async def by_one_version(journey: Pipeline, images: Sequence[Image]) -> list[Classification]:
     """An answer names one version. Where another took over between two images, those that the old
     one computed are computed again: versions may differ in their classes.
 
-    Raises what `Journey.infer` raises.
+    Raises what `Pipeline.infer` raises.
     """
     answered = await each(journey.infer, images)
     while any(one.model != answered[0].model for one in answered):

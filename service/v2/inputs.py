@@ -51,7 +51,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class InferInputs:
     """What is asked for, within how many seconds. Of `encoded` and `pixels` one is empty."""
 
     reply: Reply
@@ -74,7 +74,7 @@ def header_length(text: str | None) -> int | None:
     return int(text)
 
 
-def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> Call:
+def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> InferInputs:
     """Raises BadInference, TooManyImages."""
     if header is not None and not 0 < header <= len(body):
         raise BadInference(
@@ -110,14 +110,14 @@ def only_input(request: InferenceRequest, max_images: int) -> RequestInput:
     return tensor
 
 
-def asked(request: InferenceRequest, elements: Elements, model: Manifest) -> Call:
+def asked(request: InferenceRequest, elements: Elements, model: Manifest) -> InferInputs:
     """What `request` asks for, whose only input has `elements`. Raises BadInference."""
     reply, seconds = Reply(request.id, wanted(request)), _seconds(request.parameters)
     if isinstance(elements, list):
-        return Call(reply, seconds, elements, [])
+        return InferInputs(reply, seconds, elements, [])
     if request.inputs[0].datatype == "UINT8":
-        return Call(reply, seconds, [], list(whole_pixels(elements)))
-    return Call(reply, seconds, [], list(denormalised(elements, model.normalisation)))
+        return InferInputs(reply, seconds, [], list(whole_pixels(elements)))
+    return InferInputs(reply, seconds, [], list(denormalised(elements, model.normalisation)))
 
 
 def _seconds(parameters: dict[str, Any]) -> float | None:

@@ -17,8 +17,8 @@ from batching import Draining
 from model_store.manifest import Version
 from service import errors
 from service.http import problems
-from service.http.api_keys import Keys
-from service.http.fast_path import Direct
+from service.http.api_keys import ApiKeys
+from service.http.fast_path import FastRoute
 from service.inference.serving import Serving, Versions
 from service.settings import Settings
 from service.upload.body import read_bytes
@@ -31,7 +31,7 @@ PASSED_OVER = {"unload_dependents"}
 Shape = TypeVar("Shape", schemas.RepositoryRequest, schemas.RepositoryIndexRequest)
 _version = TypeAdapter[str](Version)
 
-router = APIRouter(prefix="/v2/repository", tags=["model repository"], route_class=Direct)
+router = APIRouter(prefix="/v2/repository", tags=["model repository"], route_class=FastRoute)
 
 MODEL = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
 ANSWER: dict[str, Any] = {"headers": {"X-Request-ID": problems.REQUEST_ID}}
@@ -128,7 +128,7 @@ async def unload(request: Request) -> Response:
 
 def _check_key(request: Request) -> None:
     """Raises RepositoryOff, NotAdmin."""
-    keys: Keys = request.app.state.admin_keys
+    keys: ApiKeys = request.app.state.admin_keys
     if not keys.wanted:
         raise errors.RepositoryOff
     keys.check(request.headers)

@@ -18,10 +18,10 @@ from service import errors
 from service.api.predict import begun
 from service.errors import BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType
 from service.http import problems, request_headers
-from service.http.disconnect import ends_with_client
-from service.http.fast_path import Direct
-from service.inference.pipeline import Journey
-from service.inference.serving import Ready, Serving
+from service.http.disconnect import cancel_on_disconnect
+from service.http.fast_path import FastRoute
+from service.inference.pipeline import Pipeline
+from service.inference.serving import LoadedModel, Serving
 from service.settings import Settings
 from service.upload.body import read_bytes
 from service.v2 import common, schemas
@@ -30,7 +30,7 @@ from service.v2.inputs import header_length, parse
 from service.v2.outputs import Reply, serialise
 from service.v2.schemas import LENGTH_HEADER
 
-router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=Direct)
+router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=FastRoute)
 
 
 def _named(*names: str) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ async def infer(request: Request) -> Response:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise errors.UnsupportedEncoding
     reply, images = await _images(request, journey)
-    with ends_with_client(request):
+    with cancel_on_disconnect(request):
         answered = await by_one_version(journey, images)
     check_named(answered[0].model, *_named_model(request))
     rows = [one.probabilities for one in answered]
@@ -200,7 +200,7 @@ for path, names in MODELS.items():
     )
 
 
-def _served(request: Request) -> Ready:
+def _served(request: Request) -> LoadedModel:
     """Raises NotReady, or UnknownModel where the path names another model or version."""
     return served(request.app.state.serving, *_named_model(request))
 
@@ -217,7 +217,7 @@ async def _available(request: Request) -> None:
     await serving.available()
 
 
-async def _images(request: Request, journey: Journey) -> tuple[Reply, list[Image]]:
+async def _images(request: Request, journey: Pipeline) -> tuple[Reply, list[Image]]:
     """Read and decoded; the upload is forgotten before the images wait for the engine."""
     settings: Settings = request.app.state.settings
     header = header_length(request.headers.get(LENGTH_HEADER))
@@ -230,5 +230,5 @@ async def _images(request: Request, journey: Journey) -> tuple[Reply, list[Image
         )
         if call.seconds is not None:
             journey.hurry(call.seconds)
-        with ends_with_client(request):
+        with cancel_on_disconnect(request):
             return call.reply, await decoded(journey, call)

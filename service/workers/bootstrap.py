@@ -25,7 +25,7 @@ ORPHANED = 1
 """Exit status of a process whose supervisor is gone."""
 
 
-class Orders(BaseModel):
+class Bootstrap(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     settings: dict[str, Any]
@@ -38,7 +38,7 @@ class Orders(BaseModel):
     """`module:function`."""
 
     @classmethod
-    def of(cls, settings: Settings, folder: str, sockets: list[int], load_engine: str) -> Orders:
+    def of(cls, settings: Settings, folder: str, sockets: list[int], load_engine: str) -> Bootstrap:
         told = settings.model_dump()
         return cls(settings=told, folder=folder, sockets=sockets, load_engine=load_engine)
 
@@ -46,7 +46,7 @@ class Orders(BaseModel):
         return orjson.dumps(self.model_dump(), default=_plain) + b"\n"
 
 
-def receive() -> tuple[Orders, Settings]:
+def receive() -> tuple[Bootstrap, Settings]:
     """The first line. Leaves where there is none to come."""
     line = b""
     while not line.endswith(b"\n"):
@@ -55,11 +55,11 @@ def receive() -> tuple[Orders, Settings]:
         if not (byte := os.read(STDIN, 1)):
             os._exit(ORPHANED)
         line += byte
-    orders = Orders.model_validate_json(line)
+    orders = Bootstrap.model_validate_json(line)
     return orders, Settings(**orders.settings)
 
 
-def obey(orders: Orders, stop: Callable[[], object]) -> None:
+def obey(orders: Bootstrap, stop: Callable[[], object]) -> None:
     """From now on call `stop`, in a thread, when told so, and leave with the supervisor."""
 
     def listen() -> None:

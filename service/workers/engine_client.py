@@ -25,9 +25,9 @@ from model_store.precision import Precision
 from service.decoding.image import EncodedImage, Pixels, as_pixels
 from service.decoding.limits import Limits
 from service.errors import DecodeQueueFull, NotReady
-from service.inference.serving import Classified, Ready
+from service.inference.serving import Classification, LoadedModel
 from service.rate_limit import Client
-from service.telemetry.engine_stats import Figures
+from service.telemetry.engine_stats import EngineStats
 from service.telemetry.logs import log
 from service.workers import error_codec, frames
 from service.workers.connection import Link
@@ -94,7 +94,7 @@ class _Linked:
             await asyncio.sleep(RECONNECT_PAUSE)
 
 
-class RemoteDecoders(_Linked):
+class DecoderClient(_Linked):
     """The decoders of the engine's process, which all front ends share."""
 
     def __init__(self, folder: str, limits: Limits) -> None:
@@ -125,14 +125,14 @@ class RemoteDecoders(_Linked):
         return as_pixels(decoded)
 
 
-class Remote(_Linked):
+class EngineClient(_Linked):
     """An `Inference` and its `Versions`, in another process of those that share a folder."""
 
     failure: Exception | None = None
     """None: a model that cannot be served ends the engine's process, and the supervisor us."""
 
     @property
-    def started(self) -> Ready | None:
+    def started(self) -> LoadedModel | None:
         return self._link.started if self._link is not None else None
 
     @property
@@ -143,7 +143,7 @@ class Remote(_Linked):
         self,
         image: Image,
         timeout: float,  # noqa: ASYNC109 - as `Batcher.submit`
-    ) -> Answer[Classified]:
+    ) -> Answer[Classification]:
         """`queue_seconds` has the way there and back in it."""
         link, number, now = self._linked, next(self._numbers), time.monotonic()
         if link.crowded:
@@ -151,11 +151,11 @@ class Remote(_Linked):
         frame = frames.submit(number, now + timeout, image.tobytes())
         told: frames.Answer = await link.ask(number, frame, timeout)
         infer_seconds, size, bucket, model, row = told
-        found = Classified(link.models[model], np.frombuffer(row, np.float32))
+        found = Classification(link.models[model], np.frombuffer(row, np.float32))
         queue_seconds = time.monotonic() - now - infer_seconds
         return Answer(found, queue_seconds, infer_seconds, size, bucket)
 
-    async def figures(self) -> Figures | None:
+    async def figures(self) -> EngineStats | None:
         if self.started is None:
             return None
         try:
@@ -166,7 +166,7 @@ class Remote(_Linked):
         if told is None:
             return None
         memory = told.pop("gpu_memory")
-        return Figures(**told, gpu_memory=memory and GpuMemory(**memory))
+        return EngineStats(**told, gpu_memory=memory and GpuMemory(**memory))
 
     async def load(self, name: str, version: str | None = None) -> Identity:
         return Identity(**await self._ask({"do": "load", "name": name, "version": version}))
@@ -200,7 +200,7 @@ class Remote(_Linked):
 class _Engine(Link):
     def __init__(self) -> None:
         super().__init__()
-        self.started: Ready | None = None
+        self.started: LoadedModel | None = None
         self.unloaded = False
         self.models: dict[int, Manifest] = {}
         self.waiting: dict[int, asyncio.Future[Any]] = {}
@@ -266,7 +266,7 @@ class _Engine(Link):
                 future.set_exception(NotReady())
 
 
-def _started(told: Any) -> Ready | None:
+def _started(told: Any) -> LoadedModel | None:
     """Raises BadFrame."""
     match told:
         case None:
@@ -278,7 +278,7 @@ def _started(told: Any) -> Ready | None:
             "precision": "fp32" | "int8" | "fp16" as precision,
             "precision_reason": str(precision_reason),
         }:
-            return Ready(
+            return LoadedModel(
                 _manifest(model),
                 Device(None, device, device_reason),
                 Precision(precision, precision_reason),

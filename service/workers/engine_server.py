@@ -21,10 +21,10 @@ from batching import Answer, on_error
 from model_store.engine import SIDE
 from model_store.manifest import Identity, Manifest
 from service.decoding.image import EncodedImage
-from service.inference.model_host import Local
-from service.inference.serving import Classified, Decoding, Versions
+from service.inference.model_host import ModelHost
+from service.inference.serving import Classification, Decoding, Versions
 from service.telemetry.logs import log
-from service.upload.memory import Budget
+from service.upload.memory import UploadMemory
 from service.workers import error_codec, frames
 from service.workers.connection import Link
 from service.workers.frames import (
@@ -40,16 +40,16 @@ from service.workers.frames import (
 )
 
 MAX_IMAGES_BYTES = 2**40
-Outcome: TypeAlias = "asyncio.Future[Answer[Classified]]"
+Outcome: TypeAlias = "asyncio.Future[Answer[Classification]]"
 
 
-class Hub:
+class EngineServer:
     """All front ends, and the engine and the decoders that they share."""
 
-    def __init__(self, local: Local, versions: Versions, decoders: Decoding) -> None:
+    def __init__(self, local: ModelHost, versions: Versions, decoders: Decoding) -> None:
         self.local = local
         self.decoders = decoders
-        self.images = Budget(MAX_IMAGES_BYTES)
+        self.images = UploadMemory(MAX_IMAGES_BYTES)
         """Encoded images of the front ends, which bound them."""
         self._versions = versions
         self._reloading: asyncio.Task[Identity] | None = None
@@ -113,7 +113,7 @@ class Hub:
 
 
 class _FrontEnd(Link):
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: EngineServer) -> None:
         super().__init__()
         self._hub = hub
         self._models = 0
@@ -190,7 +190,7 @@ class _FrontEnd(Link):
         with on_error(self._fail):
             self.send(frames.refusal(number, _refusal(error)))
 
-    def _send_answer(self, number: int, found: Answer[Classified]) -> None:
+    def _send_answer(self, number: int, found: Answer[Classification]) -> None:
         model = self._hub.number(found.value.model)
         while self._models < model:
             self._models += 1

@@ -31,7 +31,7 @@ from service.server.server import LEFT_AT_ONCE, LINGER
 from service.settings import Settings
 from service.telemetry.collectors import PIDS
 from service.telemetry.logs import log
-from service.workers.bootstrap import STOP, Orders
+from service.workers.bootstrap import STOP, Bootstrap
 from service.workers.child import Child
 from service.workers.engine_client import SOCKET
 from service.workers.restarts import Restarts
@@ -99,9 +99,11 @@ class Supervisor:
                     own.enter_context(each)
         return found
 
-    def _orders(self, settings: Settings, folder: str, sockets: Sequence[socket.socket]) -> Orders:
+    def _orders(
+        self, settings: Settings, folder: str, sockets: Sequence[socket.socket]
+    ) -> Bootstrap:
         descriptors = [each.fileno() for each in sockets]
-        return Orders.of(settings, folder, descriptors, self._load_engine)
+        return Bootstrap.of(settings, folder, descriptors, self._load_engine)
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._stopping.is_set() and number == signal.SIGINT:

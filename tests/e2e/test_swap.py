@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from tritonclient.http import InferenceServerClient, InferenceServerException, InferInput
 
-from model_store import cifar10, manifest
+from model_store import manifest
 from model_store.params import read_params, sha256, write_params
+from model_store.training import cifar10
 from shoal.load.connection import Connection
 from tests.e2e.process import REAL, Server
 from tests.reference import probabilities

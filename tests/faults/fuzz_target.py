@@ -31,12 +31,12 @@ with atheris.instrument_imports(include=["service", "model_store", "python_multi
         NotReady,
         UnsupportedImageType,
     )
-    from service.inference.model_host import Local
+    from service.inference.model_host import ModelHost
     from service.inference.serving import Decoding, Versions
     from service.upload.multipart import Form, boundary
     from service.workers.connection import Link
     from service.workers.engine_client import _Engine
-    from service.workers.engine_server import Hub, _FrontEnd
+    from service.workers.engine_server import EngineServer, _FrontEnd
     from service.workers.frames import BOUNDS, BadFrame, FrameReader
 
 MAX_PIXELS = 250_000
@@ -138,7 +138,7 @@ def _frames(pieces: list[bytes]) -> list[tuple[int, int, bytes]] | None:
 
 
 async def _link(pieces: list[bytes]) -> None:
-    hub = Hub(cast(Local, _NoEngine()), cast(Versions, None), cast(Decoding, None))
+    hub = EngineServer(cast(ModelHost, _NoEngine()), cast(Versions, None), cast(Decoding, None))
     ends: list[Link] = [_FrontEnd(hub), _Engine()]
     for end in ends:
         wire = _Wire()

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_store import checkpoint, cifar10, manifest, store
-from model_store.cifar10 import BadDataset
+from model_store import manifest, store
 from model_store.engine import read_described
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Parameters
 from model_store.params import BadParams, opened, read_params, sha256, write_params
+from model_store.training import checkpoint, cifar10
+from model_store.training.cifar10 import BadDataset
 from tests.model_store.test_manifest import GOOD
 
 KINDS: dict[str, Callable[[pathlib.Path], object]] = {

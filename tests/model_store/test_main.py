@@ -97,7 +97,7 @@ def test_training_without_its_extra(
 ) -> None:
     """What is not installed is told before an epoch is trained, with what installs it."""
     for name in [*sys.modules]:
-        if name.partition(".")[0] == "matplotlib" or name == "model_store.train":
+        if name.partition(".")[0] == "matplotlib" or name == "model_store.training.job":
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["train", "--data", str(tmp_path), "--store", str(tmp_path)]) == 2

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from model_store import cifar10, manifest, store
+from model_store import manifest
 from model_store.__main__ import main
 from model_store.params import read_params, write_params
 
@@ -122,16 +120,3 @@ def test_verify_finds_damage(
     only = ("--name", "cifar_resnet20_v1", "--version", "2")
     one = run_here(capsys, "verify", "--store", tmp_path, *only)
     assert (one.returncode, one.stdout, one.stderr) == (0, good, "")
-
-
-def test_evaluate(model: pathlib.Path) -> None:
-    """Accuracy by class and overall, and how far it has come is told on the way."""
-    random = np.random.default_rng(1)
-    labels = np.arange(70, dtype=np.uint8) % 10
-    test = cifar10.Split(random.integers(0, 256, (70, 32, 32, 3), np.uint8), labels)
-    told: list[int] = []
-    found, precision = asyncio.run(store.evaluate(model, test, "cpu", 1, done=told.append))
-    assert told == [64, 6] and found.images == 70
-    assert precision.name == "fp32"
-    shares = [share for share in found.by_class.values() if share is not None]
-    assert found.accuracy == pytest.approx(sum(shares) / 10)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from service.errors import RateLimited
-from service.rate_limit import Rates, network
+from service.rate_limit import RateLimiter, network
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.service.conftest import connected, png
@@ -22,7 +22,7 @@ HORSE = png(7)
 ONE, TWO = "one-key-of-many-letters", "another-key-of-many-letters"
 
 
-def wait(rates: Rates, now: float, client: str = "a") -> float | None:
+def wait(rates: RateLimiter, now: float, client: str = "a") -> float | None:
     """Seconds that a request at `now` is told to wait; None if it is welcome."""
     try:
         rates.take(client, now)
@@ -45,12 +45,12 @@ def test_a_burst_and_then_the_rate(
     rate: float, burst: int, asked: list[tuple[float, float | None]]
 ) -> None:
     """Who may not ask yet is told for how long, and asking too early costs nothing."""
-    rates = Rates(rate, burst)
+    rates = RateLimiter(rate, burst)
     assert [(now, wait(rates, now)) for now, _ in asked] == asked
 
 
 def test_clients_do_not_share() -> None:
-    rates = Rates(1, 1)
+    rates = RateLimiter(1, 1)
     assert [wait(rates, 0, client) for client in "abab"] == [None, None, 1, 1]
 
 
@@ -65,7 +65,7 @@ def test_clients_do_not_share() -> None:
 def test_over_any_span(rate: float, burst: int, requests: list[tuple[float, int]]) -> None:
     """Whatever a client sends, a request is accepted only if it sent fewer than burst + rate x span
     images before it; and always if the client waited as told."""
-    rates, now, taken = Rates(rate, burst), 0.0, list[tuple[float, int]]()
+    rates, now, taken = RateLimiter(rate, burst), 0.0, list[tuple[float, int]]()
     for pause, images in requests:
         now += pause
         told = wait(rates, now)
@@ -83,7 +83,7 @@ def test_over_any_span(rate: float, burst: int, requests: list[tuple[float, int]
 
 def test_a_debt_is_worked_off() -> None:
     """A request's other images count when they are known, beyond the burst, for that long."""
-    rates = Rates(2, 4)
+    rates = RateLimiter(2, 4)
     assert wait(rates, 0) is None
     rates.owe("a", 63, 0)
     assert wait(rates, 0) == wait(rates, 10) + 10 == 30.5  # type: ignore[operator]
@@ -95,7 +95,7 @@ def test_a_debt_is_worked_off() -> None:
 
 def test_debts_do_not_keep_other_clients() -> None:
     """A client in debt is remembered; those that came after it and are full again are not."""
-    rates = Rates(1, 1)
+    rates = RateLimiter(1, 1)
     rates.take("a", 0)
     rates.owe("a", 1_000_000, 0)
     for number in range(10_000):
@@ -106,7 +106,7 @@ def test_debts_do_not_keep_other_clients() -> None:
 
 def test_a_full_bucket_is_forgotten() -> None:
     """What is remembered of many clients goes as new ones come."""
-    rates = Rates(1, 1)
+    rates = RateLimiter(1, 1)
     for number in range(1000):
         rates.take(number, 0)
     assert len(rates) == 1000
@@ -123,7 +123,7 @@ def test_a_full_bucket_is_forgotten() -> None:
 
 def test_who_asks_at_all_times_does_not_keep_the_others() -> None:
     """The memory is that of the clients of a moment, not of a day."""
-    rates = Rates(10, 2)
+    rates = RateLimiter(10, 2)
     for number in range(10_000):
         rates.take("always", number / 10)
         rates.take(number, number / 10)
@@ -132,7 +132,7 @@ def test_who_asks_at_all_times_does_not_keep_the_others() -> None:
 
 def test_no_more_are_remembered_than_allowed() -> None:
     """However many ask at the same moment; the one that asked longest ago goes first."""
-    rates = Rates(1, 1, most=3)
+    rates = RateLimiter(1, 1, most=3)
     for client in "abcd":
         rates.take(client, 0)
     assert len(rates) == 3
@@ -255,7 +255,7 @@ async def test_nobody_is_limited_by_default(client: httpx.AsyncClient) -> None:
 
 def test_what_is_left_and_given_back() -> None:
     """A debt is negative, and giving back never fills a bucket beyond its burst."""
-    rates = Rates(2, 10)
+    rates = RateLimiter(2, 10)
     assert rates.left("a", 0) == 10
     rates.owe("a", 14, 0)
     assert rates.left("a", 0) == -4

@@ -21,7 +21,7 @@ from service.grpc import messages, methods
 from service.grpc.call import Call, surrounded
 from service.grpc.methods import Methods
 from service.grpc.streams import Stream, Streams
-from service.rate_limit import Rates, network
+from service.rate_limit import RateLimiter, network
 from service.settings import Settings
 from tests.fakes import MODEL, FakeEngine
 from tests.service.conftest import png
@@ -161,7 +161,7 @@ async def test_a_second_call_with_the_name_of_a_stream(parts: State) -> None:
 
 async def test_a_client_is_limited_over_both(parts: State) -> None:
     """Its requests count wherever they come, and its message is not asked for."""
-    rates = Rates(0.01, 1)
+    rates = RateLimiter(0.01, 1)
     rates.take(network("::1"), time.monotonic())
     parts.provisions = replace(parts.provisions, rates=rates)
     context = Context(b"")
@@ -176,7 +176,7 @@ async def test_a_client_is_limited_over_both(parts: State) -> None:
 @pytest.mark.parametrize("image", [png(7), b"hello"], ids=["good", "broken"])
 async def test_all_images_count(parts: State, image: bytes) -> None:
     """A message of n images counts as n, whether they can be decoded or not."""
-    rates = Rates(0.001, 5)
+    rates = RateLimiter(0.001, 5)
     parts.provisions = replace(parts.provisions, rates=rates)
     message = messages.ModelInferRequest(model_name="fake")
     tensor = message.inputs.add(name="image", datatype="BYTES", shape=[2])

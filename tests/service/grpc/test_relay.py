@@ -30,7 +30,7 @@ from service.grpc.frames import (
 from service.grpc.front import Front
 from service.grpc.streams import Stream, Streams
 from service.server.connection_limit import Connections
-from service.upload.memory import Budget
+from service.upload.memory import UploadMemory
 
 pytestmark = pytest.mark.slow
 PATIENCE = 20.0
@@ -46,7 +46,7 @@ class Wire:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.connections = Connections(MOST)
-        self.budget = Budget(2**20)
+        self.budget = UploadMemory(2**20)
         self.streams = Streams(self.budget, 8)
         self.path = str(folder / "grpc")
         self.front = Front(self.connections, self.streams, self.path)

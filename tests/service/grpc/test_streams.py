@@ -7,7 +7,7 @@ import pytest
 from batching import QueueFull
 from service.grpc.streams import IDLE, Stream, Streams
 from service.server.connection_limit import PROGRESS_BYTES
-from service.upload.memory import Budget
+from service.upload.memory import UploadMemory
 
 
 def ignore(*_: object) -> None:
@@ -20,7 +20,7 @@ def failed(*streams: Stream) -> list[Stream]:
 
 def test_bytes_count_as_they_arrive() -> None:
     """They count until the handler has the message or the stream is closed."""
-    budget = Budget(100)
+    budget = UploadMemory(100)
     streams = Streams(budget, 8)
     taken, closed = (streams.open("::1", ignore, ignore) for _ in range(2))
     for stream in taken, closed:
@@ -36,7 +36,7 @@ def test_bytes_count_as_they_arrive() -> None:
 
 def test_a_message_beyond_the_memory_fails() -> None:
     """Its handler is told at once, or when it starts."""
-    streams = Streams(Budget(100), 8)
+    streams = Streams(UploadMemory(100), 8)
     early, late = (streams.open("::1", ignore, ignore) for _ in range(2))
     told: list[Exception] = []
     late.share.begins(told.append)
@@ -49,7 +49,7 @@ def test_a_message_beyond_the_memory_fails() -> None:
 
 def test_the_message_that_stalled_longest_makes_room() -> None:
     """Progress counts, not age; a complete message keeps its place."""
-    streams = Streams(Budget(2 * PROGRESS_BYTES), 3)
+    streams = Streams(UploadMemory(2 * PROGRESS_BYTES), 3)
     complete, slow, idle = (streams.open("::1", ignore, ignore) for _ in range(3))
     streams.receive(slow, PROGRESS_BYTES)
     streams.complete(complete)
@@ -61,7 +61,7 @@ def test_the_message_that_stalled_longest_makes_room() -> None:
 
 def test_a_few_bytes_are_no_progress() -> None:
     """Only `PROGRESS_BYTES` are, in pieces of any size, however often bytes arrive."""
-    streams = Streams(Budget(9 * PROGRESS_BYTES), 3)
+    streams = Streams(UploadMemory(9 * PROGRESS_BYTES), 3)
     trickle, steady, other = (streams.open("::1", ignore, ignore) for _ in range(3))
     for _ in range(PROGRESS_BYTES // 8):
         streams.receive(steady, 8)
@@ -76,7 +76,7 @@ def test_a_few_bytes_are_no_progress() -> None:
 def test_the_network_with_most_messages_makes_room(addresses: list[str]) -> None:
     """However often a client opens streams, a slow message of another one keeps its place. The
     addresses of one network count together."""
-    streams = Streams(Budget(9 * PROGRESS_BYTES), 8)
+    streams = Streams(UploadMemory(9 * PROGRESS_BYTES), 8)
     slow = streams.open("10.9.9.9", ignore, ignore)
     flood = [streams.open(addresses[n % len(addresses)], ignore, ignore) for n in range(1000)]
     late = streams.open("10.8.8.8", ignore, ignore)
@@ -86,7 +86,7 @@ def test_the_network_with_most_messages_makes_room(addresses: list[str]) -> None
 
 def test_networks_with_one_message_each() -> None:
     """The one that has made no progress for the longest time makes room."""
-    streams = Streams(Budget(9 * PROGRESS_BYTES), 3)
+    streams = Streams(UploadMemory(9 * PROGRESS_BYTES), 3)
     first, second, third = (streams.open(f"10.0.0.{n}", ignore, ignore) for n in range(3))
     streams.receive(first, PROGRESS_BYTES)
     streams.open("10.0.0.9", ignore, ignore)
@@ -95,14 +95,14 @@ def test_networks_with_one_message_each() -> None:
 
 def test_any_number_of_idle_streams() -> None:
     """However many arrive, those that have not failed are at most as many as allowed."""
-    streams = Streams(Budget(100), 4)
+    streams = Streams(UploadMemory(100), 4)
     opened = [streams.open("::1", ignore, ignore) for _ in range(1000)]
     assert [stream for stream in opened if stream.fault is None] == opened[-4:]
 
 
 def test_claim_knows_open_streams_only() -> None:
     """A stream is claimed once, before it is closed."""
-    streams = Streams(Budget(100), 4)
+    streams = Streams(UploadMemory(100), 4)
     used, closed = (streams.open("::1", ignore, ignore) for _ in range(2))
     streams.close(closed)
     assert streams.claim(used.name) is used
@@ -112,7 +112,7 @@ def test_claim_knows_open_streams_only() -> None:
 
 def test_names_are_not_guessable() -> None:
     """Names have one length and do not follow from each other."""
-    streams = Streams(Budget(100), 4)
+    streams = Streams(UploadMemory(100), 4)
     names = [streams.open("::1", ignore, ignore).name for _ in range(1000)]
     assert {len(name) for name in names} == {32}
     assert len({name[:8] for name in names}) > 900 and names != sorted(names)
@@ -139,7 +139,7 @@ class Connection:
 def test_streams_without_a_handler_are_bounded() -> None:
     """Beyond the bound, the connection with the oldest is closed: of those without a handler, and
     of those with an unread answer. Streams with a handler do not count."""
-    streams = Streams(Budget(100), 4)
+    streams = Streams(UploadMemory(100), 4)
     handled, ignored, unread, honest = (Connection(streams) for _ in range(4))
     for stream in handled.open(IDLE):
         streams.claim(stream.name)

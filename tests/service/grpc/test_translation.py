@@ -10,7 +10,7 @@ import pytest
 from service.errors import BadInference, TooManyImages
 from service.grpc.messages import ModelInferRequest
 from service.grpc.translation import parsed, read, request, response
-from service.v2.inputs import Call
+from service.v2.inputs import InferInputs
 from tests.fakes import MODEL
 
 ROW = np.array([0.01] * 7 + [0.91, 0.01, 0.01], np.float32)
@@ -24,7 +24,7 @@ def message(
     return found
 
 
-def asked(found: Any) -> Call:
+def asked(found: Any) -> InferInputs:
     return request(read(found.SerializeToString()), MODEL, 64)
 
 

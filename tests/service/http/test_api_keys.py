@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from service.app import create_app
 from service.errors import Unauthorized
-from service.http.api_keys import Keys
+from service.http.api_keys import ApiKeys
 from service.settings import BadSettings, Settings
 from tests.fakes import Clock, FakeEngine
 from tests.service.conftest import connected, png
@@ -31,7 +31,7 @@ def file(tmp_path: pathlib.Path) -> pathlib.Path:
     return file
 
 
-def allows(keys: Keys, key: str) -> bool:
+def allows(keys: ApiKeys, key: str) -> bool:
     try:
         keys.check({"x-api-key": key})
     except Unauthorized:
@@ -58,7 +58,7 @@ def allows(keys: Keys, key: str) -> bool:
 )
 def test_a_key_must_be_one_of_them(headers: dict[str, str], allowed: bool) -> None:
     """As a bearer token or in a header of its own; whole, and alone."""
-    keys = Keys(f"{ONE}, {TWO}")
+    keys = ApiKeys(f"{ONE}, {TWO}")
     if allowed:
         keys.check(headers)
     else:
@@ -67,14 +67,14 @@ def test_a_key_must_be_one_of_them(headers: dict[str, str], allowed: bool) -> No
 
 
 def test_nobody_is_asked_where_there_are_none() -> None:
-    keys = Keys()
+    keys = ApiKeys()
     keys.check({})
     assert not keys.wanted
 
 
 def test_a_file_is_read_again_when_it_changes(file: pathlib.Path, clock: Clock) -> None:
     """A key that was added is good, one that was removed is not, a second later."""
-    keys = Keys(file=file, clock=clock)
+    keys = ApiKeys(file=file, clock=clock)
     assert allows(keys, ONE) and not allows(keys, TWO)
     file.write_text(f"{ONE}\n{TWO}\n")
     assert not allows(keys, TWO)
@@ -91,7 +91,7 @@ def test_a_file_that_is_of_no_use_changes_nothing(
     file: pathlib.Path, clock: Clock, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Gone, empty or torn: the keys of before stay, and the log says so once."""
-    keys = Keys(file=file, clock=clock)
+    keys = ApiKeys(file=file, clock=clock)
     if content is None:
         file.unlink()
     else:
@@ -109,12 +109,12 @@ def test_a_file_must_hold_keys_at_the_start(file: pathlib.Path, content: bytes |
     else:
         file.write_bytes(content)
     with pytest.raises(BadSettings, match=str(file)):
-        Keys(file=file)
+        ApiKeys(file=file)
 
 
 def test_a_short_key_is_refused_without_being_told() -> None:
     with pytest.raises(BadSettings, match="SHOAL_API_KEYS: a key is shorter") as refused:
-        Keys(f"{ONE},tiny-secret")
+        ApiKeys(f"{ONE},tiny-secret")
     assert "tiny" not in str(refused.value)
 
 

@@ -14,9 +14,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from batching import QueueFull
 from service.http import problems
-from service.http.fast_path import Direct, Shortcut
+from service.http.fast_path import FastPath, FastRoute
 
-router = APIRouter(route_class=Direct)
+router = APIRouter(route_class=FastRoute)
 
 
 @router.get("/plain")
@@ -59,7 +59,7 @@ class Seen:
             AsyncExitStackMiddleware(app.router), app.exception_handlers
         )
         self.around: list[str] = []
-        self._entrance = Shortcut(self._beyond, app.routes) if short else self._beyond
+        self._entrance = FastPath(self._beyond, app.routes) if short else self._beyond
 
     async def _beyond(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.around.append(f"{scope['method']} {scope['path']}")
@@ -141,5 +141,5 @@ async def test_a_lifespan_goes_through() -> None:
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    await Shortcut(app, router.routes)({"type": "lifespan"}, receive, send)
+    await FastPath(app, router.routes)({"type": "lifespan"}, receive, send)
     assert seen == [{"type": "lifespan"}]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model_store.engine import Computed, Image
-from service.inference.model_host import Local
+from service.inference.model_host import ModelHost
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.fakes import FakeEngine
@@ -27,7 +27,7 @@ async def test_one_more_batch_is_in_flight_than_there_are_lanes(
     engine = FakeEngine(seconds=0.2)
     engine.lanes = lanes
     settings = Settings(max_in_flight=asked)
-    local = Local(settings, engine.load, Metrics(), lambda: None, on_change=started.set)
+    local = ModelHost(settings, engine.load, Metrics(), lambda: None, on_change=started.set)
     async with local.running():
         await asyncio.wait_for(started.wait(), 5)
         image = np.zeros((32, 32, 3), np.uint8)
@@ -49,7 +49,7 @@ async def test_the_batcher_hears_when_the_engine_was_done() -> None:
             return Computed(await super().infer(images), done)
 
     engine = Prompt(seconds=0.1)
-    local = Local(Settings(), engine.load, Metrics(), lambda: None, on_change=started.set)
+    local = ModelHost(Settings(), engine.load, Metrics(), lambda: None, on_change=started.set)
     async with local.running():
         await asyncio.wait_for(started.wait(), 5)
         for _ in range(5):

@@ -9,13 +9,13 @@ import pytest
 
 from batching import Draining
 from service.errors import DecodersDown, NotReady, Stalled, Unloaded
-from service.inference.serving import Decoding, Inference, Ready, Serving
+from service.inference.serving import Decoding, Inference, LoadedModel, Serving
 from service.settings import Settings
-from service.telemetry.engine_stats import Figures
+from service.telemetry.engine_stats import EngineStats
 from tests.fakes import MODEL, FakeEngine
 
-READY = Ready(MODEL, FakeEngine.device, FakeEngine.precision)
-FIGURES = Figures(True, False, 0, 0, 0.0, 8, 0.2, {"1": 0.01}, None)
+READY = LoadedModel(MODEL, FakeEngine.device, FakeEngine.precision)
+FIGURES = EngineStats(True, False, 0, 0, 0.0, 8, 0.2, {"1": 0.01}, None)
 
 
 class FakeDecoding:
@@ -27,20 +27,20 @@ class NoDecoding:
 
 
 class FakeInference:
-    started: Ready | None = READY
+    started: LoadedModel | None = READY
     unloaded = False
     failure = None
 
-    def __init__(self, figures: Figures | Exception | None) -> None:
+    def __init__(self, figures: EngineStats | Exception | None) -> None:
         self._figures = figures
 
-    async def figures(self) -> Figures | None:
+    async def figures(self) -> EngineStats | None:
         if isinstance(self._figures, Exception):
             raise self._figures
         return self._figures
 
 
-def serving(figures: Figures | Exception | None) -> Serving:
+def serving(figures: EngineStats | Exception | None) -> Serving:
     inference = cast(Inference, FakeInference(figures))
     return Serving(Settings(), inference, cast(Decoding, FakeDecoding()))
 
@@ -50,7 +50,9 @@ async def test_an_engine_that_makes_progress_is_available() -> None:
 
 
 @pytest.mark.parametrize("figures", [replace(FIGURES, stalled=True), TimeoutError()])
-async def test_an_engine_without_progress_is_not_available(figures: Figures | Exception) -> None:
+async def test_an_engine_without_progress_is_not_available(
+    figures: EngineStats | Exception,
+) -> None:
     """It says so itself, or the process that it is in does not answer."""
     with pytest.raises(Stalled):
         await serving(figures).available()

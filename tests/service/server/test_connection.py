@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from service.http.disconnect import DEPARTURE
+from service.http.disconnect import DISCONNECT
 from service.server import connection as connections
 from service.server.connection import HEAD_BYTES, READ_BYTES, Connection, Incoming, Outgoing
 from service.server.connection_limit import PROGRESS_BYTES, Connections, bound, descriptors
@@ -542,7 +542,7 @@ async def test_what_the_application_is_told_of_its_client(
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
         whole.append(WHOLE in scope)
-        scope[DEPARTURE].watch(left.set)
+        scope[DISCONNECT].watch(left.set)
         await receive()
         await asyncio.sleep(PATIENCE)
 
@@ -651,7 +651,7 @@ async def unread(
     left = asyncio.Event()
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[DEPARTURE].watch(left.set)
+        scope[DISCONNECT].watch(left.set)
         await app(scope, receive, send)
 
     async with listening(tells, most=most) as address, asyncio.timeout(PATIENCE):
@@ -687,7 +687,7 @@ async def test_who_does_not_read_and_half_closes_is_cut_off() -> None:
     left = asyncio.Event()
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[DEPARTURE].watch(left.set)
+        scope[DISCONNECT].watch(left.set)
         headers = [(b"content-length", b"50000000")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": bytes(50_000_000)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.server.connection_limit import Connections
 from service.server.memory import MANY, MANY_BYTES, Memory, give_back
-from service.upload.memory import Budget
+from service.upload.memory import UploadMemory
 
 
 class Open:
@@ -21,7 +21,7 @@ def opened(connections: Connections, count: int) -> None:
 
 def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> None:
     """Not at rest, not while they are open, and not for a few."""
-    memory = Memory([connections := Connections(1000)], Budget(0))
+    memory = Memory([connections := Connections(1000)], UploadMemory(0))
     assert not memory.is_worth_giving_back()
     opened(connections, MANY - 1)
     connections.connections.clear()
@@ -40,7 +40,7 @@ def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> No
 def test_the_connections_of_each_port_count() -> None:
     """Those of one port close while those of the other stay open."""
     ports = [Connections(1000), Connections(1000)]
-    memory = Memory(ports, Budget(0))
+    memory = Memory(ports, UploadMemory(0))
     for closing, other in (ports, reversed(ports)):
         opened(other, 10 * MANY - other.held)
         opened(closing, 2 * MANY - closing.held)
@@ -51,7 +51,7 @@ def test_the_connections_of_each_port_count() -> None:
 
 def test_uploads_count() -> None:
     """Memory is given back once after half of many bytes were freed, with no connection closed."""
-    memory = Memory([Connections(1000)], budget := Budget(4 * MANY_BYTES))
+    memory = Memory([Connections(1000)], budget := UploadMemory(4 * MANY_BYTES))
     small, large = budget.holding(), budget.holding()
     small.add(MANY_BYTES - 1)
     small.release()

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from batching import QueueFull
 from service.errors import UploadTimeout
 from service.upload.body import read_bytes
-from service.upload.memory import GRACE, LEAST_RATE, LOOK, Budget, Share
+from service.upload.memory import CHECK_INTERVAL, GRACE, MIN_RATE, Lease, UploadMemory
 from tests.batching.virtual_time import virtual_time
 
-STEADY = 2 * LEAST_RATE
+STEADY = 2 * MIN_RATE
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def uploads() -> Iterator[ExitStack]:
         yield uploads
 
 
-class Arriving(Share):
+class Arriving(Lease):
     """Remembers why it was ended."""
 
     fault: Exception | None = None
@@ -36,7 +36,7 @@ class Arriving(Share):
         self.fault = fault
 
 
-def begin(uploads: ExitStack, budget: Budget, held: int = 0) -> Arriving:
+def begin(uploads: ExitStack, budget: UploadMemory, held: int = 0) -> Arriving:
     share = Arriving(budget)
     uploads.enter_context(share)
     share.begins(share.told)
@@ -52,7 +52,7 @@ def ended(*shares: Arriving) -> list[Arriving]:
 
 def test_no_more_than_the_budget() -> None:
     """By all together; what has ended weighs no more."""
-    budget = Budget(10)
+    budget = UploadMemory(10)
     with budget.holding() as one, budget.holding() as two:
         one.add(6)
         two.add(4)
@@ -79,7 +79,7 @@ def test_no_more_than_the_budget() -> None:
 def test_too_slow(uploads: ExitStack, arrived: Sequence[int], ended_at: int | None) -> None:
     """Who falls below the least rate is ended: at once after the grace, later if it had been
     faster, and not for a pause."""
-    share = begin(uploads, Budget(1 << 30))
+    share = begin(uploads, UploadMemory(1 << 30))
     for look, count in enumerate(arrived, 1):
         share.add(count)
         share.look()
@@ -93,7 +93,7 @@ def test_too_slow(uploads: ExitStack, arrived: Sequence[int], ended_at: int | No
 def test_slow_ones_share_half(uploads: ExitStack) -> None:
     """The slowest makes room, be it the one that has just become slow or one from before; the
     other half stays for those that are not slow."""
-    budget = Budget(100_000)
+    budget = UploadMemory(100_000)
     one, two = begin(uploads, budget, 20_000), begin(uploads, budget, 25_000)
     one.look()
     two.look()
@@ -110,7 +110,7 @@ def test_slow_ones_share_half(uploads: ExitStack) -> None:
 
 def test_who_began_fast_and_stalls_goes_first(uploads: ExitStack) -> None:
     """A fast start is soon forgotten."""
-    budget = Budget(100_000_000)
+    budget = UploadMemory(100_000_000)
     stalled = begin(uploads, budget, 30_000_000)
     stalled.look()
     steady = begin(uploads, budget)
@@ -124,7 +124,7 @@ def test_who_began_fast_and_stalls_goes_first(uploads: ExitStack) -> None:
 
 def test_who_has_arrived_is_slow_no_more(uploads: ExitStack) -> None:
     """While it is decoded, an upload weighs on the budget and not on the slow ones' half."""
-    budget = Budget(100)
+    budget = UploadMemory(100)
     with ExitStack() as arriving:
         done = begin(arriving, budget, 50)
         done.look()
@@ -142,7 +142,7 @@ def test_who_has_arrived_is_slow_no_more(uploads: ExitStack) -> None:
 )
 def test_whatever_happens(steps: list[tuple[int, str, int]]) -> None:
     """The sums are those of the uploads, and the slow ones keep to their half."""
-    budget = Budget(1000)
+    budget = UploadMemory(1000)
     with ExitStack() as stack:
         stacks = [stack.enter_context(ExitStack()) for _ in range(5)]
         shares = [begin(own, budget) for own in stacks]
@@ -188,10 +188,10 @@ async def every(seconds: float, chunk: bytes, times: int = 10**6) -> AsyncIterat
 @virtual_time
 async def test_a_byte_a_second() -> None:
     """It is told so after the grace, long before the upload's time is up."""
-    budget, loop = Budget(1000), asyncio.get_running_loop()
+    budget, loop = UploadMemory(1000), asyncio.get_running_loop()
     with budget.holding() as share, pytest.raises(UploadTimeout, match="too slowly: 5 bytes"):
         await read_bytes(request(every(1, b"x")), 1000, 30, share)
-    assert loop.time() == GRACE * LOOK
+    assert loop.time() == GRACE * CHECK_INTERVAL
     assert budget.held == 0
 
 
@@ -200,7 +200,7 @@ async def test_a_byte_a_second() -> None:
 async def test_a_look_that_fails_ends_the_upload(fails: str) -> None:
     """At once: the timer that would end it otherwise is not set again."""
 
-    class Faulty(Share):
+    class Faulty(Lease):
         def look(self) -> None:
             if fails == "look":
                 raise LookupError
@@ -209,14 +209,16 @@ async def test_a_look_that_fails_ends_the_upload(fails: str) -> None:
             raise LookupError
 
     with pytest.raises(LookupError):
-        await read_bytes(request(every(1, bytes(STEADY))), 1 << 20, 30, Faulty(Budget(1 << 20)))
-    assert asyncio.get_running_loop().time() == (LOOK if fails == "look" else 30)
+        await read_bytes(
+            request(every(1, bytes(STEADY))), 1 << 20, 30, Faulty(UploadMemory(1 << 20))
+        )
+    assert asyncio.get_running_loop().time() == (CHECK_INTERVAL if fails == "look" else 30)
 
 
 @virtual_time
 async def test_slow_enough_to_be_in_time() -> None:
     """Nobody who is well above the least rate is cut before the upload's time is up."""
-    budget = Budget(1 << 20)
+    budget = UploadMemory(1 << 20)
     with budget.holding() as share:
         found = await read_bytes(request(every(1, bytes(STEADY), 29)), 1 << 20, 30, share)
     assert len(found) == 29 * STEADY
@@ -227,7 +229,7 @@ async def test_slow_enough_to_be_in_time() -> None:
 @virtual_time
 async def test_slow_ones_do_not_keep_others_out() -> None:
     """While slow uploads fill what they may, as many fast ones as before are read."""
-    budget = Budget(100_000)
+    budget = UploadMemory(100_000)
 
     async def upload(chunks: AsyncIterator[bytes]) -> int:
         with budget.holding() as share:
@@ -239,7 +241,7 @@ async def test_slow_ones_do_not_keep_others_out() -> None:
         yield b""
 
     slow = [asyncio.create_task(upload(stalls())) for _ in range(10)]
-    await asyncio.sleep(LOOK + 0.1)
+    await asyncio.sleep(CHECK_INTERVAL + 0.1)
     for _ in range(100):
         assert await upload(every(0.01, bytes(10_000), 2)) == 20_000
     outcomes = await asyncio.gather(*slow, return_exceptions=True)

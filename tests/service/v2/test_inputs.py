@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from model_store.engine import Image
 from service.errors import BadInference, TooManyImages
-from service.v2.inputs import Call, header_length, parse
+from service.v2.inputs import InferInputs, header_length, parse
 from service.v2.outputs import Wanted
 from service.v2.prescan import MAX_OUTLINE
 from tests.fakes import MODEL
@@ -53,7 +53,7 @@ def behind(tensor: dict[str, Any], size: int | None) -> dict[str, Any]:
     return kept | {"parameters": {"binary_data_size": size}}
 
 
-def parsed(*inputs: Any, binary: bytes | None = None, **members: Any) -> Call:
+def parsed(*inputs: Any, binary: bytes | None = None, **members: Any) -> InferInputs:
     text = json.dumps({"inputs": list(inputs)} | members).encode()
     if binary is None:
         return parse(text, None, MODEL, MAX_IMAGES)
@@ -64,12 +64,12 @@ def strings(*elements: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-def encoded(call: Call) -> list[bytes]:
+def encoded(call: InferInputs) -> list[bytes]:
     assert not call.pixels
     return [b"".join(pieces) for pieces in call.encoded]
 
 
-def seen(call: Call) -> Image:
+def seen(call: InferInputs) -> Image:
     """What the network will see."""
     assert not call.encoded
     assert all(p.dtype == np.uint8 and p.shape == (32, 32, 3) for p in call.pixels)

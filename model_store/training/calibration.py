@@ -18,13 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_store import cifar10, manifest, probes, store
+from model_store import manifest, probes, store
 from model_store.engine import load_engine
-from model_store.evaluation import Probabilities, evaluate, fit_temperature, tempered
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Int8, Manifest, Measurement, Origin, Temperature
 from model_store.params import sha256
 from model_store.precision import PrecisionUnavailable
+from model_store.training import cifar10, measurement
+from model_store.training.evaluation import Probabilities, evaluate, fit_temperature, tempered
 
 SAMPLE = 2048
 SEED = 1
@@ -88,7 +89,7 @@ async def calibrate(
 
 
 async def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:
-    async with load_engine(partial, "cpu", threads, store.MEASURING_BATCH, "fp32") as engine:
+    async with load_engine(partial, "cpu", threads, measurement.BATCH, "fp32") as engine:
         ranges = await engine.observe(list(images))
     return Int8(
         calibrated_on=f"CIFAR-10, {len(images):,} of the {of:,} training images, "
@@ -101,7 +102,7 @@ async def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads:
 async def _see(
     partial: pathlib.Path, images: cifar10.Images, device: str, threads: int, wanted: str
 ) -> Seen:
-    async with load_engine(partial, device, threads, store.MEASURING_BATCH, wanted) as engine:
+    async with load_engine(partial, device, threads, measurement.BATCH, wanted) as engine:
         return Seen(
             await store.probabilities(engine, images),
             await store.probabilities(engine, probes.images()),

@@ -8,7 +8,7 @@ import pathlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from model_store.evaluation import Evaluation
+from model_store.training.evaluation import Evaluation
 
 
 def draw(found: Evaluation, path: pathlib.Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import pytest
 
 from model_store import manifest
-from model_store.card import ask, write_card
 from model_store.manifest import BadModel, Manifest
+from model_store.training.card import ask, write_card
 from tests.model_store.test_manifest import GOOD
 
 MODEL = Manifest.model_validate(GOOD)

@@ -8,9 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from model_store import checkpoint
-from model_store.checkpoint import Origin, Progress
-from model_store.recipe import Recipe
+from model_store.training import checkpoint
+from model_store.training.checkpoint import Origin, Progress
+from model_store.training.recipe import Recipe
 
 ORIGIN = Origin(Recipe(), data="0" * 64, threads=2)
 

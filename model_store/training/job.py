@@ -20,12 +20,13 @@ from types import FrameType
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from model_store import checkpoint, cifar10, manifest, probes
-from model_store.checkpoint import Origin, Progress
+from model_store import manifest, probes
 from model_store.engine import read_described
 from model_store.params import Arrays, sha256
-from model_store.recipe import Recipe
-from model_store.training import Training
+from model_store.training import checkpoint, cifar10
+from model_store.training.checkpoint import Origin, Progress
+from model_store.training.recipe import Recipe
+from model_store.training.trainer import Training
 
 PARAMS = "net.params"
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from model_store import checkpoint, cifar10
 from model_store.architectures import build
-from model_store.checkpoint import Origin, Progress
 from model_store.device import choose
-from model_store.evaluation import Probabilities
 from model_store.params import Arrays, check_params
 from model_store.runtime import is_for_cpu, load_mxnet
+from model_store.training import checkpoint, cifar10
+from model_store.training.checkpoint import Origin, Progress
+from model_store.training.evaluation import Probabilities
 
 AVERAGE_EVERY = 4
 """Steps between two updates of the average."""

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_store.evaluation import BINS, calibration_error, evaluate, fit_temperature, tempered
+from model_store.training.evaluation import (
+    BINS,
+    calibration_error,
+    evaluate,
+    fit_temperature,
+    tempered,
+)
 
 CLASSES = ("cat", "dog", "bird")
 ROWS = np.array([[0.9, 0.1, 0], [0.6, 0.4, 0], [0.2, 0.8, 0], [0.3, 0.7, 0]], dtype=np.float32)

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from model_store import cifar10, manifest, store
-from model_store.calibrate import calibrate
-from model_store.evaluation import Evaluation
+from model_store import manifest
 from model_store.precision import CHOICES
+from model_store.training import cifar10, measurement
+from model_store.training.calibration import calibrate
+from model_store.training.evaluation import Evaluation
 
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
@@ -71,10 +72,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     test = cifar10.read_test(options.data)
     with _progress(len(test.images)) as done:
         found, precision = asyncio.run(
-            store.evaluate(folder, test, options.device, options.threads, options.precision, done)
+            measurement.evaluate(
+                folder, test, options.device, options.threads, options.precision, done
+            )
         )
     if options.picture is not None:
-        from model_store.pictures import draw
+        from model_store.training.plots import draw
 
         draw(found, options.picture)
     about = {
@@ -145,7 +148,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _card(options: argparse.Namespace) -> int:
-    from model_store.card import write_card
+    from model_store.training.card import write_card
 
     name, version = _named(options)
     print(
@@ -164,7 +167,7 @@ def _card(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from model_store.export import export
+    from model_store.training.export import export
 
     name, version = _named(options)
     export(manifest.folder(options.store, name, version), options.onnx)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from model_store.files import read_regular
 from model_store.folders import appearing
-from model_store.recipe import Recipe
+from model_store.training.recipe import Recipe
 
 STATE = "state.json"
 MAX_STATE_BYTES = 2**24

@@ -14,9 +14,10 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-from model_store import cifar10, manifest, precision, store
-from model_store.evaluation import Evaluation
+from model_store import manifest, precision
 from model_store.manifest import BadModel, Manifest, PrecisionName
+from model_store.training import cifar10, measurement
+from model_store.training.evaluation import Evaluation
 
 CARD, PICTURE = "MODEL_CARD.md", "evaluation.png"
 SECONDS = 30
@@ -53,7 +54,7 @@ async def write_card(
     `photos`: a folder of files named CLASS_*, for the service at `url`, which must serve this
     version. Raises BadDataset, BadModel, ModuleNotFoundError without the extra `train`, OSError.
     """
-    from model_store.pictures import draw
+    from model_store.training.plots import draw
 
     model = manifest.read_version(folder)
     # first: whether the service is there is known at once
@@ -62,7 +63,7 @@ async def write_card(
     found: dict[PrecisionName, Evaluation] = {}
     for name in ("fp32", "int8", "fp16") if device != "cpu" else ("fp32", "int8"):
         try:
-            found[name], _ = await store.evaluate(
+            found[name], _ = await measurement.evaluate(
                 folder, test, device if name == "fp16" else "cpu", threads, name
             )
         except precision.PrecisionUnavailable:

@@ -8,11 +8,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from model_store import cifar10, manifest, probes
+from model_store import manifest, probes
 from model_store.__main__ import main
-from model_store.evaluation import tempered
 from model_store.manifest import Manifest
 from model_store.params import read_params, sha256
+from model_store.training import cifar10
+from model_store.training.evaluation import tempered
 from tests.reference import probabilities
 
 pytestmark = [

@@ -14,9 +14,9 @@ from model_store import manifest, store
 from model_store.__main__ import main
 from model_store.architectures import build
 from model_store.engine import load_engine
-from model_store.export import export
 from model_store.manifest import BadModel
 from model_store.runtime import load_mxnet
+from model_store.training.export import export
 
 pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -79,7 +79,7 @@ def test_other_architectures(architecture: str, tmp_path: pathlib.Path) -> None:
 
 def test_no_translation() -> None:
     """An operator that is not known is named, not left out."""
-    from model_store.export import _steps
+    from model_store.training.export import _steps
 
     node = {"op": "Dropout", "name": "drop", "names": ["x"], "attrs": {"p": "0.5"}}
     with pytest.raises(BadModel, match=r"drop.*Dropout"):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from model_store import cifar10
-from model_store.cifar10 import PADDING, SIDE, BadDataset, Split, augment, fingerprint
+from model_store.training import cifar10
+from model_store.training.cifar10 import PADDING, SIDE, BadDataset, Split, augment, fingerprint
 
 
 def record(label: int, image: cifar10.Images) -> bytes:

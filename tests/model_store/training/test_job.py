@@ -13,14 +13,15 @@ import time
 import numpy as np
 import pytest
 
-from model_store import cifar10, manifest
+from model_store import manifest
 from model_store.__main__ import main
 from model_store.params import read_params
-from model_store.recipe import Recipe
+from model_store.training import cifar10
+from model_store.training.recipe import Recipe
 
 pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
 pytestmark = pytest.mark.slow
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 BATCH, IMAGES, EPOCHS = 16, 16, 3
 
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from model_store.architectures import ARCHITECTURES, UnknownArchitecture
-from model_store.cifar10 import SIDE
+from model_store.training.cifar10 import SIDE
 
 SMALL_SIDE = 24
 
