@@ -70,9 +70,9 @@ lock: $(VENV)/uv ## resolve pyproject.toml anew into requirements/
 		$(COMPILE) requirements/tools/$$tool.in $$more -o requirements/tools/$$tool.lock || exit; \
 	done
 
-proto: | $(VENV)/protoc ## compile service/rpc/open_inference.proto after a change
-	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I service/rpc \
-		--descriptor_set_out=service/rpc/open_inference.binpb open_inference.proto
+proto: | $(VENV)/protoc ## compile service/grpc/open_inference.proto after a change
+	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I service/grpc \
+		--descriptor_set_out=service/grpc/open_inference.binpb open_inference.proto
 
 clean: ## remove .venv and what tools leave behind
 	rm -rf .venv .venv-gpu .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache

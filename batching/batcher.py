@@ -32,7 +32,7 @@ from batching.latency import LatencyTable
 from batching.policy import Policy
 from batching.queue import BatchQueue
 from batching.report import Answer, BatchReport
-from batching.serving import Entry, In, Infer, Out, Serving, failed
+from batching.serving import BatchRun, Entry, In, Infer, Out, failed
 from batching.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Batcher(Generic[In, Out]):
         self._draining = False
         self._watchdog = Watchdog()
         self._dead = False
-        self._in_hand = set[Serving[In, Out]]()
+        self._in_hand = set[BatchRun[In, Out]]()
         self._runners: list[asyncio.Task[None]] = []
         self._alive = 0
         self._closing = asyncio.Lock()
@@ -261,7 +261,7 @@ class Batcher(Generic[In, Out]):
         return []
 
     async def _serve(self, batch: list[Entry[In, Out]]) -> None:
-        serving = Serving(batch, self._infer, self._policy, self._clock, self._reconsider)
+        serving = BatchRun(batch, self._infer, self._policy, self._clock, self._reconsider)
         self._in_hand.add(serving)
         try:
             report = await serving.run()

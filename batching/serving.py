@@ -43,7 +43,7 @@ class Entry(Generic[In, Out]):
         self.fail(TimeoutError("the deadline has passed"))
 
 
-class Serving(Generic[In, Out]):
+class BatchRun(Generic[In, Out]):
     """For one batch. `freed` is called whenever the engine comes back."""
 
     def __init__(

@@ -19,7 +19,7 @@ import uvloop
 
 from batching.policy import Arrivals
 from service.app import create_app
-from service.server import Server
+from service.server.server import Server
 from service.settings import Settings
 from shoal.load import images
 from tests.fakes import FakeEngine

@@ -20,23 +20,24 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from batching import Batcher
 from model_store.engine import GluonEngine
-from service import middleware, routes
 from service.__main__ import main
-from service.connection import Connection
-from service.journey import Journey
-from service.logs import Output
-from service.metrics import Metrics
+from service.api import predict
+from service.http import middleware
+from service.inference.pipeline import Pipeline
+from service.server.connection import Connection
+from service.telemetry.logs import Output
+from service.telemetry.metrics import Metrics
 
 STAGES = ("read", "route", "parse", "decode", "queue", "infer", "respond")
 CLOCKED: tuple[tuple[Any, str, str], ...] = (
     (Connection, "data_received", "read"),
     (RequestResponseCycle, "run_asgi", "route"),
-    (routes, "read_image", "parse"),
-    (Journey, "decode", "decode"),
+    (predict, "read_image", "parse"),
+    (Pipeline, "decode", "decode"),
     (Batcher, "submit", "queue"),
     (Batcher, "_run", "queue"),
     (GluonEngine, "infer", "infer"),
-    (routes, "_respond", "respond"),
+    (predict, "_respond", "respond"),
     (Response, "__call__", "respond"),
     (middleware, "log_request", "respond"),
     (Metrics, "end_request", "respond"),

@@ -24,12 +24,12 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from service.app import LOAD_ENGINE, create_app, imported
-from service.local import exit_status
-from service.logs import configure, log
-from service.origins import allowed_hosts, is_loopback
-from service.server import Server
-from service.serving import Serving
+from service.http.origins import allowed_hosts, is_loopback
+from service.inference.model_host import exit_status
+from service.inference.serving import Serving
+from service.server.server import Server
 from service.settings import PREFIX, BadSettings, Settings, load_settings, unknown
+from service.telemetry.logs import configure, log
 from service.workers.supervisor import Supervisor
 
 YOUNG = 5000

@@ -24,36 +24,32 @@ from starlette.types import ASGIApp
 
 import model_store.engine
 from model_store.engine import GluonEngine
-from service import (
-    admin,
-    documentation,
-    errors,
-    inference,
-    pages,
-    protocol,
-    repository,
-    routes,
-    schemas,
-)
+from service import errors
+from service.api import documentation, pages, predict, probes, schemas
+from service.api.scrapes import Scrapes
 from service.decoding.limits import Limits, limits
 from service.decoding.pool import Decoders
-from service.direct import Shortcut
-from service.journey import Provisions
-from service.keys import Keys
-from service.local import LoadEngine, Local
-from service.metrics import Metrics
-from service.middleware import ROUTINE, Requests
-from service.origins import Guard
-from service.protocol import LENGTH_HEADER
-from service.rates import Rates
-from service.repository import Repository
-from service.scrapes import Scrapes
-from service.server import Listener, SidePort
-from service.serving import Decoding, Inference, Serving, Versions
+from service.http import problems
+from service.http.api_keys import ApiKeys
+from service.http.fast_path import FastPath
+from service.http.middleware import ROUTINE, RequestMiddleware
+from service.http.origins import Guard
+from service.inference.model_host import LoadEngine, ModelHost
+from service.inference.pipeline import Provisions
+from service.inference.repository import Repository
+from service.inference.repository import folder as folder_of
+from service.inference.serving import Decoding, Inference, Serving, Versions
+from service.rate_limit import RateLimiter
+from service.server.server import Listener, SidePort
 from service.settings import PREFIX, BadSettings, Settings, split
-from service.tracing import from_environment
-from service.workers.hub import Hub
-from service.workers.remote import Remote, RemoteDecoders
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import from_environment
+from service.v2 import repository as v2_repository
+from service.v2 import routes as v2_routes
+from service.v2 import schemas as v2_schemas
+from service.v2.schemas import LENGTH_HEADER
+from service.workers.engine_client import DecoderClient, EngineClient
+from service.workers.engine_server import EngineServer
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
@@ -72,7 +68,7 @@ LOAD_ENGINE = "service.app:load_engine"
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
     """The engine for the model that the settings name. Raises BadModel."""
     return model_store.engine.load_engine(
-        repository.folder(settings),
+        folder_of(settings),
         settings.device,
         settings.engine_threads,
         settings.max_batch_size,
@@ -96,8 +92,8 @@ def create_app(
 
     Raises BadSettings where keys cannot be used, or packages are missing.
     """
-    keys = Keys(_secret(settings.api_keys), settings.api_keys_file)
-    admin_keys = Keys(
+    keys = ApiKeys(_secret(settings.api_keys), settings.api_keys_file)
+    admin_keys = ApiKeys(
         _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
     )
     tracing = from_environment(os.environ)
@@ -108,12 +104,12 @@ def create_app(
     if folder is None:
         # A model that cannot be served ends the process, as the signal does.
         stop = partial(signal.raise_signal, signal.SIGTERM)
-        engine = local = Local(settings, load_engine, metrics, stop, tracing=tracing)
+        engine = local = ModelHost(settings, load_engine, metrics, stop, tracing=tracing)
         versions = Repository(settings, local, metrics.count_load)
         decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
     else:
-        engine = versions = Remote(folder)
-        decoders = RemoteDecoders(folder, _decode_limits(settings))
+        engine = versions = EngineClient(folder)
+        decoders = DecoderClient(folder, _decode_limits(settings))
     serving = Serving(settings, engine, decoders)
 
     @asynccontextmanager
@@ -144,7 +140,7 @@ def create_app(
     app.state.settings = settings
     app.state.serving = serving
     app.state.metrics = metrics
-    app.state.scrapes = Scrapes(partial(routes.render, metrics, serving))
+    app.state.scrapes = Scrapes(partial(probes.render, metrics, serving))
     app.state.tracing = tracing
     app.state.keys = keys
     app.state.provisions = Provisions(settings, serving, keys, _rates(settings), tracing)
@@ -155,15 +151,16 @@ def create_app(
         documentation.replace_routes(app)
     # first, and found without a detour
     app.router.routes[:0] = [
-        *routes.router.routes,
-        *([] if settings.metrics_port is not None else routes.scrapes.routes),
-        *inference.router.routes,
-        *admin.router.routes,
+        *predict.router.routes,
+        *probes.router.routes,
+        *([] if settings.metrics_port is not None else probes.scrapes.routes),
+        *v2_routes.router.routes,
+        *v2_repository.router.routes,
     ]
     if settings.page:
         app.include_router(pages.router(settings.docs))
-    for kind in errors.ANSWERED:
-        app.add_exception_handler(kind, errors.handle)
+    for kind in problems.ANSWERED:
+        app.add_exception_handler(kind, problems.handle)
     if origins := split(settings.cors_origins):
         app.add_middleware(
             CORSMiddleware,
@@ -173,7 +170,7 @@ def create_app(
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
         )
     app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Requests, count=metrics, serving=serving)  # around all: it is added last
+    app.add_middleware(RequestMiddleware, count=metrics, serving=serving)  # outermost
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     if tracing is None:
         app.build_middleware_stack = partial(_lean_stack, app)  # type: ignore[method-assign]
@@ -181,21 +178,20 @@ def create_app(
 
 
 def _lean_stack(app: FastAPI) -> ASGIApp:
-    """FastAPI's, without what nobody needs here: `Requests` has an answer to the unexpected,
-    nothing is traced, and each route bounds its body itself; and with a way past the rest of it."""
+    """FastAPI's stack without the layers that nothing here needs, and with the fast path."""
     stack: ASGIApp = AsyncExitStackMiddleware(app.router)
     stack = ExceptionMiddleware(stack, app.exception_handlers)
-    stack = Shortcut(stack, app.routes)
+    stack = FastPath(stack, app.routes)
     for layer, positional, named in reversed(app.user_middleware):
         stack = layer(stack, *positional, **named)
     return stack
 
 
-def _rates(settings: Settings) -> Rates | None:
+def _rates(settings: Settings) -> RateLimiter | None:
     if settings.rate_limit is None:
         return None
     burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
-    return Rates(settings.rate_limit, burst)
+    return RateLimiter(settings.rate_limit, burst)
 
 
 @asynccontextmanager
@@ -217,12 +213,12 @@ async def _noting(metrics: Metrics, serving: Serving, often: bool) -> AsyncItera
 
 def create_hub(
     settings: Settings, load_engine: LoadEngine, folder: str, on_failure: Callable[[], None]
-) -> Hub:
+) -> EngineServer:
     """The engine that front ends in other processes share; `folder` is theirs, too."""
     metrics = Metrics(folder)
-    local = Local(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
+    local = ModelHost(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
     decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
-    hub = Hub(local, Repository(settings, local, metrics.count_load), decoders)
+    hub = EngineServer(local, Repository(settings, local, metrics.count_load), decoders)
     return hub
 
 
@@ -245,12 +241,12 @@ def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:
                 f"{PREFIX}METRICS_NEED_KEY: on {PREFIX}METRICS_PORT, a port of their own, metrics "
                 "want no key. Leave out one of the two"
             )
-        metrics = Starlette(routes=routes.scrapes.routes)
+        metrics = Starlette(routes=probes.scrapes.routes)
         metrics.state = app.state
         found.append(SidePort(metrics, settings, settings.metrics_port))
     if settings.grpc_port is not None:
         try:
-            from service.rpc.server import RpcServer
+            from service.grpc.server import RpcServer
         except ImportError as error:
             raise BadSettings(
                 f"{PREFIX}GRPC_PORT={settings.grpc_port}: {error}; gRPC wants the packages of an "
@@ -270,10 +266,10 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
     describe = app.openapi
     unseen = (
         schemas.ProblemDetails,
-        protocol.InferenceError,
-        protocol.InferenceRequest,
-        protocol.RepositoryRequest,
-        protocol.RepositoryIndexRequest,
+        v2_schemas.InferenceError,
+        v2_schemas.InferenceRequest,
+        v2_schemas.RepositoryRequest,
+        v2_schemas.RepositoryIndexRequest,
     )
 
     def openapi() -> dict[str, Any]:
@@ -289,7 +285,7 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
             components["securitySchemes"] = SECURITY
         for path, operations in description["paths"].items():
             for method, operation in operations.items():
-                administers = path.startswith(admin.router.prefix)
+                administers = path.startswith(v2_repository.router.prefix)
                 keys = state.admin_keys if administers else state.keys
                 if keys.wanted and (administers or method == "post"):
                     operation["security"] = [{name: []} for name in SECURITY]

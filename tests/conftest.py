@@ -9,12 +9,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image, ImageFile
 
 from model_store import manifest
 from model_store.__main__ import main
 from model_store.params import read_params
 from tests.reference import probabilities
+
+settings.register_profile("shoal", deadline=None)  # a busy machine takes its time
+settings.load_profile("shoal")
 
 IMAGES = 16
 ROOT = pathlib.Path(__file__).parent.parent

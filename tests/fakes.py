@@ -16,8 +16,8 @@ from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalisation, Parameters
 from model_store.precision import Precision
 from model_store.training import cifar10
-from service.logs import log
 from service.settings import Settings
+from service.telemetry.logs import log
 
 MODEL = Manifest(
     name="fake",

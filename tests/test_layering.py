@@ -84,11 +84,11 @@ def test_http_without_mxnet() -> None:
 
 
 def test_one_door_to_grpc() -> None:
-    """gRPC and its messages are known in `service/rpc`, which only `app` knows."""
+    """gRPC and its messages are known in `service/grpc`, which only `app` knows."""
     for path in MODULES:
-        inside = path.parent.name == "rpc"
+        inside = path.parent.name == "grpc"
         assert inside or not {"grpc", "google"} & imports(path)
-        assert inside or path.name == "app.py" or "service.rpc" not in path.read_text()
+        assert inside or path.name == "app.py" or "service.grpc" not in path.read_text()
 
 
 def test_only_app_builds() -> None:

@@ -20,9 +20,9 @@ from fastapi import Request, Response
 from model_store.engine import GluonEngine
 from service.__main__ import serve
 from service.app import create_app, load_engine
-from service.direct import Direct
-from service.logs import configure
+from service.http.fast_path import FastRoute
 from service.settings import Settings, load_settings
+from service.telemetry.logs import configure
 
 ANSWER = b'{"class":"horse","probability":0.91}'
 MOST = 16
@@ -68,6 +68,6 @@ if __name__ == "__main__":
     settings = load_settings()
     configure(settings)
     app = create_app(settings, load)
-    app.router.routes.insert(0, Direct("/predict", predict, methods=["POST"]))
+    app.router.routes.insert(0, FastRoute("/predict", predict, methods=["POST"]))
     app.build_middleware_stack = lambda: app.router  # type: ignore[method-assign]
     sys.exit(serve(app, settings))

@@ -22,8 +22,8 @@ import simplejpeg
 from PIL import Image
 
 from service.decoding import jpeg, picture, png
-from service.decoding.errors import BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType
 from service.decoding.picture import CHANNELS, SIDE, Fault, Undecodable
+from service.errors import BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 (32, 32, 3): height x width x RGB, C-contiguous, read-only."""

@@ -9,7 +9,7 @@ from service.decoding.image import EncodedImage, Pixels
 from service.decoding.process import DecoderProcess
 from service.decoding.queue import FairQueue
 from service.errors import DecodeQueueFull
-from service.rates import Client
+from service.rate_limit import Client
 
 MAX_UNDERESTIMATE = 4.0
 """How many times its estimate an image may take. Those of ordinary photos are right within 2.5."""

@@ -34,8 +34,8 @@ from service.decoding.picture import CHANNELS, SIDE, Fault
 from service.decoding.process import DecoderEnded, DecoderGone, DecoderProcess, StartFailed
 from service.decoding.trust import Trust
 from service.errors import DecoderLost, DecodersDown, DecodersKilled
-from service.logs import log
-from service.rates import Client
+from service.rate_limit import Client
+from service.telemetry.logs import log
 
 ORDINARY_SECONDS = 0.05
 """CPU seconds up to which an image is ordinary, by its estimate."""

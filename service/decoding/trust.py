@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.rates import Client, Rates
+from service.rate_limit import Client, RateLimiter
 
 KILLS, KILLS_SECONDS = 5, 60.0
 """Number of decoders that the images of one client may end at once, and the seconds after which
@@ -15,8 +15,8 @@ class Trust:
     """Of all clients. Each method is told the time in seconds."""
 
     def __init__(self) -> None:
-        self._kills = Rates(KILLS / KILLS_SECONDS, KILLS)
-        self._lies = Rates(1 / DISTRUST_SECONDS, 1)
+        self._kills = RateLimiter(KILLS / KILLS_SECONDS, KILLS)
+        self._lies = RateLimiter(1 / DISTRUST_SECONDS, 1)
 
     def killed(self, client: Client, now: float) -> None:
         """An image of `client` ended a decoder, though it might take what an expensive one may."""

@@ -13,12 +13,12 @@ import uvloop
 
 from service.__main__ import serve
 from service.app import create_app, create_hub, imported
-from service.local import exit_status
-from service.logs import configure, log
-from service.memory import Memory, give_back
+from service.inference.model_host import exit_status
+from service.server.memory import Memory, give_back
 from service.settings import Settings
-from service.workers.hub import Hub
-from service.workers.orders import Orders, obey, receive
+from service.telemetry.logs import configure, log
+from service.workers.bootstrap import Bootstrap, obey, receive
+from service.workers.engine_server import EngineServer
 from service.workers.supervisor import ENGINE
 
 CHECK_EVERY = 1.0
@@ -35,14 +35,14 @@ def main(name: str) -> int:
     return front_end(orders, settings)
 
 
-def front_end(orders: Orders, settings: Settings) -> int:
+def front_end(orders: Bootstrap, settings: Settings) -> int:
     """Speaks HTTP until SIGTERM."""
     obey(orders, lambda: None)
     app = create_app(settings, folder=orders.folder)
     return serve(app, settings, [socket.socket(fileno=each) for each in orders.sockets])
 
 
-async def engine(orders: Orders, settings: Settings) -> int:
+async def engine(orders: Bootstrap, settings: Settings) -> int:
     """Computes until the supervisor says that all front ends have gone. Signals that are sent to
     all processes alike are for the supervisor."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -62,7 +62,7 @@ async def engine(orders: Orders, settings: Settings) -> int:
     return exit_status(hub.local.failure)
 
 
-async def _watch(hub: Hub) -> None:
+async def _watch(hub: EngineServer) -> None:
     """Leaves when only a new process helps, which the supervisor starts here; and gives memory back
     after many images have been decoded."""
     memory = Memory([], hub.images)

@@ -9,7 +9,7 @@ import signal
 import sys
 from dataclasses import dataclass
 
-from service.workers.orders import Orders
+from service.workers.bootstrap import Bootstrap
 
 
 @dataclass(eq=False)
@@ -17,7 +17,7 @@ class Child:
     """Its name, and what it is told as it starts."""
 
     name: str
-    orders: Orders
+    orders: Bootstrap
     process: asyncio.subprocess.Process | None = None
 
     @property

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from service.decoding.image import EncodedImage
-from service.rates import Client
+from service.rate_limit import Client
 
 IMAGE_BYTES: Final = 32 * 32 * 3
 

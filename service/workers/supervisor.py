@@ -25,15 +25,15 @@ from collections.abc import Sequence
 import orjson
 from prometheus_client.multiprocess import mark_process_dead
 
-from service.gauges import PIDS
-from service.local import CANNOT_SERVE
-from service.logs import log
-from service.server import LEFT_AT_ONCE, LINGER
+from service.inference.model_host import CANNOT_SERVE
+from service.server import listening
+from service.server.server import LEFT_AT_ONCE, LINGER
 from service.settings import Settings
-from service.workers import listening
+from service.telemetry.collectors import PIDS
+from service.telemetry.logs import log
+from service.workers.bootstrap import STOP, Bootstrap
 from service.workers.child import Child
-from service.workers.orders import STOP, Orders
-from service.workers.remote import SOCKET
+from service.workers.engine_client import SOCKET
 from service.workers.restarts import Restarts
 
 ENGINE = "engine"
@@ -99,9 +99,11 @@ class Supervisor:
                     own.enter_context(each)
         return found
 
-    def _orders(self, settings: Settings, folder: str, sockets: Sequence[socket.socket]) -> Orders:
+    def _orders(
+        self, settings: Settings, folder: str, sockets: Sequence[socket.socket]
+    ) -> Bootstrap:
         descriptors = [each.fileno() for each in sockets]
-        return Orders.of(settings, folder, descriptors, self._load_engine)
+        return Bootstrap.of(settings, folder, descriptors, self._load_engine)
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._stopping.is_set() and number == signal.SIGINT:

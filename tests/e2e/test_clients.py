@@ -16,7 +16,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from service.server import ACCEPTS
+from service.server.server import ACCEPTS
 from tests.e2e.process import PATIENCE, REAL, ROOT, SCRIPTED, Server
 from tests.service.conftest import png
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from service.origins import ANY_HOST
+from service.http.origins import ANY_HOST
 from tests.e2e.chromium import REBOUND, Chromium, Page
 from tests.e2e.process import PATIENCE, SCRIPTED, Server
 from tests.service.conftest import png

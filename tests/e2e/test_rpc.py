@@ -31,7 +31,7 @@ from tritonclient.utils import InferenceServerException
 
 from model_store import manifest
 from model_store.params import read_params
-from service.rpc.frames import (
+from service.grpc.frames import (
     END_HEADERS,
     END_STREAM,
     HEAD,

@@ -26,8 +26,8 @@ from batching import watchdog
 from model_store.engine import Image, Probabilities
 from service.__main__ import serve
 from service.app import create_app
-from service.logs import configure, log
 from service.settings import Settings, load_settings
+from service.telemetry.logs import configure, log
 from tests.fakes import FakeEngine
 
 FAULTY = ("-m", "tests.faults.faulty")

@@ -22,21 +22,22 @@ import atheris
 
 with atheris.instrument_imports(include=["service", "model_store", "python_multipart", "PIL"]):
     from model_store.params import BadParams, read_params
-    from service.decoding.errors import (
+    from service.decoding.image import identify
+    from service.errors import (
         BadImage,
         ImageTooExpensive,
         ImageTooLarge,
+        MissingImage,
+        NotReady,
         UnsupportedImageType,
     )
-    from service.decoding.image import identify
-    from service.errors import MissingImage, NotReady
-    from service.form import Form, boundary
-    from service.local import Local
-    from service.serving import Decoding, Versions
+    from service.inference.model_host import ModelHost
+    from service.inference.serving import Decoding, Versions
+    from service.upload.multipart import Form, boundary
+    from service.workers.connection import Link
+    from service.workers.engine_client import _Engine
+    from service.workers.engine_server import EngineServer, _FrontEnd
     from service.workers.frames import BOUNDS, BadFrame, FrameReader
-    from service.workers.hub import Hub, _FrontEnd
-    from service.workers.link import Link
-    from service.workers.remote import _Engine
 
 MAX_PIXELS = 250_000
 HEAD = struct.Struct("=IBQ")
@@ -137,7 +138,7 @@ def _frames(pieces: list[bytes]) -> list[tuple[int, int, bytes]] | None:
 
 
 async def _link(pieces: list[bytes]) -> None:
-    hub = Hub(cast(Local, _NoEngine()), cast(Versions, None), cast(Decoding, None))
+    hub = EngineServer(cast(ModelHost, _NoEngine()), cast(Versions, None), cast(Decoding, None))
     ends: list[Link] = [_FrontEnd(hub), _Engine()]
     for end in ends:
         wire = _Wire()

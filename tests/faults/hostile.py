@@ -520,7 +520,7 @@ def inference(images: list[bytes]) -> bytes:
 
 def message(model: str, images: list[bytes]) -> bytes:
     """The images as a message of the Open Inference Protocol over gRPC."""
-    from service.rpc.messages import ModelInferRequest  # of an extra
+    from service.grpc.messages import ModelInferRequest  # of an extra
 
     request = ModelInferRequest(model_name=model)
     tensor = request.inputs.add(name="image", datatype="BYTES", shape=[len(images)])

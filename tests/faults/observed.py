@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from model_store.engine import GluonEngine
 from service.__main__ import serve
 from service.app import create_app, load_engine
-from service.logs import configure, log
 from service.settings import Settings, load_settings
+from service.telemetry.logs import configure, log
 
 OBSERVED = ("-m", "tests.faults.observed")
 LOOKS = 50

@@ -11,8 +11,8 @@ import time
 import httpx
 import pytest
 
-from service.connection import HEAD_BYTES, READ_BYTES
-from service.rpc.frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, field, frame
+from service.grpc.frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, field, frame
+from service.server.connection import HEAD_BYTES, READ_BYTES
 from tests.e2e.process import PATIENCE, Server
 from tests.faults.faulty import FAULTY
 from tests.faults.process import resident
@@ -24,7 +24,7 @@ COUNT = 100
 SECONDS = 4
 MEGABYTE = 2**20
 BOUND = COUNT * (3 * HEAD_BYTES + 4 * READ_BYTES) / MEGABYTE
-"""MB: what `service/connection.py` says that they may hold."""
+"""MB: what `service/server/connection.py` says that they may hold."""
 SLACK = 16
 """MB that allocators keep."""
 GET = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\n"

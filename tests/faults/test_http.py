@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.budget import GRACE, LOOK
+from service.upload.memory import CHECK_INTERVAL, GRACE
 from tests.e2e.process import Server
 from tests.e2e.test_overload import resident
 from tests.faults.faulty import FAULTY, Fault, picture
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 GET = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\n"
 POST = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nContent-Type: image/png\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
-SLOW_SECONDS = GRACE * LOOK
+SLOW_SECONDS = GRACE * CHECK_INTERVAL
 """After which an upload would be ended for its pace, were its time not up before."""
 BAD = ["400 bad_request"]
 """And the connection ends: nothing behind it is taken for a request."""

@@ -8,11 +8,11 @@ import pytest
 
 from service.app import create_app
 from service.decoding.limits import limits
-from service.origins import allowed_hosts
-from service.server import LINGER
+from service.http.origins import allowed_hosts
+from service.server.server import LINGER
 from service.settings import PREFIX, Settings, unknown
-from service.tracing import wanted
-from service.workers.remote import MAX_DECODE_BYTES
+from service.telemetry.tracing import wanted
+from service.workers.engine_client import MAX_DECODE_BYTES
 from service.workers.supervisor import GRACE
 from tests.fakes import FakeEngine
 from tests.k8s.manifests import (
@@ -32,7 +32,7 @@ PODS = ("Deployment", "InferenceService")
 CONNECTION_BYTES = 260 * 1024
 """What a hostile connection can hold, measured: docs/reliability.md."""
 RPC_CONNECTION_BYTES = 160 * 1024
-"""What the relay of a gRPC connection can hold: service/rpc/relay.py."""
+"""What the relay of a gRPC connection can hold: service/grpc/relay.py."""
 RPC_CALLS_BYTES = 110 * 2**20
 """What gRPC holds for calls whose answers are not read, measured: docs/reliability.md."""
 MARGIN = 5
@@ -124,8 +124,8 @@ def test_grace(combination: str) -> None:
     """No stop, however slow, is cut short: preStop, then everything that service/ does."""
     pod, settings = pod_of(rendered(combination)), settings_of(combination)
     sleep = container_of(rendered(combination))["lifecycle"]["preStop"]["sleep"]["seconds"]
-    stop = settings.drain_delay + LINGER + settings.shutdown_timeout  # service/server.py
-    stop += settings.shutdown_timeout  # service/local.py: the batcher and the engine
+    stop = settings.drain_delay + LINGER + settings.shutdown_timeout  # service/server/server.py
+    stop += settings.shutdown_timeout  # service/inference/model_host.py: the batcher and the engine
     if settings.workers > 1:
         stop += 2 * GRACE  # service/workers/supervisor.py: for front ends, then for the engine
     assert sleep + stop + MARGIN <= pod["terminationGracePeriodSeconds"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import errors
+from service.http import problems
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.k8s.manifests import K8S, Object, load
@@ -74,7 +74,7 @@ def test_metrics_exist(told: set[str], who: str, query: str) -> None:
 @pytest.mark.parametrize(("who", "query"), list(queries()), ids=lambda value: value[:20])
 def test_labels_exist(who: str, query: str) -> None:
     """Codes, routes and stages that a query picks are ones that the service uses."""
-    codes = {problem.code for problem in errors.PROBLEMS.values()}
+    codes = {problem.code for problem in problems.PROBLEMS.values()}
     for known, label in ((codes, "code"), ({"/predict"}, "route"), ({"queue"}, "stage")):
         for value in re.findall(rf'{label}=~?"([^"]+)"', query):
             assert set(value.split("|")) <= known

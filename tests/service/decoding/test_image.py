@@ -20,14 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from service.decoding.errors import (
-    BadImage,
-    ImageTooExpensive,
-    ImageTooLarge,
-    UnsupportedImageType,
-)
 from service.decoding.image import Pixels, identify
 from service.decoding.picture import SIDE
+from service.errors import BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType
 from tests.service import synthetic
 from tests.service.synthetic import CHART, encode, flat, flat_rows, noise, png
 
@@ -596,7 +591,7 @@ def test_nothing_is_printed() -> None:
 
 GROWTH = """if True:
     import pathlib, re, sys
-    from service.decoding.errors import BadImage, ImageTooLarge
+    from service.errors import BadImage, ImageTooLarge
     from service.decoding.image import identify
 
     def peak():

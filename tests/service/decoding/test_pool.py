@@ -12,7 +12,6 @@ import pytest
 
 from batching import DeadlineUnreachable
 from service.decoding import pool
-from service.decoding.errors import BadImage, ImageTooExpensive, ImageTooLarge
 from service.decoding.image import EncodedImage, Pixels
 from service.decoding.launch import Template
 from service.decoding.limits import ORDINARY_MEMORY, Limits
@@ -25,7 +24,14 @@ from service.decoding.process import (
     StartFailed,
 )
 from service.decoding.trust import DISTRUST_SECONDS, KILLS
-from service.errors import DecoderLost, DecodersDown, DecodersKilled
+from service.errors import (
+    BadImage,
+    DecoderLost,
+    DecodersDown,
+    DecodersKilled,
+    ImageTooExpensive,
+    ImageTooLarge,
+)
 from tests.fakes import Clock
 
 PIXELS = bytes(32 * 32 * 3)

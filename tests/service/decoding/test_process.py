@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.decoding.errors import BadImage
 from service.decoding.image import as_pixels, identify
 from service.decoding.launch import Template
 from service.decoding.picture import Fault
@@ -27,6 +26,7 @@ from service.decoding.process import (
     DecoderProcess,
     StartFailed,
 )
+from service.errors import BadImage
 from tests.service import synthetic
 from tests.service.synthetic import encode
 

@@ -16,23 +16,22 @@ import pytest
 from batching import DeadlineUnreachable, Draining, EngineFailed, QueueFull
 from model_store.engine import Image
 from model_store.manifest import BadModel, Identity
-from service.decoding.errors import BadImage
 from service.decoding.image import EncodedImage, Pixels
 from service.decoding.limits import Limits
-from service.errors import DecodeQueueFull, LoadFailed, NotReady, UnknownModel, Unloaded
-from service.local import Local
-from service.metrics import Metrics
-from service.rates import Client
-from service.repository import Repository
-from service.serving import Classified
+from service.errors import BadImage, DecodeQueueFull, LoadFailed, NotReady, UnknownModel, Unloaded
+from service.inference.model_host import ModelHost
+from service.inference.repository import Repository
+from service.inference.serving import Classification
+from service.rate_limit import Client
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 from service.workers import frames
-from service.workers.hub import Hub
-from service.workers.link import HIGH_WATER, Link
-from service.workers.refusals import Unexpected
-from service.workers.remote import MAX_DECODE_BYTES, SOCKET, Remote, RemoteDecoders
+from service.workers.connection import HIGH_WATER, Link
+from service.workers.engine_client import MAX_DECODE_BYTES, SOCKET, DecoderClient, EngineClient
+from service.workers.engine_server import EngineServer
+from service.workers.error_codec import Unexpected
 from tests.fakes import MODEL, FakeEngine
-from tests.service.test_repository import add
+from tests.service.v2.test_repository import add
 
 LIMITS = Limits(ordinary=1, expensive=1, expensive_memory=2**29, max_seconds=1.0)
 
@@ -77,7 +76,7 @@ class Pair:
     def __init__(self, folder: pathlib.Path, engine: FakeEngine, settings: Settings) -> None:
         self.folder = folder
         self.loads: list[str] = []
-        self.local = Local(
+        self.local = ModelHost(
             settings,
             engine.load,
             Metrics(),
@@ -86,7 +85,7 @@ class Pair:
         )
         self.decoders = FakeDecoders()
         repository = Repository(settings, self.local, self.loads.append)
-        self.hub = Hub(self.local, repository, self.decoders)
+        self.hub = EngineServer(self.local, repository, self.decoders)
         self.address = socket.socket(socket.AF_UNIX)
         self.address.bind(str(folder / SOCKET))
         self.address.listen()
@@ -97,15 +96,15 @@ class Pair:
             yield
 
     @asynccontextmanager
-    async def front_end(self) -> AsyncIterator[Remote]:
-        remote = Remote(str(self.folder))
+    async def front_end(self) -> AsyncIterator[EngineClient]:
+        remote = EngineClient(str(self.folder))
         async with remote.running():
             await until(lambda: remote.started)
             yield remote
 
     @asynccontextmanager
-    async def front_end_decoders(self) -> AsyncIterator[RemoteDecoders]:
-        remote = RemoteDecoders(str(self.folder), LIMITS)
+    async def front_end_decoders(self) -> AsyncIterator[DecoderClient]:
+        remote = DecoderClient(str(self.folder), LIMITS)
         async with remote.running():
             await until(lambda: remote._link)
             yield remote
@@ -412,7 +411,7 @@ async def test_a_load_that_fails(pair: Pair, engine: FakeEngine) -> None:
 
 async def test_before_the_model_is_loaded(pair: Pair) -> None:
     """There is a link and nothing is ready; a submit that comes too early is refused."""
-    remote = Remote(str(pair.folder))
+    remote = EngineClient(str(pair.folder))
     async with pair.hub.serving(pair.address.dup()), remote.running():
         await until(lambda: pair.hub.links)
         assert remote.started is None
@@ -422,7 +421,7 @@ async def test_before_the_model_is_loaded(pair: Pair) -> None:
 
 async def test_an_engine_that_does_not_read(pair: Pair) -> None:
     """Costs a front end no more memory than a few mebibytes: then it refuses."""
-    remote = Remote(str(pair.folder))
+    remote = EngineClient(str(pair.folder))
     async with remote.running(), asyncio.timeout(30):
         accepted, _ = await asyncio.to_thread(pair.address.accept)
         with accepted:
@@ -460,7 +459,7 @@ async def test_who_sends_nonsense(
                     pass
         writer.close()
         assert "link between two processes is broken" in caplog.text
-        assert isinstance((await remote.submit(image(1), 5)).value, Classified)
+        assert isinstance((await remote.submit(image(1), 5)).value, Classification)
 
 
 @pytest.mark.parametrize(
@@ -476,7 +475,7 @@ async def test_who_sends_nonsense(
 )
 async def test_an_engine_that_sends_nonsense(pair: Pair, nonsense: bytes) -> None:
     """Is left, and whoever waits hears so at once."""
-    remote = Remote(str(pair.folder))
+    remote = EngineClient(str(pair.folder))
     async with remote.running(), asyncio.timeout(10):
         accepted, _ = await asyncio.to_thread(pair.address.accept)
         with accepted:

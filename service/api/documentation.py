@@ -1,0 +1,51 @@
+"""`/openapi.json` and the files that `/docs` loads, from memory.
+
+FastAPI renders the description anew for each request, and Starlette's StaticFiles resolves each
+part of a path in threads. Both would let clients without a key take the event loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import fastapi_offline
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from service.http.fast_path import FastRoute
+from service.http.files import Handler, serve
+from service.http.security_headers import DOCS_FILES
+
+FOLDER = pathlib.Path(fastapi_offline.__file__).parent / "static"
+MEDIA_TYPES = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon.png": "image/png",
+}
+"""Files of the package that `/docs` loads. The package has more."""
+HEADERS = {"Cache-Control": "no-cache"}  # kept, and asked for again by its ETag
+
+
+def replace_routes(app: FastAPI) -> None:
+    """Serve the description and the files in place of the routes that `app`, made by
+    FastAPIOffline, has for them."""
+    router = APIRouter(include_in_schema=False, route_class=FastRoute)
+    router.add_api_route("/openapi.json", _description(app), methods=["GET", "HEAD"])
+    for name, media_type in MEDIA_TYPES.items():
+        file = serve((FOLDER / name).read_bytes(), media_type, HEADERS)
+        router.add_api_route(f"{DOCS_FILES}{name}", file, methods=["GET", "HEAD"])
+    replaced = {"/openapi.json", DOCS_FILES.rstrip("/")}
+    kept = [route for route in app.routes if getattr(route, "path", None) not in replaced]
+    app.router.routes[:] = [*router.routes, *kept]
+
+
+def _description(app: FastAPI) -> Handler:
+    @functools.cache
+    def rendered() -> Handler:
+        return serve(orjson.dumps(app.openapi()), "application/json", HEADERS)
+
+    async def description(request: Request) -> Response:
+        return await rendered()(request)
+
+    return description

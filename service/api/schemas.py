@@ -1,0 +1,89 @@
+"""The shapes of answers, as OpenAPI describes them. Answers are built in `routes` as plain data."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from service.http.problems import MAX_RETRY_AFTER
+
+
+class Model(BaseModel):
+    """Which model answered."""
+
+    name: str = Field(examples=["cifar_resnet20_v1"])
+    version: str = Field(examples=["1"])
+
+
+class Prediction(BaseModel):
+    """The most probable class of the image."""
+
+    class_: str = Field(alias="class", examples=["horse"])
+    probability: float = Field(ge=0, le=1, examples=[0.9971], description="softmax, of `class`")
+    message: str = Field(
+        examples=["The input picture is classified as [horse], with probability 0.997."]
+    )
+    probabilities: dict[str, float] = Field(
+        description="softmax of every class, in the model's order",
+        examples=[
+            {
+                "airplane": 0.0,
+                "automobile": 0.0,
+                "bird": 0.0,
+                "cat": 0.0002,
+                "deer": 0.0005,
+                "dog": 0.0022,
+                "frog": 0.0,
+                "horse": 0.9971,
+                "ship": 0.0,
+                "truck": 0.0,
+            }
+        ],
+    )
+    model: Model
+
+
+class Ready(BaseModel):
+    """What is ready to serve, and on what."""
+
+    status: str = Field(examples=["ready"])
+    model: Model
+    device: str = Field(examples=["cpu"])
+    device_reason: str = Field(description="why this device", examples=["as asked"])
+    precision: str = Field(examples=["int8"])
+    precision_reason: str = Field(
+        description="why this precision",
+        examples=["measured 92.40% accurate in int8, 92.46% in fp32"],
+    )
+    latency: dict[str, float] = Field(
+        description="seconds that a batch of each size takes, as learned so far",
+        examples=[{"1": 0.0011, "16": 0.0081}],
+    )
+
+
+class Live(BaseModel):
+    status: str = Field(examples=["live"])
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="what happened and what to do")
+    code: str = Field(description="for programs; one a kind of problem")
+    request_id: str
+
+
+class ImageProblem(ProblemDetails):
+    """Why one image of several was not answered."""
+
+    retry_after: int = Field(
+        default=0, ge=1, le=MAX_RETRY_AFTER, description="seconds, where trying again may help"
+    )
+
+
+class Predictions(BaseModel):
+    """One a file, in the order of the files."""
+
+    predictions: list[Prediction | ImageProblem]

@@ -1,0 +1,191 @@
+"""Keys: asked for where there are any, exchanged without a restart, and never told."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from service.app import create_app
+from service.errors import Unauthorized
+from service.http.api_keys import ApiKeys
+from service.settings import BadSettings, Settings
+from tests.fakes import Clock, FakeEngine
+from tests.service.conftest import connected, png
+
+ONE, TWO = "one-key-of-many-letters", "another-key-of-many-letters"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    file = tmp_path / "keys"
+    file.write_text(f"{ONE}\n")
+    return file
+
+
+def allows(keys: ApiKeys, key: str) -> bool:
+    try:
+        keys.check({"x-api-key": key})
+    except Unauthorized:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"authorization": f"Bearer {ONE}"}, True),
+        ({"authorization": f"bearer  {TWO} "}, True),
+        ({"x-api-key": TWO}, True),
+        ({}, False),
+        ({"x-api-key": ""}, False),
+        ({"x-api-key": ONE[:-1]}, False),
+        ({"x-api-key": ONE + "x"}, False),
+        ({"x-api-key": f"{ONE},{TWO}"}, False),
+        ({"x-api-key": "ключ-из-многих-букв"}, False),
+        ({"authorization": ONE}, False),
+        ({"authorization": f"Basic {ONE}"}, False),
+        ({"authorization": "Bearer wrong-wrong-wrong", "x-api-key": ONE}, False),
+    ],
+)
+def test_a_key_must_be_one_of_them(headers: dict[str, str], allowed: bool) -> None:
+    """As a bearer token or in a header of its own; whole, and alone."""
+    keys = ApiKeys(f"{ONE}, {TWO}")
+    if allowed:
+        keys.check(headers)
+    else:
+        with pytest.raises(Unauthorized):
+            keys.check(headers)
+
+
+def test_nobody_is_asked_where_there_are_none() -> None:
+    keys = ApiKeys()
+    keys.check({})
+    assert not keys.wanted
+
+
+def test_a_file_is_read_again_when_it_changes(file: pathlib.Path, clock: Clock) -> None:
+    """A key that was added is good, one that was removed is not, a second later."""
+    keys = ApiKeys(file=file, clock=clock)
+    assert allows(keys, ONE) and not allows(keys, TWO)
+    file.write_text(f"{ONE}\n{TWO}\n")
+    assert not allows(keys, TWO)
+    clock.now = 1.1
+    assert allows(keys, ONE) and allows(keys, TWO)
+    (replaced := file.with_name("new")).write_text(TWO)
+    replaced.replace(file)
+    clock.now = 2.2
+    assert not allows(keys, ONE) and allows(keys, TWO)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"short", b"\xff" * 20])
+def test_a_file_that_is_of_no_use_changes_nothing(
+    file: pathlib.Path, clock: Clock, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gone, empty or torn: the keys of before stay, and the log says so once."""
+    keys = ApiKeys(file=file, clock=clock)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    for clock.now in (1.1, 2.2, 3.3):
+        assert allows(keys, ONE) and not allows(keys, "short") and not allows(keys, "")
+    assert len([record for record in caplog.records if "stay as they were" in record.message]) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"short", b"\xff" * 20])
+def test_a_file_must_hold_keys_at_the_start(file: pathlib.Path, content: bytes | None) -> None:
+    """A server that was meant to be closed does not start open."""
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(BadSettings, match=str(file)):
+        ApiKeys(file=file)
+
+
+def test_a_short_key_is_refused_without_being_told() -> None:
+    with pytest.raises(BadSettings, match="SHOAL_API_KEYS: a key is shorter") as refused:
+        ApiKeys(f"{ONE},tiny-secret")
+    assert "tiny" not in str(refused.value)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    """Of a server that wants a key."""
+    app = create_app(Settings(api_keys=SecretStr(ONE)), FakeEngine().load)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            yield client
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/fake/infer"])
+async def test_wherever_images_are_sent(client: httpx.AsyncClient, path: str) -> None:
+    """No way around it; what tells of the server and its model stays open."""
+    refused = await client.post(path, files={"img": png(7)})
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+    headers = {"authorization": f"Bearer {ONE}"}
+    assert (await client.post(path, files={"img": png(7)}, headers=headers)).status_code != 401
+    for open_path in "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/fake":
+        assert (await client.get(open_path)).status_code == 200
+    described = (await client.get("/openapi.json")).json()["paths"]
+    for path, methods in described.items():
+        if "post" in methods and not path.startswith("/v2/repository"):
+            assert methods["post"]["security"] == [{"bearer": []}, {"key": []}]
+
+
+async def test_who_has_none_is_told_how_to_send_one(client: httpx.AsyncClient) -> None:
+    """401 as a problem, before the upload is looked at; probes and docs stay open."""
+    files = {"img": png(7)}
+    refused = await client.post("/predict", files=files)
+    assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    answered = await client.post("/predict", files=files, headers={"x-api-key": ONE})
+    assert answered.status_code == 200
+    for path in "/healthz", "/readyz", "/metrics", "/docs":
+        assert (await client.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/v2/health/live"]
+)
+async def test_metrics_may_want_one_too(path: str) -> None:
+    """Where the settings say so; what else is open stays open."""
+    settings = Settings(api_keys=SecretStr(ONE), metrics_need_key=True)
+    async with connected(settings, FakeEngine()) as client:
+        assert (await client.get("/metrics")).status_code == 401
+        allowed = await client.get("/metrics", headers={"authorization": f"Bearer {ONE}"})
+        assert allowed.status_code == 200 and "shoal_ready 1.0" in allowed.text
+        assert (await client.get(path)).status_code == 200
+
+
+def test_metrics_on_a_port_of_their_own_want_none() -> None:
+    """Who asks for both is told that they do not go together."""
+    settings = Settings(api_keys=SecretStr(ONE), metrics_need_key=True, metrics_port=0)
+    with pytest.raises(BadSettings, match="SHOAL_METRICS_PORT"):
+        create_app(settings, FakeEngine().load)
+
+
+async def test_no_key_is_ever_told(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in the description, the log, an error or the settings' own text; how to send one is."""
+    caplog.set_level("DEBUG")
+    wrong = {"authorization": f"Bearer {TWO}"}
+    refused = await client.post("/predict", headers=wrong)
+    description = await client.get("/openapi.json")
+    told = "".join([refused.text, str(refused.headers), description.text, caplog.text])
+    told += "".join(str(vars(record)) for record in caplog.records)
+    told += repr(Settings(api_keys=SecretStr(ONE)))
+    assert ONE not in told and TWO not in told
+    schemes = description.json()["components"]["securitySchemes"]
+    assert description.json()["paths"]["/predict"]["post"]["security"] == [{s: []} for s in schemes]

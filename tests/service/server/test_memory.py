@@ -1,0 +1,69 @@
+"""When memory is given back to the system."""
+
+from __future__ import annotations
+
+from service.server.connection_limit import Connections
+from service.server.memory import MANY, MANY_BYTES, Memory, give_back
+from service.upload.memory import UploadMemory
+
+
+class Open:
+    """A connection."""
+
+    def make_room(self) -> None: ...
+
+
+def opened(connections: Connections, count: int) -> None:
+    for _ in range(count):
+        assert connections.admit()
+        connections.connections.add(Open())  # type: ignore[arg-type]
+
+
+def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> None:
+    """Not at rest, not while they are open, and not for a few."""
+    memory = Memory([connections := Connections(1000)], UploadMemory(0))
+    assert not memory.is_worth_giving_back()
+    opened(connections, MANY - 1)
+    connections.connections.clear()
+    assert not memory.is_worth_giving_back()
+    opened(connections, 10 * MANY)
+    assert not memory.is_worth_giving_back()
+    while len(connections.connections) > 5 * MANY:
+        assert not memory.is_worth_giving_back()
+        connections.connections.pop()
+    assert memory.is_worth_giving_back()
+    assert not memory.is_worth_giving_back()
+    connections.connections.clear()
+    assert memory.is_worth_giving_back()
+
+
+def test_the_connections_of_each_port_count() -> None:
+    """Those of one port close while those of the other stay open."""
+    ports = [Connections(1000), Connections(1000)]
+    memory = Memory(ports, UploadMemory(0))
+    for closing, other in (ports, reversed(ports)):
+        opened(other, 10 * MANY - other.held)
+        opened(closing, 2 * MANY - closing.held)
+        closing.connections.clear()
+        assert memory.is_worth_giving_back()
+        assert not memory.is_worth_giving_back()
+
+
+def test_uploads_count() -> None:
+    """Memory is given back once after half of many bytes were freed, with no connection closed."""
+    memory = Memory([Connections(1000)], budget := UploadMemory(4 * MANY_BYTES))
+    small, large = budget.holding(), budget.holding()
+    small.add(MANY_BYTES - 1)
+    small.release()
+    assert not memory.is_worth_giving_back()
+    small.add(MANY_BYTES)
+    large.add(MANY_BYTES)
+    assert not memory.is_worth_giving_back()
+    large.release()
+    assert memory.is_worth_giving_back()
+    assert not memory.is_worth_giving_back()
+
+
+def test_give_back_does_nothing_that_is_noticed() -> None:
+    """On any system."""
+    give_back()

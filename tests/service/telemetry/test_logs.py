@@ -1,0 +1,287 @@
+"""Logs: one line a record, for machines or for people, without pixels."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.settings import Settings
+from service.telemetry.logs import JsonFormatter, Output, TextFormatter
+from tests.fakes import FakeEngine
+from tests.service.conftest import png
+
+
+def record(**extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("shoal", logging.INFO, __file__, 1, "hello %s", ("you",), None)
+    made.created, made.msecs = 1_700_000_000.25, 250
+    made.__dict__.update(extra)
+    return made
+
+
+def test_json() -> None:
+    """A JSON object a line: time in UTC, level, message, and the record's fields."""
+    line = JsonFormatter().format(record(fields={"status": 200, "path": '/a"b\n'}))
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "2023-11-14T22:13:20.250Z",
+        "level": "info",
+        "message": "hello you",
+        "status": 200,
+        "path": '/a"b\n',
+    }
+
+
+def test_traceback_in_one_json_line() -> None:
+    try:
+        raise ValueError("why")
+    except ValueError:
+        line = JsonFormatter().format(record(exc_info=sys.exc_info()))
+    assert "\n" not in line and "ValueError: why" in json.loads(line)["traceback"]
+
+
+def test_text() -> None:
+    line = TextFormatter().format(record(fields={"status": 200}))
+    assert line.endswith("info     hello you  status=200")
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """To read from and to write to; both may be closed meanwhile."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
+
+
+def output(descriptor: int) -> Output:
+    made = Output(descriptor)
+    made.setFormatter(JsonFormatter())
+    return made
+
+
+def test_what_cannot_be_written_is_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    """A full disk, a closed pipe, a closed descriptor: no error, nothing on standard error."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for descriptor in (writer, full):
+        lossy = output(descriptor)
+        for _ in range(3):
+            lossy.handle(record())
+        os.close(descriptor)
+        lossy.handle(record())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lost_lines_are_counted(pipe: tuple[int, int]) -> None:
+    """The next one that can be written says how many; half a line does not spoil another."""
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    os.write(writer, b"x" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) - 4096))
+    told = output(writer)
+    told.handle(record(fields={"long": "y" * 6000}))
+    told.handle(record())
+    os.set_blocking(reader, False)
+    before = os.read(reader, 1 << 20)
+    assert before.endswith(b"y")
+    told.handle(record())
+    told.handle(record())
+    first, *lines = os.read(reader, 1 << 20).decode().split("\n")
+    assert first == "" and lines.pop() == ""
+    warning, *others = [json.loads(line) for line in lines]
+    assert (warning["level"], warning["lost"]) == ("warning", 2)
+    assert [line["message"] for line in others] == ["hello you"] * 2
+
+
+@pytest.mark.slow
+def test_standard_streams_that_were_closed() -> None:
+    """Are not those of a client later: what opens next gets another descriptor."""
+    code = (
+        "from service import logs; import os; logs._keep_standard_streams(); print(os.open('/', 0))"
+    )
+    command = ["sh", "-c", f'exec {sys.executable} -c "{code}" <&- 2>&-']
+    assert subprocess.run(command, stdout=subprocess.PIPE).stdout == b"3\n"
+
+
+def test_a_client_cannot_forge_a_line() -> None:
+    """What moves a cursor or begins a line is shown, not done."""
+    line = TextFormatter().format(record(fields={"path": "/x\n12:00:00 info \x1b[31m", "size": 3}))
+    assert line.endswith(r"path='/x\n12:00:00 info \x1b[31m'  size=3") and line.isprintable()
+
+
+async def test_one_line_a_request(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each request is told once: who, what, how it ended, and where the time went."""
+    caplog.set_level(logging.INFO)
+    files = {"img": png(7)}
+    await client.post("/predict?key=secret", files=files, headers={"x-request-id": "one"})
+    await client.post("/predict", headers={"x-request-id": "two"})
+    fields = [record.fields for record in caplog.records if record.getMessage() == "request"]  # type: ignore[attr-defined]
+    one, two = fields
+    assert (one["request_id"], one["method"], one["path"], one["status"]) == (
+        "one",
+        "POST",
+        "/predict",
+        200,
+    )
+    assert {"decode_seconds", "queue_seconds", "infer_seconds", "seconds"} <= set(one)
+    assert (two["status"], two["code"]) == (422, "missing_image")
+    assert "secret" not in str(fields)
+
+
+@pytest.mark.parametrize("text", ["x", "%00", "%F0%9F%98%80"])
+@pytest.mark.parametrize("method", ["GET", "POST", "X"])
+async def test_lines_of_requests_are_bounded(
+    settings: Settings,
+    engine: FakeEngine,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    text: str,
+) -> None:
+    """A client cannot fill the disk with long paths and headers: the log has their beginning."""
+    caplog.set_level(logging.INFO)
+    path = "/" + text * (60_000 // len(text))
+    forwarded = "x" * 60_000  # by a trusted proxy that does not check it
+    transport = httpx.ASGITransport(create_app(settings, engine.load), client=(forwarded, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        await client.request(method, path, headers={"x-request-id": "x" * 60_000})
+    (told,) = [record for record in caplog.records if record.getMessage() == "request"]
+    fields = told.fields  # type: ignore[attr-defined]
+    assert fields["path"] == urllib.parse.unquote(path)[:1024]
+    assert fields["client"] == forwarded[:1024]
+    assert all(len(str(value)) <= 1024 for value in fields.values())
+    assert len(JsonFormatter().format(told)) < 10_000
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v2/health/ready"])
+@pytest.mark.parametrize(
+    ("level", "method", "told"),
+    [(logging.INFO, "GET", 0), (logging.DEBUG, "GET", 1), (logging.INFO, "DELETE", 1)],
+)
+async def test_probes_that_find_all_well_are_not_told(
+    client: httpx.AsyncClient,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    level: int,
+    method: str,
+    told: int,
+) -> None:
+    """They come every few seconds: told only when debugging, or when something is wrong."""
+    caplog.clear()
+    caplog.set_level(level)
+    await client.request(method, path)
+    assert [r.getMessage() for r in caplog.records if r.name == "shoal"] == ["request"] * told
+
+
+class Packets:
+    """A pipe that keeps apart what each write said."""
+
+    def __init__(self) -> None:
+        self.ends = os.pipe2(os.O_DIRECT | os.O_NONBLOCK)
+        self._writes: list[str] = []
+
+    @property
+    def writes(self) -> list[str]:
+        with contextlib.suppress(BlockingIOError):
+            while packet := os.read(self.ends[0], 4096):
+                self._writes.append(packet.decode())
+        return self._writes
+
+
+@pytest.fixture
+def stream() -> Iterator[Packets]:
+    packets = Packets()
+    yield packets
+    for end in packets.ends:
+        os.close(end)
+
+
+@pytest.fixture
+def told(stream: Packets) -> Iterator[logging.Logger]:
+    """A logger whose lines go to `stream`."""
+    logger, handler = logging.getLogger("told"), Output(stream.ends[1])
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    yield logger
+    logger.removeHandler(handler)
+    handler.close()
+
+
+async def test_lines_of_a_turn_are_one_write(told: logging.Logger, stream: Packets) -> None:
+    """What a turn of the loop logs is written when it ends, in order; and so in the next turn."""
+    told.info("a")
+    told.info("b")
+    assert stream.writes == []
+    await asyncio.sleep(0)
+    told.info("c")
+    await asyncio.sleep(0)
+    assert stream.writes == ["a\nb\n", "c\n"]
+
+
+async def test_a_warning_does_not_wait(told: logging.Logger, stream: Packets) -> None:
+    """It may be the last that the process says; what was before it comes before it."""
+    told.info("a")
+    told.warning("b")
+    assert stream.writes == ["a\nb\n"]
+
+
+def test_without_a_loop_lines_are_written_at_once(told: logging.Logger, stream: Packets) -> None:
+    told.info("a")
+    assert stream.writes == ["a\n"]
+
+
+def test_a_line_that_cannot_be_made_is_lost(stream: Packets) -> None:
+    """It ends no request, and the next line says that one was lost."""
+
+    class Unprintable:
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    with contextlib.closing(Output(stream.ends[1])) as output:
+        output.handle(record(args=(Unprintable(),)))
+        output.handle(record())
+    lost, line = "".join(stream.writes).splitlines()
+    assert "log lines could not be written" in lost
+    assert line == "hello you"
+
+
+async def test_another_thread_writes_at_once(told: logging.Logger, stream: Packets) -> None:
+    """And with its line those that waited for the end of the loop's turn."""
+    told.info("a")
+    thread = threading.Thread(target=told.info, args=["b"])
+    thread.start()
+    thread.join()
+    assert stream.writes == ["a\nb\n"]
+
+
+def test_nothing_is_lost_when_the_loop_ends(told: logging.Logger, stream: Packets) -> None:
+    """A line of its last moment is written by `logging.shutdown`, and later loops go on."""
+
+    async def last_word() -> None:
+        asyncio.get_running_loop().stop()
+        told.info("a")
+
+    loop = asyncio.new_event_loop()
+    with contextlib.suppress(RuntimeError):
+        loop.run_until_complete(last_word())
+    loop.close()
+    logging.shutdown()
+    assert "".join(stream.writes) == "a\n"
+    told.info("b")
+    assert "".join(stream.writes) == "a\nb\n"

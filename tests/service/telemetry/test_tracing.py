@@ -1,0 +1,173 @@
+"""Whether traces are sent, by OpenTelemetry's variables; tests/e2e has what is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+
+from service.settings import Settings
+from service.telemetry.tracing import TraceId, Tracing, from_environment
+from tests.fakes import FakeEngine
+from tests.service.conftest import connected, png
+
+HERE = "http://127.0.0.1:1"
+CALLER = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
+
+
+@pytest.fixture(autouse=True)
+def filters() -> Iterator[None]:
+    """As they were, afterwards."""
+    handlers = logging.getLogger().handlers
+    before = [list(handler.filters) for handler in handlers]
+    yield
+    for handler, filters in zip(handlers, before, strict=False):
+        handler.filters = filters
+
+
+class Kept(SpanProcessor):
+    """Keeps what has ended."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.spans if span.name == name]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OTEL_SERVICE_NAME": "shoal"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
+        {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": HERE},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_SDK_DISABLED": "true"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_TRACES_EXPORTER": "none"},
+    ],
+)
+def test_off(environment: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    assert from_environment(environment) is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE},
+        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": HERE},
+        {"OTEL_TRACES_EXPORTER": "otlp"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+    ],
+)
+async def test_on(environment: dict[str, str]) -> None:
+    tracing = from_environment(environment)
+    assert tracing is not None
+    await tracing.close()
+
+
+def test_a_protocol_that_is_not_spoken(caplog: pytest.LogCaptureFixture) -> None:
+    """Predictions are worth more than traces: a word in the log, and no end of the process."""
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}
+    assert from_environment(environment) is None
+    assert "'http/json' is not one of http/protobuf, grpc" in caplog.text
+
+
+def test_without_the_packages(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
+    assert from_environment({"OTEL_EXPORTER_OTLP_ENDPOINT": HERE}) is None
+    assert "pip install 'shoal[otel]'" in caplog.text
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """What an application made with it tells."""
+    kept = Kept()
+    monkeypatch.setattr("service.app.from_environment", lambda environment: Tracing(kept))
+    return kept
+
+
+async def test_each_image_of_a_request(kept: Kept, engine: FakeEngine, settings: Settings) -> None:
+    """Has its own decode, queue and infer; a batch has one link to the request they are of."""
+    async with connected(settings, engine) as client:
+        await client.post("/predict/batch", files=[("img", png(red)) for red in range(3)])
+    (batch,) = kept.named("batch")
+    (request,) = kept.named("POST /predict/batch")
+    assert [len(kept.named(stage)) for stage in ("read", "decode", "queue", "infer")] == [
+        1,
+        3,
+        3,
+        3,
+    ]
+    assert [link.context.span_id for link in batch.links] == [request.context.span_id]
+
+
+async def test_a_batch_is_nobodys_child() -> None:
+    """Not even of the request that had the model loaded, whose context the batcher may run in."""
+    kept, image = Kept(), np.zeros((32, 32, 3), np.uint8)
+    tracing = Tracing(kept)
+    with tracing.requested("load", {}, {}), tracing.seated(image):
+        await tracing.batches(FakeEngine().infer)([image])
+    (batch,) = kept.named("batch")
+    (load,) = kept.named("load")
+    assert batch.parent is None and batch.context.trace_id != load.context.trace_id
+
+
+async def test_who_leaves(kept: Kept, engine: FakeEngine, settings: Settings) -> None:
+    """A request that ran out of time says where; nothing of it is kept for a later batch."""
+    engine.seconds = 0.5
+    engine.warm_up_seconds = {8: [0.001] * 3}
+    async with connected(settings, engine) as client:
+        late = {"x-request-timeout": "0.2"}
+        answer = await client.post("/predict", files={"img": png(7)}, headers=late | CALLER)
+        assert answer.status_code == 504
+        (queue,) = kept.named("queue")
+        assert queue.status.description == "TimeoutError"
+        tracing: Tracing = client._transport.app.state.tracing  # type: ignore[attr-defined]
+        assert not tracing._seats
+        async with asyncio.timeout(10):
+            while not kept.named("batch"):  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.01)
+
+
+async def test_an_engine_that_fails(kept: Kept, engine: FakeEngine, settings: Settings) -> None:
+    engine.error = RuntimeError("broken")
+    async with connected(settings, engine) as client:
+        assert (await client.post("/predict", files={"img": png(7)})).status_code == 500
+    (batch,) = kept.named("batch")
+    assert not batch.status.is_ok and batch.events[0].name == "exception"
+
+
+async def test_the_trace_in_the_log(
+    kept: Kept,
+    engine: FakeEngine,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each line that belongs to a request names its trace; others do not."""
+    caplog.handler.addFilter(TraceId())
+    caplog.set_level("INFO")
+    async with connected(settings, engine) as client:
+        await client.post("/predict", files={"img": png(7)}, headers=CALLER)
+    by_message = {record.message: getattr(record, "fields", {}) for record in caplog.records}
+    assert by_message["request"]["trace_id"] == "1" * 32
+    assert "trace_id" not in by_message["ready"]
+
+
+async def test_off_there_are_no_ids(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await client.post("/predict", files={"img": png(7)}, headers=CALLER)
+    assert "trace_id" not in str([getattr(record, "fields", {}) for record in caplog.records])
