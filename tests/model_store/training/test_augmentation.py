@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from model_store.training import cifar10
@@ -70,6 +71,14 @@ def test_cutout() -> None:
     assert set(rows) == set(columns) == {4, 5, 6, 7, 8}
 
 
+def spread_along(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Standard deviation of the positions of each row, weighted."""
+    places = np.arange(weights.shape[1])
+    means = (weights * places).sum(axis=1, keepdims=True)
+    deviations: npt.NDArray[np.float64] = np.sqrt((weights * (places - means) ** 2).sum(axis=1))
+    return deviations
+
+
 @pytest.mark.parametrize("recipe", [PLAIN, PHOTO])
 @pytest.mark.parametrize("side", [24, SIDE])
 def test_augment_is_repeatable(images: cifar10.Images, recipe: Recipe, side: int) -> None:
@@ -80,19 +89,20 @@ def test_augment_is_repeatable(images: cifar10.Images, recipe: Recipe, side: int
 
 
 def test_zoom_varies_the_size() -> None:
-    """A disk of 8 pixels radius covers from exp(-zoom) to exp(zoom) times its width and height."""
+    """A round spot has from exp(-zoom) to exp(zoom) times its diameter, and is oval at times."""
     rows, columns = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
-    disk = np.where((rows**2 + columns**2 <= 64)[..., None], 255, 0).repeat(3, axis=2)
-    many = np.repeat(disk[None].astype(np.uint8), 400, axis=0)
+    spot = (255 * np.exp((rows**2 + columns**2) / -18)).astype(np.uint8)
+    many = spot[None, :, :, None].repeat(400, axis=0).repeat(3, axis=3)
 
-    crops = augment(many, Recipe(zoom=0.25), SIDE, np.random.default_rng(8))
+    crops = augment(many, Recipe(zoom=0.15), SIDE, np.random.default_rng(8))[..., 0]
 
-    inside = crops[..., 0] > 127
-    area = inside.sum(axis=(1, 2)) / (disk[..., 0] > 0).sum()
-    assert area.min() == pytest.approx(np.exp(-0.5), rel=0.1)
-    assert area.max() == pytest.approx(np.exp(0.5), rel=0.1)
-    width, height = inside.any(axis=1).sum(axis=1), inside.any(axis=2).sum(axis=1)
-    assert (width > height + 1).any() and (height > width + 1).any()
+    area = crops.sum(axis=(1, 2)) / spot.sum()
+    assert area.min() == pytest.approx(np.exp(-0.3), rel=0.03)
+    assert area.max() == pytest.approx(np.exp(0.3), rel=0.03)
+    weights = crops / crops.sum(axis=(1, 2), keepdims=True)
+    width, height = (spread_along(weights.sum(axis=axis)) for axis in (1, 2))
+    most, least = np.quantile(width / height, (0.8, 0.2))
+    assert 1 / least == pytest.approx(most, rel=0.02) and most > 1.03
 
 
 def test_zoom_has_no_edges() -> None:
@@ -111,6 +121,13 @@ def test_color_keeps_shapes(images: cifar10.Images) -> None:
     assert changed.std(axis=0).max() > 5
     assert 100 * 0.7 < changed.mean(axis=(1, 2, 3)).min() < 90
     assert 110 < changed.mean(axis=(1, 2, 3)).max() < 100 * 1.4
+
+
+def test_color_changes_saturation() -> None:
+    """Red becomes paler by more than contrast and the balance of the colors can make it."""
+    red = np.full((300, SIDE, SIDE, 3), (220, 60, 60), dtype=np.uint8)
+    changed = augment(red, Recipe(color=0.2), 24, np.random.default_rng(14)).astype(int)
+    assert (changed[..., 0] - changed[..., 1]).min() < 100
 
 
 def test_sharpness_blurs_and_sharpens(images: cifar10.Images) -> None:

@@ -44,6 +44,13 @@ def test_a_step_decides() -> None:
     assert of(seed=1).at(3).images.tobytes() in again
 
 
+def test_batches_of_an_epoch_vary_apart() -> None:
+    """Equal images are augmented in another way in each batch."""
+    same = Split(SPLIT.images[:1].repeat(30, axis=0), LABELS)
+    batches = Batches(Recipe(batch_size=8, epochs=1), same)
+    assert len({batches.at(step).images.tobytes() for step in range(3)}) == 3
+
+
 def test_every_image_once() -> None:
     """Within an epoch, no image comes twice."""
     batches = of()
