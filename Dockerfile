@@ -93,7 +93,7 @@ ENV PATH=/opt/shoal/bin:${PATH} \
 WORKDIR /app
 LABEL org.opencontainers.image.title="Shoal" \
       org.opencontainers.image.description="Image classification over HTTP with dynamic micro-batching" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 EXPOSE 8000
 # A number, so that Kubernetes can tell that it is not root; it needs no name and no home.

@@ -123,7 +123,7 @@ def create_app(
     build: Callable[..., FastAPI] = FastAPIOffline if settings.docs else without
     app = build(
         title="Shoal",
-        version="0.1.0",
+        version="0.2.0",
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,

@@ -3,4 +3,4 @@
 Nothing is imported here, so that `shoal --help` and completion answer at once.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -104,7 +104,8 @@ BATCH_REFUSALS = (
 async def predict(request: Request) -> Response:
     """The class of the image in the form's file field `img`, or in the body itself.
 
-    With `Accept: text/plain` the answer is the bare sentence.
+    With `Accept: text/plain` the answer is the bare sentence. `SHOAL_DEFAULT_ANSWER` chooses the
+    answer to requests whose `Accept` prefers neither that nor JSON.
     """
     journey = begun(request)
     with journey:
@@ -166,7 +167,8 @@ async def _images(request: Request, journey: Pipeline) -> list[Image | Exception
 
 def _respond(request: Request, classified: Classification) -> Response:
     body = _prediction(classified)
-    if request_headers.wants_text(request):
+    settings: Settings = request.app.state.settings
+    if request_headers.wants_text(request, default=settings.default_answer == "text"):
         return PlainTextResponse(body["message"])
     return Response(orjson.dumps(body), media_type="application/json")
 

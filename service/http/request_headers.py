@@ -61,16 +61,22 @@ def declared(request: Request) -> int:
     return int(length) if length.isdigit() else -1
 
 
-def wants_text(request: Request) -> bool:
-    """Does the client prefer text/plain to JSON? Where it likes both equally it gets JSON, and
-    where its Accept is longer than `MAX_ACCEPT`."""
+def wants_text(request: Request, default: bool = False) -> bool:
+    """Whether the client prefers text/plain to JSON.
+
+    Args:
+        request: Its `Accept` header is compared as in RFC 9110, section 12.5.1.
+        default: The result where the header prefers neither, is absent, or is longer than
+            `MAX_ACCEPT`.
+    """
     accept = (header(request, b"accept") or "").lower()
-    if "text/plain" not in accept or len(accept) > MAX_ACCEPT:
-        return False
+    if len(accept) > MAX_ACCEPT or not ("text/" in accept or "application/" in accept):
+        return default
     weights = dict(_media_range(part) for part in accept.split(","))
     anything = weights.get("*/*", 0.0)
-    json_weight = weights.get("application/json", weights.get("application/*", anything))
-    return weights.get("text/plain", 0.0) > json_weight
+    text = weights.get("text/plain", weights.get("text/*", anything))
+    json = weights.get("application/json", weights.get("application/*", anything))
+    return default if text == json else text > json
 
 
 def _media_range(part: str) -> tuple[str, float]:
