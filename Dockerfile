@@ -3,7 +3,7 @@
 #
 # What changes rarely comes first: base, system libraries, locked packages, then our own files. A
 # change of code builds only the last, small layers. The two last stages hold what runs, and no
-# compiler, pip, cache or tests. docs/deploy.md says how to build, run and publish.
+# compiler, pip, cache or tests. docs/deployment.md says how to build, run and publish.
 
 # The tag moves with fixes of Python 3.11 and of Debian; the digest behind it (TAG@sha256:...) pins the
 # bytes. `make pin-base` writes the current one here, which takes a registry. Images are published

@@ -52,7 +52,7 @@ class Problem(NoPrediction):
         super().__init__(status, code, title, detail, request_id, retry_after)
         self.status = status
         self.code = code
-        """For programs: `bad_image`, `queue_full` and so on, as the README lists them."""
+        """For programs: `bad_image`, `queue_full` and so on, as docs/http-api.md lists them."""
         self.title = title
         self.detail = detail
         """For people: what happened and what to do."""
