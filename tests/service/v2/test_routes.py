@@ -80,7 +80,7 @@ async def test_requests_hold_no_more_than_their_body(
 async def test_the_server(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.get(path)).json() == {
         "name": "shoal",
-        "version": "0.1.0",
+        "version": "0.2.0",
         "extensions": ["binary_tensor_data", "classification"],
     }
 
