@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from batching.policy import Arrivals
+from batching.arrivals import Arrivals
 from service.app import create_app
 from service.server.server import Server
 from service.settings import Settings
@@ -40,13 +40,13 @@ async def client(request: bytes, connected: asyncio.Barrier) -> None:
 async def record() -> list[float]:
     """Seconds from the first arrival, in order."""
     moments: list[float] = []
-    note = Arrivals.note
+    original = Arrivals.record
 
     def noted(self: Arrivals, now: float) -> None:
         moments.append(now)
-        note(self, now)
+        original(self, now)
 
-    Arrivals.note = noted  # type: ignore[method-assign]  # the only one who knows the moment
+    Arrivals.record = noted  # type: ignore[method-assign]  # the only one who knows the moment
     settings = Settings(port=PORT, log_level="error", request_timeout=60)
     server = Server(create_app(settings, FakeEngine().load), settings)
     serving = asyncio.create_task(server.serve())

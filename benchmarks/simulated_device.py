@@ -33,6 +33,7 @@ class SimulatedDevice(FreeEngine):
     """Takes one batch at a time, on a thread of its own, like the real engine."""
 
     device = Device(None, "gpu", "simulated")
+    max_in_flight = 1  # as on a CPU: what is measured is in front of the device
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread

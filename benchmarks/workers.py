@@ -88,7 +88,6 @@ async def serving(workers: int, cores: Sequence[int]) -> AsyncIterator[Server]:
         "SHOAL_PORT": "0",
         "SHOAL_WORKERS": str(workers),
         "SHOAL_LOG_FORMAT": "json",
-        "SHOAL_MAX_IN_FLIGHT": "1",  # as on a CPU: what is measured is in front of the device
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.simulated_device"),

@@ -20,8 +20,7 @@ from types import FrameType
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from model_store import manifest, probes
-from model_store.engine import read_described
+from model_store import manifest, probes, versions
 from model_store.params import Arrays, sha256
 from model_store.training import checkpoint, cifar10
 from model_store.training.checkpoint import Origin, Progress
@@ -49,7 +48,7 @@ def train(
     Raises BadDataset, BadModel (the version exists), ValueError (checkpoint of another origin),
     DeviceUnavailable, MXNetUnavailable, OSError, Interrupted.
     """
-    target = manifest.vacant(store, recipe.architecture, version)  # now, not hours later
+    target = versions.vacant_folder(store, recipe.architecture, version)  # now, not hours later
     train_split, test_split = cifar10.read_train(data), cifar10.read_test(data)
     batches = len(train_split.images) // recipe.batch_size
     if batches == 0:
@@ -75,9 +74,9 @@ def _read_start(store: pathlib.Path, start: str) -> tuple[Arrays | None, str]:
     if not start:
         return None, ""
     name, _, version = start.partition("/")
-    folder = manifest.folder(store, name, version)
-    model = manifest.read_version(folder)
-    arrays = read_described(folder / model.parameters.file, model.parameters)
+    folder = versions.folder(store, name, version)
+    model = versions.read_manifest(folder)
+    arrays = versions.read_parameters(folder / model.parameters.file, model.parameters)
     return arrays, model.parameters.sha256
 
 
@@ -140,7 +139,7 @@ def _ship(
     version: str,
 ) -> None:
     """Add the version: parameters, plot, manifest."""
-    with manifest.adding(store, training.recipe.architecture, version) as partial:
+    with versions.adding(store, training.recipe.architecture, version) as partial:
         training.save_average(partial / PARAMS)
         _plot(training.progress, partial / "training.png")
         manifest.write(partial, _describe(training, train, test, version, partial / PARAMS))
@@ -159,7 +158,7 @@ def _describe(
         version=version,
         architecture=training.recipe.architecture,
         classes=cifar10.CLASSES,
-        normalisation=manifest.Normalisation(mean=cifar10.MEAN, std=cifar10.STD),
+        normalisation=manifest.Normalization(mean=cifar10.MEAN, std=cifar10.STD),
         parameters=manifest.Parameters(
             file=params.name, bytes=params.stat().st_size, sha256=sha256(params)
         ),

@@ -18,9 +18,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
-from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable, Outcomes
+from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device, GpuMemory
-from model_store.engine import Computed, Image, Probabilities
+from model_store.engine import Image, Probabilities, Results
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
@@ -46,6 +46,9 @@ class Engine(Protocol):
 
     @property
     def lanes(self) -> int: ...
+
+    @property
+    def max_in_flight(self) -> int: ...
 
     @property
     def precision(self) -> Precision: ...
@@ -228,7 +231,9 @@ class ModelHost:
             classified = [
                 row if isinstance(row, Exception) else Classification(model, row) for row in rows
             ]
-            return Outcomes(classified, rows.done) if isinstance(rows, Computed) else classified
+            return (
+                Results(classified, rows.computed_at) if isinstance(rows, Results) else classified
+            )
 
         settings = self._settings
         self._latency = latency = LatencyTable(engine.warm_up_seconds)
@@ -238,7 +243,7 @@ class ModelHost:
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,
             max_queue_delay=settings.max_queue_delay,
-            max_in_flight=settings.max_in_flight or engine.lanes + 1,
+            max_in_flight=engine.max_in_flight,
             lanes=engine.lanes,
             on_batch=self._count.count_batch,
         )
