@@ -1,4 +1,4 @@
-"""The service with an engine that costs nothing: what is left is the front end.
+"""The service with an engine that costs nothing, which leaves the cost of the front end.
 
 python -m benchmarks.free_engine
 """
@@ -24,7 +24,7 @@ ROW = np.array([0.91 if name == "horse" else 0.01 for name in CLASSES], dtype=np
 
 
 class FreeEngine:
-    """Every picture is a horse, and that is known at once."""
+    """Classifies every image as a horse, immediately."""
 
     model = Manifest(
         name="free",
@@ -57,6 +57,7 @@ class FreeEngine:
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[FreeEngine]:
+    """Yields the engine, in place of `service.app.load_engine`."""
     yield FreeEngine()
 
 

@@ -98,6 +98,7 @@ def _train(options: argparse.Namespace) -> int:
             version=options.version or versions.next_number(options.store, options.architecture),
             device=options.device,
             threads=options.threads,
+            logits=options.logits,
         )
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -228,6 +229,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         default=pathlib.Path("training"),
         help="folder of checkpoints: saved after every epoch and resumed from (%(default)s)",
+    )
+    parser.add_argument(
+        "--logits",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="folder to keep the logits of teachers in, which runs may share (that of checkpoints)",
     )
     for option in dataclasses.fields(Recipe):
         parser.add_argument(

@@ -1,4 +1,4 @@
-"""What came of a file, for people and for programs."""
+"""Output of `shoal predict`: the table and JSON lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from shoal.errors import NoPrediction, TimedOut, Unavailable
-from shoal.outcomes import heading, in_json, in_words, row
+from shoal.output import error_line, header, json_line, row
 from shoal.prediction import Prediction
 
 HORSE = Prediction(
@@ -22,9 +22,9 @@ HORSE = Prediction(
 BUSY = Unavailable(503, "queue_full", "Title", "The queue is full.", "42", 1)
 
 
-def test_a_table() -> None:
-    """Columns under their headings, whatever the names."""
-    lines = [heading(9), row("horse.jpg", HORSE, 9), row("a.png", HORSE, 9)]
+def test_output_table_aligns_columns() -> None:
+    """Columns line up with their headers for file names of different lengths."""
+    lines = [header(9), row("horse.jpg", HORSE, 9), row("a.png", HORSE, 9)]
     assert lines == [
         "FILE       CLASS          PROBABILITY      MS",
         "horse.jpg  horse                99.9%     3.5",
@@ -32,8 +32,9 @@ def test_a_table() -> None:
     ]
 
 
-def test_a_prediction_for_programs() -> None:
-    assert json.loads(in_json("a.png", HORSE)) == {
+def test_output_json_has_all_fields_of_a_prediction() -> None:
+    """A prediction becomes an object with every field."""
+    assert json.loads(json_line("a.png", HORSE)) == {
         "file": "a.png",
         "class": "horse",
         "probability": 0.9994,
@@ -56,16 +57,16 @@ def test_a_prediction_for_programs() -> None:
         (FileNotFoundError(2, "No such file"), "No such file", {"code": "unreadable_file"}),
     ],
 )
-def test_why_there_is_none(
+def test_output_states_why_there_is_no_prediction(
     error: NoPrediction | OSError, words: str, object_: dict[str, object]
 ) -> None:
-    """In its place, under a code for programs and in words for people."""
-    assert in_words("a.png", error) == f"a.png: {words}"
-    told = json.loads(in_json("a.png", error))
-    assert told == {"file": "a.png", "error": object_ | {"detail": words}}
+    """An error has a code and a detail in JSON, and the same detail in text."""
+    assert error_line("a.png", error) == f"a.png: {words}"
+    fields = json.loads(json_line("a.png", error))
+    assert fields == {"file": "a.png", "error": object_ | {"detail": words}}
 
 
-def test_a_terminal_is_left_alone() -> None:
-    """Files may have any name, and models classes of any."""
+def test_output_escapes_control_characters() -> None:
+    """Control characters in names of files do not reach the terminal."""
     assert row("\x1b[2J.png", HORSE, 5).startswith(r"\x1b[2J.png")
-    assert "\n" not in in_words("a\nb.png", TimedOut("late")) + in_json("a\nb", HORSE)
+    assert "\n" not in error_line("a\nb.png", TimedOut("late")) + json_line("a\nb", HORSE)
