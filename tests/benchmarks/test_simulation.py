@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from batching import LatencyTable, policy
 from batching.timeline import Timeline
+from benchmarks.simulate import OUT, RESULTS, ROOT, options
 from benchmarks.simulation.arrivals import TRACES
 from benchmarks.simulation.bounds import clairvoyant, fluid
 from benchmarks.simulation.devices import DEVICES, Clockwork, Device
@@ -127,7 +128,7 @@ def test_who_has_not_heard_of_the_change_breaks_promises() -> None:
     device = Device("slow", lambda size: 0.1 * size, buckets=(1, 64), slower=2.0)
     arrivals = [n / 20 for n in range(1, 801)]
     foreseen = fluid(arrivals, device, 1.0, 20.0)
-    requests = fluid(arrivals, device, 1.0, 20.0, heard=20.2)
+    requests = fluid(arrivals, device, 1.0, 20.0, known_from=20.2)
     broken = [r.arrived for r in requests if r.accepted and r.done > r.arrived + 1.0 + 1e-6]
     assert len(broken) == pytest.approx(5 + 1, abs=1), (
         "half of one SLO's worth, and of the time since"
@@ -228,7 +229,7 @@ def test_a_peer_that_keeps_its_promises_does_not_hide_behind_one_that_does_not()
     found["rows"]["greedy"] |= {"goodput": 110.0, "kept_share": 0.9}
     found["rows"]["linear fit"] = found["rows"]["greedy"] | {"goodput": 103.0, "kept_share": 1.0}
     (miss,) = verdict([found])[2].missed
-    assert "linear fit has 103.0% of our goodput" in miss
+    assert "linear fit has 103.0% of Shoal's goodput" in miss
 
 
 def test_figures_of_a_handful() -> None:
@@ -276,3 +277,11 @@ def test_shoal_against_the_bound() -> None:
     found = figures(shoal(arrivals, Clockwork(device, math.inf, 5), slo), slo)
     assert found.goodput >= 0.93 * device.capacity(slo)
     assert found.kept_share >= 0.99
+
+
+def test_simulate_writes_to_the_repository_only_if_asked() -> None:
+    """By default, results go to a folder that git ignores; `--update` writes the tracked ones."""
+    assert options().parse_args([]).out == OUT
+    assert "/.bench/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert OUT.is_relative_to(ROOT / ".bench")
+    assert options().parse_args(["--update"]).out == RESULTS
