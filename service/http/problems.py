@@ -129,7 +129,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Cross-site request",
         "A browser sent this request for a page of another origin. To allow that page, add its "
         "origin to SHOAL_CORS_ORIGINS. If it is a page of this server, the proxy in front must "
-        "pass the Host header on unchanged, or send X-Forwarded-Host and be in SHOAL_TRUSTED_PROXIES.",
+        "pass the Host header on unchanged, or send X-Forwarded-Host and be in "
+        "SHOAL_TRUSTED_PROXIES.",
     ),
     NotAdmin: Problem(
         401,
