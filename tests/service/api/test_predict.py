@@ -172,9 +172,9 @@ async def test_an_unknown_length_is_counted(client: httpx.AsyncClient) -> None:
     assert response.json()["code"] == "body_too_large"
 
 
-async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
-    """What all uploads hold together is bounded; who would exceed it comes back later, and what
-    has ended weighs no more."""
+async def test_uploads_share_the_upload_memory(client: httpx.AsyncClient) -> None:
+    """An upload that would exceed the memory of all uploads is rejected with Retry-After. An upload
+    that has ended takes no memory."""
     more = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -188,7 +188,7 @@ async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
     first, second = post(slow()), post(slow())
     await asyncio.sleep(0.05)
     refused = await post(HORSE + bytes(90_000))
-    assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+    assert (refused.status_code, refused.json()["code"]) == (503, "upload_memory_full")
     assert refused.headers["retry-after"] == "1"
     more.set()
     assert [(await task).status_code for task in (first, second)] == [200, 200]
