@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from collections import Counter
 import httpx
 import pytest
 
+from benchmarks.processes import started
 from service.server.server import ACCEPTS
 from tests.e2e.process import PATIENCE, REAL, ROOT, SCRIPTED, Server
 from tests.service.conftest import png
@@ -115,7 +115,7 @@ def test_a_log_that_nobody_gets(output: str | None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     where = f">{output} 2>&1" if output else ">&- 2>&-"
-    with subprocess.Popen(
+    with started(
         ["sh", "-c", f'exec "{sys.executable}" {" ".join(SCRIPTED)} {where}'],
         cwd=ROOT,
         env={**os.environ, "SHOAL_PORT": str(port), "SHOAL_LOG_LEVEL": "debug"},

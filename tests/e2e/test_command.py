@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.e2e.process import ROOT, SCRIPTED, Hold, Server
+from benchmarks.processes import started
+from tests.e2e.process import PATIENCE, ROOT, SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -166,11 +167,11 @@ def test_ctrl_c(horse: pathlib.Path) -> None:
     with Server(*SCRIPTED, ENGINE_SECONDS="30", ENGINE_WARM_UP_SECONDS="0.01") as server:
         server.wait_until_ready()
         command = [*COMMAND, "predict", str(horse), "--url", server.url]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        server.wait_for_log("batch")
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
-    assert (process.returncode, told) == (130, "")
+        with started(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            server.wait_for_log("batch")
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (130, "")
 
 
 def test_remote_without_mxnet(server: Server, horse: pathlib.Path) -> None:

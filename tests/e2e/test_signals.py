@@ -6,7 +6,6 @@ import asyncio
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from benchmarks.processes import started
 from tests.e2e.process import PATIENCE, ROOT, SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
@@ -40,7 +40,7 @@ def wait_until_handled(pid: int, number: int, ours: int = signal.SIGTERM) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_in_the_first_moments(number: int) -> None:
     """While modules are imported: out at once, with 0 and without a word."""
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-m", "service"], cwd=ROOT, stdout=-1, stderr=-1, text=True
     ) as process:
         wait_until_handled(process.pid, number)
@@ -51,7 +51,7 @@ def test_in_the_first_moments(number: int) -> None:
 
 def test_hanging_up_in_the_first_moments() -> None:
     """SIGHUP is not for ending a server, whenever it comes."""
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-m", "service"], cwd=ROOT, stdout=-1, stderr=-1, text=True
     ) as process:
         wait_until_handled(process.pid, signal.SIGTERM)
