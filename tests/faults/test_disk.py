@@ -56,9 +56,8 @@ def answers(client: httpx.Client, count: int) -> list[int]:
 
 
 @needs_mounts
-def test_a_disk_that_fills_up(tmp_path: pathlib.Path) -> None:
-    """The log goes to a disk of 64 KiB, where temporary files would be, too: requests are answered
-    after it is full, and the end is a clean one."""
+def test_disk_that_fills_up(tmp_path: pathlib.Path) -> None:
+    """With the log on a full disk, requests are answered and the stop is clean."""
     disk = shlex.quote(str(tmp_path))
     before = f"mount -t tmpfs -o size=64k none {disk}; export TMPDIR={disk} HOME={disk}"
     with serving(before, f"{disk}/log") as (client, process):
@@ -76,8 +75,8 @@ def test_a_disk_that_fills_up(tmp_path: pathlib.Path) -> None:
 
 
 @needs_mounts
-def test_a_read_only_disk(tmp_path: pathlib.Path) -> None:
-    """Everything is read-only, as in the container of k8s/: starts, answers, stops."""
+def test_read_only_disk(tmp_path: pathlib.Path) -> None:
+    """With a read-only file system the service starts, answers and stops."""
     before = "mount --bind / / 2>/dev/null || true; mount -o remount,bind,ro / || exit 77"
     log = tmp_path / "log"
     with log.open("w") as out:
@@ -95,8 +94,8 @@ def test_a_read_only_disk(tmp_path: pathlib.Path) -> None:
 
 
 @needs_mounts
-def test_a_network_without_names(tmp_path: pathlib.Path) -> None:
-    """Nobody is asked for any: starts, answers, stops where none can be looked up."""
+def test_network_without_name_resolution(tmp_path: pathlib.Path) -> None:
+    """Without name resolution the service starts, answers and stops."""
     files = "/etc/hosts /etc/resolv.conf /etc/nsswitch.conf"
     before = f"for file in {files}; do mount --bind /dev/null $file; done; ! getent hosts localhost"
     with serving(before, shlex.quote(str(tmp_path / "log"))) as (client, process):
