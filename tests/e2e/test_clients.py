@@ -62,7 +62,7 @@ def test_proxy_names_the_client_where_it_is_trusted(trusted: str, statuses: list
 
 
 def test_server_survives_a_lack_of_descriptors() -> None:
-    """With more connections than descriptors, new clients are served, CPU time is low, and the log short."""
+    """With more connections than descriptors, new clients are served at little CPU time."""
     with Server(*limited("RLIMIT_NOFILE", 64, "tests.e2e.scripted")) as server:
         server.wait_until_ready()
         with contextlib.ExitStack() as stack:
