@@ -98,6 +98,7 @@ def _train(options: argparse.Namespace) -> int:
             version=options.version or manifest.following(options.store, options.architecture),
             device=options.device,
             threads=options.threads,
+            logits=options.logits,
         )
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -225,6 +226,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         default=pathlib.Path("training"),
         help="folder to save to after every epoch and to go on from (%(default)s)",
+    )
+    parser.add_argument(
+        "--logits",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="folder to keep the logits of teachers in, which runs may share (that of checkpoints)",
     )
     for option in dataclasses.fields(Recipe):
         parser.add_argument(

@@ -26,7 +26,9 @@ FILES = {
     "cifarwideresnet": tuple(f"cifar_wideresnet{kind}" for kind in ("16_10", "28_10", "40_8")),
     "cifarresnext": ("cifar_resnext29_32x4d", "cifar_resnext29_16x64d"),
 }
-ARCHITECTURES = tuple(name for names in FILES.values() for name in names)
+OTHERS = {"cifar_wideresnet16_3": (16, 3)}
+"""Wide networks that GluonCV builds but does not name: layers and width factor."""
+ARCHITECTURES = (*(name for names in FILES.values() for name in names), *OTHERS)
 
 
 class UnknownArchitecture(ValueError):
@@ -43,6 +45,9 @@ def build(architecture: str, classes: int, **gluon: Any) -> Any:
 
     Raises UnknownArchitecture, MXNetUnavailable, and ModuleNotFoundError without GluonCV.
     """
+    if architecture in OTHERS:
+        wide = _zoo("cifarwideresnet").get_cifar_wide_resnet
+        return wide(*OTHERS[architecture], classes=classes, **gluon)
     for file, names in FILES.items():
         if architecture in names:
             return getattr(_zoo(file), architecture)(classes=classes, **gluon)

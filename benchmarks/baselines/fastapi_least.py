@@ -20,7 +20,7 @@ from fastapi import Request, Response
 from model_store.engine import GluonEngine
 from service.__main__ import serve
 from service.app import create_app, load_engine
-from service.http.fast_path import FastRoute
+from service.http.middleware import FastRoute
 from service.settings import Settings, load_settings
 from service.telemetry.logs import configure
 

@@ -69,7 +69,7 @@ class Repository:
 
         Raises as `load`.
         """
-        started = self._local.started
+        started = self._local.loaded
         if started is not None:
             chosen = await asyncio.to_thread(folder, self._settings)
             if chosen.name == started.model.version:
@@ -80,7 +80,7 @@ class Repository:
         """Of every version of the model in the store, and of the one that serves: `name`,
         `version`, `state` (READY, LOADING, UNAVAILABLE), and `reason`, why it is not READY."""
         there = await asyncio.to_thread(manifest.versions, self._settings.model_store)
-        started = self._local.started
+        started = self._local.loaded
         numbers = {version for name, version in there if name == self._settings.model}
         numbers |= {started.model.version} if started else set()
         return [
@@ -89,7 +89,7 @@ class Repository:
         ]
 
     def _state(self, version: str) -> dict[str, str]:
-        started = self._local.started
+        started = self._local.loaded
         if started is not None and started.model.version == version:
             return {"state": "READY", "reason": ""}
         if self._local.loading == version:
@@ -111,7 +111,7 @@ class Repository:
             why = f"{type(error).__name__}: {why.strip().partition(chr(10))[0]}"
         self._failed[version] = why
         log.warning("not loaded", extra={"fields": {"version": version, "reason": why}})
-        started = self._local.started
+        started = self._local.loaded
         goes_on = (
             f"Version {started.model.version} goes on serving" if started else "None is served"
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.upload.memory import CHECK_INTERVAL, GRACE
+from service.upload.body import CHECK_INTERVAL, GRACE
 from tests.e2e.process import Server
 from tests.e2e.test_overload import resident
 from tests.faults.faulty import FAULTY, Fault, picture

@@ -96,8 +96,9 @@ def test_training_without_its_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is not installed is told before an epoch is trained, with what installs it."""
+    drawing = ("model_store.training.job", "model_store.training.plots")
     for name in [*sys.modules]:
-        if name.partition(".")[0] == "matplotlib" or name == "model_store.training.job":
+        if name.partition(".")[0] == "matplotlib" or name in drawing:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["train", "--data", str(tmp_path), "--store", str(tmp_path)]) == 2

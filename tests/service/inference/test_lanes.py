@@ -31,9 +31,9 @@ async def test_one_more_batch_is_in_flight_than_there_are_lanes(
     async with local.running():
         await asyncio.wait_for(started.wait(), 5)
         image = np.zeros((32, 32, 3), np.uint8)
-        callers = [asyncio.create_task(local.submit(image, 5.0)) for _ in range(32)]
+        callers = [asyncio.create_task(local.batcher.submit(image, 5.0)) for _ in range(32)]
         await asyncio.wait({*callers}, timeout=0.05)
-        figures = await local.figures()
+        figures = await local.stats()
         assert figures is not None and figures.in_flight == in_flight
         assert engine.batches == [8] * in_flight
         await asyncio.gather(*callers)
@@ -53,6 +53,6 @@ async def test_the_batcher_hears_when_the_engine_was_done() -> None:
     async with local.running():
         await asyncio.wait_for(started.wait(), 5)
         for _ in range(5):
-            await local.submit(np.zeros((32, 32, 3), np.uint8), 5.0)
-        figures = await local.figures()
+            await local.batcher.submit(np.zeros((32, 32, 3), np.uint8), 5.0)
+        figures = await local.stats()
     assert figures is not None and figures.expected["1"] < 0.01

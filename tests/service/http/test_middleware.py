@@ -1,4 +1,4 @@
-"""The way past the framework leads to the same answers as the way through it."""
+"""The fast path gives the same answers as FastAPI's own layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from batching import QueueFull
 from service.http import problems
-from service.http.fast_path import FastPath, FastRoute
+from service.http.context import context_of
+from service.http.middleware import FastPath, FastRoute
 
 router = APIRouter(route_class=FastRoute)
 
@@ -27,7 +28,7 @@ async def plain(request: Request) -> Response:
 
 @router.get("/plain")
 async def never(request: Request) -> Response:
-    raise AssertionError("of two routes for the same the first is taken")
+    raise AssertionError("of two routes for the same path the first one is called")
 
 
 @router.get("/of/{name}")
@@ -47,39 +48,40 @@ async def teapot(request: Request) -> Response:
 
 @router.get("/broken")
 async def broken(request: Request) -> Response:
-    raise RuntimeError("nobody foresaw this")
+    raise RuntimeError("unexpected")
 
 
-class Seen:
-    """Between a server and `app`: gives requests an id, and notes which went through `beyond`."""
+class Recorder:
+    """Records which requests to `app` did not take the fast path."""
 
     def __init__(self, app: FastAPI, short: bool) -> None:
         self._app = app
         self._stack = ExceptionMiddleware(
             AsyncExitStackMiddleware(app.router), app.exception_handlers
         )
-        self.around: list[str] = []
-        self._entrance = FastPath(self._beyond, app.routes) if short else self._beyond
+        self.slow: list[str] = []
+        self._layers = FastPath(self._slow_path, app.routes) if short else self._slow_path
 
-    async def _beyond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.around.append(f"{scope['method']} {scope['path']}")
+    async def _slow_path(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.slow.append(f"{scope['method']} {scope['path']}")
         await self._stack(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.update(app=self._app, state={"request_id": "one"})
-        await self._entrance(scope, receive, send)
+        scope.update(app=self._app)
+        context_of(scope).request_id = "one"
+        await self._layers(scope, receive, send)
 
 
-def served(short: bool) -> Seen:
+def served(short: bool) -> Recorder:
     app = FastAPI(docs_url=None, openapi_url=None, redirect_slashes=False)
     app.router.routes[:0] = router.routes
-    for kind in problems.ANSWERED:
+    for kind in problems.HANDLED:
         app.add_exception_handler(kind, problems.handle)
-    return Seen(app, short)
+    return Recorder(app, short)
 
 
 @pytest.fixture
-async def ways() -> AsyncIterator[tuple[Seen, list[httpx.AsyncClient]]]:
+async def ways() -> AsyncIterator[tuple[Recorder, list[httpx.AsyncClient]]]:
     seen = served(short=True)
     clients = [
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
@@ -105,10 +107,10 @@ async def ways() -> AsyncIterator[tuple[Seen, list[httpx.AsyncClient]]]:
         ("GET", "/nowhere", 404, False),
     ],
 )
-async def test_both_ways_say_the_same(
-    ways: tuple[Seen, list[httpx.AsyncClient]], method: str, path: str, status: int, past: bool
+async def test_fast_path_gives_the_same_answers(
+    ways: tuple[Recorder, list[httpx.AsyncClient]], method: str, path: str, status: int, past: bool
 ) -> None:
-    """A fixed path in its method goes past the framework; all else goes through it."""
+    """Requests for a path without parameters, with a method that it has, take the fast path."""
     seen, clients = ways
     one, other = [await client.request(method, path, content=b"x") for client in clients]
     assert (one.status_code, one.headers, one.content) == (
@@ -117,19 +119,19 @@ async def test_both_ways_say_the_same(
         other.content,
     )
     assert one.status_code == status
-    assert bool(seen.around) is not past
+    assert bool(seen.slow) is not past
 
 
-async def test_what_nobody_foresaw_is_left_to_whoever_is_around(
-    ways: tuple[Seen, list[httpx.AsyncClient]],
+async def test_fast_path_passes_on_unexpected_errors(
+    ways: tuple[Recorder, list[httpx.AsyncClient]],
 ) -> None:
     for client in ways[1]:
-        with pytest.raises(RuntimeError, match="nobody foresaw this"):
+        with pytest.raises(RuntimeError, match="unexpected"):
             await client.get("/broken")
 
 
-async def test_a_lifespan_goes_through() -> None:
-    """What is no request has neither path nor method."""
+async def test_fast_path_passes_on_the_lifespan() -> None:
+    """A scope that is not a request has neither path nor method."""
     seen: list[Scope] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
