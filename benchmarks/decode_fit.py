@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.engine import load_engine
 from service.decoding import picture
 from service.decoding.image import Pixels, identify
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     name = "cifar_resnet20_v1"
-    served = manifest.folder(manifest.STORE, name, manifest.latest(manifest.STORE, name))
+    served = versions.folder(manifest.STORE, name, versions.latest(manifest.STORE, name))
     asyncio.run(compare(options.photos, options.model or served, options.device))
 
 

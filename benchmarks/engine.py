@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.report import machine
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.engine import GluonEngine, load_engine
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -97,7 +97,7 @@ async def compute(engine: GluonEngine, size: int, in_flight: int, seconds: float
 
 async def measure(choice: Choice, sizes: list[int], rounds: int, seconds: float) -> list[Measured]:
     """Measures in this process. MXNet sets its threads once, so that one process has one choice."""
-    folder = manifest.folder(manifest.STORE, MODEL, manifest.latest(manifest.STORE, MODEL))
+    folder = versions.folder(manifest.STORE, MODEL, versions.latest(manifest.STORE, MODEL))
     rates: dict[int, list[float]] = {size: [] for size in sizes}
     cpus: dict[int, list[float]] = {size: [] for size in sizes}
     kept: dict[int, list[float]] = {size: [] for size in sizes}

@@ -14,7 +14,7 @@ import numpy as np
 
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
-from model_store.manifest import Manifest, Normalisation, Parameters
+from model_store.manifest import Manifest, Normalization, Parameters
 from model_store.precision import Precision
 from model_store.training.cifar10 import CLASSES, MEAN, STD
 from service.__main__ import main
@@ -31,12 +31,13 @@ class FreeEngine:
         version="1",
         architecture="cifar_resnet20_v1",
         classes=CLASSES,
-        normalisation=Normalisation(mean=MEAN, std=STD),
+        normalisation=Normalization(mean=MEAN, std=STD),
         parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
     )
     device = Device(None, "cpu", "as asked")
     precision = Precision("fp32", "as asked")
     lanes = 1
+    max_in_flight = 2
     gpu_memory: GpuMemory | None = None
     on_assembled: Callable[[float], None] | None = None
 

@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.engine import GluonEngine, load_engine
 from model_store.precision import INT8_FLAGS, cpu_flags
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
     name, _, version = options.model.partition("/")
-    folder = manifest.folder(options.store, name, version)
+    folder = versions.folder(options.store, name, version)
     results = asyncio.run(measure(folder, options.rounds, options.batches))
     flags = [flag for flag in INT8_FLAGS if flag in cpu_flags()]
     print(f"{options.model} on a CPU with {', '.join(flags) or 'none of ' + ', '.join(INT8_FLAGS)}")

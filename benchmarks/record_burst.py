@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from batching.policy import Arrivals
+from batching.arrivals import Arrivals
 from service.app import create_app
 from service.server.server import Server
 from service.settings import Settings
@@ -41,13 +41,13 @@ async def client(request: bytes, connected: asyncio.Barrier) -> None:
 async def record() -> list[float]:
     """Returns the seconds from the first arrival to each, in order."""
     moments: list[float] = []
-    original = Arrivals.note
+    original = Arrivals.record
 
     def recording(self: Arrivals, now: float) -> None:
         moments.append(now)
         original(self, now)
 
-    Arrivals.note = recording  # type: ignore[method-assign]  # nothing else has the moment
+    Arrivals.record = recording  # type: ignore[method-assign]  # nothing else has the moment
     settings = Settings(port=PORT, log_level="error", request_timeout=60)
     server = Server(create_app(settings, FakeEngine().load), settings)
     serving = asyncio.create_task(server.serve())

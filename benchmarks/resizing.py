@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.engine import GluonEngine, load_engine
 from model_store.store import probabilities
 from service.decoding.picture import Box, fit, window
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--version", default="cifar_resnet20_v1/2", metavar="NAME/VERSION")
     options = parser.parse_args()
     name, _, version = options.version.partition("/")
-    asyncio.run(run(manifest.folder(options.store, name, version), options.photos))
+    asyncio.run(run(versions.folder(options.store, name, version), options.photos))
 
 
 if __name__ == "__main__":

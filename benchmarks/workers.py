@@ -94,7 +94,6 @@ def running(workers: int, cores: Sequence[int], log: pathlib.Path) -> Iterator[W
     settings = {
         "SHOAL_WORKERS": str(workers),
         "SHOAL_LOG_FORMAT": "json",
-        "SHOAL_MAX_IN_FLIGHT": "1",  # as on a CPU: the benchmark is about the front ends
     }
     own_cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)  # the server inherits it

@@ -76,9 +76,6 @@ class Settings(BaseSettings):
     """Most requests that wait for the engine; more are refused."""
     max_queue_delay: float = Field(default=0.0, ge=0, le=60)
     """Seconds the oldest request may wait for company while the engine is idle. 0: never."""
-    max_in_flight: int | None = Field(default=None, ge=1, le=8)
-    """Most batches handed to the engine at once. Default: one more than it computes at the same
-    time, so that the next one is there when one ends."""
     request_timeout: Seconds = 5.0
     """Seconds from the end of the upload in which a request is answered or refused."""
 

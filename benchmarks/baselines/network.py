@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.architectures import build
 from model_store.runtime import load_mxnet
 
@@ -45,8 +45,8 @@ class Network:
             max_batch_size: The network is compiled for each power of two up to this size.
         """
         self._mx = load_mxnet(threads=1)
-        folder = manifest.folder(manifest.STORE, MODEL, manifest.latest(manifest.STORE, MODEL))
-        self.model = manifest.read_version(folder)
+        folder = versions.folder(manifest.STORE, MODEL, versions.latest(manifest.STORE, MODEL))
+        self.model = versions.read_manifest(folder)
         self._mean = np.asarray(self.model.normalisation.mean, dtype=np.float32)
         self._std = np.asarray(self.model.normalisation.std, dtype=np.float32)
         self._by_size = {}

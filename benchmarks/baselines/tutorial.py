@@ -10,14 +10,14 @@ from typing import Any
 
 from flask import Flask, request
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.architectures import build
 from model_store.runtime import load_mxnet
 from model_store.training.cifar10 import CLASSES, MEAN, STD
 
 mx = load_mxnet(threads=1)
 MODEL = "cifar_resnet20_v1"
-PARAMS = manifest.folder(manifest.STORE, MODEL, manifest.latest(manifest.STORE, MODEL))
+PARAMS = versions.folder(manifest.STORE, MODEL, versions.latest(manifest.STORE, MODEL))
 
 transforms = mx.gluon.data.vision.transforms
 transform = transforms.Compose(

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model_store.atomic_directory import atomic_directory
 from model_store.files import read_regular
-from model_store.folders import appearing
 from model_store.training.recipe import Recipe
 
 STATE = "state.json"
@@ -80,7 +80,7 @@ def saving(folder: pathlib.Path, origin: Origin, progress: Progress) -> Iterator
     """A folder for the weights of this step, which becomes the one checkpoint in `folder`."""
     target = folder / f"step-{progress.step:08d}"
     state = {**dataclasses.asdict(origin), "progress": dataclasses.asdict(progress)}
-    with appearing(target, within=folder) as partial:
+    with atomic_directory(target, within=folder) as partial:
         (partial / STATE).write_text(json.dumps(state, indent=2))
         yield partial
     # What a killed process left half done goes, too.

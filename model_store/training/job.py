@@ -20,7 +20,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from model_store import manifest, probes
+from model_store import manifest, probes, versions
 from model_store.params import sha256
 from model_store.training import checkpoint, cifar10
 from model_store.training.batches import Batches
@@ -64,7 +64,7 @@ def train(
     Raises BadDataset, BadModel (the version exists), ValueError (checkpoint of another origin),
     DeviceUnavailable, MXNetUnavailable, OSError, Interrupted.
     """
-    target = manifest.vacant(store, recipe.architecture, version)  # now, not hours later
+    target = versions.vacant_folder(store, recipe.architecture, version)  # now, not hours later
     whole, test = cifar10.read_train(data), cifar10.read_test(data)
     train_split, held_out = cifar10.held_out(whole, recipe.held_out)
     batches = Batches(recipe, train_split)
@@ -156,7 +156,7 @@ def _ship(
     version: str,
 ) -> None:
     """Add the version: parameters, plot, manifest."""
-    with manifest.adding(store, training.recipe.architecture, version) as partial:
+    with versions.adding(store, training.recipe.architecture, version) as partial:
         training.save_average(partial / PARAMS)
         draw_progress(training.progress, partial / "training.png")
         manifest.write(partial, _describe(training, images, measured, version, partial / PARAMS))
@@ -176,7 +176,7 @@ def _describe(
         version=version,
         architecture=training.recipe.architecture,
         classes=cifar10.CLASSES,
-        normalisation=manifest.Normalisation(mean=cifar10.MEAN, std=cifar10.STD),
+        normalisation=manifest.Normalization(mean=cifar10.MEAN, std=cifar10.STD),
         parameters=manifest.Parameters(
             file=params.name, bytes=params.stat().st_size, sha256=sha256(params)
         ),

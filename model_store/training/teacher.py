@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_store import manifest
-from model_store.engine import read_described
+from model_store import manifest, versions
 from model_store.manifest import BadModel, Manifest
 from model_store.network import filled
 from model_store.params import Arrays
@@ -50,12 +49,14 @@ def read_version(store: pathlib.Path, called: str) -> Version:
     Raises BadModel, BadParams, OSError.
     """
     name, _, version = called.partition("/")
-    folder = manifest.folder(store, name, version)
-    model = manifest.read_version(folder)
-    expected = manifest.Normalisation(mean=cifar10.MEAN, std=cifar10.STD)
+    folder = versions.folder(store, name, version)
+    model = versions.read_manifest(folder)
+    expected = manifest.Normalization(mean=cifar10.MEAN, std=cifar10.STD)
     if model.classes != cifar10.CLASSES or model.normalisation != expected:
         raise BadModel(f"{folder}: its classes or its normalization are not those of CIFAR-10")
-    return Version(model, read_described(folder / model.parameters.file, model.parameters))
+    return Version(
+        model, versions.read_parameters(folder / model.parameters.file, model.parameters)
+    )
 
 
 class Memory:

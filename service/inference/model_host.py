@@ -18,9 +18,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
-from batching import Batcher, BatchReport, Draining, EngineDead, LatencyTable, Outcomes
+from batching import Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device, GpuMemory
-from model_store.engine import Computed, Image, Probabilities
+from model_store.engine import Image, Probabilities, Results
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
@@ -47,6 +47,9 @@ class Engine(Protocol):
 
     @property
     def lanes(self) -> int: ...
+
+    @property
+    def max_in_flight(self) -> int: ...
 
     @property
     def precision(self) -> Precision: ...
@@ -228,7 +231,7 @@ class ModelHost:
             results = [
                 row if isinstance(row, Exception) else Classification(model, row) for row in rows
             ]
-            return Outcomes(results, rows.done) if isinstance(rows, Computed) else results
+            return Results(results, rows.computed_at) if isinstance(rows, Results) else results
 
         settings = self._settings
         self._latency = latency = LatencyTable(engine.warm_up_seconds)
@@ -238,7 +241,7 @@ class ModelHost:
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,
             max_queue_delay=settings.max_queue_delay,
-            max_in_flight=settings.max_in_flight or engine.lanes + 1,
+            max_in_flight=engine.max_in_flight,
             lanes=engine.lanes,
             on_batch=self._metrics.count_batch,
         )

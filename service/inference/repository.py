@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 
 from batching import Draining
-from model_store import manifest
+from model_store import versions
 from model_store.architectures import UnknownArchitecture
 from model_store.manifest import BadModel, Identity
 from model_store.params import BadParams
@@ -79,7 +79,7 @@ class Repository:
     async def index(self) -> list[dict[str, str]]:
         """Of every version of the model in the store, and of the one that serves: `name`,
         `version`, `state` (READY, LOADING, UNAVAILABLE), and `reason`, why it is not READY."""
-        there = await asyncio.to_thread(manifest.versions, self._settings.model_store)
+        there = await asyncio.to_thread(versions.all_versions, self._settings.model_store)
         started = self._local.loaded
         numbers = {version for name, version in there if name == self._settings.model}
         numbers |= {started.model.version} if started else set()
@@ -124,9 +124,9 @@ def folder(settings: Settings, version: str | None = None) -> pathlib.Path:
     Raises BadModel, listing what there is.
     """
     store, model = settings.model_store, settings.model
-    number = version or settings.model_version or manifest.latest(store, model)
-    found = manifest.folder(store, model, number)
-    manifest.find(store, model, number)
+    number = version or settings.model_version or versions.latest(store, model)
+    found = versions.folder(store, model, number)
+    versions.find(store, model, number)
     return found
 
 

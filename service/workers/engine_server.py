@@ -172,8 +172,8 @@ class _FrontEnd(Link):
         with on_error(self._refuse, number):
             image = np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3)
             batcher = self._hub.local.batcher
-            entry = batcher.join(image, deadline - time.monotonic())
-            self._waiting[number] = partial(batcher.leave, entry)
+            entry = batcher.enqueue(image, deadline - time.monotonic())
+            self._waiting[number] = partial(batcher.cancel, entry)
             entry.answer.add_done_callback(partial(self._done, number))
 
     def _check_unused(self, number: int) -> None:

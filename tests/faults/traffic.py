@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import orjson
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.params import read_params, write_params
 from shoal.load.connection import FAILED, TIMED_OUT, Connection, connect
 from tests.e2e.test_swap import CLASSES, NAME, TOLERANCE, add
@@ -34,7 +34,7 @@ REFUSED = {400, 401, 404, 408, 409, 413, 415, 422, 429, 431, 503, 504}
 
 def two_versions(store: pathlib.Path) -> None:
     """Fill a store with versions 1 and 2."""
-    ours = manifest.folder(manifest.STORE, NAME, "1")
+    ours = versions.folder(manifest.STORE, NAME, "1")
     shutil.copytree(ours, store / NAME / "1")
     arrays = dict(read_params(ours / "net.params"))
     for output in "output.weight", "output.bias":

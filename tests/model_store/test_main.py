@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.__main__ import main
 from model_store.params import write_params
 from tests.model_store.test_manifest import GOOD, write
@@ -18,7 +18,7 @@ from tests.model_store.test_manifest import GOOD, write
 def store(tmp_path: pathlib.Path) -> pathlib.Path:
     """Two versions with something wrong around one that can be listed."""
     write(tmp_path / "cats" / "1", "{")
-    with manifest.adding(tmp_path, "pets", "3") as partial:
+    with versions.adding(tmp_path, "pets", "3") as partial:
         manifest.write(partial, manifest.Manifest.model_validate(GOOD))
     write(tmp_path / "pets" / "4", (tmp_path / "pets/3/manifest.json").read_text())
     return tmp_path

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.manifest import BadModel
 from model_store.runtime import load_mxnet
 from model_store.training import cifar10
@@ -83,7 +83,7 @@ def test_memory_is_shared(tmp_path: pathlib.Path, same: dict[str, Any]) -> None:
 
 def test_other_classes_cannot_teach(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A version that tells other classes apart is rejected."""
-    described = manifest.read_version(model)
+    described = versions.read_manifest(model)
     reversed_classes = {"classes": tuple(reversed(cifar10.CLASSES)), "version": "1"}
     folder = tmp_path / described.name / "1"
     folder.mkdir(parents=True)

@@ -1,8 +1,9 @@
-"""One batch's way through the engine: computed, answered, and isolated where the engine fails.
+"""BatchRun: hands one batch to the engine and answers its items.
 
-A batch that fails as a whole is computed again in halves until the culprits are alone, so that
-they alone fail; those who were computed get their answers meanwhile, and nobody whose caller has
-gone is computed again. Running out of memory is the same, and caps the batches that follow.
+If the whole batch fails, it is computed again in halves, until only the items that cause the error
+fail. Items that were computed are answered meanwhile, and items whose callers have canceled are not
+computed again. A batch that does not fit into memory is halved as well, and limits the size of the
+batches that follow.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from typing import Generic, TypeVar
 
 from batching.errors import DeadlineUnreachable, EngineDead, EngineFailed
 from batching.policy import Policy
-from batching.report import Answer, BatchReport, Outcomes
+from batching.report import Answer, BatchReport
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 Infer = Callable[[Sequence[In]], Awaitable[Sequence[Out | Exception]]]
+"""Computes a batch: one result for each item, in order. A result that is an exception fails its
+item only.
+
+The sequence may have an attribute `computed_at`: when the engine finished the batch, by the
+batcher's clock. Without it, a busy event loop that receives results late would make the engine look
+slow."""
 
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[In, Out]):
-    """An item, and the caller who waits for its answer."""
+    """An item in the queue or in a batch, and its caller's future."""
 
     item: In
     arrived: float
@@ -33,18 +40,21 @@ class Entry(Generic[In, Out]):
 
     @property
     def waiting(self) -> bool:
+        """False once it is answered, failed or canceled."""
         return not self.answer.done()
 
     def fail(self, error: Exception) -> None:
+        """Fail the item. Does nothing if it no longer waits."""
         if self.waiting:
             self.answer.set_exception(error)
 
     def expire(self) -> None:
+        """Fail the item because its deadline has passed."""
         self.fail(TimeoutError("the deadline has passed"))
 
 
 class BatchRun(Generic[In, Out]):
-    """For one batch. `freed` is called whenever the engine comes back."""
+    """One batch. Use an instance once."""
 
     def __init__(
         self,
@@ -52,24 +62,35 @@ class BatchRun(Generic[In, Out]):
         infer: Infer[In, Out],
         policy: Policy,
         clock: Callable[[], float],
-        freed: Callable[[], None],
+        on_return: Callable[[], None],
     ) -> None:
+        """
+        Args:
+            batch: At least one entry.
+            infer: Computes a batch.
+            policy: Learns how long the batch takes, and whether it fits into memory.
+            clock: Current time in seconds.
+            on_return: Called each time the engine returns from a call.
+        """
         self._batch = batch
         self._infer = infer
         self._policy = policy
         self._clock = clock
-        self._freed = freed
+        self._on_return = on_return
         self._calls = self._answered = self._failed = 0
         self._out_of_memory = False
         self.computed = False
-        """Did the engine compute any item, whether or not its caller was still there?"""
+        """Whether the engine computed any item, even if its caller had canceled."""
 
     async def run(self) -> BatchReport:
-        """Answer everybody. Raises nothing but what ends the runner."""
+        """Compute the batch and end every entry in it.
+
+        Raises only exceptions that end the task.
+        """
         batch = self._batch
         try:
-            closed = self._clock()
-            begins = self._policy.timeline.begins_at(closed)
+            formed_at = self._clock()
+            begins = self._policy.timeline.begins_at(formed_at)
             predicted = begins + self._policy.table.seconds(len(batch))
             await self._compute(batch)
         except BaseException as error:
@@ -79,9 +100,8 @@ class BatchRun(Generic[In, Out]):
         return BatchReport(
             size=len(batch),
             bucket=self._policy.table.bucket(len(batch)),
-            oldest_queue_seconds=closed - min(entry.arrived for entry in batch),
-            infer_seconds=self._clock() - closed,
-            predicted_seconds=predicted - closed,
+            infer_seconds=self._clock() - formed_at,
+            predicted_seconds=predicted - formed_at,
             answered=self._answered,
             failed=self._failed,
             gone=len(batch) - self._answered - self._failed,
@@ -90,38 +110,38 @@ class BatchRun(Generic[In, Out]):
         )
 
     def abandon(self) -> None:
-        """Nobody waits for the engine any more."""
+        """Fail all entries that wait, because the engine was given up."""
         for entry in self._batch:
             if entry.waiting:
                 self._failed += 1
                 entry.fail(EngineDead("the engine did not come back from this item's batch"))
 
     async def _compute(self, entries: Sequence[Entry[In, Out]]) -> None:
-        """Answer `entries`, if need be in halves."""
+        """Compute and answer `entries`, in halves if the whole fails."""
         timeline = self._policy.timeline
         handed = self._clock()
-        flight = timeline.begin(len(entries), handed)
+        in_flight = timeline.begin(len(entries), handed)
         self._calls += 1
-        outcomes: Sequence[Out | Exception] = ()
+        results: Sequence[Out | Exception] = ()
         error: Exception | None = None
         computed = False
         try:
-            outcomes = await self._infer([entry.item for entry in entries])
-            computed = len(outcomes) == len(entries)
+            results = await self._infer([entry.item for entry in entries])
+            computed = len(results) == len(entries)
             if not computed:
-                error = EngineFailed(f"{len(outcomes)} outcomes for {len(entries)} items")
-        except Exception as raised:  # noqa: BLE001 - whatever it is, its callers get to hear it
+                error = EngineFailed(f"{len(results)} results for {len(entries)} items")
+        except Exception as raised:  # noqa: BLE001  # reported to the callers
             error = raised
         finally:
             try:
                 ended = self._clock()
-                done = outcomes.done if isinstance(outcomes, Outcomes) else ended
-                timeline.end(flight, ended, done=done, computed=computed)
+                computed_at = getattr(results, "computed_at", ended)
+                timeline.end(in_flight, ended, computed=computed, computed_at=computed_at)
             finally:
-                timeline.forget(flight)  # or the engine would seem busy for ever
-                self._freed()
+                timeline.forget(in_flight)  # otherwise the engine would count as busy forever
+                self._on_return()
         if error is None:
-            self._answer(entries, outcomes, handed, ended)
+            self._answer(entries, results, handed, ended)
             return
         if isinstance(error, MemoryError):
             self._out_of_memory = True
@@ -131,48 +151,48 @@ class BatchRun(Generic[In, Out]):
             return
         middle = len(entries) // 2
         first, second = entries[:middle], entries[middle:]
-        with timeline.owing(len(second)):
+        with timeline.reserve(len(second)):
             await self._compute_again(first)
         await self._compute_again(second)
 
     async def _compute_again(self, entries: Sequence[Entry[In, Out]]) -> None:
-        """For those who still wait and can still be answered in time."""
+        """Compute the entries that still wait and can still meet their deadlines."""
         now = self._clock()
         soonest = self._policy.timeline.begins_at(now) + self._policy.table.seconds(1)
         for entry in entries:
             if entry.deadline < soonest:
                 late = soonest - entry.deadline
                 entry.fail(DeadlineUnreachable("the engine failed and took too long", late))
-        if still := [entry for entry in entries if entry.waiting]:
-            await self._compute(still)
+        if waiting := [entry for entry in entries if entry.waiting]:
+            await self._compute(waiting)
 
     def _answer(
         self,
         entries: Sequence[Entry[In, Out]],
-        outcomes: Sequence[Out | Exception],
+        results: Sequence[Out | Exception],
         handed: float,
         ended: float,
     ) -> None:
         size = len(entries)
         bucket = self._policy.table.bucket(size)
-        for entry, outcome in zip(entries, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                self._fail(entry, outcome)
+        for entry, result in zip(entries, results, strict=True):
+            if isinstance(result, Exception):
+                self._fail(entry, result)
                 continue
             self.computed = True
             if entry.waiting:
                 self._answered += 1
-                answer = Answer(outcome, handed - entry.arrived, ended - handed, size, bucket)
+                answer = Answer(result, handed - entry.arrived, ended - handed, size, bucket)
                 entry.answer.set_result(answer)
 
     def _fail(self, entry: Entry[In, Out], cause: BaseException) -> None:
         if entry.waiting:
             self._failed += 1
-            entry.fail(failed(cause))
+            entry.fail(engine_failed(cause))
 
 
-def failed(cause: BaseException) -> EngineFailed:
-    """What the caller of an item is told."""
-    failure = EngineFailed("the engine failed on this item")
-    failure.__cause__ = cause
-    return failure
+def engine_failed(cause: BaseException) -> EngineFailed:
+    """The error for an item whose batch raised `cause`."""
+    error = EngineFailed("the engine failed on this item")
+    error.__cause__ = cause
+    return error

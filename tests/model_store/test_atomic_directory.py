@@ -12,12 +12,12 @@ from contextlib import contextmanager
 import pytest
 
 from benchmarks.processes import started
-from model_store.folders import AlreadyThere, appearing
+from model_store.atomic_directory import AlreadyExists, atomic_directory
 from tests.sources import ROOT
 
 
 def fill(target: pathlib.Path, within: pathlib.Path, then: Callable[[], None]) -> None:
-    with appearing(target, within) as partial:
+    with atomic_directory(target, within) as partial:
         (partial / "file").touch()
         then()
 
@@ -29,7 +29,7 @@ def fail() -> None:
 def test_appears_when_it_is_whole(tmp_path: pathlib.Path) -> None:
     """Nobody sees it before the block has ended, nor anything but it afterwards."""
     target = tmp_path / "store" / "pets" / "1"
-    with appearing(target, within=tmp_path / "store") as partial:
+    with atomic_directory(target, within=tmp_path / "store") as partial:
         (partial / "file").write_text("content")
         assert partial.parts[-2:] == target.parts[-2:]
         assert not target.parent.exists()
@@ -56,7 +56,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
 def test_a_place_that_is_taken(tmp_path: pathlib.Path) -> None:
     """The block is not begun; the message names the place."""
     (tmp_path / "taken").mkdir()
-    with pytest.raises(AlreadyThere, match="taken"):
+    with pytest.raises(AlreadyExists, match="taken"):
         fill(tmp_path / "taken", tmp_path, fail)
 
 
@@ -65,19 +65,19 @@ def test_the_slower_one_is_refused(tmp_path: pathlib.Path) -> None:
     target = tmp_path / "1"
 
     def faster() -> None:
-        with appearing(target, within=tmp_path) as partial:
+        with atomic_directory(target, within=tmp_path) as partial:
             (partial / "faster").touch()
 
-    with pytest.raises(AlreadyThere):
+    with pytest.raises(AlreadyExists):
         fill(target, tmp_path, faster)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["1", "faster"]
 
 
 FILLS = """
 import pathlib, sys
-from model_store.folders import appearing
+from model_store.atomic_directory import atomic_directory
 store = pathlib.Path(sys.argv[1])
-with appearing(store / "pets" / "1", within=store) as partial:
+with atomic_directory(store / "pets" / "1", within=store) as partial:
     (partial / "file").touch()
     print("filling", flush=True)
     sys.stdin.read()
@@ -100,7 +100,7 @@ def hidden(store: pathlib.Path) -> list[str]:
 
 
 def add_another(store: pathlib.Path, number: int) -> None:
-    with appearing(store / "pets" / str(number), within=store) as partial:
+    with atomic_directory(store / "pets" / str(number), within=store) as partial:
         (partial / "file").touch()
 
 
@@ -136,7 +136,7 @@ def test_on_the_disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) ->
         synced.append((path.name, target.exists()))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with appearing(target, within=tmp_path) as partial:
+    with atomic_directory(target, within=tmp_path) as partial:
         (partial / "file").touch()
         (partial / "folder").mkdir()
         (partial / "folder" / "inner").touch()

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from model_store import tiles
+from model_store import amx
+from model_store.amx import ISA, WITH_AMX
 from model_store.cgroup import memory
 from model_store.precision import cpu_flags
-from model_store.tiles import ISA, WITH_TILES
 from tests.sources import ROOT
 
 CAPACITY = "DNNL_PRIMITIVE_CACHE_CAPACITY"
@@ -24,13 +24,13 @@ BUCKETS, CONVOLUTIONS = 3, 20
 @pytest.mark.parametrize(
     ("wanted", "granted", "before", "after"),
     [
-        (True, True, {}, {ISA: WITH_TILES, CAPACITY: "160"}),
+        (True, True, {}, {ISA: WITH_AMX, CAPACITY: "160"}),
         (True, False, {}, {}),
         (False, True, {}, {}),
         (True, True, {ISA: "AVX2"}, {ISA: "AVX2"}),
         (False, True, {ISA: "avx512_core_amx"}, {ISA: "avx512_core_amx", CAPACITY: "160"}),
-        (False, False, {ISA: WITH_TILES}, {}),
-        (True, True, {CAPACITY: "9"}, {ISA: WITH_TILES, CAPACITY: "9"}),
+        (False, False, {ISA: WITH_AMX}, {}),
+        (True, True, {CAPACITY: "9"}, {ISA: WITH_AMX, CAPACITY: "9"}),
     ],
 )
 def test_what_onednn_is_told(
@@ -38,9 +38,9 @@ def test_what_onednn_is_told(
 ) -> None:
     """The environment wins, but for what would end the process."""
     environment = dict(before)
-    tiles.settle(wanted, environment, lambda: granted)
+    amx.configure(wanted, environment, lambda: granted)
     assert environment == after
-    assert tiles.used(environment) is (ISA in after and after[ISA] != "AVX2")
+    assert amx.enabled(environment) is (ISA in after and after[ISA] != "AVX2")
 
 
 def test_linux_is_asked_only_for_what_may_be_used() -> None:
@@ -49,8 +49,8 @@ def test_linux_is_asked_only_for_what_may_be_used() -> None:
     def never() -> bool:
         raise AssertionError
 
-    tiles.settle(False, {}, never)
-    tiles.settle(True, {ISA: "AVX2"}, never)
+    amx.configure(False, {}, never)
+    amx.configure(True, {ISA: "AVX2"}, never)
 
 
 @pytest.mark.parametrize("system", [("Linux", "aarch64"), ("Darwin", "x86_64")])
@@ -59,7 +59,7 @@ def test_other_machines_have_none(monkeypatch: pytest.MonkeyPatch, system: tuple
     monkeypatch.setattr("platform.system", lambda: system[0])
     monkeypatch.setattr("platform.machine", lambda: system[1])
     monkeypatch.setattr("ctypes.CDLL", None)
-    assert not tiles.granted()
+    assert not amx.granted()
 
 
 COMPUTES = """
@@ -67,6 +67,7 @@ import asyncio, os, pathlib, sys
 import numpy as np
 import model_store.engine
 from model_store import store
+from model_store.replica import Replica
 
 async def main(folder, file):
     async with model_store.engine.load_engine(pathlib.Path(folder), "cpu", 1, 16, "int8") as engine:
@@ -76,12 +77,13 @@ async def main(folder, file):
         await engine.replace(pathlib.Path(folder))
         print(steps - 2 * at_start, "with AMX" in engine.precision.reason)
 
-step, steps = model_store.engine._step, 0
-def counted(work):
+load, steps = Replica.load, 0
+def counted(*arguments, **options):
     global steps
-    steps += 1
-    return step(work)
-model_store.engine._step = counted
+    for step in load(*arguments, **options):
+        steps += 1
+        yield
+Replica.load = counted
 asyncio.run(main(*sys.argv[1:]))
 """
 
