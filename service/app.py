@@ -165,7 +165,7 @@ def _fastapi(settings: Settings, service: Service, front_end: bool) -> FastAPI:
     build: Callable[..., FastAPI] = FastAPIOffline if settings.docs else without_docs
     return build(
         title="Shoal",
-        version="0.1.0",
+        version="0.2.0",
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,

@@ -1,7 +1,7 @@
 """Every setting: name, type, bound, default and meaning in one place.
 
 Each is read from the environment variable of its name in capitals behind `SHOAL_`, once, when
-the process starts. The table in README.md is printed from here by `python -m service.settings`.
+the process starts. `python -m service.settings` prints the table of docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -141,6 +141,9 @@ class Settings(BaseSettings):
     shutdown_timeout: int = Field(default=20, ge=1, le=3600)
     """Seconds after that in which requests in flight are answered; then they are cut off."""
 
+    default_answer: Literal["json", "text"] = "json"
+    """Answer of `/predict` to requests whose `Accept` header prefers neither `application/json` nor
+    `text/plain`. json: an object. text: the sentence of the Flask tutorial."""
     page: bool = True
     """Whether to serve the page at `/`, where one drops pictures and sees their classes."""
     docs: bool = True

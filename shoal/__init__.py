@@ -3,4 +3,4 @@
 This package imports nothing itself, so that `shoal --help` and shell completion start fast.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -92,7 +92,8 @@ IMAGE_ERRORS = (
 async def predict(request: Request) -> Response:
     """Classify one image, sent in the file field `img` of a form or as the body itself.
 
-    With `Accept: text/plain` the answer is a sentence instead of JSON.
+    With `Accept: text/plain` the answer is a sentence instead of JSON. `SHOAL_DEFAULT_ANSWER`
+    chooses between them for requests whose `Accept` prefers neither.
     """
     pipeline = begin(request)
     with service_of(request).uploads.lease() as lease:
@@ -148,7 +149,8 @@ async def _read_and_decode(request: Request, pipeline: Pipeline) -> list[Image |
 
 def _respond(request: Request, classification: Classification) -> Response:
     prediction = _prediction(classification)
-    if context_of(request.scope).prefers_text():
+    by_default = service_of(request).settings.default_answer == "text"
+    if context_of(request.scope).prefers_text(by_default):
         return PlainTextResponse(prediction["message"])
     return Response(orjson.dumps(prediction), media_type="application/json")
 

@@ -100,16 +100,20 @@ class RequestContext:
             )
         return min(seconds, maximum)
 
-    def prefers_text(self) -> bool:
-        """Whether the client prefers text/plain to JSON. If it accepts both equally, or if its
-        Accept header is longer than `MAX_ACCEPT`, it gets JSON."""
+    def prefers_text(self, default: bool) -> bool:
+        """Whether the client prefers text/plain to JSON (RFC 9110, section 12.5.1).
+
+        `default` is the result if the Accept header prefers neither of them, is absent, or is
+        longer than `MAX_ACCEPT`.
+        """
         accept = (self.header(b"accept") or "").lower()
-        if "text/plain" not in accept or len(accept) > MAX_ACCEPT:
-            return False
+        if len(accept) > MAX_ACCEPT or not ("text/" in accept or "application/" in accept):
+            return default
         weights = dict(_media_range(part) for part in accept.split(","))
         anything = weights.get("*/*", 0.0)
-        json_weight = weights.get("application/json", weights.get("application/*", anything))
-        return weights.get("text/plain", 0.0) > json_weight
+        text = weights.get("text/plain", weights.get("text/*", anything))
+        json = weights.get("application/json", weights.get("application/*", anything))
+        return default if text == json else text > json
 
     def server_timing(self) -> str:
         """`timing` as a Server-Timing header (https://www.w3.org/TR/server-timing/)."""

@@ -217,7 +217,7 @@ def streams_of(parts: Service) -> Streams:
 def handler(name: str, parts: Service, streams: Streams | None = None) -> Any:
     """That of the RPC `name`. Without `streams`, each of its calls has a new one."""
     used = streams or AnyStream(parts.uploads, 8)
-    all_methods = Methods(parts, "0.1.0", used)
+    all_methods = Methods(parts, "0.2.0", used)
     found = {"ModelInfer": all_methods.infer, "ModelReady": all_methods.model_ready}[name]
     return surrounded(name, found, parts, used)
 
