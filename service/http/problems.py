@@ -41,6 +41,7 @@ from service.errors import (
     RepositoryOff,
     Stalled,
     TooManyImages,
+    TooManyMessages,
     Unauthorized,
     UnknownHost,
     UnknownModel,
@@ -167,6 +168,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Too many requests are waiting",
         "The queue is full. Try again after the seconds that Retry-After says.",
     ),
+    TooManyMessages: Problem(
+        503,
+        "too_many_messages",
+        "Too many gRPC messages are arriving",
+        "Too many gRPC messages were arriving at the same time, and this one was canceled to make "
+        "room for a newer one. Try again after the number of seconds in retry-after.",
+        retry_after=1,
+    ),
     DecodeQueueFull: Problem(
         503,
         "decode_queue_full",
@@ -258,22 +267,6 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "The engine failed on everything lately, or does not come back from a batch. This process "
         "should be restarted.",
     ),
-}
-
-# https://grpc.io/docs/guides/status-codes/: what an RPC ends with instead of a problem's status.
-RPC_STATUS = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    404: "NOT_FOUND",
-    408: "DEADLINE_EXCEEDED",
-    413: "RESOURCE_EXHAUSTED",  # as gRPC itself says of a message that is too large
-    415: "INVALID_ARGUMENT",
-    422: "INVALID_ARGUMENT",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    501: "UNIMPLEMENTED",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
 }
 
 INTERNAL = Problem(

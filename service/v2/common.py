@@ -16,8 +16,8 @@ from model_store.manifest import Manifest
 from service.errors import UnknownModel
 from service.inference.pipeline import Pipeline, each
 from service.inference.serving import Classification, LoadedModel, Serving
-from service.v2.elements import Encoded
 from service.v2.inputs import InferInputs
+from service.v2.tensor_data import Encoded
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 REPOSITORY = "model_repository"

@@ -27,7 +27,7 @@ from service.upload.body import read_bytes
 from service.v2 import common, schemas
 from service.v2.common import by_one_version, check_named, decoded, served
 from service.v2.inputs import header_length, parse
-from service.v2.outputs import Reply, serialise
+from service.v2.outputs import Reply, serialize
 from service.v2.schemas import LENGTH_HEADER
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=FastRoute)
@@ -148,7 +148,7 @@ async def infer(request: Request) -> Response:
         answered = await by_one_version(journey, images)
     check_named(answered[0].model, *_named_model(request))
     rows = [one.probabilities for one in answered]
-    body, length = serialise(reply, answered[0].model, rows)
+    body, length = serialize(reply, answered[0].model, rows)
     if length is None:
         return Response(body, media_type="application/json")
     return Response(body, 200, {LENGTH_HEADER: str(length)}, "application/octet-stream")
