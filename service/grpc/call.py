@@ -8,8 +8,9 @@ import grpc
 
 from service import errors
 from service.grpc.streams import Stream
-from service.http.middleware import sane_id
-from service.upload.body import Arrival
+from service.http.context import request_id
+from service.upload.arrival import Arrival
+from service.upload.body import CHECK_INTERVAL
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -30,7 +31,7 @@ class Call:
         self._stream = stream
         self.timing: dict[str, float] = {}
         """Duration of each stage so far, in seconds."""
-        self.request_id = sane_id(self.headers.get("x-request-id", "").encode())
+        self.request_id = request_id(self.headers.get("x-request-id", "").encode())
 
     async def message(self, max_seconds: float) -> bytes:
         """Receive the client's message.
@@ -38,13 +39,14 @@ class Call:
         Raises:
             UploadTimeout: The message does not arrive within `max_seconds`, or arrives too slowly.
             TooManyMessages: The message was canceled to make room for another one.
-            QueueFull: The upload memory is full.
+            UploadMemoryFull: The upload memory is full.
             BadInference: The client sends no message.
             CancelledError: The message is larger than allowed; gRPC sends the status by itself.
         """
         if self._stream.fault is not None:
             raise self._stream.fault
-        with Arrival(self._stream.lease, max_seconds):
+        self._stream.lease.max_seconds = max_seconds
+        with Arrival(self._stream.lease, CHECK_INTERVAL):
             message = await self.context.read()
         if not isinstance(message, bytes):
             raise errors.BadInference("The call has no message.")

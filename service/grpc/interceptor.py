@@ -17,15 +17,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import grpc
-from starlette.datastructures import State
 
 from service.grpc.call import Call, Context
 from service.grpc.frame_filter import STREAM_HEADER
 from service.grpc.messages import SERVICE
 from service.grpc.streams import Streams
 from service.http import problems
-from service.http.middleware import log_request, server_timing
-from service.telemetry.logs import log
+from service.http.context import server_timing
+from service.inference.service import Service
+from service.telemetry.logs import log, log_request
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing
 
@@ -53,17 +53,17 @@ Method = Callable[[Call], Awaitable[Any]]
 
 
 def intercepted(
-    name: str, method: Method, state: State, streams: Streams
+    name: str, method: Method, service: Service, streams: Streams
 ) -> Callable[[Any, Context], Any]:
     """Wrap a method into the handler that gRPC calls.
 
     Args:
         name: Name of the RPC.
         method: The method.
-        state: The application's state, with its metrics and tracing.
+        service: The service, for its metrics and tracing.
         streams: The streams of all connections.
     """
-    route, metrics, tracing = f"/{SERVICE.full_name}/{name}", state.metrics, state.tracing
+    route, metrics, tracing = f"/{SERVICE.full_name}/{name}", service.metrics, service.tracing
 
     async def handler(_: Any, context: Context) -> Any:
         headers = {key: str(value) for key, value in context.invocation_metadata() or ()}
@@ -99,7 +99,7 @@ async def _answer(call: Call, route: str, method: Method, metrics: Metrics) -> A
         status, code = STATUSES[problem.status], problem.code
         if problem is problems.INTERNAL:
             log.exception("unexpected error", extra={"fields": {"request_id": call.request_id}})
-        detail = problems.told(problem, error, call.request_id)["detail"]
+        detail = problems.to_dict(problem, error, call.request_id)["detail"]
         metadata = _metadata(call, problem, error)
         await call.context.abort(grpc.StatusCode[status], detail, metadata)
     finally:

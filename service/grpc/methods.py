@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
-from starlette.datastructures import State
 
 from batching import Draining
 from model_store.engine import Image
@@ -19,10 +18,9 @@ from service.grpc import messages, translation
 from service.grpc.call import Call
 from service.grpc.interceptor import intercepted
 from service.grpc.streams import Streams
-from service.inference.pipeline import Pipeline, Provisions, Read
-from service.inference.serving import Serving
-from service.settings import Settings
-from service.upload.memory import Lease
+from service.inference.pipeline import Pipeline
+from service.inference.service import Service
+from service.upload.body import Lease
 from service.v2 import common
 from service.v2.common import by_one_version, check_named, decoded, served
 from service.v2.inputs import InferInputs
@@ -39,17 +37,15 @@ NAME_BYTES = 4096
 class Methods:
     """Implements the methods of the service."""
 
-    def __init__(self, state: State, version: str, streams: Streams) -> None:
+    def __init__(self, service: Service, version: str, streams: Streams) -> None:
         """
         Args:
-            state: The application's state.
+            service: Answers the calls.
             version: The version that the server metadata contains.
             streams: The streams of all connections.
         """
-        self._state = state
+        self._service = service
         self._streams = streams
-        self._serving: Serving = state.serving
-        self._settings: Settings = state.settings
         self._version = version
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -65,7 +61,7 @@ class Methods:
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.stream_unary_rpc_method_handler(
-                intercepted(name, method, self._state, self._streams),
+                intercepted(name, method, self._service, self._streams),
                 response_serializer=_serialized,
             )
             for name, method in methods.items()
@@ -73,7 +69,7 @@ class Methods:
         return grpc.method_handlers_generic_handler(messages.SERVICE.full_name, handlers)
 
     async def server_live(self, call: Call) -> Any:
-        return messages.ServerLiveResponse(live=await self._serving.live())
+        return messages.ServerLiveResponse(live=await self._service.is_live())
 
     async def server_ready(self, call: Call) -> Any:
         return messages.ServerReadyResponse(ready=await self._is_ready())
@@ -82,13 +78,13 @@ class Methods:
         request = await self._model_name(call, messages.ModelReadyRequest)
         ready = await self._is_ready()
         if ready:
-            served(self._serving, request.name, request.version)
+            served(self._service, request.name, request.version)
         return messages.ModelReadyResponse(ready=ready)
 
     async def _is_ready(self) -> bool:
         """Whether a readiness probe over HTTP would get 200. Over gRPC, a probe gets no error."""
         try:
-            await self._serving.available()
+            await self._service.check_ready()
         except (NotReady, Draining):
             return False
         return True
@@ -99,41 +95,45 @@ class Methods:
 
     async def model_metadata(self, call: Call) -> Any:
         request = await self._model_name(call, messages.ModelMetadataRequest)
-        model = served(self._serving, request.name, request.version).model
+        model = served(self._service, request.name, request.version).model
         return messages.ModelMetadataResponse(**common.model_metadata(model))
 
     async def infer(self, call: Call) -> Any:
         """Classify n images. If one of them fails, the whole call fails."""
-        timeout = self._settings.request_timeout
-        provisions: Provisions = self._state.provisions
-        journey = Pipeline(provisions, call.headers, call.client, call.timing, timeout)
-        named, reply, images = await self._images(call, journey)
-        answered = await by_one_version(journey, images)
-        model = answered[0].model
+        timeout = self._service.settings.request_timeout
+        pipeline = Pipeline(self._service, call.headers, call.client, call.timing, timeout)
+        named, reply, images = await self._read_and_decode(call, pipeline)
+        results = await by_one_version(pipeline, images)
+        model = results[0].model
         check_named(model, *named)
-        return translation.response(reply, model, [one.probabilities for one in answered])
+        return translation.response(reply, model, [result.probabilities for result in results])
 
     async def stream_infer(self, call: Call) -> Any:
         raise UnsupportedMethod
 
-    async def _images(self, call: Call, journey: Pipeline) -> tuple[Name, Reply, list[Image]]:
+    async def _read_and_decode(
+        self, call: Call, pipeline: Pipeline
+    ) -> tuple[Name, Reply, list[Image]]:
         """Receive the message and decode its images.
 
         The message is freed before the images wait for the engine.
         """
-        with journey:
-            named, inputs = self._parsed(await journey.read(_reader(call)), journey.model)
+        with self._service.uploads.lease() as lease:
+            message = await pipeline.read(_read(call, lease))
+            named, inputs = self._parsed(message, pipeline.model)
+            del message
             for seconds in (call.time_left, inputs.seconds):
                 if seconds is not None:
-                    journey.hurry(seconds)
-            return named, inputs.reply, await decoded(journey, inputs)
+                    pipeline.shorten_deadline(seconds)
+            return named, inputs.reply, await decoded(pipeline, inputs)
 
     def _parsed(self, data: bytes, model: Manifest) -> tuple[Name, InferInputs]:
-        """The model that the message names, and its inputs. On return, the message is freed."""
+        """The model that the message names, and its inputs. Keeps nothing else of the message."""
         message = translation.read(data)
         named = message.model_name, message.model_version
-        served(self._serving, *named)
-        return named, translation.request(message, model, self._settings.max_images_per_request)
+        served(self._service, *named)
+        max_images = self._service.settings.max_images_per_request
+        return named, translation.request(message, model, max_images)
 
     async def _model_name(self, call: Call, message_class: Any) -> Any:
         """Receive a message that only names a model."""
@@ -141,15 +141,11 @@ class Methods:
         return translation.parsed(message_class, data[:NAME_BYTES])
 
 
-def _reader(call: Call) -> Read[bytes]:
-    """A function that reads the message of `call`. gRPC's server has checked its size."""
-
-    async def read(max_bytes: int, max_seconds: float, share: Lease) -> bytes:
-        data = await call.message(max_seconds)
-        share.add(len(data))
-        return data
-
-    return read
+async def _read(call: Call, lease: Lease) -> bytes:
+    """Receive the message of `call`, whose size gRPC's server has checked."""
+    data = await call.message(lease.max_seconds)
+    lease.add(len(data))
+    return data
 
 
 def _serialized(message: Any) -> bytes:

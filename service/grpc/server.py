@@ -11,11 +11,11 @@ import logging
 import tempfile
 
 import grpc
-from starlette.datastructures import State
 
 from service.grpc.listener import RelayListener
 from service.grpc.methods import Methods
 from service.grpc.streams import IDLE, Streams
+from service.inference.service import Service
 from service.server.connection_limit import Connections, bound, descriptors
 from service.server.listening import bind, join
 from service.settings import Settings
@@ -38,14 +38,14 @@ def _is_server_error(record: logging.LogRecord) -> bool:
 class RpcServer:
     """Serves gRPC on `settings.grpc_port` from `start` to `stop`."""
 
-    def __init__(self, state: State, settings: Settings, version: str) -> None:
+    def __init__(self, service: Service, settings: Settings, version: str) -> None:
         """
         Args:
-            state: The application's state.
+            service: Answers the calls.
             settings: The settings.
             version: The version that the server metadata contains.
         """
-        self._state = state
+        self._service = service
         self._settings = settings
         self._version = version
 
@@ -53,9 +53,9 @@ class RpcServer:
         """Listen on the port. Raises OSError if the port or the Unix socket is not available."""
         settings = self._settings
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_server_error)
-        streams = Streams(self._state.serving.uploads, settings.max_queue_size)
+        streams = Streams(self._service.uploads, settings.max_queue_size)
         self._server = grpc.aio.server(
-            handlers=[Methods(self._state, self._version, streams).handler()],
+            handlers=[Methods(self._service, self._version, streams).handler()],
             options=[
                 ("grpc.max_receive_message_length", settings.max_upload_bytes),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),

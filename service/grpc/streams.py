@@ -2,7 +2,7 @@
 
 Guarantees
 - The bytes of every message count toward SHOAL_MAX_UPLOAD_MEMORY as they arrive. Slow messages are
-  treated like slow uploads over HTTP (`upload.memory`).
+  treated like slow uploads over HTTP (`upload.body`).
 - At most `max_arriving` messages arrive at the same time. A further message cancels one of the
   client network with the most arriving messages: the one without progress for the longest time. So
   idle and slow streams do not delay others, however often a client opens them.
@@ -21,11 +21,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from batching import QueueFull
-from service.errors import TooManyMessages
+from service.errors import BodyTooLarge, TooManyMessages, UploadMemoryFull
 from service.rate_limit import network
 from service.server.connection_limit import PROGRESS_BYTES
-from service.upload.memory import Lease, UploadMemory
+from service.upload.body import Lease, UploadMemory
 
 IDLE = 2048
 """Maximum number of streams without a handler. A stream takes 10 to 20 KiB, most of it gRPC's."""
@@ -73,7 +72,7 @@ class Stream:
     def fail(self, fault: Exception) -> None:
         """Make the handler raise `fault`, now or when it waits for the message."""
         self.fault = self.fault or fault
-        self.lease.end(fault)
+        self.lease.reject(fault)
 
     def take(self) -> None:
         """Called when the handler has the message. From now on, the handler counts its bytes."""
@@ -121,7 +120,7 @@ class Streams:
             stalled = self._stalled()
             self.complete(stalled)
             stalled.fail(TooManyMessages())
-        stream = Stream(client, self._memory.holding(), on_progress, expel)
+        stream = Stream(client, self._memory.lease(self._memory.max_bytes), on_progress, expel)
         self._open[stream.name] = stream
         self._arriving.setdefault(stream.network, OrderedDict())[stream] = None
         self._arriving_count += 1
@@ -172,8 +171,8 @@ class Streams:
                 stream.progress_number = next(self._progress_numbers)
         try:
             stream.lease.add(size)
-        except QueueFull as full:
-            stream.fail(full)
+        except (BodyTooLarge, UploadMemoryFull) as error:
+            stream.fail(error)
 
     def complete(self, stream: Stream) -> None:
         """Called when the message is complete."""

@@ -22,9 +22,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model_store.engine import Image
+from model_store.engine import SIDE, Image
 from model_store.manifest import Manifest
-from model_store.network import SIDE
 from service.errors import BadInference, TooManyImages, first_error
 from service.v2.json_prescan import take_out_long_strings
 from service.v2.outputs import Reply, requested_outputs

@@ -18,10 +18,9 @@ from batching import Draining
 from model_store.manifest import Version
 from service import errors
 from service.http import problems
-from service.http.api_keys import ApiKeys
-from service.http.fast_path import FastRoute
-from service.inference.serving import Serving, Versions
-from service.settings import Settings
+from service.http.middleware import FastRoute
+from service.inference.pipeline import service_of
+from service.inference.service import Versions
 from service.upload.body import read_bytes
 from service.v2 import schemas
 
@@ -43,6 +42,7 @@ ERRORS = (
     errors.BadRepositoryCall,
     errors.BodyTooLarge,
     errors.UploadTimeout,
+    errors.UploadMemoryFull,
 )
 CHANGE_ERRORS = (
     *ERRORS,
@@ -69,7 +69,7 @@ def _body(schema_name: str) -> dict[str, Any]:
 async def index_all(request: Request) -> Response:
     """Lists all versions of the served model: which one is READY, and why the others are not."""
     _check_key(request)
-    return JSONResponse(await _repository(request).index())
+    return JSONResponse(await service_of(request).repository.index())
 
 
 @router.post(
@@ -83,7 +83,7 @@ async def index(request: Request) -> Response:
     """Lists versions, as the protocol defines it. `{"ready": true}` lists only the served one."""
     _check_key(request)
     body = await _read(request, schemas.RepositoryIndexRequest)
-    versions = await _repository(request).index()
+    versions = await service_of(request).repository.index()
     if body.ready:
         versions = [version for version in versions if version["state"] == "READY"]
     return JSONResponse(versions)
@@ -134,34 +134,27 @@ async def unload(request: Request) -> Response:
 
 def _check_key(request: Request) -> None:
     """Raises RepositoryOff, NotAdmin."""
-    keys: ApiKeys = request.app.state.admin_keys
-    if not keys.wanted:
+    keys = service_of(request).admin_keys
+    if not keys.required:
         raise errors.RepositoryOff
     keys.check(request.headers)
 
 
-def _repository(request: Request) -> Versions:
-    repository: Versions = request.app.state.repository
-    return repository
-
-
 def _running_repository(request: Request) -> Versions:
     """The repository, if the model may still be changed. Raises Draining during a shutdown."""
-    serving: Serving = request.app.state.serving
-    if serving.draining:
+    service = service_of(request)
+    if service.draining:
         raise Draining("shutting down", retry_after=1)
-    return _repository(request)
+    return service.repository
 
 
 async def _read(request: Request, model: type[RequestModel]) -> RequestModel:
     """Read and parse the body. An empty body counts as `{}`.
 
-    Raises BadRepositoryCall, BodyTooLarge, UploadTimeout.
+    Raises BadRepositoryCall, BodyTooLarge, UploadTimeout, UploadMemoryFull.
     """
-    serving: Serving = request.app.state.serving
-    settings: Settings = request.app.state.settings
-    with serving.uploads.holding() as share:
-        body = await read_bytes(request, MAX_BODY, settings.upload_timeout, share)
+    with service_of(request).uploads.lease(MAX_BODY) as lease:
+        body = await read_bytes(request, lease)
     return _validated(body or b"{}", model)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_store.manifest import Normalisation
+from model_store.manifest import Normalization
 from service.errors import BadInference
 from service.v2.json_prescan import LongStrings
 from service.v2.schemas import RequestInput
@@ -59,7 +59,7 @@ def whole_pixels(numbers: Numbers) -> Pixels:
     return numbers.astype(np.uint8)
 
 
-def denormalized(numbers: Numbers, normalization: Normalisation) -> Pixels:
+def denormalized(numbers: Numbers, normalization: Normalization) -> Pixels:
     """Convert normalized FP32 pixels, shape (n, 3, 32, 32), back to the 8-bit pixels they come
     from, shape (n, 32, 32, 3)."""
     mean, std = normalization.mean, normalization.std

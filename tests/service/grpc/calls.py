@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from starlette.datastructures import State
 
 from service.app import create_app
 from service.grpc import messages
 from service.grpc.interceptor import intercepted
 from service.grpc.methods import Methods
 from service.grpc.streams import Stream, Streams
+from service.inference.service import Service
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.service.conftest import png
@@ -69,28 +69,28 @@ class AnyStream(Streams):
 
 
 @asynccontextmanager
-async def application(engine: FakeEngine) -> AsyncIterator[State]:
-    """The state of an application that is ready, with a queue for two images."""
+async def application(engine: FakeEngine) -> AsyncIterator[Service]:
+    """The service of an application that is ready, with a queue for two images."""
     app = create_app(Settings(max_queue_size=2), engine.load)
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)
-        yield app.state
+        yield app.state.service
 
 
 def ignore(*_: object) -> None:
     """A callback that does nothing."""
 
 
-def streams_of(state: State) -> Streams:
-    return Streams(state.serving.uploads, 8)
+def streams_of(service: Service) -> Streams:
+    return Streams(service.uploads, 8)
 
 
-def handler(name: str, state: State, streams: Streams | None = None) -> Any:
+def handler(name: str, service: Service, streams: Streams | None = None) -> Any:
     """The handler of the RPC `name`. Without `streams`, each of its calls has a new stream."""
-    used = streams or AnyStream(state.serving.uploads, 8)
-    methods = Methods(state, "0.1.0", used)
+    used = streams or AnyStream(service.uploads, 8)
+    methods = Methods(service, "0.2.0", used)
     method = {"ModelInfer": methods.infer, "ModelReady": methods.model_ready}[name]
-    return intercepted(name, method, state, used)
+    return intercepted(name, method, service, used)
 
 
 def horse(version: str = "") -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from service.grpc.connection_streams import OPEN_STREAMS, ConnectionStreams
 from service.grpc.streams import Streams
 from service.grpc.timers import Timers
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 
 
 class Connection:

@@ -21,7 +21,7 @@ from service.grpc.http2_frames import (
 from service.grpc.streams import Streams
 from service.grpc.timers import Timers
 from service.grpc.turn_limit import CALLS, TurnLimit
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 
 CALL = frame(HEADERS, END_HEADERS, 1, b"call")
 PING = frame(0x6, 0, 0, bytes(8))

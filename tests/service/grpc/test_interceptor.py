@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
-from starlette.datastructures import State
 
 from service.grpc.call import Call
 from service.grpc.interceptor import STATUSES, intercepted
 from service.grpc.streams import Streams
 from service.http.problems import CUT_OFF, INTERNAL, PROBLEMS
+from service.inference.service import Service
 from tests.fakes import FakeEngine
 from tests.service.grpc.calls import (
     Aborted,
@@ -28,9 +28,9 @@ from tests.service.grpc.calls import (
 
 
 @pytest.fixture
-async def state(engine: FakeEngine) -> AsyncIterator[State]:
-    async with application(engine) as state:
-        yield state
+async def service(engine: FakeEngine) -> AsyncIterator[Service]:
+    async with application(engine) as service:
+        yield service
 
 
 RPC_PROBLEMS = {
@@ -48,20 +48,22 @@ def test_every_problem_has_a_status() -> None:
     assert STATUSES[CUT_OFF.status] == "UNAVAILABLE"
 
 
-async def test_response_has_the_request_id(state: State, caplog: pytest.LogCaptureFixture) -> None:
+async def test_response_has_the_request_id(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     """The client's request id is in the trailing metadata, and the log has client and status."""
     caplog.set_level("INFO")
     context = Context(horse(), x_request_id="42")
-    response = await handler("ModelInfer", state)(None, context)
+    response = await handler("ModelInfer", service)(None, context)
     assert list(response.outputs[0].contents.bytes_contents) == [b"horse"]
     assert context.trailing["x-request-id"] == "42"
     fields = next(r.fields for r in caplog.records if r.message == "request")  # type: ignore[attr-defined]
     assert (fields["client"], fields["status"]) == ("::1", "OK")
-    assert state.serving.uploads.held == 0
+    assert service.uploads.held == 0
 
 
 async def test_unexpected_error_is_logged_only(
-    state: State, caplog: pytest.LogCaptureFixture
+    service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An unexpected exception is in the log, and the client gets INTERNAL without its text."""
 
@@ -69,31 +71,31 @@ async def test_unexpected_error_is_logged_only(
         raise RuntimeError("secret innards")
 
     context = Context()
-    streams = AnyStream(state.serving.uploads, 8)
+    streams = AnyStream(service.uploads, 8)
     with pytest.raises(Aborted):
-        await intercepted("ModelInfer", fail, state, streams)(None, context)  # type: ignore[arg-type]
+        await intercepted("ModelInfer", fail, service, streams)(None, context)  # type: ignore[arg-type]
     assert context.status is grpc.StatusCode.INTERNAL and "innards" not in context.details
     assert "secret innards" in caplog.text
 
 
-async def test_call_without_a_stream_is_canceled(state: State) -> None:
+async def test_call_without_a_stream_is_canceled(service: Service) -> None:
     """A call whose stream was closed before its handler began is canceled and not read."""
     context = Context(horse(), shoal_stream="4711")
     with pytest.raises(Aborted):
-        await handler("ModelInfer", state)(None, context)
+        await handler("ModelInfer", service)(None, context)
     assert context.status is grpc.StatusCode.CANCELLED and not context.reads
 
 
-async def test_stream_name_belongs_to_one_call(state: State) -> None:
+async def test_stream_name_belongs_to_one_call(service: Service) -> None:
     """A second call with the name of a stream is canceled. The first call is not affected."""
-    streams, message = streams_of(state), horse()
+    streams, message = streams_of(service), horse()
     stream = streams.open("::1", ignore, ignore)
     first, second = (Context(message, shoal_stream=stream.name) for _ in range(2))
     first.sends.clear()
-    response = asyncio.create_task(handler("ModelInfer", state, streams)(None, first))
+    response = asyncio.create_task(handler("ModelInfer", service, streams)(None, first))
     await first.waiting.wait()
     with pytest.raises(Aborted):
-        await handler("ModelInfer", state, streams)(None, second)
+        await handler("ModelInfer", service, streams)(None, second)
     assert second.status is grpc.StatusCode.CANCELLED and not second.reads
     assert not stream.taken and not stream.answered
     first.sends.set()
@@ -101,17 +103,17 @@ async def test_stream_name_belongs_to_one_call(state: State) -> None:
 
 
 @pytest.mark.parametrize("name", ["ModelInfer", "ModelReady"])
-async def test_canceled_message_gets_a_status(state: State, name: str) -> None:
+async def test_canceled_message_gets_a_status(service: Service, name: str) -> None:
     """A message that makes room for another gets UNAVAILABLE and the time to wait, whether it is
     canceled before its handler reads it or meanwhile."""
     for before in True, False:
-        streams = Streams(state.serving.uploads, 1)
+        streams = Streams(service.uploads, 1)
         stream = streams.open("::1", ignore, ignore)
         context = Context(shoal_stream=stream.name)
         context.sends.clear()
         if before:
             streams.open("::1", ignore, ignore)
-        response = asyncio.create_task(handler(name, state, streams)(None, context))
+        response = asyncio.create_task(handler(name, service, streams)(None, context))
         if not before:
             await context.waiting.wait()
             streams.open("::1", ignore, ignore)

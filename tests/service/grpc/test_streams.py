@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from batching import QueueFull
-from service.errors import TooManyMessages
+from service.errors import BodyTooLarge, TooManyMessages, UploadMemoryFull
 from service.grpc.streams import IDLE, Stream, Streams
 from service.server.connection_limit import PROGRESS_BYTES
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 
 
 def ignore(*_: object) -> None:
@@ -40,12 +39,12 @@ def test_streams_fail_a_message_beyond_the_memory() -> None:
     streams = Streams(UploadMemory(100), 8)
     early, late = (streams.open("::1", ignore, ignore) for _ in range(2))
     errors: list[Exception] = []
-    late.lease.begins(errors.append)
+    late.lease.begin(errors.append)
     streams.receive(early, 90)
     streams.receive(late, 20)
-    assert isinstance(errors[0], QueueFull) and late.fault is errors[0]
+    assert isinstance(errors[0], UploadMemoryFull) and late.fault is errors[0]
     streams.receive(early, 20)
-    assert isinstance(early.fault, QueueFull)
+    assert isinstance(early.fault, BodyTooLarge), "it is larger than the whole memory"
 
 
 def test_streams_cancel_the_message_that_stalled_longest() -> None:

@@ -406,7 +406,7 @@ async def test_unload_answers_accepted_requests(
 
 async def test_reload(client: httpx.AsyncClient, engine: FakeEngine, settings: Settings) -> None:
     """A reload loads the startup version, and does nothing if it is served already."""
-    repository = client._transport.app.state.repository  # type: ignore[attr-defined]
+    repository = client._transport.app.state.service.repository  # type: ignore[attr-defined]
     engine.load_error = BadModel("nothing is to be loaded")
     assert (await repository.reload()).version == "7"
     engine.load_error = None
