@@ -522,11 +522,11 @@ def test_infer_with_the_real_model(model: pathlib.Path, real: Server, form: str)
     pixels = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     norm = versions.read_manifest(model).normalisation
     mean, std = np.array(norm.mean, np.float32), np.array(norm.std, np.float32)
-    normalised = (pixels.astype(np.float32) / 255 - mean) / std
+    normalized = (pixels.astype(np.float32) / 255 - mean) / std
     tensor = {
         "image": lambda: images(*map(bitmap, pixels)),
         "UINT8": lambda: array(pixels, "UINT8"),
-        "FP32": lambda: array(normalised.transpose(0, 3, 1, 2).astype("<f4"), "FP32"),
+        "FP32": lambda: array(normalized.transpose(0, 3, 1, 2).astype("<f4"), "FP32"),
     }[form]()
     result = connect(real).infer(model.parent.name, [tensor], model_version=model.name)
     expected = probabilities(read_params(model / "net.params"), pixels)
