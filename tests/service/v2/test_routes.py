@@ -225,7 +225,7 @@ async def test_timeout(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert response.status_code in (503, 504) and engine.batches == []
     engine.seconds = 0.3
     response = await client.post(INFER, json=body(HORSE, parameters={"timeout": 50_000}))
-    assert "did not come in time" in is_error(response, 504)
+    assert "not answered before its deadline" in is_error(response, 504)
     assert response.elapsed.total_seconds() < 0.25
     response = await client.post(INFER, json=body(HORSE, parameters={"timeout": 10**15}))
     assert response.status_code == 200
@@ -235,7 +235,7 @@ async def test_infer_answers_all_images_or_none(engine: FakeEngine) -> None:
     """If one image does not fit into the queue, the whole request is rejected."""
     async with connected(Settings(max_queue_size=2), engine) as client:
         response = await client.post(INFER, json=body(*[HORSE] * 20))
-        assert "queue is full" in is_error(response, 503)
+        assert "queue of requests is full" in is_error(response, 503)
         assert int(response.headers["retry-after"]) >= 1
         assert sum(engine.batches) <= 2
         assert (await client.post(INFER, json=body(HORSE, CAT))).status_code == 200
