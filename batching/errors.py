@@ -24,7 +24,15 @@ class DeadlineUnreachable(Refused):
 
 
 class Draining(Refused):
-    """No longer accepting: the batcher is on its way out."""
+    """The batcher, or the whole server, is shutting down and accepts no more requests."""
+
+    def __init__(self, detail: str = "shutting down", retry_after: float = 1.0) -> None:
+        """
+        Args:
+            detail: What happened.
+            retry_after: Seconds after which another server may accept the request.
+        """
+        super().__init__(detail, retry_after)
 
 
 class EngineFailed(Exception):

@@ -48,6 +48,7 @@ from service.v2 import repository as v2_repository
 from service.v2 import routes as v2_routes
 from service.v2 import schemas as v2_schemas
 from service.v2.schemas import LENGTH_HEADER
+from service.workers import engine_process
 from service.workers.engine_client import DecoderClient, EngineClient
 from service.workers.engine_server import EngineServer
 
@@ -216,7 +217,14 @@ def create_hub(
 ) -> EngineServer:
     """The engine that front ends in other processes share; `folder` is theirs, too."""
     metrics = Metrics(folder)
-    local = ModelHost(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
+    local = ModelHost(
+        settings,
+        load_engine,
+        metrics,
+        on_failure,
+        on_change=lambda: hub.announce(),
+        on_failing=engine_process.restart,
+    )
     decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
     hub = EngineServer(local, Repository(settings, local, metrics.count_load), decoders)
     return hub

@@ -68,7 +68,7 @@ def test_only_the_command_imports_training() -> None:
 @pytest.mark.slow
 def test_a_server_does_not_load_training() -> None:
     """A process that has imported everything that serves a model has no module of training."""
-    code = "import service.__main__, service.workers.__main__, model_store.engine, sys; "
+    code = "import service.__main__, model_store.engine, sys; "
     code += "sys.exit(any(name.startswith('model_store.training') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -78,7 +78,7 @@ def test_http_without_mxnet() -> None:
     """A process that only speaks HTTP imports the whole service, and neither MXNet nor the packages
     of the extras `grpc` and `otel`."""
     unwanted = "{'mxnet', 'grpc', 'google.protobuf', 'opentelemetry.sdk'}"
-    code = "import service.__main__, service.workers.__main__, sys; "
+    code = "import service.__main__, sys; "
     code += f"sys.exit(len({unwanted} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

@@ -24,15 +24,13 @@ from model_store.engine import Computed, Image, Probabilities
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
+from service.exit_status import ExitStatus
 from service.inference.serving import Classification, LoadedModel
 from service.inference.watchdog import watched
 from service.settings import Settings
 from service.telemetry.engine_stats import EngineStats
 from service.telemetry.logs import log
 from service.telemetry.tracing import Tracing
-
-CANNOT_SERVE, DEAD = 1, 4
-"""Exit statuses of a process whose model cannot be served, and of one whose engine died."""
 
 
 class Engine(Protocol):
@@ -88,9 +86,11 @@ class ModelHost:
         count: Count,
         on_failure: Callable[[], None],
         on_change: Callable[[], None] = _nothing,
+        on_failing: Callable[[], None] = _nothing,
         tracing: Tracing | None = None,
     ) -> None:
-        """`on_change` is called when `started` has become another."""
+        """`on_change` is called when `started` has become another, `on_failing` while the engine
+        fails on every recent batch."""
         self.started: LoadedModel | None = None
         self.unloaded = False
         self.failure: Exception | None = None
@@ -102,6 +102,7 @@ class ModelHost:
         self._count = count
         self._on_failure = on_failure
         self._on_change = on_change
+        self._on_failing = on_failing
         self._tracing = tracing
         self._engine: Engine | None = None
         self._latency: LatencyTable | None = None
@@ -196,7 +197,7 @@ class ModelHost:
                 log.error("the engine does not come back; leaving without it")
                 logging.shutdown()
                 # nothing less ends a thread that hangs
-                os._exit(DEAD if self.dead else CANNOT_SERVE)
+                os._exit(ExitStatus.ENGINE_DEAD if self.dead else ExitStatus.FAILED)
 
     async def _run(self, stop: asyncio.Event) -> None:
         try:
@@ -243,7 +244,7 @@ class ModelHost:
             on_batch=self._count.count_batch,
         )
         self._batcher = await self._open.enter_async_context(batcher)
-        await self._open.enter_async_context(watched(batcher, self._give_up))
+        await self._open.enter_async_context(watched(batcher, self._give_up, self._on_failing))
         self.unloaded = False
         self._tell(LoadedModel(engine.model, engine.device, engine.precision))
 
@@ -264,7 +265,7 @@ class ModelHost:
     async def _changing(self) -> AsyncIterator[Engine]:
         """One at a time, and none on the way up or out."""
         if self._stopping:
-            raise Draining("shutting down", retry_after=1)
+            raise Draining
         if self._engine is None:
             raise NotReady
         if self._change.locked():
@@ -273,14 +274,14 @@ class ModelHost:
             yield self._engine
 
 
-def exit_status(failure: Exception | None) -> int:
+def exit_status(failure: Exception | None) -> ExitStatus:
     """Of a process whose engine ended like that; the log says why the model cannot be served."""
     if failure is None:
-        return 0
+        return ExitStatus.STOPPED
     if isinstance(failure, EngineDead):
-        return DEAD  # which has been told
+        return ExitStatus.ENGINE_DEAD  # which has been told
     log.error("the model cannot be served: %s", failure)
-    return CANNOT_SERVE
+    return ExitStatus.FAILED
 
 
 def _identity(model: Manifest) -> dict[str, str]:

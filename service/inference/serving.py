@@ -134,7 +134,7 @@ class Serving:
         """
         ready = self.ready
         if self.draining:
-            raise Draining("shutting down", retry_after=1)
+            raise Draining
         if self.decoders.is_down:
             raise DecodersDown
         try:

@@ -1,4 +1,4 @@
-"""The watchdog's act: an engine that is dead is given up, and whoever runs it is told."""
+"""Watches the engine: gives up a dead one, and reports one that fails on every batch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from typing import Any
 
 from batching import Batcher
 
-EVERY = 1.0
-"""Seconds between two looks."""
+CHECK_INTERVAL = 1.0
+"""Seconds between two checks."""
 
 
 @asynccontextmanager
-async def watched(batcher: Batcher[Any, Any], dead: Callable[[], None]) -> AsyncIterator[None]:
-    """Within, look at the engine. When it is dead, everybody who waits for it is told so, and then
-    `dead` is called, once."""
+async def watched(
+    batcher: Batcher[Any, Any], on_dead: Callable[[], None], on_failing: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Check the engine within the context, once per `CHECK_INTERVAL`.
+
+    Args:
+        batcher: The batcher of the engine.
+        on_dead: Called once when the engine is dead, after all waiting requests have failed.
+        on_failing: Called at each check while the engine fails on every recent batch.
+    """
 
     async def watch() -> None:
-        while not batcher.engine_is_dead():  # noqa: ASYNC110  # looking is what it is for
-            await asyncio.sleep(EVERY)
+        while not batcher.engine_is_dead():
+            if not batcher.healthy:
+                on_failing()
+            await asyncio.sleep(CHECK_INTERVAL)
         try:
             batcher.abandon()
         finally:
-            dead()
+            on_dead()
 
     watcher = asyncio.create_task(watch())
     try:

@@ -22,8 +22,8 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
-from uvicorn.config import STARTUP_FAILURE
 
+from service.exit_status import ExitStatus
 from service.http.proxies import ProxyHeaders
 from service.inference.serving import Serving
 from service.server.connection import Connection, Incoming
@@ -36,14 +36,11 @@ from service.telemetry.logs import log
 
 ARRIVING = 0.1
 """Seconds in which connections that the kernel has taken reach us; closing now would reset them."""
-LINGER = 1.0
+LINGER_SECONDS = 1.0
 """Seconds that a connection between two requests may stay after no new ones are accepted."""
 
 ACCEPTS = 16
 """Connections taken in one turn of the event loop, from each address."""
-
-LEFT_AT_ONCE = 130
-"""Exit status of a process that was told twice by Ctrl-C: what a shell says of SIGINT."""
 
 
 class Listener(Protocol):
@@ -79,7 +76,7 @@ class Server(uvicorn.Server):
         """Unlike uvicorn's own, remembers no signal to raise again at the end: the process leaves
         with a status and does not die by what it has handled."""
         if self.should_exit and sig == signal.SIGINT:
-            os._exit(LEFT_AT_ONCE)  # whatever hangs, does not any more
+            os._exit(ExitStatus.INTERRUPTED)  # whatever hangs, does not any more
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,7 +85,7 @@ class Server(uvicorn.Server):
                 await listener.start()
         except OSError as error:
             log.error("%s", error)
-            sys.exit(STARTUP_FAILURE)
+            sys.exit(ExitStatus.CANNOT_LISTEN)
         connections = [self._connections, *(listener.connections for listener in self._beside)]
         self._memory = Memory(connections, self._serving.uploads)
         await super().startup(sockets)
@@ -135,12 +132,13 @@ class Server(uvicorn.Server):
         started = time.monotonic()
         stops = [listener.stop(self._shutdown_timeout) for listener in self._beside]
         stopping = [asyncio.ensure_future(stop) for stop in stops]
-        await self._wait(LINGER, until=lambda: not self.server_state.connections)
+        await self._wait(LINGER_SECONDS, until=lambda: not self.server_state.connections)
         # While the batcher still runs: it is uvicorn that ends the application.
         await self._wait(
-            self._shutdown_timeout + LINGER, until=lambda: all(map(asyncio.Future.done, stopping))
+            self._shutdown_timeout + LINGER_SECONDS,
+            until=lambda: all(map(asyncio.Future.done, stopping)),
         )
-        spent = max(0.0, time.monotonic() - started - LINGER)
+        spent = max(0.0, time.monotonic() - started - LINGER_SECONDS)
         self.config.timeout_graceful_shutdown = max(1, round(self._shutdown_timeout - spent))
         await super().shutdown(sockets)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

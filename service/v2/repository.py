@@ -143,7 +143,7 @@ def _changing(request: Request) -> Versions:
     """For a change, of which there is none on the way out. Raises Draining."""
     serving: Serving = request.app.state.serving
     if serving.draining:
-        raise Draining("shutting down", retry_after=1)
+        raise Draining
     return _repository(request)
 
 
