@@ -202,7 +202,7 @@ async def _noting(metrics: Metrics, serving: Serving, often: bool) -> AsyncItera
 
     async def note() -> None:
         while often:
-            metrics.note(serving.uploads.held, serving.decoders.waiting)
+            metrics.record_state(serving.uploads.held, serving.decoders.waiting)
             await asyncio.sleep(1)
 
     noting = asyncio.create_task(note())

@@ -82,6 +82,6 @@ async def metrics(request: Request) -> Response:
 
 async def render(metrics: Metrics, serving: Serving) -> bytes:
     """The text of `/metrics` at the moment."""
-    metrics.note(serving.uploads.held, serving.decoders.waiting)
+    metrics.record_state(serving.uploads.held, serving.decoders.waiting)
     now = EngineCollector(serving.inference.started, serving.draining, await serving.figures())
     return metrics.text(now)
