@@ -57,8 +57,9 @@ from service.grpc.frames import (
 from service.grpc.streams import Stream, Streams
 from service.grpc.turn import Turn
 from service.rate_limit import RateLimiter, network
-from service.server.connection import HEAD_SECONDS, READ_SECONDS
+from service.server.connection import HEAD_SECONDS
 from service.server.connection_limit import Connections
+from service.server.transport import READ_SECONDS
 
 STREAM_HEADER = "shoal-stream"
 HEAD_BYTES = 32 * 1024
@@ -137,11 +138,11 @@ class Connection(asyncio.BufferedProtocol):
             self.disconnect("too many connections: all of them are busy. Try again in a second")
             return
         self._connections.connections.add(self)  # type: ignore[arg-type]
-        self._connections.waits(self)
+        self._connections.mark_waiting(self)
         self._within(HEAD_SECONDS, "preface", self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.goes_on(self)
+        self._connections.mark_busy(self)
         self._connections.connections.discard(self)
         for timer in self._timers.values():
             timer.cancel()
@@ -382,7 +383,7 @@ class Connection(asyncio.BufferedProtocol):
         elif stream.taken:
             self._all_streams.complete(stream)
             self._computed += 1
-            self._connections.goes_on(self)
+            self._connections.mark_busy(self)
         else:
             self._met(number)
 
@@ -394,7 +395,7 @@ class Connection(asyncio.BufferedProtocol):
     def _leave(self) -> None:
         self._computed -= 1
         if not self._computed and not self._transport.is_closing():
-            self._connections.waits(self)
+            self._connections.mark_waiting(self)
 
     def _close(self, number: int) -> None:
         self._met(number)

@@ -1,4 +1,4 @@
-"""What SIGHUP reloads: the keys, and the model."""
+"""Reloads the API keys and the model on SIGHUP."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from service.telemetry.logs import log
 
 
 async def reload(app: FastAPI) -> None:
-    """Read the files of keys now, and let the version serve that a start would take. Whatever
-    cannot be reloaded stays as it was, and the log says why."""
+    """Read the key files again, and load the version that a new start would load. What cannot be
+    reloaded stays unchanged, and the log says why."""
     keys: tuple[ApiKeys, ...] = app.state.keys, app.state.admin_keys
-    for one in keys:
-        one.reload()
+    for api_keys in keys:
+        api_keys.reload()
     repository: Versions = app.state.repository
     try:
-        served = await repository.reload()
+        loaded = await repository.reload()
     except (LoadFailed, *NOT_NOW) as error:
         detail = problem_for(error).detail or str(error)
-        log.error("the model stays as it was: %s", detail)
+        log.error("the model was not reloaded: %s", detail)
     else:
-        log.info("reloaded", extra={"fields": {"model": served.name, "version": served.version}})
+        fields = {"model": loaded.name, "version": loaded.version}
+        log.info("reloaded", extra={"fields": fields})
