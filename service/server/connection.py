@@ -155,7 +155,7 @@ class Connection(HttpToolsProtocol):
         self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
-        """Parse `data` as far as allowed now. Keep the rest, and pause reading until it is parsed."""
+        """Parse `data` as far as allowed now. Keep the rest, and pause reading meanwhile."""
         at, self._work = 0, 0
         while at < len(data) and not self._blocked():
             if self._work > TURN:

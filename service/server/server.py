@@ -106,12 +106,12 @@ class Server(uvicorn.Server):
         if sockets:  # uvicorn does not log these
             self._log_started_message(sockets)
         loop = asyncio.get_running_loop()
-        # Not `loop.add_signal_handler`: when the loop is closed, that restores the system's default,
-        # which ends the process.
+        # Not `loop.add_signal_handler`: closing the loop restores the system's default, which ends
+        # the process.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload))
 
     async def _accept_more_per_turn(self) -> None:
-        """Listen to each socket `ACCEPTS` times. libuv accepts one connection per listener in a turn
+        """Listen to each socket `ACCEPTS` times. libuv accepts one connection per listener and turn
         of the event loop, and under load turns are long: of 1,000 connections at the same time, the
         last one waited for seconds."""
         connect = partial(
@@ -138,9 +138,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Report not ready, stop to accept, answer requests in progress, then shut uvicorn down."""
-        self._serving.draining = (
-            True  # /readyz reports it, and connections close after their answer
-        )
+        self._serving.draining = True  # /readyz reports it; connections close after an answer
         await self._wait(max(self._drain_delay, ACCEPT_SECONDS))
         for server in self.servers:
             server.close()

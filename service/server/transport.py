@@ -21,7 +21,7 @@ class Incoming(asyncio.BufferedProtocol):
 
     def __init__(self, connection: asyncio.Protocol) -> None:
         """`connection`: receives the events and the data."""
-        self.connection_made = connection.connection_made  # type: ignore[method-assign,assignment]
+        self.connection_made = connection.connection_made  # type: ignore[method-assign]
         self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
         self.eof_received = connection.eof_received  # type: ignore[method-assign]
         self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
@@ -82,7 +82,7 @@ class Outgoing(asyncio.Transport):
         self._bytes = 0
 
     def close(self) -> None:
-        """Close after everything was sent. Abort if the client does not read it in `READ_SECONDS`."""
+        """Close after all data was sent. Abort after `READ_SECONDS`."""
         self.flush()
         if not self._transport.is_closing():
             self._transport.close()
