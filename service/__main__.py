@@ -89,9 +89,7 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
     """
     server = Server(app, settings)
     _configure_garbage_collection()
-    # uvicorn handles these signals while its event loop runs; this covers the rest of the time.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, server.handle_exit)
+    server.handle_signals()
     server.run(sockets)
     serving: Serving = app.state.serving
     if status := exit_status(serving.failure):

@@ -85,6 +85,11 @@ class Server(uvicorn.Server):
         self._app = app
         self._reloading = set[asyncio.Task[None]]()
 
+    def handle_signals(self) -> None:
+        """Handle SIGINT and SIGTERM from now on. Uvicorn does so only while its loop runs."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM. Unlike uvicorn, does not raise the signal again at the end:
         the process exits with a status."""
