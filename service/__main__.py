@@ -24,11 +24,11 @@ if __name__ == "__main__":
 import uvloop
 from fastapi import FastAPI
 
-from service.app import LOAD_ENGINE, create_app, create_hub, imported
+from service.app import LOAD_ENGINE, create_app, create_engine_server, imported
 from service.exit_status import ExitStatus
 from service.http.origins import allowed_hosts, is_loopback
 from service.inference.model_host import exit_status
-from service.inference.serving import Serving
+from service.inference.service import Service
 from service.server.server import Server
 from service.settings import PREFIX, BadSettings, Settings, load_settings, unknown
 from service.telemetry.logs import configure, log
@@ -91,8 +91,8 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
     _configure_garbage_collection()
     server.handle_signals()
     server.run(sockets)
-    serving: Serving = app.state.serving
-    if status := exit_status(serving.failure):
+    service: Service = app.state.service
+    if status := exit_status(service.engine.failure):
         return status
     log.info("stopped")
     return ExitStatus.STOPPED
@@ -117,7 +117,7 @@ def work(name: str) -> int:
     configure(settings)
     if name == ENGINE:
         load_engine = imported(bootstrap.load_engine)
-        create_server = partial(create_hub, settings, load_engine, bootstrap.folder)
+        create_server = partial(create_engine_server, settings, load_engine, bootstrap.folder)
         return uvloop.run(engine_process.run(bootstrap, create_server))
     watch_supervisor(bootstrap, stop=lambda: None)  # front ends stop on SIGTERM
     app = create_app(settings, folder=bootstrap.folder)

@@ -9,15 +9,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image, ImageFile
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.__main__ import main
 from model_store.params import read_params
 from tests.reference import probabilities
 
-settings.register_profile("shoal", deadline=None)  # a busy machine takes its time
+# On a busy machine neither an example nor generating it has a time limit.
+settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shoal")
 
 IMAGES = 16
@@ -45,7 +46,7 @@ def data() -> pathlib.Path:
 def shipped() -> pathlib.Path:
     """The version that ships and is served by default."""
     name = "cifar_resnet20_v1"
-    return manifest.folder(manifest.STORE, name, manifest.latest(manifest.STORE, name))
+    return versions.folder(manifest.STORE, name, versions.latest(manifest.STORE, name))
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ PROJECTS = (
 )
 PUBLIC = {
     "PIL": "*",
+    "PIL.Image": "Resampling",
     "PIL.BmpImagePlugin": "BmpImageFile",
     "PIL.GifImagePlugin": "GifImageFile",
     "PIL.PngImagePlugin": "PngImageFile",
@@ -138,26 +139,9 @@ INTERNALS = (
     Internal(
         "fastapi.routing.APIRoute",
         "the fast path: endpoints that read their own bodies skip dependency injection",
-        ["service/http/fast_path.py"],
+        ["service/http/middleware.py"],
         members="param_convertors",
         common="app endpoint methods path",
-    ),
-    Internal(
-        "fastapi.FastAPI",
-        "the fast path is inside of our middleware, without layers that nothing here uses",
-        ["service/app.py"],
-        members="build_middleware_stack user_middleware",
-        common="exception_handlers openapi router routes",
-    ),
-    Internal(
-        "fastapi.middleware.asyncexitstack.AsyncExitStackMiddleware",
-        "as above",
-        ["service/app.py"],
-    ),
-    Internal(
-        "starlette.middleware.exceptions.ExceptionMiddleware",
-        "as above",
-        ["service/app.py"],
     ),
     Internal(
         "PIL.JpegImagePlugin.JpegImageFile",

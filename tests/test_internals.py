@@ -73,7 +73,7 @@ def test_violations_find_internals(code: str) -> None:
         "self._private",
         "os._exit(1)",
         "x.__class__",
-        "app.build_middleware_stack",
+        "app.middleware_stack",
     ],
 )
 def test_violations_accept_public_names(code: str) -> None:

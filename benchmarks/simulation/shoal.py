@@ -45,8 +45,8 @@ class _Told(LatencyTable):
             return
         device = self._clockwork.device
         self._measured = [device.slower * device.mean(bucket) for bucket in self.buckets]
-        self._heard.clear()
-        self._settle()
+        self._latest.clear()
+        self._derive()
         self._knows = True
 
 
@@ -97,14 +97,14 @@ class _Run:
         """What `Batcher.submit` does, without a task for each caller."""
         loop = asyncio.get_running_loop()
         try:
-            entry = batcher.join(None, self.slo)
+            entry = batcher.enqueue(None, self.slo)
         except (DeadlineUnreachable, QueueFull):
             request.accepted = False
             return
 
         def expire() -> None:
             entry.fail(TimeoutError())
-            batcher.leave(entry)
+            batcher.cancel(entry)
 
         def answered(answer: asyncio.Future[Answer[None]]) -> None:
             timer.cancel()

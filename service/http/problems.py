@@ -30,6 +30,7 @@ from service.errors import (
     DecoderLost,
     DecodersDown,
     DecodersKilled,
+    EngineBusy,
     ImageTooExpensive,
     ImageTooLarge,
     LoadFailed,
@@ -48,8 +49,10 @@ from service.errors import (
     UnsupportedEncoding,
     UnsupportedImageType,
     UnsupportedMethod,
+    UploadMemoryFull,
     UploadTimeout,
 )
+from service.http.context import context_of
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = {
@@ -166,6 +169,22 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "queue_full",
         "Too many requests are waiting",
         "The queue is full. Try again after the seconds that Retry-After says.",
+    ),
+    UploadMemoryFull: Problem(
+        503,
+        "upload_memory_full",
+        "Too many uploads at the same time",
+        "Uploads hold as much memory as they may (SHOAL_MAX_UPLOAD_MEMORY). Try again after the "
+        "number of seconds in Retry-After, or send smaller images.",
+        retry_after=1,
+    ),
+    EngineBusy: Problem(
+        503,
+        "engine_busy",
+        "The engine process is busy",
+        "The engine process does not accept requests as fast as they arrive. Try again after the "
+        "number of seconds in Retry-After.",
+        retry_after=1,
     ),
     DecodeQueueFull: Problem(
         503,
@@ -318,7 +337,7 @@ HEAD_TOO_LARGE = Problem(
 )
 
 
-ANSWERED: tuple[type[Exception], ...] = (*PROBLEMS, HTTPException)
+HANDLED: tuple[type[Exception], ...] = (*PROBLEMS, HTTPException)
 """What `handle` is for."""
 
 
@@ -333,7 +352,7 @@ def problem_for(error: Exception) -> Problem:
     return INTERNAL
 
 
-def told(problem: Problem, error: Exception | None, request_id: str) -> dict[str, Any]:
+def to_dict(problem: Problem, error: Exception | None, request_id: str) -> dict[str, Any]:
     """The problem's details as plain data."""
     detail = problem.detail if problem.detail is not None else str(error)
     return {
@@ -355,7 +374,7 @@ def retry_after(problem: Problem, error: Exception | None) -> int | None:
 
 def answer(problem: Problem, error: Exception | None, request_id: str, path: str = "/") -> Response:
     """The response that tells `problem`, in the words of the protocol that `path` belongs to."""
-    body, media_type = told(problem, error, request_id), MEDIA_TYPE
+    body, media_type = to_dict(problem, error, request_id), MEDIA_TYPE
     if _speaks_v2(path):
         body, media_type = {"error": body["detail"]}, "application/json"
     headers = dict(getattr(error, "headers", None) or {})
@@ -367,12 +386,13 @@ def answer(problem: Problem, error: Exception | None, request_id: str, path: str
 
 
 async def handle(request: Request, error: Exception) -> Response:
-    """Starlette's handler for all that is `ANSWERED`."""
+    """Starlette's handler for all that is `HANDLED`."""
     problem = problem_for(error)
     if isinstance(error, HTTPException) and error.status_code == 405:
         error.headers = _allowed(request)
-    request.state.code = problem.code
-    return answer(problem, error, request.state.request_id, request.scope["path"])
+    context = context_of(request.scope)
+    context.code = problem.code
+    return answer(problem, error, context.request_id, request.scope["path"])
 
 
 def _allowed(request: Request) -> dict[str, str]:
@@ -392,7 +412,7 @@ def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | 
     schema = {"$ref": f"#/components/schemas/{'InferenceError' if v2 else 'ProblemDetails'}"}
     for kind in (*kinds, Exception):
         problem = PROBLEMS.get(kind, INTERNAL)
-        example = told(problem, None, "4f1d0f9b6a5c4a0e9d1c2b3a4f5e6d7c")
+        example = to_dict(problem, None, "4f1d0f9b6a5c4a0e9d1c2b3a4f5e6d7c")
         if problem.detail is None:
             example["detail"] = _EXAMPLES.get(kind, problem.title)
         response = responses.setdefault(

@@ -39,8 +39,8 @@ the parser would drop the body of a request with such an offer, which Java's cli
 The route limits the time of a body. The head and body of an answer are written in one system call,
 where uvicorn uses two.
 
-The scope of a request tells the application whether the body is complete (`WHOLE`), and has a
-`Disconnect` that reports when the client disconnects (`DISCONNECT`).
+The scope of a request has a `RequestContext`, which tells the application whether the body is
+complete, and when the client disconnects.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service.http import problems
-from service.http.disconnect import DISCONNECT, Disconnect
+from service.http.context import CONTEXT, RequestContext
+from service.http.disconnect import Disconnect
 from service.server.connection_limit import PROGRESS_BYTES, Connections
 from service.server.transport import READ_BYTES, READ_SECONDS, Deadline, Outgoing
-from service.upload.body import WHOLE
 
 HEAD_SECONDS = 10.0
 """Seconds in which a head must be complete."""
@@ -82,6 +82,8 @@ UNREAD_BYTES = 16 * 1024
 """Number of bytes that a client has not read, above which the application stops writing."""
 HEAD_END = b"\r\n\r\n"
 """The end of every head and every chunked body."""
+_RELEASED = RequestContext()
+"""Replaces the context of a request that was answered."""
 
 
 class Connection(HttpToolsProtocol):
@@ -136,7 +138,7 @@ class Connection(HttpToolsProtocol):
             deadline.stop()
         self._unset_keepalive_if_required()
         self.server_state.mark_busy(self)
-        self._disconnect.happens()
+        self._disconnect.notify()
         super().connection_lost(exc)
         self._outgoing.lost()
         self._unparsed = b""
@@ -248,7 +250,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[DISCONNECT] = self._disconnect  # type: ignore[literal-required]
+        self._context = RequestContext(self._disconnect)
+        self.scope[CONTEXT] = self._context  # type: ignore[literal-required]
         self._in_head = True
         self._unset_keepalive_if_required()
 
@@ -305,13 +308,14 @@ class Connection(HttpToolsProtocol):
             self.cycle.body = bytearray()
         nothing: Any = {}
         self.scope = self.cycle.scope = nothing
+        self._context = _RELEASED
 
     def on_message_complete(self) -> None:
         self._frame_bytes = 0
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
-        self.scope[WHOLE] = True  # type: ignore[literal-required]
+        self._context.body_complete = True
         if not (self.cycle.response_complete or self.flow.write_paused):
             self.server_state.mark_busy(self)
         self.flow.resume_reading()  # large bodies pause reading, and a disconnect must be noticed

@@ -24,8 +24,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from service.exit_status import ExitStatus
-from service.http.proxies import ProxyHeaders
-from service.inference.serving import Serving
+from service.inference.service import Service
 from service.server.connection import Connection
 from service.server.connection_limit import (
     Connections,
@@ -78,11 +77,10 @@ class Server(uvicorn.Server):
         descriptors = descriptors_per_connection(settings)
         self._connections = Connections(usable_limit(settings.max_connections, descriptors))
         self.server_state = self._connections
-        self._serving: Serving = app.state.serving
+        self._service: Service = app.state.service
         self._listeners: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
         self._shutdown_timeout = settings.shutdown_timeout
-        self._app = app
         self._reloading = set[asyncio.Task[None]]()
 
     def handle_signals(self) -> None:
@@ -105,7 +103,7 @@ class Server(uvicorn.Server):
             log.error("%s", error)
             sys.exit(ExitStatus.CANNOT_LISTEN)
         connections = [self._connections, *(listener.connections for listener in self._listeners)]
-        self._memory = Memory(connections, self._serving.uploads)
+        self._memory = Memory(connections, self._service.uploads)
         await super().startup(sockets)
         await self._accept_more_per_turn()
         if sockets:  # uvicorn does not log these
@@ -137,13 +135,13 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _start_reload(self) -> None:
-        task = asyncio.get_running_loop().create_task(reload(self._app))
+        task = asyncio.get_running_loop().create_task(reload(self._service))
         self._reloading.add(task)
         task.add_done_callback(self._reloading.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Report not ready, stop to accept, answer requests in progress, then shut uvicorn down."""
-        self._serving.draining = True  # /readyz reports it; connections close after an answer
+        self._service.draining = True  # /readyz reports it; connections close after an answer
         await self._wait(max(self._drain_delay, ACCEPT_SECONDS))
         for server in self.servers:
             server.close()
@@ -207,7 +205,7 @@ def accept(**uvicorn: Any) -> Incoming:
 
 def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> uvicorn.Config:
     return uvicorn.Config(
-        ProxyHeaders(app, settings.trusted_proxies),
+        app,
         host=settings.host,
         port=port,
         loop="uvloop",
@@ -217,7 +215,7 @@ def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> u
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # `ProxyHeaders` reads them
+        proxy_headers=False,  # `RequestMiddleware` reads them
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from batching import Answer, QueueFull
+from batching import Answer
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image
 from model_store.manifest import Identity, Manifest
 from model_store.precision import Precision
 from service.decoding.image import EncodedImage, Pixels, as_pixels
 from service.decoding.limits import Limits
-from service.errors import DecodeQueueFull, NotReady
-from service.inference.serving import Classification, LoadedModel
+from service.errors import DecodeQueueFull, EngineBusy, NotReady
+from service.inference.service import Classification, LoadedModel
 from service.rate_limit import Client
 from service.telemetry.engine_stats import EngineStats
 from service.telemetry.logs import log
@@ -141,9 +141,10 @@ class EngineClient(_Client):
     """Always None: a model that cannot be served ends the engine process, not this one."""
 
     @property
-    def started(self) -> LoadedModel | None:
+    def loaded(self) -> LoadedModel | None:
         """The model that serves. None when no model is loaded or there is no connection."""
-        return self._connection.started if self._connection is not None else None
+        state = self._connection.state if self._connection is not None else None
+        return state and LoadedModel(*state, self.submit)
 
     @property
     def unloaded(self) -> bool:
@@ -159,7 +160,7 @@ class EngineClient(_Client):
         time on the socket."""
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         if connection.congested:
-            raise QueueFull("the engine process reads too slowly", retry_after=1)
+            raise EngineBusy("the engine process reads too slowly")
         frame = frames.submit(number, now + timeout, image.tobytes())
         answer: frames.Answer = await connection.request(number, frame, timeout)
         infer_seconds, size, bucket, model, row = answer
@@ -167,10 +168,10 @@ class EngineClient(_Client):
         queue_seconds = time.monotonic() - now - infer_seconds
         return Answer(value, queue_seconds, infer_seconds, size, bucket)
 
-    async def figures(self) -> EngineStats | None:
+    async def stats(self) -> EngineStats | None:
         """Stats of the engine. None when no model is loaded. Raises TimeoutError when the engine
         process does not report them in `STATS_TIMEOUT` seconds."""
-        if self.started is None:
+        if self.loaded is None:
             return None
         try:
             async with asyncio.timeout(STATS_TIMEOUT):
@@ -217,7 +218,8 @@ class _EngineConnection(FrameConnection):
 
     def __init__(self) -> None:
         super().__init__()
-        self.started: LoadedModel | None = None
+        self.state: tuple[Manifest, Device, Precision] | None = None
+        """The model that serves, and how. None: no model is loaded."""
         self.unloaded = False
         self.models: dict[int, Manifest] = {}
         """Number in answers -> model."""
@@ -271,7 +273,7 @@ class _EngineConnection(FrameConnection):
                 call.set_result(content)
         elif kind == STATE:
             state = frames.read_message(body)
-            self.started = _loaded_model(state.get("started"))
+            self.state = _state(state.get("started"))
             self.unloaded = bool(state.get("unloaded"))
         elif kind == MODEL:
             self.models[number] = _manifest(frames.read_message(body))
@@ -279,7 +281,7 @@ class _EngineConnection(FrameConnection):
             raise BadFrame(f"unexpected frame of kind {kind} from the engine process")
 
     def disconnected(self) -> None:
-        self.started = None
+        self.state = None
         self.ended.set()
         futures: list[asyncio.Future[Any]] = [*self.pending.values(), *self.calls.values()]
         self.pending.clear()
@@ -288,9 +290,9 @@ class _EngineConnection(FrameConnection):
                 future.set_exception(NotReady())
 
 
-def _loaded_model(state: Any) -> LoadedModel | None:
+def _state(started: Any) -> tuple[Manifest, Device, Precision] | None:
     """Parse the JSON value `started` of a STATE frame. Raises BadFrame."""
-    match state:
+    match started:
         case None:
             return None
         case {
@@ -300,12 +302,12 @@ def _loaded_model(state: Any) -> LoadedModel | None:
             "precision": "fp32" | "int8" | "fp16" as precision,
             "precision_reason": str(precision_reason),
         }:
-            return LoadedModel(
+            return (
                 _manifest(model),
                 Device(None, device, device_reason),
                 Precision(precision, precision_reason),
             )
-    raise BadFrame(f"an invalid state: {state}")
+    raise BadFrame(f"an invalid state: {started}")
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:

@@ -22,9 +22,9 @@ from model_store.engine import SIDE
 from model_store.manifest import Identity, Manifest
 from service.decoding.image import EncodedImage
 from service.inference.model_host import ModelHost
-from service.inference.serving import Classification, Decoding, Versions
+from service.inference.service import Classification, Decoding, Versions
 from service.telemetry.logs import log
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 from service.workers import error_codec, frames
 from service.workers.connection import FrameConnection
 from service.workers.frames import (
@@ -104,7 +104,7 @@ class EngineServer:
         """
         match call:
             case {"do": "figures"}:
-                stats = await self.local.figures()
+                stats = await self.local.stats()
                 if stats is None:
                     return None
                 stalled = stats.stalled or self.decoders.is_down
@@ -149,12 +149,12 @@ class _FrontEndConnection(FrameConnection):
         """Send which model serves. Called before any answer of that model is sent."""
         local = self._server.local
         with on_error(self._fail):
-            started = local.started and {
-                "model": local.started.model.model_dump(mode="json"),
-                "device": local.started.device.name,
-                "device_reason": local.started.device.reason,
-                "precision": local.started.precision.name,
-                "precision_reason": local.started.precision.reason,
+            started = local.loaded and {
+                "model": local.loaded.model.model_dump(mode="json"),
+                "device": local.loaded.device.name,
+                "device_reason": local.loaded.device.reason,
+                "precision": local.loaded.precision.name,
+                "precision_reason": local.loaded.precision.reason,
             }
             self.send(frames.message(STATE, 0, {"started": started, "unloaded": local.unloaded}))
 
@@ -192,8 +192,8 @@ class _FrontEndConnection(FrameConnection):
         with on_error(self._send_error, number):
             image = np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3)
             batcher = self._server.local.batcher
-            entry = batcher.join(image, deadline - time.monotonic())
-            self._cancel[number] = partial(batcher.leave, entry)
+            entry = batcher.enqueue(image, deadline - time.monotonic())
+            self._cancel[number] = partial(batcher.cancel, entry)
             entry.answer.add_done_callback(partial(self._complete, number))
 
     def _check_unused(self, number: int) -> None:
@@ -228,8 +228,8 @@ class _FrontEndConnection(FrameConnection):
         self, number: int, deadline: float, client: bytes, image: EncodedImage
     ) -> None:
         try:
-            with self._server.images.holding() as share:
-                share.add(len(image.data))
+            with self._server.images.lease() as lease:
+                lease.add(len(image.data))
                 remaining = deadline - time.monotonic()
                 pixels = await self._server.decoders.run(image, client, remaining)
             self.send(frames.decoded(number, pixels.tobytes()))

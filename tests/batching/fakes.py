@@ -8,6 +8,7 @@ from heapq import heapreplace
 from typing import Any
 
 from batching import Batcher, BatchReport, LatencyTable
+from batching.latency import NORMAL
 
 Outcome = int | Exception
 
@@ -46,9 +47,15 @@ class FakeEngine:
 
 
 def table(
-    seconds: Callable[[int], float] = lambda size: 1.0, buckets: Sequence[int] = (1, 2, 4, 8)
+    seconds: Callable[[int], float] = lambda size: 1.0,
+    buckets: Sequence[int] = (1, 2, 4, 8),
+    margin: float = 0.0,
 ) -> LatencyTable:
-    return LatencyTable({bucket: [seconds(bucket)] * 3 for bucket in buckets})
+    """Predicts `seconds(bucket)` for each bucket. Its warm-up runs differ so that the batcher's
+    margin starts at `margin`, or at its minimum if that is larger."""
+    distance = margin / (3 * NORMAL)
+    runs = (1 - distance, 1.0, 1 + distance)
+    return LatencyTable({bucket: [seconds(bucket) * run for run in runs] for bucket in buckets})
 
 
 def batcher(engine: FakeEngine, **settings: Any) -> Batcher[int, int]:

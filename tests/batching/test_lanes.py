@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from batching import Batcher, Outcomes
-from batching.policy import Arrivals, Policy
+from batching import Batcher, LatencyTable
+from batching.arrivals import Arrivals
+from batching.policy import Policy
 from batching.timeline import Timeline
 from tests.batching.fakes import FakeEngine, batcher, table, task
 from tests.batching.virtual_time import virtual_time
@@ -23,9 +24,7 @@ def timeline(*handed: float) -> Timeline:
 
 
 def policy() -> Policy:
-    p = Policy(table(), max_batch_size=8, lanes=2)
-    p.timeline.margin.share = 0.1
-    return p
+    return Policy(table(margin=0.1), max_batch_size=8, lanes=2)
 
 
 @pytest.mark.parametrize(
@@ -51,23 +50,27 @@ def test_when_lanes_are_free(
 
 def test_what_is_to_be_computed_again_takes_one_lane() -> None:
     line = timeline(0.0)
-    with line.owing(4):
+    with line.reserve(4):
         assert line.free_at(0.5) == pytest.approx(1.0)
     assert line.free_at(0.5) == 0.5
 
 
 def test_each_batch_teaches_its_own_time() -> None:
     """Whichever of two ends first; and one that waited behind them is timed from then on."""
-    line = timeline()
+    observed: list[tuple[int, float]] = []
+
+    class RecordingTable(LatencyTable):
+        def observe(self, size: int, seconds: float) -> None:
+            observed.append((size, seconds))
+
+    line = Timeline(RecordingTable({8: [1.0]}), lanes=2)
     first, second = line.begin(8, 0.0), line.begin(4, 0.5)
     third = line.begin(2, 0.6)
-    told: list[tuple[int, float]] = []
-    line.table.observe = lambda size, seconds: told.append((size, seconds))  # type: ignore[method-assign]
     line.end(second, 1.0, computed=True)
     line.end(first, 1.25, computed=True)
     assert line.free_at(1.25) == 1.25
     line.end(third, 1.75, computed=True)
-    assert told == [(4, 0.5), (8, 1.25), (2, 0.75)]
+    assert observed == [(4, 0.5), (8, 1.25), (2, 0.75)]
 
 
 def test_a_free_lane_may_be_kept_for_the_first_that_ends() -> None:
@@ -115,7 +118,7 @@ def test_busy_for_the_share_of_its_lanes() -> None:
 def test_a_newcomer_is_laid_out_over_both(
     line: list[float], deadline: float, late: float | None
 ) -> None:
-    assert policy().lateness(line, deadline, 0.0) == (late and pytest.approx(late))
+    assert policy().seconds_late(line, deadline, 0.0) == (late and pytest.approx(late))
 
 
 @pytest.mark.parametrize(
@@ -131,20 +134,19 @@ def test_who_is_given_up_is_counted_over_both() -> None:
     """Sixteen who are due when one batch has run: two batches serve them, so nobody is given up;
     of another eight all would be late, in whatever order."""
     p = policy()
-    assert p.cut([1.2] * 16, 0.0) == (0, 8)
+    assert p.form_batch([1.2] * 16, 0.0) == (0, 8)
     p.timeline.begin(8, 0.0)
-    assert p.cut([1.2] * 8, 0.0) == (0, 8)
+    assert p.form_batch([1.2] * 8, 0.0) == (0, 8)
     p.timeline.begin(8, 0.0)
-    assert p.cut([1.2] * 8, 0.0) == (8, 0)
+    assert p.form_batch([1.2] * 8, 0.0) == (8, 0)
 
 
 def test_how_many_to_give_up_is_compared_over_both() -> None:
     """A batch of n takes 0.5 + 0.5 n. The first of four is given up so that two batches serve the
     rest, side by side; one lane would have served the last two."""
     for lanes, choice in ((1, (2, 2)), (2, (1, 1))):
-        p = Policy(table(lambda size: 0.5 + 0.5 * size), max_batch_size=8, lanes=lanes)
-        p.timeline.margin.share = 0.1
-        assert p.cut([1.2, 1.3, 1.6, 1.7], 0.0) == choice
+        p = Policy(table(lambda size: 0.5 + 0.5 * size, margin=0.1), max_batch_size=8, lanes=lanes)
+        assert p.form_batch([1.2, 1.3, 1.6, 1.7], 0.0) == choice
 
 
 @pytest.mark.parametrize(("heard", "learned"), [(None, 3.0), (1.0, 1.0)])
@@ -155,8 +157,8 @@ def test_an_event_loop_that_hears_late_is_no_slow_engine(
     line = timeline()
     for _ in range(4):
         first, second = line.begin(8, 0.0), line.begin(8, 0.0)
-        line.end(first, 3.0, computed=True, done=heard)
-        line.end(second, 3.0, computed=True, done=heard)
+        line.end(first, 3.0, computed=True, computed_at=heard)
+        line.end(second, 3.0, computed=True, computed_at=heard)
     assert line.table.seconds(8) == pytest.approx(learned, rel=0.1)
 
 
@@ -165,7 +167,7 @@ def test_who_comes_next_in_a_lane_began_when_it_was_free() -> None:
     line = timeline()
     first, second, third, late = (line.begin(8, now) for now in (0.0, 0.0, 0.5, 2.0))
     for done, flight in (1.0, first), (1.2, second):
-        line.end(flight, 3.0, computed=True, done=done)
+        line.end(flight, 3.0, computed=True, computed_at=done)
     assert (third.begins, late.begins) == (1.0, 2.0)
 
 
@@ -174,11 +176,15 @@ async def test_the_engine_says_when_it_was_done() -> None:
     """And is taken at its word, though the answer comes later."""
     loop = asyncio.get_running_loop()
 
-    async def infer(items: Sequence[int]) -> Outcomes[int]:
+    class Results(list[int]):
+        computed_at = 0.0
+
+    async def infer(items: Sequence[int]) -> Results:
         await asyncio.sleep(1.0)
-        done = loop.time()
+        results = Results(items)
+        results.computed_at = loop.time()
         await asyncio.sleep(2.0)
-        return Outcomes(items, done)
+        return results
 
     async with Batcher(
         infer, latency=(learned := table()), max_batch_size=8, max_queue_size=9, clock=loop.time
@@ -221,8 +227,7 @@ class Steady(Arrivals):
 
 def worth(arrivals: Arrivals) -> Policy:
     """Two lanes; 1, 2, 4 and 8 items take 0.6, 0.7, 0.9 and 1.3 s: eight are the most a second."""
-    p = Policy(table(lambda size: 0.5 + 0.1 * size), max_batch_size=8, lanes=2)
-    p.timeline.margin.share = 0.1
+    p = Policy(table(lambda size: 0.5 + 0.1 * size, margin=0.1), max_batch_size=8, lanes=2)
     p.arrivals = arrivals
     return p
 
@@ -261,8 +266,8 @@ def test_what_keeps_up_with_a_lanes_share_of_what_arrives_is_worth_it(
 
 def test_what_computes_the_most_a_second_need_not_be_full() -> None:
     """Four take 1 s, five take 4 s: with four there is no company worth waiting for."""
-    p = Policy(table(lambda size: 1.0 if size <= 4 else 4.0), max_batch_size=8, lanes=2)
-    p.timeline.margin.share = 0.1
+    rises = table(lambda size: 1.0 if size <= 4 else 4.0, margin=0.1)
+    p = Policy(rises, max_batch_size=8, lanes=2)
     p.arrivals = Steady()
     p.timeline.begin(4, 0.0)
     assert [p.due_at([9.0] * waiting, 0.5, 0.5) for waiting in (3, 4, 5)] == [1.0, 0.5, 0.5]

@@ -7,18 +7,18 @@ from collections.abc import Iterable
 import pytest
 
 from batching.latency import LatencyTable
-from batching.timeline import Flight
+from batching.timeline import InFlight
 from batching.watchdog import FLOOR, STALLED_FLOOR, Watchdog
 
 
-def flight(predicted: float) -> Flight:
+def flight(predicted: float) -> InFlight:
     table = LatencyTable({1: [predicted] * 3})
-    return Flight(size=1, handed=0.0, begins=0.0, seconds=predicted, table=table)
+    return InFlight(size=1, handed=0.0, begins=0.0, seconds=predicted, table=table)
 
 
-def dead_at(watchdog: Watchdog, looks: Iterable[float], current: Flight) -> float | None:
+def dead_at(watchdog: Watchdog, looks: Iterable[float], current: InFlight) -> float | None:
     """The first look at which the engine is dead, if any."""
-    return next((now for now in looks if watchdog.look(current, now)), None)
+    return next((now for now in looks if watchdog.check(current, now)), None)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_ten_times_its_predicted_time_is_stalled(predicted: float, stalled: floa
     watchdog, current = Watchdog(), flight(predicted)
     for now in range(100):
         assert watchdog.stalled(current) == (now > stalled)
-        watchdog.look(current, now)
+        watchdog.check(current, now)
     assert not watchdog.stalled(flight(predicted)) and not watchdog.stalled(None)
 
 
@@ -47,7 +47,7 @@ def test_an_engine_that_stood_still_with_the_process_is_not_stalled() -> None:
     """However long that was: the batch has a few seconds to end after it."""
     watchdog, current = Watchdog(), flight(0.01)
     for now in 0, 1, 3600, 3601:
-        watchdog.look(current, now)
+        watchdog.check(current, now)
         assert not watchdog.stalled(current)
 
 
@@ -56,7 +56,7 @@ def test_each_batch_has_its_own_time() -> None:
     watchdog = Watchdog()
     for batch in range(20):
         assert dead_at(watchdog, range(9 * batch, 9 * batch + 9), flight(0.01)) is None
-    assert not any(watchdog.look(None, 1000 + second) for second in range(100))
+    assert not any(watchdog.check(None, 1000 + second) for second in range(100))
     assert dead_at(watchdog, range(1100, 1110), flight(0.01)) is None
 
 

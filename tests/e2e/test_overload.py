@@ -9,8 +9,8 @@ import urllib.parse
 import httpx
 import pytest
 
-from shoal.load.fleet import poisson
-from shoal.load.generator import Generator, Job, Outcome
+from shoal.load.arrivals import poisson
+from shoal.load.generator import Generator, Job, Samples
 from shoal.load.images import Picture, request
 from tests.e2e.process import SCRIPTED, Server
 from tests.service.conftest import png
@@ -39,7 +39,7 @@ async def refusals(url: str) -> list[httpx.Response]:
     return [answer for answer in answers if answer.status_code != 200]
 
 
-async def flood() -> tuple[Outcome, list[httpx.Response], int]:
+async def flood() -> tuple[Samples, list[httpx.Response], int]:
     """What the load generator saw, what others were refused with, and by how many kilobytes the
     server grew."""
     settings = {"ENGINE_SECONDS": str(ENGINE_SECONDS), "SHOAL_REQUEST_TIMEOUT": str(TIMEOUT)}
@@ -59,7 +59,7 @@ async def flood() -> tuple[Outcome, list[httpx.Response], int]:
     return outcome, refused, grown
 
 
-def in_time(outcome: Outcome) -> list[float]:
+def in_time(outcome: Samples) -> list[float]:
     ended = zip(outcome.status, outcome.latency, strict=True)
     return [seconds for status, seconds in ended if status == 200]
 

@@ -20,8 +20,8 @@ from tritonclient.http import InferenceServerClient, InferenceServerException, I
 from model_store import manifest
 from model_store.params import read_params, sha256, write_params
 from model_store.training import cifar10
-from shoal.load.connection import Connection
-from tests.e2e.process import REAL, Server
+from shoal.load.connection import connect
+from tests.e2e.process import PATIENCE, REAL, Server
 from tests.reference import probabilities
 from tests.service.conftest import png
 
@@ -149,18 +149,15 @@ class Clients:
                 await asyncio.sleep(0.01)
 
     async def _ask(self, number: int) -> None:
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, self._host, self._port)
+        connection = await connect(self._host, self._port)
         turn = number
         while not self._leaving:
             request, image = self._asked[turn % len(self._asked)]
             turn += 1
-            answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
-            asked = time.monotonic()
-            connection.ask(request, lambda *told, to=answer: to.set_result(told))
-            status, body = await answer
+            sent = time.monotonic()
+            status, body = await connection.request(request, PATIENCE)
             self.answers += 1
-            self.slowest = max(self.slowest, time.monotonic() - asked)
+            self.slowest = max(self.slowest, time.monotonic() - sent)
             if status != 200:
                 self.failures.append(f"{status} {body.decode()}")
                 continue

@@ -19,8 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+from benchmarks.processes import is_running, wait_until_ended
 from service.workers.process import ARGUMENT
-from tests.e2e.process import PATIENCE, REAL, SCRIPTED, Hold, Server
+from tests.e2e.process import PATIENCE, REAL, SCRIPTED, Hold, Server, wait_until_ready
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -63,27 +64,9 @@ def has_mxnet(pid: int) -> bool:
     return "libmxnet" in pathlib.Path(f"/proc/{pid}/maps").read_text()
 
 
-def alive(pid: int) -> bool:
-    try:
-        told = pathlib.Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return told.rpartition(")")[2].split()[0] != "Z"
-
-
-async def until_gone(*pids: int) -> None:
-    async with asyncio.timeout(60):
-        while any(map(alive, pids)):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
 async def settled(server: Server) -> None:
-    """Ready, whoever is asked."""
-    in_a_row = 0
-    async with clients() as client, asyncio.timeout(60):
-        while in_a_row < 12:
-            ready = (await client.get(f"{server.url}/readyz")).status_code == 200
-            in_a_row = in_a_row + 1 if ready else 0
+    """Waits until every front end is ready."""
+    assert await asyncio.to_thread(wait_until_ready, server.url, server.running, in_a_row=12)
 
 
 async def scraped(client: httpx.AsyncClient, server: Server) -> dict[str, float]:
@@ -341,7 +324,7 @@ async def test_a_supervisor_that_is_killed(tmp_path: pathlib.Path) -> None:
             waiting = [post(client, server) for _ in range(16)]
             await server.wait_until("shoal_batches_in_flight", 1)
             os.kill(server.pid, signal.SIGKILL)
-            await until_gone(*pids)
+            assert await asyncio.to_thread(wait_until_ended, pids, PATIENCE)
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     answers = [one for one in outcomes if isinstance(one, httpx.Response)]
     assert {answer.json()["code"] for answer in answers} <= {"not_ready"}, "the engine went first"
@@ -366,7 +349,7 @@ async def test_stop_loses_nothing(everybody: bool, hold: Hold) -> None:
             responses = await asyncio.gather(*requests)
     assert status == 0
     assert [response.status_code for response in responses] == [200] * 32
-    assert not any(map(alive, server.processes().values()))
+    assert not any(map(is_running, server.processes().values()))
 
 
 async def test_ctrl_c_twice() -> None:
@@ -385,7 +368,7 @@ async def test_ctrl_c_twice() -> None:
             assert await asyncio.to_thread(server.stop, signal.SIGINT) == 130
             assert time.monotonic() - began < 20
             await asyncio.gather(*waiting, return_exceptions=True)
-    assert not any(map(alive, server.processes().values()))
+    assert not any(map(is_running, server.processes().values()))
 
 
 def test_a_model_that_does_not_load_ends_the_service() -> None:
@@ -394,4 +377,4 @@ def test_a_model_that_does_not_load_ends_the_service() -> None:
         assert server.wait() == 1
         messages = [record["message"] for record in server.log()]
         assert sum(message.endswith("the engine was told to fail") for message in messages) == 1
-        assert not any(map(alive, server.processes().values()))
+        assert not any(map(is_running, server.processes().values()))

@@ -30,7 +30,7 @@ import uvloop
 from model_store.manifest import STORE
 from tests.e2e.process import ROOT
 from tests.faults import hostile
-from tests.faults.honest import post
+from tests.faults.wire import post
 
 HOST = "127.0.0.1"
 ATTACKERS = 4

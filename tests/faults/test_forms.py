@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.process import Server
 from tests.e2e.test_overload import resident
 from tests.faults.faulty import FAULTY, Fault, picture
-from tests.faults.wire import ANOTHER, exchange
+from tests.faults.wire import NEXT_REQUEST, exchange
 
 pytestmark = pytest.mark.slow
 HORSE = picture(Fault.NONE)
@@ -110,7 +110,7 @@ async def test_a_form(server: Server, name: str) -> None:
     boundary, body, answer = FORMS[name]
     before = resident(server.pid)
     for chunk in (0, 1000, 7) if len(body) < 100_000 else (0, 100_000):
-        told = await exchange(server, form(boundary, body, chunk) + ANOTHER)
+        told = await exchange(server, form(boundary, body, chunk) + NEXT_REQUEST)
         assert told in ([answer, "200"], [answer])
         assert told[1:] or len(body) > 100_000, "only a long rest may end the connection"
     assert resident(server.pid) - before < 30_000, "kB"

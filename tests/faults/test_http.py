@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.upload.memory import CHECK_INTERVAL, GRACE
+from service.upload.body import CHECK_INTERVAL, GRACE
 from tests.e2e.process import Server
 from tests.e2e.test_overload import resident
 from tests.faults.faulty import FAULTY, Fault, picture
-from tests.faults.wire import ANOTHER, address, answers, exchange
+from tests.faults.wire import NEXT_REQUEST, address, answers, exchange
 
 pytestmark = pytest.mark.slow
 
@@ -117,13 +117,13 @@ def server() -> Iterator[Server]:
 @pytest.mark.parametrize("shape", AMBIGUOUS)
 async def test_what_two_could_read_differently_is_refused(server: Server, shape: str) -> None:
     """With 400, and the connection ends before anything behind it is read."""
-    assert await exchange(server, AMBIGUOUS[shape] + ANOTHER) == BAD
+    assert await exchange(server, AMBIGUOUS[shape] + NEXT_REQUEST) == BAD
 
 
 async def test_a_first_line_beyond_64_kib_is_refused(server: Server) -> None:
     """As too large, wherever it is cut."""
     path = GET.replace(b"healthz", b"a" * 70_000) + b"\r\n"
-    told = await exchange(server, path + ANOTHER)
+    told = await exchange(server, path + NEXT_REQUEST)
     assert told in (["431 head_too_large"], []), "a reset may overtake the answer"
 
 
@@ -131,7 +131,7 @@ async def test_a_first_line_beyond_64_kib_is_refused(server: Server) -> None:
 async def test_what_is_odd_and_plain_is_answered(server: Server, shape: str) -> None:
     """And so is the request behind it, on the same connection."""
     request, answer = PLAIN[shape]
-    assert await exchange(server, request + ANOTHER) == [answer, "200"]
+    assert await exchange(server, request + NEXT_REQUEST) == [answer, "200"]
 
 
 @pytest.mark.parametrize("offer", OFFERS)
@@ -139,16 +139,18 @@ async def test_an_offer_to_upgrade_is_passed_over(server: Server, offer: str) ->
     """With its body and what follows it, as it must be: Java's own client makes one each time."""
     image = picture(Fault.NONE)
     head = POST + OFFERS[offer] + b"Content-Length: %d\r\n\r\n" % len(image)
-    assert await exchange(server, head + image + ANOTHER) == ["200", "200"]
-    assert await exchange(server, head, image, ANOTHER, pause=0.05) == ["200", "200"]
-    assert await exchange(server, GET + OFFERS[offer] + b"\r\n" + ANOTHER) == ["200", "200"]
+    assert await exchange(server, head + image + NEXT_REQUEST) == ["200", "200"]
+    assert await exchange(server, head, image, NEXT_REQUEST, pause=0.05) == ["200", "200"]
+    assert await exchange(server, GET + OFFERS[offer] + b"\r\n" + NEXT_REQUEST) == ["200", "200"]
 
 
 async def test_expect_100_continue(server: Server) -> None:
     """Who asks is told to go on, unless what it wants to send is refused already."""
     image = picture(Fault.NONE)
     head = POST + b"Expect: 100-continue\r\nContent-Length: "
-    told = await exchange(server, head + b"%d\r\n\r\n" % len(image), image, ANOTHER, pause=0.05)
+    told = await exchange(
+        server, head + b"%d\r\n\r\n" % len(image), image, NEXT_REQUEST, pause=0.05
+    )
     assert told == ["100", "200", "200"]
     assert await exchange(server, head + b"500000000\r\n\r\n") == ["413 body_too_large"]
 
@@ -157,7 +159,7 @@ async def test_a_trailer_is_no_header(server: Server) -> None:
     """Nothing that comes behind the body changes what came before it."""
     reader, writer = await asyncio.open_connection(*address(server))
     trailer = b"X-Request-ID: smuggled\r\n\r\n"
-    writer.write(POST + CHUNKED + b"5\r\n12345\r\n0\r\n" + trailer + ANOTHER)
+    writer.write(POST + CHUNKED + b"5\r\n12345\r\n0\r\n" + trailer + NEXT_REQUEST)
     told = await reader.read()
     writer.close()
     assert answers(told) == ["400 bad_image", "200"]
@@ -185,7 +187,7 @@ async def test_a_body_in_single_bytes_is_read(server: Server) -> None:
     """Five times its size in chunk sizes and line ends is no flood."""
     image = picture(Fault.NONE) + bytes(100_000)
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in image) + b"0\r\n\r\n"
-    assert await exchange(server, POST + CHUNKED + chunks + ANOTHER) == ["200", "200"]
+    assert await exchange(server, POST + CHUNKED + chunks + NEXT_REQUEST) == ["200", "200"]
 
 
 @pytest.mark.parametrize("length", [b"10", b"100000"])

@@ -10,7 +10,8 @@ from collections import Counter
 import httpx
 import pytest
 
-from shoal.load import fleet
+from shoal.load import processes
+from shoal.load.arrivals import poisson
 from shoal.load.generator import Job
 from shoal.load.images import Picture, request
 from tests.e2e.process import SCRIPTED, Server
@@ -61,7 +62,7 @@ def load(url: str) -> list[Job]:
     return [
         Job(url, [upload], ["horse"], SECONDS, 30, seed, times, share)
         for seed in range(PROCESSES)
-        for times in [fleet.poisson(rate, SECONDS, seed)]
+        for times in [poisson(rate, SECONDS, seed)]
     ]
 
 
@@ -75,7 +76,7 @@ async def test_a_thousand_connections_and_ten_times_too_much() -> None:
         rest, watch = resident(server.pid), Watch(server)
         watching = asyncio.create_task(watch.run())
         jobs = load(f"{server.url}/predict")
-        outcomes = await asyncio.to_thread(fleet.run, jobs, lambda answered, failed: None)
+        outcomes = await asyncio.to_thread(processes.run, jobs, lambda answered, failed: None)
         watching.cancel()
         assert server.stop() == 0
     ended = [

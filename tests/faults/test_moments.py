@@ -26,14 +26,14 @@ def test_during_start_up(number: int) -> None:
         span = server.wait_until_ready() - 0.3
         server.stop()
     for moment in range(MOMENTS):
-        server = Server(*REAL)
+        server = Server(*REAL).start()
         try:
             time.sleep(max(0, server.started + 0.3 + span * moment / MOMENTS - time.monotonic()))
             status = server.stop(number)
             assert (status, server.errors()) == (0, ""), f"after {moment}/{MOMENTS} of {span:.1f} s"
             assert [record for record in server.log() if "traceback" in record] == []
         finally:
-            server.__exit__(None, None, None)
+            server.end()
 
 
 async def test_during_a_drain() -> None:

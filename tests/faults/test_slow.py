@@ -8,7 +8,8 @@ import urllib.parse
 
 import pytest
 
-from shoal.load import fleet
+from shoal.load import processes
+from shoal.load.arrivals import poisson
 from shoal.load.generator import Job
 from shoal.load.images import Picture, request
 from tests.e2e.process import Server
@@ -31,9 +32,9 @@ def measured(server: Server) -> tuple[float, float]:
     each took from the moment at which it was meant to be sent, and of how late it was sent."""
     url = f"{server.url}/predict"
     upload = request(urllib.parse.urlsplit(url), Picture("7.png", png(7), None), raw=False)
-    times = fleet.poisson(RATE, SECONDS, seed=1)
+    times = poisson(RATE, SECONDS, seed=1)
     job = Job(url, [upload], ["horse"], SECONDS, 30, 1, times, CONNECTIONS)
-    (outcome,) = fleet.run([job], lambda answered, failed: None)
+    (outcome,) = processes.run([job], lambda answered, failed: None)
     assert {*outcome.status} <= {200, 503} and outcome.different == 0
     ended = zip(outcome.status, outcome.latency, strict=True)
     took = [seconds if status == 200 else REFUSED for status, seconds in ended]

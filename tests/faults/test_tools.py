@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.processes import started, tree
 from service.decoding.image import identify
 from tests.faults import hostile, mutations
 from tests.faults.attacks import sound
 from tests.faults.cost_search import Cost, Elites, Found, as_request, seeds
 from tests.faults.honest import Account
 from tests.faults.mutations import IMAGES, KINDS, Mutator
-from tests.faults.target import NoGroup, tree
+from tests.faults.target import NoGroup
 from tests.service import synthetic
 
 SERVED = [
@@ -92,7 +93,7 @@ def test_costs_of_a_process_tree_without_a_group() -> None:
     """CPU time and memory of a process and of its children, where no cgroup can be created."""
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     child = "import sys; b = bytearray(50_000_000); sum(range(10**6)); print(flush=True); input()"
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-c", code, child], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
@@ -102,7 +103,7 @@ def test_costs_of_a_process_tree_without_a_group() -> None:
         assert group.memory() > 50 and group.peak() >= group.memory()
         assert group.cpu_seconds() > 0
         process.communicate(b"\n")
-    assert tree(process.pid) == [process.pid]
+    assert tree(process.pid) == {}
 
 
 def test_small_hostile_files_are_what_they_claim() -> None:

@@ -15,7 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
 from service.errors import CrossSite, UnknownHost
-from service.http.origins import ANY_HOST, AllowedHosts, Guard, is_loopback
+from service.http.context import context_of
+from service.http.middleware import RequestMiddleware
+from service.http.origins import PROBE_PATHS, AllowedHosts, Guard, is_loopback
 from service.http.problems import PROBLEMS, documented
 from service.http.proxies import ProxyHeaders
 from service.settings import Settings, host_name, split
@@ -126,6 +128,18 @@ def test_refused_hosts_take_no_memory() -> None:
     assert hosts._cached.cache_info().currsize == hosts._cached.cache_info().maxsize == 1024
 
 
+class FakeMetrics:
+    def begin_request(self) -> None:
+        pass
+
+    def end_request(self, *_: object) -> None:
+        pass
+
+
+class FakeState:
+    draining = False
+
+
 async def status(
     settings: Settings, method: str, path: str, headers: dict[str, str], peer: str = CLIENT
 ) -> str | None:
@@ -139,13 +153,10 @@ async def status(
         yield b""  # where httpx begins
         raise AssertionError("the body was read")
 
-    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {"request_id": "id"}
-        await ProxyHeaders(Guard(application, settings), settings.trusted_proxies)(
-            scope, receive, send
-        )
-
-    transport = httpx.ASGITransport(with_state, client=(peer, 1))
+    app = RequestMiddleware(
+        application, FakeMetrics(), FakeState(), Guard(settings), settings.trusted_proxies
+    )
+    transport = httpx.ASGITransport(app, client=(peer, 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.request(
             method, path, headers=headers, content=untouched() if method == "POST" else None
@@ -252,7 +263,7 @@ async def test_forwarded_hosts_on_several_lines() -> None:
     seen = list[list[str]]()
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append([host.decode() for host in scope["shoal.forwarded_hosts"]])
+        seen.append([host.decode() for host in context_of(scope).forwarded_hosts])
 
     lines = [(b"x-forwarded-host", HERE.encode()), (b"x-forwarded-host", EVIL.encode())]
     scope = {"type": "http", "client": (PROXY, 1), "headers": lines}
@@ -283,7 +294,7 @@ async def test_only_probes_and_metrics_are_served_for_every_host(
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url=f"http://{EVIL}") as client:
         response = await client.request(method, path)
-    if path in ANY_HOST:
+    if path in PROBE_PATHS:
         assert response.status_code == {"GET": 200}.get(method, 405)
         return
     assert response.status_code == 421
@@ -328,7 +339,7 @@ def test_a_refusal_is_described_wherever_it_may_come() -> None:
                 for content in response.get("content", {}).values()
                 for code in content.get("examples", {})
             }
-            assert (PROBLEMS[UnknownHost].code in codes) is (path not in ANY_HOST), path
+            assert (PROBLEMS[UnknownHost].code in codes) is (path not in PROBE_PATHS), path
             assert (PROBLEMS[CrossSite].code in codes) is (method == "post"), path
     assert documented([UnknownHost])[421]["description"]
 

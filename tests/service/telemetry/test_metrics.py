@@ -111,7 +111,6 @@ def test_count_batch_counts_each_field_of_a_report() -> None:
             BatchReport(
                 size=6,
                 bucket=8,
-                oldest_queue_seconds=0.0,
                 infer_seconds=0.2,
                 predicted_seconds=0.1,
                 answered=3,
