@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from benchmarks.processes import started
 from model_store.atomic_directory import AlreadyExists, atomic_directory
 from tests.sources import ROOT
 
@@ -88,13 +89,10 @@ def filling(store: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that adds `pets/1` and does not end by itself."""
     command = [sys.executable, "-c", FILLS, str(store)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "filling\n"
-            yield process
-        finally:
-            process.kill()
+    with started(command, grace=0, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "filling\n"
+        yield process
 
 
 def hidden(store: pathlib.Path) -> list[str]:

@@ -219,7 +219,7 @@ async def test_a_deadline(client: httpx.AsyncClient, engine: FakeEngine) -> None
     assert response.status_code in (503, 504) and engine.batches == []
     engine.seconds = 0.3
     response = await client.post(INFER, json=body(HORSE, parameters={"timeout": 50_000}))
-    assert "did not come in time" in is_error(response, 504)
+    assert "not answered before its deadline" in is_error(response, 504)
     assert response.elapsed.total_seconds() < 0.25
     response = await client.post(INFER, json=body(HORSE, parameters={"timeout": 10**15}))
     assert response.status_code == 200
@@ -229,7 +229,7 @@ async def test_all_or_nothing(engine: FakeEngine) -> None:
     """Where one of many is refused, none of them is computed in vain, and all may come again."""
     async with connected(Settings(max_queue_size=2), engine) as client:
         response = await client.post(INFER, json=body(*[HORSE] * 20))
-        assert "queue is full" in is_error(response, 503)
+        assert "queue of requests is full" in is_error(response, 503)
         assert int(response.headers["retry-after"]) >= 1
         assert sum(engine.batches) <= 2
         assert (await client.post(INFER, json=body(HORSE, CAT))).status_code == 200
