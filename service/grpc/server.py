@@ -30,7 +30,7 @@ MAX_STREAMS = 128
 
 
 def _is_server_error(record: logging.LogRecord) -> bool:
-    """Filters out the errors, with tracebacks, that gRPC logs for errors of clients: a disconnect
+    """Logging filter that drops what gRPC logs as an error although a client caused it: a disconnect
     during a response, or a header that is not UTF-8. The `interceptor` logs such calls."""
     return not str(record.msg).startswith(CLIENT_ERRORS)
 
