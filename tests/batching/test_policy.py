@@ -471,7 +471,7 @@ def test_seconds_late_plans_no_batches_if_time_is_ample() -> None:
     assert lookups.count
 
 
-@pytest.mark.parametrize("deadline", [0.5, 2e3])
+@pytest.mark.parametrize("deadline", [0.5, 1020.0, 2e3])
 def test_seconds_late_skips_items_far_ahead(deadline: float) -> None:
     """Neither a thousand full batches ahead nor lost items are looked at one by one."""
     lookups = CountingTable({n: [1.0] for n in (1, 2, 4, 8)})
