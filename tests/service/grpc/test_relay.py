@@ -6,7 +6,7 @@ import asyncio
 import pathlib
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 
@@ -31,6 +31,7 @@ from service.grpc.front import Front
 from service.grpc.streams import Stream, Streams
 from service.server.connection_limit import Connections
 from service.upload.body import UploadMemory
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 PATIENCE = 20.0
@@ -96,12 +97,6 @@ async def wired(folder: pathlib.Path) -> AsyncIterator[Wire]:
         for writer in wire.writers:
             writer.transport.abort()
         await until(lambda: not wire.connections.connections)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110  # a protocol's state, of which no event tells
-            await asyncio.sleep(0.001)
 
 
 async def reason(reader: asyncio.StreamReader) -> str:

@@ -21,6 +21,7 @@ from tests.service.api.test_description import fits
 from tests.service.conftest import connected, png
 from tests.service.telemetry.test_metrics import scrape, value
 from tests.service.v2.test_routes import body
+from tests.waiting import until
 
 BROWSERS = {
     "x-content-type-options",
@@ -218,11 +219,11 @@ async def test_an_answer_is_one_versions(client: httpx.AsyncClient, engine: Fake
     assert sum(engine.batches) == 12 + engine.batches[0]
 
 
-async def test_who_names_a_version_gets_no_other(
+async def test_infer_rejects_a_request_for_a_version_that_is_replaced(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    """A request for version 7 that version 8 computed is refused, not answered by another."""
-    engine.seconds = 0.05
+    """A request for a version is rejected if another one replaces it while the request waits."""
+    engine.goes_on.clear()
     first = asyncio.create_task(told(client))
     await engine.called.wait()
     infer = asyncio.create_task(
@@ -232,8 +233,10 @@ async def test_who_names_a_version_gets_no_other(
             headers={"authorization": f"Bearer {API_KEY}"},
         )
     )
-    await asyncio.sleep(0.01)
+    batcher = client._transport.app.state.service.engine.batcher  # type: ignore[attr-defined]
+    await until(lambda: batcher.queued == 1)
     await client.post(LOAD, json=VERSION_8)
+    engine.goes_on.set()
     assert (await first)[0] == "7"
     assert (await infer).status_code == 404
 
@@ -365,16 +368,19 @@ async def test_unload_and_load_again(client: httpx.AsyncClient, engine: FakeEngi
     assert await told(client) == ("8", BACKWARDS[7])
 
 
-async def test_unload_answers_who_was_accepted(
+async def test_unload_answers_accepted_requests(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    """Those in the engine and those who wait; nobody after them."""
-    engine.seconds = 0.05
+    """Requests in the engine and in the queue are answered; later ones are rejected."""
+    engine.goes_on.clear()
     accepted = [asyncio.create_task(told(client)) for _ in range(12)]
     await engine.called.wait()
+    host = client._transport.app.state.service.engine  # type: ignore[attr-defined]
+    await until(lambda: host.batcher.queued == 12 - sum(engine.batches))
     unload = asyncio.create_task(client.post(UNLOAD))
-    await asyncio.sleep(0.01)
+    await until(lambda: host.unloaded)
     assert not engine.unloaded and (await predict(client)).status_code == 503
+    engine.goes_on.set()
     assert await asyncio.gather(*accepted) == [("7", "horse")] * 12
     assert (await unload).status_code == 200 and engine.unloaded
 

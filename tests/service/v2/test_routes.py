@@ -278,14 +278,16 @@ async def test_not_live(client: httpx.AsyncClient, engine: FakeEngine) -> None:
 
 async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
     """A body weighs its bytes until its images are decoded, and nothing afterwards."""
-    more = asyncio.Event()
+    begun, more = asyncio.Semaphore(0), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
         yield bytes(90_000)
+        begun.release()  # the service asks for more: it has read the first part
         await more.wait()
 
     waiting = [asyncio.create_task(client.post(INFER, content=slow())) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    for _ in waiting:
+        await begun.acquire()
     large = body(HORSE, HORSE + bytes(30_000))
     is_error(await client.post(INFER, json=large), 503)
     more.set()
