@@ -23,7 +23,7 @@ ifeq ($(filter cpu gpu,$(EXTRA)),)
 $(error EXTRA must be cpu or gpu, not '$(EXTRA)')
 endif
 
-.PHONY: help serve test check format train load-test simulate lock proto clean
+.PHONY: help serve test check check-lowest format train load-test simulate lock proto clean
 
 help: ## list all commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,9 @@ check: $(VENV)/dev ## check format, lint, types and fast tests, before every com
 	$(RUN) -m ruff check --quiet
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q -m "not slow"
+
+check-lowest: $(VENV)/lowest/installed ## run the fast tests with the lowest allowed versions
+	$(VENV)/lowest/bin/python -m pytest -q -m "not slow and not faults" $(ARGS)
 
 format: $(VENV)/dev ## format the code and apply fixes of the linter
 	$(RUN) -m ruff check --quiet --fix-only
@@ -65,6 +68,7 @@ lock: $(VENV)/uv ## update the lock files in requirements/
 		$(LOCK) --extra $$extra $$more --constraint $(VENV)/all.lock \
 			-o requirements/$$extra.lock || exit; \
 	done
+	$(LOCK) --resolution lowest-direct $(LOWEST:%=--extra %) -o requirements/lowest.lock
 	for tool in $(TOOLS); do \
 		case $$tool in kserve) more=--no-deps ;; *) more= ;; esac; \
 		$(COMPILE) requirements/tools/$$tool.in $$more -o requirements/tools/$$tool.lock || exit; \
@@ -93,6 +97,15 @@ $(VENV)/%: requirements/%.lock $(VENV)/$(EXTRA)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/train # some tests train a network
+
+# The dependencies in pyproject.toml, each in the lowest version that it allows.
+LOWEST := cpu grpc otel train dev
+
+$(VENV)/lowest/installed: requirements/lowest.lock | $(VENV)/$(EXTRA)
+	@echo "Installing $< into $(@D)"
+	@$(RUN) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP_INSTALL) $<
+	@touch $@
 
 define FIND_PYTHON
 if [ "$$(uname -sm)" != "Linux x86_64" ]; then \

@@ -43,8 +43,9 @@ from service.grpc.streams import Streams
 from service.grpc.timers import Timers
 from service.grpc.turn_limit import TurnLimit
 from service.rate_limit import RateLimiter
-from service.server.connection import HEAD_SECONDS, READ_SECONDS
+from service.server.connection import HEAD_SECONDS
 from service.server.connection_limit import Connections
+from service.server.transport import READ_SECONDS
 
 FLOOD_SECONDS = 30.0
 RETRY_SECONDS = 0.1
@@ -103,11 +104,11 @@ class Relay(asyncio.BufferedProtocol):
             self.disconnect("too many connections: all of them are busy. Try again in a second")
             return
         self._connections.connections.add(self)  # type: ignore[arg-type]
-        self._connections.waits(self)
+        self._connections.mark_waiting(self)
         self._timers.start("preface", HEAD_SECONDS, self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.goes_on(self)
+        self._connections.mark_busy(self)
         self._connections.connections.discard(self)
         self._timers.cancel_all()
         self._streams.close_all()
@@ -159,9 +160,9 @@ class Relay(asyncio.BufferedProtocol):
     def set_busy(self, busy: bool) -> None:
         """Whether one of the connection's messages is being handled."""
         if busy:
-            self._connections.goes_on(self)
+            self._connections.mark_busy(self)
         elif not self._transport.is_closing():
-            self._connections.waits(self)
+            self._connections.mark_waiting(self)
 
     def _close_within(self, seconds: float) -> None:
         self._transport.close()
