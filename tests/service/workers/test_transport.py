@@ -434,9 +434,9 @@ async def test_an_engine_that_does_not_read(pair: Pair) -> None:
             await until(lambda: remote._connection)
             fits = HIGH_WATER // frames.IMAGE_BYTES
             waiting = [asyncio.create_task(remote.submit(image(0), 30)) for _ in range(fits * 2)]
-            link = remote._link
-            assert link is not None
-            await until(lambda: link.crowded)
+            connection = remote._connection
+            assert connection is not None
+            await until(lambda: connection.congested)
             with pytest.raises(EngineBusy):
                 await remote.submit(image(0), 30)
             for task in waiting:
