@@ -9,7 +9,7 @@ import pytest
 from service.app import create_app
 from service.decoding.limits import limits
 from service.http.origins import allowed_hosts
-from service.server.server import LINGER
+from service.server.server import LINGER_SECONDS
 from service.settings import PREFIX, Settings, unknown
 from service.telemetry.tracing import wanted
 from service.workers.engine_client import MAX_DECODE_BYTES
@@ -123,7 +123,9 @@ def test_grace_period_covers_the_longest_stop(combination: str) -> None:
     """The grace period is longer than preStop and everything that the service does at a stop."""
     pod, settings = pod_of(rendered(combination)), settings_of(combination)
     sleep = container_of(rendered(combination))["lifecycle"]["preStop"]["sleep"]["seconds"]
-    stop = settings.drain_delay + LINGER + settings.shutdown_timeout  # service/server/server.py
+    stop = (
+        settings.drain_delay + LINGER_SECONDS + settings.shutdown_timeout
+    )  # service/server/server.py
     stop += settings.shutdown_timeout  # service/inference/model_host.py: the batcher and the engine
     if settings.workers > 1:
         stop += 2 * GRACE  # service/workers/supervisor.py: for front ends, then for the engine
