@@ -21,21 +21,21 @@ MAX_ZOOM = 0.5
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, beside the data and the machine."""
+    """Everything that decides the weights, except the data and the machine."""
 
     architecture: str = "cifar_resnet20_v1"
     epochs: int = 40
     batch_size: int = 128
     learning_rate: float = 0.2
-    """At its peak."""
+    """Peak of the learning rate."""
     warm_up: float = 0.15
     """Share of all steps in which the learning rate rises."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     averaging: float = 0.999
-    """The average keeps this share of itself at every step."""
+    """Share of itself that the average of the weights keeps at every step."""
     small: float = 0.0
-    """Share of all steps, the first ones, whose crops have 24 x 24 pixels instead of 32 x 32."""
+    """Share of all steps, the first ones, that see crops of 24 x 24 pixels instead of 32 x 32."""
     cutout: int = 0
     """Side in pixels of the square that is blanked in each image."""
     zoom: float = 0.0
@@ -58,7 +58,7 @@ class Recipe:
     """Epochs after which the same augmented images come again, so that teachers compute each only
     once. 0: every epoch has new images."""
     start: str = ""
-    """`name/version` in the store whose weights training starts from. Empty: from random ones."""
+    """`name/version` in the store whose weights the run starts from. Empty: random weights."""
     seed: int = 1
 
     def __post_init__(self) -> None:
