@@ -23,7 +23,7 @@ ifeq ($(filter cpu gpu,$(EXTRA)),)
 $(error EXTRA is cpu or gpu, not '$(EXTRA)')
 endif
 
-.PHONY: help serve test check format train load-test simulate lock proto clean
+.PHONY: help serve test check check-lowest format train load-test simulate lock proto clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,9 @@ check: $(VENV)/dev ## what every commit must pass: format, lint, types, fast tes
 	$(RUN) -m ruff check --quiet
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q -m "not slow"
+
+check-lowest: $(VENV)/lowest/installed ## run the fast tests with the lowest allowed versions of packages
+	$(VENV)/lowest/bin/python -m pytest -q -m "not slow and not faults" $(ARGS)
 
 format: $(VENV)/dev ## format the code and mend what the linter can
 	$(RUN) -m ruff check --quiet --fix-only
@@ -65,6 +68,7 @@ lock: $(VENV)/uv ## resolve pyproject.toml anew into requirements/
 		$(LOCK) --extra $$extra $$more --constraint $(VENV)/all.lock \
 			-o requirements/$$extra.lock || exit; \
 	done
+	$(LOCK) --resolution lowest-direct $(LOWEST:%=--extra %) -o requirements/lowest.lock
 	for tool in $(TOOLS); do \
 		case $$tool in kserve) more=--no-deps ;; *) more= ;; esac; \
 		$(COMPILE) requirements/tools/$$tool.in $$more -o requirements/tools/$$tool.lock || exit; \
@@ -93,6 +97,15 @@ $(VENV)/%: requirements/%.lock $(VENV)/$(EXTRA)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/train # tests train too
+
+# What pyproject.toml declares, each in the lowest version that it allows.
+LOWEST := cpu grpc otel train dev
+
+$(VENV)/lowest/installed: requirements/lowest.lock | $(VENV)/$(EXTRA)
+	@echo "Installing $< into $(@D)"
+	@$(RUN) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP_INSTALL) $<
+	@touch $@
 
 define FIND_PYTHON
 if [ "$$(uname -sm)" != "Linux x86_64" ]; then \

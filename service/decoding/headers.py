@@ -54,13 +54,12 @@ def read_header(data: bytes) -> Header:
     return kind, width, height
 
 
-def reject_too_large(width: int, height: int, max_pixels: int) -> None:
-    """Raises ImageTooLarge if the image has more than `max_pixels` pixels."""
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"The image has {width} x {height} pixels, and the maximum is {max_pixels:,} in all. "
-            f"Make it smaller: the network looks at {SIDE} x {SIDE}."
-        )
+def too_large(width: int, height: int, max_pixels: int) -> ImageTooLarge:
+    """The error for an image with more than `max_pixels` pixels."""
+    return ImageTooLarge(
+        f"The image has {width} x {height} pixels, and the maximum is {max_pixels:,} in all. "
+        f"Make it smaller: the network looks at {SIDE} x {SIDE}."
+    )
 
 
 def _png_header(data: bytes) -> Header:
@@ -104,7 +103,8 @@ def _bmp_header(data: bytes) -> Header:
         return "BMP", width, height
     width, height, planes_and_bits, compression = struct.unpack_from("<IiII", data, 18)
     if compression in (1, 2):
-        reject_too_large(width, abs(height), _MAX_RUN_LENGTH_PIXELS)
+        if width * abs(height) > _MAX_RUN_LENGTH_PIXELS:
+            raise too_large(width, abs(height), _MAX_RUN_LENGTH_PIXELS)
         return "BMP run-length", width, abs(height)
     _reject_without_pixels("BMP", data, abs(height) * width * (planes_and_bits >> 16) // 8)
     return "BMP", width, abs(height)  # negative where the rows run from top to bottom

@@ -20,7 +20,7 @@ import simplejpeg
 from PIL import Image
 
 from service.decoding import jpeg, picture, png
-from service.decoding.headers import Header, read_header, reject_too_large
+from service.decoding.headers import Header, read_header, too_large
 from service.decoding.picture import CHANNELS, SIDE, Fault, Undecodable
 from service.errors import BadImage, ImageTooExpensive, ImageTooLarge
 
@@ -176,7 +176,8 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
             `max_memory`.
     """
     kind, width, height = _usual_jpeg(data) or read_header(data)
-    reject_too_large(width, height, max_pixels)
+    if width * height > max_pixels:
+        raise too_large(width, height, max_pixels)
     image = EncodedImage(data, kind, width, height, max_pixels)
     if max_memory is not None and image.memory > max_memory:
         most = max_memory // BYTES_PER_PIXEL[image.kind]

@@ -51,13 +51,13 @@ def streams() -> list[bytes]:
         frames.submit(1, 1e9, bytes(frames.IMAGE_BYTES)),
         frames.cancel(1),
         *(
-            frames.message(frames.ASK, 2, {"do": do, "name": "fake", "version": None})
+            frames.message(frames.CALL, 2, {"do": do, "name": "fake", "version": None})
             for do in ("figures", "load", "unload", "reload", "index")
         ),
         frames.message(frames.MODEL, 1, model),
         frames.answer(1, frames.Answer(0.1, 1, 1, 1, bytes(40))),
-        frames.refusal(1, frames.Refusal(1, 0.5, "full")),
-        frames.message(frames.TOLD, 2, {"answer": None}),
+        frames.error(1, frames.Error(1, 0.5, "full")),
+        frames.message(frames.RESULT, 2, {"result": None}),
         frames.message(
             frames.STATE, 0, {"started": started | {"precision_reason": ""}, "unloaded": False}
         ),

@@ -34,9 +34,9 @@ with atheris.instrument_imports(include=["service", "model_store", "python_multi
     from service.inference.model_host import ModelHost
     from service.inference.service import Decoding, Versions
     from service.upload.multipart import Form, boundary
-    from service.workers.connection import Link
-    from service.workers.engine_client import _Engine
-    from service.workers.engine_server import EngineServer, _FrontEnd
+    from service.workers.connection import FrameConnection
+    from service.workers.engine_client import _EngineConnection
+    from service.workers.engine_server import EngineServer, _FrontEndConnection
     from service.workers.frames import BOUNDS, BadFrame, FrameReader
 
 MAX_PIXELS = 250_000
@@ -139,7 +139,7 @@ def _frames(pieces: list[bytes]) -> list[tuple[int, int, bytes]] | None:
 
 async def _link(pieces: list[bytes]) -> None:
     hub = EngineServer(cast(ModelHost, _NoEngine()), cast(Versions, None), cast(Decoding, None))
-    ends: list[Link] = [_FrontEnd(hub), _Engine()]
+    ends: list[FrameConnection] = [_FrontEndConnection(hub), _EngineConnection()]
     for end in ends:
         wire = _Wire()
         end.connection_made(wire)

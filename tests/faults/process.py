@@ -12,6 +12,7 @@ import time
 from collections import Counter
 
 from benchmarks.processes import wait_until_ended
+from service.workers.process import ARGUMENT
 from service.workers.supervisor import ENGINE
 from tests.e2e.process import PATIENCE, Server, wait_until_ready
 
@@ -103,7 +104,7 @@ def processes(pid: int) -> dict[str, int]:
     for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with contextlib.suppress(OSError):  # it has gone
             words = pathlib.Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if b"service.workers" in words:
+            if ARGUMENT.encode() in words:
                 found[words[-2].decode()] = int(child)
     return found
 

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks.processes import started
 from model_store import manifest
 from model_store.__main__ import main
 from model_store.params import read_params
@@ -80,13 +81,14 @@ def test_interrupted_and_resumed(
     data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """Ctrl-C in the middle of an epoch loses nothing: the same command ends in the same bytes."""
-    stopped = subprocess.Popen(command(data, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     saved = tmp_path / "saved"
-    while not list(saved.glob("step-*")):  # the first epoch is done
-        assert stopped.poll() is None
-        time.sleep(0.01)
-    stopped.send_signal(signal.SIGINT)
-    _, said = stopped.communicate(timeout=60)
+    training = command(data, tmp_path)
+    with started(training, cwd=ROOT, stderr=subprocess.PIPE, text=True) as stopped:
+        while not list(saved.glob("step-*")):  # the first epoch is done
+            assert stopped.poll() is None
+            time.sleep(0.01)
+        stopped.send_signal(signal.SIGINT)
+        _, said = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, said
     assert "the same command goes on from here" in said
     assert not (tmp_path / "cifar_resnet20_v1").exists()

@@ -17,8 +17,14 @@ import uvicorn
 
 from service.http.context import CONTEXT
 from service.server import connection as connections
-from service.server.connection import HEAD_BYTES, READ_BYTES, Connection, Incoming, Outgoing
-from service.server.connection_limit import PROGRESS_BYTES, Connections, bound, descriptors
+from service.server.connection import HEAD_BYTES, Connection
+from service.server.connection_limit import (
+    PROGRESS_BYTES,
+    Connections,
+    descriptors_per_connection,
+    usable_limit,
+)
+from service.server.transport import READ_BYTES, Incoming, Outgoing
 from service.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -512,16 +518,16 @@ def test_descriptors(
     soft = [limits[0]]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
-    assert bound(wanted) == possible
+    assert usable_limit(wanted) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
 
 
 def test_descriptors_of_relayed_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """With gRPC there may be as many connections of both kinds as there are descriptors for."""
-    assert descriptors(Settings()) == 1
+    assert descriptors_per_connection(Settings()) == 1
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    assert bound(4096, descriptors(Settings(grpc_port=0))) == 240
+    assert usable_limit(4096, descriptors_per_connection(Settings(grpc_port=0))) == 240
 
 
 BODIES = {
