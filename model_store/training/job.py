@@ -31,7 +31,7 @@ from model_store.training.teacher import Memory, read_version
 from model_store.training.trainer import Trainer
 
 PARAMS = "net.params"
-SAVE_SECONDS = 600
+SAVE_SECONDS = 600.0
 """Longest time between two checkpoints."""
 
 
@@ -97,7 +97,12 @@ def train(
     return target
 
 
-def _run(training: Trainer, held_out: cifar10.Split, checkpoints: pathlib.Path) -> None:
+def _run(
+    training: Trainer,
+    held_out: cifar10.Split,
+    checkpoints: pathlib.Path,
+    save_seconds: float = SAVE_SECONDS,
+) -> None:
     size, done = training.recipe.batch_size, training.progress.step
     if done == training.steps:
         return
@@ -114,7 +119,7 @@ def _run(training: Trainer, held_out: cifar10.Split, checkpoints: pathlib.Path) 
         for progress in training.run(held_out):
             bar.update(size)
             closed, stopped = progress.step % training.batches.per_epoch == 0, bool(stop)
-            if closed or stopped or time.monotonic() - saved > SAVE_SECONDS:
+            if closed or stopped or time.monotonic() - saved >= save_seconds:
                 training.save(checkpoints)
                 saved = time.monotonic()
             if closed:
