@@ -18,12 +18,8 @@ from model_store.params import read_params
 from tests.leftovers import no_process_left
 from tests.reference import probabilities
 
-<<<<<<< HEAD
-settings.register_profile("shoal", deadline=None)  # a busy machine may be slow
-=======
 # On a busy machine neither an example nor generating it has a time limit.
 settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
->>>>>>> main
 settings.load_profile("shoal")
 
 IMAGES = 16
