@@ -11,7 +11,7 @@ from service.decoding.limits import limits
 from service.http.origins import allowed_hosts
 from service.server.server import LINGER_SECONDS
 from service.settings import PREFIX, Settings, unknown
-from service.telemetry.tracing import wanted
+from service.telemetry.tracing import enabled
 from service.workers.engine_client import MAX_DECODE_BYTES
 from service.workers.supervisor import GRACE
 from tests.fakes import FakeEngine
@@ -99,9 +99,9 @@ def test_traces(combination: str) -> None:
     """Where they are sent, the variables are ones that count, and the pod may reach the port."""
     told = environment_of(rendered(combination))
     if "traces" not in combination:
-        assert not wanted(told)
+        assert not enabled(told)
         return
-    assert wanted(told)
+    assert enabled(told)
     port = urlsplit(told["OTEL_EXPORTER_OTLP_ENDPOINT"]).port
     [policy] = of_kind(rendered(combination), "NetworkPolicy")
     allowed = [p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]]

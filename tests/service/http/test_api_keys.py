@@ -113,7 +113,7 @@ def test_a_file_must_hold_keys_at_the_start(file: pathlib.Path, content: bytes |
 
 
 def test_a_short_key_is_refused_without_being_told() -> None:
-    with pytest.raises(BadSettings, match="SHOAL_API_KEYS: a key is shorter") as refused:
+    with pytest.raises(BadSettings, match="SHOAL_API_KEYS: a key has fewer") as refused:
         ApiKeys(f"{ONE},tiny-secret")
     assert "tiny" not in str(refused.value)
 
