@@ -109,7 +109,7 @@ class Pipeline:
         if loaded is None:
             raise self._service.not_loaded()
         tracing = self._service.tracing
-        with tracing.seated(image) if tracing else _NO_SEAT as seat:
+        with tracing.waiting(image) if tracing else _NO_SEAT as seat:
             try:
                 answer = await loaded.submit(image, self._seconds_left())
             except BaseException as error:
