@@ -298,7 +298,7 @@ async def test_first_free_lane_takes_the_next_batch(
             return one
 
         for replica in engine._replicas:
-            replica.compute = computes(replica)
+            replica.compute = computes(replica)  # type: ignore[assignment]
         held = asyncio.create_task(engine.infer([images[0]]))
         await asyncio.to_thread(taken.wait, 30)
         with pytest.raises(MemoryError, match="no room"):
