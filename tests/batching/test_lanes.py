@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from batching import Batcher, LatencyTable
-from batching.arrivals import Arrivals
-from batching.policy import Policy
+from batching.policy import Arrivals, Policy
 from batching.timeline import Timeline
 from tests.batching.fakes import FakeEngine, batcher, table, task
 from tests.batching.virtual_time import virtual_time

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batching.arrivals import Arrivals
 from batching.latency import LatencyTable
-from batching.policy import ACCEPTED_MARGIN, MAX_CHOICES, Policy
+from batching.policy import ACCEPTED_MARGIN, MAX_CHOICES, Arrivals, Policy
 from batching.timeline import Lanes
 from tests.batching.fakes import policy, steps, table
 

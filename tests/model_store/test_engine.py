@@ -257,7 +257,7 @@ async def test_lanes_compute_at_the_same_time(
                 computed.add((number, threading.get_ident()))
                 return compute(inputs)
 
-            replica.compute = infer  # type: ignore[method-assign]
+            replica.compute = infer
 
         async def serve(first: int) -> None:
             for turn in range(150):
@@ -328,7 +328,7 @@ async def test_failed_batches_are_released(model: pathlib.Path, images: Any) -> 
             raise MemoryError("no room")
 
         for replica in engine._replicas:
-            replica.compute = fails  # type: ignore[method-assign]
+            replica.compute = fails
         gc.disable()
         try:
             for _ in range(5):
