@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batching.arrivals import Arrivals
+from batching.policy import Arrivals
 
 
 def test_arrivals_follow_the_rate_and_decay() -> None:
