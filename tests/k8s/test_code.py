@@ -11,7 +11,7 @@ from service.decoding.limits import limits
 from service.http.origins import allowed_hosts
 from service.server.server import LINGER_SECONDS
 from service.settings import PREFIX, Settings, unknown
-from service.telemetry.tracing import wanted
+from service.telemetry.tracing import enabled
 from service.workers.engine_client import MAX_DECODE_BYTES
 from service.workers.supervisor import GRACE
 from tests.fakes import FakeEngine
@@ -98,9 +98,9 @@ def test_traces_reach_the_collector(combination: str) -> None:
     """Where traces are sent, the variables exist, and the network policy allows the port."""
     environment = environment_of(rendered(combination))
     if "traces" not in combination:
-        assert not wanted(environment)
+        assert not enabled(environment)
         return
-    assert wanted(environment)
+    assert enabled(environment)
     port = urlsplit(environment["OTEL_EXPORTER_OTLP_ENDPOINT"]).port
     [policy] = of_kind(rendered(combination), "NetworkPolicy")
     allowed = [p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]]

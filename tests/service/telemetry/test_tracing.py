@@ -117,7 +117,7 @@ async def test_a_batch_is_nobodys_child() -> None:
     """Not even of the request that had the model loaded, whose context the batcher may run in."""
     kept, image = Kept(), np.zeros((32, 32, 3), np.uint8)
     tracing = Tracing(kept)
-    with tracing.requested("load", {}, {}), tracing.seated(image):
+    with tracing.request_span("load", {}, {}), tracing.waiting(image):
         await tracing.batches(FakeEngine().infer)([image])
     (batch,) = kept.named("batch")
     (load,) = kept.named("load")
@@ -135,7 +135,7 @@ async def test_who_leaves(kept: Kept, engine: FakeEngine, settings: Settings) ->
         (queue,) = kept.named("queue")
         assert queue.status.description == "TimeoutError"
         tracing: Tracing = client._transport.app.state.service.tracing  # type: ignore[attr-defined]
-        assert not tracing._seats
+        assert not tracing._images
         await until(lambda: kept.named("batch"))
 
 

@@ -528,10 +528,10 @@ async def test_images_in_memory_twice_are_bounded(pair: Pair) -> None:
     pair.decoders.goes_on.clear()
     async with pair.engine(), pair.front_end_decoders() as remote:
         large = encoded(1, MAX_DECODE_BYTES - 10)
-        task = asyncio.create_task(remote.run(large, b"client", 5))
+        task = asyncio.create_task(remote.run(large, b"client", 60))
         await until(lambda: pair.decoders.asked)
         with pytest.raises(DecodeQueueFull):
-            await remote.run(encoded(1), b"client", 5)
+            await remote.run(encoded(1), b"client", 60)
         pair.decoders.goes_on.set()
         await task
-        await remote.run(encoded(1), b"client", 5)
+        await remote.run(encoded(1), b"client", 60)
