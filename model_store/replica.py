@@ -92,7 +92,8 @@ class Replica:
         for result in self.format.check_rows(rows):
             if isinstance(result, Exception):
                 raise BadModel(
-                    f"{called} computes nonsense: {result}. Train it again, or import another file"
+                    f"{called} computes invalid results: {result}. Train it again, or import "
+                    "another file"
                 )
 
     def _infer(self, images: Sequence[Image]) -> Rows:

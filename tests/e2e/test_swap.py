@@ -244,7 +244,7 @@ async def test_broken_versions_are_rejected_under_load(
         "3": "bytes instead of",
         "4": "SHA-256",
         "5": "another shape",
-        "6": "computes nonsense",
+        "6": "computes invalid results",
         "7": "bytes where",
         "8": "it holds",
     }

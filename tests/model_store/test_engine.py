@@ -475,7 +475,7 @@ async def test_replace_changes_nothing_if_it_fails(
     path = another / "net.params"
     arrays = {name: array.copy() for name, array in read_params(path).items()}
     async with load_engine(model, device="cpu", max_batch_size=2) as engine:
-        for value, message in ((0, "SHA-256"), (np.nan, "not finite"), (3e38, "nonsense")):
+        for value, message in ((0, "SHA-256"), (np.nan, "not finite"), (3e38, "invalid results")):
             arrays["output.weight"][:] = value
             write_params(path, arrays)
             if value:
@@ -534,6 +534,6 @@ async def test_load_compares_recorded_probes(copy: pathlib.Path) -> None:
     async with load_engine(copy, device="cpu", max_batch_size=8):
         pass
     describe(copy, normalisation={"mean": [0, 0, 0], "std": [1, 1, 1]})
-    with pytest.raises(BadModel, match="something else than when it was added"):
+    with pytest.raises(BadModel, match="other results than when it was added"):
         async with load_engine(copy, device="cpu", max_batch_size=1):
             pass

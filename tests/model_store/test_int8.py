@@ -156,7 +156,7 @@ def lose(described: dict[str, Any]) -> None:
         (rename, "none for sg_mkldnn_conv"),
         (add, "no data to quantize"),
         (widen, "cannot compute with its int8.ranges"),
-        (narrow, "something else than when it was added"),
+        (narrow, "other results than when it was added"),
         (flip, "is empty"),
         (lose, "int8.ranges"),
     ],

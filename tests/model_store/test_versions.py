@@ -49,7 +49,7 @@ def test_other_folders_are_not_versions(tmp_path: pathlib.Path, folder: str) -> 
     assert versions.latest(tmp_path, "pets") == "9"
     assert versions.next_number(tmp_path, "pets") == "10"
     assert versions.ignored(tmp_path) == [folder]
-    with pytest.raises(BadModel, match=re.escape(f"not versions by their names: {folder}")):
+    with pytest.raises(BadModel, match=re.escape(f"not versions because of their names: {folder}")):
         versions.find(tmp_path, "cars")
 
 
@@ -140,5 +140,7 @@ def test_read_manifest_rejects_another_place(tmp_path: pathlib.Path, where: str)
     """A manifest under another name or number is rejected."""
     folder = write(tmp_path / where, json.dumps(GOOD))
     assert manifest.read(folder).name == "pets"
-    with pytest.raises(BadModel, match=rf"is of pets 3 and lies where {where.replace('/', ' ')}"):
+    with pytest.raises(
+        BadModel, match=rf"describes pets 3 and lies in the folder of {where.replace('/', ' ')}"
+    ):
         versions.read_manifest(folder)
