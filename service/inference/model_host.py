@@ -20,11 +20,12 @@ from typing import Any, Protocol
 
 from batching import Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device, GpuMemory
-from model_store.engine import Image, Probabilities, Results
+from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
 from service.exit_status import ExitStatus
+from service.inference.pipeline import classifier
 from service.inference.service import Classification, LoadedModel
 from service.settings import Settings
 from service.telemetry.engine_stats import EngineStats
@@ -227,15 +228,7 @@ class ModelHost:
             await self._change.acquire()  # waits for a change in progress, and prevents others
 
     async def _start_batcher(self, engine: Engine) -> None:
-        async def infer(images: Sequence[Image]) -> Sequence[Classification | Exception]:
-            model = engine.model  # the version cannot change between this line and the call
-            rows = await engine.infer(images)
-            results = [
-                row if isinstance(row, Exception) else Classification(model, row) for row in rows
-            ]
-            return Results(results, rows.computed_at) if isinstance(rows, Results) else results
-
-        settings = self._settings
+        settings, infer = self._settings, classifier(engine)
         self._latency = latency = LatencyTable(engine.warm_up_seconds)
         batcher = Batcher(
             self._tracing.batches(infer) if self._tracing else infer,

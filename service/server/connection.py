@@ -59,7 +59,6 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from service.http import problems
 from service.http.context import CONTEXT, RequestContext
-from service.http.disconnect import Disconnect
 from service.server.connection_limit import PROGRESS_BYTES, Connections
 from service.server.transport import READ_BYTES, READ_SECONDS, Deadline, Outgoing
 
@@ -112,7 +111,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         admitted = self.server_state.admit()
         self._outgoing = Outgoing(transport, self._wait_for_reader)
-        self._disconnect = Disconnect()
+        self._context = _RELEASED
         self._head = Deadline(self.loop, transport.abort)
         self._rest = Deadline(self.loop, transport.abort)
         self._read = Deadline(self.loop, transport.abort)
@@ -138,7 +137,8 @@ class Connection(HttpToolsProtocol):
             deadline.stop()
         self._unset_keepalive_if_required()
         self.server_state.mark_busy(self)
-        self._disconnect.notify()
+        if self._context is not _RELEASED:
+            self._context.disconnect()
         super().connection_lost(exc)
         self._outgoing.lost()
         self._unparsed = b""
@@ -250,7 +250,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._context = RequestContext(self._disconnect)
+        self._context = RequestContext()
         self.scope[CONTEXT] = self._context  # type: ignore[literal-required]
         self._in_head = True
         self._unset_keepalive_if_required()

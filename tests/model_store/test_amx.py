@@ -92,11 +92,11 @@ asyncio.run(main(*sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.skipif("amx_int8" not in cpu_flags(), reason="this CPU has no AMX")
-@pytest.mark.skipif(memory() < 3 * 2**30, reason="tiles are not worth this machine's memory")
+@pytest.mark.skipif(memory() < 3 * 2**30, reason="this machine has too little memory for AMX")
 def test_int8_with_amx_computes_the_same(calibrated: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Results with and without AMX are equal to the last bit. With AMX, a version that replaces
     another is loaded in more steps, each of which compiles at most one convolution."""
-    for name, settings, told in (
+    for name, settings, output in (
         ("with", {}, f"{BUCKETS * CONVOLUTIONS} True"),
         ("without", {ISA: "AVX512_CORE_BF16"}, "0 False"),
     ):
@@ -109,6 +109,6 @@ def test_int8_with_amx_computes_the_same(calibrated: pathlib.Path, tmp_path: pat
             text=True,
             check=True,
         )
-        assert run.stdout.strip() == told
+        assert run.stdout.strip() == output
     one, two = (np.load(tmp_path / f"{name}.npy") for name in ("with", "without"))
     assert np.array_equal(one, two)

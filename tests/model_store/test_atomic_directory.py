@@ -86,7 +86,7 @@ with atomic_directory(store / "pets" / "1", within=store) as partial:
 
 @contextmanager
 def filling(store: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that adds `pets/1` and does not end by itself."""
+    """Another process that adds `pets/1` and does not finish."""
     command = [sys.executable, "-c", FILLS, str(store)]
     pipe = subprocess.PIPE
     with started(command, grace=0, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:

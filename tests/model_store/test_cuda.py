@@ -23,7 +23,7 @@ NEEDS = {
 
 
 class Linker:
-    """Stands in for `ctypes.CDLL`: notes what is loaded, and refuses what is named `broken`."""
+    """Replaces `ctypes.CDLL`: records what is loaded, and raises for the library `broken`."""
 
     def __init__(self) -> None:
         self.loaded: list[pathlib.Path] = []

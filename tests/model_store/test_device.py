@@ -16,7 +16,7 @@ class MXNetError(RuntimeError):
 
 
 class Array:
-    """What `mx.nd.ones` gives: adding computes, reading back raises what the device raised."""
+    """An array as of `mx.nd.ones`. Reading the sum back raises the device's error."""
 
     def __init__(self, error: str | None) -> None:
         self._error = error
@@ -66,7 +66,7 @@ def test_choose_takes_the_device_and_gives_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "mx", "told"),
+    ("wanted", "mx", "message"),
     [
         ("gpu", mxnet(cuda=False), "CPU build"),
         ("gpu", mxnet(gpus=0), "no NVIDIA GPU"),
@@ -74,9 +74,9 @@ def test_choose_takes_the_device_and_gives_the_reason(
         ("gpu", mxnet(gpus=1, error=NO_KERNEL), "Hopper"),
     ],
 )
-def test_choose_rejects_a_gpu_that_is_unusable(wanted: str, mx: Any, told: str) -> None:
+def test_choose_rejects_a_gpu_that_is_unusable(wanted: str, mx: Any, message: str) -> None:
     """An explicit GPU is never replaced by a CPU."""
-    with pytest.raises(DeviceUnavailable, match=told) as caught:
+    with pytest.raises(DeviceUnavailable, match=message) as caught:
         choose(mx, wanted)
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
 

@@ -46,7 +46,7 @@ async def loaded(model: pathlib.Path) -> AsyncIterator[GluonEngine]:
 
 @pytest.fixture(scope="module")
 def images() -> Any:
-    """64 images of coloured squares, from coarse to fine."""
+    """64 images of colored squares, from coarse to fine."""
     random = np.random.default_rng(11)
     made = []
     for number in range(64):
@@ -119,7 +119,7 @@ async def test_engine_uses_one_thread_per_lane(loaded: GluonEngine, images: Any)
 
 @pytest.fixture
 def copy(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """The version that ships, to be damaged, in a store of its own."""
+    """A copy of the version that ships in another store, for tests that damage it."""
     return pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / model.name))
 
 
@@ -151,7 +151,7 @@ async def test_load_rejects_another_size_unread(copy: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"name": "pets"}, "rename the folder"),
         ({"version": "999"}, "rename the folder"),
@@ -162,11 +162,11 @@ async def test_load_rejects_another_size_unread(copy: pathlib.Path) -> None:
 )
 @on_the_engines_loop
 async def test_load_rejects_parameters_of_another_network(
-    copy: pathlib.Path, changes: dict[str, Any], told: str
+    copy: pathlib.Path, changes: dict[str, Any], message: str
 ) -> None:
     """Before a batch is computed."""
     describe(copy, **changes)
-    with pytest.raises((BadModel, BadParams, ValueError), match=told):
+    with pytest.raises((BadModel, BadParams, ValueError), match=message):
         async with load_engine(copy, device="cpu"):
             pass
 
@@ -194,7 +194,7 @@ async def test_load_rejects_a_missing_gpu(model: pathlib.Path) -> None:
 
 @pytest.fixture
 def another(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Version 2: what ships, with its outputs in reverse order."""
+    """Version 2: the version that ships with its outputs in reverse order."""
     folder = pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / "2"))
     arrays = dict(read_params(folder / "net.params"))
     for output in "output.weight", "output.bias":
@@ -257,7 +257,7 @@ async def test_lanes_compute_at_the_same_time(
                 computed.add((number, threading.get_ident()))
                 return compute(inputs)
 
-            replica.compute = infer  # type: ignore[method-assign]
+            replica.compute = infer
 
         async def serve(first: int) -> None:
             for turn in range(150):
@@ -281,7 +281,7 @@ async def test_first_free_lane_takes_the_next_batch(
         taken, goes_on = threading.Event(), threading.Event()
         asked: list[int] = []
         unheard: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
+        asyncio.get_running_loop().set_exception_handler(lambda _, message: unheard.append(message))
 
         def computes(replica: Replica) -> Callable[[Any], Any]:
             compute = replica.compute
@@ -298,7 +298,7 @@ async def test_first_free_lane_takes_the_next_batch(
             return one
 
         for replica in engine._replicas:
-            replica.compute = computes(replica)  # type: ignore[method-assign, assignment]
+            replica.compute = computes(replica)  # type: ignore[assignment]
         held = asyncio.create_task(engine.infer([images[0]]))
         await asyncio.to_thread(taken.wait, 30)
         with pytest.raises(MemoryError, match="no room"):
@@ -328,7 +328,7 @@ async def test_failed_batches_are_released(model: pathlib.Path, images: Any) -> 
             raise MemoryError("no room")
 
         for replica in engine._replicas:
-            replica.compute = fails  # type: ignore[method-assign]
+            replica.compute = fails
         gc.disable()
         try:
             for _ in range(5):
@@ -475,13 +475,13 @@ async def test_replace_changes_nothing_if_it_fails(
     path = another / "net.params"
     arrays = {name: array.copy() for name, array in read_params(path).items()}
     async with load_engine(model, device="cpu", max_batch_size=2) as engine:
-        for value, told in ((0, "SHA-256"), (np.nan, "not finite"), (3e38, "nonsense")):
+        for value, message in ((0, "SHA-256"), (np.nan, "not finite"), (3e38, "nonsense")):
             arrays["output.weight"][:] = value
             write_params(path, arrays)
             if value:
                 described = json.loads((another / manifest.MANIFEST).read_text())["parameters"]
                 describe(another, parameters=described | {"sha256": sha256(path)})
-            with pytest.raises((BadModel, BadParams), match=told):
+            with pytest.raises((BadModel, BadParams), match=message):
                 await engine.replace(another)
             assert engine.model.version == "1"
             (row,) = await engine.infer([images[0]])

@@ -118,7 +118,7 @@ def test_quantizable_leaves_both_ends_in_fp32() -> None:
 
 @pytest.fixture
 def copy(calibrated: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """The calibrated version, to be damaged."""
+    """A copy of the calibrated version, for tests that damage it."""
     return pathlib.Path(shutil.copytree(calibrated, tmp_path / calibrated.parent.name / "1"))
 
 
@@ -151,7 +151,7 @@ def lose(described: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (rename, "none for sg_mkldnn_conv"),
         (add, "no data to quantize"),
@@ -162,13 +162,13 @@ def lose(described: dict[str, Any]) -> None:
     ],
 )
 @on_the_engines_loop
-async def test_int8_rejects_bad_ranges(copy: pathlib.Path, change: Change, told: str) -> None:
+async def test_int8_rejects_bad_ranges(copy: pathlib.Path, change: Change, message: str) -> None:
     """Ranges of another network, invented ones, or none: the message says what is wrong."""
     path = copy / manifest.MANIFEST
     described = json.loads(path.read_text())
     change(described)
     path.write_text(json.dumps(described))
-    with pytest.raises(BadModel, match=told):
+    with pytest.raises(BadModel, match=message):
         async with load_engine(copy, "cpu", 1, 2, "int8"):
             pass
 

@@ -16,7 +16,7 @@ from tests.model_store.test_manifest import GOOD, write
 
 @pytest.fixture
 def store(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Two versions with something wrong around one that can be listed."""
+    """A store with a good version between two bad ones."""
     write(tmp_path / "cats" / "1", "{")
     with versions.adding(tmp_path, "pets", "3") as partial:
         manifest.write(partial, manifest.Manifest.model_validate(GOOD))
@@ -49,7 +49,7 @@ def test_verify_continues_after_a_bad_version(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--name", "pets"], ["pets 3", "pets 4"]),
         (["--name", "pets", "--version", "4"], ["pets 4"]),
@@ -59,11 +59,11 @@ def test_verify_selects_by_name_and_version(
     store: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    told: list[str],
+    message: list[str],
 ) -> None:
     """Other versions are not verified."""
     assert main(["verify", "--store", str(store), *options]) == 1
-    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == told
+    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == message
 
 
 def test_verify_fails_without_a_matching_version(
@@ -76,7 +76,7 @@ def test_verify_fails_without_a_matching_version(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--store", "{tmp}/file"], "{tmp}/file"),
         (["--store", "{tmp}/file/store"], "{tmp}/file/store"),
@@ -85,7 +85,7 @@ def test_verify_fails_without_a_matching_version(
     ],
 )
 def test_import_reports_file_errors_in_one_line(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     """A store that cannot be written, or labels that cannot be read: one line that names the
     path."""
@@ -94,7 +94,7 @@ def test_import_reports_file_errors_in_one_line(
     options = [option.format(tmp=tmp_path) for option in options]
     assert main(["import", str(tmp_path / "net.params"), *options]) == 2
     error = capsys.readouterr().err
-    assert told.format(tmp=tmp_path) in error and error.count("\n") == 1
+    assert message.format(tmp=tmp_path) in error and error.count("\n") == 1
 
 
 def test_train_without_its_extra_says_what_to_install(

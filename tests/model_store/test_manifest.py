@@ -48,7 +48,7 @@ FULL: dict[str, Any] = GOOD | {
 
 
 def numbers(value: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of every number in plain data."""
+    """The path of keys and indexes to every number in plain data."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from numbers(inner, (*where, key))
@@ -57,7 +57,7 @@ def numbers(value: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def changed(where: tuple[Any, ...], to: Any) -> dict[str, Any]:
-    """`FULL` with another value at one place."""
+    """`FULL` with another value at one path."""
     copy = copy_of(FULL)
     *path, last = where
     place = copy
@@ -87,7 +87,7 @@ def test_read_returns_what_was_written(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"classes": ["cat"]}, "classes"),
         ({"classes": ["cat", "cat"]}, "same name"),
@@ -116,11 +116,11 @@ def test_read_returns_what_was_written(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_read_rejects_a_bad_manifest(
-    tmp_path: pathlib.Path, change: dict[str, Any], told: str
+    tmp_path: pathlib.Path, change: dict[str, Any], message: str
 ) -> None:
     """The message names the file and the field that is wrong."""
     folder = write(tmp_path, json.dumps(GOOD | change))
-    with pytest.raises(BadModel, match=told) as caught:
+    with pytest.raises(BadModel, match=message) as caught:
         manifest.read(folder)
     assert str(folder / manifest.MANIFEST) in str(caught.value)
 

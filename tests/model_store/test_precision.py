@@ -16,7 +16,7 @@ INT8 = {"calibrated_on": "squares", "images": 9, "ranges": {"layer": [0, 1]}}
 
 
 def described(ranges: bool = True, **accuracy: float) -> Manifest:
-    """A version with or without ranges, and what was measured of it."""
+    """A version with or without ranges, and with measured accuracies."""
     measured = [
         {"on": "squares", "images": 100, "accuracy": share, "precision": name}
         for name, share in accuracy.items()
@@ -57,7 +57,7 @@ def test_choose_takes_the_precision_and_gives_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "model", "device", "told"),
+    ("wanted", "model", "device", "message"),
     [
         ("int8", described(ranges=False), "cpu", "model_store calibrate"),
         ("int8", BOTH, "gpu:0", "for a CPU"),
@@ -65,10 +65,10 @@ def test_choose_takes_the_precision_and_gives_the_reason(
     ],
 )
 def test_choose_rejects_an_unavailable_precision(
-    wanted: str, model: Manifest, device: str, told: str
+    wanted: str, model: Manifest, device: str, message: str
 ) -> None:
     """A precision that is requested by name is not replaced."""
-    with pytest.raises(PrecisionUnavailable, match=told):
+    with pytest.raises(PrecisionUnavailable, match=message):
         choose(wanted, model, device, VNNI)
 
 

@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def images() -> Any:
-    """Coarse coloured squares with a little noise: as unlike one another as photographs are."""
+    """Coarse colored squares with a little noise, which differ as much as photographs do."""
     random = np.random.default_rng(5)
     squares = random.integers(0, 256, (50, 4, 4, 3)).repeat(8, axis=1).repeat(8, axis=2)
     noise = random.integers(-20, 21, (50, 32, 32, 3))
@@ -30,7 +30,7 @@ def images() -> Any:
 
 @pytest.fixture(scope="module")
 def net(images: Any) -> Any:
-    """Random weights, and running statistics moved away from 0 and 1 by training-mode passes."""
+    """A network with random weights, whose running statistics are not 0 and 1."""
     try:
         mx = load_mxnet(threads=1)
         net = build("cifar_resnet20_v1", classes=10)

@@ -19,7 +19,7 @@ NOT_THERE = "cannot open shared object file: No such file or directory"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No MXNet was loaded, it is the CPU build, and nothing that concerns it is set."""
+    """MXNet is not loaded, it is the CPU build, and none of its variables is set."""
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
     monkeypatch.setattr(runtime, "is_gpu_build", lambda: False)
     monkeypatch.setattr("ctypes.PyDLL", Library)
@@ -30,7 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 class Library:
-    """Any function is its own name."""
+    """A library whose functions are their own names."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -40,7 +40,7 @@ class Library:
 
 
 def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
-    """An importer that notes the environment it is called in, or raises."""
+    """An importer that records the environment it is called in, or raises `result`."""
 
     def import_module(name: str) -> types.ModuleType:
         if result is not None:
@@ -56,7 +56,7 @@ def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError(f"libcuda.so.1: {NOT_THERE}"), "driver"),
         (OSError(f"libcudart.so.11.0: {NOT_THERE}"), "nvidia-cuda-runtime-cu11"),
@@ -68,11 +68,11 @@ def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
     ],
 )
 def test_load_mxnet_says_what_to_install(
-    environment: pytest.MonkeyPatch, error: Exception, told: str
+    environment: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     """An error of the linker or the import becomes one line."""
     environment.setattr("importlib.import_module", importing(error))
-    with pytest.raises(MXNetUnavailable, match=told) as caught:
+    with pytest.raises(MXNetUnavailable, match=message) as caught:
         load_mxnet(1)
     assert "\n" not in str(caught.value)
 

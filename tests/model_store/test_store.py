@@ -30,7 +30,7 @@ def run(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
 def run_here(
     capsys: pytest.CaptureFixture[str], *arguments: str | pathlib.Path
 ) -> subprocess.CompletedProcess[str]:
-    """The same without another process."""
+    """Run the command in this process."""
     command = [*map(str, arguments)]
     status = main(command)
     said = capsys.readouterr()
@@ -61,7 +61,7 @@ def test_import_adds_a_version(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["--arch", "cifar_resnet56_v1"], "missing"),
         (["--arch", "resnet50"], "cifar_resnet20_v1"),
@@ -78,13 +78,13 @@ def test_import_rejects_what_does_not_fit(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     more: list[str],
-    told: str,
+    message: str,
 ) -> None:
     """One line says what does not fit. No folder remains, not even that of the store."""
     into = ("--store", tmp_path / "new" / "store", "--name", "zoo")
     failed = run_here(capsys, "import", params, *into, *more)
     assert failed.returncode == 2
-    assert told in failed.stderr and failed.stderr.count("\n") == 1
+    assert message in failed.stderr and failed.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

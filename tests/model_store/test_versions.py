@@ -90,7 +90,7 @@ def test_find_matches_name_and_number(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "told"),
+    ("name", "version", "message"),
     [
         ("../esc/zz", "1", "name"),
         ("/etc", "1", "name"),
@@ -101,12 +101,12 @@ def test_find_matches_name_and_number(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_folder_stays_in_the_store(
-    tmp_path: pathlib.Path, name: str, version: str, told: str
+    tmp_path: pathlib.Path, name: str, version: str, message: str
 ) -> None:
     """A name or number that no manifest can have is rejected, and nothing is created."""
-    with pytest.raises(BadModel, match=told):
+    with pytest.raises(BadModel, match=message):
         versions.folder(tmp_path / "store", name, version)
-    with pytest.raises(BadModel, match=told), versions.adding(tmp_path / "store", name, version):
+    with pytest.raises(BadModel, match=message), versions.adding(tmp_path / "store", name, version):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -120,9 +120,9 @@ def test_adding_gives_the_version_its_place(tmp_path: pathlib.Path) -> None:
     assert versions.all_versions(tmp_path) == [("pets", "3")]
 
 
-def add(store: pathlib.Path, who: str, then: Callable[[], None] = lambda: None) -> None:
+def add(store: pathlib.Path, file: str, then: Callable[[], None] = lambda: None) -> None:
     with versions.adding(store, "pets", "3") as partial:
-        (partial / who).touch()
+        (partial / file).touch()
         then()
 
 

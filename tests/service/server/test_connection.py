@@ -65,14 +65,23 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def listening(
-    app: App = refuses, most: int = 100, keep_alive: int = 1
+    app: App = refuses,
+    most: int = 100,
+    keep_alive: int = 1,
+    lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Where a server of `app` listens that has at most so many connections."""
+    """The address of a server of `app` with at most `most` connections. `lost` is called when a
+    connection is lost."""
     config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
     state = Connections(most)
 
+    class Reporting(Connection):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            lost()
+
     def accept() -> Incoming:
-        return Incoming(Connection(config=config, server_state=state, app_state={}))
+        return Incoming(Reporting(config=config, server_state=state, app_state={}))
 
     server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     try:
@@ -547,9 +556,12 @@ async def test_context_tells_the_application_about_its_client(
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
         whole.append(scope[CONTEXT].body_complete)
-        scope[CONTEXT].disconnect.watch(left.set)
+        scope[CONTEXT].cancel_on_disconnect()
         await receive()
-        await asyncio.sleep(PATIENCE)
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            left.set()
 
     async with client(waits) as (_, writer):
         writer.write(HEAD + b"Content-Length: " + length + b"\r\n\r\n")
@@ -655,11 +667,7 @@ async def unread(
     the server has no connection any more."""
     left = asyncio.Event()
 
-    async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[CONTEXT].disconnect.watch(left.set)
-        await app(scope, receive, send)
-
-    async with listening(tells, most=most) as address, asyncio.timeout(PATIENCE):
+    async with listening(app, most=most, lost=left.set) as address, asyncio.timeout(PATIENCE):
         with socket.socket() as stubborn:
             stubborn.setblocking(False)
             loop = asyncio.get_running_loop()
@@ -692,12 +700,11 @@ async def test_half_closed_connection_that_does_not_read_is_closed() -> None:
     left = asyncio.Event()
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[CONTEXT].disconnect.watch(left.set)
         headers = [(b"content-length", b"50000000")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": bytes(50_000_000)})
 
-    async with listening(tells) as address, asyncio.timeout(PATIENCE):
+    async with listening(tells, lost=left.set) as address, asyncio.timeout(PATIENCE):
         with socket.create_connection(address) as stubborn:
             stubborn.sendall(GET)
             stubborn.shutdown(socket.SHUT_WR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from service.settings import Settings
 from service.telemetry.tracing import TraceId, Tracing, from_environment
 from tests.fakes import FakeEngine
 from tests.service.conftest import connected, png
+from tests.waiting import until
 
 HERE = "http://127.0.0.1:1"
 CALLER = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
@@ -145,9 +145,7 @@ async def test_timed_out_request_ends_its_spans(
         assert queue.status.description == "TimeoutError"
         tracing: Tracing = client._transport.app.state.service.tracing  # type: ignore[attr-defined]
         assert not tracing._images
-        async with asyncio.timeout(10):
-            while not kept.named("batch"):  # noqa: ASYNC110  # nobody tells
-                await asyncio.sleep(0.01)
+        await until(lambda: kept.named("batch"))
 
 
 async def test_failed_stage_has_an_error(

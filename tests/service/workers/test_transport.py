@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -41,6 +41,7 @@ from service.workers.engine_server import EngineServer
 from service.workers.error_codec import Unexpected
 from tests.fakes import MODEL, FakeEngine
 from tests.service.v2.test_repository import add
+from tests.waiting import until
 
 LIMITS = Limits(ordinary=1, expensive=1, expensive_memory=2**29, max_seconds=1.0)
 
@@ -124,12 +125,6 @@ class Pair:
 
 async def outcomes(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not happened():  # noqa: ASYNC110  # nobody tells
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -411,7 +406,7 @@ async def test_load_raises_what_the_repository_raised(pair: Pair, engine: FakeEn
     """A failed load raises LoadFailed, and the version that served goes on."""
     engine.load_error = BadModel("its SHA-256 differs")
     async with pair.engine(), pair.front_end() as remote:
-        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 goes on serving"):
+        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 still serves"):
             await remote.load("fake", "8")
         with pytest.raises(UnknownModel):
             await remote.load("other")
@@ -440,7 +435,9 @@ async def test_submit_rejects_when_the_engine_does_not_read(pair: Pair) -> None:
             await until(lambda: remote._connection)
             fits = HIGH_WATER // frames.IMAGE_BYTES
             waiting = [asyncio.create_task(remote.submit(image(0), 30)) for _ in range(fits * 2)]
-            await asyncio.sleep(0.1)
+            connection = remote._connection
+            assert connection is not None
+            await until(lambda: connection.congested)
             with pytest.raises(EngineBusy):
                 await remote.submit(image(0), 30)
             for task in waiting:
