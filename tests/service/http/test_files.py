@@ -15,7 +15,7 @@ FILES = [f"/static-offline-docs/{name}" for name in MEDIA_TYPES]
 
 @pytest.mark.parametrize("path", ["/openapi.json", *FILES])
 async def test_documentation_is_sent_once(client: httpx.AsyncClient, path: str) -> None:
-    """A client that has the content gets 304 without it; HEAD gets the headers."""
+    """A client that has the content gets 304 without it, and HEAD gets the headers."""
     full = await client.get(path)
     assert full.status_code == 200 and full.headers["cache-control"] == "no-cache"
     etag = {"if-none-match": full.headers["etag"]}
@@ -29,7 +29,7 @@ async def test_documentation_is_sent_once(client: httpx.AsyncClient, path: str) 
 
 @pytest.mark.parametrize("path", FILES)
 async def test_documentation_has_its_files(client: httpx.AsyncClient, path: str) -> None:
-    """Each is complete and has its type."""
+    """Each file of the documentation is complete and has its media type."""
     name = path.rpartition("/")[2]
     response = await client.get(path)
     assert response.content == (FOLDER / name).read_bytes()
@@ -38,7 +38,7 @@ async def test_documentation_has_its_files(client: httpx.AsyncClient, path: str)
 
 @pytest.mark.parametrize("path", ["", "redoc.standalone.js", "../core.py", "nothing.css"])
 async def test_documentation_has_no_other_files(client: httpx.AsyncClient, path: str) -> None:
-    """Other files, also those of the package, are not found."""
+    """Other files of the package are not served."""
     response = await client.get(f"/static-offline-docs/{path}".replace("..", "%2e%2e"))
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
@@ -47,7 +47,7 @@ async def test_documentation_has_no_other_files(client: httpx.AsyncClient, path:
     "size", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES]
 )
 async def test_files_are_sent_in_pieces(size: int) -> None:
-    """A connection is given at most PIECE_BYTES bytes at once, and all of them in all."""
+    """A connection gets at most PIECE_BYTES bytes at once, and all bytes in the end."""
     sent: list[Message] = []
 
     async def receive() -> Message:

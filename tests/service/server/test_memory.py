@@ -20,7 +20,7 @@ def opened(connections: Connections, count: int) -> None:
 
 
 def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> None:
-    """Not at rest, not while they are open, and not for a few."""
+    """Memory is returned once, after half of many connections have closed."""
     memory = Memory([connections := Connections(1000)], UploadMemory(0))
     assert not memory.is_worth_giving_back()
     opened(connections, MIN_CONNECTIONS - 1)
@@ -37,8 +37,8 @@ def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> No
     assert memory.is_worth_giving_back()
 
 
-def test_the_connections_of_each_port_count() -> None:
-    """Those of one port close while those of the other stay open."""
+def test_memory_watches_the_connections_of_each_port() -> None:
+    """Connections of one port can close while those of another stay open."""
     ports = [Connections(1000), Connections(1000)]
     memory = Memory(ports, UploadMemory(0))
     for closing, other in (ports, reversed(ports)):
@@ -49,8 +49,8 @@ def test_the_connections_of_each_port_count() -> None:
         assert not memory.is_worth_giving_back()
 
 
-def test_uploads_count() -> None:
-    """Memory is given back once after half of many bytes were freed, with no connection closed."""
+def test_memory_watches_uploads() -> None:
+    """Memory is returned once after half of many bytes were freed, with no connection closed."""
     memory = Memory([Connections(1000)], budget := UploadMemory(4 * MIN_BYTES))
     small, large = budget.lease(), budget.lease()
     small.add(MIN_BYTES - 1)
@@ -64,6 +64,6 @@ def test_uploads_count() -> None:
     assert not memory.is_worth_giving_back()
 
 
-def test_give_back_does_nothing_that_is_noticed() -> None:
-    """On any system."""
+def test_give_back_works_on_any_system() -> None:
+    """Returning memory raises nothing, with and without glibc."""
     give_back()
