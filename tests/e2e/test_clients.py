@@ -82,7 +82,7 @@ def test_server_survives_a_lack_of_descriptors() -> None:
         assert server.stop() == 0
     assert [re.sub(r"\d+", "N", warning)[:24] for warning in warnings] == [
         "at most N connections in",
-        "N connections are open, ",
+        "the maximum of N connect",
     ]
 
 
