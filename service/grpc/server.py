@@ -30,8 +30,8 @@ MAX_STREAMS = 128
 
 
 def _is_server_error(record: logging.LogRecord) -> bool:
-    """Filters out the errors, with tracebacks, that gRPC logs for errors of clients: a disconnect
-    during a response, or a header that is not UTF-8. The `interceptor` logs such calls."""
+    """Logging filter that drops errors of clients: a disconnect during a response, or a header that
+    is not UTF-8. gRPC logs them as errors; the `interceptor` logs such calls in one line."""
     return not str(record.msg).startswith(CLIENT_ERRORS)
 
 

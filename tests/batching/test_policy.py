@@ -487,3 +487,13 @@ def test_policy_remembers_arrivals_for_16_times_t1() -> None:
     p.switch(table(lambda size: 2 + size))
     p.arrivals.record(0.0)
     assert p.arrivals.gap(0.0) == 16 * 3
+
+
+def test_arrivals_follow_the_rate_and_decay() -> None:
+    """The gap follows ten items per second, and grows when no more arrive."""
+    arrivals = Arrivals(memory=2.0)
+    assert arrivals.gap(0.0) == float("inf")
+    for n in range(200):
+        arrivals.record(n / 10)
+    assert arrivals.gap(19.9) == pytest.approx(0.1, rel=0.05)
+    assert arrivals.gap(24.0) > 0.5

@@ -69,7 +69,7 @@ def reads_forms(data: bytes) -> None:
 
 
 def _form(delimiter: bytes, pieces: list[bytes]) -> list[bytes] | None:
-    form = Form(delimiter, sum(map(len, pieces)), most=2)
+    form = Form(delimiter, sum(map(len, pieces)), max_images=2)
     try:
         for piece in pieces:
             form.write(piece)

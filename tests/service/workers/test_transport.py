@@ -405,7 +405,7 @@ async def test_a_load_that_fails(pair: Pair, engine: FakeEngine) -> None:
     """Is told in the words of the repository, and nothing has changed."""
     engine.load_error = BadModel("its SHA-256 differs")
     async with pair.engine(), pair.front_end() as remote:
-        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 goes on serving"):
+        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 still serves"):
             await remote.load("fake", "8")
         with pytest.raises(UnknownModel):
             await remote.load("other")
