@@ -33,6 +33,7 @@ NOT_RUN = {
     r"(kind|minikube|kubectl) ": "it needs a cluster; `make manifests` checks the manifests",
     r"k8s/render ": "`make manifests` renders every combination",
     r"curl .*ADDRESS": "ADDRESS is that of the reader's cluster",
+    r"python -m service ": "it serves until it is stopped; most tests in tests/e2e start it",
     r"shoal serve": "it serves until it is stopped; tests/e2e/test_command.py starts it",
     r"shoal bench": "it loads the machine; tests/e2e/test_command.py runs it",
     r".*-m model_store (train|calibrate|evaluate|card)": "it needs CIFAR-10; other tests run it",
@@ -157,15 +158,16 @@ def test_commands_of_a_page_run(checkout: Checkout, page: pathlib.Path) -> None:
 
 
 def as_check(command: str) -> str | None:
-    """What checks that a command in running text exists: without its arguments, it shows its help.
-    None if nothing does."""
+    """The command that checks that a command in running text exists: it shows its help. None if
+    there is no such command."""
     if command.startswith("make "):
         return command  # a dry run
+    if re.match(r"python -m service\b", command):  # these modules have no --help
+        return command if command == "python -m service.settings" else None
     found = re.match(r"(?:\.venv/bin/)?(python -m [\w.]+|shoal \w+)", command)
     if found is None:
         return None
-    program = found[1]
-    return program if program == "python -m service.settings" else f"{program} --help"
+    return f"{found[1]} --help"
 
 
 def test_commands_in_the_text_exist(checkout: Checkout) -> None:
