@@ -3,9 +3,8 @@
 gRPC's server buffers whole messages without telling how much of them has arrived, and rejects new
 connections rather than closes idle ones. So clients connect to the `front`, and a relay reads the
 heads of the frames and passes everything on over a local socket. Promises
-- At most `SHOAL_MAX_CONNECTIONS` connections; a newcomer takes the place of the one that has been
-  waiting longest (`connections`). A connection waits unless one of its complete messages is being
-  answered.
+- At most `SHOAL_MAX_CONNECTIONS` connections; a new one takes the place of another
+  (`connection_limit`). A connection waits unless one of its complete messages is being answered.
 - The connection preface must be complete within `HEAD_SECONDS`, a header block within
   `HEAD_SECONDS` and `HEAD_BYTES`.
 - Frames that cost work and carry no message (PING, SETTINGS, RST_STREAM, empty DATA and others) are
@@ -131,18 +130,15 @@ class Connection(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(BUFFERED)
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if peer else ""
-        self._network = network(self._client)
-        if not self._connections.admit():
+        self.network = network(self._client)
+        if not self._connections.admit(self):
             transport.write(frame(SETTINGS, 0, 0))
             self.disconnect("too many connections: all of them are busy. Try again in a second")
             return
-        self._connections.connections.add(self)  # type: ignore[arg-type]
-        self._connections.waits(self)
         self._within(HEAD_SECONDS, "preface", self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.goes_on(self)
-        self._connections.connections.discard(self)
+        self._connections.remove(self)
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -154,7 +150,7 @@ class Connection(asyncio.BufferedProtocol):
             self._core.abort()
 
     def make_room(self) -> None:
-        self.disconnect("too many connections: this one waited longest. Connect again when needed")
+        self.disconnect("too many connections: another client takes this place. Try again later")
 
     def disconnect(self, reason: str) -> None:
         """Close the connection, after a GOAWAY with the reason if the client reads."""
@@ -217,13 +213,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._core is None or self._transport.is_closing():
             return
         now = self._loop.time()
-        self._frames = allowed = self._allowance.left(self._network, now)
+        self._frames = allowed = self._allowance.left(self.network, now)
         if allowed >= FRAMES_PER_SECOND:
             self._met("flood")
         try:
             self._pass_on(self._core)
         finally:
-            self._allowance.owe(self._network, allowed - self._frames, now)
+            self._allowance.owe(self.network, allowed - self._frames, now)
 
     def _pass_on(self, core: asyncio.Transport) -> None:
         data, begin, at = self._incoming, 0, 0
@@ -284,7 +280,7 @@ class Connection(asyncio.BufferedProtocol):
         self._relay()
 
     def _end_flood(self) -> None:
-        if self._allowance.left(self._network, self._loop.time()) < FRAMES_PER_SECOND:
+        if self._allowance.left(self.network, self._loop.time()) < FRAMES_PER_SECOND:
             self.disconnect("too many frames that carry no message")
 
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes | None:
@@ -357,7 +353,7 @@ class Connection(asyncio.BufferedProtocol):
             if ended or kind == RST_STREAM:
                 if ended and (stream := self._streams.get(number)):
                     more = min(FRAMES_PER_ANSWER, stream.received // USEFUL_BYTES)
-                    self._allowance.give_back(self._network, more)
+                    self._allowance.give_back(self.network, more)
                 self._close(number)
 
     def core_lost(self) -> None:
@@ -382,7 +378,7 @@ class Connection(asyncio.BufferedProtocol):
         elif stream.taken:
             self._all_streams.complete(stream)
             self._computed += 1
-            self._connections.goes_on(self)
+            self._connections.waiting.pop(self, None)
         else:
             self._met(number)
 
@@ -393,8 +389,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _leave(self) -> None:
         self._computed -= 1
-        if not self._computed and not self._transport.is_closing():
-            self._connections.waits(self)
+        if not self._computed and self in self._connections.connections:
+            self._connections.waiting[self] = None
 
     def _close(self, number: int) -> None:
         self._met(number)

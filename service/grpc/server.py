@@ -16,7 +16,7 @@ from starlette.datastructures import State
 from service.grpc.front import Front
 from service.grpc.methods import Methods
 from service.grpc.streams import IDLE, Streams
-from service.server.connection_limit import Connections, bound, descriptors
+from service.server.connection_limit import Connections, bound
 from service.server.listening import bind, join
 from service.settings import Settings
 from service.telemetry.logs import log
@@ -74,7 +74,7 @@ class RpcServer:
         path = f"{self._folder.name}/grpc"
         self._server.add_insecure_port(f"unix:{path}")
         await self._server.start()
-        self.connections = Connections(bound(settings.max_connections, descriptors(settings)))
+        self.connections = Connections(bound(settings))
         self._front = Front(self.connections, streams, path)
         await self._front.start(sockets)
         address = f"[{host}]" if ":" in host else host

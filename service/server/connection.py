@@ -28,9 +28,11 @@ requests ahead of the answers. Here
     same time after the connection is closed.
 
   A connection that misses a deadline is aborted: closing would wait for the client to read.
-- **Room for others.** A connection makes room for a newcomer (`connection_limit`) unless it has a
-  complete request whose answer has not begun. So one that waits for the rest of a head or a body
-  does not keep its place, nor does one whose answer takes the client time to read.
+- **Room for others.** Connections that wait make room for new ones (`connection_limit`): those
+  without a complete request, and those whose answer has begun. So one that waits for the rest of a
+  head or a body does not keep its place, nor does one whose answer takes the client time to read.
+  A client that has most of the connections also loses those with a complete request. A request
+  that is interrupted this way gets 503.
 - The framing of a body (chunk sizes, chunk extensions, trailers) has the bounds of a head.
   Trailers are ignored.
 
@@ -62,6 +64,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from service.http import problems
 from service.http.disconnect import DISCONNECT, Disconnect
+from service.rate_limit import network
 from service.server.connection_limit import PROGRESS_BYTES, Connections
 from service.upload.body import WHOLE
 
@@ -213,7 +216,9 @@ class Connection(HttpToolsProtocol):
     _discarding = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        admitted = self.server_state.admit()
+        peer = transport.get_extra_info("peername")
+        self.network = network(str(peer[0])) if peer else ""
+        admitted = self.server_state.admit(self)
         self._outgoing = Outgoing(transport, self._awaits_reading)
         self._departure = Disconnect()
         self._head = Deadline(self.loop, transport.abort)
@@ -229,8 +234,15 @@ class Connection(HttpToolsProtocol):
         self._awaits_request()
 
     def make_room(self) -> None:
-        self._outgoing.flush()
-        self.transport.abort()
+        """Close now, after a 503 where a request has begun and no part of its answer was sent."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        is_asked = self._in_head or (cycle is not None and not cycle.response_started)
+        if not is_asked or self._read.running:
+            self._outgoing.flush()
+            self.transport.abort()
+            return
+        self._refuse(problems.TOO_MANY_CONNECTIONS)
+        self._rest.start(REST_SECONDS)
 
     def timeout_keep_alive_handler(self) -> None:
         self.transport.abort()
@@ -239,7 +251,7 @@ class Connection(HttpToolsProtocol):
         for deadline in self._head, self._rest, self._read:
             deadline.stop()
         self._unset_keepalive_if_required()
-        self.server_state.goes_on(self)
+        self.server_state.remove(self)
         self._departure.happens()
         super().connection_lost(exc)
         self._outgoing.lost()
@@ -255,7 +267,7 @@ class Connection(HttpToolsProtocol):
         self._news += len(data)
         if self._news >= PROGRESS_BYTES:
             self._news = 0
-            self.server_state.progresses(self)
+            self._progresses()
         self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
@@ -393,13 +405,13 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             if self.parser is not None:  # the connection is not lost yet
-                self.server_state.waits(self)
+                self._waits()
             return
         self._release()
         if self.cycle.more_body:
             self._unset_keepalive_if_required()
             self._rest.start(REST_SECONDS)
-        self.server_state.waits(self)
+        self._waits()
         if self._unparsed:
             self._parse(self._unparsed)
 
@@ -417,7 +429,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self.scope[WHOLE] = True  # type: ignore[literal-required]
         if not (self.cycle.response_complete or self.flow.write_paused):
-            self.server_state.goes_on(self)
+            self.server_state.waiting.pop(self, None)
         self.flow.resume_reading()  # paused by a large body; a disconnect must be noticed
         if self.cycle.response_complete:  # it was answered before its end
             self._rest.stop()
@@ -428,23 +440,33 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
-        self.server_state.waits(self)
+        self._waits()
 
     def _awaits_reading(self) -> None:
-        self.server_state.waits(self)
-        self.server_state.progresses(self)
+        self._waits()
+        self._progresses()
+
+    def _waits(self) -> None:
+        """The server waits for the client from now on, if not before."""
+        if self in self.connections:  # otherwise it makes room, and has not ended yet
+            self.server_state.waiting[self] = None
+
+    def _progresses(self) -> None:
+        """If it waits, it is the last that makes room."""
+        if self in self.server_state.waiting:
+            self.server_state.waiting.move_to_end(self)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._read.start(READ_SECONDS)
-        self.server_state.waits(self)
+        self._waits()
         if self.cycle is not None and self.cycle.response_started:  # type: ignore[redundant-expr]
             self.cycle.body = bytearray()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._read.stop()
-        self.server_state.progresses(self)
+        self._progresses()
         if self._unparsed:
             self._parse_soon()
 
@@ -484,8 +506,8 @@ class Connection(HttpToolsProtocol):
         self._head.stop()
         self._rest.start(REST_SECONDS)
         self.transport.write_eof()
-        self.server_state.waits(self)
+        self._waits()
 
     def _close(self) -> None:
         self.transport.close()
-        self.server_state.waits(self)
+        self._waits()

@@ -27,7 +27,7 @@ from uvicorn.config import STARTUP_FAILURE
 from service.http.proxies import ProxyHeaders
 from service.inference.serving import Serving
 from service.server.connection import Connection, Incoming
-from service.server.connection_limit import Connections, bound, descriptors
+from service.server.connection_limit import SIDE_CONNECTIONS, Connections, bound
 from service.server.listening import join
 from service.server.memory import LOOK_TICKS, Memory, give_back
 from service.server.reload import reload
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_config(app, settings, settings.port, lifespan=True))
-        self._connections = Connections(bound(settings.max_connections, descriptors(settings)))
+        self._connections = Connections(bound(settings))
         self.server_state = self._connections
         self._serving: Serving = app.state.serving
         self._beside: Sequence[Listener] = app.state.listeners
@@ -156,7 +156,7 @@ class SidePort(uvicorn.Server):
 
     def __init__(self, app: Starlette, settings: Settings, port: int) -> None:
         super().__init__(_config(app, settings, port, lifespan=False))
-        self.server_state = self.connections = Connections(settings.max_connections)
+        self.server_state = self.connections = Connections(SIDE_CONNECTIONS)
         self._shared = settings.workers > 1
 
     async def start(self) -> None:

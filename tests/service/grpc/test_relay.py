@@ -55,9 +55,11 @@ class Wire:
         self.listener = socket.create_server(("127.0.0.1", 0))
 
     async def connect(
-        self, sent: bytes = START
+        self, sent: bytes = START, address: str = "127.0.0.1"
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(*self.listener.getsockname())
+        reader, writer = await asyncio.open_connection(
+            *self.listener.getsockname(), local_addr=(address, 0)
+        )
         writer.write(sent)
         self.writers.append(writer)
         return reader, writer
@@ -375,7 +377,7 @@ async def test_a_call_that_is_claimed_counts_once(wire: Wire) -> None:
     assert await reader.readexactly(len(ANSWER))
     for _ in range(MOST):
         await wire.connect(START)
-    assert "waited longest" in await reason(reader)
+    assert "another client takes this place" in await reason(reader)
 
 
 async def test_the_connection_of_the_oldest_unread_answer_makes_room(wire: Wire) -> None:
@@ -402,7 +404,7 @@ async def test_waiting_connections_make_room(wire: Wire) -> None:
     slow, _ = await wire.connect(START + CALL + frame(DATA, 0, 1, b"x"))
     await arrived(wire, 1)
     newest, _ = await wire.connect(START)
-    assert "waited longest" in await reason(slow)
+    assert "another client takes this place" in await reason(slow)
     await wire.cores.get()
     assert len(wire.connections.connections) == MOST
     assert not busy.at_eof() and not newest.at_eof()
@@ -422,6 +424,21 @@ async def test_no_room_where_all_are_busy(wire: Wire) -> None:
     await until(lambda: len(wire.streams) < MOST)
     await wire.connect(START)
     await wire.cores.get()
+
+
+async def test_calls_of_a_crowd_make_room_for_another_client(wire: Wire) -> None:
+    """One that has all places with complete messages: its newest connection ends, and is told
+    why."""
+    crowd = []
+    for count in range(1, MOST + 1):
+        crowd.append(await wire.connect(START + CALL))
+        await until(lambda count=count: len(wire.streams) == count)  # type: ignore[misc]
+    for stream in wire.streams:
+        stream.take()
+    other, _ = await wire.connect(START, "127.0.0.2")
+    assert "another client takes this place" in await reason(crowd[-1][0])
+    assert not crowd[0][0].at_eof() and not other.at_eof()
+    assert len(wire.connections.connections) == MOST
 
 
 async def test_a_client_that_does_not_take_its_answer(

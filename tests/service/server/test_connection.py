@@ -18,7 +18,7 @@ import uvicorn
 from service.http.disconnect import DISCONNECT
 from service.server import connection as connections
 from service.server.connection import HEAD_BYTES, READ_BYTES, Connection, Incoming, Outgoing
-from service.server.connection_limit import PROGRESS_BYTES, Connections, bound, descriptors
+from service.server.connection_limit import PROGRESS_BYTES, Connections, bound
 from service.settings import Settings
 from service.upload.body import WHOLE
 
@@ -272,7 +272,7 @@ async def test_closing_sends_what_was_written() -> None:
 async def test_the_one_that_waits_longest_makes_room(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Be it idle, silent, or in the middle of a head; the log says so once."""
+    """It may be idle, silent, or in the middle of a head, which gets 503. The log says so once."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 60)
     async with listening(most=3, keep_alive=60) as address, asyncio.timeout(PATIENCE):
         newcomers = []
@@ -285,7 +285,8 @@ async def test_the_one_that_waits_longest_makes_room(
             reader, writer = await asyncio.open_connection(*address)
             writer.write(GET)
             await reader.readuntil(b"ok")
-            assert await waiting[0].read() == b""
+            answer = await waiting[0].read()
+            assert answer.startswith(b"HTTP/1.1 503") if waiting is half else not answer
             waiting[1].close()
             newcomers.append(writer)
         for writer in newcomers:
@@ -371,6 +372,65 @@ async def test_a_connection_that_waits_for_its_client_makes_room(
                 writer.close()
 
 
+async def test_requests_of_a_crowd_make_room_for_another_client() -> None:
+    """One that has all places with complete requests: its newest gets 503, and the other client is
+    answered."""
+    begun, done = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        if scope["client"][0] != "127.0.0.2":
+            begun.release()
+            await done.wait()
+        await refuses(scope, receive, send)
+
+    async with listening(slow, most=3) as address, asyncio.timeout(PATIENCE):
+        crowd = []
+        for _ in range(3):
+            crowd.append(await asyncio.open_connection(*address))
+            crowd[-1][1].write(GET)
+            await begun.acquire()
+        reader, writer = await asyncio.open_connection(*address, local_addr=("127.0.0.2", 0))
+        writer.write(GET)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.close()
+        told = problem(answer := await crowd[2][0].read())
+        assert told["code"] == "too_many_connections" and b"retry-after: 1\r\n" in answer
+        done.set()
+        for reader, _ in crowd[:2]:
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        for _, writer in crowd:
+            writer.close()
+
+
+INTERRUPTED: dict[str, tuple[App, bytes, bool]] = {
+    "silent": (refuses, b"", False),
+    "idle": (refuses, GET, False),
+    "half a head": (refuses, HEAD, True),
+    "half a head behind an answer": (refuses, GET + HEAD, True),
+    "half a body": (reads, POST + b"\r\nx", True),
+    "begun answer": (floods, GET, False),
+}
+
+
+@pytest.mark.parametrize(("app", "sent", "is_told"), INTERRUPTED.values(), ids=INTERRUPTED)
+async def test_a_connection_that_makes_room(app: App, sent: bytes, is_told: bool) -> None:
+    """The client gets 503 where it has begun a request, and no part of the answer was sent."""
+    one, wire = on_a_wire(app, state := Connections(1))
+    if sent:
+        one.data_received(sent)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    before = len(wire.sent)
+    state.remove(one)
+    one.make_room()
+    assert wire.closed
+    assert b"".join(wire.sent[before:]).startswith(b"HTTP/1.1 503") == is_told
+    for task in one.tasks:
+        task.cancel()
+    one.connection_lost(None)
+    assert not state.waiting and not state.held
+
+
 def on_a_wire(app: App, state: Connections) -> tuple[Connection, Sent]:
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     one = Connection(config=config, server_state=state, app_state={})
@@ -394,10 +454,11 @@ async def test_connections_make_room_by_their_last_progress() -> None:
     for one in upload, slow, silent, idle:
         one.make_room = partial(ended.append, one)  # type: ignore[method-assign]
     for _ in range(4):
-        state.connections.add(on_a_wire(reads, Connections(9))[0])
-        assert state.admit()
+        newcomer, _ = on_a_wire(reads, Connections(9))
+        assert state.admit(newcomer)
+        state.waiting.pop(newcomer)
     assert ended == [slow, silent, idle, upload]
-    assert not state.admit()
+    assert not state.admit(newcomer)
     for one in ended:
         one.connection_lost(None)
 
@@ -413,17 +474,19 @@ async def test_a_connection_keeps_its_place_while_its_client_reads() -> None:
     state = Connections(1)
     one, wire = on_a_wire(slow, state)
     one.data_received(POST.replace(b"100000", b"2") + b"\r\n1")
-    assert list(state._waiting) == [one]
+    assert list(state.waiting) == [one]
     one.data_received(b"2")
     await begun.wait()
-    assert not state.admit()
+    newcomer, _ = on_a_wire(slow, Connections(9))
+    assert not state.admit(newcomer)
     one.pause_writing()
-    assert list(state._waiting) == [one]
+    assert list(state.waiting) == [one]
     one.resume_writing()
-    assert list(state._waiting) == [one], "it is no faster than an upload"
-    assert state.admit() and wire.closed
+    assert list(state.waiting) == [one], "it is no faster than an upload"
+    assert state.admit(newcomer) and wire.closed
+    state.waiting.pop(newcomer)
     one.resume_writing()
-    assert not state._waiting, "it has given its place away"
+    assert not state.waiting, "it has given its place away"
     for task in one.tasks:
         task.cancel()
     one.connection_lost(None)
@@ -443,15 +506,15 @@ async def test_a_connection_whose_answer_has_begun_makes_room() -> None:
     state = Connections(2)
     one, _ = on_a_wire(in_parts, state)
     one.data_received(GET)
-    assert not state._waiting
+    assert not state.waiting
     for _ in range(3):
         await asyncio.sleep(0)
     other, _ = on_a_wire(reads, state)
-    assert list(state._waiting) == [one, other]
+    assert list(state.waiting) == [one, other]
     go_on.set()
     for _ in range(3):
         await asyncio.sleep(0)
-    assert list(state._waiting) == [other, one]
+    assert list(state.waiting) == [other, one]
     for task in one.tasks:
         task.cancel()
     one.connection_lost(None)
@@ -513,16 +576,22 @@ def test_descriptors(
     soft = [limits[0]]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
-    assert bound(wanted) == possible
+    assert bound(Settings(max_connections=wanted)) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
 
 
-def test_descriptors_of_relayed_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With gRPC there may be as many connections of both kinds as there are descriptors for."""
-    assert descriptors(Settings()) == 1
+@pytest.mark.parametrize(
+    ("ports", "possible"),
+    [({}, 960), ({"grpc_port": 0}, 240), ({"metrics_port": 0}, 896)],
+    ids=["one port", "grpc", "metrics"],
+)
+def test_bound_counts_the_descriptors_of_all_ports(
+    ports: dict[str, int], possible: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be as many gRPC connections as over HTTP, and a few to the port for metrics."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    assert bound(4096, descriptors(Settings(grpc_port=0))) == 240
+    assert bound(Settings(max_connections=4096, **ports)) == possible  # type: ignore[arg-type]
 
 
 BODIES = {
