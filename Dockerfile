@@ -3,7 +3,7 @@
 #
 # What changes rarely comes first: base, system libraries, locked packages, then our own files. A
 # change of code builds only the last, small layers. The two last stages hold what runs, and no
-# compiler, pip, cache or tests. docs/deploy.md says how to build, run and publish.
+# compiler, pip, cache or tests. docs/deployment.md says how to build, run and publish.
 
 # The tag moves with fixes of Python 3.11 and of Debian; the digest behind it (TAG@sha256:...) pins the
 # bytes. `make pin-base` writes the current one here, which takes a registry. Images are published
@@ -93,7 +93,7 @@ ENV PATH=/opt/shoal/bin:${PATH} \
 WORKDIR /app
 LABEL org.opencontainers.image.title="Shoal" \
       org.opencontainers.image.description="Image classification over HTTP with dynamic micro-batching" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 EXPOSE 8000
 # A number, so that Kubernetes can tell that it is not root; it needs no name and no home.

@@ -28,7 +28,7 @@ endif
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo
-	@echo "make serve PORT=9000 SHOAL_LOG_LEVEL=debug   settings: see README.md, or the environment"
+	@echo "make serve PORT=9000 SHOAL_LOG_LEVEL=debug   settings: see docs/configuration.md, or the environment"
 	@echo "make serve EXTRA=gpu                         on an NVIDIA GPU (3 GB to download, once)"
 
 serve: $(VENV)/$(EXTRA) ## set up what is missing, then serve on http://127.0.0.1:8000
@@ -219,7 +219,7 @@ bench-lock: $(VENV)/uv ## resolve what whom we are compared with needs
 			-o benchmarks/$$other.lock || exit; \
 	done
 
-# --- Images and manifests: docs/deploy.md. ------------------------------------------------------
+# --- Images and manifests: docs/deployment.md. ------------------------------------------------------
 
 .PHONY: pin-base image check-image manifests rehearse
 

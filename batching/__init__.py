@@ -1,7 +1,7 @@
-"""Dynamic micro-batching: items that arrive together are computed together.
+"""Dynamic micro-batching: items that arrive at about the same time are computed together.
 
-Standard library only; knows neither HTTP nor tensors. `Batcher` is the way in; the rules behind
-it live in `policy`, what it knows of the engine in `latency` and `timeline`.
+Uses the standard library only and knows neither HTTP nor tensors. `Batcher` is the entry point.
+`policy` holds the rules; `latency` and `timeline` predict how long the engine takes.
 """
 
 from batching.batcher import Batcher
@@ -15,7 +15,7 @@ from batching.errors import (
     Refused,
 )
 from batching.latency import LatencyTable
-from batching.report import Answer, BatchReport, Outcomes
+from batching.report import Answer, BatchReport
 
 __all__ = [
     "Answer",
@@ -26,7 +26,6 @@ __all__ = [
     "EngineDead",
     "EngineFailed",
     "LatencyTable",
-    "Outcomes",
     "QueueFull",
     "Refused",
     "on_error",

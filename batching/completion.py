@@ -26,6 +26,11 @@ class on_error:  # noqa: N801  # a statement: `with on_error(...):`
     __slots__ = ("_arguments", "_fail")
 
     def __init__(self, fail: Callable[..., object], *arguments: object) -> None:
+        """
+        Args:
+            fail: Called with `arguments` and then the exception.
+            arguments: First arguments of `fail`.
+        """
         self._fail = fail
         self._arguments = arguments
 
@@ -35,13 +40,13 @@ class on_error:  # noqa: N801  # a statement: `with on_error(...):`
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         if error is None:
             return False
-        ordinary = isinstance(error, Exception)
+        suppressed = isinstance(error, Exception)
         self._fail(*self._arguments, raisable(error))
-        return ordinary
+        return suppressed
 
 
 def reject(answer: asyncio.Future[Any], error: Exception) -> None:
-    """Complete `answer` with `error`, or log `error` if `answer` is complete already."""
+    """Complete `answer` with `error`, or log `error` if `answer` is already complete."""
     if answer.done():
         log.error("a callback failed after its request had ended", exc_info=error)
     else:
@@ -49,8 +54,10 @@ def reject(answer: asyncio.Future[Any], error: Exception) -> None:
 
 
 def raisable(error: BaseException) -> Exception:
-    """`error`, or a RuntimeError caused by it if a future cannot hold it: StopIteration, and
-    exceptions that are no Exception."""
+    """`error` itself if a future accepts it, otherwise a RuntimeError with `error` as its cause.
+
+    Futures do not accept StopIteration, nor exceptions that are not subclasses of Exception.
+    """
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError(f"{type(error).__name__} in a callback")

@@ -1,35 +1,43 @@
-"""What can happen to an item instead of an answer. Small, named for what happened, without HTTP.
+"""Errors that end an item's request instead of an answer. They know nothing of HTTP.
 
-A deadline that passes while an item waits or is computed is the built-in TimeoutError.
+If the deadline passes while an item waits or is being computed, the error is the built-in
+TimeoutError.
 """
 
 from __future__ import annotations
 
 
 class Refused(Exception):
-    """Not computed. As far as the batcher can tell, the same request would be welcome `retry_after`
-    seconds from now, unless it has less time than the engine takes for one item."""
+    """The item was rejected and is not computed."""
 
     def __init__(self, detail: str, retry_after: float) -> None:
+        """
+        Args:
+            detail: Why the item was rejected.
+            retry_after: Seconds after which the same request would be accepted, as predicted now.
+                Does not hold for a request whose timeout is shorter than the engine takes for
+                one item.
+        """
         super().__init__(detail)
         self.retry_after = retry_after
 
 
 class QueueFull(Refused):
-    """As many items wait as are allowed to."""
+    """The queue holds its maximum number of items."""
 
 
 class DeadlineUnreachable(Refused):
-    """The answer would come too late: known on arrival, or later, when batches took longer."""
+    """The answer would be late. Detected on arrival, or later if batches took longer than
+    predicted."""
 
 
 class Draining(Refused):
-    """No longer accepting: the batcher is on its way out."""
+    """The batcher is shutting down and accepts no new items."""
 
 
 class EngineFailed(Exception):
-    """The engine failed on this item; `__cause__` says how."""
+    """The engine failed on this item. `__cause__` is the engine's exception."""
 
 
 class EngineDead(EngineFailed):
-    """The engine did not come back from a batch and was given up; the item is not at fault."""
+    """The engine did not return from a batch and was given up. The item did not cause this."""

@@ -1,17 +1,18 @@
-"""How long the engine takes: measured at warm-up, corrected by every batch. Pure.
+"""LatencyTable and Margin: how long the engine takes, measured at warm-up and corrected by every
+batch. Pure: nothing here asks for the time.
 
-LatencyTable answers for T(n), the seconds a batch of n items takes. It promises that
-- a larger batch never looks faster than a smaller one;
-- one outlier moves nothing: an error is believed only as far as an earlier one agrees with it;
-- what one size teaches counts for another only in the ratio of the two sizes: a quiet hour of
-  single items says next to nothing about a full batch;
-- a lasting change, such as a throttled device, is followed within a few batches: an error that
-  two sizes in a row agree on is the device's, and counts for all; one that may be noise does not
-  for those that were right when they last ran;
-- no size is avoided for ever because it was slow once: one that has not run for long is taken to
-  be no slower than those that do, in the proportions of the warm-up, and so is tried again.
+`LatencyTable` predicts T(n), the seconds that a batch of n items takes. Its rules:
+- A larger batch is never predicted to be faster than a smaller one.
+- One outlier changes nothing: an error is corrected only as far as the previous error agrees.
+- A batch corrects the prediction for another size only by the ratio of the two sizes. So a long
+  series of single items says little about a full batch.
+- A lasting change, such as a throttled device, is followed within a few batches. An error that two
+  sizes in a row agree on applies to all sizes. If it may be noise, it does not apply to sizes whose
+  latest batch was predicted correctly.
+- A size that was slow is tried again. If it has not run for many batches, it is predicted to be no
+  slower than the sizes that do run, in the proportions of the warm-up.
 
-Margin answers for how far T(n) can be trusted: the share of a predicted time to keep in reserve.
+`Margin` learns how reliable T(n) is: the share of a predicted time to keep in reserve.
 """
 
 from __future__ import annotations
@@ -22,28 +23,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from statistics import median
 
-WORTH_SPLITTING = 0.1
-"""Share of its time that computing a batch in two must save. Less may be noise."""
+MIN_SPLIT_GAIN = 0.1
+"""Share of its time that computing a batch in two must save. A smaller gain may be noise."""
 
-PATIENCE, MOST_PATIENCE = 32, 1024
-"""Batches after which what was heard of a size that has not run since is forgotten. Twice as many
-each time that it turns out to have been true."""
+PATIENCE, MAX_PATIENCE = 32, 1024
+"""Batches of other sizes after which a size counts as stale. The number doubles each time that a
+stale size turns out to be as slow as it was."""
 SLOWER = 1.2
-"""By how much such a size must look slower than the others to be doubted. Less may be noise."""
+"""Factor by which a stale size must look slower than the others to be corrected. A smaller factor
+may be noise."""
 
 BEYOND_NOISE = 3
-"""Standard deviations, of a batch's time at warm-up, beyond which an error that two sizes agree on
-is none of noise's. With 0, small errors of a noisy engine wander from size to size."""
+"""Standard deviations of a batch's time at warm-up. An error that two sizes agree on is not noise
+if it is larger. With 0, small errors of a noisy engine would spread from size to size."""
 
 NORMAL = 1.4826
-"""A normal distribution's standard deviation, in median absolute deviations."""
+"""Standard deviation of a normal distribution, in median absolute deviations."""
 
 
 class LatencyTable:
-    """T(n) by bucket: the sizes that the engine pads batches to."""
+    """T(n) for each bucket, that is, for each size that the engine pads batches to."""
 
     def __init__(self, samples: Mapping[int, Sequence[float]]) -> None:
-        """`samples`: for each bucket the seconds of some batches, best three or more."""
+        """
+        Args:
+            samples: For each bucket the seconds of some batches, at least one and better three.
+
+        Raises:
+            ValueError: There is no bucket, a bucket has no sample, or a number is not positive.
+        """
         if not samples or min(samples) < 1 or not all(samples.values()):
             raise ValueError("every bucket needs a size of at least 1 and at least one sample")
         if not all(0 < seconds < math.inf for runs in samples.values() for seconds in runs):
@@ -51,24 +59,26 @@ class LatencyTable:
         self.buckets = tuple(sorted(samples))
         self._measured = [median(samples[bucket]) for bucket in self.buckets]
         self._at_warm_up = list(self._measured)
-        self._heard: dict[int, tuple[int, float]] = {}
-        self._last = 0
+        self._latest: dict[int, tuple[int, float]] = {}  # kind -> bucket and seconds of a batch
+        self._last_kind = 0
         self._batches = 0
-        self._ran: dict[int, int] = {}
+        self._last_ran: dict[int, int] = {}  # kind -> number of its latest batch
         self._patience: dict[int, int] = {}
         self.spread = max(_spread(samples.values()), 0.01)
         """Relative standard deviation of a batch's time at warm-up."""
-        self._settle()
+        self._derive()
 
     @property
     def largest(self) -> int:
+        """The largest bucket."""
         return self.buckets[-1]
 
     def bucket(self, size: int) -> int:
-        """What a batch of `size` is padded to."""
+        """The size that a batch of `size` is padded to."""
         return self.buckets[bisect_left(self.buckets, size)]
 
     def seconds(self, size: int) -> float:
+        """T(size), including the time for padding; 0 for no items."""
         return self._seconds[size]
 
     def largest_within(self, seconds: float) -> int:
@@ -76,144 +86,160 @@ class LatencyTable:
         return bisect_right(self._seconds, seconds) - 1 if seconds >= 0 else 0
 
     def best(self, size: int) -> int:
-        """How many of `size` to compute now: all, unless two batches would clearly be done sooner
-        than one, be it because of padding or because the engine gets worse with size."""
-        if (found := self._best.get(size)) is None:
-            first = min(self._halves(size), key=lambda n: self._in_two(n, size))
-            split = self._in_two(first, size) < (1 - WORTH_SPLITTING) * self._seconds[size]
-            found = self._best[size] = self.best(first) if split else size
-        return found
+        """How many of `size` items to compute in the next batch.
+
+        All of them, unless two batches would clearly take less time than one, because of padding or
+        because larger batches are less efficient.
+        """
+        if (best := self._best.get(size)) is None:
+            first = min(self._ways_to_split(size), key=lambda n: self._in_two(n, size))
+            split = self._in_two(first, size) < (1 - MIN_SPLIT_GAIN) * self._seconds[size]
+            best = self._best[size] = self.best(first) if split else size
+        return best
 
     def keeps_up_with(self, rate: float) -> int:
-        """The smallest batch whose items a second reach `rate`; the best one if none does."""
-        place = bisect_left(self._rates, rate)
-        if place == len(self.buckets):
+        """The smallest batch size that computes `rate` items per second, or else the best size."""
+        index = bisect_left(self._rates, rate)
+        if index == len(self.buckets):
             return self.best(self.largest)
-        bucket = self.buckets[place]
+        bucket = self.buckets[index]
         return min(max(1, math.ceil(rate * self._seconds[bucket])), bucket)
 
     @property
     def most_efficient(self) -> int:
-        """The bucket that computes the most items a second; of several the smallest."""
+        """The smallest bucket that computes the maximum number of items per second."""
         return self.buckets[bisect_left(self._rates, self._rates[-1])]
 
     def as_dict(self) -> dict[int, float]:
+        """T(n) for each bucket."""
         return {bucket: self._seconds[bucket] for bucket in self.buckets}
 
     def observe(self, size: int, seconds: float) -> None:
-        """A batch of `size` has taken `seconds`."""
+        """Learn that a batch of `size` took `seconds`.
+
+        Buckets with the same number of bits, such as 4 to 7, count as one size here.
+        """
         if not 0 < seconds < math.inf:
-            return  # shorter than the clock can tell
+            return  # shorter than the clock's resolution
         bucket = self.bucket(size)
         kind = bucket.bit_length()
-        errors = {kind: self._error(*heard) for kind, heard in self._heard.items()}
+        errors = {kind: self._error(*latest) for kind, latest in self._latest.items()}
         error = self._error(bucket, seconds)
-        if kind in self._ran and kind not in self._heard:
-            self._learn_patience(kind, error)
-        own = _agreed(error, errors.get(kind, 0.0))
-        shared = 0.0 if kind == self._last else _agreed(error, errors.get(self._last, 0.0))
-        errors[kind], self._heard[kind], self._last = error, (bucket, seconds), kind
+        if kind in self._last_ran and kind not in self._latest:
+            self._update_patience(kind, error)
+        own = _common(error, errors.get(kind, 0.0))
+        shared = (
+            0.0 if kind == self._last_kind else _common(error, errors.get(self._last_kind, 0.0))
+        )
+        errors[kind], self._latest[kind], self._last_kind = error, (bucket, seconds), kind
         certain = abs(shared) > BEYOND_NOISE * self.spread
         for i, other in enumerate(self.buckets):
-            likeness = min(bucket, other) / max(bucket, other)
-            before = errors.get(other.bit_length(), shared)
-            device = shared if certain else _agreed(shared, before)
-            self._measured[i] *= math.exp(self._step(max(own * likeness, device, key=abs)))
+            similarity = min(bucket, other) / max(bucket, other)
+            previous = errors.get(other.bit_length(), shared)
+            device = shared if certain else _common(shared, previous)
+            self._measured[i] *= math.exp(self._correction(max(own * similarity, device, key=abs)))
         self._batches += 1
-        self._ran[kind] = self._batches
-        self._doubt_the_stale(bucket)
-        self._agree_with(bucket)
-        self._settle()
+        self._last_ran[kind] = self._batches
+        self._correct_stale_sizes(bucket)
+        self._make_monotonic(bucket)
+        self._derive()
 
-    def _doubt_the_stale(self, ran: int) -> None:
-        """Forget that a size was slow that has not run for long, by the example of `ran`."""
-        place = bisect_left(self.buckets, ran)
-        share = self._measured[place] / self._at_warm_up[place]
+    def _correct_stale_sizes(self, bucket: int) -> None:
+        """Forget that stale sizes were slow: they are now predicted in proportion to `bucket`."""
+        index = bisect_left(self.buckets, bucket)
+        share = self._measured[index] / self._at_warm_up[index]
         for i, other in enumerate(self.buckets):
             kind = other.bit_length()
-            if self._batches - self._ran.get(kind, 0) > self._patience.get(kind, PATIENCE):
-                self._heard.pop(kind, None)
+            if self._batches - self._last_ran.get(kind, 0) > self._patience.get(kind, PATIENCE):
+                self._latest.pop(kind, None)
                 if self._measured[i] > SLOWER * share * self._at_warm_up[i]:
                     self._measured[i] = share * self._at_warm_up[i]
 
-    def _agree_with(self, ran: int) -> None:
-        """Where a small batch looks slower than a large one, the one that ran last is right.
+    def _make_monotonic(self, bucket: int) -> None:
+        """Where a small batch looks slower than a large one, trust `bucket`, which ran last.
 
-        Were both kept, T(n) would be a mean of them, always too low for the one and too high for
-        the other, and correcting it would drive the two apart for ever.
+        If both were kept, T(n) would be their mean: always too low for one and too high for the
+        other. Corrections would then drive the two apart without end.
         """
-        place = bisect_left(self.buckets, ran)
-        newest = self._measured[place]
+        index = bisect_left(self.buckets, bucket)
+        newest = self._measured[index]
         for i, seconds in enumerate(self._measured):
-            self._measured[i] = min(seconds, newest) if i < place else max(seconds, newest)
+            self._measured[i] = min(seconds, newest) if i < index else max(seconds, newest)
 
-    def _learn_patience(self, kind: int, error: float) -> None:
-        """A size has run for the first time since it was forgotten: was that right?"""
-        right = error < math.log(SLOWER)
-        patience = PATIENCE if right else 2 * self._patience.get(kind, PATIENCE)
-        self._patience[kind] = min(patience, MOST_PATIENCE)
+    def _update_patience(self, kind: int, error: float) -> None:
+        """A stale size has run again. If it is still slow, wait twice as long the next time."""
+        still_slow = error >= math.log(SLOWER)
+        patience = 2 * self._patience.get(kind, PATIENCE) if still_slow else PATIENCE
+        self._patience[kind] = min(patience, MAX_PATIENCE)
 
     def _error(self, bucket: int, seconds: float) -> float:
-        """By how much the table is wrong about that, as a logarithm."""
+        """Logarithm of measured by predicted seconds."""
         return math.log(seconds / self._seconds[bucket])
 
-    def _step(self, error: float) -> float:
-        """How much of an error to correct: little of one as small as the noise."""
+    def _correction(self, error: float) -> float:
+        """The part of an error to correct: a small part if the error is as small as the noise."""
         return error * abs(error) / (abs(error) + self.spread)
 
-    def _settle(self) -> None:
-        """Derive what is looked up from what was measured."""
+    def _derive(self) -> None:
+        """Compute the tables for lookups from the measured seconds."""
         self._seconds = [0.0]
         for bucket, seconds in zip(self.buckets, _never_decreasing(self._measured), strict=True):
             self._seconds += [seconds] * (bucket + 1 - len(self._seconds))
         rates = (bucket / self._seconds[bucket] for bucket in self.buckets)
-        self._rates = list(accumulate(rates, max))  # the most items a second, up to each bucket
-        self._best = {0: 0, 1: 1}  # of the others, those that are asked for
+        self._rates = list(accumulate(rates, max))  # maximum items per second, up to each bucket
+        self._best = {0: 0, 1: 1}  # cache; `best` adds other sizes
 
-    def _halves(self, size: int) -> tuple[int, int]:
-        """How many to take first of `size` in two batches: without padding, or the half."""
-        place = bisect_left(self.buckets, size)
-        return (self.buckets[place - 1] if place else 0), size // 2
+    def _ways_to_split(self, size: int) -> tuple[int, int]:
+        """Sizes of the first of two batches: the next smaller bucket, and one half."""
+        index = bisect_left(self.buckets, size)
+        return (self.buckets[index - 1] if index else 0), size // 2
 
     def _in_two(self, first: int, size: int) -> float:
-        """Seconds for `first` items and then the rest of `size`."""
+        """Seconds for `first` items and then the remaining items of `size`."""
         return self._seconds[first] + self._seconds[size - first]
 
 
 class Margin:
-    """The share of a predicted time by which one batch in a hundred overruns it.
+    """The share of its predicted time by which one batch in a hundred is late.
 
-    Starts from the spread at warm-up and follows what happens: up by a step with an overrun, down
-    by a hundredth of it with every batch that kept its time. Overruns in a row count once: they
-    are a change that the table is about to learn.
+    Starts at three times the spread at warm-up. A late batch raises it by one step, a batch in time
+    lowers it by a hundredth of a step. Late batches in a row count once: they are a change that the
+    table learns.
     """
 
     MISSES = 0.01
     STEP = 0.2
-    LEAST, MOST = 0.01, 1.0
+    MINIMUM, MAXIMUM = 0.01, 1.0
 
     def __init__(self, spread: float) -> None:
-        self._overran = False
+        """
+        Args:
+            spread: Relative standard deviation of a batch's time at warm-up.
+        """
+        self._was_late = False
         self._set(3 * spread)
 
     def observe(self, predicted: float, actual: float) -> None:
-        overran = actual > predicted * (1 + self.share)
-        news = overran and not self._overran
-        self._overran = overran
-        self._set(self.share * math.exp(self.STEP * (news - self.MISSES)))
+        """Learn from a batch: its `predicted` and `actual` seconds."""
+        late = actual > predicted * (1 + self.share)
+        counts = late and not self._was_late
+        self._was_late = late
+        self._set(self.share * math.exp(self.STEP * (counts - self.MISSES)))
 
     def _set(self, share: float) -> None:
-        self.share = min(max(share, self.LEAST), self.MOST)
+        self.share = min(max(share, self.MINIMUM), self.MAXIMUM)
 
 
-def _agreed(error: float, before: float) -> float:
-    """What two errors have in common."""
-    return min(error, before, key=abs) if error * before > 0 else 0.0
+def _common(error: float, other: float) -> float:
+    """The smaller of two errors in the same direction; 0 for opposite directions."""
+    return min(error, other, key=abs) if error * other > 0 else 0.0
 
 
 def _spread(samples: Iterable[Sequence[float]]) -> float:
-    """From how far the runs of each bucket are from their median, all buckets together. Where the
-    median is one of the runs, that one says nothing."""
+    """Relative standard deviation, from the distances of all runs to the median of their bucket.
+
+    With an odd number of runs the median itself is one of them and is left out.
+    """
     distances: list[float] = []
     for runs in samples:
         middle = median(runs)
@@ -222,7 +248,7 @@ def _spread(samples: Iterable[Sequence[float]]) -> float:
 
 
 def _never_decreasing(values: Sequence[float]) -> list[float]:
-    """The nearest sequence that never decreases: neighbours that disagree share their mean."""
+    """The nearest sequence that never decreases: neighbors out of order get their mean."""
     pools: list[tuple[float, int]] = []
     for value in values:
         count = 1

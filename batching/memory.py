@@ -1,7 +1,8 @@
-"""MemoryCap: the largest batch the device's memory is trusted with. Pure: it is told the time.
+"""MemoryCap: the largest batch that fits into the device's memory. Pure: callers pass the time.
 
-When a batch does not fit, the next smaller bucket is the largest for `pause` seconds; after that
-one bucket more is tried at a time. Running out again on the way up doubles the pause.
+If a batch does not fit, the next smaller bucket is the limit for `PAUSE` seconds. After each
+further pause the limit rises by one bucket. Running out of memory again on the way up doubles the
+pause, up to `LONGEST_PAUSE`.
 """
 
 from __future__ import annotations
@@ -10,29 +11,36 @@ from collections.abc import Sequence
 
 
 class MemoryCap:
+    """Limits the batch size after the device ran out of memory."""
+
     PAUSE, LONGEST_PAUSE = 10.0, 640.0
 
     def __init__(self, buckets: Sequence[int]) -> None:
+        """
+        Args:
+            buckets: Sizes that the engine pads batches to, in increasing order.
+        """
         self._buckets = buckets
         self._capped_to = len(buckets) - 1
         self._since = 0.0
         self._pause = self.PAUSE
 
     def limit(self, now: float) -> int:
-        return self._buckets[self._place(now)]
+        """The largest bucket that may be used now."""
+        return self._buckets[self._index(now)]
 
     def ran_out(self, bucket: int, now: float) -> None:
-        """A batch of `bucket` did not fit."""
-        place = min(self._place(now), self._buckets.index(bucket) - 1)
+        """Record that a batch padded to `bucket` did not fit."""
+        index = min(self._index(now), self._buckets.index(bucket) - 1)
         steps_up = len(self._buckets) - 1 - self._capped_to
-        paused = now - self._since
-        if paused >= (steps_up + 1) * self._pause:  # back at the largest, and that held
+        elapsed = now - self._since
+        if elapsed >= (steps_up + 1) * self._pause:  # the largest bucket held for a whole pause
             self._pause = self.PAUSE
-        elif paused >= self._pause:
+        elif elapsed >= self._pause:
             self._pause = min(2 * self._pause, self.LONGEST_PAUSE)
-        self._capped_to = max(place, 0)
+        self._capped_to = max(index, 0)
         self._since = now
 
-    def _place(self, now: float) -> int:
+    def _index(self, now: float) -> int:
         steps = int((now - self._since) / self._pause)
         return min(self._capped_to + steps, len(self._buckets) - 1)

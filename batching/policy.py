@@ -1,21 +1,22 @@
-"""When a batch leaves, how large it is, and who is told at once that it will not work out. Pure.
+"""Policy: decides when a batch is formed, how large it is, and which requests are rejected. Pure:
+callers pass the current time.
 
-All rules work on one picture: the deadlines of those who wait, in order (`line`), laid out into
-batches from the moment the engine is free. A predicted end counts as in time if it is with the
-margin on top. In short:
+All rules work on the deadlines of the items in the queue, in order. They plan batches for them from
+the moment the engine is free. An item counts as in time if the predicted end of its batch plus the
+margin is before its deadline. The rules:
 
-- A batch leaves at once when the engine is idle. While it is busy, the batch is closed just
-  before the engine is free, so that it grows with the load by itself.
-- While one lane computes, another free one is for a batch that keeps up with its share of what is
-  arriving; a smaller one waits for the first lane to end, unless a deadline is at stake. Lanes
-  share the cores with each other and all else: under load what is less is wasted.
-- It is as large as its most urgent member allows and memory holds, rounded to what computes the
-  most items a second: one item left for the next batch can be cheaper than a padded bucket.
-- A newcomer is refused when its own answer would be late, when it would make somebody late who
-  was accepted before, or when it could only be had by a batch too small to keep up with what is
-  arriving: such a batch costs more answers than it gives.
-- An engine that has been idle for a while is tried whatever the prediction says: one that was slow
-  would otherwise be refused for ever, since only a batch can teach that it no longer is.
+- If the engine is idle, a batch is formed at once. If it is busy, the batch is formed just before
+  the engine is free, so its size grows with the load.
+- While some lanes compute, a free lane takes a batch only if that batch keeps up with the lane's
+  share of the arrivals. A smaller batch waits for the first lane to end, unless a deadline is at
+  stake. Lanes share the cores, so under load small batches waste them.
+- A batch is as large as its first deadline and the memory allow. One item may be left for the next
+  batch if padding for it would take longer.
+- A new item is rejected in three cases: it would be late; it would make an accepted item late; or
+  only a batch too small to keep up with the arrivals could compute it in time. Such a batch would
+  cost more answers than it gives.
+- If the engine has been idle for a while, one item is accepted whatever the prediction says. If the
+  engine was slow, only another batch can show that it has recovered.
 """
 
 from __future__ import annotations
@@ -24,211 +25,258 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
+from batching.arrivals import Arrivals
 from batching.latency import LatencyTable
 from batching.memory import MemoryCap
 from batching.timeline import Lanes, Timeline
 
 KEEPING_UP = 0.6
-"""Share of what arrives that a batch must keep up with to be worth opening, and to be given a lane
-beside busy ones. Found by simulation: with less, batches get small under overload; with more, too
-many are refused just below it."""
+"""Share of the arrival rate that a batch must keep up with to be worth computing. Found by
+simulation: with less, batches become small under overload; with more, too many items are rejected
+just below it."""
 
-MEMORY = 16
-"""For how long arrivals are remembered, in T(1). Found by simulation: with less, each burst looks
-like a flood; with more, a flood is taken for a burst."""
+ARRIVAL_MEMORY = 16
+"""For how long arrivals are remembered, as a multiple of T(1). Found by simulation: with less,
+every burst counts as overload; with more, overload counts as a burst."""
 
-LENIENCY = 0.5
-"""Share of the margin that is asked of those who were accepted: it was there for the errors that
-came since. Asked for all of it again, one late batch would make the next small, and so others late.
-"""
+ACCEPTED_MARGIN = 0.5
+"""Share of the margin that accepted items must still have. The margin was reserved for errors of
+the prediction since then. If all of it were required again, one late batch would make the next
+batch small, and others late."""
 
-CHOICES = 16
-"""How many ways of giving some up are compared, when some must be."""
+MAX_CHOICES = 16
+"""Maximum number of alternatives that are compared when some items must be given up."""
 
 
 class Policy:
+    """The rules for one engine, with the state they need."""
+
     def __init__(self, table: LatencyTable, max_batch_size: int, lanes: int = 1) -> None:
+        """
+        Args:
+            table: Predicts the seconds of a batch; learns from each batch.
+            max_batch_size: Maximum number of items in a batch, at most `table.largest`.
+            lanes: Batches that the engine computes at the same time.
+        """
         self.table = table
         self.timeline = Timeline(table, lanes)
         self.memory = MemoryCap(table.buckets)
-        self.arrivals = Arrivals(memory=MEMORY * table.seconds(1))
+        self.arrivals = Arrivals(memory=ARRIVAL_MEMORY * table.seconds(1))
         self._max_batch_size = max_batch_size
         self._lanes = lanes
 
     def switch(self, table: LatencyTable) -> None:
-        """Another engine computes what begins from now on: what was learned of the one before,
-        its memory included, no longer holds. What is in flight is still waited for.
+        """Predict another engine with `table` from the next batch on.
 
-        Raises ValueError unless it pads to the same buckets.
+        What was learned about the previous engine is dropped. Batches in flight still count.
+
+        Raises:
+            ValueError: Its buckets differ from those of the current table.
         """
         if table.buckets != self.table.buckets:
             raise ValueError(f"the buckets are {self.table.buckets}, not {table.buckets}")
         self.table = table
         self.timeline.switch(table)
         self.memory = MemoryCap(table.buckets)
-        self.arrivals = Arrivals(memory=MEMORY * table.seconds(1))
+        self.arrivals = Arrivals(memory=ARRIVAL_MEMORY * table.seconds(1))
 
-    def lateness(self, line: Sequence[float], deadline: float, now: float) -> float | None:
-        """Seconds by which a newcomer comes too late to join `line`; None if it is welcome."""
-        if not line and deadline > now and self.timeline.unheard(now):
+    def seconds_late(self, deadlines: Sequence[float], deadline: float, now: float) -> float | None:
+        """Seconds by which a new item would be late; None if it should be accepted.
+
+        Args:
+            deadlines: Deadlines in the queue; never decreasing.
+            deadline: Deadline of the new item.
+            now: Current time.
+        """
+        if not deadlines and deadline > now and self.timeline.is_stale(now):
             return None
         cap = self.size_limit(now)
-        if self._is_easy(line, deadline, cap, now):
+        if self._surely_in_time(deadlines, deadline, cap, now):
             return None
-        place = bisect_right(line, deadline)
+        place = bisect_right(deadlines, deadline)
         lanes = self.timeline.lanes(now)
-        if place == len(line):
-            ahead, lanes = self._in_full_batches(line, lanes, cap, now)
-            line, place = line[ahead:], place - ahead
-        line = [*line[:place], deadline, *line[place:]]
+        if place == len(deadlines):
+            ahead, lanes = self._skip_full_batches(deadlines, lanes, cap, now)
+            deadlines, place = deadlines[ahead:], place - ahead
+        deadlines = [*deadlines[:place], deadline, *deadlines[place:]]
         first = 0
-        while first < len(line):
+        while first < len(deadlines):
             start = lanes.free_at
-            # Those ahead are laid out as they will be cut. With the whole margin a batch that has
-            # lost some of it looked smaller, its rest lost, and the time of that rest free.
-            of_margin = LENIENCY if first < place else 1.0
-            allowed = self._allowed(line[first], start, now, of_margin)
+            # Items ahead are planned as `form_batch` will take them. With the whole margin, a batch
+            # that has used up some of it would look smaller, and its other items lost.
+            margin_share = ACCEPTED_MARGIN if first < place else 1.0
+            allowed = self._allowed_size(deadlines[first], start, now, margin_share)
             needed = 1
             if first == place and allowed < cap:
-                needed = max(1, self._worthwhile(deadline - now, cap, now))
+                needed = max(1, self._min_worthwhile_size(deadline - now, cap, now))
             if allowed >= needed:
-                size = self.table.best(min(allowed, cap, len(line) - first))
+                size = self.table.best(min(allowed, cap, len(deadlines) - first))
                 lanes.take(self.table.seconds(size))
                 first += size
-            elif first < place:  # lost already, whoever comes, and those who have no more time
+            elif first < place:  # lost with or without the new item, as are those due even earlier
                 soonest = self._in_time(start + self.table.seconds(1), now)
-                first = max(first + 1, bisect_left(line, soonest, first, place))
+                first = max(first + 1, bisect_left(deadlines, soonest, first, place))
             else:
-                return self._in_time(start + self.table.seconds(needed), now) - line[first]
+                return self._in_time(start + self.table.seconds(needed), now) - deadlines[first]
         return None
 
-    def _is_easy(self, line: Sequence[float], deadline: float, cap: int, now: float) -> bool:
-        """Would all of `line` and a newcomer be in time with the longest batch still to come after
-        all others? A short cut: with deadlines far off, or a short line, nothing need be laid out.
+    def _surely_in_time(
+        self, deadlines: Sequence[float], deadline: float, cap: int, now: float
+    ) -> bool:
+        """Whether all items would be in time, even if the longest batch came after all others.
 
-        Full batches and one for the rest bound how long the line takes: where the rest is computed
-        in several, `LatencyTable.best` has found them to take less.
+        A shortcut: if deadlines are far off, or few items wait, no batches need be planned.
+
+        Full batches and one for the remaining items bound the total time. If the remaining items
+        are computed in several batches, `LatencyTable.best` found that to take less.
         """
         full = self.table.seconds(cap)
-        batches = len(line) // self.table.best(cap) + 2
+        batches = len(deadlines) // self.table.best(cap) + 2
         end = self.timeline.drained_by(now) + batches * full
-        return self._in_time(end, now) <= (min(line[0], deadline) if line else deadline)
+        return self._in_time(end, now) <= (min(deadlines[0], deadline) if deadlines else deadline)
 
-    def _in_full_batches(
-        self, line: Sequence[float], lanes: Lanes, cap: int, now: float
+    def _skip_full_batches(
+        self, deadlines: Sequence[float], lanes: Lanes, cap: int, now: float
     ) -> tuple[int, Lanes]:
-        """How many at the head of `line` leave in full batches, whatever comes after them, and the
-        lanes with those; 0 where it is not plain. A short cut: a long line need not be laid out
-        batch by batch for each newcomer at its end."""
+        """How many of the first items are computed in full batches whatever comes after them, and
+        the lanes after those batches. 0 if that is not certain.
+
+        A shortcut: for a new item at the end of a long queue, not every batch need be planned.
+        """
         size = self.table.best(cap)
-        batches = (len(line) - cap) // size + 1
+        batches = (len(deadlines) - cap) // size + 1
         if batches < 2:
             return 0, lanes
         after = lanes.copy()
         for _ in range(batches - 1):
             after.take(self.table.seconds(size))
-        if self._allowed(line[0], after.free_at, now, LENIENCY) < cap:
-            return 0, lanes  # the most urgent would not allow it if it came last
+        if self._allowed_size(deadlines[0], after.free_at, now, ACCEPTED_MARGIN) < cap:
+            return 0, lanes  # the first deadline would not allow a full batch at the end
         after.take(self.table.seconds(size))
         return batches * size, after
 
     def drained_at(self, waiting: int, now: float) -> float:
-        """When what is in flight and `waiting` more items will have been computed."""
+        """When the batches in flight and `waiting` more items will have been computed."""
         full, rest = divmod(waiting, size := self.table.best(self.size_limit(now)))
         lanes = self.timeline.lanes(now)
         for batch in [*[size] * full, rest]:
             lanes.take(self.table.seconds(batch))
         return lanes.done_at
 
-    def due_at(self, line: Sequence[float], patience: float, now: float) -> float:
-        """When the next batch should be closed, given a free slot and somebody who waits.
+    def due_at(self, deadlines: Sequence[float], wait_until: float, now: float) -> float:
+        """When the next batch should be formed, if another batch may be handed over.
 
-        Until `patience` it may wait for company, as long as nobody's deadline is at stake.
+        Args:
+            deadlines: Deadlines in the queue; never decreasing, not empty.
+            wait_until: Until then the batch may wait to grow, as long as no deadline is at stake.
+            now: Current time.
         """
         cap = self.size_limit(now)
-        if len(line) >= min(cap, self._allowed(line[0], self.timeline.free_at(now), now, LENIENCY)):
+        start = self.timeline.free_at(now)
+        if len(deadlines) >= min(
+            cap, self._allowed_size(deadlines[0], start, now, ACCEPTED_MARGIN)
+        ):
             return now  # waiting cannot make it larger
-        ends = self.timeline.lane_ends_at(now)
-        if patience < ends and len(line) < self._worth_a_lane(now):
-            patience = ends
-        company = self.table.seconds(len(line) + 1) * (1 + self.timeline.margin.share)
-        return max(self.timeline.runs_dry_at(now), min(patience, line[0] - company))
+        lane_ends = self.timeline.lane_ends_at(now)
+        if wait_until < lane_ends and len(deadlines) < self._min_size_for_free_lane(now):
+            wait_until = lane_ends
+        one_more = self.table.seconds(len(deadlines) + 1) * (1 + self.timeline.margin.share)
+        return max(self.timeline.runs_dry_at(now), min(wait_until, deadlines[0] - one_more))
 
-    def cut(self, line: Sequence[float], now: float) -> tuple[int, int]:
-        """How many at the head of `line` to give up, and how many to take after them.
+    def form_batch(self, deadlines: Sequence[float], now: float) -> tuple[int, int]:
+        """How many of the first items to give up, and how many to take after them.
 
-        Given up are those who can no longer make it; and, when batches have taken longer than
-        foreseen, some who could, if that leaves fewer promises broken in all: a full batch now
-        instead of a small one in time for the first.
+        Items that can no longer be in time are given up. If batches took longer than predicted,
+        items that could be in time may be given up too, if fewer items are late in total: a full
+        batch now instead of a small one that is in time for the first item.
+
+        Args:
+            deadlines: Deadlines in the queue; never decreasing, not empty.
+            now: Current time.
         """
         cap = self.size_limit(now)
         lanes = self.timeline.lanes(now)
         start = lanes.free_at
-        first = bisect_left(line, start + self.table.seconds(1))
-        if first == len(line):
-            tried = line[-1] > now and self.timeline.unheard(now)
+        first = bisect_left(deadlines, start + self.table.seconds(1))
+        if first == len(deadlines):
+            tried = deadlines[-1] > now and self.timeline.is_stale(now)
             return (first - 1, 1) if tried else (first, 0)
-        if self._allowed(line[first], start, now, LENIENCY) < min(cap, len(line) - first):
-            first = self._least_lost(line, first, lanes, cap, now)
-        allowed = max(self._allowed(line[first], start, now, LENIENCY), 1)
-        return first, self.table.best(min(allowed, cap, len(line) - first))
+        allowed = self._allowed_size(deadlines[first], start, now, ACCEPTED_MARGIN)
+        if allowed < min(cap, len(deadlines) - first):
+            first = self._fewest_late(deadlines, first, lanes, cap, now)
+            allowed = self._allowed_size(deadlines[first], start, now, ACCEPTED_MARGIN)
+        return first, self.table.best(min(max(allowed, 1), cap, len(deadlines) - first))
 
-    def _least_lost(
-        self, line: Sequence[float], first: int, lanes: Lanes, cap: int, now: float
+    def _fewest_late(
+        self, deadlines: Sequence[float], first: int, lanes: Lanes, cap: int, now: float
     ) -> int:
-        """How many at the head to give up, from `first` on, so that the fewest are late in all."""
+        """How many of the first items to give up, at least `first`, so that the fewest are late."""
         choice, fewest = first, math.inf
-        for given_up in range(first, len(line), 1 + (len(line) - first - 1) // CHOICES):
+        for given_up in range(
+            first, len(deadlines), 1 + (len(deadlines) - first - 1) // MAX_CHOICES
+        ):
             if given_up >= fewest:
                 break
-            lost = given_up + self._lost(line, given_up, lanes.copy(), cap, now, fewest - given_up)
-            if lost < fewest:
-                choice, fewest = given_up, lost
+            limit = fewest - given_up
+            late = given_up + self._count_late(deadlines, given_up, lanes.copy(), cap, now, limit)
+            if late < fewest:
+                choice, fewest = given_up, late
         return choice
 
-    def _lost(
-        self, line: Sequence[float], first: int, lanes: Lanes, cap: int, now: float, most: float
+    def _count_late(
+        self,
+        deadlines: Sequence[float],
+        first: int,
+        lanes: Lanes,
+        cap: int,
+        now: float,
+        limit: float,
     ) -> int:
-        """How many of `line` from `first` on will be late, if a batch with `first` begins now;
-        counted up to `most`."""
-        lost = 0
+        """How many items from `first` on will be late if a batch with `first` begins now.
+
+        Stops counting at `limit`.
+        """
+        late = 0
         place = first
-        while place < len(line) and lost < most:
-            allowed = self._allowed(line[place], lanes.free_at, now, LENIENCY)
+        while place < len(deadlines) and late < limit:
+            allowed = self._allowed_size(deadlines[place], lanes.free_at, now, ACCEPTED_MARGIN)
             if not allowed and place > first:
-                lost += 1
+                late += 1
                 place += 1
                 continue
-            size = self.table.best(min(max(allowed, 1), cap, len(line) - place))
+            size = self.table.best(min(max(allowed, 1), cap, len(deadlines) - place))
             lanes.take(self.table.seconds(size))
             place += size
-        return lost
+        return late
 
     def size_limit(self, now: float) -> int:
-        """The largest batch that is computed at the moment."""
+        """Current maximum batch size."""
         return min(self._max_batch_size, self.memory.limit(now))
 
     def _in_time(self, end: float, now: float) -> float:
-        """The earliest deadline that a predicted `end` can be trusted to meet."""
+        """The earliest deadline that a batch with the predicted `end` meets, margin included."""
         return now + (end - now) * (1 + self.timeline.margin.share)
 
-    def _allowed(self, deadline: float, start: float, now: float, of_margin: float) -> int:
-        """The largest batch from `start` that meets `deadline` with that share of the margin; 0 if
-        none does."""
-        trusted = now + (deadline - now) / (1 + of_margin * self.timeline.margin.share)
+    def _allowed_size(self, deadline: float, start: float, now: float, margin_share: float) -> int:
+        """The largest batch that begins at `start` and meets `deadline`; 0 if none does.
+
+        `margin_share` is the share of the margin that is kept in reserve.
+        """
+        trusted = now + (deadline - now) / (1 + margin_share * self.timeline.margin.share)
         return self.table.largest_within(trusted - start)
 
-    def _worth_a_lane(self, now: float) -> int:
-        """The smallest batch that a lane beside busy ones is for: one that about keeps up with a
-        lane's share of what arrives, or computes the most items a second."""
+    def _min_size_for_free_lane(self, now: float) -> int:
+        """The smallest batch that a free lane takes while others compute.
+
+        It keeps up with a lane's share of the arrivals, or has the best rate of items per second.
+        """
         rate = KEEPING_UP / (self.arrivals.gap(now) * self._lanes)
         return min(self.table.keeps_up_with(rate), self.table.most_efficient)
 
-    def _worthwhile(self, timeout: float, cap: int, now: float) -> int:
-        """The smallest batch worth computing at the rate at which items arrive.
+    def _min_worthwhile_size(self, timeout: float, cap: int, now: float) -> int:
+        """The smallest batch worth computing at the current arrival rate.
 
-        One that about keeps up with the arrivals is; and so is the best one that can be gathered
-        at that rate and computed, all within one timeout.
+        It keeps up with the arrivals, or is the best that arrives and is computed within `timeout`.
         """
         gap = self.arrivals.gap(now)
 
@@ -237,24 +285,3 @@ class Policy:
 
         within = bisect_right(range(1, cap + 1), timeout, key=since_first_arrival)
         return min(self.table.best(within), self.table.keeps_up_with(KEEPING_UP / gap))
-
-
-class Arrivals:
-    """How often items arrive, accepted or not, over about the last `memory` seconds."""
-
-    def __init__(self, memory: float) -> None:
-        self._memory = memory
-        self._count = 0.0
-        self._last = -math.inf
-
-    def note(self, now: float) -> None:
-        self._count = self._decayed(now) + 1
-        self._last = now
-
-    def gap(self, now: float) -> float:
-        """Seconds between two items, on average."""
-        count = self._decayed(now)
-        return self._memory / count if count else math.inf
-
-    def _decayed(self, now: float) -> float:
-        return self._count * math.exp((self._last - now) / self._memory)

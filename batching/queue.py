@@ -1,8 +1,7 @@
-"""BatchQueue: who waits, earliest deadline first, never more than `max_size`.
+"""BatchQueue: the items that wait for a batch, earliest deadline first, at most `max_size`.
 
-Equal deadlines keep their order of arrival, so that with one timeout for all this is a plain
-first-in-first-out queue. Pure: it knows deadlines, not the time, and its callers may leave at
-any moment.
+Items with equal deadlines stay in order of arrival. So if all requests have the same timeout, the
+queue is first in, first out. Pure: the queue compares deadlines and never asks for the time.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """What the queue knows of an item: when it came and by when it must be answered."""
+    """The attributes of an item that the queue uses."""
 
     @property
     def arrived(self) -> float: ...
@@ -25,7 +24,13 @@ W = TypeVar("W", bound=Waiting)
 
 
 class BatchQueue(Generic[W]):
+    """A bounded queue ordered by deadline."""
+
     def __init__(self, max_size: int) -> None:
+        """
+        Args:
+            max_size: Maximum number of items.
+        """
         self.max_size = max_size
         self._items: list[W] = []
         self._deadlines: list[float] = []
@@ -39,31 +44,31 @@ class BatchQueue(Generic[W]):
 
     @property
     def deadlines(self) -> Sequence[float]:
-        """In the order in which items will leave; never decreasing."""
+        """Deadlines of all items in queue order; never decreasing."""
         return self._deadlines
 
     def put(self, item: W) -> None:
-        """Let `item` wait. The caller has seen that the queue is not full."""
+        """Add `item`. Callers check `full` first."""
         assert not self.full
-        place = bisect_right(self._deadlines, item.deadline)
-        self._deadlines.insert(place, item.deadline)
-        self._items.insert(place, item)
+        index = bisect_right(self._deadlines, item.deadline)
+        self._deadlines.insert(index, item.deadline)
+        self._items.insert(index, item)
 
     def discard(self, item: W) -> None:
-        """Forget `item`, whose caller has gone. A no-op for one that no longer waits."""
-        place = bisect_left(self._deadlines, item.deadline)
-        while place < len(self._items) and self._deadlines[place] == item.deadline:
-            if self._items[place] is item:
-                del self._items[place], self._deadlines[place]
+        """Remove `item`. Does nothing if it is not in the queue."""
+        index = bisect_left(self._deadlines, item.deadline)
+        while index < len(self._items) and self._deadlines[index] == item.deadline:
+            if self._items[index] is item:
+                del self._items[index], self._deadlines[index]
                 return
-            place += 1
+            index += 1
 
     def take(self, count: int) -> list[W]:
-        """The first `count`, which from now on no longer wait."""
+        """Remove and return the first `count` items, or all if there are fewer."""
         taken = self._items[:count]
         del self._items[:count], self._deadlines[:count]
         return taken
 
     def oldest(self) -> float:
-        """When the longest-waiting item arrived. Not for an empty queue."""
+        """Arrival time of the item that has waited longest. The queue must not be empty."""
         return min(item.arrived for item in self._items)

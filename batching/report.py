@@ -1,56 +1,49 @@
-"""What a batch and an answer tell about themselves. Plain data; durations are seconds.
+"""Plain data about one answer and about one batch. Durations are in seconds.
 
-Nobody changes them once they are made. To have Python see to that, by `frozen`, would make each
-several times as dear.
+Instances are not changed after they are made. The classes are not `frozen`, because creating a
+frozen instance takes several times as long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Out = TypeVar("Out")
 
 
-class Outcomes(list[Out]):
-    """What `infer` may give in place of any other sequence: the outcomes, and when the engine was
-    done with them, by the batcher's clock. An event loop that is at work hears of it later, and its
-    own delay, of two lanes at once, would pass for an engine that has become slow."""
-
-    def __init__(self, outcomes: Iterable[Out], done: float) -> None:
-        super().__init__(outcomes)
-        self.done = done
-
-
 @dataclass(slots=True)
 class Answer(Generic[Out]):
-    """One item's outcome, and where its time went."""
+    """The result for one item, and how long the item waited and was computed."""
 
     value: Out
     queue_seconds: float
+    """From arrival until the item's batch was handed to the engine."""
     infer_seconds: float
+    """From then until the event loop received the results."""
     batch_size: int
+    """Items in the batch."""
     bucket: int
+    """Size that the engine padded the batch to."""
 
 
 @dataclass(slots=True)
 class BatchReport:
-    """What happened to one batch, from the moment it was closed.
-
-    `size` is what was sent at first and `bucket` what the engine padded that to. `predicted` and
-    `infer_seconds` run from the hand-over to the last outcome; with an earlier batch still in
-    flight both contain the wait for it. `retries` counts the further calls of the engine that
-    isolated a fault; `gone` the items whose callers had left or run out of time by the end.
-    """
+    """What happened to one batch after it was formed."""
 
     size: int
+    """Items in the batch as it was formed."""
     bucket: int
-    oldest_queue_seconds: float
+    """Size that the engine padded it to."""
     infer_seconds: float
+    """From forming the batch to its last result. If an earlier batch was still in flight, this
+    includes the wait for it."""
     predicted_seconds: float
+    """Prediction of `infer_seconds`."""
     answered: int
     failed: int
     gone: int
+    """Items whose callers had canceled or reached their deadline by the end."""
     retries: int
+    """Additional calls of the engine, to isolate an error."""
     out_of_memory: bool

@@ -1,10 +1,13 @@
-"""What the engine is busy with, and when it will be free. Pure: it is told the time.
+"""Timeline: predicts when the engine is free, from the batches in flight. Pure: callers pass the
+current time.
 
-The engine computes as many batches at once as it has lanes, each in the order it got them; one
-handed over while all compute begins when the first of them ends. From each batch that ends, the
-latency table and the margin learn; one that began before a `switch` teaches nothing, since another
-engine computed it. What a batch takes is not split by how many lanes compute: they are as many as
-there are cores, and what is learned is about the load that there is.
+A lane is a part of the engine that computes one batch at a time. All lanes take batches from one
+line, in the order in which they were handed over. So a batch that is handed over while all lanes
+compute begins when the first lane is free.
+
+The latency table and the margin learn from each batch that ends, except from batches that began
+before a `switch`: another engine computed them. A batch's time is not divided by the number of
+lanes that compute: every lane has a core of its own, and the table learns the time under load.
 """
 
 from __future__ import annotations
@@ -16,50 +19,60 @@ from heapq import heapify, heapreplace
 
 from batching.latency import LatencyTable, Margin
 
-PROBE = 1.0
-"""Seconds after which an idle engine counts as unheard of."""
+STALE_AFTER = 1.0
+"""Seconds without a batch after which predictions count as stale."""
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
-    """A batch in the engine's hands."""
+class InFlight:
+    """A batch that was handed to the engine and has not come back. Times are in seconds."""
 
     size: int
     handed: float
+    """When it was handed over."""
     begins: float
+    """When the engine is predicted to begin it."""
     seconds: float
+    """Predicted time of computing it."""
     table: LatencyTable
+    """The table that made the prediction."""
 
     @property
     def ends(self) -> float:
-        """Predicted, not promised."""
+        """Predicted end, whether or not that has passed."""
         return self.begins + self.seconds
 
     def expected_end(self, now: float) -> float:
-        """What is late by some time is expected to be late by as much again, so that an engine that
-        hangs soon has no deadline left that it could meet."""
+        """Predicted end. A batch that is late is expected to be late by as much again.
+
+        So if an engine hangs, soon no deadline can be met.
+        """
         return max(self.ends, 2 * now - self.ends)
 
 
 class Lanes:
-    """When each lane is free, as far as is foreseen."""
+    """The time at which each lane is predicted to be free."""
 
     def __init__(self, free: list[float]) -> None:
+        """
+        Args:
+            free: The time for each lane, in any order. The list is used and reordered.
+        """
         self._free = free
         heapify(free)
 
     @property
     def free_at(self) -> float:
-        """When the first of them is."""
+        """When the first lane is free."""
         return self._free[0]
 
     @property
     def done_at(self) -> float:
-        """When all are."""
+        """When all lanes are free."""
         return max(self._free)
 
     def take(self, seconds: float) -> None:
-        """The one that is free first gets that much to do."""
+        """Give a batch that takes `seconds` to the lane that is free first."""
         heapreplace(self._free, self._free[0] + seconds)
 
     def copy(self) -> Lanes:
@@ -67,125 +80,144 @@ class Lanes:
 
 
 class Timeline:
+    """The batches in flight, and what is learned when they end."""
+
     def __init__(self, table: LatencyTable, lanes: int) -> None:
+        """
+        Args:
+            table: Predicts the seconds of a batch; learns from each batch.
+            lanes: Batches that the engine computes at the same time.
+        """
         self.table = table
         self.margin = Margin(table.spread)
         self._lanes = lanes
-        self._flights: list[Flight] = []
-        self._owed = 0.0
+        self._in_flight: list[InFlight] = []
+        self._reserved = 0.0
         self._idle_since: float | None = None
         self._busy = 0.0
         self._counted_at = 0.0
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._in_flight)
 
     @property
-    def current(self) -> Flight | None:
-        """What it has been computing for longest."""
-        return self._flights[0] if self._flights else None
+    def current(self) -> InFlight | None:
+        """The batch in flight that was handed over first."""
+        return self._in_flight[0] if self._in_flight else None
 
     def switch(self, table: LatencyTable) -> None:
-        """What begins from now on takes what `table` says."""
+        """Predict with `table` from the next batch on."""
         self.table = table
         self.margin = Margin(table.spread)
 
     def free_at(self, now: float) -> float:
-        """When the first lane is done with all it has, and with what is to be computed again."""
+        """When the first lane has computed its batches, including those to be computed again."""
         return self.lanes(now).free_at
 
     def begins_at(self, now: float) -> float:
-        """When a batch that is handed over now begins: before what is to be computed again."""
-        return self._done(now).free_at
+        """When a batch handed over now begins. Batches to be computed again come after it."""
+        return self._lanes_in_flight(now).free_at
 
     def lanes(self, now: float) -> Lanes:
-        """When each will be done with all it has, and with what is yet to be computed again."""
-        lanes = self._done(now)
-        if self._owed:
-            lanes.take(self._owed)
+        """When each lane has computed its batches, including those to be computed again."""
+        lanes = self._lanes_in_flight(now)
+        if self._reserved:
+            lanes.take(self._reserved)
         return lanes
 
     def drained_by(self, now: float) -> float:
-        """When all lanes will be done with all they have, at the latest."""
-        last, behind = now, self._owed
-        for place, flight in enumerate(self._flights):
-            if place < self._lanes:
-                last = max(last, flight.expected_end(now))
+        """Upper bound of the time at which all lanes have computed their batches."""
+        last, behind = now, self._reserved
+        for index, batch in enumerate(self._in_flight):
+            if index < self._lanes:
+                last = max(last, batch.expected_end(now))
             else:
-                behind += flight.seconds
+                behind += batch.seconds
         return last + behind
 
-    def unheard(self, now: float) -> bool:
-        """Has the engine been idle for so long that what was learned may no longer hold?"""
+    def is_stale(self, now: float) -> bool:
+        """Whether the engine has been idle for so long that predictions may no longer hold."""
         if self._idle_since is None:
             self._idle_since = now
-        return not self._flights and now - self._idle_since > PROBE
+        return not self._in_flight and now - self._idle_since > STALE_AFTER
 
     @contextmanager
-    def owing(self, size: int) -> Iterator[None]:
-        """Within, a batch of `size` is still to be handed over: half of one that failed."""
+    def reserve(self, size: int) -> Iterator[None]:
+        """Within the block, predict that a batch of `size` is yet to be handed over.
+
+        Used for the second half of a batch that failed, while the first half is computed again.
+        """
         seconds = self.table.seconds(size)
-        self._owed += seconds
+        self._reserved += seconds
         try:
             yield
         finally:
-            self._owed -= seconds
+            self._reserved -= seconds
 
-    def _done(self, now: float) -> Lanes:
-        """When each lane is done with all it has."""
-        ends = [flight.expected_end(now) for flight in self._flights[: self._lanes]]
+    def _lanes_in_flight(self, now: float) -> Lanes:
+        """When each lane has computed the batches in flight."""
+        ends = [batch.expected_end(now) for batch in self._in_flight[: self._lanes]]
         lanes = Lanes(ends + [now] * (self._lanes - len(ends)))
-        for flight in self._flights[self._lanes :]:
-            lanes.take(flight.seconds)
+        for batch in self._in_flight[self._lanes :]:
+            lanes.take(batch.seconds)
         return lanes
 
     def runs_dry_at(self, now: float) -> float:
-        """When the engine may be out of work at the earliest."""
-        ahead = sum(flight.seconds for flight in self._flights) / self._lanes
+        """The earliest time at which the engine may have no more work."""
+        ahead = sum(batch.seconds for batch in self._in_flight) / self._lanes
         return self.free_at(now) - self.margin.share * ahead
 
     def lane_ends_at(self, now: float) -> float:
-        """When the first batch was to end, if one computes and a lane is free beside it; else now.
+        """If some lanes compute and others are free, the first predicted end; otherwise `now`.
 
-        As it was predicted: one that hangs keeps nobody from the free lane."""
-        beside = 0 < len(self._flights) < self._lanes
-        return min(flight.ends for flight in self._flights) if beside else now
+        A batch that is late does not postpone this, so the free lanes are used if one lane hangs.
+        """
+        some_free = 0 < len(self._in_flight) < self._lanes
+        return min(batch.ends for batch in self._in_flight) if some_free else now
 
     def busy_seconds(self, now: float) -> float:
-        """How long the engine has had work, in all; with it in half of its lanes, half of it."""
-        share = min(len(self._flights), self._lanes) / self._lanes
+        """Total seconds in which the engine computed. Counts half if half of the lanes compute."""
+        share = min(len(self._in_flight), self._lanes) / self._lanes
         return self._busy + share * (now - self._counted_at)
 
-    def begin(self, size: int, now: float) -> Flight:
-        """A batch of `size` has been handed over."""
+    def begin(self, size: int, now: float) -> InFlight:
+        """Record that a batch of `size` is handed to the engine."""
         self._count_busy(now)
-        flight = Flight(size, now, self.begins_at(now), self.table.seconds(size), self.table)
-        self._flights.append(flight)
-        return flight
+        batch = InFlight(size, now, self.begins_at(now), self.table.seconds(size), self.table)
+        self._in_flight.append(batch)
+        return batch
 
-    def end(self, flight: Flight, now: float, *, computed: bool, done: float | None = None) -> None:
-        """It has come back; `computed` unless the engine failed, which teaches nothing either.
-        `done`: when the engine had computed it, if that was before `now`."""
-        done = now if done is None else min(done, now)
-        in_turn = flight in self._flights[: self._lanes]
+    def end(
+        self, batch: InFlight, now: float, *, computed: bool, computed_at: float | None = None
+    ) -> None:
+        """Record that `batch` came back.
+
+        Args:
+            batch: As returned by `begin`.
+            now: Current time.
+            computed: Whether the engine computed it. Nothing is learned from a failure.
+            computed_at: When the engine finished it; None or a later time than `now` means `now`.
+        """
+        computed_at = now if computed_at is None else min(computed_at, now)
+        in_lane = batch in self._in_flight[: self._lanes]
         self._count_busy(now)
-        self._flights.remove(flight)
-        if self._flights:
-            if in_turn and len(self._flights) >= self._lanes:  # the next one begins
-                following = self._flights[self._lanes - 1]
-                following.begins = max(following.handed, done)
+        self._in_flight.remove(batch)
+        if self._in_flight:
+            if in_lane and len(self._in_flight) >= self._lanes:  # the next one begins
+                following = self._in_flight[self._lanes - 1]
+                following.begins = max(following.handed, computed_at)
         else:
             self._idle_since = now
-        # Last: the flight has ended, even if learning from it raises.
-        if computed and flight.table is self.table:
-            began = flight.begins if in_turn else flight.handed
-            self.table.observe(flight.size, done - began)
-            self.margin.observe(flight.seconds, done - began)
+        # Last: the batch has ended, even if learning from it raises.
+        if computed and batch.table is self.table:
+            began = batch.begins if in_lane else batch.handed
+            self.table.observe(batch.size, computed_at - began)
+            self.margin.observe(batch.seconds, computed_at - began)
 
-    def forget(self, flight: Flight) -> None:
-        """Remove a flight that `end` could not. A no-op for one that has ended."""
-        if flight in self._flights:
-            self._flights.remove(flight)
+    def forget(self, batch: InFlight) -> None:
+        """Remove `batch` if `end` raised before it did. Does nothing if it has ended."""
+        if batch in self._in_flight:
+            self._in_flight.remove(batch)
 
     def _count_busy(self, now: float) -> None:
         self._busy, self._counted_at = self.busy_seconds(now), now

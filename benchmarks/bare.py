@@ -1,11 +1,14 @@
-"""The least that answers over a network: an asyncio protocol that reads a request and writes what
-it always writes. `python -m benchmarks.bare` serves it; `... uvicorn` puts uvicorn in between.
+"""The cheapest HTTP server: an asyncio protocol that reads a request and writes a fixed answer.
+
+    python -m benchmarks.bare             an asyncio protocol alone
+    python -m benchmarks.bare uvicorn     an ASGI application on uvicorn
+
+The port is read from SHOAL_PORT.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 from typing import Any
@@ -23,6 +26,8 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 
 
 
 class Bare(asyncio.Protocol):
+    """A connection."""
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
         self._parser = httptools.HttpRequestParser(self)
@@ -35,24 +40,22 @@ class Bare(asyncio.Protocol):
 
 
 async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """An ASGI application."""
+    """The same answer as an ASGI application."""
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await send({"type": "http.response.body", "body": BODY})
 
 
-async def serve() -> None:
-    server = await asyncio.get_running_loop().create_server(Bare, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    print(f"running on http://{host}:{port} ", flush=True)
+async def serve(port: int) -> None:
+    """Serves the protocol until the process ends."""
+    server = await asyncio.get_running_loop().create_server(Bare, "127.0.0.1", port)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
+    port = int(os.environ["SHOAL_PORT"])
     if sys.argv[1:] == ["uvicorn"]:
-        logging.basicConfig(stream=sys.stdout, level="INFO", format="%(message)s")
-        port = int(os.environ.get("SHOAL_PORT", "0"))
         uvicorn.run(
             bare, port=port, loop="uvloop", http="httptools", log_config=None, access_log=False
         )
     else:
-        uvloop.run(serve())
+        uvloop.run(serve(port))

@@ -1,10 +1,10 @@
-"""What `service.decoding` costs: CPU time by format and size, and memory at the pixel limit.
+"""Measures what `service.decoding` costs: CPU time by format and size, memory at the pixel limit.
 
-    python -m benchmarks.decode_cost            header in us, decode in ms, on which thread
-    python -m benchmarks.decode_cost --memory   growth of a fresh process that decodes 64 megapixels
+    python -m benchmarks.decode_cost            CPU time, and whether the event loop decodes it
+    python -m benchmarks.decode_cost --memory   memory of a process that decodes 64 megapixels
 
-`Upload.is_bounded` draws its border by the first table; the head of `service.decoding` quotes both.
-Times are CPU times of one thread, the least of several runs. The second table is for Linux.
+`EncodedImage.is_bounded` follows from the first table. Times are CPU times of one thread, the
+minimum of several runs. The second table works on Linux only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ T = TypeVar("T")
 SIZES = [(32, 32), (64, 64), (128, 128), (256, 256), (640, 480), (1920, 1080), (4000, 3000)]
 LIMIT = (8000, 8000)
 
-# name: mode, Pillow's format, its options
 FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "JPEG": ("RGB", "JPEG", {"quality": 85}),
     "JPEG progressive": ("RGB", "JPEG", {"quality": 85, "progressive": True}),
@@ -37,7 +36,7 @@ FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "JPEG progressive CMYK": ("CMYK", "JPEG", {"progressive": True}),
     "PNG RGB": ("RGB", "PNG", {"compress_level": 1}),
     "PNG RGBA": ("RGBA", "PNG", {"compress_level": 1}),
-    "PNG grey 16-bit": ("I;16", "PNG", {"compress_level": 1}),
+    "PNG gray 16-bit": ("I;16", "PNG", {"compress_level": 1}),
     "PNG palette": ("P", "PNG", {"compress_level": 1}),
     "WebP": ("RGB", "WEBP", {"quality": 80, "method": 0}),
     "WebP lossless RGBA": ("RGBA", "WEBP", {"lossless": True, "quality": 0, "method": 0}),
@@ -47,14 +46,14 @@ FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def picture(mode: str, size: tuple[int, int]) -> Image.Image:
-    """Soft shapes with a little grain: compresses about as a photo does."""
+    """Returns smooth shapes with some noise, which compress about as well as a photo."""
     random = np.random.default_rng(0)
-    shapes = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
-    soft = shapes.resize(size, Image.Resampling.BICUBIC)
+    blocks = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
+    smooth = blocks.resize(size, Image.Resampling.BICUBIC)
     grain = random.integers(-4, 5, (256, 256), np.int16)
     down, across = -(-size[1] // 256), -(-size[0] // 256)
     grain = np.tile(grain, (down, across))[: size[1], : size[0], None]
-    photo = Image.fromarray(np.clip(np.asarray(soft) + grain, 0, 255).astype(np.uint8))
+    photo = Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8))
     if mode == "I;16":
         return Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     if mode == "RGBA":
@@ -63,14 +62,15 @@ def picture(mode: str, size: tuple[int, int]) -> Image.Image:
 
 
 def encoded(name: str, size: tuple[int, int]) -> bytes:
+    """Returns an image in one of `FORMATS`."""
     mode, kind, options = FORMATS[name]
     buffer = io.BytesIO()
     picture(mode, size).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def least(work: Callable[[], object], budget: float = 0.3) -> float:
-    """CPU seconds of the quickest run, and at least three runs."""
+def min_cpu_seconds(work: Callable[[], object], budget: float = 0.3) -> float:
+    """Returns the CPU time of the fastest run, of at least three runs."""
     times: list[float] = []
     while len(times) < 3 or (sum(times) < budget and len(times) < 1000):
         start = time.process_time()
@@ -80,17 +80,19 @@ def least(work: Callable[[], object], budget: float = 0.3) -> float:
 
 
 def row(name: str, size: tuple[int, int]) -> str:
+    """Returns a row of the table of times."""
     data = encoded(name, size)
     limit = size[0] * size[1]
     upload = identify(data, limit)
-    header = least(lambda: [identify(data, limit) for _ in range(100)]) / 100
-    decode = least(upload.decode)
+    header = min_cpu_seconds(lambda: [identify(data, limit) for _ in range(100)]) / 100
+    decode = min_cpu_seconds(upload.decode)
     figures = f"{len(data) / 1024:8.0f}{header * 1e6:11.1f}{decode * 1e3:11.2f}"
     where = "event loop" if upload.is_bounded else "decoder"
     return f"{name:24}{f'{size[0]}x{size[1]}':>11}{figures}  {where}"
 
 
 def time_table() -> None:
+    """Prints the CPU times of all formats and sizes."""
     print(f"{'':24}{'size':>11}{'KiB':>8}{'header us':>11}{'decode ms':>11}")
     for name in FORMATS:
         for size in SIZES:
@@ -98,45 +100,48 @@ def time_table() -> None:
 
 
 def write(name: str, path: pathlib.Path) -> None:
+    """Writes an image of the maximum size to a file."""
     path.write_bytes(encoded(name, LIMIT))
 
 
 def peak() -> int:
-    """KiB this process has had at most; getrusage would hand on its parent's."""
+    """Returns the peak memory of this process in KiB. getrusage would include its parent's."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def growth(path: pathlib.Path) -> float:
-    """MiB by which decoding raises the peak of this process."""
+    """Returns the MiB by which decoding a file raises the peak memory of this process."""
     upload = identify(path.read_bytes(), LIMIT[0] * LIMIT[1])
     before = peak()
     upload.decode()
     return (peak() - before) / 1024
 
 
-def elsewhere(work: Callable[..., T], *arguments: object) -> T:
-    """In a process of its own, so that no peak hides another."""
+def in_new_process(work: Callable[..., T], *arguments: object) -> T:
+    """Calls `work` in a new process, whose peak memory is its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as process:
         return process.submit(work, *arguments).result()
 
 
 def memory_table() -> None:
+    """Prints the memory for each format at the pixel limit."""
     pixels = LIMIT[0] * LIMIT[1]
     print(f"{LIMIT[0]}x{LIMIT[1]:<20}{'MiB':>8}{'bytes/pixel':>13}")
     with tempfile.TemporaryDirectory() as folder:
         for name in FORMATS:
-            path = pathlib.Path(folder) / "picture"
-            elsewhere(write, name, path)
-            grown = elsewhere(growth, path)
+            path = pathlib.Path(folder) / "image"
+            in_new_process(write, name, path)
+            grown = in_new_process(growth, path)
             print(f"{name:25}{grown:8.0f}{grown * 2**20 / pixels:13.1f}", flush=True)
 
 
 def main() -> None:
+    """Prints one of the tables."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode_cost", description=summary)
-    parser.add_argument("--memory", action="store_true", help="the memory table instead")
+    parser.add_argument("--memory", action="store_true", help="print the memory table instead")
     if parser.parse_args().memory:
         memory_table()
     else:

@@ -1,11 +1,11 @@
-"""Which part of a photo the network should see: the middle square, or the whole squashed.
+"""Compares ways to fit a photo into the network's input: the center square, or the whole photo.
 
     python -m benchmarks.decode_fit --photos DIR [--model FOLDER] [--device cpu]
 
-DIR holds labelled photos named `<class>_<anything>.<jpg|png|webp|...>`; FOLDER is a version in the
-model store (default: the one that is served). Each photo goes through the product's own decoder
-once for each way to fit it; a shrink without antialiasing, as many a tutorial does, is
-there for reference. What `service.decoding.picture.window` does was chosen by this.
+DIR contains labeled photos named `<class>_<anything>.<jpg|png|webp|...>`. FOLDER is a version in
+the model store (default: the one that is served). The service's decoder decodes each photo once for
+each way. Scaling without antialiasing, which many tutorials do, is included for reference. The
+choice in `service.decoding.picture.window` is based on this comparison.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.engine import load_engine
 from service.decoding import picture
 from service.decoding.image import Pixels, identify
@@ -30,7 +30,9 @@ MAX_PIXELS = 64_000_000
 BATCH = 16
 
 
-def middle_square(data: bytes) -> Pixels:
+def center_square(data: bytes) -> Pixels:
+    """Decodes the center square."""
+
     def window(width: float, height: float) -> picture.Box:
         side = min(width, height)
         left, upper = (width - side) / 2, (height - side) / 2
@@ -41,6 +43,8 @@ def middle_square(data: bytes) -> Pixels:
 
 
 def squashed(data: bytes) -> Pixels:
+    """Decodes the whole photo, with its aspect ratio changed to a square."""
+
     def window(width: float, height: float) -> picture.Box:
         return 0, 0, width, height
 
@@ -49,7 +53,7 @@ def squashed(data: bytes) -> Pixels:
 
 
 def squashed_without_antialiasing(data: bytes) -> Pixels:
-    """Each pixel from its four nearest, whatever lies between."""
+    """Decodes the whole photo. Each pixel depends on its four nearest source pixels only."""
     photo = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     return np.asarray(
         photo.transform(
@@ -61,19 +65,20 @@ def squashed_without_antialiasing(data: bytes) -> Pixels:
     )
 
 
-FITS = (middle_square, squashed, squashed_without_antialiasing)
+FITS = (center_square, squashed, squashed_without_antialiasing)
 
 
 def read(folder: pathlib.Path, classes: Sequence[str]) -> tuple[list[bytes], npt.NDArray[np.intp]]:
-    """The photos, and the number of each one's class."""
+    """Returns the labeled photos and the index of each one's class."""
     named = [(path, path.name.partition("_")[0]) for path in sorted(folder.iterdir())]
     photos = [(path.read_bytes(), classes.index(name)) for path, name in named if name in classes]
     if not photos:
-        raise SystemExit(f"{folder} holds no file named <class>_..., with a class of {classes}")
+        raise SystemExit(f"{folder} contains no file named <class>_..., with a class of {classes}")
     return [data for data, _ in photos], np.array([label for _, label in photos])
 
 
 async def compare(photos: pathlib.Path, model: pathlib.Path, device: str) -> None:
+    """Classifies all photos in each way, and prints how many are right."""
     async with load_engine(model, device) as engine:
 
         async def predict(images: Sequence[Pixels]) -> npt.NDArray[np.intp]:
@@ -89,13 +94,14 @@ async def compare(photos: pathlib.Path, model: pathlib.Path, device: str) -> Non
     first = right[FITS[0]]
     print(f"{len(labels)} photos{'right':>30}{'':9}against {FITS[0].__name__}")
     for fit, hits in right.items():
-        # Only photos that the two fits judge differently say which is better.
+        # Only photos with different results tell which way is better.
         gained, lost = (hits & ~first).sum(), (first & ~hits).sum()
         name = fit.__name__.replace("_", " ")
         print(f"{name:32}{hits.sum():6} {hits.mean():6.1%}     +{gained} -{lost}")
 
 
 def main() -> None:
+    """Runs the comparison."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode_fit", description=summary)
     parser.add_argument("--photos", type=pathlib.Path, required=True, metavar="DIR")
@@ -103,7 +109,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     name = "cifar_resnet20_v1"
-    served = manifest.folder(manifest.STORE, name, manifest.latest(manifest.STORE, name))
+    served = versions.folder(manifest.STORE, name, versions.latest(manifest.STORE, name))
     asyncio.run(compare(options.photos, options.model or served, options.device))
 
 

@@ -1,13 +1,12 @@
-"""Decoder processes against threads of this process: latency alone, and throughput.
+"""Compares decoder processes with threads of this process: latency and throughput.
 
-    python -m benchmarks.decoders              a table, some minutes
+    python -m benchmarks.decoders              takes some minutes
     python -m benchmarks.decoders --rounds 9
 
-The same images are decoded by `service.decoding.pool.Decoders` and by as many threads, in turns of
-a second, so that what else the machine does is the same for both. Throughput is the median of the
-ratios of adjoining turns, with as many images under way as there are decoders. Both decode by the
-same code, Pillow's; the processes have an allocator that keeps freed memory, and pay for the way
-there and back.
+`service.decoding.pool.Decoders` and as many threads decode the same images in turns of a second, so
+that other work on the machine affects both alike. Throughput is the median of the ratios of
+adjacent turns, with as many images in flight as there are decoders. Both use the same code. The
+processes also transfer each image and its pixels, and their allocator keeps freed memory.
 """
 
 from __future__ import annotations
@@ -45,18 +44,18 @@ Decode = Callable[[EncodedImage], Awaitable[Pixels]]
 
 
 async def alone(decode: Decode, image: EncodedImage, seconds: float) -> float:
-    """Median milliseconds of one image at a time."""
-    took: list[float] = []
+    """Returns the median latency in milliseconds, with one image at a time."""
+    latencies: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(took) < 3:
+    while time.perf_counter() < end or len(latencies) < 3:
         began = time.perf_counter()
         await decode(image)
-        took.append(1000 * (time.perf_counter() - began))
-    return statistics.median(took)
+        latencies.append(1000 * (time.perf_counter() - began))
+    return statistics.median(latencies)
 
 
-async def throughput(decode: Decode, image: EncodedImage, at_once: int, seconds: float) -> float:
-    """Images per second with `at_once` of them under way."""
+async def throughput(decode: Decode, image: EncodedImage, count: int, seconds: float) -> float:
+    """Returns images per second, with `count` of them in flight."""
     began = time.perf_counter()
     done = 0
 
@@ -66,11 +65,12 @@ async def throughput(decode: Decode, image: EncodedImage, at_once: int, seconds:
             await decode(image)
             done += 1
 
-    await asyncio.gather(*(repeat() for _ in range(at_once)))
+    await asyncio.gather(*(repeat() for _ in range(count)))
     return done / (time.perf_counter() - began)
 
 
 async def main(rounds: int, seconds: float) -> None:
+    """Measures all images and prints a Markdown table."""
     count = cores()
     loop = asyncio.get_running_loop()
     decoders = Decoders(limits(count, MEMORY, 10.0), on_kill=print)
@@ -83,21 +83,21 @@ async def main(rounds: int, seconds: float) -> None:
             return await decoders.run(image, "benchmark", 60.0)
 
         print(f"{count} cores, {rounds} rounds of {seconds:g} s")
-        print("| picture | thread, ms | process, ms | throughput, process / thread | error |")
+        print("| image | thread, ms | process, ms | throughput, process / thread | error |")
         print("|---|---|---|---|---|")
         async with decoders.running():
             for name, (kind, size) in IMAGES.items():
                 image = identify(encoded(kind, size), 64_000_000)
                 await by_processes(image)
-                lone: dict[Decode, list[float]] = {by_threads: [], by_processes: []}
+                latencies: dict[Decode, list[float]] = {by_threads: [], by_processes: []}
                 ratios = []
                 for _ in range(rounds):
-                    for decode, times in lone.items():
+                    for decode, times in latencies.items():
                         times.append(await alone(decode, image, seconds / 2))
                     before = await throughput(by_threads, image, count, seconds)
                     now = await throughput(by_processes, image, count, seconds)
                     ratios.append(now / before)
-                thread, process = (statistics.median(times) for times in lone.values())
+                thread, process = (statistics.median(times) for times in latencies.values())
                 error = statistics.stdev(ratios) / len(ratios) ** 0.5
                 ratio = statistics.median(ratios)
                 print(
@@ -110,6 +110,6 @@ async def main(rounds: int, seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decoders")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn (%(default)s)")
     arguments = parser.parse_args()
     uvloop.run(main(arguments.rounds, arguments.seconds))

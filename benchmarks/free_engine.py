@@ -1,4 +1,4 @@
-"""The service with an engine that costs nothing: what is left is the front end.
+"""The service with an engine that costs nothing, which leaves the cost of the front end.
 
 python -m benchmarks.free_engine
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
-from model_store.manifest import Manifest, Normalisation, Parameters
+from model_store.manifest import Manifest, Normalization, Parameters
 from model_store.precision import Precision
 from model_store.training.cifar10 import CLASSES, MEAN, STD
 from service.__main__ import main
@@ -24,19 +24,20 @@ ROW = np.array([0.91 if name == "horse" else 0.01 for name in CLASSES], dtype=np
 
 
 class FreeEngine:
-    """Every picture is a horse, and that is known at once."""
+    """Classifies every image as a horse, immediately."""
 
     model = Manifest(
         name="free",
         version="1",
         architecture="cifar_resnet20_v1",
         classes=CLASSES,
-        normalisation=Normalisation(mean=MEAN, std=STD),
+        normalisation=Normalization(mean=MEAN, std=STD),
         parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
     )
     device = Device(None, "cpu", "as asked")
     precision = Precision("fp32", "as asked")
     lanes = 1
+    max_in_flight = 2
     gpu_memory: GpuMemory | None = None
     on_assembled: Callable[[float], None] | None = None
 
@@ -56,6 +57,7 @@ class FreeEngine:
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[FreeEngine]:
+    """Yields the engine, in place of `service.app.load_engine`."""
     yield FreeEngine()
 
 

@@ -1,87 +1,105 @@
-"""What does a request cost in front of the network: HTTP, form, decoding, batching, JSON?
+"""Measures what a request costs outside the network: HTTP, form, decoding, batching, JSON.
 
     python -m benchmarks.front_end
 
-CPU time of the server's process for each request, with an engine that costs nothing, next to a
-FastAPI endpoint that does nothing and to one written the usual way (`UploadFile`, Pillow, a
-response model), each on one uvicorn with the same settings and under the same load. Rounds take
-turns, and what counts is the ratio within a round: machines differ, and are busy.
+The result is the CPU time of the server per request, with an engine that costs nothing. Beside it
+stand a FastAPI endpoint that does nothing and one written as in tutorials (`UploadFile`, Pillow, a
+response model). All run on one uvicorn with the same settings and under the same load, in turns. A
+machine's speed changes, so only ratios within a round count.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import pathlib
 import statistics
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.process import cost, serving
+from benchmarks.endpoint import SMALL, Endpoint, require_success
+from benchmarks.processes import exit_on_sigterm
+from benchmarks.servers import module, serving
 
 CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """`python -m module` serves it and logs its address; `path` is what is asked for."""
+class Case:
+    """An endpoint to measure: `path` of the server that `python -m module` runs."""
 
     name: str
     module: str
     path: str
     raw: bool
+    """Send images as the body instead of in a form."""
 
 
-NOTHING = Endpoint("FastAPI that does nothing", "benchmarks.plain_fastapi", "/nothing", True)
-ENDPOINTS = (
+NOTHING = Case("FastAPI that does nothing", "benchmarks.plain_fastapi", "/nothing", True)
+CASES = (
     NOTHING,
-    Endpoint("Shoal, raw body", "benchmarks.free_engine", "/predict", True),
-    Endpoint("Shoal, form", "benchmarks.free_engine", "/predict", False),
-    Endpoint("the usual FastAPI, form", "benchmarks.plain_fastapi", "/predict", False),
+    Case("Shoal, raw body", "benchmarks.free_engine", "/predict", True),
+    Case("Shoal, form", "benchmarks.free_engine", "/predict", False),
+    Case("FastAPI as in tutorials, form", "benchmarks.plain_fastapi", "/predict", False),
 )
 
 
-async def measure(
-    rounds: int, seconds: float, endpoints: Sequence[Endpoint] = ENDPOINTS
-) -> AsyncGenerator[dict[str, list[float]]]:
-    """CPU seconds a request, by endpoint and round, as they stand after each round."""
-    found: dict[str, list[float]] = {endpoint.name: [] for endpoint in endpoints}
-    async with AsyncExitStack() as stack:
-        modules = {endpoint.module for endpoint in endpoints}
-        servers = {module: await stack.enter_async_context(serving(module)) for module in modules}
+def measure(
+    rounds: int, seconds: float, cases: Sequence[Case] = CASES
+) -> Iterator[dict[str, list[float]]]:
+    """Measures endpoints in turns.
+
+    Args:
+        rounds: Number of rounds. One more, before them, warms up.
+        seconds: Length of a measurement.
+        cases: The endpoints.
+
+    Yields:
+        After each round, name -> CPU seconds per request in each round so far.
+    """
+    results: dict[str, list[float]] = {case.name: [] for case in cases}
+    with ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = {
+            name: stack.enter_context(serving(module(name), folder / name))
+            for name in {case.module for case in cases}
+        }
+        endpoints = {
+            case.name: Endpoint(servers[case.module], case.raw, case.path) for case in cases
+        }
+        for endpoint in endpoints.values():
+            endpoint.wait()
         for number in range(-1, rounds):
-            for endpoint in endpoints:
-                process = servers[endpoint.module]
-                spent = await cost(process, endpoint.path, endpoint.raw, seconds, CONNECTIONS)
+            for name, endpoint in endpoints.items():
+                measurement = endpoint.closed_loop(SMALL, CONNECTIONS, seconds)
+                require_success(measurement.run)
                 if number >= 0:  # the first round warms up
-                    found[endpoint.name].append(spent)
+                    results[name].append(measurement.cpu)
             if number >= 0:
-                yield found
+                yield results
 
 
-def ratios(found: dict[str, list[float]], name: str) -> Sequence[float]:
-    """By round, against the endpoint that does nothing."""
-    return [a / b for a, b in zip(found[name], found[NOTHING.name], strict=True)]
-
-
-async def run(rounds: int, seconds: float) -> None:
-    async with aclosing(measure(rounds, seconds)) as measured:
-        found = [found async for found in measured][-1]
-    print(f"{'':28}{'us a request':>14}{'ratio':>8}   least to most, {rounds} rounds")
-    for name, spent in found.items():
-        by_round = ratios(found, name)
-        print(
-            f"{name:28}{1e6 * statistics.median(spent):14.0f}{statistics.median(by_round):8.2f}"
-            f"   {min(by_round):.2f} to {max(by_round):.2f}"
-        )
+def ratios(results: dict[str, list[float]], name: str) -> Sequence[float]:
+    """Returns the cost of an endpoint in each round, relative to the one that does nothing."""
+    return [a / b for a, b in zip(results[name], results[NOTHING.name], strict=True)]
 
 
 def main() -> None:
+    """Measures all endpoints and prints a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.front_end", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     options = parser.parse_args()
-    asyncio.run(run(options.rounds, options.seconds))
+    exit_on_sigterm()
+    *_, results = measure(options.rounds, options.seconds)
+    print(f"{'':30}{'us per request':>14}{'ratio':>8}   min to max, {options.rounds} rounds")
+    for name, costs in results.items():
+        by_round = ratios(results, name)
+        print(
+            f"{name:30}{1e6 * statistics.median(costs):14.0f}{statistics.median(by_round):8.2f}"
+            f"   {min(by_round):.2f} to {max(by_round):.2f}"
+        )
 
 
 if __name__ == "__main__":

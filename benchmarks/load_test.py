@@ -1,4 +1,4 @@
-"""The load test beside the other benchmarks: `shoal bench`, whose figures and plot go to results/.
+"""Runs `shoal bench` and writes its results and plot to benchmarks/results/.
 
 python -m benchmarks.load_test --rate 100,200,400
 """

@@ -1,4 +1,4 @@
-"""FastAPI as tutorials write it, to compare with: `/nothing`, and `/predict` without a network.
+"""FastAPI as in tutorials, for comparison: `/nothing`, and `/predict` without a network.
 
 python -m benchmarks.plain_fastapi
 """
@@ -23,7 +23,7 @@ app = FastAPI()
 
 
 class Prediction(BaseModel):
-    """As rich as Shoal's answer."""
+    """An answer with as many fields as Shoal's."""
 
     label: str
     probability: float
@@ -33,11 +33,13 @@ class Prediction(BaseModel):
 
 @app.api_route("/nothing", methods=["GET", "POST"])
 async def nothing() -> dict[str, str]:
+    """Returns a fixed answer."""
     return {"status": "ok"}
 
 
 @app.post("/predict")
 async def predict(img: Annotated[UploadFile, "an image"]) -> Prediction:
+    """Decodes the image and returns a fixed class."""
     image = Image.open(io.BytesIO(await img.read())).convert("RGB").resize((32, 32))
     pixels = np.asarray(image, dtype=np.float32) / 255
     row = np.full(len(CLASSES), 0.01 + 0 * pixels[0, 0, 0])

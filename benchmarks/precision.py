@@ -1,11 +1,11 @@
-"""What an image costs in int8 and in fp32, by bucket: CPU seconds, in interleaved rounds.
+"""Measures the CPU time per image in int8 and in fp32, for each batch size.
 
     python -m benchmarks.precision cifar_resnet20_v1/2 --store model_store/models
 
-Both engines live in this process, each on its own thread and one OpenMP thread, and take turns:
-whatever else the machine does meets both alike, and CPU seconds do not count what others use. The
-medians of the rounds are compared. Whole `infer` is counted: normalisation, the copy to MXNet, the
-network, the softmax. `--json FILE` writes the figures down.
+Both engines run in this process, each on its own thread with one OpenMP thread, and compute in
+turns, so that other work on the machine affects both alike. Medians of the rounds are compared. The
+time is that of `infer`: normalization, the copy to MXNet, the network and the softmax. `--json
+FILE` writes the results to a file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.engine import GluonEngine, load_engine
 from model_store.precision import INT8_FLAGS, cpu_flags
 
@@ -27,15 +27,15 @@ PRECISIONS = ("fp32", "int8")
 
 
 async def measure(folder: pathlib.Path, rounds: int, batches: int) -> dict[int, dict[str, float]]:
-    """Bucket -> precision -> median CPU seconds an image."""
+    """Returns bucket -> precision -> median CPU seconds per image."""
     async with (
-        load_engine(folder, "cpu", 1, 64, "fp32") as whole,
-        load_engine(folder, "cpu", 1, 64, "int8") as less,
+        load_engine(folder, "cpu", 1, 64, "fp32") as fp32,
+        load_engine(folder, "cpu", 1, 64, "int8") as int8,
     ):
-        engines = dict(zip(PRECISIONS, (whole, less), strict=True))
+        engines = dict(zip(PRECISIONS, (fp32, int8), strict=True))
         return {
             bucket: await _measure(engines, bucket, rounds, batches)
-            for bucket in whole.warm_up_seconds
+            for bucket in fp32.warm_up_seconds
         }
 
 
@@ -54,24 +54,27 @@ async def _measure(
 
 
 def main() -> None:
+    """Measures one version and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", metavar="NAME/VERSION", help="one that is calibrated for int8")
+    parser.add_argument(
+        "model", metavar="NAME/VERSION", help="a version that is calibrated for int8"
+    )
     parser.add_argument("--store", type=pathlib.Path, default=manifest.STORE)
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--batches", type=int, default=10, help="in a round, of each precision")
+    parser.add_argument("--batches", type=int, default=10, help="of each precision in a round")
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
     name, _, version = options.model.partition("/")
-    folder = manifest.folder(options.store, name, version)
-    found = asyncio.run(measure(folder, options.rounds, options.batches))
-    has = [flag for flag in INT8_FLAGS if flag in cpu_flags()]
-    print(f"{options.model} on a CPU with {', '.join(has) or 'none of ' + ', '.join(INT8_FLAGS)}")
-    print("images together   fp32 images/CPU s   int8 images/CPU s   int8 is")
-    for bucket, seconds in found.items():
-        whole, less = seconds["fp32"], seconds["int8"]
-        print(f"{bucket:15}   {1 / whole:17,.0f}   {1 / less:17,.0f}   {whole / less:.2f} x")
+    folder = versions.folder(options.store, name, version)
+    results = asyncio.run(measure(folder, options.rounds, options.batches))
+    flags = [flag for flag in INT8_FLAGS if flag in cpu_flags()]
+    print(f"{options.model} on a CPU with {', '.join(flags) or 'none of ' + ', '.join(INT8_FLAGS)}")
+    print("     batch size   fp32 images/CPU s   int8 images/CPU s   speedup")
+    for bucket, seconds in results.items():
+        fp32, int8 = seconds["fp32"], seconds["int8"]
+        print(f"{bucket:15}   {1 / fp32:17,.0f}   {1 / int8:17,.0f}   {fp32 / int8:.2f} x")
     if options.json is not None:
-        options.json.write_text(json.dumps({"flags": has, "seconds": found}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"flags": flags, "seconds": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""When do 128 requests arrive that were sent together? Recorded at the batcher of a real service.
+"""Records when 128 requests that are sent at the same moment arrive at the batcher.
 
     python -m benchmarks.record_burst
 
-128 clients, connected and idle, each send a small JPEG at the same moment over loopback. What is
-written, `benchmarks/simulation/burst.json`, is the seconds from the first arrival at the batcher to
-each; the simulator plays it back.
+128 clients, connected and idle, each send a small JPEG to a real service over loopback. The seconds
+from the first arrival to each are written to benchmarks/simulation/burst.json, from where the
+simulator replays them.
 """
 
 from __future__ import annotations
@@ -17,47 +17,48 @@ from pathlib import Path
 
 import uvloop
 
-from batching.policy import Arrivals
+from batching.arrivals import Arrivals
 from service.app import create_app
 from service.server.server import Server
 from service.settings import Settings
 from shoal.load import images
+from shoal.load.connection import connect
 from tests.fakes import FakeEngine
 
 FILE = Path(__file__).parent / "simulation" / "burst.json"
-TOGETHER = 128
+CLIENTS = 128
 PORT = 8765
 
 
 async def client(request: bytes, connected: asyncio.Barrier) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+    """Connects, waits for the other clients, and sends one request."""
+    connection = await connect("127.0.0.1", PORT)
     await connected.wait()
-    writer.write(request)
-    await reader.readuntil(b"}}")
-    writer.close()
+    await connection.request(request, 60.0)
+    connection.close()
 
 
 async def record() -> list[float]:
-    """Seconds from the first arrival, in order."""
+    """Returns the seconds from the first arrival to each, in order."""
     moments: list[float] = []
-    note = Arrivals.note
+    original = Arrivals.record
 
-    def noted(self: Arrivals, now: float) -> None:
+    def recording(self: Arrivals, now: float) -> None:
         moments.append(now)
-        note(self, now)
+        original(self, now)
 
-    Arrivals.note = noted  # type: ignore[method-assign]  # the only one who knows the moment
+    Arrivals.record = recording  # type: ignore[method-assign]  # nothing else has the moment
     settings = Settings(port=PORT, log_level="error", request_timeout=60)
     server = Server(create_app(settings, FakeEngine().load), settings)
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110  # as uvicorn itself waits
+    while not server.started:  # noqa: ASYNC110  # uvicorn offers no event
         await asyncio.sleep(0.05)
     url = urllib.parse.urlsplit(f"http://127.0.0.1:{PORT}/predict")
-    pictures = images.made_up(32)
-    for _ in range(3):  # the last one counts: by then everything is warm
+    pictures = images.generate(32)
+    for _ in range(3):  # only the last one counts, the others warm up
         moments.clear()
-        connected = asyncio.Barrier(TOGETHER)
-        requests = [images.request(url, pictures[n % 64], raw=True) for n in range(TOGETHER)]
+        connected = asyncio.Barrier(CLIENTS)
+        requests = [images.request(url, pictures[n % 64], raw=True) for n in range(CLIENTS)]
         await asyncio.gather(*(client(request, connected) for request in requests))
         await asyncio.sleep(0.2)
     server.should_exit = True
@@ -66,6 +67,7 @@ async def record() -> list[float]:
 
 
 def main() -> None:
+    """Records and writes the file."""
     began = time.perf_counter()
     offsets = uvloop.run(record())
     FILE.write_text(json.dumps([round(offset, 6) for offset in offsets]) + "\n")

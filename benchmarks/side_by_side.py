@@ -1,12 +1,13 @@
-"""How does the throughput of servers compare, and how near is ours to what FastAPI allows?
+"""Compares the throughput of servers that run at the same time, Shoal and a minimal one among them.
 
-    make side-by-side                      (Mosec takes part once `make bench-rivals` has set it up)
+    make side-by-side                      (after `make bench-rivals`, with Mosec)
     python -m benchmarks.side_by_side Mosec "Shoal in int8" --rounds 20
 
-All run at once and are loaded in turns, a second each: what a machine is worth changes from second
-to second, and so only a ratio within a round counts. Raw bodies, small pictures. `least` reads the
-body and computes the same network on the same engine, on FastAPI, and does nothing else
-(benchmarks/baselines/fastapi_least.py). `idle` is the machine's, start and end of a turn included.
+The servers are loaded in turns of one second. A machine's speed changes from second to second, so
+only ratios within a round count. Requests are small images as raw bodies. `least` is the minimal
+server: FastAPI that reads the body and computes the same network on the same engine, and nothing
+else (benchmarks/baselines/fastapi_least.py). `idle` is the idle share of the whole machine during a
+turn, including its start and its end.
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import pathlib
-import signal
 import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.compare import SMALL, TERMINATED, WARM_UP, Entrance, leave
-from benchmarks.contestants import CONTESTANTS, INT8, MOSEC, OURS, SHOAL, Contestant, serving
+from benchmarks.compare import WARM_UP
+from benchmarks.competitors import COMPETITORS, INT8, MOSEC, SHOAL, Competitor
+from benchmarks.endpoint import SMALL, Endpoint, require_success
+from benchmarks.processes import TERMINATED, exit_on_sigterm
+from benchmarks.ratios import Ratio
+from benchmarks.servers import module
 
-MODULE = "benchmarks.baselines.fastapi_least"
 LEAST = [
-    Contestant(
+    Competitor(
         f"least in {precision}",
-        (OURS, "-m", MODULE),
+        module("benchmarks.baselines.fastapi_least"),
         (True,),
         environment={
             "SHOAL_PRECISION": precision,
@@ -38,108 +41,111 @@ LEAST = [
     )
     for precision in ("fp32", "int8")
 ]
-KNOWN = {c.name: c for c in [*CONTESTANTS, *LEAST] if True in c.raw}
+BY_NAME = {c.name: c for c in [*COMPETITORS, *LEAST] if True in c.raw}
 SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Requests a second, CPU seconds a request, seconds, and the idle share of the machine."""
+    """Results of one server in one round."""
 
     throughput: float
+    """Requests per second."""
     cpu: float
+    """CPU seconds per request."""
     p99: float
+    """99th percentile of the latency, in seconds."""
     idle: float
+    """Idle share of the machine."""
 
 
-def turn(entrance: Entrance, connections: int) -> Turn:
-    """Raises RuntimeError unless all it answers is 200."""
-    cpu, (idle, total) = entrance.server.cpu_seconds(), _ticks()
-    run = entrance.closed(SMALL, connections, SECONDS)
-    cpu, (idle_then, total_then) = entrance.server.cpu_seconds() - cpu, _ticks()
-    if set(run.statuses) != {"200"}:
-        raise RuntimeError(f"answers under load: {run.statuses}")
+def turn(endpoint: Endpoint, connections: int) -> Turn:
+    """Measures one server. Raises RuntimeError unless every answer is 200."""
+    idle, total = _ticks()
+    measurement = endpoint.closed_loop(SMALL, connections, SECONDS, WARM_UP)
+    idle_after, total_after = _ticks()
+    require_success(measurement.run)
     return Turn(
-        run.achieved,
-        cpu / max(run.achieved * (WARM_UP + SECONDS), 1),
-        run.latency_of_all["p99"],
-        (idle_then - idle) / (total_then - total),
+        measurement.run.achieved,
+        measurement.cpu,
+        measurement.run.latency_of_all["p99"],
+        (idle_after - idle) / (total_after - total),
     )
 
 
 def measure(names: list[str], rounds: int, connections: int) -> dict[str, list[Turn]]:
-    """Raises RuntimeError where one does not answer."""
+    """Measures servers in turns. Raises RuntimeError if one does not answer."""
     with ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        entrances = {
-            name: Entrance(stack.enter_context(serving(KNOWN[name], folder / name)), raw=True)
+        endpoints = {
+            name: Endpoint(stack.enter_context(BY_NAME[name].serving(folder / name)), raw=True)
             for name in names
         }
-        for entrance in entrances.values():
-            entrance.wait()
-        found: dict[str, list[Turn]] = {name: [] for name in names}
+        for endpoint in endpoints.values():
+            endpoint.wait()
+        turns: dict[str, list[Turn]] = {name: [] for name in names}
         for _ in range(rounds):
-            for name, entrance in entrances.items():
-                found[name].append(turn(entrance, connections))
-        return found
+            for name, endpoint in endpoints.items():
+                turns[name].append(turn(endpoint, connections))
+        return turns
 
 
-def table(found: dict[str, list[Turn]]) -> str:
-    """In Markdown; ratios are to the first, with their standard errors."""
-    name, first = next(iter(found.items()))
+def table(turns: dict[str, list[Turn]]) -> str:
+    """Returns a Markdown table; ratios to the first server have their standard errors."""
+    first_name, first = next(iter(turns.items()))
     rows = [
-        f"| | requests/s | of {name} | CPU, ms a request | p99, ms | idle |",
+        f"| | requests/s | of {first_name} | CPU, ms per request | p99, ms | idle |",
         "|---|---|---|---|---|---|",
     ]
-    for name, turns in found.items():
-        ratios = [a.throughput / b.throughput for a, b in zip(turns, first, strict=True)]
-        error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    for name, own in turns.items():
+        ratio = Ratio.of([t.throughput for t in own], [t.throughput for t in first])
         rows.append(
-            f"| {name} | {statistics.mean(t.throughput for t in turns):,.0f} "
-            f"| {statistics.mean(ratios):.2f} ({error:.2f}) "
-            f"| {1e3 * statistics.mean(t.cpu for t in turns):.2f} "
-            f"| {1e3 * statistics.mean(t.p99 for t in turns):.0f} "
-            f"| {statistics.mean(t.idle for t in turns):.0%} |"
+            f"| {name} | {statistics.mean(t.throughput for t in own):,.0f} "
+            f"| {ratio.mean:.2f} ({ratio.error:.2f}) "
+            f"| {1e3 * statistics.mean(t.cpu for t in own):.2f} "
+            f"| {1e3 * statistics.mean(t.p99 for t in own):.0f} "
+            f"| {statistics.mean(t.idle for t in own):.0%} |"
         )
     return "\n".join(rows)
 
 
 def _ticks() -> tuple[int, int]:
-    """Of all cores since the start, idle and in all."""
+    """Returns the idle time and the total time of all cores since the start of the machine."""
     row = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
     ticks = [int(one) for one in row]
     return ticks[3] + ticks[4], sum(ticks)
 
 
 def main() -> int:
+    """Runs the comparison. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.side_by_side",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    usual = (MOSEC, "least in fp32", SHOAL, "least in int8", INT8)
+    default = (MOSEC, "least in fp32", SHOAL, "least in int8", INT8)
     add = parser.add_argument
     add(
         "names",
         nargs="*",
-        default=[name for name in usual if KNOWN[name].set_up],
-        help=f"of: {', '.join(KNOWN)}",
+        default=[name for name in default if BY_NAME[name].installed],
+        help=f"of: {', '.join(BY_NAME)}",
     )
     add("--rounds", type=int, default=20, help="(%(default)s)")
     add("--connections", type=int, default=64, help="(%(default)s)")
     options = parser.parse_args()
     for name in options.names:
-        if name not in KNOWN:
-            parser.error(f"{name} is none of {', '.join(KNOWN)}")
-        if not KNOWN[name].set_up:
-            parser.error(f"{name} is not set up: make bench-rivals")
+        if name not in BY_NAME:
+            parser.error(f"{name} is not one of {', '.join(BY_NAME)}")
+        if not BY_NAME[name].installed:
+            parser.error(f"{name} is not installed. Run `make bench-rivals`")
     if options.rounds < 2:
-        parser.error("a standard error takes two rounds")
-    signal.signal(signal.SIGTERM, leave)
+        parser.error("--rounds must be at least 2: a standard error needs two rounds")
+    exit_on_sigterm()
     try:
         print(table(measure(options.names, options.rounds, options.connections)))
-    except RuntimeError as trouble:
-        print(trouble, file=sys.stderr)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
         return 1
     except asyncio.CancelledError:
         return TERMINATED

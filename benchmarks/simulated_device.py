@@ -1,8 +1,8 @@
-"""The service with a device that sleeps: 1 ms a batch and 0.02 ms an image, as a small GPU might.
+"""The service with a device that sleeps 1 ms per batch and 0.02 ms per image, like a small GPU.
 
     python -m benchmarks.simulated_device
 
-The cores are then for the front ends and for whoever asks them.
+This leaves the cores to the front ends and to the load generator.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def seconds(size: int) -> float:
-    """What a batch takes."""
+    """Returns the time for a batch of `size` images."""
     return BATCH_SECONDS + IMAGE_SECONDS * size
 
 
 class SimulatedDevice(FreeEngine):
-    """Takes one batch at a time, on a thread of its own, like the real engine."""
+    """Computes one batch at a time on its own thread, like the real engine."""
 
     device = Device(None, "gpu", "simulated")
+    max_in_flight = 1  # as on a CPU: benchmarks with it are about the front ends
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread
@@ -49,6 +50,7 @@ class SimulatedDevice(FreeEngine):
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[SimulatedDevice]:
+    """Yields the engine, in place of `service.app.load_engine`."""
     with ThreadPoolExecutor(1) as thread:
         yield SimulatedDevice(thread)
 

@@ -1,7 +1,9 @@
-"""The service, with a clock on each stage of a request: CPU time of the event loop's thread,
-charged to whichever stage runs. On SIGUSR1 it tells what there is so far, in a line on stdout.
+"""The service with a clock on each stage of a request.
 
-python -m benchmarks.stage_clock
+    python -m benchmarks.stage_clock
+
+The clock charges the CPU time of the event loop's thread to the stage that runs. On SIGUSR1 it
+prints the totals so far as a line of JSON.
 """
 
 from __future__ import annotations
@@ -44,40 +46,47 @@ CLOCKED: tuple[tuple[Any, str, str], ...] = (
     (Metrics, "count_batch", "respond"),
     (Output, "flush", "respond"),
 )
-"""Where each stage begins. Within one that is not told otherwise, what it calls is its own; outside
-of all is the loop itself, which reads."""
+"""Owner, name and stage of the functions that begin a stage. What they call belongs to the same
+stage unless it is listed itself. Outside all of them runs the event loop, which counts as `read`.
+"""
 
 
 class StageClock:
-    """Seconds of this thread by stage, each moment charged to the innermost one."""
+    """CPU seconds of this thread by stage. Time is charged to the innermost stage."""
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
+        """Starts in the stage `read`.
+
+        Args:
+            clock: Returns seconds.
+        """
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.own = 0.0
-        """Seconds that a look at the clock takes, there and back, which are no stage's."""
+        """Seconds that entering and leaving a stage take, subtracted from the outer stage."""
         self._clock = clock
         self._thread = threading.get_ident()
         self._stages = ["read"]
         self._since = clock()
 
     def enter(self, stage: str) -> None:
+        """Begins a stage inside the present one."""
         if threading.get_ident() == self._thread:
             self._charge()
             self._stages.append(stage)
 
     def leave(self) -> None:
+        """Returns to the outer stage."""
         if threading.get_ident() == self._thread:
             self._charge()
             self._stages.pop()
             self.seconds[self._stages[-1]] -= self.own
 
-    def tell(self, *_: object) -> None:
-        """All so far. Small pictures are decoded on this thread: what the others take is the
-        engine's, whose own threads Python does not know."""
+    def print(self, *_: object) -> None:
+        """Prints the totals. Time of other threads is the engine's, since this thread decodes."""
         self._charge()
-        found = dict(self.seconds)
-        found["infer"] += time.process_time() - time.thread_time()
-        print(json.dumps({"stages": found}), flush=True)
+        totals = dict(self.seconds)
+        totals["infer"] += time.process_time() - time.thread_time()
+        print(json.dumps({"stages": totals}), flush=True)
 
     def _charge(self) -> None:
         now = self._clock()
@@ -86,7 +95,7 @@ class StageClock:
 
 
 class _Steps:
-    """An awaitable whose every step is charged to a stage; what it waits for in between is not."""
+    """An awaitable whose steps are charged to a stage; the time between them is not."""
 
     def __init__(self, awaited: Coroutine[Any, Any, Any], clock: StageClock, stage: str) -> None:
         self._awaited, self._clock, self._stage = awaited, clock, stage
@@ -109,10 +118,10 @@ class _Steps:
 
 
 def clocked(call: Callable[..., Any], clock: StageClock, stage: str) -> Callable[..., Any]:
-    """`call`, function or coroutine function, charged to `stage`."""
+    """Returns a function or coroutine function like `call` whose time is charged to `stage`."""
 
     @functools.wraps(call)
-    def plainly(*args: Any, **kwargs: Any) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
         clock.enter(stage)
         try:
             return call(*args, **kwargs)
@@ -120,27 +129,27 @@ def clocked(call: Callable[..., Any], clock: StageClock, stage: str) -> Callable
             clock.leave()
 
     @functools.wraps(call)
-    async def stepwise(*args: Any, **kwargs: Any) -> Any:
+    async def timed_coroutine(*args: Any, **kwargs: Any) -> Any:
         awaited: Awaitable[Any] = _Steps(call(*args, **kwargs), clock, stage)
         return await awaited
 
     is_coroutine = call.__code__.co_flags & 0x80  # inspect.CO_COROUTINE
-    return stepwise if is_coroutine else plainly
+    return timed_coroutine if is_coroutine else timed
 
 
 def own_seconds(times: int = 20_000) -> float:
-    """What being clocked adds to a call."""
+    """Returns the seconds that the clock adds to a call."""
 
     def nothing() -> None:
         pass
 
-    found = []
+    per_call = []
     for call in (nothing, clocked(nothing, StageClock(), "read")):
         began = time.thread_time()
         for _ in range(times):
             call()
-        found.append((time.thread_time() - began) / times)
-    return found[1] - found[0]
+        per_call.append((time.thread_time() - began) / times)
+    return per_call[1] - per_call[0]
 
 
 if __name__ == "__main__":
@@ -148,5 +157,5 @@ if __name__ == "__main__":
     stage_clock.own = own_seconds()
     for owner, name, stage in CLOCKED:
         setattr(owner, name, clocked(getattr(owner, name), stage_clock, stage))
-    signal.signal(signal.SIGUSR1, stage_clock.tell)
+    signal.signal(signal.SIGUSR1, stage_clock.print)
     sys.exit(main())

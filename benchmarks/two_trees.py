@@ -1,45 +1,40 @@
-"""How does a change of the code change its speed? Two checkouts, loaded in turns.
+"""Measures how a change of the code changes its speed: two checkouts, loaded in turns.
 
     git worktree add ../before v0.1.0
     python -m benchmarks.two_trees ../before . --rounds 16
 
-Both servers run at once, by this interpreter and with the same settings, and are loaded in turns of
-a second: what a machine is worth changes from second to second, so only a ratio within a round
-counts. CPU time is that of the server and of all processes below it. `--start` measures how long
-they take until they are ready instead, each started alone.
+Both servers run at the same time, with this interpreter and the same settings, and are loaded in
+turns of one second. A machine's speed changes from second to second, so only ratios within a round
+count. CPU time is that of all processes of a server. With `--start`, each server is started alone,
+and the time until it is ready is measured instead.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import asyncio
 import pathlib
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import uvloop
+from benchmarks.endpoint import LARGE, SMALL, VGA, Endpoint, require_success
+from benchmarks.processes import TERMINATED, exit_on_sigterm
+from benchmarks.ratios import Ratio
+from benchmarks.servers import Server, module, serving
+from shoal.load.images import Picture
 
-from benchmarks.process import cpu_seconds
-from shoal.load import images
-from shoal.load.generator import Generator, Job
-from shoal.load.report import summarise
-
-START_UP = 60.0
 SECONDS = 1.0
-SMALL, VGA = images.made_up(32), images.made_up(640, 8, 480)
-LARGE = images.made_up(4000, 2, 3000)
 
 
 @dataclass(frozen=True)
 class Load:
-    pictures: list[images.Picture]
+    """Images, how they are sent, and how many at the same time."""
+
+    pictures: list[Picture]
     raw: bool
     connections: int
 
@@ -56,144 +51,105 @@ LOADS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """Requests per second, CPU seconds per request, and the median latency in seconds."""
+    """Results of one server in one round."""
 
     throughput: float
+    """Requests per second."""
     cpu: float
+    """CPU seconds per request."""
     latency: float
-
-
-class Server:
-    """`python -m service` in a checkout."""
-
-    def __init__(self, tree: pathlib.Path, port: int, environment: dict[str, str]) -> None:
-        self.url = f"http://127.0.0.1:{port}/predict"
-        self._ready = f"http://127.0.0.1:{port}/readyz"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
-            cwd=tree,
-            env={**os.environ, "SHOAL_LOG_LEVEL": "error", "SHOAL_PORT": str(port), **environment},
-        )
-
-    def wait(self) -> None:
-        """Until it is ready. Raises RuntimeError."""
-        end = time.monotonic() + START_UP
-        while time.monotonic() < end and self.process.poll() is None:
-            with suppress(OSError), urllib.request.urlopen(self._ready) as answer:  # noqa: S310
-                if answer.status == 200:
-                    return
-            time.sleep(0.01)
-        raise RuntimeError(f"{self.url} is not ready")
-
-    def cpu_seconds(self) -> float:
-        """Of the server and all processes below it."""
-        return sum(cpu_seconds(pid) for pid in _family(self.process.pid))
+    """Median, in seconds."""
 
 
 def turn(server: Server, load: Load) -> Turn:
-    """Raises RuntimeError unless every answer is 200."""
-    url = urllib.parse.urlsplit(server.url)
-    job = Job(
-        url=server.url,
-        requests=[images.request(url, picture, load.raw) for picture in load.pictures],
-        expected=[None] * len(load.pictures),
-        duration=SECONDS,
-        timeout=20.0,
-        seed=1,
-        times=None,
-        concurrency=load.connections,
-    )
-    before = server.cpu_seconds()
-    found = uvloop.run(Generator(job, lambda answered, failed: None).run())
-    cpu = server.cpu_seconds() - before
-    run = summarise("", None, [found], 0.0, SECONDS)
-    if set(run.statuses) != {"200"}:
-        raise RuntimeError(f"answers under load: {run.statuses}")
-    return Turn(run.achieved, cpu / sum(run.statuses.values()), run.latency["p50"])
-
-
-@contextmanager
-def serving(tree: pathlib.Path, port: int, environment: dict[str, str]) -> Iterator[Server]:
-    server = Server(tree, port, environment)
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.process.terminate()
-        server.process.wait()
+    """Measures one server. Raises RuntimeError unless every answer is 200."""
+    endpoint = Endpoint(server, load.raw)
+    measurement = endpoint.closed_loop(load.pictures, load.connections, SECONDS)
+    require_success(measurement.run)
+    return Turn(measurement.run.achieved, measurement.cpu, measurement.run.latency["p50"])
 
 
 def compare(before: Server, after: Server, rounds: int, names: list[str]) -> None:
-    print("| load | requests/s before | after / before | CPU, ms | lone or median latency, ms |")
+    """Measures both servers under each load in turn, and prints a Markdown table."""
+    print("| load | requests/s before | after / before | CPU, ms | median latency, ms |")
     print("|---|---|---|---|---|")
     for name in names:
-        for server in before, after:  # once unmeasured
-            turn(server, LOADS[name])
-        pairs = [(turn(before, LOADS[name]), turn(after, LOADS[name])) for _ in range(rounds)]
-        ratios = [now.throughput / then.throughput for then, now in pairs]
-        then, now = zip(*pairs, strict=True)
-        cpu = [1000 * statistics.mean(each.cpu for each in turns) for turns in (then, now)]
-        latency = [
-            1000 * statistics.median(each.latency for each in turns) for turns in (then, now)
-        ]
+        load = LOADS[name]
+        for server in before, after:  # warm-up
+            turn(server, load)
+        pairs = [(turn(before, load), turn(after, load)) for _ in range(rounds)]
+        old, new = zip(*pairs, strict=True)
+        ratio = Ratio.of([t.throughput for t in new], [t.throughput for t in old])
+        cpu = [1000 * statistics.mean(t.cpu for t in turns) for turns in (old, new)]
+        latency = [1000 * statistics.median(t.latency for t in turns) for turns in (old, new)]
         print(
-            f"| {name} | {statistics.mean(each.throughput for each in then):,.0f} "
-            f"| {statistics.mean(ratios):.3f} ({statistics.stdev(ratios) / rounds**0.5:.3f}) "
+            f"| {name} | {statistics.mean(t.throughput for t in old):,.0f} "
+            f"| {ratio.mean:.3f} ({ratio.error:.3f}) "
             f"| {cpu[0]:.2f} -> {cpu[1]:.2f} | {latency[0]:.2f} -> {latency[1]:.2f} |",
             flush=True,
         )
 
 
-def starts(trees: list[pathlib.Path], rounds: int, environment: dict[str, str]) -> None:
+def compare_starts(options: argparse.Namespace, folder: pathlib.Path) -> None:
+    """Starts each server alone, in turns, and prints a Markdown table."""
     print("| | seconds until ready, median | CPU seconds until then |")
     print("|---|---|---|")
-    seconds: dict[pathlib.Path, list[float]] = {tree: [] for tree in trees}
-    cpu: dict[pathlib.Path, list[float]] = {tree: [] for tree in trees}
-    for _ in range(rounds):
-        for number, tree in enumerate(trees):
+    seconds: dict[str, list[float]] = {"before": [], "after": []}
+    cpu: dict[str, list[float]] = {"before": [], "after": []}
+    for _ in range(options.rounds):
+        for name in seconds:
             began = time.monotonic()
-            with serving(tree, 18_100 + number, environment) as server:
-                seconds[tree].append(time.monotonic() - began)
-                cpu[tree].append(server.cpu_seconds())
-    for name, tree in zip(("before", "after"), trees, strict=True):
-        medians = statistics.median(seconds[tree]), statistics.median(cpu[tree])
+            with _serving(name, options, folder) as server:
+                Endpoint(server, raw=True).wait()
+                seconds[name].append(time.monotonic() - began)
+                cpu[name].append(server.cpu_seconds())
+    for name in seconds:
+        medians = statistics.median(seconds[name]), statistics.median(cpu[name])
         print(f"| {name} | {medians[0]:.2f} | {medians[1]:.2f} |")
 
 
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for tasks in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        for child in tasks.joinpath("children").read_text().split():
-            yield from _family(int(child))
+def _serving(
+    name: str, options: argparse.Namespace, folder: pathlib.Path
+) -> AbstractContextManager[Server]:
+    """Runs the server of a checkout. `name`: `before` or `after`."""
+    environment = {"SHOAL_LOG_LEVEL": "error", "SHOAL_PRECISION": options.precision}
+    tree: pathlib.Path = getattr(options, name).resolve()
+    return serving(module("service"), folder / name, environment, tree)
 
 
 def main() -> int:
+    """Runs the comparison. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.two_trees",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("before", type=pathlib.Path, help="a checkout")
-    parser.add_argument("after", type=pathlib.Path, help="another")
+    parser.add_argument("after", type=pathlib.Path, help="another checkout")
     parser.add_argument("--rounds", type=int, default=16, help="at least 2 (%(default)s)")
     parser.add_argument("--load", action="append", choices=LOADS, help="(all)")
     parser.add_argument("--precision", default="fp32", help="(%(default)s)")
     parser.add_argument("--start", action="store_true", help="measure the start instead")
     options = parser.parse_args()
-    environment = {"SHOAL_PRECISION": options.precision}
-    trees = [options.before, options.after]
+    exit_on_sigterm()
     try:
-        if options.start:
-            starts(trees, options.rounds, environment)
-            return 0
-        with (
-            serving(trees[0], 18_100, environment) as before,
-            serving(trees[1], 18_101, environment) as after,
-        ):
-            compare(before, after, options.rounds, options.load or list(LOADS))
-    except RuntimeError as trouble:
-        print(trouble, file=sys.stderr)
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            if options.start:
+                compare_starts(options, folder)
+                return 0
+            with (
+                _serving("before", options, folder) as before,
+                _serving("after", options, folder) as after,
+            ):
+                for server in before, after:
+                    Endpoint(server, raw=True).wait()
+                compare(before, after, options.rounds, options.load or list(LOADS))
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
         return 1
+    except asyncio.CancelledError:
+        return TERMINATED
     return 0
 
 

@@ -1,226 +1,218 @@
-"""How much more do two front ends do than one?
+"""Measures how much more two front ends can do than one.
 
     python -m benchmarks.workers
 
 A device that sleeps (benchmarks/simulated_device.py) leaves the cores to the front ends. One
-process that does it all and two front ends with an engine process take turns under the same load,
-and what counts are ratios within a round: machines differ, and are busy.
+process that does everything and two front ends with an engine process are loaded in turns. A
+machine's speed changes, so only ratios within a round count.
 
-Two cores are given to the servers. On a machine with more the load generator has the others, and
-the throughput is what was measured. On two cores generator and server share them; then the
-generator's time is subtracted: the throughput is what the server would do with both cores for
-itself, computed from what a request costs each of its processes: as many requests as the cores
-have time for, and no more than the busiest process can do on one core.
+The servers get two cores. On a machine with more, the load generator has the others, and throughput
+is measured. On two cores, generator and server share them. Then the throughput is computed from the
+CPU time per request of each process: what the server could do with both cores to itself, limited by
+the busiest process, which can use one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
 import os
 import pathlib
 import statistics
-import sys
+import tempfile
+import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.process import ROOT, cpu_seconds
-from shoal.load import fleet, images
+from benchmarks.endpoint import SMALL, Endpoint
+from benchmarks.processes import cpu_seconds, exit_on_sigterm
+from benchmarks.servers import START_TIMEOUT, Server, module, serving
+from shoal.load import processes
 from shoal.load.generator import Job
 
 CORES = 2
-MOST_REFUSED = 0.02
-"""Share of requests: more would be another load than was meant."""
+MAX_REJECTED = 0.02
+"""Share of requests. With more, the load would not be the intended one."""
 COUNTS = (1, 2)
+READY_IN_A_ROW = 12
+"""Answers after which every front end is ready: they learn of the engine at different moments."""
 
 
 @dataclass(frozen=True)
-class Server:
-    """`processes`: name -> id."""
+class Workers:
+    """A running server with one or two front ends."""
 
-    url: str
+    server: Server
     processes: dict[str, int]
+    """Name -> process id."""
 
     def cpu_seconds(self) -> dict[str, float]:
+        """Returns the CPU time of each process so far."""
         return {name: cpu_seconds(pid) for name, pid in self.processes.items()}
 
     def batches(self) -> tuple[float, float]:
-        """Items and batches so far."""
-        with urllib.request.urlopen(f"{self.url}/metrics") as answer:  # noqa: S310  # our own
+        """Returns the number of items and of batches so far."""
+        with urllib.request.urlopen(f"{self.server.address}/metrics") as answer:  # noqa: S310
             families = text_string_to_metric_families(answer.read().decode())
-        told = {sample.name: sample.value for family in families for sample in family.samples}
-        return told["shoal_batch_size_sum"], told["shoal_batch_size_count"]
+        values = {sample.name: sample.value for family in families for sample in family.samples}
+        return values["shoal_batch_size_sum"], values["shoal_batch_size_count"]
 
 
 @dataclass(frozen=True)
 class Measured:
+    """Results of one server in one round."""
+
     rate: float
-    """Answers a second."""
+    """Answers per second."""
     cost: dict[str, float]
-    """CPU seconds of each process a request."""
+    """Process -> CPU seconds per request."""
     generator: float
-    """Cores that the load generator took."""
+    """Cores that the load generator used."""
     batch: float
-    """Images a batch, on average."""
+    """Mean number of images in a batch."""
     pinned: bool
+    """Whether the server had its cores to itself."""
 
     @property
     def capacity(self) -> float:
-        """Answers a second with the cores for itself."""
+        """Answers per second with the cores to itself."""
         if self.pinned:
             return self.rate
         return min(CORES / sum(self.cost.values()), 1 / max(self.cost.values()))
 
 
-@asynccontextmanager
-async def serving(workers: int, cores: Sequence[int]) -> AsyncIterator[Server]:
-    """A fresh server on `cores`, ready."""
+@contextmanager
+def running(workers: int, cores: Sequence[int], log: pathlib.Path) -> Iterator[Workers]:
+    """Runs a server with `workers` front ends on `cores` for the duration of the block."""
     settings = {
-        "SHOAL_PORT": "0",
         "SHOAL_WORKERS": str(workers),
         "SHOAL_LOG_FORMAT": "json",
-        "SHOAL_MAX_IN_FLIGHT": "1",  # as on a CPU: what is measured is in front of the device
     }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.simulated_device"),
-        cwd=ROOT,
-        env={**os.environ, **settings},
-        stdout=asyncio.subprocess.PIPE,
-        preexec_fn=partial(os.sched_setaffinity, 0, cores),
-    )
-    assert process.stdout is not None
-    processes = {"server": process.pid}
-    waiting_for = {"running": workers, "ready": 1}
-    url = ""
-    try:
-        while any(waiting_for.values()):
-            line = await process.stdout.readline()
-            if not line:
-                raise SystemExit("the server did not start")
-            record = json.loads(line)
-            if record["message"] == "started":
-                processes[record["process"]] = record["pid"]
-            elif "running on" in record["message"]:
-                url = record["message"].partition("running on ")[2].split()[0]
-                waiting_for["running"] -= 1
-            elif record["message"] == "ready":
-                waiting_for["ready"] -= 1
-        rest = asyncio.create_task(process.stdout.read())
-        await asyncio.to_thread(_ready, url)
-        yield Server(url, processes)
-    finally:
-        process.terminate()
-        await process.wait()
-        await rest
-
-
-def _ready(url: str) -> None:
-    """Whoever is asked: a front end may have heard of the engine later than another."""
-    in_a_row = 0
-    while in_a_row < 12:
+    own_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # the server inherits it
+    with contextlib.ExitStack() as stack:
         try:
-            urllib.request.urlopen(f"{url}/readyz").close()  # noqa: S310  # our own
+            command = module("benchmarks.simulated_device")
+            server = stack.enter_context(serving(command, log, settings))
+        finally:
+            os.sched_setaffinity(0, own_cores)
+        _wait_until_ready(server)
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        started = {r["process"]: r["pid"] for r in records if r["message"] == "started"}
+        yield Workers(server, {"server": server.pid, **started})
+
+
+def _wait_until_ready(server: Server) -> None:
+    """Waits until `/readyz` answers 200 several times in a row. Raises RuntimeError."""
+    in_a_row, deadline = 0, time.monotonic() + START_TIMEOUT
+    while server.wait_for_port(deadline - time.monotonic()):
+        try:
+            urllib.request.urlopen(f"{server.address}/readyz").close()  # noqa: S310
             in_a_row += 1
         except urllib.error.HTTPError:
             in_a_row = 0
+            time.sleep(0.02)
+        if in_a_row == READY_IN_A_ROW:
+            return
+    raise RuntimeError("the server did not start")
 
 
-def measure(server: Server, connections: int, seconds: float, pinned: bool) -> Measured:
-    url = f"{server.url}/predict"
-    pictures = images.made_up(32)
-    split = urllib.parse.urlsplit(url)
-    requests = [images.request(split, picture, raw=False) for picture in pictures]
+def measure(workers: Workers, connections: int, seconds: float, pinned: bool) -> Measured:
+    """Loads a server and measures it. Raises RuntimeError if it rejects too many requests."""
+    endpoint = Endpoint(workers.server, raw=False)
     job = Job(
-        url=url,
-        requests=requests,
-        expected=["horse"] * len(requests),
+        url=endpoint.url,
+        requests=endpoint.requests(SMALL),
+        expected=["horse"] * len(SMALL),
         duration=seconds,
         timeout=30,
         seed=1,
         times=None,
         concurrency=connections,
     )
-    before, (items, batches) = server.cpu_seconds(), server.batches()
-    (outcome,) = fleet.run([job], lambda answered, failed: None)
-    after, (items_after, batches_after) = server.cpu_seconds(), server.batches()
-    count, refused = outcome.status.count(200), outcome.status.count(503)
-    all_told = count + refused == len(outcome.status) and not outcome.different
-    if not all_told or refused > MOST_REFUSED * count:
-        raise SystemExit(f"answers other than a horse: {Counter(outcome.status)}")
+    before, (items, batches) = workers.cpu_seconds(), workers.batches()
+    (samples,) = processes.run([job], lambda answered, failed: None)
+    after, (items_after, batches_after) = workers.cpu_seconds(), workers.batches()
+    count, rejected = samples.status.count(200), samples.status.count(503)
+    only_these = count + rejected == len(samples.status) and not samples.different
+    if not only_these or rejected > MAX_REJECTED * count:
+        raise RuntimeError(f"answers under load: {Counter(samples.status)}")
     return Measured(
         rate=count / seconds,
         cost={name: (after[name] - before[name]) / count for name in before},
-        generator=outcome.cpu_share,
+        generator=samples.cpu_share,
         batch=(items_after - items) / (batches_after - batches),
         pinned=pinned,
     )
 
 
-async def rounds(count: int, connections: int, seconds: float) -> list[dict[int, Measured]]:
-    """By round: number of front ends -> what was measured."""
+def rounds(count: int, connections: int, seconds: float) -> list[dict[int, Measured]]:
+    """Returns the results of each round by number of front ends, and prints them."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < CORES:
-        raise SystemExit(f"this needs {CORES} cores")
+        raise RuntimeError(f"this benchmark needs {CORES} cores")
     pinned = len(cores) > CORES
-    found = []
-    async with serving(1, cores[:CORES]) as one, serving(2, cores[:CORES]) as two:
-        servers = dict(zip(COUNTS, (one, two), strict=True))
+    results = []
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = {
+            workers: stack.enter_context(running(workers, cores[:CORES], folder / str(workers)))
+            for workers in COUNTS
+        }
         if pinned:
             os.sched_setaffinity(0, cores[CORES:])
         for number in range(-1, count):
             by_count = {}
             for workers in COUNTS if number % 2 else reversed(COUNTS):
-                by_count[workers] = await asyncio.to_thread(
-                    measure, servers[workers], connections, seconds, pinned
-                )
+                by_count[workers] = measure(servers[workers], connections, seconds, pinned)
             if number >= 0:  # the first round warms up
-                found.append(by_count)
-                print(_told(number + 1, by_count), flush=True)
-    return found
+                results.append(by_count)
+                print(_lines(number + 1, by_count), flush=True)
+    return results
 
 
-def _told(number: int, found: dict[int, Measured]) -> str:
+def _lines(number: int, by_count: dict[int, Measured]) -> str:
     lines = []
     for workers in COUNTS:
-        one = found[workers]
-        cost = "  ".join(f"{name} {1e6 * spent:.0f}" for name, spent in one.cost.items())
+        measured = by_count[workers]
+        cost = "  ".join(f"{name} {1e6 * spent:.0f}" for name, spent in measured.cost.items())
         lines.append(
             f"round {number}  {workers} front end{'s' if workers > 1 else ''}: "
-            f"{one.rate:7.0f}/s measured, {one.capacity:7.0f}/s by itself, "
-            f"generator {one.generator:.2f} cores, {one.batch:4.1f} images a batch; "
-            f"us a request: {cost}"
+            f"{measured.rate:7.0f}/s measured, {measured.capacity:7.0f}/s by itself, "
+            f"generator {measured.generator:.2f} cores, {measured.batch:4.1f} images per batch; "
+            f"us per request: {cost}"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
+    """Measures, and prints how throughput and cost change."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--json", type=pathlib.Path, help="where to write what was found")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the results")
     options = parser.parse_args()
-    found = asyncio.run(rounds(options.rounds, options.connections, options.seconds))
-    ratios = [one[2].capacity / one[1].capacity for one in found]
-    costs = [sum(one[2].cost.values()) / sum(one[1].cost.values()) for one in found]
+    exit_on_sigterm()
+    results = rounds(options.rounds, options.connections, options.seconds)
+    ratios = [one[2].capacity / one[1].capacity for one in results]
+    costs = [sum(one[2].cost.values()) / sum(one[1].cost.values()) for one in results]
     print(
         f"from 1 to 2 front ends: {statistics.median(ratios):.2f} times the throughput "
         f"({min(ratios):.2f} to {max(ratios):.2f}), "
-        f"{statistics.median(costs):.2f} times the CPU a request"
+        f"{statistics.median(costs):.2f} times the CPU per request"
     )
     if options.json:
         rows = [
             {"round": number, "front_ends": workers, "capacity": one.capacity, **vars(one)}
-            for number, by_count in enumerate(found, 1)
+            for number, by_count in enumerate(results, 1)
             for workers, one in by_count.items()
         ]
         options.json.write_text(json.dumps({"ratios": ratios, "measured": rows}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Train networks and look after the store.
+"""Train networks and manage the store.
 
     shoal models list
     shoal models verify --name pets
@@ -9,9 +9,9 @@
     shoal models export pets/2 --onnx pets.onnx
     shoal models train --data cifar-10-batches-bin --epochs 40
 
-`python -m model_store` is the same. What cannot be done ends in one line that says what to do, and
-exit status 2; an interrupted training in 130. `list` and `verify` say in such a line what is wrong
-with a version, go on with the next, and end in 1.
+`python -m model_store` is the same. An error is one line that says what to do, with exit status 2;
+an interrupted training ends with 130. `list` and `verify` print such a line for each version that
+is wrong, continue with the next one, and end with 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from model_store import manifest, store
+from model_store import manifest, store, versions
 from model_store.architectures import UnknownArchitecture
 from model_store.device import DeviceUnavailable
 from model_store.params import BadParams
@@ -58,22 +58,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what `add_arguments` has read; the exit status."""
+    """Run the command in `options`, which a parser with `add_arguments` made; the exit status."""
     try:
         status: int = options.do(options)
     except USER_ERRORS as error:
-        _complain(options, error)
+        _print_error(options, error)
         return 2
     return status
 
 
-def _complain(options: argparse.Namespace, error: Exception, about: str = "") -> None:
-    print(f"{options.prog}: {about}{_in_words(error)}", file=sys.stderr)
+def _print_error(options: argparse.Namespace, error: Exception, about: str = "") -> None:
+    print(f"{options.prog}: {about}{_message(error)}", file=sys.stderr)
 
 
-def _in_words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return manifest.told(error)
+        return manifest.first_error(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. Check the path, who may read and write it, and the disk"
@@ -95,9 +95,10 @@ def _train(options: argparse.Namespace) -> int:
             data=options.data,
             checkpoints=options.checkpoints,
             store=options.store,
-            version=options.version or manifest.following(options.store, options.architecture),
+            version=options.version or versions.next_number(options.store, options.architecture),
             device=options.device,
             threads=options.threads,
+            logits=options.logits,
         )
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -108,36 +109,37 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    def tell(folder: pathlib.Path) -> str:
-        model = manifest.read_version(folder)
+    def describe(folder: pathlib.Path) -> str:
+        model = versions.read_manifest(folder)
         accuracy = f"{model.measured[0].accuracy:.2%}" if model.measured else "not measured"
         return f"{len(model.classes)} classes, accuracy {accuracy}"
 
-    return _tell_each(options, manifest.versions(options.store), tell)
+    return _print_each(options, versions.all_versions(options.store), describe)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    def tell(folder: pathlib.Path) -> str:
+    def describe(folder: pathlib.Path) -> str:
         asyncio.run(store.verify(folder))
-        return "as its manifest says, loads and computes"
+        return "matches its manifest, loads and computes"
 
-    return _tell_each(options, manifest.find(options.store, options.name, options.version), tell)
+    found = versions.find(options.store, options.name, options.version)
+    return _print_each(options, found, describe)
 
 
-def _tell_each(
+def _print_each(
     options: argparse.Namespace,
-    versions: list[tuple[str, str]],
-    tell: Callable[[pathlib.Path], str],
+    pairs: list[tuple[str, str]],
+    describe: Callable[[pathlib.Path], str],
 ) -> int:
-    """Print a line on every version; 1 where one is bad, else 0."""
+    """Print one line for each version; returns 1 if one is bad, otherwise 0."""
     status = 0
-    if others := manifest.ignored(options.store):
+    if others := versions.ignored(options.store):
         print(f"not versions by their names: {', '.join(others)}", file=sys.stderr)
-    for name, version in versions:
+    for name, version in pairs:
         try:
-            line = tell(manifest.folder(options.store, name, version))
+            line = describe(versions.folder(options.store, name, version))
         except BAD_VERSION as error:
-            _complain(options, error, about=f"{name} {version}: ")
+            _print_error(options, error, about=f"{name} {version}: ")
             status = 1
         else:
             print(f"{name} {version}: {line}")
@@ -151,10 +153,10 @@ def _import(options: argparse.Namespace) -> int:
             options.file,
             options.store,
             name,
-            options.version or manifest.following(options.store, name),
+            options.version or versions.next_number(options.store, name),
             options.arch,
             store.read_classes(options.classes) if options.classes else cifar10.CLASSES,
-            manifest.Normalisation(mean=tuple(options.mean), std=tuple(options.std)),
+            manifest.Normalization(mean=tuple(options.mean), std=tuple(options.std)),
         )
     )
     elsewhere = options.store != manifest.STORE
@@ -169,41 +171,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def command(
         name: str, do: Callable[[argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
-        made = subcommands.add_parser(name, help=text, description=text)
-        made.set_defaults(do=do, prog=made.prog)
-        made.add_argument(
+        subcommand = subcommands.add_parser(name, help=text, description=text)
+        subcommand.set_defaults(do=do, prog=subcommand.prog)
+        subcommand.add_argument(
             "--store",
             type=pathlib.Path,
             metavar="FOLDER",
             default=manifest.STORE,
-            help="its folder (%(default)s)",
+            help="folder of the store (%(default)s)",
         )
-        return made
+        return subcommand
 
     command("list", _list, "list every version in the store")
-    _add_verify(command("verify", _verify, "load and run every version in the store, or some"))
+    _add_verify(
+        command("verify", _verify, "load and run all versions in the store, or some of them")
+    )
     _add_import(command("import", _import, "add a .params file that was trained elsewhere"))
     commands.add_commands(command)
     _add_train(command("train", _train, "train on CIFAR-10 and add a version"))
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", help="only models of this name")
-    parser.add_argument("--version", help="only versions of this number")
+    parser.add_argument("--name", help="verify only models of this name")
+    parser.add_argument("--version", help="verify only versions of this number")
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", type=pathlib.Path, metavar="FILE", help="as net.save_parameters wrote it"
+        "file", type=pathlib.Path, metavar="FILE", help="file written by net.save_parameters"
     )
-    parser.add_argument("--arch", default="cifar_resnet20_v1", help="(%(default)s)")
-    parser.add_argument("--name", help="the model's name (that of the architecture)")
-    parser.add_argument("--version", help="its number (the next one)")
+    parser.add_argument("--arch", default="cifar_resnet20_v1", help="architecture (%(default)s)")
+    parser.add_argument("--name", help="name of the model (default: that of the architecture)")
+    parser.add_argument("--version", help="number of the version (default: the next one)")
     parser.add_argument(
         "--classes",
         type=pathlib.Path,
         metavar="FILE",
-        help="file of class names, one a line (CIFAR-10's)",
+        help="file of class names, one per line (default: those of CIFAR-10)",
     )
     for name, default in (("mean", cifar10.MEAN), ("std", cifar10.STD)):
         parser.add_argument(
@@ -212,19 +216,25 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
             nargs=3,
             default=default,
             metavar=("R", "G", "B"),
-            help="normalisation of pixels from 0 to 1 (%(default)s)",
+            help="normalization of pixel values from 0 to 1 (%(default)s)",
         )
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_data_and_device(parser)
-    parser.add_argument("--version", help="number of the new version (the next one)")
+    parser.add_argument("--version", help="number of the new version (default: the next one)")
     parser.add_argument(
         "--checkpoints",
         type=pathlib.Path,
         metavar="FOLDER",
         default=pathlib.Path("training"),
-        help="folder to save to after every epoch and to go on from (%(default)s)",
+        help="folder of checkpoints: saved after every epoch and resumed from (%(default)s)",
+    )
+    parser.add_argument(
+        "--logits",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="folder to keep the logits of teachers in, which runs may share (that of checkpoints)",
     )
     for option in dataclasses.fields(Recipe):
         parser.add_argument(
@@ -241,7 +251,7 @@ def _add_data_and_device(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         metavar="FOLDER",
         required=True,
-        help="folder of CIFAR-10's binary version",
+        help="folder of CIFAR-10 in its binary version",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N (%(default)s)")
     parser.add_argument(

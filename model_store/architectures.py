@@ -1,12 +1,12 @@
-"""The networks that can be served: GluonCV's CIFAR family, by GluonCV's own names.
+"""Architectures: the networks that can be served, GluonCV's CIFAR family.
 
-GluonCV's package imports video readers, tables and OpenCV before it hands out a network, and
-switches Pillow to accept truncated images. The networks themselves live in three files that
-need MXNet alone, so those files are loaded by themselves: 0.6 s and 100 MB less at every start
+Importing the package GluonCV also imports video readers, tables and OpenCV, and makes Pillow accept
+truncated images. The networks are defined in three files that need only MXNet. This module loads
+those files directly, which saves 0.6 s and 100 MB at every start
 (docs/decisions/0001-gluoncv-without-its-package.md).
 
-Names of parameters and the arithmetic are GluonCV's; a `.params` file saved from
-`gluoncv.model_zoo.get_model(name, classes=...)` fits, and the other way round.
+Architectures and parameters have the same names as in GluonCV. A `.params` file saved from
+`gluoncv.model_zoo.get_model(name, classes=...)` can be loaded here, and vice versa.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ FILES = {
     "cifarwideresnet": tuple(f"cifar_wideresnet{kind}" for kind in ("16_10", "28_10", "40_8")),
     "cifarresnext": ("cifar_resnext29_32x4d", "cifar_resnext29_16x64d"),
 }
-ARCHITECTURES = tuple(name for names in FILES.values() for name in names)
+OTHERS = {"cifar_wideresnet16_3": (16, 3)}
+"""Wide networks that GluonCV builds but does not name: layers and width factor."""
+ARCHITECTURES = (*(name for names in FILES.values() for name in names), *OTHERS)
 
 
 class UnknownArchitecture(ValueError):
-    """No network of that name is known; the message lists those that are."""
+    """There is no architecture of that name. The message lists all names."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
@@ -39,10 +41,18 @@ class UnknownArchitecture(ValueError):
 def build(architecture: str, classes: int, **gluon: Any) -> Any:
     """A new network without parameters: float32 (n, 3, 32, 32) -> float32 logits (n, classes).
 
-    `gluon`: `prefix` and `params` of Gluon's Block, to share another network's parameters.
+    Args:
+        architecture: One of `ARCHITECTURES`.
+        classes: Number of classes.
+        gluon: `prefix` and `params` of Gluon's Block, to share another network's parameters.
 
-    Raises UnknownArchitecture, MXNetUnavailable, and ModuleNotFoundError without GluonCV.
+    Raises:
+        UnknownArchitecture, MXNetUnavailable.
+        ModuleNotFoundError: GluonCV is not installed.
     """
+    if architecture in OTHERS:
+        wide = _zoo("cifarwideresnet").get_cifar_wide_resnet
+        return wide(*OTHERS[architecture], classes=classes, **gluon)
     for file, names in FILES.items():
         if architecture in names:
             return getattr(_zoo(file), architecture)(classes=classes, **gluon)
@@ -54,7 +64,7 @@ def _zoo(file: str) -> ModuleType:
     name = f"model_store._gluoncv_{file}"
     if name in sys.modules:
         return sys.modules[name]
-    load_mxnet(threads=1)  # a no-op where it is loaded, as it is by whoever calls this
+    load_mxnet(threads=1)  # does nothing if it is loaded
     package = importlib.util.find_spec("gluoncv")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("GluonCV is not installed: pip install gluoncv==0.10.5.post0")

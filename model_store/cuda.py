@@ -1,7 +1,7 @@
-"""NVIDIA's CUDA 11 libraries, as the wheels `nvidia-*-cu11` bring them, for MXNet's GPU build.
+"""CUDA: loads NVIDIA's CUDA 11 libraries from the wheels `nvidia-*-cu11`, for MXNet's GPU build.
 
-The wheels put them into `nvidia/<part>/lib` of site-packages, where no linker looks. A library
-that is loaded already serves whoever asks for its name, so all are loaded before MXNet is.
+The wheels put them into `nvidia/<part>/lib` of site-packages, where the linker does not search. The
+linker uses a library that is already loaded, so all of them are loaded before MXNet.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 import pathlib
 
 LIBRARIES = (
-    # What libmxnet.so of mxnet-cu112 links to and what those need, dependencies first.
+    # Libraries that libmxnet.so of mxnet-cu112 links to, and their dependencies, in loading order.
     "cuda_runtime/lib/libcudart.so.11.0",
     "nvtx/lib/libnvToolsExt.so.1",
     "cuda_nvrtc/lib/libnvrtc.so.11.2",
@@ -21,7 +21,7 @@ LIBRARIES = (
     "curand/lib/libcurand.so.10",
     "cusparse/lib/libcusparse.so.11",
     "cusolver/lib/libcusolver.so.11",
-    # cuDNN opens its parts when it first needs them: a part that is broken is found at start.
+    # cuDNN loads its parts on first use. Loading them here detects a broken part at start.
     "cudnn/lib/libcudnn_ops_infer.so.8",
     "cudnn/lib/libcudnn_cnn_infer.so.8",
     "cudnn/lib/libcudnn_adv_infer.so.8",
@@ -34,9 +34,9 @@ LIBRARIES = (
 
 
 def preload() -> list[str]:
-    """Load every library that the wheels brought; what could not be loaded, and why.
+    """Load every library of the wheels; returns names and errors of those that failed.
 
-    One that is not there is passed over: the system may have it where the linker looks.
+    A missing library is skipped: it may be installed where the linker searches.
     """
     failures = []
     for library in LIBRARIES:
@@ -51,7 +51,7 @@ def preload() -> list[str]:
 
 
 def package_of(message: str) -> str | None:
-    """The package that brings the library that a linker's message names, if it is one of these."""
+    """The package that contains the library in a linker's message; None if there is none."""
     for library in LIBRARIES:
         part, _, name = library.split("/")
         if name in message:

@@ -1,9 +1,9 @@
-"""Where the network runs: `auto`, `cpu`, `gpu` or `gpu:N` turned into an MXNet context.
+"""Device: turns `auto`, `cpu`, `gpu` or `gpu:N` into an MXNet context.
 
-`auto` takes the first GPU that computes and otherwise the CPU; an explicit `gpu` that is not
-there, or does not compute, is an error in words. "Computes" is tried, not looked up: MXNet lists
-GPUs that its machine code does not fit (it carries code for compute capability 5.0 to 8.6 and
-none for Hopper or later), and only a first kernel tells.
+`auto` means the first GPU if it computes, and otherwise the CPU. An explicit GPU that is missing or
+does not compute is an error. Whether a GPU computes is tested with a small kernel: MXNet also lists
+GPUs for which it has no machine code (it has code for compute capability 5.0 to 8.6, and none for
+Hopper or later).
 """
 
 from __future__ import annotations
@@ -18,43 +18,46 @@ DEVICE = re.compile(r"auto|cpu|gpu(:\d+)?")
 
 
 class DeviceUnavailable(RuntimeError):
-    """The device asked for is not there or does not compute; the message says which and why."""
+    """The requested device is missing or does not compute. The message says which and why."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """`context` is MXNet's; `name` is `cpu` or `gpu:N`; `reason` says why it was chosen."""
+    """The device that was chosen."""
 
     context: Any
+    """MXNet's."""
     name: str
+    """cpu or gpu:N."""
     reason: str
+    """Why it was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Bytes of the whole GPU, whoever uses them."""
+    """Bytes of the whole GPU, including those of other processes."""
 
     free: int
     total: int
 
 
 def choose(mx: Any, wanted: str) -> Device:
-    """The device for `wanted`. Raises ValueError for a bad name, DeviceUnavailable."""
+    """The device for `wanted`: auto, cpu, gpu or gpu:N. Raises ValueError, DeviceUnavailable."""
     if not DEVICE.fullmatch(wanted):
         raise ValueError(f"device {wanted!r} is not one of auto, cpu, gpu, gpu:N")
     if wanted == "cpu":
         return Device(mx.cpu(), "cpu", "as asked")
     number = int(wanted.partition(":")[2] or 0)
-    trouble = _trouble(mx, number)
-    if trouble is None:
+    reason = _why_unusable(mx, number)
+    if reason is None:
         return Device(mx.gpu(number), f"gpu:{number}", "it computes")
     if wanted == "auto":
-        return Device(mx.cpu(), "cpu", trouble)
-    raise DeviceUnavailable(f"device {wanted} was asked for, but {trouble}")
+        return Device(mx.cpu(), "cpu", reason)
+    raise DeviceUnavailable(f"device {wanted} was asked for, but {reason}")
 
 
 def gpu_memory(mx: Any, device: Device) -> GpuMemory | None:
-    """Of `device`; None for a CPU, and where the driver does not say."""
+    """Memory of `device`; None for a CPU, or if the driver does not report it."""
     if device.name == "cpu":
         return None
     try:
@@ -63,8 +66,8 @@ def gpu_memory(mx: Any, device: Device) -> GpuMemory | None:
         return None
 
 
-def _trouble(mx: Any, number: int) -> str | None:
-    """Why GPU `number` cannot be used, or None."""
+def _why_unusable(mx: Any, number: int) -> str | None:
+    """Why GPU `number` cannot be used; None if it can."""
     if not mx.runtime.Features().is_enabled("CUDA"):
         return "this is the CPU build of MXNet (the extra 'gpu' installs mxnet-cu112 instead)"
     try:

@@ -1,12 +1,9 @@
-"""The engine: images in, class probabilities out, in lanes that compute side by side.
+"""Engine: images in, class probabilities out, computed in lanes at the same time.
 
-A lane is a thread and, on it, networks of its own. Everything that touches them (load, arrays,
-forward, reading back, freeing, the last wait) happens on that thread: thread pools leak MXNet's
-workspaces, and a network called from two threads deadlocks or computes nonsense (apache/mxnet
-issues 12756, 19159). A GPU has one lane; why a CPU has several: docs/decisions/0027-lanes.md.
+A GPU has one lane. A CPU has several, for the reasons in docs/decisions/0027-lanes.md.
 
-One version serves. `replace` loads another beside it, in steps that take turns with its batches,
-and puts it in its place between two of them; what cannot be loaded changes nothing.
+One version serves. `replace` loads another one beside it, in steps that alternate with batches, and
+then switches between two batches. If the new version cannot be loaded, nothing changes.
 """
 
 from __future__ import annotations
@@ -17,268 +14,216 @@ import os
 import pathlib
 import sys
 import time
-import traceback
 from collections import deque
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, TypeVarTuple
 
-from model_store import manifest, precision, tiles
-from model_store.cgroup import cores, memory
-from model_store.device import Device, GpuMemory, choose, gpu_memory
-from model_store.manifest import BadModel, Manifest, Parameters
-from model_store.network import (
-    SIDE,
-    Image,
-    Inputs,
-    Network,
-    Probabilities,
-    Rows,
-    buckets,
-    outcomes,
-)
-from model_store.params import Arrays, opened
+from model_store import amx, precision, versions
+from model_store.backend import Backend, start_backend
+from model_store.batch import SIDE, Image, Inputs, Probabilities, Results, Rows, buckets
+from model_store.cgroup import cores
+from model_store.device import Device, GpuMemory
+from model_store.lane import HandedBatch, Lane
+from model_store.manifest import Manifest
 from model_store.precision import Precision
-from model_store.runtime import is_for_cpu, load_mxnet
+from model_store.replica import Replica
+from model_store.runtime import is_for_cpu
 
-__all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "load_engine"]
+__all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "Results", "load_engine"]
 
-TILES = "amx_int8"
-"""In Linux's words (/proc/cpuinfo)."""
-LOOK_EVERY = 1.0
-"""Seconds between two looks at a GPU's memory."""
-SWITCH = 0.001
-"""Seconds after which the event loop must let a lane have the interpreter lock: between two batches
-a lane wants it for microseconds, and has nothing to compute until it gets it. Python's are five."""
-MOST_LANES = 4
-ON_CPU, ON_GPU = 16, 64
-"""The largest batch. All three where nothing else is asked for."""
-TILE_BYTES = 7 * 2**20
-"""What a convolution in 8 bits takes with tiles, in each bucket: oneDNN's, and not the image's."""
-
-Arguments = TypeVarTuple("Arguments")
-R = TypeVar("R")
-
-
-class Lane:
-    """A thread for life. First come, first served."""
-
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
-        self._thread = thread
-
-    async def call(self, call: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, call, *arguments)
-
-    def send(self, call: Callable[[], None]) -> None:
-        """Nobody waits for it, and it raises nothing."""
-        self._thread.submit(call)
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """Handed over, and not taken by a lane yet."""
-
-    networks: Sequence[Network]
-    """Of the version that computes it, one a lane."""
-    inputs: Inputs
-    answer: asyncio.Future[tuple[Rows, float]]
-
-    def settle(self, outcome: tuple[Rows, float] | BaseException) -> None:
-        """Complete the answer, on the event loop. An exception that no future takes (StopIteration)
-        or that would end the caller's task (SystemExit, CancelledError) becomes a RuntimeError."""
-        if self.answer.done():
-            return  # the request has ended
-        if not isinstance(outcome, BaseException):
-            self.answer.set_result(outcome)
-        elif isinstance(outcome, Exception) and not isinstance(outcome, StopIteration):
-            self.answer.set_exception(outcome)
-        else:
-            failure = RuntimeError(f"{type(outcome).__name__} in the engine")
-            failure.__cause__ = outcome
-            self.answer.set_exception(failure)
-
-
-class Computed(list[Probabilities | Exception]):
-    """Outcomes, and when they were there (`time.monotonic`): a busy loop hears of it later."""
-
-    def __init__(self, outcomes: Iterable[Probabilities | Exception], done: float) -> None:
-        super().__init__(outcomes)
-        self.done = done
+MEMORY_INTERVAL = 1.0
+"""Minimum seconds between two readings of a GPU's memory."""
+SWITCH_INTERVAL = 0.001
+"""Seconds after which the event loop gives the interpreter lock to a lane that waits for it.
+Between two batches a lane needs the lock for microseconds and computes nothing until it has it.
+Python's default is 0.005."""
+MAX_LANES = 4
+"""Default maximum number of lanes on a CPU."""
+MAX_BATCH_ON_CPU, MAX_BATCH_ON_GPU = 16, 64
+"""Default maximum batch sizes."""
 
 
 class GluonEngine:
-    """Made by `load_engine`. All of it is called from the event loop."""
+    """Made by `load_engine`. All methods are called on the event loop."""
 
     def __init__(
-        self,
-        mx: Any,
-        device: Device,
-        max_batch_size: int,
-        lanes: Sequence[Lane],
-        precision: str = "auto",
+        self, backend: Backend, max_batch_size: int, lanes: Sequence[Lane], precision: str = "auto"
     ) -> None:
-        self.device = device
-        self._wanted = precision
+        """
+        Args:
+            backend: Makes the networks.
+            max_batch_size: Maximum number of images in a batch.
+            lanes: At least one.
+            precision: auto, fp32, int8 or fp16.
+        """
         self.gpu_memory: GpuMemory | None = None
-        """As of the latest batch, or up to a second before; None on a CPU."""
+        """As of the latest batch, or up to a second earlier; None on a CPU."""
         self.on_assembled: Callable[[float], None] | None = None
-        """Is told the seconds that it took to make a batch's images one array."""
-        self._mx = mx
-        self._max_batch_size = max_batch_size
-        self._look_at = 0.0
+        """Called with the seconds that it took to convert a batch's images to one array."""
+        self._backend = backend
+        self._wanted_precision = precision
+        self._amx = backend.device.name == "cpu" and amx.enabled(os.environ)
+        self._buckets = buckets(max_batch_size, few=self._amx)
+        self._read_memory_at = 0.0
         self._lanes = lanes
-        self._handed = deque[Batch]()
-        """Batches that no lane has taken yet. That which is free first takes the next."""
-        self._networks: Sequence[Network] = ()
-        """The version that serves, once a lane."""
+        self._handed = deque[HandedBatch]()
+        """Batches for the next free lane."""
+        self._replicas: Sequence[Replica] = ()
+        """The version that serves, one replica for each lane."""
+
+    @property
+    def device(self) -> Device:
+        """Where it computes."""
+        return self._backend.device
 
     @property
     def lanes(self) -> int:
-        """How many batches it computes at once."""
+        """Number of batches that it computes at the same time."""
         return len(self._lanes)
 
     @property
+    def max_in_flight(self) -> int:
+        """Maximum number of batches to hand over at the same time.
+
+        One more than there are lanes, so that the next batch is ready when a lane is free.
+        """
+        return len(self._lanes) + 1
+
+    @property
     def model(self) -> Manifest:
-        """Of the version that serves: the one that an `infer` called now will use."""
+        """The version that serves. An `infer` that is called now uses it."""
         return self._serving[0].model
 
     @property
     def precision(self) -> Precision:
-        """In which that version computes, and why."""
+        """Precision of the version that serves, and the reason it was chosen."""
         return self._serving[0].precision
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]:
         """Bucket -> seconds of each of its warm-up batches, in all lanes."""
-        by_lane = [network.warm_up_seconds for network in self._serving]
+        by_lane = [replica.warm_up_seconds for replica in self._serving]
         return {bucket: [s for one in by_lane for s in one[bucket]] for bucket in by_lane[0]}
 
-    async def infer(self, images: Sequence[Image]) -> Computed:
-        """One outcome per image, in order: its probabilities, or BadRow.
+    async def infer(self, images: Sequence[Image]) -> Results[Probabilities | Exception]:
+        """One result for each image, in order: its probabilities, or BadRow.
 
-        Raises MemoryError where the device is out of memory, and whatever MXNet raises.
+        Raises MemoryError if the device is out of memory, and errors of the backend.
         """
         started = time.perf_counter()
-        networks = self._serving
-        inputs = networks[0].assemble(images)  # here, so that it may overlap another's compute
+        replicas = self._serving
+        batch_format = replicas[0].format
+        inputs = batch_format.assemble(images)  # on this thread: the lanes compute other batches
         if self.on_assembled is not None:
             self.on_assembled(time.perf_counter() - started)
-        batch = Batch(networks, inputs, asyncio.get_running_loop().create_future())
+        batch = HandedBatch(replicas, inputs, asyncio.get_running_loop().create_future())
         self._handed.append(batch)
         try:
             for number, lane in enumerate(self._lanes):
                 lane.send(partial(self._compute_next, number))
-            logits, done = await batch.answer
+            logits, computed_at = await batch.answer
         except BaseException:
             with suppress(ValueError):  # a lane has taken it
-                self._handed.remove(batch)  # or the next batch's lane would compute this one
+                self._handed.remove(batch)  # otherwise a lane would compute it for a later call
             raise
         finally:
-            del batch  # or a failure, whose traceback has this frame, would keep itself
-        # Here, too: NumPy may give the interpreter lock away, and a lane would wait for it.
-        rows = networks[0].probabilities(logits[: len(images)])
-        return Computed(outcomes(rows, len(networks[0].model.classes)), done)
+            del batch  # an exception's traceback holds this frame, and the batch the exception
+        # On this thread, too: NumPy may release the interpreter lock, and a lane would wait for it.
+        rows = batch_format.probabilities(logits[: len(images)])
+        return Results(batch_format.check_rows(rows), computed_at)
 
     async def observe(self, images: Sequence[Image]) -> dict[str, tuple[float, float]]:
-        """The ranges for `manifest.Int8` that these images bring about. For a CPU."""
-        network, size = self._serving[0], max(self.warm_up_seconds)
+        """Ranges of the tensors for `manifest.Int8`, observed on `images`. For a CPU."""
+        replica, size = self._serving[0], self._buckets[-1]
         parts = [images[start : start + size] for start in range(0, len(images), size)]
-        assembled = [network.assemble(part) for part in parts]
-        return await self._lanes[0].call(network.observe, assembled)
+        batches = [replica.format.assemble(part) for part in parts]
+        return await self._lanes[0].call(replica.observe, batches)
 
     async def replace(
         self, folder: pathlib.Path, on_switch: Callable[[], None] | None = None
     ) -> None:
-        """Verify, load and warm up the version in `folder`; let it serve from the next batch on;
-        free the one that did. One at a time.
+        """Load another version, switch to it, and free the previous one.
 
-        `on_switch` is called in the moment of the switch: `model` is the new one, and no batch has
-        been handed to it yet. What was handed over before is still computed by the old one.
+        Calls must not overlap. If the new version cannot be loaded, the previous one keeps serving.
 
-        Raises BadModel, BadParams, PrecisionUnavailable, UnknownArchitecture, OSError, and whatever
-        MXNet raises; the version that served goes on to.
+        Args:
+            folder: Of the version.
+            on_switch: Called at the switch. `model` is the new version then, and it has not got a
+                batch yet. The previous version still computes the batches handed over before.
+
+        Raises:
+            BadModel, BadParams, PrecisionUnavailable, UnknownArchitecture, OSError, and errors of
+            the backend.
         """
-        networks = await self._load(folder)
-        old, self._networks = self._networks, networks
+        replicas = await self._load(folder)
+        previous, self._replicas = self._replicas, replicas
         try:
             if on_switch is not None:
                 on_switch()
         finally:
-            await self._close(old)  # behind the batches that it still has
+            await self._close(previous)  # after its last batch
 
     async def unload(self) -> None:
-        """Free the version that serves, if one does; until the next `replace` there is none."""
-        old, self._networks = self._networks, ()
-        await self._close(old)
+        """Free the version that serves, if there is one. `infer` fails until the next `replace`."""
+        previous, self._replicas = self._replicas, ()
+        await self._close(previous)
 
     @property
-    def _serving(self) -> Sequence[Network]:
-        if not self._networks:
+    def _serving(self) -> Sequence[Replica]:
+        if not self._replicas:
             raise RuntimeError("no version is loaded")
-        return self._networks
+        return self._replicas
 
-    def _pairs(self, networks: Sequence[Network]) -> Iterator[tuple[Lane, Network]]:
-        return zip(self._lanes, networks, strict=False)  # a load that failed has fewer
-
-    async def _load(self, folder: pathlib.Path) -> Sequence[Network]:
-        """Beside the version that serves; lane after lane, so that only one of them is slowed."""
-        model, arrays = await asyncio.to_thread(_read, folder)
-        bits = precision.choose(self._wanted, model, self.device.name)
-        if bits.name == "int8" and tiles.used(os.environ):
-            bits = Precision(bits.name, f"{bits.reason}; with AMX")
-        networks: list[Network] = []
+    async def _load(self, folder: pathlib.Path) -> Sequence[Replica]:
+        """Load a version in one lane after another, so that only one of them is slowed down."""
+        model, arrays = await asyncio.to_thread(versions.read, folder)
+        chosen = precision.choose(self._wanted_precision, model, self.device.name)
+        if chosen.name == "int8" and self._amx:
+            chosen = Precision(chosen.name, f"{chosen.reason}; with AMX")
+        replicas: list[Replica] = []
         try:
             for lane in self._lanes:
-                network = Network(self._mx, model, self.device, bits, self._max_batch_size)
-                networks.append(network)
-                steps = network.load(arrays, beside=bool(self._networks))
-                try:
-                    while await lane.call(_step, steps):
-                        pass  # and whoever came meanwhile has had a turn
-                finally:
-                    await lane.call(steps.close)
+                network = self._backend.network(model, chosen, self._buckets)
+                replicas.append(Replica(network, model, chosen, self._buckets))
+                await lane.run_steps(replicas[-1].load(arrays, beside=bool(self._replicas)))
         except BaseException:
-            await self._close(networks)
+            await self._close(replicas)
             raise
-        return networks
+        return replicas
 
-    async def _close(self, networks: Sequence[Network]) -> None:
-        for lane, network in self._pairs(networks):
-            await lane.call(network.close)
+    async def _close(self, replicas: Sequence[Replica]) -> None:
+        for lane, replica in self._pairs(replicas):
+            await lane.call(replica.close)
+
+    def _pairs(self, replicas: Sequence[Replica]) -> Iterator[tuple[Lane, Replica]]:
+        return zip(self._lanes, replicas, strict=False)  # fewer replicas after a failed load
 
     def _compute_next(self, lane: int) -> None:
-        """On the thread of that lane. Every batch calls for each of them, and one comes."""
+        """Compute the next batch, if there is one. Runs on the thread of that lane.
+
+        Every batch calls this in all lanes, and the first free lane takes it.
+        """
         try:
             batch = self._handed.popleft()
         except IndexError:
             return
-        outcome: tuple[Rows, float] | BaseException
+        result: tuple[Rows, float] | BaseException
         try:
-            outcome = self._compute(batch.networks[lane], batch.inputs)
-        except BaseException as error:  # noqa: BLE001  # the caller must hear of any
-            outcome = error
-        batch.answer.get_loop().call_soon_threadsafe(batch.settle, outcome)
-        del batch, outcome  # as in `infer`
+            result = self._compute(batch.replicas[lane], batch.inputs)
+        except BaseException as error:  # noqa: BLE001  # raised to the caller of `infer`
+            result = error
+        batch.answer.get_loop().call_soon_threadsafe(batch.settle, result)
+        del batch, result  # as in `infer`
 
-    def _compute(self, network: Network, inputs: Inputs) -> tuple[Rows, float]:
+    def _compute(self, replica: Replica, inputs: Inputs) -> tuple[Rows, float]:
         """The logits, and when they were computed."""
-        logits, done = network.compute(inputs), time.monotonic()
-        if done > self._look_at:
-            self._look_at = done + LOOK_EVERY
-            self.gpu_memory = gpu_memory(self._mx, self.device)
-        return logits, done
+        logits, computed_at = replica.compute(inputs), time.monotonic()
+        if computed_at > self._read_memory_at:
+            self._read_memory_at = computed_at + MEMORY_INTERVAL
+            self.gpu_memory = self._backend.gpu_memory()
+        return logits, computed_at
 
 
 @asynccontextmanager
@@ -290,32 +235,41 @@ async def load_engine(
     precision: str = "auto",
     lanes: int | None = 1,
 ) -> AsyncIterator[GluonEngine]:
-    """An engine with the version in `folder` loaded and warm; closes it on the way out.
+    """An engine with a version loaded and warmed up. Leaving the context closes it.
 
-    `max_batch_size` None: 16 on a CPU, where larger batches only make callers wait, 64 on a GPU.
-    `lanes`: batches that a CPU computes at once; None: one a core, 4 at most, and in int8 one less
-    if there are several. A GPU has one, whatever is asked for.
+    Args:
+        folder: Of the version.
+        device: auto, cpu, gpu or gpu:N.
+        threads: CPU threads that compute one batch.
+        max_batch_size: Maximum number of images in a batch. None: 16 on a CPU, where larger batches
+            only take longer; 64 on a GPU.
+        precision: auto, fp32, int8 or fp16.
+        lanes: Batches that a CPU computes at the same time; a GPU computes one. None: one for each
+            core but at most 4, and one less in int8 if there are several.
 
-    Raises BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, MXNetUnavailable,
-    PrecisionUnavailable.
+    Raises:
+        BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, MXNetUnavailable,
+        PrecisionUnavailable.
     """
-    with ExitStack() as threads_open:
+    with ExitStack() as open_threads:
 
-        def lane() -> Lane:
+        def new_lane() -> Lane:
             thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-            return Lane(threads_open.enter_context(thread))
+            return Lane(open_threads.enter_context(thread))
 
-        first = lane()
-        with_tiles = is_for_cpu(device) and await asyncio.to_thread(
-            _worth_tiles, folder, precision, max_batch_size or ON_CPU
+        first = new_lane()
+        bucket_count = len(buckets(max_batch_size or MAX_BATCH_ON_CPU, few=True))
+        with_amx = is_for_cpu(device) and await asyncio.to_thread(
+            amx.fits_memory, folder, precision, bucket_count
         )
-        mx, chosen = await first.call(_start, device, threads, with_tiles)
-        on_cpu = chosen.name == "cpu"
-        size = max_batch_size or (ON_CPU if on_cpu else ON_GPU)
+        backend = await first.call(start_backend, device, threads, with_amx)
+        _tune_interpreter()
+        on_cpu = backend.device.name == "cpu"
+        size = max_batch_size or (MAX_BATCH_ON_CPU if on_cpu else MAX_BATCH_ON_GPU)
         if on_cpu and lanes is None:
-            lanes = await asyncio.to_thread(_lanes_for, folder, precision)
-        others = [lane() for _ in range(1, lanes or 1)] if on_cpu else []
-        engine = GluonEngine(mx, chosen, size, [first, *others], precision)
+            lanes = await asyncio.to_thread(default_lanes, folder, precision)
+        others = [new_lane() for _ in range(1, lanes or 1)] if on_cpu else []
+        engine = GluonEngine(backend, size, [first, *others], precision)
         try:
             await engine.replace(folder)
             yield engine
@@ -323,69 +277,19 @@ async def load_engine(
             await engine.unload()
 
 
-def _start(device: str, threads: int, with_tiles: bool) -> tuple[Any, Device]:
-    # Run in order, an operator is computed on the thread that calls it, and so lanes are computed
-    # side by side. A GPU would be waited for after each operator.
-    mx = load_mxnet(threads, is_for_cpu(device), with_tiles)
-    # What is imported stays. Full collections pass over it from now on: one comes with every
-    # version that is freed, and took 120 ms in which no thread runs, instead of 7.
+def _tune_interpreter() -> None:
+    # Imported objects stay. From now on full collections skip them: each replaced version needs a
+    # collection, in which no thread runs, and it takes 7 ms instead of 120 ms.
     gc.freeze()
-    sys.setswitchinterval(SWITCH)
-    return mx, choose(mx, device)
+    sys.setswitchinterval(SWITCH_INTERVAL)
 
 
-def _lanes_for(folder: pathlib.Path, wanted: str) -> int:
-    """How many a CPU has for the version in `folder`. In int8 the network takes less of a core than
-    the event loop does to feed it: another lane would only contend with it."""
-    bits = precision.choose(wanted, manifest.read_version(folder), "cpu")
-    lanes = min(cores(), MOST_LANES)
-    return max(1, lanes - 1) if bits.name == "int8" else lanes
+def default_lanes(folder: pathlib.Path, wanted_precision: str) -> int:
+    """Number of lanes on a CPU for a version.
 
-
-def _worth_tiles(folder: pathlib.Path, wanted: str, max_batch_size: int) -> bool:
-    """Whether the version in `folder` is computed in 8 bits, by a CPU that has tiles, and what they
-    take, twice while another version is loaded, leaves two thirds of the memory for all else.
-
-    Raises BadModel, PrecisionUnavailable.
+    In int8 the network takes less of a core than the event loop takes to feed it. Another lane
+    would only compete with the event loop.
     """
-    if TILES not in precision.cpu_flags():
-        return False
-    model = manifest.read_version(folder)
-    if model.int8 is None or precision.choose(wanted, model, "cpu").name != "int8":
-        return False
-    convolutions = len(model.int8.ranges)
-    return 2 * TILE_BYTES * convolutions * len(buckets(max_batch_size, few=True)) < memory() / 3
-
-
-def _step(steps: Generator[None, None, None]) -> bool:
-    """Go one step; False after the last."""
-    try:
-        return next(steps, steps) is None
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # or it would keep the network, and free it
-        raise  # on another thread
-
-
-def _read(folder: pathlib.Path) -> tuple[Manifest, Arrays]:
-    """The version in `folder`, verified. NumPy only: on any thread. Raises BadModel, BadParams."""
-    model = manifest.read_version(folder)
-    return model, read_described(folder / model.parameters.file, model.parameters)
-
-
-def read_described(path: pathlib.Path, described: Parameters) -> Arrays:
-    """The arrays of the file that the manifest describes. Raises BadModel, BadParams."""
-    with opened(path) as source:
-        # First, so that nothing is read of a file of any other size.
-        if source.size != described.bytes:
-            raise _another(path, f"it has {source.size:,} bytes instead of {described.bytes:,}")
-        arrays = source.arrays()
-        if source.sha256() != described.sha256:
-            raise _another(path, "its SHA-256 differs")
-    return arrays
-
-
-def _another(path: pathlib.Path, why: str) -> BadModel:
-    return BadModel(
-        f"{path} is not the file that {manifest.MANIFEST} names: {why}. "
-        "Restore the file, or import it as a new version"
-    )
+    chosen = precision.choose(wanted_precision, versions.read_manifest(folder), "cpu")
+    lanes = min(cores(), MAX_LANES)
+    return max(1, lanes - 1) if chosen.name == "int8" else lanes

@@ -1,9 +1,9 @@
-"""What is served: `manifest.json` beside the parameters in `<store>/<name>/<version>/`.
+"""Manifest: the description of a version, in `manifest.json` beside its parameters.
 
-The manifest is plain data. It says which network the parameters belong to, what its outputs
-mean, how pixels are normalised, which bytes the parameters are, how they may be computed with
-fewer bits, what was measured on what, and what some images gave when the version was added.
-Finding, reading, checking and adding versions is here; reading parameters is in `params`.
+A manifest is plain data. It names the network's architecture and its classes, the normalization of
+pixels, the size and checksum of the parameters, the ranges for int8, the measured accuracies, and
+the probabilities of some images that were recorded when the version was added. `versions` finds and
+adds versions in a store; `params` reads parameters.
 """
 
 from __future__ import annotations
@@ -11,26 +11,24 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model_store.files import read_regular
-from model_store.folders import AlreadyThere, appearing
 
 MANIFEST = "manifest.json"
 MAX_BYTES = 2**20
-"""Maximum size of a manifest."""
+"""Maximum size of a manifest in bytes."""
 MAX_PARAMS_BYTES = 2**30
-"""Maximum size of a file of parameters."""
+"""Maximum size of a `.params` file in bytes."""
 MAX_NUMBER = 2**63
-"""Maximum magnitude of a number in `training`, which has no other rule."""
+"""Maximum magnitude of a number in `training`."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 VERSION = r"[1-9][0-9]{0,8}"
 STORE = pathlib.Path(__file__).parent / "models"
+"""Folder of the store that ships."""
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Version = Annotated[str, Field(pattern=f"^{VERSION}$")]
@@ -43,14 +41,16 @@ Node = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,128}$")]
 
 
 class BadModel(Exception):
-    """The model cannot be served; the message says which file, what is wrong, what to do."""
+    """The model cannot be served. The message says which file, what is wrong, and what to do."""
 
 
 class Plain(BaseModel):
+    """Immutable, without unknown fields, NaN or infinity."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Normalisation(Plain):
+class Normalization(Plain):
     """Network input = (pixel / 255 - mean) / std, per channel in the order red, green, blue."""
 
     mean: tuple[Bound, Bound, Bound]
@@ -66,47 +66,53 @@ class Parameters(Plain):
 
 
 class Measurement(Plain):
-    """`accuracy`: share of `images` whose most probable class is the label; `on` says of what."""
+    """How accurate the model is on a data set."""
 
     on: str
+    """The data set."""
     images: ImageCount
     accuracy: Share
+    """Share of the images whose most probable class is the label."""
     precision: PrecisionName = "fp32"
     negative_log_likelihood: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    """Mean of -log(probability of the label), in nats."""
+    """Mean of -log(probability of the label), in nats. None: not measured."""
 
 
 class Int8(Plain):
-    """What 8 bits stand for: the range of every tensor that is quantised, as seen on images."""
+    """The range of every quantized tensor, as observed on calibration images."""
 
     calibrated_on: str
+    """The data set."""
     images: ImageCount
     ranges: Annotated[dict[Node, tuple[Bound, Bound]], Field(min_length=1, max_length=4096)]
-    """Output of the network's graph -> its least and greatest value. `int8` knows the names."""
+    """Name of a tensor in the graph that `int8` builds -> its minimum and maximum."""
 
     @field_validator("ranges")
     @classmethod
-    def _wide(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-        for name, (least, greatest) in ranges.items():
-            if not least < greatest:
-                raise ValueError(f"the range of {name} is empty: {least} to {greatest}")
+    def _ranges_are_not_empty(
+        cls, ranges: dict[str, tuple[float, float]]
+    ) -> dict[str, tuple[float, float]]:
+        for name, (minimum, maximum) in ranges.items():
+            if not minimum < maximum:
+                raise ValueError(f"the range of {name} is empty: {minimum} to {maximum}")
         return ranges
 
 
 class Temperature(Plain):
-    """What the logits are divided by before the softmax, which makes it less sure or surer.
+    """Divides the logits before the softmax, to calibrate the probabilities.
 
     Source: Guo et al. 2017, arXiv 1706.04599.
     """
 
     value: Annotated[float, Field(ge=0.05, le=20)]
+    """Above 1: the probabilities become less extreme. Below 1: more extreme."""
     fitted_on: str
     measured_on: str
-    """Images that it was not fitted on, of which the two errors are."""
+    """Other images than it was fitted on. Both errors were measured on them."""
     calibration_error: Share
     """Expected calibration error, 15 bins."""
     calibration_error_before: Share
-    """The same with a temperature of 1."""
+    """Expected calibration error with a temperature of 1."""
 
 
 class Origin(Plain):
@@ -125,27 +131,30 @@ class Identity(Plain):
 
 
 class Manifest(Identity):
+    """The content of `manifest.json`."""
+
     architecture: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    normalisation: Normalisation
+    normalisation: Normalization
+    """Of the pixels. The key keeps its British spelling, so that existing manifests can be read."""
     parameters: Parameters
     training: dict[str, Any] | None = None
-    """The recipe, the seed and the software, as the trainer wrote them. None: not known."""
+    """The recipe, the seed and the software, as the trainer wrote them. None: unknown."""
     derived_from: Origin | None = None
     measured: tuple[Measurement, ...] = ()
     temperature: Temperature | None = None
-    """None: the logits are taken as they are."""
+    """None: the logits are not divided."""
     int8: Int8 | None = None
     """None: not served in int8."""
     probes: dict[PrecisionName, tuple[tuple[Share, ...], ...]] = {}
-    """Precision -> the probabilities that it gave for each image of `probes`, when added."""
+    """Precision -> probabilities of each image in `probes`, recorded when the version was added."""
 
     @field_validator("training")
     @classmethod
-    def _plausible(cls, training: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _numbers_are_plausible(cls, training: dict[str, Any] | None) -> dict[str, Any] | None:
         for number in _numbers(training):
             if not (math.isfinite(number) and abs(number) <= MAX_NUMBER):
-                raise ValueError("a number in it is not finite, or is larger than 2 to the 63rd")
+                raise ValueError("it contains a number that is not finite or exceeds 2 to the 63rd")
         return training
 
     @model_validator(mode="after")
@@ -158,161 +167,51 @@ class Manifest(Identity):
     def _probes_fit(self) -> Manifest:
         for precision, rows in self.probes.items():
             if not rows or any(len(row) != len(self.classes) for row in rows):
-                raise ValueError(f"the probes of {precision} are not one number a class")
+                raise ValueError(f"the probes of {precision} are not one number per class")
         return self
 
     def accuracy_in(self, precision: PrecisionName) -> float | None:
-        """As measured, on most images where it was on several sets; None: it was not."""
-        found = [one for one in self.measured if one.precision == precision]
-        return max(found, key=lambda one: one.images).accuracy if found else None
-
-
-def folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
-    """Where the version lies or would lie. Raises BadModel: no model can have that name or number.
-
-    A name with a slash in it would lead out of the store.
-    """
-    try:
-        Identity(name=name, version=version)
-    except ValidationError as error:
-        raise BadModel(told(error)) from error
-    return store / name / version
-
-
-def versions(store: pathlib.Path) -> list[tuple[str, str]]:
-    """Every (name, version) that has a manifest, by name and then by number.
-
-    A version is a folder whose name is a number from 1 to 999999999 without leading zeros, in ASCII
-    digits. Other folders are no versions: they are neither listed nor served.
-    """
-    pairs = [pair for pair in _with_manifest(store) if _is_version(*pair)]
-    return sorted(pairs, key=lambda pair: (pair[0], int(pair[1])))
-
-
-def ignored(store: pathlib.Path) -> list[str]:
-    """`name/version` of every folder with a manifest that is no version, for its name or number.
-    Hidden ones are not among them: they are not meant to be versions."""
-    return sorted(
-        f"{name}/{version}"
-        for name, version in _with_manifest(store)
-        if not (_is_version(name, version) or name.startswith(".") or version.startswith("."))
-    )
-
-
-def _with_manifest(store: pathlib.Path) -> Iterator[tuple[str, str]]:
-    for path in store.glob(f"*/*/{MANIFEST}"):
-        name, version = path.parts[-3:-1]
-        yield name, version
-
-
-def _is_version(name: str, version: str) -> bool:
-    return bool(re.fullmatch(NAME, name) and re.fullmatch(VERSION, version))
-
-
-def find(
-    store: pathlib.Path, name: str | None = None, version: str | None = None
-) -> list[tuple[str, str]]:
-    """Those of `versions` that have this name and number; None stands for any.
-
-    Raises BadModel, listing what there is, where there is none.
-    """
-    there = versions(store)
-    found = [pair for pair in there if name in (None, pair[0]) and version in (None, pair[1])]
-    if found:
-        return found
-    wanted = f"model {name!r}" if name else "model"
-    wanted += f" of version {version!r}" if version else ""
-    held = ", ".join(map(" ".join, there)) or "nothing"
-    if others := ignored(store):
-        held += f"; not versions by their names: {', '.join(others)}"
-    raise BadModel(f"no {wanted} in {store}; it holds {held}")
-
-
-def latest(store: pathlib.Path, name: str) -> str:
-    """The highest version of `name`. Raises BadModel, listing what there is."""
-    return find(store, name)[-1][1]
-
-
-def following(store: pathlib.Path, name: str) -> str:
-    """The number after the highest of `name`; 1 if there is none."""
-    numbers = [int(version) for known, version in versions(store) if known == name]
-    return str(max(numbers, default=0) + 1)
-
-
-def vacant(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
-    """Where the version would lie. Raises BadModel: it is there, or it cannot be, as `folder`."""
-    target = folder(store, name, version)
-    if target.exists():
-        raise _exists(target)
-    return target
-
-
-@contextmanager
-def adding(store: pathlib.Path, name: str, version: str) -> Iterator[pathlib.Path]:
-    """An empty folder that becomes the version where the block succeeds, and else is gone.
-
-    Raises BadModel as `vacant`, also where another process added the version meanwhile.
-    """
-    target = vacant(store, name, version)
-    try:
-        with appearing(target, within=store) as partial:
-            yield partial
-    except AlreadyThere as error:
-        raise _exists(target) from error
+        """The accuracy measured on the largest data set in this precision; None: not measured."""
+        measured = [one for one in self.measured if one.precision == precision]
+        return max(measured, key=lambda one: one.images).accuracy if measured else None
 
 
 def read(folder: pathlib.Path) -> Manifest:
-    """The manifest in `folder`, wherever that is. Raises BadModel."""
+    """The manifest in `folder`, which need not be in a store. Raises BadModel."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(read_regular(path, MAX_BYTES))
     except OSError as error:
         raise BadModel(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        raise BadModel(f"{path}: {told(error)}") from error
-
-
-def read_version(folder: pathlib.Path) -> Manifest:
-    """The manifest of a version in a store, which lies under its own name and number.
-
-    Raises BadModel.
-    """
-    model = read(folder)
-    name, version = folder.absolute().parts[-2:]
-    if (model.name, model.version) != (name, version):
-        raise BadModel(
-            f"{folder / MANIFEST} is of {model.name} {model.version} and lies where {name} "
-            f"{version} belongs: rename the folder, or mend the manifest"
-        )
-    return model
+        raise BadModel(f"{path}: {first_error(error)}") from error
 
 
 def write(folder: pathlib.Path, manifest: Manifest) -> None:
-    """Raises ValueError where the manifest could not be read back: `model_copy` checks nothing."""
+    """Write `manifest.json` into `folder`.
+
+    Raises ValueError if the manifest could not be read back. `model_copy` does not check it.
+    """
     checked = Manifest.model_validate(manifest.model_dump())
     text = json.dumps(checked.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def told(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
+def first_error(error: ValidationError) -> str:
+    """The first field that is wrong, and why, in one line."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the whole"
-    return f"{where}: {first['msg']}"
+    field = ".".join(str(part) for part in first["loc"]) or "the whole"
+    return f"{field}: {first['msg']}"
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """Every number in plain data, however deep."""
-    rest = [value]
-    while rest:
-        match rest.pop():
+    """Every number in plain data, at any depth."""
+    remaining = [value]
+    while remaining:
+        match remaining.pop():
             case dict(fields):
-                rest.extend(fields.values())
+                remaining.extend(fields.values())
             case list(items):
-                rest.extend(items)
+                remaining.extend(items)
             case int(number) | float(number):
                 yield number
-
-
-def _exists(target: pathlib.Path) -> BadModel:
-    return BadModel(f"{target} exists; versions are never overwritten: choose another --version")

@@ -1,13 +1,12 @@
-"""Reads and writes `.params` files without MXNet, and believes nothing they say.
+"""Params: reads and writes `.params` files without MXNet. Files are not trusted.
 
-Promise. `read_params` returns every array of a file whose structure holds from the first byte
-to the last, or raises `BadParams`: which file, what is wrong with it, what to do. Each declared
-length is compared with the bytes that are there before anything is allocated, so memory stays
-near the size of the file whatever it declares. `write_params` writes what `mx.nd.load` and
-`load_parameters` read: the same bytes for the same arrays, and never half a file. Whether a
-structurally sound file fits a network is told by `check_params`, whether it is the file that was
-meant by the SHA-256 of the bytes that were read (`Source.sha256`). Names stay as they are; an
-`arg:` or `aux:` in front is the caller's matter.
+Guarantees. `read_params` returns every array of a file whose structure is valid from the first byte
+to the last, or raises `BadParams`, which says which file, what is wrong and what to do. Each
+declared length is compared with the number of remaining bytes before memory is allocated, so memory
+stays near the size of the file. `write_params` writes what `mx.nd.load` and `load_parameters` read:
+the same bytes for the same arrays, and a complete file or none. `check_params` says whether arrays
+fit a network. `Source.sha256` identifies the bytes that were read. Names are not changed: prefixes
+such as `arg:` and `aux:` are kept.
 
 Format. MXNet's list of arrays, as `NDArray::Save` and `NDArray::Load` define it
 (src/ndarray/ndarray.cc in Apache MXNet 1.x); little-endian, nothing padded or aligned:
@@ -18,9 +17,9 @@ Format. MXNet's list of arrays, as `NDArray::Save` and `NDArray::Load` define it
     name     u64 bytes, UTF-8
 
 Limits. Dense arrays of the element types below, versions 2 (`net.save_parameters`, `net.export`,
-`mx.nd.save`) and 3 (the same in NumPy mode, which adds arrays without dimensions). Refused, with
-a word on the way out: MXNet before 1.0, sparse storage, arrays without names or without elements,
-more than `MAX_ARRAYS` arrays, names that are longer than `MAX_NAME` bytes or not printable.
+`mx.nd.save`) and 3 (the same in NumPy mode, which adds arrays without dimensions). Rejected with a
+hint: MXNet before 1.0, sparse storage, arrays without names or without elements, more than
+`MAX_ARRAYS` arrays, names that are longer than `MAX_NAME` bytes or not printable.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ Arrays = dict[str, NDArray[Any]]
 MAX_BYTES = 1 << 30
 MAX_ARRAYS = 1 << 14
 MAX_NAME = 1 << 10
-MAX_NDIM = 32  # NumPy 1.x knows no more
+MAX_NDIM = 32  # the maximum of NumPy 1.x
 
 HEADER = struct.pack("<2Q", 0x112, 0)
 VERSION_1, VERSION_2, VERSION_3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -63,7 +62,7 @@ SAVE_AGAIN = "Copy it again, or write it again with net.save_parameters(...)"
 WRITE_ONE = "Write one with net.save_parameters(...) in MXNet"
 LOAD_AND_SAVE = "Load it with MXNet 1.x and write it with net.save_parameters(...)"
 SAVE_A_DICT = "Save a dict, not a list: mx.nd.save(path, {name: array})"
-IMPOSTORS = {
+OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive (.npz, or PyTorch's .pt)",
     b"\x80": "a Python pickle, which can run code when it is opened",
     b"\x93NUMPY": "a NumPy .npy file",
@@ -76,18 +75,21 @@ IMPOSTORS = {
 
 
 class BadParams(Exception):
-    """The file, or what is in it, cannot be served. The message is for a person."""
+    """The file or its arrays cannot be served. The message says what is wrong and what to do."""
 
 
 def read_params(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Arrays:
-    """Every array of the file by name, in the file's order, read-only. Raises BadParams."""
+    """Every array of the file by name, in the file's order, read-only.
+
+    Raises BadParams, also if the file has more than `max_bytes` bytes.
+    """
     with opened(path, max_bytes=max_bytes) as source:
         return source.arrays()
 
 
 @contextmanager
 def opened(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Iterator[Source]:
-    """The file, of which nothing is read yet. Raises BadParams."""
+    """The open file; nothing is read yet. Raises BadParams as `read_params`."""
     path = Path(path)
     try:
         with open_regular(path) as raw:
@@ -103,7 +105,10 @@ def opened(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Itera
 def check_params(
     arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raises unless names and shapes are the expected ones and every value is a finite float."""
+    """Check that names and shapes are as expected and every value is a finite float.
+
+    Raises BadParams.
+    """
     shared = [name for name in expected if name in arrays]
     floats = [name for name in shared if arrays[name].dtype.kind == "f"]
     faults = {
@@ -119,19 +124,22 @@ def check_params(
         ],
         "not finite": [name for name in floats if not _is_finite(arrays[name])],
     }
-    if told := "; ".join(f"{what}: {_first(names)}" for what, names in faults.items() if names):
+    if listed := "; ".join(f"{what}: {_first(names)}" for what, names in faults.items() if names):
         raise BadParams(
-            f"The parameters do not fit the network ({told}). Are they from this architecture, "
+            f"The parameters do not fit the network ({listed}). Are they from this architecture, "
             "with this number of classes, and from a training run that converged?"
         )
 
 
 def write_params(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes all of the file, or leaves what was there. ValueError: the format cannot hold it."""
+    """Write a file completely, or leave an existing one unchanged.
+
+    Raises ValueError if the format cannot store the arrays.
+    """
     path = Path(path)
     if not 0 < len(arrays) <= MAX_ARRAYS:
         raise ValueError(f"{len(arrays)} arrays: a file holds 1 to {MAX_ARRAYS}")
-    # Beside the target: a rename is atomic only within one file system.
+    # In the same folder: a rename is atomic only within one file system.
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -158,9 +166,14 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 class Source:
-    """An open file that hands out only bytes that are there."""
+    """An open file. Reading past its end raises BadParams before memory is allocated."""
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
+        """
+        Args:
+            path: For messages.
+            raw: A regular file, at its beginning.
+        """
         self._path = path
         self._raw = raw
         self._digest = hashlib.sha256()
@@ -171,13 +184,15 @@ class Source:
         return _read_list(self)
 
     def sha256(self) -> str:
-        """Digest of the bytes that were read, in hexadecimal: after `arrays`, of all of them."""
+        """Digest of the bytes read so far, in hexadecimal. After `arrays`, of the whole file."""
         return self._digest.hexdigest()
 
     def bad(self, what: str, do: str = SAVE_AGAIN) -> BadParams:
+        """An error about this file: what is wrong, and what to do."""
         return BadParams(f"{self._path}: {what}. {do}")
 
     def take(self, length: int, what: str) -> bytes:
+        """The next `length` bytes. `what` names them in errors."""
         if length > self.left:
             raise self.bad(f"{what} needs {length:,} bytes where {self.left:,} are left")
         taken = self._raw.read(length)
@@ -188,6 +203,7 @@ class Source:
         return taken
 
     def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
+        """The next fields, in the format `layout` of `struct`."""
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
 
 
@@ -206,7 +222,7 @@ def _read_list(source: Source) -> Arrays:
     for at, array in enumerate(arrays, start=1):
         name = _read_name(source, f"name {at} of {count}")
         if name in result:
-            raise source.bad(f"the name {name!r} is there twice")
+            raise source.bad(f"the name {name!r} occurs twice")
         result[name] = array
     if source.left:
         raise source.bad(f"{source.left:,} bytes follow the last name")
@@ -216,7 +232,7 @@ def _read_list(source: Source) -> Arrays:
 def _check_kind(source: Source) -> None:
     header = source.take(min(len(HEADER), source.left), "the header")
     if not HEADER.startswith(header):
-        kinds = (kind for prefix, kind in IMPOSTORS.items() if header.startswith(prefix))
+        kinds = (kind for prefix, kind in OTHER_FORMATS.items() if header.startswith(prefix))
         raise source.bad(f"not a .params file but {next(kinds, 'something else')}", WRITE_ONE)
     if len(header) < len(HEADER):
         raise source.bad("ends inside its header" if header else "the file is empty")
@@ -224,17 +240,17 @@ def _check_kind(source: Source) -> None:
 
 def _read_array(source: Source, what: str) -> NDArray[Any]:
     (version,) = source.unpack("<I", what)
-    if version == VERSION_1 or 0 < version <= MAX_NDIM:  # at first, ndim stood in its place
+    if version == VERSION_1 or 0 < version <= MAX_NDIM:  # the oldest format has ndim here
         raise source.bad(f"{what} was written by MXNet before 1.0", LOAD_AND_SAVE)
     if version not in (VERSION_2, VERSION_3):
-        raise source.bad(f"{what} begins with {version:#x}, which is no version of MXNet's")
+        raise source.bad(f"{what} begins with {version:#x}, which is not a version of the format")
     storage, ndim = source.unpack("<2i", what)
     if storage in (ROW_SPARSE, CSR):
         raise source.bad(f"{what} is sparse", "Convert it with array.tostype('default')")
     if storage != DENSE:
         raise source.bad(f"{what} has the unknown storage type {storage}")
-    fewest = 0 if version == VERSION_3 else 1  # to version 2, none means unknown
-    if not fewest <= ndim <= MAX_NDIM:
+    min_ndim = 0 if version == VERSION_3 else 1  # in version 2, 0 means an unknown shape
+    if not min_ndim <= ndim <= MAX_NDIM:
         raise source.bad(f"{what} has {ndim} dimensions")
     shape = source.unpack(f"<{ndim}q", f"the shape of {what}")
     if any(length < 1 for length in shape):
@@ -258,7 +274,7 @@ def _read_name(source: Source, what: str) -> str:
         name = encoded.decode()
     except UnicodeDecodeError:
         raise source.bad(f"{what} is not UTF-8: {encoded[:40]!r}") from None
-    # A NUL would end the name early in MXNet, which would then load another than was checked.
+    # MXNet ends a name at a NUL, and would load another name than the one checked here.
     if not name.isprintable():
         raise source.bad(f"{what} is not printable: {name[:40]!r}")
     return name
@@ -267,7 +283,7 @@ def _read_name(source: Source, what: str) -> str:
 def _write_array(file: BinaryIO, name: str, array: NDArray[Any]) -> None:
     dtype = array.dtype.newbyteorder("<")
     if dtype not in CODES or not array.size or not 0 < array.ndim <= MAX_NDIM:
-        raise ValueError(f"{name!r}: {array.dtype} {array.shape} has no place in a .params file")
+        raise ValueError(f"{name!r}: a .params file cannot store {array.dtype} {array.shape}")
     shape = struct.pack(f"<i{array.ndim}q", array.ndim, *array.shape)
     file.write(struct.pack("<Ii", VERSION_2, DENSE) + shape)
     file.write(struct.pack("<3i", CPU, 0, CODES[dtype]))
@@ -276,15 +292,15 @@ def _write_array(file: BinaryIO, name: str, array: NDArray[Any]) -> None:
 
 def _write_name(file: BinaryIO, name: str) -> None:
     if not name.isprintable() or not 0 < len(encoded := name.encode()) <= MAX_NAME:
-        raise ValueError(f"{name[:40]!r} is no name for an array")
+        raise ValueError(f"{name[:40]!r} cannot be the name of an array")
     file.write(struct.pack("<Q", len(encoded)) + encoded)
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
-    with np.errstate(over="ignore"):  # the network computes in float32: 1e300 is infinite there
+    with np.errstate(over="ignore"):  # in float32, in which the network computes, 1e300 is infinite
         return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
-def _first(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _first(names: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -1,9 +1,9 @@
-"""In how many bits the network computes: `auto`, `fp32`, `int8` or `fp16`, turned into one of them.
+"""Precision: turns `auto`, `fp32`, `int8` or `fp16` into the precision of a version on a device.
 
-`auto` takes 8 bits on a CPU and 16 on a GPU where two things hold: the machine has instructions
-for it, and the accuracy measured in it, which the manifest names, is within `MAY_COST` of that in
-32 bits. All else is served in 32. A precision that was asked for by name and cannot be had is an
-error in words (docs/decisions/0015-int8-beside-fp32.md).
+`auto` means int8 on a CPU and fp16 on a GPU under two conditions: the machine has instructions for
+it, and the accuracy measured in it is at most `MAX_ACCURACY_LOSS` below that in fp32. Otherwise it
+means fp32. A precision that is requested by name and is not available is an error
+(docs/decisions/0015-int8-beside-fp32.md).
 """
 
 from __future__ import annotations
@@ -14,31 +14,40 @@ from dataclasses import dataclass
 
 from model_store.manifest import Manifest, PrecisionName
 
-MAY_COST = 0.003
-"""Share of images that `auto` may get wrong more than fp32 does."""
+MAX_ACCURACY_LOSS = 0.003
+"""By how much `auto` may be less accurate than fp32, as a share of the images."""
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
-"""Products of 8-bit numbers summed up in 32 bits, in Linux's words (/proc/cpuinfo)."""
+"""Instructions that sum products of 8-bit numbers in 32 bits, as named in /proc/cpuinfo."""
 CHOICES = ("auto", "fp32", "int8", "fp16")
 
 
 class PrecisionUnavailable(RuntimeError):
-    """The precision asked for cannot be had here; the message says why and what to do."""
+    """The requested precision is not available. The message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """`reason` says why it was chosen."""
+    """The precision that was chosen."""
 
     name: PrecisionName
     reason: str
+    """Why it was chosen."""
 
 
 def choose(
     wanted: str, model: Manifest, device: str, flags: Collection[str] | None = None
 ) -> Precision:
-    """The precision for `wanted` on `device` (`cpu` or `gpu:N`), a CPU having `flags`.
+    """The precision for a version on a device.
 
-    Raises ValueError for a word that is none of `CHOICES`, PrecisionUnavailable.
+    Args:
+        wanted: One of `CHOICES`.
+        model: The version's manifest.
+        device: cpu or gpu:N.
+        flags: Instructions of the CPU, as named in /proc/cpuinfo. None: those of this machine.
+
+    Raises:
+        ValueError: `wanted` is not one of `CHOICES`.
+        PrecisionUnavailable: It is not available for this version on this device.
     """
     if wanted not in CHOICES:
         raise ValueError(f"precision {wanted!r} is not one of {', '.join(CHOICES)}")
@@ -46,10 +55,10 @@ def choose(
     if wanted == "fp32":
         return Precision("fp32", "as asked")
     if wanted == "auto":
-        trouble = _not_worth_it(model, name, cpu_flags() if flags is None else flags)
-        if trouble is None:
-            return Precision(name, _in_figures(model, name))
-        return Precision("fp32", trouble)
+        reason = _why_fp32(model, name, cpu_flags() if flags is None else flags)
+        if reason is None:
+            return Precision(name, _accuracies(model, name))
+        return Precision("fp32", reason)
     if wanted != name:
         other = "a GPU" if wanted == "fp16" else "a CPU"
         raise PrecisionUnavailable(
@@ -65,7 +74,7 @@ def choose(
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the CPU can do, in Linux's words; empty where Linux does not say."""
+    """Instructions of the CPU, as named in /proc/cpuinfo; empty if it cannot be read."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -74,21 +83,21 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(flags.partition(":")[2].split())
 
 
-def _not_worth_it(model: Manifest, name: PrecisionName, flags: Collection[str]) -> str | None:
-    """Why `auto` stays with fp32, or None."""
+def _why_fp32(model: Manifest, name: PrecisionName, flags: Collection[str]) -> str | None:
+    """Why `auto` means fp32 instead of `name`; None if it means `name`."""
     if name == "int8":
         if model.int8 is None:
             return "this version is not calibrated for int8"
         if not any(flag in flags for flag in INT8_FLAGS):
             return f"this CPU has none of {', '.join(INT8_FLAGS)}"
-    whole, less = model.accuracy_in("fp32"), model.accuracy_in(name)
-    if whole is None or less is None:
-        return f"the accuracy of this version in {name if whole else 'fp32'} was not measured"
-    if less < whole - MAY_COST:
-        return f"{_in_figures(model, name)}, which is more than {MAY_COST:.1%} less"
+    full, reduced = model.accuracy_in("fp32"), model.accuracy_in(name)
+    if full is None or reduced is None:
+        return f"the accuracy of this version in {name if full else 'fp32'} was not measured"
+    if reduced < full - MAX_ACCURACY_LOSS:
+        return f"{_accuracies(model, name)}, which is more than {MAX_ACCURACY_LOSS:.1%} less"
     return None
 
 
-def _in_figures(model: Manifest, name: PrecisionName) -> str:
-    less, whole = model.accuracy_in(name), model.accuracy_in("fp32")
-    return f"measured {less:.2%} accurate in {name}, {whole:.2%} in fp32"
+def _accuracies(model: Manifest, name: PrecisionName) -> str:
+    full, reduced = model.accuracy_in("fp32"), model.accuracy_in(name)
+    return f"measured {reduced:.2%} accurate in {name}, {full:.2%} in fp32"

@@ -1,11 +1,11 @@
-"""The one door to MXNet: every `import mxnet` of the project goes through `load_mxnet`.
+"""Runtime: imports MXNet. Every `import mxnet` of the project goes through `load_mxnet`.
 
-MXNet 1.9.1 is the last release of a retired project, so four things must be right before its
-import, and this is where they are: environment variables it and OpenMP read only once, the
-`np.bool` alias it still uses, CUDA's libraries for its GPU build, and a message in words where
-its import dies in a linker error.
+MXNet 1.9.1 is the last release of a retired project. Before its import, `load_mxnet` sets
+environment variables that MXNet and OpenMP read only once, adds the alias `np.bool` that MXNet
+uses, and loads CUDA's libraries for the GPU build. If the import fails with a linker error, it says
+what to install.
 
-Call it from a thread that will own a network, and from no other.
+Call it only on a thread that will own a network.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from model_store import cuda, tiles
+from model_store import amx, cuda
 
 ENVIRONMENT = {
     # Tuning at import takes seconds and has hung under load (apache/mxnet issue 12255).
     "MXNET_USE_OPERATOR_TUNING": "0",
     # cu112 wheels are built for cuDNN 8.1; the check only warns that 8.9 is newer.
     "MXNET_CUDNN_LIB_CHECKING": "0",
-    # Idle OpenMP threads sleep. Spinning ones fight the event loop for its core.
+    # Idle OpenMP threads sleep. Spinning threads would compete with the event loop for its core.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
-BRIEF = (
+KEEP_LOCK = (
     "MXNDArraySyncCopyFromCPU",
     "MXNDArraySyncCopyToCPU",
     "MXNDArrayGetShapeEx",
@@ -40,37 +40,40 @@ BRIEF = (
     "MXNDArrayGetStorageType",
     "MXNDArrayFree",
 )
-"""What MXNet's Python calls for each batch beside computing it."""
+"""Functions of MXNet that its Python package calls for each batch, apart from computing it."""
 
 
 class MXNetUnavailable(RuntimeError):
-    """MXNet cannot be imported here; the message says what is missing and what to install."""
+    """MXNet cannot be imported. The message says what is missing and what to install."""
 
 
 @functools.cache
 def is_gpu_build() -> bool:
-    """Is the MXNet that is installed one of those for CUDA? Asks the package, not MXNet."""
+    """Whether the installed package of MXNet is one for CUDA. Does not import it."""
     names = (package.metadata["Name"] or "" for package in importlib.metadata.distributions())
     return any(name.lower().startswith("mxnet-cu") for name in names)
 
 
 def is_for_cpu(device: str) -> bool:
-    """Does `device`, in the words of `device.choose`, leave no choice but the CPU?"""
+    """Whether `device`, as in `device.choose`, can only be the CPU."""
     return device == "cpu" or not is_gpu_build()
 
 
-def load_mxnet(threads: int, in_order: bool = False, with_tiles: bool = False) -> Any:
-    """Import MXNet with `threads` OpenMP threads per operator and return the module.
+def load_mxnet(threads: int, in_order: bool = False, with_amx: bool = False) -> Any:
+    """Import MXNet and return the module.
 
-    `in_order`: every operator runs when it is called, on the caller's thread. MXNet's own
-    scheduler has one thread compute for all who call; and in training it reads BatchNorm's
-    statistics while they are being updated, so that two runs differ. `with_tiles`: see `tiles`.
+    Later calls return the same module and ignore their arguments: a process can set them only once.
 
-    `threads` wins over an inherited OMP_NUM_THREADS, which was meant for programs of every kind.
-    All else that is set here gives way to what the environment says. The second call returns the
-    module of the first, whatever its arguments say: they are read once in the life of a process.
+    Args:
+        threads: OpenMP threads that compute one operator. Overrides OMP_NUM_THREADS; environment
+            variables that are set take precedence over everything else that is set here.
+        in_order: Run every operator on the calling thread when it is called. MXNet's default
+            scheduler computes for all callers on one thread. In training it also reads BatchNorm's
+            statistics while they are updated, so results of two runs differ.
+        with_amx: Use AMX if the CPU has it; see `amx`.
 
-    Raises MXNetUnavailable.
+    Raises:
+        MXNetUnavailable.
     """
     if "mxnet" in sys.modules:
         return sys.modules["mxnet"]
@@ -79,36 +82,41 @@ def load_mxnet(threads: int, in_order: bool = False, with_tiles: bool = False) -
         os.environ.setdefault("MXNET_ENGINE_TYPE", "NaiveEngine")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    tiles.settle(with_tiles, os.environ)
+    amx.configure(with_amx, os.environ)
     failures = cuda.preload() if is_gpu_build() else []
     if "bool" not in vars(np):
         np.bool = np.bool_  # type: ignore[attr-defined, unused-ignore]  # gone since NumPy 1.24
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # DeprecationWarnings of a module nobody maintains
+            warnings.simplefilter("ignore")  # DeprecationWarnings of a retired project
             mx = importlib.import_module("mxnet")
     except ModuleNotFoundError as error:
-        raise MXNetUnavailable(_what_to_install(error)) from error
+        raise MXNetUnavailable(_missing_package(error)) from error
     except OSError as error:
-        raise MXNetUnavailable("; ".join([_what_is_missing(str(error)), *failures])) from error
+        raise MXNetUnavailable("; ".join([_missing_library(str(error)), *failures])) from error
     _start_scheduler(mx)
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine":
-        _keep_the_lock(mx)
+        _keep_interpreter_lock(mx)
     return mx
 
 
-def _keep_the_lock(mx: Any) -> None:
-    """Calls that are over in microseconds keep the interpreter lock: a thread that gives it away
-    while the event loop is at work gets it back up to 5 ms later. Not with a scheduler of threads,
-    where copying waits for what is being computed."""
-    kept = ctypes.PyDLL(mx.libinfo.find_lib_path()[0])
-    for name in BRIEF:
-        setattr(mx.base._LIB, name, getattr(kept, name))
+def _keep_interpreter_lock(mx: Any) -> None:
+    """Make calls that take microseconds keep the interpreter lock.
+
+    A thread that releases it while the event loop is busy gets it back up to 5 ms later. Not for
+    MXNet's default scheduler: there, copying waits for the computation.
+    """
+    library = ctypes.PyDLL(mx.libinfo.find_lib_path()[0])
+    for name in KEEP_LOCK:
+        setattr(mx.base._LIB, name, getattr(library, name))
 
 
 def _start_scheduler(mx: Any) -> None:
-    """Any scheduler but the default one says its name on standard error as it starts, which takes
-    microseconds; nobody else's words can be lost in them but a crash's."""
+    """Start the scheduler without its message on standard error.
+
+    Every scheduler but the default one prints its name. Starting takes microseconds, so no other
+    output is lost, except that of a crash.
+    """
     standard_error = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -119,7 +127,7 @@ def _start_scheduler(mx: Any) -> None:
         os.close(standard_error)
 
 
-def _what_to_install(error: ModuleNotFoundError) -> str:
+def _missing_package(error: ModuleNotFoundError) -> str:
     if error.name == "distutils":
         return "MXNet needs distutils, which Python 3.12 dropped: pip install 'setuptools>=70'"
     return (
@@ -128,10 +136,10 @@ def _what_to_install(error: ModuleNotFoundError) -> str:
     )
 
 
-def _what_is_missing(message: str) -> str:
+def _missing_library(message: str) -> str:
     if "libcuda.so" in message:
         return (
-            "this is the GPU build of MXNet and NVIDIA's driver (libcuda.so.1) is not here: "
+            "this is the GPU build of MXNet and NVIDIA's driver (libcuda.so.1) is missing: "
             "install the driver, or replace mxnet-cu112 by the extra 'shoal[cpu]'"
         )
     if package := cuda.package_of(message):

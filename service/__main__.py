@@ -26,7 +26,7 @@ from uvicorn.config import STARTUP_FAILURE
 from service.app import LOAD_ENGINE, create_app, imported
 from service.http.origins import allowed_hosts, is_loopback
 from service.inference.model_host import exit_status
-from service.inference.serving import Serving
+from service.inference.service import Service
 from service.server.server import Server
 from service.settings import PREFIX, BadSettings, Settings, load_settings, unknown
 from service.telemetry.logs import configure, log
@@ -72,8 +72,8 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     server.run(sockets)
-    serving: Serving = app.state.serving
-    if status := exit_status(serving.failure):
+    service: Service = app.state.service
+    if status := exit_status(service.engine.failure):
         return status
     log.info("stopped")
     return 0

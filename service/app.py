@@ -1,4 +1,4 @@
-"""`create_app(settings)`: the only place that builds things. Nothing is built at import."""
+"""`create_app(settings)` builds the application. Nothing is built at import, or elsewhere."""
 
 from __future__ import annotations
 
@@ -12,61 +12,55 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, cast
 
-from fastapi import FastAPI
-from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.types import ASGIApp
 
 import model_store.engine
 from model_store.engine import GluonEngine
 from service import errors
 from service.api import documentation, pages, predict, probes, schemas
-from service.api.scrapes import Scrapes
 from service.decoding.limits import Limits, limits
 from service.decoding.pool import Decoders
 from service.http import problems
 from service.http.api_keys import ApiKeys
-from service.http.fast_path import FastPath
-from service.http.middleware import ROUTINE, RequestMiddleware
-from service.http.origins import Guard
+from service.http.middleware import FastPath, RequestMiddleware
+from service.http.origins import PROBE_PATHS, Guard
 from service.inference.model_host import LoadEngine, ModelHost
-from service.inference.pipeline import Provisions
 from service.inference.repository import Repository
 from service.inference.repository import folder as folder_of
-from service.inference.serving import Decoding, Inference, Serving, Versions
+from service.inference.service import Decoding, Engine, Service, Versions
 from service.rate_limit import RateLimiter
 from service.server.server import Listener, SidePort
 from service.settings import PREFIX, BadSettings, Settings, split
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import from_environment
+from service.upload.body import UploadMemory
 from service.v2 import repository as v2_repository
 from service.v2 import routes as v2_routes
 from service.v2 import schemas as v2_schemas
-from service.v2.schemas import LENGTH_HEADER
 from service.workers.engine_client import DecoderClient, EngineClient
 from service.workers.engine_server import EngineServer
 
 DESCRIPTION = """\
-Image classification with dynamic micro-batching. Send one image to `POST /predict` and get its
-class and softmax probability, several to `POST /predict/batch`, or speak the Open Inference
-Protocol v2 below `/v2`. Every error elsewhere is `application/problem+json` (RFC 9457).
+Image classification with dynamic micro-batching. Send one image to `POST /predict` to get its class
+and softmax probability, or several to `POST /predict/batch`. The Open Inference Protocol v2 is
+served below `/v2`. All other errors are `application/problem+json` (RFC 9457).
 """
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-
-
+NOTE_INTERVAL = 1.0
+"""Seconds between two updates of the metrics that other processes add up."""
 LOAD_ENGINE = "service.app:load_engine"
 
 
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
-    """The engine for the model that the settings name. Raises BadModel."""
+    """The engine with the model that the settings name. Raises BadModel."""
     return model_store.engine.load_engine(
         folder_of(settings),
         settings.device,
@@ -78,7 +72,7 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
 
 
 def imported(path: str) -> LoadEngine:
-    """What `module:function` names, as `load_engine` of this one."""
+    """The function that `module:function` names. It has the signature of `load_engine`."""
     module, _, name = path.partition(":")
     return cast(LoadEngine, getattr(importlib.import_module(module), name))
 
@@ -86,44 +80,92 @@ def imported(path: str) -> LoadEngine:
 def create_app(
     settings: Settings, load_engine: LoadEngine = load_engine, folder: str | None = None
 ) -> FastAPI:
-    """The application: an ASGI app whose lifespan loads the model and drains on the way out.
+    """The ASGI application. Its lifespan loads the model, and drains at the end.
 
-    `folder`: of several processes, one of which has the engine: it is not loaded here.
+    Args:
+        settings: The settings of this process.
+        load_engine: Loads the engine.
+        folder: A folder that several processes share, if the engine is in another process. None:
+            the engine is in this process.
 
-    Raises BadSettings where keys cannot be used, or packages are missing.
+    Raises:
+        BadSettings: API keys cannot be used, or a setting needs a package that is missing.
     """
-    keys = ApiKeys(_secret(settings.api_keys), settings.api_keys_file)
-    admin_keys = ApiKeys(
-        _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
+    service = _service(settings, load_engine, folder)
+    app = _fastapi(settings, service, front_end=folder is not None)
+    app.state.service = service
+    app.state.listeners = _listeners(app, service)
+    if settings.docs:
+        documentation.replace_routes(app)
+    _add_routes(app, service)
+    for kind in problems.HANDLED:
+        app.add_exception_handler(kind, problems.handle)
+    _add_middleware(app, service)
+    app.openapi = _described(app, service)  # type: ignore[method-assign]  # as FastAPI documents
+    return app
+
+
+def create_engine_server(
+    settings: Settings, load_engine: LoadEngine, folder: str, on_failure: Callable[[], None]
+) -> EngineServer:
+    """The engine and the decoders that front ends in other processes share through `folder`."""
+    metrics = Metrics(folder)
+    host = ModelHost(
+        settings, load_engine, metrics, on_failure, on_change=lambda: server.announce()
     )
+    decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
+    server = EngineServer(host, Repository(settings, host, metrics.count_load), decoders)
+    return server
+
+
+def _service(settings: Settings, load_engine: LoadEngine, folder: str | None) -> Service:
     tracing = from_environment(os.environ)
     metrics = Metrics(folder)
-    engine: Inference
-    versions: Versions
+    engine: Engine
+    repository: Versions
     decoders: Decoding
     if folder is None:
-        # A model that cannot be served ends the process, as the signal does.
+        # A model that cannot be served ends the process, as SIGTERM does.
         stop = partial(signal.raise_signal, signal.SIGTERM)
-        engine = local = ModelHost(settings, load_engine, metrics, stop, tracing=tracing)
-        versions = Repository(settings, local, metrics.count_load)
+        engine = host = ModelHost(settings, load_engine, metrics, stop, tracing=tracing)
+        repository = Repository(settings, host, metrics.count_load)
         decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
     else:
-        engine = versions = EngineClient(folder)
+        engine = repository = EngineClient(folder)
         decoders = DecoderClient(folder, _decode_limits(settings))
-    serving = Serving(settings, engine, decoders)
+    return Service(
+        settings=settings,
+        engine=engine,
+        decoders=decoders,
+        repository=repository,
+        uploads=UploadMemory(
+            settings.max_upload_memory, settings.max_upload_bytes, settings.upload_timeout
+        ),
+        keys=ApiKeys(_secret(settings.api_keys), settings.api_keys_file),
+        admin_keys=ApiKeys(
+            _secret(settings.admin_keys), settings.admin_keys_file, "ADMIN_KEYS", errors.NotAdmin
+        ),
+        rate_limiter=_rate_limiter(settings),
+        metrics=metrics,
+        tracing=tracing,
+    )
+
+
+def _fastapi(settings: Settings, service: Service, front_end: bool) -> FastAPI:
+    tracing = service.tracing
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with serving.running(), _noting(metrics, serving, often=folder is not None):
+        async with service.running(), _updating_metrics(service, front_end):
             yield
         if tracing is not None:
             await tracing.close()
 
-    without = partial(FastAPI, docs_url=None, openapi_url=None)
-    build: Callable[..., FastAPI] = FastAPIOffline if settings.docs else without
-    app = build(
+    without_docs = partial(FastAPI, docs_url=None, openapi_url=None)
+    build: Callable[..., FastAPI] = FastAPIOffline if settings.docs else without_docs
+    return build(
         title="Shoal",
-        version="0.1.0",
+        version="0.2.0",
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
@@ -134,60 +176,54 @@ def create_app(
             "operation_spans": False,
             "metrics": False,
             "logs": False,
-            "exclude": lambda scope: scope["path"] in ROUTINE,
+            "exclude": lambda scope: scope["path"] in PROBE_PATHS,
         },
     )
-    app.state.settings = settings
-    app.state.serving = serving
-    app.state.metrics = metrics
-    app.state.scrapes = Scrapes(partial(probes.render, metrics, serving))
-    app.state.tracing = tracing
-    app.state.keys = keys
-    app.state.provisions = Provisions(settings, serving, keys, _rates(settings), tracing)
-    app.state.admin_keys = admin_keys
-    app.state.repository = versions
-    app.state.listeners = _listeners(app, settings)
-    if settings.docs:
-        documentation.replace_routes(app)
-    # first, and found without a detour
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    """Add the routes. Those of the API come first, so that they are found first."""
+    settings = service.settings
+    metrics = APIRouter() if settings.metrics_port is not None else probes.metrics_router(service)
     app.router.routes[:0] = [
         *predict.router.routes,
         *probes.router.routes,
-        *([] if settings.metrics_port is not None else probes.scrapes.routes),
+        *metrics.routes,
         *v2_routes.router.routes,
         *v2_repository.router.routes,
     ]
     if settings.page:
         app.include_router(pages.router(settings.docs))
-    for kind in problems.ANSWERED:
-        app.add_exception_handler(kind, problems.handle)
+
+
+def _add_middleware(app: FastAPI, service: Service) -> None:
+    """Add the middleware, the innermost first."""
+    settings = service.settings
+    if service.tracing is None:  # otherwise FastAPI's own layers trace the requests
+        app.add_middleware(FastPath, routes=app.router.routes)
     if origins := split(settings.cors_origins):
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", LENGTH_HEADER],
+            expose_headers=[
+                "X-Request-ID",
+                "Server-Timing",
+                "Retry-After",
+                v2_schemas.LENGTH_HEADER,
+            ],
         )
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(RequestMiddleware, count=metrics, serving=serving)  # outermost
-    app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's own way
-    if tracing is None:
-        app.build_middleware_stack = partial(_lean_stack, app)  # type: ignore[method-assign]
-    return app
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=service.metrics,
+        state=service,
+        guard=Guard(settings),
+        trusted_proxies=settings.trusted_proxies,
+    )
 
 
-def _lean_stack(app: FastAPI) -> ASGIApp:
-    """FastAPI's stack without the layers that nothing here needs, and with the fast path."""
-    stack: ASGIApp = AsyncExitStackMiddleware(app.router)
-    stack = ExceptionMiddleware(stack, app.exception_handlers)
-    stack = FastPath(stack, app.routes)
-    for layer, positional, named in reversed(app.user_middleware):
-        stack = layer(stack, *positional, **named)
-    return stack
-
-
-def _rates(settings: Settings) -> RateLimiter | None:
+def _rate_limiter(settings: Settings) -> RateLimiter | None:
     if settings.rate_limit is None:
         return None
     burst = settings.rate_burst or max(1, math.floor(settings.rate_limit))
@@ -195,31 +231,20 @@ def _rates(settings: Settings) -> RateLimiter | None:
 
 
 @asynccontextmanager
-async def _noting(metrics: Metrics, serving: Serving, often: bool) -> AsyncIterator[None]:
-    """Within, what this process holds is noted every second for others to add up, if there are
-    any; who is asked himself looks anew."""
+async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[None]:
+    """In a front end, update the metrics that are added up over all processes. A process that
+    serves alone updates them when they are scraped."""
 
-    async def note() -> None:
-        while often:
-            metrics.note(serving.uploads.held, serving.decoders.waiting)
-            await asyncio.sleep(1)
+    async def update() -> None:
+        while front_end:
+            service.metrics.note(service.uploads.held, service.decoders.waiting)
+            await asyncio.sleep(NOTE_INTERVAL)
 
-    noting = asyncio.create_task(note())
+    updating = asyncio.create_task(update())
     try:
         yield
     finally:
-        noting.cancel()
-
-
-def create_hub(
-    settings: Settings, load_engine: LoadEngine, folder: str, on_failure: Callable[[], None]
-) -> EngineServer:
-    """The engine that front ends in other processes share; `folder` is theirs, too."""
-    metrics = Metrics(folder)
-    local = ModelHost(settings, load_engine, metrics, on_failure, on_change=lambda: hub.announce())
-    decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
-    hub = EngineServer(local, Repository(settings, local, metrics.count_load), decoders)
-    return hub
+        updating.cancel()
 
 
 def _decode_limits(settings: Settings) -> Limits:
@@ -232,37 +257,37 @@ def _decode_limits(settings: Settings) -> Limits:
         raise BadSettings(f"{PREFIX}DECODE_MEMORY={settings.decode_memory}: {error}") from error
 
 
-def _listeners(app: FastAPI, settings: Settings) -> list[Listener]:
-    """What serves beside the application, on ports of their own. Raises BadSettings."""
-    found: list[Listener] = []
+def _listeners(app: FastAPI, service: Service) -> list[Listener]:
+    """The servers on other ports. Raises BadSettings."""
+    settings = service.settings
+    listeners: list[Listener] = []
     if settings.metrics_port is not None:
         if settings.metrics_need_key:
             raise BadSettings(
-                f"{PREFIX}METRICS_NEED_KEY: on {PREFIX}METRICS_PORT, a port of their own, metrics "
-                "want no key. Leave out one of the two"
+                f"{PREFIX}METRICS_NEED_KEY: metrics on {PREFIX}METRICS_PORT need no key, because "
+                "that port is their own. Remove one of the two settings."
             )
-        metrics = Starlette(routes=probes.scrapes.routes)
-        metrics.state = app.state
-        found.append(SidePort(metrics, settings, settings.metrics_port))
+        metrics = Starlette(routes=probes.metrics_router(service).routes)
+        listeners.append(SidePort(metrics, settings, settings.metrics_port))
     if settings.grpc_port is not None:
         try:
             from service.grpc.server import RpcServer
         except ImportError as error:
             raise BadSettings(
-                f"{PREFIX}GRPC_PORT={settings.grpc_port}: {error}; gRPC wants the packages of an "
-                "extra: pip install 'shoal[grpc]', or leave the setting out"
+                f"{PREFIX}GRPC_PORT={settings.grpc_port}: {error}. gRPC needs the packages of an "
+                "extra: pip install 'shoal[grpc]'. Or remove the setting."
             ) from error
-        found.append(RpcServer(app.state, settings, app.version))
-    return found
+        listeners.append(RpcServer(service, settings, app.version))
+    return listeners
 
 
 def _secret(setting: SecretStr | None) -> str:
     return setting.get_secret_value() if setting else ""
 
 
-def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's description, the shapes that it does not see (of errors, and of bodies that we
-    read ourselves), and how to send a key where one is wanted."""
+def _described(app: FastAPI, service: Service) -> Callable[[], dict[str, Any]]:
+    """FastAPI's OpenAPI description, with what FastAPI does not see: the schemas of errors and of
+    bodies that endpoints read themselves, and the API keys."""
     describe = app.openapi
     unseen = (
         schemas.ProblemDetails,
@@ -275,19 +300,18 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
     def openapi() -> dict[str, Any]:
         description = describe()
         components = description["components"]
-        _, shapes = models_json_schema(
-            [(shape, "validation") for shape in unseen],
+        _, definitions = models_json_schema(
+            [(schema, "validation") for schema in unseen],
             ref_template="#/components/schemas/{model}",
         )
-        components["schemas"] |= shapes["$defs"]
-        state = app.state
-        if state.keys.wanted or state.admin_keys.wanted:
+        components["schemas"] |= definitions["$defs"]
+        if service.keys.required or service.admin_keys.required:
             components["securitySchemes"] = SECURITY
         for path, operations in description["paths"].items():
             for method, operation in operations.items():
-                administers = path.startswith(v2_repository.router.prefix)
-                keys = state.admin_keys if administers else state.keys
-                if keys.wanted and (administers or method == "post"):
+                for_operators = path.startswith(v2_repository.router.prefix)
+                keys = service.admin_keys if for_operators else service.keys
+                if keys.required and (for_operators or method == "post"):
                     operation["security"] = [{name: []} for name in SECURITY]
         return description
 

@@ -34,6 +34,14 @@ class BodyTooLarge(Exception):
     """The body is longer than allowed."""
 
 
+class UploadMemoryFull(Exception):
+    """Uploads hold as much memory as they may."""
+
+
+class EngineBusy(Exception):
+    """The engine process does not read requests as fast as they arrive."""
+
+
 class UploadTimeout(Exception):
     """The body did not arrive in time."""
 

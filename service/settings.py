@@ -1,7 +1,7 @@
 """Every setting: name, type, bound, default and meaning in one place.
 
 Each is read from the environment variable of its name in capitals behind `SHOAL_`, once, when
-the process starts. The table in README.md is printed from here by `python -m service.settings`.
+the process starts. `python -m service.settings` prints the table of docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -76,9 +76,6 @@ class Settings(BaseSettings):
     """Most requests that wait for the engine; more are refused."""
     max_queue_delay: float = Field(default=0.0, ge=0, le=60)
     """Seconds the oldest request may wait for company while the engine is idle. 0: never."""
-    max_in_flight: int | None = Field(default=None, ge=1, le=8)
-    """Most batches handed to the engine at once. Default: one more than it computes at the same
-    time, so that the next one is there when one ends."""
     request_timeout: Seconds = 5.0
     """Seconds from the end of the upload in which a request is answered or refused."""
 
@@ -144,6 +141,9 @@ class Settings(BaseSettings):
     shutdown_timeout: int = Field(default=20, ge=1, le=3600)
     """Seconds after that in which requests in flight are answered; then they are cut off."""
 
+    default_answer: Literal["json", "text"] = "json"
+    """Answer of `/predict` to requests whose `Accept` header prefers neither `application/json` nor
+    `text/plain`. json: an object. text: the sentence of the Flask tutorial."""
     page: bool = True
     """Whether to serve the page at `/`, where one drops pictures and sees their classes."""
     docs: bool = True

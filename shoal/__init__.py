@@ -1,6 +1,6 @@
-"""Shoal for the terminal and for programs: the command `shoal`, and `shoal.client`.
+"""The command `shoal` and the Python client `shoal.client`.
 
-Nothing is imported here, so that `shoal --help` and completion answer at once.
+This package imports nothing itself, so that `shoal --help` and shell completion start fast.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

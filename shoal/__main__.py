@@ -1,4 +1,4 @@
-"""`python -m shoal`: the command, where it is not installed."""
+"""Runs the command as `python -m shoal`, where it is not installed."""
 
 import sys
 

@@ -1,11 +1,12 @@
-"""A client of the service, for programs: `Client`, and `AsyncClient` for those that await.
+"""Python client of the service: `Client`, and `AsyncClient` for asyncio.
 
     with Client("http://127.0.0.1:8000") as shoal:
         print(shoal.predict("horse.jpg").class_)
 
-A busy service says when to come back, and the client does so as long as its `timeout` lasts, which
-the service is told as well: it computes nothing for who has stopped waiting. What fails raises one
-of `shoal.errors`. Clients keep their connections: make one and use it for everything.
+When the service is busy, it says when to retry, and the client does so until its `timeout` ends.
+The client also sends the timeout to the service, which computes nothing for a client that no longer
+waits. Errors are exceptions of `shoal.errors`. A client reuses its connections: create one client
+and use it for all requests.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import pathlib
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeAlias
 
@@ -23,8 +24,8 @@ import httpx
 
 from shoal import __version__
 from shoal.errors import Problem
-from shoal.exchange import Exchange, Reply, Wait
 from shoal.prediction import Prediction, prediction, predictions
+from shoal.retry import Reply, Retry, Wait
 
 __all__ = ["AsyncClient", "Client", "Image", "Prediction", "Problem"]
 
@@ -34,11 +35,11 @@ Part: TypeAlias = tuple[str, tuple[str, bytes]]
 Form: TypeAlias = list[Part]
 
 TIMEOUT = 30.0
-"""Seconds for a call, waiting included, unless the client is made with others."""
+"""Seconds for a call, waiting included, by default."""
 
 
 class Client:
-    """Of the service at `url`, with `key` where it wants one. Threads may share it."""
+    """Client for synchronous code. Several threads may share one."""
 
     def __init__(
         self,
@@ -47,25 +48,46 @@ class Client:
         timeout: float = TIMEOUT,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`transport` is for those who bring proxies, certificates or a server of their own.
+        """Connects to nothing yet.
 
-        Raises ValueError where `url` is none.
+        Args:
+            url: Address of the service, such as http://127.0.0.1:8000. It may have a path.
+            key: API key, sent as X-API-Key. None: no key is sent.
+            timeout: Seconds for each call, retries and waiting included.
+            transport: httpx transport, for proxies, certificates or an application in this
+                process. None: the default of httpx.
+
+        Raises:
+            ValueError: `url` is not the URL of a server.
         """
-        self._http = httpx.Client(base_url=checked(url), headers=_headers(key), transport=transport)
+        self._http = httpx.Client(
+            base_url=parse_url(url), headers=_headers(key), transport=transport
+        )
         self._timeout = timeout
 
     def predict(self, image: Image) -> Prediction:
-        """The class of an image. Raises NoPrediction, and OSError where a file cannot be read."""
-        return prediction(self._ask("predict", [_part(image)]))
+        """Classifies an image.
+
+        Raises:
+            NoPrediction: There is no prediction; the subclasses say why.
+            OSError: A file cannot be read.
+        """
+        return prediction(self._request("predict", [_part(image)]))
 
     def predict_batch(self, images: Iterable[Image]) -> list[Prediction | Problem]:
-        """The classes of several, in their order; in place of one that failed, why.
+        """Classifies several images in one request.
 
-        Raises NoPrediction where the request failed as a whole, and OSError.
+        Returns:
+            For each image, in order, the prediction or the error of that image.
+
+        Raises:
+            NoPrediction: The request failed as a whole.
+            OSError: A file cannot be read.
         """
-        return predictions(self._ask("predict/batch", [_part(image) for image in images]))
+        return predictions(self._request("predict/batch", [_part(image) for image in images]))
 
     def close(self) -> None:
+        """Closes the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -79,25 +101,24 @@ class Client:
     ) -> None:
         self.close()
 
-    def _ask(self, path: str, form: Form) -> httpx.Response:
-        exchange = _exchange(self._timeout)
+    def _request(self, path: str, form: Form) -> httpx.Response:
+        retry = Retry(self._timeout, time.monotonic, random.random())
         while True:
-            outcome = exchange.after(self._send(path, form, exchange.left))
-            if not isinstance(outcome, Wait):
-                return outcome
-            time.sleep(outcome.seconds)
+            step = retry.after(self._attempt(path, form, retry.remaining))
+            if not isinstance(step, Wait):
+                return step
+            time.sleep(step.seconds)
 
-    def _send(self, path: str, form: Form, left: float) -> Reply:
+    def _attempt(self, path: str, form: Form, seconds: float) -> Reply:
         try:
-            # Each of connecting, sending and receiving may take what is left: threads have no
-            # way to bound them together.
-            return self._http.post(path, files=form, **_within(left))
+            # httpx bounds connecting, sending and receiving each, not their sum.
+            return self._http.post(path, files=form, **_timeout_options(seconds))
         except httpx.RequestError as error:
             return error
 
 
 class AsyncClient:
-    """The same for asyncio; what `Client` says holds here."""
+    """Client for asyncio. Its methods do the same as those of `Client`."""
 
     def __init__(
         self,
@@ -106,21 +127,34 @@ class AsyncClient:
         timeout: float = TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            url: Address of the service, such as http://127.0.0.1:8000. It may have a path.
+            key: API key, sent as X-API-Key. None: no key is sent.
+            timeout: Seconds for each call, retries and waiting included.
+            transport: httpx transport, for proxies, certificates or an application in this
+                process. None: the default of httpx.
+
+        Raises:
+            ValueError: `url` is not the URL of a server.
+        """
         self._http = httpx.AsyncClient(
-            base_url=checked(url), headers=_headers(key), transport=transport
+            base_url=parse_url(url), headers=_headers(key), transport=transport
         )
         self._timeout = timeout
 
     async def predict(self, image: Image) -> Prediction:
-        """As `Client.predict`."""
-        return prediction(await self._ask("predict", [await _part_async(image)]))
+        """Classifies an image, as `Client.predict` does."""
+        return prediction(await self._request("predict", [await _part_async(image)]))
 
     async def predict_batch(self, images: Iterable[Image]) -> list[Prediction | Problem]:
-        """As `Client.predict_batch`."""
+        """Classifies several images in one request, as `Client.predict_batch` does."""
         form = [await _part_async(image) for image in images]
-        return predictions(await self._ask("predict/batch", form))
+        return predictions(await self._request("predict/batch", form))
 
     async def close(self) -> None:
+        """Closes the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -134,34 +168,30 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _ask(self, path: str, form: Form) -> httpx.Response:
-        exchange = _exchange(self._timeout, asyncio.get_running_loop().time)
+    async def _request(self, path: str, form: Form) -> httpx.Response:
+        retry = Retry(self._timeout, asyncio.get_running_loop().time, random.random())
         while True:
-            outcome = exchange.after(await self._send(path, form, exchange.left))
-            if not isinstance(outcome, Wait):
-                return outcome
-            await asyncio.sleep(outcome.seconds)
+            step = retry.after(await self._attempt(path, form, retry.remaining))
+            if not isinstance(step, Wait):
+                return step
+            await asyncio.sleep(step.seconds)
 
-    async def _send(self, path: str, form: Form, left: float) -> Reply:
+    async def _attempt(self, path: str, form: Form, seconds: float) -> Reply:
         try:
-            async with asyncio.timeout(left):
-                return await self._http.post(path, files=form, **_within(left))
+            async with asyncio.timeout(seconds):
+                return await self._http.post(path, files=form, **_timeout_options(seconds))
         except (httpx.RequestError, TimeoutError) as error:
             return error
 
 
-def _exchange(timeout: float, now: Callable[[], float] = time.monotonic) -> Exchange:
-    return Exchange(timeout, now, random.random())
-
-
-def checked(url: str) -> httpx.URL:
-    """Raises ValueError where `url` is none of a server."""
+def parse_url(url: str) -> httpx.URL:
+    """Returns the URL of a server. Raises ValueError if `url` is not one."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         parsed = httpx.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{url} is no URL of a server: http://HOST:PORT")
+        raise ValueError(f"{url} is not the URL of a server. Write it as http://HOST:PORT")
     return parsed
 
 
@@ -170,13 +200,13 @@ def _headers(key: str | None) -> dict[str, str]:
     return headers | ({"X-API-Key": key} if key else {})
 
 
-def _within(seconds: float) -> dict[str, Any]:
-    """How httpx and the service are told of the time that is left."""
+def _timeout_options(seconds: float) -> dict[str, Any]:
+    """Options of httpx: its own timeout, and the header that states it to the service."""
     return {"timeout": seconds, "headers": {"X-Request-Timeout": f"{seconds:.3f}"}}
 
 
 def _part(image: Image) -> Part:
-    """A field of the form. Read whole: it may have to be sent again."""
+    """Returns a field of the form. A file is read completely, since a retry sends it again."""
     if isinstance(image, str | os.PathLike):
         image = pathlib.Path(image).read_bytes()
     elif not isinstance(image, bytes):
@@ -185,5 +215,5 @@ def _part(image: Image) -> Part:
 
 
 async def _part_async(image: Image) -> Part:
-    """Others may run while the disk is read."""
+    """Like `_part`, but reads files in a thread."""
     return _part(image) if isinstance(image, bytes) else await asyncio.to_thread(_part, image)

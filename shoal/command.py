@@ -2,11 +2,11 @@
 
     shoal serve --port 9000            serve predictions over HTTP
     shoal predict horse.jpg *.png      classify files, without a server
-    shoal predict *.png --url URL      the same, asking a server
-    shoal bench --rate 100,200         how fast it answers, and under which load
-    shoal models list                  what there is to serve
+    shoal predict *.png --url URL      classify files with a server
+    shoal bench --rate 100,200         measure the latency and the throughput of a server
+    shoal models list                  list the models that can be served
 
-`shoal COMMAND --help` explains each, with examples.
+`shoal COMMAND --help` explains each command, with examples.
 """
 
 from __future__ import annotations
@@ -25,36 +25,42 @@ COMMANDS = {
     "predict": ("shoal.predict", "classify image files"),
     "bench": ("shoal.bench", "load a server and measure it"),
     "models": ("model_store.__main__", "list, verify, import, train and measure networks"),
-    "completion": ("shoal.completion", "print what makes a shell complete these commands"),
+    "completion": ("shoal.completion", "print the completion script for a shell"),
 }
-"""Name -> the module that has it, and what it is for. A module is imported when its command is
-wanted: mxnet, httpx and the service take longer than an answer to `--help` may."""
+"""Name -> module and purpose. A module is imported only when its command is used: importing mxnet,
+httpx and the service takes longer than `--help` should."""
 
 EXIT_STATUS = """\
 exit status:
-  0    done
-  1    not all of it: an image without a prediction, a bad model, a server that does not answer
-  2    a wrong argument, setting or file; nothing was begun
-  3    serve: the port cannot be had
-  4    serve: the engine died, and another process is wanted
+  0    success
+  1    failure: an image without a prediction, a bad model, a server that does not answer
+  2    wrong argument, setting or file; nothing was started
+  3    serve: the port is not available
+  4    serve: the engine died; start the service again
   130  stopped by Ctrl-C
 """
 INTERRUPTED, BROKEN_PIPE = 130, 141
-"""As shells report SIGINT and SIGPIPE."""
+"""The exit statuses that shells report for SIGINT and SIGPIPE."""
 
 
 class Command(Protocol):
-    """What the module of a command has; its docstring is the text of `--help`."""
+    """The module of a command. Its docstring is the description in `--help`."""
 
     __doc__: str | None
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the arguments of the command."""
 
     def run(self, options: argparse.Namespace) -> int:
-        """The exit status."""
+        """Runs the command. Returns the exit status."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status.
+
+    Args:
+        arguments: Name of the command and its arguments. None: those of this process.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser(COMMANDS.keys() & set(arguments)).parse_args(arguments)
     try:
@@ -62,34 +68,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `| head` has seen enough; Python would say so once more at its end
+    except BrokenPipeError:  # as with `| head`; without this, Python reports it again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status
 
 
-def parser(wanted: Collection[str]) -> argparse.ArgumentParser:
-    """The parser of the command line, which knows the arguments of the commands in `wanted`."""
-    made = argparse.ArgumentParser(
+def parser(complete: Collection[str]) -> argparse.ArgumentParser:
+    """Returns the parser of the command line.
+
+    Args:
+        complete: Names of the commands whose arguments are added. Their modules are imported.
+    """
+    root = argparse.ArgumentParser(
         prog="shoal",
         description=__doc__,
         epilog=EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action="version", version=f"shoal {__version__}")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    root.add_argument("--version", action="version", version=f"shoal {__version__}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, purpose) in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=purpose,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # what is unambiguous today need not be tomorrow
+            allow_abbrev=False,  # a new flag could make an abbreviation ambiguous
         )
-        if name in wanted:
+        if name in complete:
             module = _module(name)
             command.description = module.__doc__
             module.add_arguments(command)
-    return made
+    return root
 
 
 def _module(name: str) -> Command:

@@ -1,13 +1,14 @@
-"""Why there is no prediction, as exceptions whose messages say what happened and what to do.
+"""Exceptions of the client. Their messages say what happened and what to do.
 
 NoPrediction
-    Unreachable          nobody answers at this URL
-    NotShoal             somebody does, and not as Shoal would
-    TimedOut             no answer in the time allowed
-    Problem              the service said no, and why: status, code, detail, request id
+    Unreachable          no server answers at this URL
+    NotShoal             the answer is not one of this service
+    NotServed            the model cannot be served in this process
+    TimedOut             no answer came within the timeout
+    Problem              the service answered with an error: status, code, detail, request id
         Rejected         4xx: the same image will be rejected again
-            Unauthorized 401: no key, or a wrong one
-        Unavailable      429, 503: too busy, starting or stopping, for longer than one would wait
+            Unauthorized 401: the API key is missing or wrong
+        Unavailable      429, 503: busy, starting or stopping, for longer than the timeout
         Failed           any other 5xx
 """
 
@@ -18,15 +19,15 @@ from typing import Any
 
 
 class NoPrediction(Exception):
-    """There is no answer to this image."""
+    """There is no prediction for this image."""
 
 
 class Unreachable(NoPrediction):
-    """Nobody answers at this URL, or the connection broke twice."""
+    """No server answers at this URL, or the connection broke twice."""
 
 
 class NotShoal(NoPrediction):
-    """There is an answer, but not one of this service."""
+    """A server answered, but not as this service does."""
 
 
 class NotServed(NoPrediction):
@@ -34,11 +35,11 @@ class NotServed(NoPrediction):
 
 
 class TimedOut(NoPrediction):
-    """No answer came in the time allowed."""
+    """No answer came within the timeout."""
 
 
 class Problem(NoPrediction):
-    """The service's own words, RFC 9457 `application/problem+json`."""
+    """The service answered with an error (RFC 9457, `application/problem+json`)."""
 
     def __init__(
         self,
@@ -49,17 +50,23 @@ class Problem(NoPrediction):
         request_id: str = "",
         retry_after: float | None = None,
     ) -> None:
+        """Stores the fields of the answer.
+
+        Args:
+            status: HTTP status.
+            code: Name of the error for programs, such as `bad_image` or `queue_full`.
+            title: The error in a few words.
+            detail: What happened and what to do, for people.
+            request_id: Id of the request in the server's log. Empty: the server sent none.
+            retry_after: Seconds after which a retry may succeed. None: the server did not say.
+        """
         super().__init__(status, code, title, detail, request_id, retry_after)
         self.status = status
         self.code = code
-        """For programs: `bad_image`, `queue_full` and so on, as the README lists them."""
         self.title = title
         self.detail = detail
-        """For people: what happened and what to do."""
         self.request_id = request_id
-        """Under which the server's log has it."""
         self.retry_after = retry_after
-        """Seconds after which trying again may help. None: the service does not say."""
 
     def __str__(self) -> str:
         return f"{self.detail} ({self.code})"
@@ -70,31 +77,39 @@ class Rejected(Problem):
 
 
 class Unauthorized(Rejected):
-    """401: no key, or a wrong one."""
+    """401: the API key is missing or wrong."""
 
 
 class Unavailable(Problem):
-    """429, 503: too busy, starting or stopping, and for longer than there was time to wait."""
+    """429, 503: the service is busy, starting or stopping, for longer than the timeout."""
 
 
 class Failed(Problem):
     """Any other 5xx."""
 
 
-def problem(told: Mapping[str, Any], retry_after: float | None = None) -> Problem:
-    """The exception for a body of problem+json, or for what stands in a prediction's place."""
-    status = int(told["status"])
-    return _kind(status)(
+def problem_from(fields: Mapping[str, Any], retry_after: float | None = None) -> Problem:
+    """Returns the exception for an error of the service.
+
+    Args:
+        fields: A problem+json body, or an item of a batch that stands in a prediction's place.
+        retry_after: Seconds, for `fields` without a value of their own.
+
+    Raises:
+        LookupError, TypeError, ValueError: `fields` are not those of a problem.
+    """
+    status = int(fields["status"])
+    return _class_for(status)(
         status,
-        code=str(told["code"]),
-        title=str(told["title"]),
-        detail=str(told["detail"]),
-        request_id=str(told.get("request_id", "")),
-        retry_after=told.get("retry_after", retry_after),
+        code=str(fields["code"]),
+        title=str(fields["title"]),
+        detail=str(fields["detail"]),
+        request_id=str(fields.get("request_id", "")),
+        retry_after=fields.get("retry_after", retry_after),
     )
 
 
-def _kind(status: int) -> type[Problem]:
+def _class_for(status: int) -> type[Problem]:
     if status == 401:
         return Unauthorized
     if status in (429, 503):

@@ -1,8 +1,8 @@
-"""The service's settings as flags of the command line, made from the class that has them.
+"""Turns the settings of the service into command-line flags.
 
-`--max-batch-size 8` is SHOAL_MAX_BATCH_SIZE=8: a flag becomes the variable of this process, and so
-holds for whatever this process starts. Secrets get no flag, since every user of a machine can
-read its command lines.
+`--max-batch-size 8` sets the environment variable SHOAL_MAX_BATCH_SIZE of this process to 8, so it
+also applies to the processes that this one starts. Secrets have no flags, because every user of a
+machine can read its command lines.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ from pydantic.fields import FieldInfo
 from service.settings import PREFIX, Settings, default_of, one_line
 
 METAVARS = {int: "N", float: "SECONDS", str: "TEXT", pathlib.Path: "PATH"}
+"""Type of a setting -> name of its value in `--help`."""
 
 
 def add(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_fields) -> None:
-    """A flag for each of these settings, absent from the result where it is not given."""
+    """Adds flags for settings to a parser. A flag that is not given is absent from its result.
+
+    Args:
+        parser: The parser that gets the flags.
+        names: Names of settings. Default: all of them.
+    """
     for name in names:
         field = Settings.model_fields[name]
         kind = _kind(field.annotation)
@@ -41,17 +47,18 @@ def add(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_f
 
 
 def apply(options: argparse.Namespace) -> None:
-    """Put the settings that were given into the environment."""
+    """Sets the environment variables of the settings that were given as flags."""
     for name in Settings.model_fields.keys() & vars(options).keys():
         os.environ[f"{PREFIX}{name.upper()}"] = str(getattr(options, name))
 
 
 def flag(name: str) -> str:
+    """Returns the flag of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
 def _kind(annotation: Any) -> Any:
-    """The type itself, without its bounds and without None."""
+    """Returns the type of a setting without its bounds and without None."""
     if get_origin(annotation) is Annotated:
         return _kind(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -60,7 +67,7 @@ def _kind(annotation: Any) -> Any:
 
 
 def _checked(field: FieldInfo) -> Callable[[str], str]:
-    """The text itself, once the setting's own bounds have been seen to hold."""
+    """Returns a function that returns its text unchanged if it is within the setting's bounds."""
 
     def check(text: str) -> str:
         bounded: Any = Annotated[field.annotation, *field.metadata]

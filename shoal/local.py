@@ -1,7 +1,7 @@
-"""The service in this very process, without a port: what `shoal predict` asks where no server is.
+"""Runs the service inside this process, without a port, for `shoal predict` without `--url`.
 
-It is the whole of it, from reading the upload to the batcher, so that an image gets the answer or
-the refusal here that it would get from a server.
+Requests pass through the whole application, from the upload to the batcher, so that an image gets
+the same answer or error as from a server.
 """
 
 from __future__ import annotations
@@ -17,22 +17,30 @@ from fastapi import FastAPI
 from shoal.errors import NotServed
 
 URL = "http://localhost"
-LOOK_EVERY = 0.02
+POLL_INTERVAL = 0.02
+"""Seconds."""
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[httpx.ASGITransport]:
-    """What takes a client of URL to `app`, the service, once that is ready. Raises NotServed."""
+async def running(app: FastAPI) -> AsyncIterator[httpx.ASGITransport]:
+    """Runs the application for the duration of the block.
+
+    Yields:
+        A transport to `app` for clients of `URL`, once the service is ready.
+
+    Raises:
+        NotServed: The model cannot be loaded.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    # Where the model fails, the service sends this to itself, to end.
+    # The service sends itself SIGTERM if the model cannot be loaded.
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
             while (await client.get("/readyz")).status_code != 200:
                 if stopped.is_set():
-                    raise NotServed(str(app.state.serving.failure or "stopped"))
-                await asyncio.sleep(LOOK_EVERY)
+                    raise NotServed(str(app.state.service.engine.failure or "stopped"))
+                await asyncio.sleep(POLL_INTERVAL)
         loop.remove_signal_handler(signal.SIGTERM)
         yield transport

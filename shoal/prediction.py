@@ -1,4 +1,4 @@
-"""Answers of the service, read into plain data. Pure."""
+"""Converts responses of the service to plain data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 
-from shoal.errors import NotShoal, Problem, problem
+from shoal.errors import NotShoal, Problem, problem_from
 
 STAGE = re.compile(r"(\w+);dur=([0-9.]+)")
+"""An entry of the header Server-Timing, in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,9 @@ class Prediction:
 
     class_: str
     probability: float
-    """Softmax, of `class_`."""
+    """Softmax probability of `class_`."""
     probabilities: Mapping[str, float]
-    """Softmax of every class, in the model's order."""
+    """Softmax probability of every class, in the model's order."""
     model: str
     version: str
     timing: Mapping[str, float]
@@ -31,32 +32,39 @@ class Prediction:
 
 
 def prediction(response: httpx.Response) -> Prediction:
-    """What /predict answered with a 200. Raises NotShoal."""
+    """Returns the prediction in a 200 response of `/predict`. Raises NotShoal if there is none."""
     return _prediction(_body(response), response)
 
 
 def predictions(response: httpx.Response) -> list[Prediction | Problem]:
-    """What /predict/batch answered with a 200: one a file, in their order. Raises NotShoal."""
+    """Returns the results in a 200 response of `/predict/batch`, one for each image, in order.
+
+    Raises:
+        NotShoal: The response is not one of this service.
+    """
     items = _body(response).get("predictions")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise _not_shoal(response)
     return [_problem(i, response) if "code" in i else _prediction(i, response) for i in items]
 
 
-def refusal(response: httpx.Response) -> Problem | NotShoal:
-    """What a response other than 200 says, be it the service's or that of a proxy before it."""
+def error_from(response: httpx.Response) -> Problem | NotShoal:
+    """Returns the error in a response other than 200, from the service or from a proxy."""
     try:
-        return problem(response.json(), retry_after(response))
+        return problem_from(response.json(), retry_after(response))
     except (ValueError, LookupError, TypeError):
-        unlike = _not_shoal(response)
+        not_shoal = _not_shoal(response)
     if (status := response.status_code) == 429 or status >= 500:
-        told = {"status": status, "code": "http_error", "title": response.reason_phrase}
-        return problem(told | {"detail": str(unlike)}, retry_after(response))
-    return unlike
+        fields = {"status": status, "code": "http_error", "title": response.reason_phrase}
+        return problem_from(fields | {"detail": str(not_shoal)}, retry_after(response))
+    return not_shoal
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds; None where the header is missing or a date, which this service never sends."""
+    """Returns the header Retry-After in seconds.
+
+    None: the header is missing, or is a date, which this service never sends.
+    """
     text = response.headers.get("Retry-After", "")
     return float(text) if text.isdecimal() else None
 
@@ -89,13 +97,13 @@ def _prediction(body: Mapping[str, Any], response: httpx.Response) -> Prediction
 
 def _problem(body: Mapping[str, Any], response: httpx.Response) -> Problem:
     try:
-        return problem(body)
+        return problem_from(body)
     except (ValueError, LookupError, TypeError):
         raise _not_shoal(response) from None
 
 
 def _not_shoal(response: httpx.Response) -> NotShoal:
     return NotShoal(
-        f"{response.url} answers {response.status_code} {response.reason_phrase}, and not as Shoal "
-        "would. Check the URL, and what stands between here and there"
+        f"{response.url} answers {response.status_code} {response.reason_phrase}, but not as Shoal "
+        "does. Check the URL, and any proxy in front of the server"
     )

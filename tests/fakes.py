@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from model_store import manifest
+from model_store import versions
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
-from model_store.manifest import Manifest, Normalisation, Parameters
+from model_store.manifest import Manifest, Normalization, Parameters
 from model_store.precision import Precision
 from model_store.training import cifar10
 from service.settings import Settings
@@ -24,7 +24,7 @@ MODEL = Manifest(
     version="7",
     architecture="cifar_resnet20_v1",
     classes=cifar10.CLASSES,
-    normalisation=Normalisation(mean=cifar10.MEAN, std=cifar10.STD),
+    normalisation=Normalization(mean=cifar10.MEAN, std=cifar10.STD),
     parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
 )
 
@@ -35,6 +35,7 @@ class FakeEngine:
     device = Device(None, "cpu", "as asked")
     precision = Precision("fp32", "this version is not calibrated for int8")
     lanes = 1
+    max_in_flight = 1  # so that a test knows which batch it holds
     gpu_memory: GpuMemory | None = None
     on_assembled: Callable[[float], None] | None = None
 
@@ -79,7 +80,7 @@ class FakeEngine:
 
     async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None:
         """The manifest in `folder`; `loaded` says when, `load_error` that it cannot be."""
-        model = manifest.read_version(folder)
+        model = versions.read_manifest(folder)
         self.loading.set()
         await self.loaded.wait()
         if self.load_error:

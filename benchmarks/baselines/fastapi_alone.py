@@ -1,4 +1,4 @@
-"""FastAPI as it is usually written, without batching: two processes, each with its network.
+"""FastAPI as in tutorials, without batching: two processes, each with its own network.
 
 python -m benchmarks.baselines.fastapi_alone
 """
@@ -18,6 +18,8 @@ app = FastAPI()
 
 
 class Prediction(BaseModel):
+    """The answer."""
+
     class_: str = Field(alias="class")
     probability: float
 
@@ -28,7 +30,8 @@ if __name__ == "benchmarks.baselines.fastapi_alone":  # in uvicorn's workers
 
 @app.post("/predict")
 async def predict(img: Annotated[UploadFile, "an image"]) -> Prediction:
-    # On the event loop: a thread would cost more than it gives, and MXNet wants to stay on one.
+    """Classifies an image."""
+    # On the event loop: MXNet must stay on one thread, and another thread would only add cost.
     return Prediction.model_validate(network.classify([decode(await img.read())])[0])
 
 
@@ -37,7 +40,7 @@ if __name__ == "__main__":
         "benchmarks.baselines.fastapi_alone:app",
         port=int(os.environ["PORT"]),
         workers=2,
-        timeout_worker_healthcheck=60,  # loading takes longer than the default allows
+        timeout_worker_healthcheck=60,  # loading takes longer than the default
         loop="uvloop",
         http="httptools",
         access_log=False,

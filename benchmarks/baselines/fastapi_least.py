@@ -1,8 +1,8 @@
-"""The least of a FastAPI service around this network that we know how to build, to compare with.
+"""The cheapest FastAPI service around this network that we know how to build, for comparison.
 
-Our own, with nearly all taken out: the same connections, engine and settings, and of FastAPI only
-its router. It reads the body, has the engine compute as many as wait, and answers what it always
-answers. Nothing is parsed, decoded, foreseen, counted or logged, and nobody has a deadline.
+It has the connections, the engine and the settings of Shoal, and FastAPI's router. It reads the
+body, computes as many images as wait, and sends a fixed answer. It parses, decodes, predicts,
+counts and logs nothing, and has no deadlines.
 
 python -m benchmarks.baselines.fastapi_least
 """
@@ -20,21 +20,22 @@ from fastapi import Request, Response
 from model_store.engine import GluonEngine
 from service.__main__ import serve
 from service.app import create_app, load_engine
-from service.http.fast_path import FastRoute
+from service.http.middleware import FastRoute
 from service.settings import Settings, load_settings
 from service.telemetry.logs import configure
 
 ANSWER = b'{"class":"horse","probability":0.91}'
-MOST = 16
+MAX_BATCH = 16
 IN_FLIGHT = 3
 IMAGE = np.zeros((32, 32, 3), np.uint8)
 
 waiting: list[asyncio.Future[None]] = []
-somebody = asyncio.Event()
+not_empty = asyncio.Event()
 
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
+    """Yields the engine, while tasks compute what waits."""
     async with load_engine(settings) as engine:
         runners = [asyncio.create_task(compute(engine)) for _ in range(IN_FLIGHT)]
         yield engine
@@ -43,23 +44,25 @@ async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
 
 
 async def compute(engine: GluonEngine) -> None:
+    """Computes batches for ever."""
     while True:
         while not waiting:
-            somebody.clear()
-            await somebody.wait()
-        batch = waiting[:MOST]
-        del waiting[:MOST]
+            not_empty.clear()
+            await not_empty.wait()
+        batch = waiting[:MAX_BATCH]
+        del waiting[:MAX_BATCH]
         await engine.infer([IMAGE] * len(batch))
         for answer in batch:
-            if not answer.done():  # else its client has left
+            if not answer.done():  # it is canceled if its client disconnected
                 answer.set_result(None)
 
 
 async def predict(request: Request) -> Response:
+    """Waits for a batch, and returns a fixed answer."""
     await request.body()
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting.append(answer)
-    somebody.set()
+    not_empty.set()
     await answer
     return Response(ANSWER, media_type="application/json")
 

@@ -1,4 +1,4 @@
-"""The tutorial's server mended: the network is loaded once, in each of gunicorn's workers.
+"""The tutorial's Flask server, but with the network loaded only once in each gunicorn worker.
 
 gunicorn benchmarks.baselines.flask_once:app
 """
@@ -13,10 +13,11 @@ from flask import Flask, request
 from benchmarks.baselines.network import Network, decode
 
 app = Flask(__name__)
-# On the worker's first request, for MXNet is loaded and called on one thread.
+# Loaded on the first request: MXNet must be loaded and called on the same thread.
 network = functools.cache(Network)
 
 
 @app.route("/predict", methods=["POST"])
 def predict() -> dict[str, Any]:
+    """Classifies an image."""
     return network().classify([decode(request.files["img"].read())])[0]

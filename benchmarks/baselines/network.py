@@ -1,5 +1,7 @@
-"""The network that ships, for those whom we compare ourselves with: loaded once, compiled for each
-batch size, on one OpenMP thread. As good as ours in fp32, so that what is compared is the serving.
+"""The network that ships with Shoal, for the servers that Shoal is compared with.
+
+It is loaded once and compiled for each batch size, on one OpenMP thread, and is as fast as Shoal's
+in fp32. The comparison is then one of serving.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.architectures import build
 from model_store.runtime import load_mxnet
 
@@ -20,25 +22,31 @@ MODEL = "cifar_resnet20_v1"
 SIDE = 32
 
 Pixels = npt.NDArray[np.uint8]
-"""(32, 32, 3), RGB."""
+"""uint8 array of shape (32, 32, 3), RGB."""
 
 
 def decode(data: bytes) -> Pixels:
-    """As everybody writes it."""
-    return shrunk(Image.open(io.BytesIO(data)))
+    """Decodes an image as tutorials do."""
+    return resized(Image.open(io.BytesIO(data)))
 
 
-def shrunk(image: Image.Image) -> Pixels:
+def resized(image: Image.Image) -> Pixels:
+    """Resizes an image to the input of the network."""
     return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 class Network:
-    """To be made and called on one and the same thread."""
+    """A loaded network. It must be created and called on the same thread."""
 
     def __init__(self, max_batch_size: int = 1) -> None:
+        """Loads the latest version in the model store.
+
+        Args:
+            max_batch_size: The network is compiled for each power of two up to this size.
+        """
         self._mx = load_mxnet(threads=1)
-        folder = manifest.folder(manifest.STORE, MODEL, manifest.latest(manifest.STORE, MODEL))
-        self.model = manifest.read_version(folder)
+        folder = versions.folder(manifest.STORE, MODEL, versions.latest(manifest.STORE, MODEL))
+        self.model = versions.read_manifest(folder)
         self._mean = np.asarray(self.model.normalisation.mean, dtype=np.float32)
         self._std = np.asarray(self.model.normalisation.std, dtype=np.float32)
         self._by_size = {}
@@ -53,14 +61,14 @@ class Network:
             size *= 2
 
     def classify(self, images: Sequence[Pixels]) -> list[dict[str, Any]]:
-        """The class of each image and its softmax probability."""
+        """Returns the class of each image and its softmax probability."""
         size = next(size for size in self._by_size if size >= len(images))
         inputs = np.zeros((size, SIDE, SIDE, 3), dtype=np.float32)
         np.divide(np.stack(images), 255, out=inputs[: len(images)])
         inputs = ((inputs - self._mean) / self._std).transpose(0, 3, 1, 2)
         logits = self._by_size[size](self._mx.nd.array(inputs)).asnumpy()[: len(images)]
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        rows = odds / odds.sum(axis=1, keepdims=True)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        rows = exponentials / exponentials.sum(axis=1, keepdims=True)
         return [
             {"class": self.model.classes[int(row.argmax())], "probability": float(row.max())}
             for row in rows

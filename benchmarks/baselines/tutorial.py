@@ -1,4 +1,4 @@
-"""The tutorial's Flask server: the network is built and its weights are read in every request.
+"""The tutorial's Flask server, which builds the network and reads its weights in every request.
 
 python -m benchmarks.baselines.tutorial
 """
@@ -10,14 +10,14 @@ from typing import Any
 
 from flask import Flask, request
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.architectures import build
 from model_store.runtime import load_mxnet
 from model_store.training.cifar10 import CLASSES, MEAN, STD
 
 mx = load_mxnet(threads=1)
 MODEL = "cifar_resnet20_v1"
-PARAMS = manifest.folder(manifest.STORE, MODEL, manifest.latest(manifest.STORE, MODEL))
+PARAMS = versions.folder(manifest.STORE, MODEL, versions.latest(manifest.STORE, MODEL))
 
 transforms = mx.gluon.data.vision.transforms
 transform = transforms.Compose(
@@ -32,6 +32,7 @@ app = Flask(__name__)
 
 
 def network() -> Any:
+    """Builds the network and loads its weights."""
     net = build(MODEL, len(CLASSES))
     net.load_parameters(str(PARAMS / "net.params"))
     return net
@@ -39,6 +40,7 @@ def network() -> Any:
 
 @app.route("/predict", methods=["POST"])
 def predict() -> str:
+    """Classifies an image."""
     image = transform(mx.image.imdecode(request.files["img"].read()))
     row = mx.nd.softmax(network()(image.expand_dims(axis=0)))[0]
     best = int(row.argmax(axis=0).asscalar())
@@ -49,5 +51,5 @@ def predict() -> str:
 
 
 if __name__ == "__main__":
-    # One request at a time: MXNet is not to be called from several threads.
+    # One request at a time: MXNet must not be called from several threads.
     app.run(port=int(os.environ["PORT"]), threaded=False)

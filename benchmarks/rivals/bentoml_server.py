@@ -1,22 +1,25 @@
-"""BentoML: two workers, each with a network and an adaptive batcher of its own.
+"""BentoML: two workers, each with its own network and adaptive batcher.
 
-bentoml serve benchmarks.rivals.bentoml_server:Pictures --port N
+bentoml serve benchmarks.rivals.bentoml_server:Classifier --port N
 """
 
-# No `from __future__ import annotations`: BentoML reads the annotations themselves.
+# No `from __future__ import annotations`: BentoML evaluates the annotations.
 from typing import Any
 
 import bentoml
 from PIL import Image
 
-from benchmarks.baselines.network import Network, shrunk
+from benchmarks.baselines.network import Network, resized
 
 
 @bentoml.service(workers=2, traffic={"timeout": 60}, metrics={"enabled": False})
-class Pictures:
+class Classifier:
+    """The service."""
+
     def __init__(self) -> None:
         self.network = Network(16)
 
     @bentoml.api(batchable=True, max_batch_size=16, max_latency_ms=1000)
     def predict(self, img: list[Image.Image]) -> list[dict[str, Any]]:
-        return self.network.classify([shrunk(image) for image in img])
+        """Classifies a batch."""
+        return self.network.classify([resized(image) for image in img])

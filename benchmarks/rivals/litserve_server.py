@@ -1,9 +1,9 @@
-"""LitServe: uvicorn in front of one worker that decodes and computes batches.
+"""LitServe: uvicorn and one worker, which decodes images and computes batches.
 
 python -m benchmarks.rivals.litserve_server
 """
 
-# No `from __future__ import annotations`: LitServe reads the annotations themselves.
+# No `from __future__ import annotations`: LitServe evaluates the annotations.
 import os
 from typing import Any
 
@@ -13,12 +13,14 @@ from fastapi import Request
 from benchmarks.baselines.network import Network, Pixels, decode
 
 
-class Pictures(litserve.LitAPI):
+class Classifier(litserve.LitAPI):
+    """The service; LitServe calls its methods."""
+
     def setup(self, device: str) -> None:
         self.network = Network(16)
 
     def decode_request(self, request: Request) -> Pixels:
-        form: Any = request  # what reaches the worker is the form itself
+        form: Any = request  # despite its type, the worker receives the form
         return decode(form["img"].file.read())
 
     def batch(self, inputs: list[Pixels]) -> list[Pixels]:
@@ -36,7 +38,7 @@ class Pictures(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(
-        Pictures(max_batch_size=16, batch_timeout=0.002, api_path="/predict"), accelerator="cpu"
+        Classifier(max_batch_size=16, batch_timeout=0.002, api_path="/predict"), accelerator="cpu"
     )
     server.run(
         host="127.0.0.1",

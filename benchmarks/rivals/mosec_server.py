@@ -1,6 +1,6 @@
-"""Mosec: its front end is Rust; two workers, each with a network of its own, decode and compute.
+"""Mosec: a front end in Rust and two workers, each with its own network, that decode and compute.
 
-python benchmarks/rivals/mosec_server.py --port N    (it takes the image as the raw body)
+python benchmarks/rivals/mosec_server.py --port N    (accepts images as raw bodies)
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from mosec import Server, Worker
 from benchmarks.baselines.network import Network, Pixels, decode
 
 
-class Pictures(Worker):
+class Classifier(Worker):
+    """A worker; Mosec calls its methods."""
+
     def __init__(self) -> None:
         super().__init__()
         self.network = Network(16)
@@ -30,5 +32,5 @@ class Pictures(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Pictures, num=2, max_batch_size=16, max_wait_time=1, route="/predict")
+    server.append_worker(Classifier, num=2, max_batch_size=16, max_wait_time=1, route="/predict")
     server.run()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_store import manifest, probes, store
+from model_store import manifest, probes, store, versions
 from model_store.engine import load_engine
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Int8, Manifest, Measurement, Origin, Temperature
@@ -53,11 +53,11 @@ async def calibrate(
     computes. Raises BadDataset, BadModel (also: its classes are not CIFAR-10's), BadParams,
     DeviceUnavailable, MXNetUnavailable, OSError.
     """
-    source = manifest.read_version(folder)
+    source = versions.read_manifest(folder)
     if source.classes != cifar10.CLASSES:
         raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
     train, test = cifar10.read_train(data), cifar10.read_test(data)
-    with manifest.adding(into, source.name, version) as partial:
+    with versions.adding(into, source.name, version) as partial:
         copied = read_regular(folder / source.parameters.file, source.parameters.bytes)
         (partial / source.parameters.file).write_bytes(copied)
         bare = source.model_copy(
@@ -85,7 +85,7 @@ async def calibrate(
                 seen["fp16"] = await _see(partial, test.images, device, threads, "fp16")
         manifest.write(partial, _described(model, seen, test))
         await store.verify(partial)
-    return manifest.folder(into, source.name, version)
+    return versions.folder(into, source.name, version)
 
 
 async def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:

@@ -14,7 +14,7 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-from model_store import manifest, precision
+from model_store import precision, versions
 from model_store.manifest import BadModel, Manifest, PrecisionName
 from model_store.training import cifar10, measurement
 from model_store.training.evaluation import Evaluation
@@ -56,7 +56,7 @@ async def write_card(
     """
     from model_store.training.plots import draw
 
-    model = manifest.read_version(folder)
+    model = versions.read_manifest(folder)
     # first: whether the service is there is known at once
     seen = None if photos is None else ask(url, model, photos)
     test = cifar10.read_test(data)

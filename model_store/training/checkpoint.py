@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model_store.atomic_directory import atomic_directory
 from model_store.files import read_regular
-from model_store.folders import appearing
 from model_store.training.recipe import Recipe
 
 STATE = "state.json"
@@ -36,6 +36,19 @@ class Origin:
     threads: int
     start: str = ""
     """SHA-256 of the parameters that it starts from, if any."""
+    teachers: tuple[str, ...] = ()
+    """SHA-256 of the parameters of each network that it learns from."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Means over an epoch, and what was measured at its end."""
+
+    loss: float
+    train_accuracy: float
+    held_out_accuracy: float | None
+    """None if no images are held out."""
+    learning_rate: float
 
 
 @dataclass
@@ -46,7 +59,7 @@ class Progress:
     loss: float = 0.0
     right: int = 0
     seen: int = 0
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
 
     def count(self, losses: npt.NDArray[np.float32], right: int) -> None:
         self.step += 1
@@ -54,14 +67,10 @@ class Progress:
         self.right += right
         self.seen += len(losses)
 
-    def close_epoch(self, test_accuracy: float, learning_rate: float) -> None:
+    def close_epoch(self, accuracy: float | None, learning_rate: float) -> None:
+        """Record the means of an epoch. `accuracy` is that on held-out images, if there are any."""
         self.epochs.append(
-            {
-                "loss": self.loss / self.seen,
-                "train_accuracy": self.right / self.seen,
-                "test_accuracy": test_accuracy,
-                "learning_rate": learning_rate,
-            }
+            Epoch(self.loss / self.seen, self.right / self.seen, accuracy, learning_rate)
         )
         self.loss, self.right, self.seen = 0.0, 0, 0
 
@@ -71,7 +80,7 @@ def saving(folder: pathlib.Path, origin: Origin, progress: Progress) -> Iterator
     """A folder for the weights of this step, which becomes the one checkpoint in `folder`."""
     target = folder / f"step-{progress.step:08d}"
     state = {**dataclasses.asdict(origin), "progress": dataclasses.asdict(progress)}
-    with appearing(target, within=folder) as partial:
+    with atomic_directory(target, within=folder) as partial:
         (partial / STATE).write_text(json.dumps(state, indent=2))
         yield partial
     # What a killed process left half done goes, too.
@@ -85,18 +94,20 @@ def newest(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def progress_of(saved: pathlib.Path) -> Progress:
-    return Progress(**_state(saved)["progress"])
+    state = _state(saved)["progress"]
+    return Progress(**{**state, "epochs": [Epoch(**epoch) for epoch in state["epochs"]]})
 
 
 def check_origin(saved: pathlib.Path, origin: Origin) -> None:
     """Raises ValueError, saying what differs, where the checkpoint is of another origin."""
     state = _state(saved)
-    wanted = dataclasses.asdict(origin)
+    wanted = json.loads(json.dumps(dataclasses.asdict(origin)))
     faults = {
         "recipe": f"by another recipe, {state.get('recipe')}: use the same options",
         "data": "from other images or labels: name the same --data",
         "threads": f"with another number of threads: use --threads {state.get('threads')}",
         "start": "from another network: restore the version that --start names",
+        "teachers": "with other teachers: restore the versions that --teacher names",
     }
     for what, fault in faults.items():
         if state.get(what) != wanted[what]:

@@ -1,4 +1,4 @@
-"""CIFAR-10 in its official binary layout, read and augmented with NumPy.
+"""CIFAR-10 in its official binary layout, read with NumPy.
 
 `DIR` holds `data_batch_1.bin` .. `data_batch_5.bin` and `test_batch.bin`, as unpacked from
 `cifar-10-binary.tar.gz` of https://www.cs.toronto.edu/~kriz/cifar.html. A record is one label
@@ -33,8 +33,6 @@ STD = (0.2023, 0.1994, 0.2010)
 SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE
 MAX_BYTES = 2**30
-PADDING = 4
-GREY = tuple(round(255 * mean) for mean in MEAN)
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -71,29 +69,18 @@ def fingerprint(*splits: Split) -> str:
     return whole.hexdigest()
 
 
-def augment(images: Images, rng: np.random.Generator, side: int = SIDE, cutout: int = 0) -> Images:
-    """Each image mirrored or not and cropped to `side` x `side`; then a square of it is blanked.
+def held_out(split: Split, count: int) -> tuple[Split, Split]:
+    """All images but the last `count`, and the last `count`.
 
-    A crop of the whole size is moved by up to 4 pixels, black moving in at the edges; a smaller one
-    lies within the image. The square of `cutout` x `cutout` is grey, and its centre anywhere.
-
-    Sources: He et al. 2015, arXiv 1512.03385, section 4.2; DeVries and Taylor 2017, arXiv
-    1708.04552.
+    Raises ValueError if no image remains for training.
     """
-    count = len(images)
-    images = np.where(rng.random(count)[:, None, None, None] < 0.5, images[:, :, ::-1], images)
-    if side == SIDE:
-        images = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    places = np.lib.stride_tricks.sliding_window_view(images, (side, side), (1, 2))  # type: ignore[call-overload]  # NumPy 1.26's stub lacks axes
-    top, left = rng.integers(0, places.shape[1], (2, count))
-    crops = np.ascontiguousarray(places[np.arange(count), top, left].transpose(0, 2, 3, 1))
-    if cutout:
-        centres = rng.integers(0, side, (2, count, 1))
-        first = centres - cutout // 2
-        pixels = np.arange(side)
-        rows, columns = (first <= pixels) & (pixels < first + cutout)
-        crops[rows[:, :, None] & columns[:, None, :]] = GREY
-    return crops
+    rest = len(split.images) - count
+    if rest <= 0:
+        raise ValueError(f"--held-out {count} leaves none of {len(split.images)} training images")
+    return (
+        Split(split.images[:rest], split.labels[:rest]),
+        Split(split.images[rest:], split.labels[rest:]),
+    )
 
 
 def _read(paths: list[pathlib.Path]) -> Split:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.precision import CHOICES
 from model_store.training import cifar10, measurement
 from model_store.training.calibration import calibrate
@@ -67,8 +67,8 @@ def add_commands(command: Command) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    version = options.version or manifest.latest(options.store, options.name)
-    folder = manifest.folder(options.store, options.name, version)
+    version = options.version or versions.latest(options.store, options.name)
+    folder = versions.folder(options.store, options.name, version)
     test = cifar10.read_test(options.data)
     with _progress(len(test.images)) as done:
         found, precision = asyncio.run(
@@ -127,10 +127,10 @@ def _calibrate(options: argparse.Namespace) -> int:
     into = options.into or options.store
     target = asyncio.run(
         calibrate(
-            manifest.folder(options.store, name, source),
+            versions.folder(options.store, name, source),
             options.data,
             into,
-            options.version or manifest.following(into, name),
+            options.version or versions.next_number(into, name),
             options.device,
             options.threads,
         )
@@ -154,7 +154,7 @@ def _card(options: argparse.Namespace) -> int:
     print(
         asyncio.run(
             write_card(
-                manifest.folder(options.store, name, version),
+                versions.folder(options.store, name, version),
                 options.data,
                 options.photos,
                 options.url,
@@ -170,7 +170,7 @@ def _export(options: argparse.Namespace) -> int:
     from model_store.training.export import export
 
     name, version = _named(options)
-    export(manifest.folder(options.store, name, version), options.onnx)
+    export(versions.folder(options.store, name, version), options.onnx)
     print(f"{options.onnx}: {name} {version}, pixels float32 (n, 3, 32, 32) -> probabilities")
     return 0
 
@@ -178,7 +178,7 @@ def _export(options: argparse.Namespace) -> int:
 def _named(options: argparse.Namespace) -> tuple[str, str]:
     """Name and number of the version meant by NAME or NAME/VERSION."""
     name, _, version = options.model.partition("/")
-    return name, version or manifest.latest(options.store, name)
+    return name, version or versions.latest(options.store, name)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -16,10 +16,10 @@ import pathlib
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from model_store import manifest
-from model_store.engine import read_described
+from model_store import versions
+from model_store.batch import SIDE
 from model_store.manifest import BadModel, Manifest
-from model_store.network import SIDE, filled
+from model_store.network import filled
 from model_store.params import Arrays
 from model_store.runtime import load_mxnet
 
@@ -39,7 +39,7 @@ def export(folder: pathlib.Path, path: pathlib.Path) -> None:
         import onnx
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}: install the extra 'shoal[export]'") from error
-    model = manifest.read_version(folder)
+    model = versions.read_manifest(folder)
     nodes, arrays = _graph(model, folder)
     made = _translated(nodes, arrays)
     made += _probabilities(nodes[-1]["name"], model.temperature.value if model.temperature else 1)
@@ -65,7 +65,7 @@ def _graph(model: Manifest, folder: pathlib.Path) -> tuple[list[Node], Arrays]:
     """The operators of the network in an order in which they can be computed, each with the
     `names` of its inputs; and the arrays that they name."""
     mx = load_mxnet(threads=1)
-    parameters = read_described(folder / model.parameters.file, model.parameters)
+    parameters = versions.read_parameters(folder / model.parameters.file, model.parameters)
     network = _at_once(filled(mx, model, mx.cpu(), parameters))
     symbol = network(mx.sym.var(INPUT))
     nodes = json.loads(symbol.tojson())["nodes"]

@@ -2,8 +2,9 @@
 
 Promises: on a CPU, the same seed and number of threads give the same weights; Ctrl-C loses nothing
 and the same command goes on where it stopped, ending in the same weights as an uninterrupted run;
-the test images are measured on after every epoch and never used to choose anything: what is
-shipped is the average of the last steps, whatever its accuracy.
+the result is the average of the weights of the last steps, whatever its accuracy. Held-out training
+images are measured after every epoch; the test images once, after training, and only if no images
+were held out.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from model_store import manifest, probes
-from model_store.engine import read_described
-from model_store.params import Arrays, sha256
+from model_store import manifest, probes, versions
+from model_store.params import sha256
 from model_store.training import checkpoint, cifar10
-from model_store.training.checkpoint import Origin, Progress
+from model_store.training.batches import Batches
+from model_store.training.checkpoint import Origin
+from model_store.training.plots import draw_progress
 from model_store.training.recipe import Recipe
-from model_store.training.trainer import Training
+from model_store.training.teacher import Memory, read_version
+from model_store.training.trainer import Trainer
 
 PARAMS = "net.params"
+SAVE_SECONDS = 600
+"""Longest time between two checkpoints."""
 
 
 class Interrupted(Exception):
@@ -43,47 +47,56 @@ def train(
     version: str,
     device: str,
     threads: int,
+    logits: pathlib.Path | None = None,
 ) -> pathlib.Path:
     """Train, or go on training, and return the new version's folder in `store`.
+
+    Args:
+        recipe: How to train.
+        data: Folder of CIFAR-10's binary version.
+        checkpoints: Folder to save to after every epoch, and every ten minutes, and to go on from.
+        store: Folder of the versions: of the new one, of the teachers and of the start.
+        version: Number of the new version.
+        device: auto, cpu, gpu or gpu:N.
+        threads: CPU threads.
+        logits: Folder that keeps the logits of teachers. None: `checkpoints`.
 
     Raises BadDataset, BadModel (the version exists), ValueError (checkpoint of another origin),
     DeviceUnavailable, MXNetUnavailable, OSError, Interrupted.
     """
-    target = manifest.vacant(store, recipe.architecture, version)  # now, not hours later
-    train_split, test_split = cifar10.read_train(data), cifar10.read_test(data)
-    batches = len(train_split.images) // recipe.batch_size
-    if batches == 0:
-        raise ValueError(f"{len(train_split.images)} images do not fill a batch: --batch-size")
-    start, digest = _read_start(store, recipe.start)
-    data_digest = cifar10.fingerprint(train_split, test_split)
-    origin = Origin(recipe, data_digest, threads, digest)
+    target = versions.vacant_folder(store, recipe.architecture, version)  # now, not hours later
+    whole, test = cifar10.read_train(data), cifar10.read_test(data)
+    train_split, held_out = cifar10.held_out(whole, recipe.held_out)
+    batches = Batches(recipe, train_split)
+    start = read_version(store, recipe.start) if recipe.start else None
+    teachers = [read_version(store, called) for called in recipe.teachers]
+    origin = Origin(
+        recipe,
+        cifar10.fingerprint(whole, test),
+        threads,
+        start.sha256 if start else "",
+        tuple(teacher.sha256 for teacher in teachers),
+    )
     saved = checkpoint.newest(checkpoints)
     if saved is not None:
         checkpoint.check_origin(saved, origin)
-    training = Training(origin, device, batches, start)
+    memory = None
+    if teachers and recipe.views:
+        sources = (origin.data, *origin.teachers)
+        memory = Memory(logits or checkpoints, recipe, batches.per_epoch, sources)
+    arrays = start.arrays if start else None
+    training = Trainer(origin, device, batches, arrays, teachers, memory)
     if saved is not None:
         training.load(saved)
         print(f"going on from step {training.progress.step} of {training.steps}", flush=True)
     print(f"training on {training.device.name} ({training.device.reason})", flush=True)
-    _run(training, train_split, test_split, checkpoints)
-    _ship(training, train_split, test_split, store, version)
+    _run(training, held_out, checkpoints)
+    measured = held_out if recipe.held_out else test
+    _ship(training, len(train_split.images), measured, store, version)
     return target
 
 
-def _read_start(store: pathlib.Path, start: str) -> tuple[Arrays | None, str]:
-    """The parameters of `name/version` and their SHA-256. Raises BadModel, BadParams."""
-    if not start:
-        return None, ""
-    name, _, version = start.partition("/")
-    folder = manifest.folder(store, name, version)
-    model = manifest.read_version(folder)
-    arrays = read_described(folder / model.parameters.file, model.parameters)
-    return arrays, model.parameters.sha256
-
-
-def _run(
-    training: Training, train: cifar10.Split, test: cifar10.Split, checkpoints: pathlib.Path
-) -> None:
+def _run(training: Trainer, held_out: cifar10.Split, checkpoints: pathlib.Path) -> None:
     size, done = training.recipe.batch_size, training.progress.step
     if done == training.steps:
         return
@@ -95,19 +108,22 @@ def _run(
         smoothing=0.05,
         mininterval=0.5 if sys.stderr.isatty() else 60,
     )
+    saved = time.monotonic()
     with bar, _stop_asked() as stop:
-        for progress in training.run(train, test):
+        for progress in training.run(held_out):
             bar.update(size)
-            closed, stopped = progress.step % training.batches == 0, bool(stop)
-            if closed or stopped:
+            closed, stopped = progress.step % training.batches.per_epoch == 0, bool(stop)
+            if closed or stopped or time.monotonic() - saved > SAVE_SECONDS:
                 training.save(checkpoints)
+                saved = time.monotonic()
             if closed:
-                _plot(progress, checkpoints / "training.png")
+                draw_progress(progress, checkpoints / "training.png")
                 last = progress.epochs[-1]
+                accuracy = last.held_out_accuracy
                 bar.write(
                     f"epoch {len(progress.epochs)}/{training.recipe.epochs}: "
-                    f"loss {last['loss']:.3f}, train {last['train_accuracy']:.2%}, "
-                    f"test {last['test_accuracy']:.2%}"
+                    f"loss {last.loss:.3f}, train {last.train_accuracy:.2%}"
+                    + (f", held out {accuracy:.2%}" if accuracy is not None else "")
                 )
             if stopped:
                 raise Interrupted(
@@ -133,68 +149,52 @@ def _stop_asked() -> Iterator[list[int]]:
 
 
 def _ship(
-    training: Training,
-    train: cifar10.Split,
-    test: cifar10.Split,
+    training: Trainer,
+    images: int,
+    measured: cifar10.Split,
     store: pathlib.Path,
     version: str,
 ) -> None:
     """Add the version: parameters, plot, manifest."""
-    with manifest.adding(store, training.recipe.architecture, version) as partial:
+    with versions.adding(store, training.recipe.architecture, version) as partial:
         training.save_average(partial / PARAMS)
-        _plot(training.progress, partial / "training.png")
-        manifest.write(partial, _describe(training, train, test, version, partial / PARAMS))
+        draw_progress(training.progress, partial / "training.png")
+        manifest.write(partial, _describe(training, images, measured, version, partial / PARAMS))
 
 
 def _describe(
-    training: Training,
-    train: cifar10.Split,
-    test: cifar10.Split,
+    training: Trainer,
+    images: int,
+    measured: cifar10.Split,
     version: str,
     params: pathlib.Path,
 ) -> manifest.Manifest:
     recipe = dataclasses.asdict(training.recipe)
+    of = "training images held out" if training.recipe.held_out else "images of test_batch.bin"
     return manifest.Manifest(
         name=recipe.pop("architecture"),
         version=version,
         architecture=training.recipe.architecture,
         classes=cifar10.CLASSES,
-        normalisation=manifest.Normalisation(mean=cifar10.MEAN, std=cifar10.STD),
+        normalisation=manifest.Normalization(mean=cifar10.MEAN, std=cifar10.STD),
         parameters=manifest.Parameters(
             file=params.name, bytes=params.stat().st_size, sha256=sha256(params)
         ),
         training={
             **recipe,
-            "data": f"CIFAR-10, {len(train.images):,} training images",
+            "data": f"CIFAR-10, {images:,} training images",
             "device": training.device.name,
             "threads": training.origin.threads,
             "mxnet": training.mxnet_version,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "final_loss": round(training.progress.epochs[-1]["loss"], 4),
+            "final_loss": round(training.progress.epochs[-1].loss, 4),
         },
         measured=(
             manifest.Measurement(
-                on=f"CIFAR-10, the {len(test.images):,} images of test_batch.bin, fp32, "
-                "measured after training and never used to choose anything",
-                images=len(test.images),
-                accuracy=training.accuracy(test),
+                on=f"CIFAR-10, the {len(measured.images):,} {of}, fp32",
+                images=len(measured.images),
+                accuracy=training.accuracy(measured),
             ),
         ),
         probes={"fp32": probes.record(training.probabilities(probes.images()))},
     )
-
-
-def _plot(progress: Progress, path: pathlib.Path) -> None:
-    """Loss and accuracy by epoch as a PNG."""
-    epochs = range(1, len(progress.epochs) + 1)
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    loss.plot(epochs, [epoch["loss"] for epoch in progress.epochs])
-    loss.set(title="Training loss", xlabel="epoch", ylabel="cross entropy")
-    for key, label in (("train_accuracy", "training, augmented"), ("test_accuracy", "test")):
-        accuracy.plot(epochs, [100 * epoch[key] for epoch in progress.epochs], label=label)
-    accuracy.set(title="Accuracy", xlabel="epoch", ylabel="%")
-    accuracy.legend()
-    for axes in (loss, accuracy):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110, metadata={"Software": None})

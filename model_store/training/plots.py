@@ -1,5 +1,4 @@
-"""What was measured, as a picture: who is taken for whom, and how often the network is right when
-it is how sure. Needs matplotlib, of the extra `train`."""
+"""Figures of an evaluation and of a training run. Needs matplotlib, of the extra `train`."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ import pathlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from model_store.training.checkpoint import Progress
 from model_store.training.evaluation import Evaluation
 
 
@@ -17,6 +17,26 @@ def draw(found: Evaluation, path: pathlib.Path) -> None:
     confusion, reliability = figure.subplots(1, 2)
     _draw_confusion(found, confusion)
     _draw_reliability(found, reliability)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def draw_progress(progress: Progress, path: pathlib.Path) -> None:
+    """Loss and accuracy by epoch, as a PNG."""
+    epochs = range(1, len(progress.epochs) + 1)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    loss.plot(epochs, [epoch.loss for epoch in progress.epochs])
+    loss.set(title="Training loss", xlabel="epoch", ylabel="loss")
+    trained = [100 * epoch.train_accuracy for epoch in progress.epochs]
+    accuracy.plot(epochs, trained, label="training, augmented")
+    measured = [epoch.held_out_accuracy for epoch in progress.epochs]
+    held_out = [100 * share for share in measured if share is not None]
+    if held_out:
+        accuracy.plot(epochs, held_out, label="held out")
+    accuracy.set(title="Accuracy", xlabel="epoch", ylabel="%")
+    accuracy.legend()
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 

@@ -1,7 +1,6 @@
 """A training run: the network, its average, the optimiser and how far they have come.
 
-Able to step, to save itself as a checkpoint and to go on from one. A batch is decided by the seed
-and the number of the step alone.
+Able to step, to save itself as a checkpoint and to go on from one.
 
 A step on a CPU is 1.5 times as fast as the obvious one, because global average pooling is replaced
 by a mean over the axes: MXNet's pooling hands back gradients in a layout that drops the BatchNorm
@@ -11,34 +10,54 @@ of the last stage to a reference implementation.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from model_store.architectures import build
 from model_store.device import choose
 from model_store.params import Arrays, check_params
 from model_store.runtime import is_for_cpu, load_mxnet
 from model_store.training import checkpoint, cifar10
+from model_store.training.batches import Batch, Batches
 from model_store.training.checkpoint import Origin, Progress
 from model_store.training.evaluation import Probabilities
+from model_store.training.teacher import Memory, Teachers, Version
 
 AVERAGE_EVERY = 4
 """Steps between two updates of the average."""
 
 
-class Training:
+class Trainer:
     """The network, its average and the optimiser on one device, able to step, save and load."""
 
     def __init__(
-        self, origin: Origin, device: str, batches: int, start: Arrays | None = None
+        self,
+        origin: Origin,
+        device: str,
+        batches: Batches,
+        start: Arrays | None = None,
+        teachers: Sequence[Version] = (),
+        memory: Memory | None = None,
     ) -> None:
-        """`start`: the weights to begin with. Raises BadParams where they do not fit."""
+        """
+        Args:
+            origin: What decides the weights.
+            device: auto, cpu, gpu or gpu:N.
+            batches: The images to train on.
+            start: The weights to begin with. None: random ones.
+            teachers: The networks to learn from, if any.
+            memory: Keeps the logits of the teachers. None: they compute every batch.
+
+        Raises BadParams if `start` or a teacher does not fit its architecture, DeviceUnavailable,
+        MXNetUnavailable.
+        """
         self.origin = origin
         self.recipe = recipe = origin.recipe
         self.batches = batches
-        self.steps = recipe.epochs * batches
+        self.steps = batches.steps
         self.progress = Progress()
         # In order, a run repeats bit for bit. On a GPU it would not anyway: cuDNN adds up as it
         # pleases, and operators that are waited for one by one leave a GPU idle.
@@ -54,25 +73,33 @@ class Training:
         for name, parameter in self._net.collect_params().items():
             if name.endswith(("gamma", "beta", "bias")):
                 parameter.wd_mult = 0.0
-        self._trainer = self._mx.gluon.Trainer(
+        self._optimizer = self._mx.gluon.Trainer(
             self._net.collect_params(),
             "nag",
             {"momentum": recipe.momentum, "wd": recipe.weight_decay, "learning_rate": 0.0},
         )
-        self._loss = self._mx.gluon.loss.SoftmaxCrossEntropyLoss()
+        self._loss = self._mx.gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+        self._divergence = self._mx.gluon.loss.KLDivLoss(from_logits=False)
+        self._teachers = None
+        if teachers:
+            self._teachers = Teachers(self._mx, self.device.context, teachers, memory)
 
-    def run(self, train: cifar10.Split, test: cifar10.Split) -> Iterator[Progress]:
-        """Train from where `progress` stands to the end; yields after every step."""
+    def run(self, held_out: cifar10.Split) -> Iterator[Progress]:
+        """Train from where `progress` stands to the end; yields after every step.
+
+        The averaged network is measured on `held_out` after every epoch, unless it is empty.
+        """
         progress = self.progress
         while progress.step < self.steps:
-            images, labels = self._batch(train, progress.step)
-            losses, logits = self._step(images, labels)
-            right = int((logits.asnumpy().argmax(axis=1) == labels).sum())
+            batch = self.batches.at(progress.step)
+            losses, logits = self._step(batch)
+            right = int((logits.asnumpy().argmax(axis=1) == batch.targets.argmax(axis=1)).sum())
             progress.count(losses.asnumpy(), right)
             if progress.step % AVERAGE_EVERY == 0:
                 self._update_average(self.recipe.averaging**AVERAGE_EVERY)
-            if progress.step % self.batches == 0:
-                progress.close_epoch(self.accuracy(test), self._trainer.learning_rate)
+            if progress.step % self.batches.per_epoch == 0:
+                accuracy = self.accuracy(held_out) if len(held_out.images) else None
+                progress.close_epoch(accuracy, self._optimizer.learning_rate)
             yield progress
 
     def accuracy(self, split: cifar10.Split) -> float:
@@ -95,44 +122,47 @@ class Training:
         with checkpoint.saving(folder, self.origin, self.progress) as partial:
             self._net.save_parameters(str(partial / "net.params"))
             self._average.save_parameters(str(partial / "average.params"))
-            self._trainer.save_states(str(partial / "optimiser.states"))
+            self._optimizer.save_states(str(partial / "optimiser.states"))
 
     def load(self, saved: pathlib.Path) -> None:
         """Go on from a checkpoint of the same origin."""
         self._net.load_parameters(str(saved / "net.params"), ctx=self.device.context)
         self._average.load_parameters(str(saved / "average.params"), ctx=self.device.context)
-        self._trainer.load_states(str(saved / "optimiser.states"))
+        self._optimizer.load_states(str(saved / "optimiser.states"))
         self.progress = checkpoint.progress_of(saved)
 
     def save_average(self, path: pathlib.Path) -> None:
         self._average.save_parameters(str(path))
 
-    def _batch(self, train: cifar10.Split, step: int) -> tuple[cifar10.Images, cifar10.Labels]:
-        """The images of one step: decided by the seed and the step alone."""
-        epoch, number = divmod(step, self.batches)
-        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(train.images))
-        chosen = order[number * self.recipe.batch_size : (number + 1) * self.recipe.batch_size]
-        rng = np.random.default_rng((self.recipe.seed, epoch, number))
-        side = self.recipe.side_at(step, self.steps)
-        crops = cifar10.augment(train.images[chosen], rng, side, self.recipe.cutout)
-        return crops, train.labels[chosen]
-
-    def _step(self, images: cifar10.Images, labels: cifar10.Labels) -> tuple[Any, Any]:
+    def _step(self, batch: Batch) -> tuple[Any, Any]:
         """One update; losses (n,) and logits (n, classes) before it."""
-        self._trainer.set_learning_rate(
-            self.recipe.learning_rate_at(self.progress.step, self.steps)
-        )
-        inputs = self._to_device(images)
-        targets = self._mx.nd.array(labels, ctx=self.device.context)
+        recipe = self.recipe
+        self._optimizer.set_learning_rate(recipe.learning_rate_at(self.progress.step, self.steps))
+        inputs = self._to_device(batch.images)
+        targets = self._mx.nd.array(batch.targets, ctx=self.device.context)
+        taught = self._taught(batch, inputs)
         with self._mx.autograd.record():
             logits = self._net(inputs)
             losses = self._loss(logits, targets)
+            if taught is not None:
+                divergence = self._divergence(logits / recipe.temperature, taught)
+                # Times the square, gradients are as large as those of the labels.
+                divergence = divergence * recipe.temperature**2
+                losses = (1 - recipe.teacher_weight) * losses + recipe.teacher_weight * divergence
         losses.backward()
-        self._trainer.step(len(images))
+        self._optimizer.step(len(batch.images))
         return losses, logits
 
-    def _to_device(self, images: cifar10.Images) -> Any:
-        """uint8 (n, side, side, 3) -> float32 (n, 3, side, side) on the device, normalised."""
+    def _taught(self, batch: Batch, inputs: Any) -> Any:
+        """Probabilities (n, classes) of the teachers, at the recipe's temperature; None without."""
+        if self._teachers is None:
+            return None
+        logits = self._teachers.logits(batch.place, inputs)
+        rows = self._mx.nd.array(logits.astype(np.float32), ctx=self.device.context)
+        return self._mx.nd.softmax(rows / self.recipe.temperature, axis=1)
+
+    def _to_device(self, images: npt.NDArray[Any]) -> Any:
+        """Normalize (n, side, side, 3), from 0 to 255: float32 (n, 3, side, side) on the device."""
         mean = np.asarray(cifar10.MEAN, dtype=np.float32)
         std = np.asarray(cifar10.STD, dtype=np.float32)
         pixels = (images.astype(np.float32) / 255 - mean) / std
@@ -147,9 +177,9 @@ class Training:
                 return F.mean(x, axis=(2, 3), keepdims=True)
 
         net = build(self.recipe.architecture, len(cifar10.CLASSES))
-        *_, last = net.features._children
-        if isinstance(net.features._children[last], mx.gluon.nn.GlobalAvgPool2D):
-            net.features._children[last] = Mean()
+        for place, layer in net.features._children.items():
+            if isinstance(layer, mx.gluon.nn.GlobalAvgPool2D):
+                net.features._children[place] = Mean()
         he = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
         net.initialize(he, ctx=self.device.context)
         net(mx.nd.zeros((1, 3, cifar10.SIDE, cifar10.SIDE), ctx=self.device.context))

@@ -13,8 +13,8 @@ import fastapi_offline
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from service.http.fast_path import FastRoute
 from service.http.files import Handler, serve
+from service.http.middleware import FastRoute
 from service.http.security_headers import DOCS_FILES
 
 FOLDER = pathlib.Path(fastapi_offline.__file__).parent / "static"

@@ -1,8 +1,10 @@
-"""The paths that are served. Handlers contain no `try`: what they raise is answered by `errors`."""
+"""`POST /predict` and `POST /predict/batch`: uploads in, classes and probabilities out.
+
+Endpoints contain no `try`: `service.http.problems` answers what they raise.
+"""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import orjson
@@ -13,14 +15,13 @@ from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, Qu
 from model_store.engine import Image
 from service import errors
 from service.api import schemas
-from service.errors import BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType
-from service.http import problems, request_headers
+from service.http import problems
+from service.http.context import TIMEOUT, context_of
 from service.http.disconnect import cancel_on_disconnect
-from service.http.fast_path import FastRoute
-from service.inference.pipeline import Pipeline, Provisions, each, forgiving
-from service.inference.serving import Classification
-from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.http.middleware import FastRoute
+from service.inference.gather import gather, returning_errors
+from service.inference.pipeline import Pipeline, begin, service_of
+from service.inference.service import Classification
 from service.upload.body import read_image, read_images
 
 SENTENCE = "The input picture is classified as [{}], with probability {:.3f}."
@@ -43,47 +44,34 @@ UPLOAD = {
 }
 UPLOADS = {"required": True, "content": {"multipart/form-data": {"schema": FORM_OF_MANY}}}
 HEADERS = {"X-Request-ID": problems.REQUEST_ID, "Server-Timing": problems.SERVER_TIMING}
-REFUSALS = (
+UPLOAD_ERRORS = (
     errors.UnknownHost,
     errors.CrossSite,
     errors.Unauthorized,
     errors.RateLimited,
     errors.MissingImage,
-    BadImage,
-    UnsupportedImageType,
     errors.BodyTooLarge,
-    ImageTooLarge,
-    ImageTooExpensive,
     errors.UploadTimeout,
+    errors.UploadMemoryFull,
     errors.BadTimeout,
     errors.NotReady,
-    QueueFull,
-    errors.DecodeQueueFull,
-    errors.DecoderLost,
-    errors.DecodersDown,
-    DeadlineUnreachable,
+)
+IMAGE_ERRORS = (
+    errors.BadImage,
+    errors.UnsupportedImageType,
+    errors.ImageTooLarge,
+    errors.ImageTooExpensive,
     errors.DecodersKilled,
     errors.DecodeQueueFull,
     errors.DecoderLost,
     errors.DecodersDown,
+    QueueFull,
+    errors.EngineBusy,
+    DeadlineUnreachable,
     Draining,
     TimeoutError,
     EngineFailed,
     EngineDead,
-)
-# Of a whole batch. What befalls an image, queue_full included, is told in its place.
-BATCH_REFUSALS = (
-    errors.UnknownHost,
-    errors.CrossSite,
-    errors.Unauthorized,
-    errors.RateLimited,
-    errors.MissingImage,
-    errors.BodyTooLarge,
-    errors.TooManyImages,
-    errors.UploadTimeout,
-    errors.BadTimeout,
-    errors.NotReady,
-    QueueFull,
 )
 
 
@@ -92,29 +80,30 @@ BATCH_REFUSALS = (
     tags=["predictions"],
     summary="Classify an image",
     response_model=schemas.Prediction,
-    openapi_extra={"requestBody": UPLOAD, "parameters": [request_headers.TIMEOUT]},
+    openapi_extra={"requestBody": UPLOAD, "parameters": [TIMEOUT]},
     responses={
         200: {
             "content": {"text/plain": {"schema": {"type": "string"}}},
             "headers": HEADERS,
         },
-        **problems.documented(REFUSALS),
+        **problems.documented((*UPLOAD_ERRORS, *IMAGE_ERRORS)),
     },
 )
 async def predict(request: Request) -> Response:
-    """The class of the image in the form's file field `img`, or in the body itself.
+    """Classify one image, sent in the file field `img` of a form or as the body itself.
 
-    With `Accept: text/plain` the answer is the bare sentence.
+    With `Accept: text/plain` the answer is a sentence instead of JSON. `SHOAL_DEFAULT_ANSWER`
+    chooses between them for requests whose `Accept` prefers neither.
     """
-    journey = begun(request)
-    with journey:
-        data = await journey.read(partial(read_image, request))
+    pipeline = begin(request)
+    with service_of(request).uploads.lease() as lease:
+        data = await pipeline.read(read_image(request, lease))
         with cancel_on_disconnect(request):
-            image = await journey.decode(data)
+            image = await pipeline.decode(data)
             del data
-            journey.forget()  # before the image waits for the engine
-            classified = await journey.infer(image)
-    return _respond(request, classified)
+            lease.release()  # before the image waits for the engine
+            classification = await pipeline.infer(image)
+    return _respond(request, classification)
 
 
 @router.post(
@@ -122,58 +111,52 @@ async def predict(request: Request) -> Response:
     tags=["predictions"],
     summary="Classify several images",
     response_model=schemas.Predictions,
-    openapi_extra={"requestBody": UPLOADS, "parameters": [request_headers.TIMEOUT]},
-    responses={200: {"headers": HEADERS}, **problems.documented(BATCH_REFUSALS)},
+    openapi_extra={"requestBody": UPLOADS, "parameters": [TIMEOUT]},
+    responses={
+        200: {"headers": HEADERS},
+        **problems.documented((*UPLOAD_ERRORS, errors.TooManyImages)),
+    },
 )
 async def predict_batch(request: Request) -> Response:
-    """The classes of the images in the form's file fields `img`, in their order.
+    """Classify the images in the file fields `img` of a form, and answer in their order.
 
-    An image that cannot be answered fails alone: its place has the problem, as `/predict` would
-    have told it, and where trying again may help the seconds to wait, `retry_after`.
+    An image that cannot be classified does not affect the others: its place in the answer has the
+    problem that `/predict` would have answered, with `retry_after` (in seconds) if a retry may
+    succeed.
     """
-    journey = begun(request)
-    images = await _images(request, journey)
+    pipeline = begin(request)
+    images = await _read_and_decode(request, pipeline)
     with cancel_on_disconnect(request):
-        outcomes = await each(forgiving(journey.infer), images)
+        results = await gather(returning_errors(pipeline.infer), images)
     predictions = [
-        _problem(outcome, request) if isinstance(outcome, Exception) else _prediction(outcome)
-        for outcome in outcomes
+        _problem(result, request) if isinstance(result, Exception) else _prediction(result)
+        for result in results
     ]
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
 
-def begun(request: Request) -> Pipeline:
-    """Raises BadTimeout and what Journey raises."""
-    scope = request.scope
-    provisions: Provisions = scope["app"].state.provisions
-    timeout = request_headers.timeout(request, provisions.settings.request_timeout)
-    client = scope.get("client")
-    host = client[0] if client else ""
-    return Pipeline(provisions, request.headers, host, scope["state"]["timing"], timeout)
-
-
-async def _images(request: Request, journey: Pipeline) -> list[Image | Exception]:
-    """Read and decoded, as far as they can be; the uploads are forgotten before the images wait for
-    the engine."""
-    settings: Settings = request.app.state.settings
-    read_all = partial(read_images, request, max_images=settings.max_images_per_request)
-    with journey:
-        uploads = await journey.read(read_all)
-        journey.count(len(uploads))
+async def _read_and_decode(request: Request, pipeline: Pipeline) -> list[Image | Exception]:
+    """The images, with an exception in the place of each that cannot be decoded. The uploads are
+    released before the images wait for the engine."""
+    service = service_of(request)
+    with service.uploads.lease() as lease:
+        body = read_images(request, lease, service.settings.max_images_per_request)
+        uploads = await pipeline.read(body)
+        pipeline.count_images(len(uploads))
         with cancel_on_disconnect(request):
-            return await each(forgiving(journey.decode), uploads, pause=True)
+            return await gather(returning_errors(pipeline.decode), uploads, pause=True)
 
 
-def _respond(request: Request, classified: Classification) -> Response:
-    body = _prediction(classified)
-    if request_headers.wants_text(request):
-        return PlainTextResponse(body["message"])
-    return Response(orjson.dumps(body), media_type="application/json")
+def _respond(request: Request, classification: Classification) -> Response:
+    prediction = _prediction(classification)
+    by_default = service_of(request).settings.default_answer == "text"
+    if context_of(request.scope).prefers_text(by_default):
+        return PlainTextResponse(prediction["message"])
+    return Response(orjson.dumps(prediction), media_type="application/json")
 
 
-def _prediction(classified: Classification) -> dict[str, Any]:
-    model, row = classified.model, classified.probabilities
-    exact = row.tolist()
+def _prediction(classification: Classification) -> dict[str, Any]:
+    model, exact = classification.model, classification.probabilities.tolist()
     best = exact.index(max(exact))
     probabilities = [round(1e6 * p) / 1e6 for p in exact]
     return {
@@ -186,11 +169,10 @@ def _prediction(classified: Classification) -> dict[str, Any]:
 
 
 def _problem(error: Exception, request: Request) -> dict[str, Any]:
-    """In the place of a prediction; counted as a refusal of its own."""
+    """The problem in the place of a prediction. It counts as a refusal of its own."""
     problem = problems.problem_for(error)
-    metrics: Metrics = request.app.state.metrics
-    metrics.count_refusal(problem.code)
-    body = problems.told(problem, error, request.state.request_id)
+    service_of(request).metrics.count_refusal(problem.code)
+    body = problems.to_dict(problem, error, context_of(request.scope).request_id)
     if (seconds := problems.retry_after(problem, error)) is not None:
         body["retry_after"] = seconds
     return body

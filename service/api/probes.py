@@ -10,16 +10,13 @@ from service import errors
 from service.api import schemas
 from service.api.scrapes import Scrapes
 from service.http import problems
-from service.http.api_keys import ApiKeys
-from service.http.fast_path import FastRoute
-from service.inference.serving import Serving
-from service.settings import Settings
+from service.http.middleware import FastRoute
+from service.inference.pipeline import service_of
+from service.inference.service import Service
 from service.telemetry.collectors import EngineCollector
-from service.telemetry.metrics import MEDIA_TYPE, Metrics
+from service.telemetry.metrics import MEDIA_TYPE
 
 router = APIRouter(route_class=FastRoute)
-scrapes = APIRouter(route_class=FastRoute)
-"""`/metrics` alone, which may have a port of its own."""
 
 
 @router.get(
@@ -30,9 +27,8 @@ scrapes = APIRouter(route_class=FastRoute)
     responses=problems.documented([errors.NotLive]),
 )
 async def healthz(request: Request) -> Response:
-    """200 unless only a restart helps. For liveness probes."""
-    serving: Serving = request.app.state.serving
-    if not await serving.live():
+    """Liveness probe: 200 unless only a restart of the process helps."""
+    if not await service_of(request).is_live():
         raise errors.NotLive
     return JSONResponse({"status": "live"})
 
@@ -45,43 +41,45 @@ async def healthz(request: Request) -> Response:
     responses=problems.documented([errors.NotReady, errors.Stalled, errors.DecodersDown, Draining]),
 )
 async def readyz(request: Request) -> Response:
-    """200 when the model is loaded and warm and the engine makes progress, with what serves and on
-    what. For readiness probes."""
-    serving: Serving = request.app.state.serving
-    ready, figures = await serving.available()
-    expected = figures.expected if figures is not None else {}
+    """Readiness probe: 200 if the model is loaded and warm and the engine makes progress. The
+    answer names the model and the device."""
+    loaded, stats = await service_of(request).check_ready()
+    expected = stats.expected if stats is not None else {}
     return JSONResponse(
         {
             "status": "ready",
-            "model": {"name": ready.model.name, "version": ready.model.version},
-            "device": ready.device.name,
-            "device_reason": ready.device.reason,
-            "precision": ready.precision.name,
-            "precision_reason": ready.precision.reason,
+            "model": {"name": loaded.model.name, "version": loaded.model.version},
+            "device": loaded.device.name,
+            "device_reason": loaded.device.reason,
+            "precision": loaded.precision.name,
+            "precision_reason": loaded.precision.reason,
             "latency": {size: round(seconds, 6) for size, seconds in expected.items()},
         }
     )
 
 
-@scrapes.get(
-    "/metrics",
-    tags=["probes"],
-    summary="Metrics for Prometheus",
-    response_class=PlainTextResponse,
-    responses=problems.documented([errors.Unauthorized]),
-)
-async def metrics(request: Request) -> Response:
-    """Counters, histograms and what has a value now, in Prometheus' text format."""
-    settings: Settings = request.app.state.settings
-    if settings.metrics_need_key:
-        keys: ApiKeys = request.app.state.keys
-        keys.check(request.headers)
-    found: Scrapes = request.app.state.scrapes
-    return Response(await found.text(), media_type=MEDIA_TYPE)
+def metrics_router(service: Service) -> APIRouter:
+    """`/metrics`, which may be served on a port of its own."""
+    router = APIRouter(route_class=FastRoute)
 
+    async def render() -> bytes:
+        service.metrics.note(service.uploads.held, service.decoders.waiting)
+        stats = await service.engine_stats()
+        return service.metrics.text(EngineCollector(service.engine.loaded, service.draining, stats))
 
-async def render(metrics: Metrics, serving: Serving) -> bytes:
-    """The text of `/metrics` at the moment."""
-    metrics.note(serving.uploads.held, serving.decoders.waiting)
-    now = EngineCollector(serving.inference.started, serving.draining, await serving.figures())
-    return metrics.text(now)
+    scrapes = Scrapes(render)
+
+    @router.get(
+        "/metrics",
+        tags=["probes"],
+        summary="Metrics for Prometheus",
+        response_class=PlainTextResponse,
+        responses=problems.documented([errors.Unauthorized]),
+    )
+    async def metrics(request: Request) -> Response:
+        """Metrics in Prometheus' text format."""
+        if service.settings.metrics_need_key:
+            service.keys.check(request.headers)
+        return Response(await scrapes.text(), media_type=MEDIA_TYPE)
+
+    return router

@@ -19,7 +19,7 @@ _BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
 
 # How nearly every program begins a JPEG: a JFIF header, quantization tables, and a baseline frame
 # in gray or YCbCr; then, where the Huffman tables are the standard's, these and the first scan.
-_USUAL = re.compile(
+USUAL = re.compile(
     rb"\xff\xd8\xff\xe0\x00\x10JFIF\x00.{9}(?:\xff\xdb\x00\x43.{65}|\xff\xdb\x00\x84.{130}){1,2}"
     rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?P<components>\x01.{3}|\x03.{9})"
     rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda..(?P<scanned>.))?",
@@ -33,9 +33,6 @@ def frame(data: bytes) -> tuple[int, int, bool] | None:
 
     Reads at most 1,000 segments. Raises struct.error if the data ends within the header.
     """
-    if usual := _USUAL.match(data):
-        height, width = struct.unpack(">HH", usual["size"])
-        return width, height, True
     for marker, position in itertools.islice(_segments(data), _MAX_SEGMENTS):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 3)
@@ -52,9 +49,6 @@ def is_plain(data: bytes) -> bool:
     Decoders read one scan of such a file, so its size bounds the work. Otherwise they would read
     all scans there are, and each may visit every block and be ten bytes long.
     """
-    usual = _USUAL.match(data)
-    if usual and usual["scan"]:
-        return usual["scanned"] == usual["components"][:1]  # pixels follow
     if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
         return False
     components = b""

@@ -78,6 +78,8 @@ class Decoders:
             template: Creates the template that decoders are forked from.
         """
         self.limits = limits
+        self.max_memory = limits.expensive_memory
+        """Maximum number of bytes that decoding one image may take."""
         self._on_kill = on_kill
         self._clock = clock
         self._new_template = template
@@ -91,11 +93,6 @@ class Decoders:
         self._told: list[list[str]] = []
         self.is_down = False
         """Whether decoders cannot be started."""
-
-    @property
-    def max_memory(self) -> int:
-        """Bytes that decoding one image may take."""
-        return self.limits.expensive_memory
 
     @property
     def waiting(self) -> int:

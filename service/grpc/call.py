@@ -17,18 +17,19 @@ from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import grpc
-from starlette.datastructures import State
 
 from service import errors
 from service.grpc.messages import SERVICE
 from service.grpc.relay import STREAM_HEADER
 from service.grpc.streams import Stream, Streams
 from service.http import problems
-from service.http.middleware import log_request, sane_id, server_timing
-from service.telemetry.logs import log
+from service.http.context import request_id, server_timing
+from service.inference.service import Service
+from service.telemetry.logs import log, log_request
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing
-from service.upload.body import Arrival
+from service.upload.arrival import Arrival
+from service.upload.body import CHECK_INTERVAL
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 ROUTINE = ("ServerLive", "ServerReady", "ModelReady")
@@ -44,7 +45,7 @@ class Call:
         self.client = stream.client
         self._stream = stream
         self.timing: dict[str, float] = {}
-        self.request_id = sane_id(self.headers.get("x-request-id", "").encode())
+        self.request_id = request_id(self.headers.get("x-request-id", "").encode())
 
     async def message(self, max_seconds: float) -> bytes:
         """Receive the client's message.
@@ -55,7 +56,8 @@ class Call:
         """
         if self._stream.fault is not None:
             raise self._stream.fault
-        with Arrival(self._stream.share, max_seconds):
+        self._stream.share.max_seconds = max_seconds
+        with Arrival(self._stream.share, CHECK_INTERVAL):
             found = await self.context.read()
         if not isinstance(found, bytes):
             raise errors.BadInference("The call has no message.")
@@ -73,10 +75,10 @@ Method = Callable[[Call], Awaitable[Any]]
 
 
 def surrounded(
-    name: str, method: Method, parts: State, streams: Streams
+    name: str, method: Method, service: Service, streams: Streams
 ) -> Callable[[Any, Context], Any]:
     """The handler that gRPC calls for the RPC `name`."""
-    route, metrics, tracing = f"/{SERVICE.full_name}/{name}", parts.metrics, parts.tracing
+    route, metrics, tracing = f"/{SERVICE.full_name}/{name}", service.metrics, service.tracing
 
     async def handler(_: Any, context: Context) -> Any:
         headers = {key: str(value) for key, value in context.invocation_metadata() or ()}
@@ -112,7 +114,7 @@ async def _answer(call: Call, route: str, method: Method, metrics: Metrics) -> A
         status, code = problems.RPC_STATUS[problem.status], problem.code
         if problem is problems.INTERNAL:
             log.exception("unexpected error", extra={"fields": {"request_id": call.request_id}})
-        detail = problems.told(problem, error, call.request_id)["detail"]
+        detail = problems.to_dict(problem, error, call.request_id)["detail"]
         metadata = _metadata(call, problem, error)
     finally:
         seconds = time.perf_counter() - started

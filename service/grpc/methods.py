@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
-from starlette.datastructures import State
 
 from batching import Draining
 from model_store.engine import Image
@@ -18,10 +17,9 @@ from service.errors import NotReady, UnsupportedMethod
 from service.grpc import messages, translation
 from service.grpc.call import Call, surrounded
 from service.grpc.streams import Streams
-from service.inference.pipeline import Pipeline, Provisions, Read
-from service.inference.serving import Serving
-from service.settings import Settings
-from service.upload.memory import Lease
+from service.inference.pipeline import Pipeline
+from service.inference.service import Service
+from service.upload.body import Lease
 from service.v2 import common, inputs
 from service.v2.common import by_one_version, check_named, decoded, served
 from service.v2.outputs import Reply
@@ -35,13 +33,15 @@ NAME_SECONDS, NAME_BYTES = 5.0, 4096
 class Methods:
     """`handler`: all of them, for a server."""
 
-    def __init__(self, parts: State, version: str, streams: Streams) -> None:
-        """`parts`: the application's; `version`: the server's; `streams`: the messages that are
-        arriving."""
-        self._parts = parts
+    def __init__(self, service: Service, version: str, streams: Streams) -> None:
+        """
+        Args:
+            service: Answers the calls.
+            version: Version of the server.
+            streams: The messages that are arriving.
+        """
+        self._service = service
         self._streams = streams
-        self._serving: Serving = parts.serving
-        self._settings: Settings = parts.settings
         self._version = version
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -56,7 +56,7 @@ class Methods:
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.stream_unary_rpc_method_handler(
-                surrounded(name, method, self._parts, self._streams),
+                surrounded(name, method, self._service, self._streams),
                 response_serializer=_serialised,
             )
             for name, method in methods.items()
@@ -64,7 +64,7 @@ class Methods:
         return grpc.method_handlers_generic_handler(messages.SERVICE.full_name, handlers)
 
     async def server_live(self, call: Call) -> Any:
-        return messages.ServerLiveResponse(live=await self._serving.live())
+        return messages.ServerLiveResponse(live=await self._service.is_live())
 
     async def server_ready(self, call: Call) -> Any:
         return messages.ServerReadyResponse(ready=await self._is_ready())
@@ -73,13 +73,13 @@ class Methods:
         asked = await self._named(call, messages.ModelReadyRequest)
         ready = await self._is_ready()
         if ready:
-            served(self._serving, asked.name, asked.version)
+            served(self._service, asked.name, asked.version)
         return messages.ModelReadyResponse(ready=ready)
 
     async def _is_ready(self) -> bool:
         """Whether a readiness probe over HTTP would get 200: here it gets no error."""
         try:
-            await self._serving.available()
+            await self._service.check_ready()
         except (NotReady, Draining):
             return False
         return True
@@ -90,38 +90,44 @@ class Methods:
 
     async def model_metadata(self, call: Call) -> Any:
         asked = await self._named(call, messages.ModelMetadataRequest)
-        model = served(self._serving, asked.name, asked.version).model
+        model = served(self._service, asked.name, asked.version).model
         return messages.ModelMetadataResponse(**common.model_metadata(model))
 
     async def infer(self, call: Call) -> Any:
-        """The classes of n images, or an error if any of them cannot be answered."""
-        timeout = self._settings.request_timeout
-        provisions: Provisions = self._parts.provisions
-        journey = Pipeline(provisions, call.headers, call.client, call.timing, timeout)
-        named, reply, images = await self._images(call, journey)
-        answered = await by_one_version(journey, images)
-        model = answered[0].model
+        """Classify n images. If one of them cannot be classified, the whole call fails."""
+        timeout = self._service.settings.request_timeout
+        pipeline = Pipeline(self._service, call.headers, call.client, call.timing, timeout)
+        named, reply, images = await self._read_and_decode(call, pipeline)
+        results = await by_one_version(pipeline, images)
+        model = results[0].model
         check_named(model, *named)
-        return translation.response(reply, model, [one.probabilities for one in answered])
+        return translation.response(reply, model, [result.probabilities for result in results])
 
     async def stream_infer(self, call: Call) -> Any:
         raise UnsupportedMethod
 
-    async def _images(self, call: Call, journey: Pipeline) -> tuple[Name, Reply, list[Image]]:
-        """Read and decoded; the message is forgotten before the images wait for the engine."""
-        with journey:
-            named, asked = self._asked(await journey.read(_reader(call)), journey.model)
-            for seconds in (call.time_left, asked.seconds):
+    async def _read_and_decode(
+        self, call: Call, pipeline: Pipeline
+    ) -> tuple[Name, Reply, list[Image]]:
+        """The named model, the wanted reply and the images. The message is released before the
+        images wait for the engine."""
+        with self._service.uploads.lease() as lease:
+            message = await pipeline.read(_read(call, lease))
+            named, request = self._translated(message, pipeline.model)
+            del message
+            for seconds in (call.time_left, request.seconds):
                 if seconds is not None:
-                    journey.hurry(seconds)
-            return named, asked.reply, await decoded(journey, asked)
+                    pipeline.shorten_deadline(seconds)
+            return named, request.reply, await decoded(pipeline, request)
 
-    def _asked(self, data: bytes, model: Manifest) -> tuple[Name, inputs.InferInputs]:
-        """A function of its own, so that of the message only its images are left."""
+    def _translated(self, data: bytes, model: Manifest) -> tuple[Name, inputs.InferInputs]:
+        """The named model and the inputs. A function of its own, so that nothing else of the
+        message is kept."""
         message = translation.read(data)
         named = message.model_name, message.model_version
-        served(self._serving, *named)
-        return named, translation.request(message, model, self._settings.max_images_per_request)
+        served(self._service, *named)
+        most = self._service.settings.max_images_per_request
+        return named, translation.request(message, model, most)
 
     async def _named(self, call: Call, kind: Any) -> Any:
         """The message that names a model, of class `kind`."""
@@ -129,15 +135,11 @@ class Methods:
         return translation.parsed(kind, data[:NAME_BYTES])
 
 
-def _reader(call: Call) -> Read[bytes]:
-    """Reads the message of `call`, whose size gRPC's server has checked."""
-
-    async def read(max_bytes: int, max_seconds: float, share: Lease) -> bytes:
-        data = await call.message(max_seconds)
-        share.add(len(data))
-        return data
-
-    return read
+async def _read(call: Call, lease: Lease) -> bytes:
+    """The message of `call`, whose size gRPC's server has checked."""
+    data = await call.message(lease.max_seconds)
+    lease.add(len(data))
+    return data
 
 
 def _serialised(message: Any) -> bytes:

@@ -11,11 +11,11 @@ import logging
 import tempfile
 
 import grpc
-from starlette.datastructures import State
 
 from service.grpc.front import Front
 from service.grpc.methods import Methods
 from service.grpc.streams import IDLE, Streams
+from service.inference.service import Service
 from service.server.connection_limit import Connections, bound
 from service.server.listening import bind, join
 from service.settings import Settings
@@ -39,8 +39,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 class RpcServer:
     """Serves on `grpc_port` from `start` to `stop`."""
 
-    def __init__(self, parts: State, settings: Settings, version: str) -> None:
-        self._parts = parts
+    def __init__(self, service: Service, settings: Settings, version: str) -> None:
+        self._service = service
         self._settings = settings
         self._version = version
 
@@ -48,9 +48,9 @@ class RpcServer:
         """Raises OSError where the port, or a folder for the socket, is not available."""
         settings = self._settings
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
-        streams = Streams(self._parts.serving.uploads, settings.max_queue_size)
+        streams = Streams(self._service.uploads, settings.max_queue_size)
         self._server = grpc.aio.server(
-            handlers=[Methods(self._parts, self._version, streams).handler()],
+            handlers=[Methods(self._service, self._version, streams).handler()],
             options=[
                 ("grpc.max_receive_message_length", settings.max_upload_bytes),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),

@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 from batching import QueueFull
+from service.errors import BodyTooLarge, UploadMemoryFull
 from service.rate_limit import network
 from service.server.connection_limit import PROGRESS_BYTES
-from service.upload.memory import Lease, UploadMemory
+from service.upload.body import Lease, UploadMemory
 
 IDLE = 2048
 """Maximum number of streams without a handler. A stream takes 10 to 20 KiB, most of it gRPC's."""
@@ -73,7 +74,7 @@ class Stream:
     def fail(self, fault: Exception) -> None:
         """Make the handler raise `fault`, now or when it waits for the message."""
         self.fault = self.fault or fault
-        self.share.end(fault)
+        self.share.reject(fault)
 
     def take(self) -> None:
         """Called when the handler has the message, whose bytes it counts from now on."""
@@ -113,7 +114,7 @@ class Streams:
             stalled = self._stalled()
             self.complete(stalled)
             stalled.fail(QueueFull("too many messages are arriving", retry_after=1))
-        stream = Stream(client, self._budget.holding(), progress, expel)
+        stream = Stream(client, self._budget.lease(self._budget.max_bytes), progress, expel)
         self._open[stream.name] = stream
         self._arriving.setdefault(stream.network, OrderedDict())[stream] = None
         self._arriving_count += 1
@@ -161,7 +162,7 @@ class Streams:
                 stream.progressed = next(self._progresses)
         try:
             stream.share.add(size)
-        except QueueFull as full:
+        except (BodyTooLarge, UploadMemoryFull) as full:
             stream.fail(full)
 
     def complete(self, stream: Stream) -> None:

@@ -40,6 +40,8 @@ class ApiKeys:
     ) -> None:
         self._given = _digests(given, f"{PREFIX}{setting}")
         self._file = file
+        self.required = bool(self._given or file)
+        """Whether requests must have a key."""
         self._setting = setting
         self._refusal = refusal
         self._clock = clock
@@ -50,15 +52,10 @@ class ApiKeys:
             self._seen = _state(file)
             self._from_file = self._read(file)
 
-    @property
-    def wanted(self) -> bool:
-        """Are there any?"""
-        return bool(self._given or self._file)
-
     def check(self, headers: Mapping[str, str]) -> bytes | None:
         """The digest of the key that `headers` (names in lower case) name; None where none is
         wanted. Raises `refusal`."""
-        if not self.wanted:
+        if not self.required:
             return None
         self._look()
         digest = _digest(_named(headers))

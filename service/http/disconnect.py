@@ -1,8 +1,9 @@
-"""Noticing that a client has left while its request waits.
+"""Cancels the work for clients that have disconnected.
 
-ASGI servers cancel nothing by themselves: without this, a queue fills with the work of people who
-are gone. Our connections put a `Disconnect` into each scope and call it when it happens. Any other
-server says so by the message `http.disconnect`, which takes a task to wait for it.
+ASGI servers cancel nothing by themselves. Without this module, requests of clients that have
+disconnected would stay in the queue and be computed. This project's server calls
+`Disconnect.notify` when a connection is lost. Any other ASGI server sends the message
+`http.disconnect`, and a task has to wait for it.
 """
 
 from __future__ import annotations
@@ -13,81 +14,109 @@ from collections.abc import Callable
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from service.http.cancel_scope import CancelScope
+from service.http.context import context_of
 
-DISCONNECT = "shoal.departure"
-"""In a scope, where the server has put one."""
 WATCH_AFTER = 0.01
-"""Seconds. A request that is answered sooner is not worth a task."""
+"""Seconds after which a task waits for the message. Most requests are answered sooner."""
+
+
+class CancelScope:
+    """Context manager. `cancel(reason)` cancels the block, which then raises `reason`."""
+
+    def __init__(self) -> None:
+        self._reason: Exception | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # If the server cancelled the task as well, that cancellation is passed on.
+        reason, self._reason = self._reason, None
+        try:
+            if reason is None or self._task.uncancel():
+                return
+            if kind in (None, asyncio.CancelledError):
+                raise reason from None
+        finally:
+            del reason  # breaks the cycle between the exception and its traceback
+
+    def cancel(self, reason: Exception) -> None:
+        """Cancel the block. Call it once at most."""
+        self._reason = reason
+        self._task.cancel()
 
 
 class Disconnect:
-    """Of a client. Its requests watch for it one after another."""
+    """The end of a client's connection, watched by one request at a time."""
 
     def __init__(self) -> None:
         self._happened = False
-        self._tell: Callable[[], None] | None = None
+        self._callback: Callable[[], None] | None = None
 
-    def happens(self) -> None:
-        """Once at most."""
+    def notify(self) -> None:
+        """The client has disconnected. Call it once at most."""
         self._happened = True
-        if self._tell is not None:
-            self._tell()
+        if self._callback is not None:
+            self._callback()
 
-    def watch(self, tell: Callable[[], None]) -> None:
-        """`tell` is called when it happens, at once if it has, unless `forget` is called first."""
-        self._tell = tell
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the client disconnects, immediately if it already has, unless
+        `unwatch` is called first."""
+        self._callback = callback
         if self._happened:
-            tell()
+            callback()
 
-    def forget(self) -> None:
-        self._tell = None
+    def unwatch(self) -> None:
+        self._callback = None
 
 
-class cancel_on_disconnect(CancelScope):  # noqa: N801  # a statement: `with ends_with_client(...):`
-    """What is awaited within is cancelled, and ClientDisconnect raised, when the client leaves.
+class cancel_on_disconnect(CancelScope):  # noqa: N801  # reads as a statement
+    """`with cancel_on_disconnect(request):` cancels the block when the client disconnects, and
+    raises ClientDisconnect.
 
-    The body must have been read: from then on the next message is the departure.
+    The body must have been read: the next message is then the disconnect.
     """
 
     def __init__(self, request: Request) -> None:
         super().__init__()
-        self._departure: Disconnect | _Message = request.scope.get(DISCONNECT) or _Message(
-            request.receive
-        )
+        self._disconnect: Disconnect | _DisconnectMessage = context_of(
+            request.scope
+        ).disconnect or _DisconnectMessage(request.receive)
 
     def __enter__(self) -> None:
         super().__enter__()
-        self._departure.watch(self._end)
+        self._disconnect.watch(self._disconnected)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._departure.forget()
+        self._disconnect.unwatch()
         super().__exit__(kind, *rest)
 
-    def _end(self) -> None:
-        self.interrupt(ClientDisconnect())
+    def _disconnected(self) -> None:
+        self.cancel(ClientDisconnect())
 
 
-class _Message:
-    """A departure that a server tells by a message."""
+class _DisconnectMessage:
+    """Has the interface of `Disconnect`, for servers that send a message."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._watcher: asyncio.Task[None] | None = None
 
-    def watch(self, tell: Callable[[], None]) -> None:
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start, tell)
+    def watch(self, callback: Callable[[], None]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start, callback)
 
-    def forget(self) -> None:
+    def unwatch(self) -> None:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-            self._watcher = None  # or it would keep itself
+            self._watcher = None  # breaks the cycle between the task and this object
 
-    def _start(self, tell: Callable[[], None]) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._watch(tell))
+    def _start(self, callback: Callable[[], None]) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(callback))
 
-    async def _watch(self, tell: Callable[[], None]) -> None:
+    async def _watch(self, callback: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        tell()
+        callback()

@@ -1,38 +1,37 @@
-"""Around every request: an id, its line in the log, its headers, and the last resort.
+"""Everything around the endpoints: request IDs, host check, response headers, access log, metrics.
 
-Plain ASGI, no task and no copy of the body. The route notes in `request.state` what it learns:
-`timing` (stage -> seconds) and `code` (of a problem).
+Plain ASGI: no task per request and no copy of the body. `RequestMiddleware` is the outermost layer,
+and answers errors that no other layer expects. `FastPath` is the innermost: it calls the endpoint
+of a request without FastAPI's layers, which cost every request some of the event loop's time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http import problems, security_headers
-from service.http.request_headers import headers
-from service.inference.serving import Serving
-from service.telemetry.logs import log
+from service.http import problems
+from service.http.context import CONTEXT, RequestContext
+from service.http.origins import BROWSER_HEADERS, PROBE_PATHS, Guard
+from service.http.proxies import PROXY_HEADERS, ProxyHeaders
+from service.http.security_headers import FOR_POST, for_get
+from service.telemetry.logs import log, log_request
 
-SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-ROUTINE = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
-"""Asked every few seconds by machines: nothing to tell while all is well."""
 CLOSE = (b"connection", b"close")
-MAX_TEXT = 1024
-"""Characters of what a client sends, such as its path, in a line of the log."""
-CLIENT_LEFT = 499  # nginx's number for it; it is logged and never sent
+CLIENT_LEFT = 499  # nginx's status for it; it is logged and never sent
 
 
-class Count(Protocol):
-    """Is told when a request begins and how it ended."""
+class RequestMetrics(Protocol):
+    """Counts requests. `service.telemetry.metrics.Metrics` is one."""
 
     def begin_request(self) -> None: ...
     def end_request(
@@ -40,108 +39,152 @@ class Count(Protocol):
     ) -> None: ...
 
 
-class RequestMiddleware:
-    """Request ids, `Server-Timing`, the access log, and an answer to the unexpected."""
+class ServerState(Protocol):
+    """Knows whether the server is shutting down. `service.inference.service.Service` is one."""
 
-    def __init__(self, app: ASGIApp, count: Count, serving: Serving) -> None:
+    draining: bool
+
+
+class RequestMiddleware:
+    """ASGI middleware: request IDs, host check, response headers, access log, unexpected errors."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: RequestMetrics,
+        state: ServerState,
+        guard: Guard,
+        trusted_proxies: str,
+    ) -> None:
+        """
+        Args:
+            app: The application inside.
+            metrics: Counts the requests.
+            state: While it is draining, every connection is closed after its answer.
+            guard: Rejects requests for unknown hosts, and cross-site requests.
+            trusted_proxies: Addresses and networks, separated by commas, whose `X-Forwarded-*`
+                headers are read.
+        """
         self._app = app
-        self._count = count
-        self._serving = serving
+        self._metrics = metrics
+        self._state = state
+        self._guard = guard
+        self._behind_proxy = ProxyHeaders(self._check, trusted_proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        state: dict[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = request_id = _request_id(scope)
-        timing: dict[str, float] = {}
-        state["timing"] = timing
+        context: RequestContext = scope.get(CONTEXT) or scope.setdefault(CONTEXT, RequestContext())
+        context.read_headers(scope)
         status = CLIENT_LEFT
-        self._count.begin_request()
+        self._metrics.begin_request()
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = message["headers"]
-                told.append((b"x-request-id", request_id.encode()))
-                security_headers.tell(scope, told)
-                if self._serving.draining and CLOSE not in told:
-                    told.append(CLOSE)
-                if timing:
-                    told.append((b"server-timing", server_timing(timing).encode()))
+                headers = message["headers"]
+                headers.append((b"x-request-id", context.request_id.encode()))
+                headers += FOR_POST if scope["method"] == "POST" else for_get(scope, headers)
+                if self._state.draining and CLOSE not in headers:
+                    headers.append(CLOSE)
+                if context.timing:
+                    headers.append((b"server-timing", context.server_timing().encode()))
             await send(message)
 
+        app = self._check if PROXY_HEADERS.isdisjoint(context.headers) else self._behind_proxy
         try:
-            await self._app(scope, receive, send_with_headers)
+            await app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            state["code"] = "client_left"
+            context.code = "client_left"
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):
                 problem = problems.INTERNAL
-                log.exception("unexpected error", extra={"fields": {"request_id": request_id}})
-            else:  # by the server, when a stop has taken too long
+                fields = {"request_id": context.request_id}
+                log.exception("unexpected error", extra={"fields": fields})
+            else:  # cancelled by the server, because shutting down has taken too long
                 problem = problems.CUT_OFF
-            state["code"] = problem.code
+            context.code = problem.code
             if status != CLIENT_LEFT:
-                raise  # half an answer is out: only cutting the connection tells the client
-            response = problems.answer(problem, None, request_id, scope["path"])
+                raise  # part of the answer is sent: only closing the connection tells the client
+            response = problems.answer(problem, None, context.request_id, scope["path"])
             await response(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
-            code = state.get("code")
-            self._count.end_request(route, str(status), seconds, timing, code)
-            level = logging.DEBUG if status == 200 and route in ROUTINE else logging.INFO
+            stages = context.timing
+            self._metrics.end_request(route, str(status), seconds, stages, context.code)
+            level = logging.DEBUG if status == 200 and route in PROBE_PATHS else logging.INFO
             if log.isEnabledFor(level):
-                about = {
-                    "request_id": request_id,
+                request = {
+                    "request_id": context.request_id,
                     "client": scope["client"][0] if scope.get("client") else None,
                     "method": scope["method"],
                     "path": scope["path"],
                 }
-                log_request(level, about, status, seconds, code, timing)
+                log_request(level, request, status, seconds, context.code, stages)
+
+    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Apply the guard. It has nothing to check if it accepted the host before and the request
+        has no header that only browsers and proxies send."""
+        headers = scope[CONTEXT].headers
+        accepted = headers.get(b"host") in self._guard.accepted
+        if not (accepted and BROWSER_HEADERS.isdisjoint(headers)):
+            try:
+                self._guard.check(scope)
+            except self._guard.rejections as error:
+                response = await problems.handle(Request(scope), error)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
-def _request_id(scope: Scope) -> str:
-    """The client's own id if it is sane, else a new one."""
-    return sane_id(headers(scope).get(b"x-request-id", b""))
+class FastRoute(APIRoute):
+    """A route whose endpoint takes the request, reads its body and returns the response.
+
+    Such an endpoint needs nothing that FastAPI does around an endpoint, so `FastPath` can call it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app = self._call
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response: Response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
-def sane_id(wish: bytes) -> str:
-    """The id that a client wants for its request if it is sane, else a new one."""
-    return wish.decode() if SANE_ID.fullmatch(wish) else os.urandom(16).hex()
+class FastPath:
+    """ASGI middleware that calls the endpoints of `FastRoute`s whose path has no parameters.
 
+    All other requests take the usual way, also those for the same path with another method.
+    """
 
-def server_timing(timing: dict[str, float]) -> str:
-    """https://www.w3.org/TR/server-timing/: durations in milliseconds."""
-    stages = [f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in timing.items()]
-    return ", ".join(stages)
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        """
+        Args:
+            app: The application inside.
+            routes: Its routes. Of two for the same path and method, the first one is called.
+        """
+        self._app = app
+        self._routes = {
+            (method, route.path): route
+            for route in reversed([*routes])
+            if isinstance(route, FastRoute) and not route.param_convertors
+            for method in route.methods or ()
+        }
 
-
-def log_request(
-    level: int,
-    about: Mapping[str, str | None],
-    status: int | str,
-    seconds: float,
-    code: str | None,
-    timing: Mapping[str, float],
-) -> None:
-    """Log the line of a request, over HTTP or gRPC. `about`: its id, client, method and path, of
-    which at most `MAX_TEXT` characters each are logged."""
-    fields: dict[str, Any] = {name: text and text[:MAX_TEXT] for name, text in about.items()}
-    fields |= {"status": status, "seconds": _micro(seconds)}
-    if code is not None:
-        fields["code"] = code
-    for stage, duration in timing.items():
-        fields[f"{stage}_seconds"] = _micro(duration)
-    # What `log.log` makes of it, without its search for the caller.
-    record = logging.LogRecord(log.name, level, "", 0, "request", None, None)
-    record.fields = fields
-    log.handle(record)
-
-
-def _micro(seconds: float) -> float:
-    """To the microsecond; `round(seconds, 6)` takes three times as long."""
-    return round(1e6 * seconds) / 1e6
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._routes.get((scope.get("method", ""), scope.get("path", "")))
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive, send)
+        try:
+            response: Response = await route.endpoint(request)
+        except problems.HANDLED as error:
+            response = await problems.handle(request, error)
+        await response(scope, receive, send)

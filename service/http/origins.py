@@ -24,18 +24,16 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from service import errors
-from service.http import problems
-from service.http.middleware import ROUTINE
-from service.http.proxies import FORWARDED_HOSTS
-from service.http.request_headers import headers
+from service.http.context import context_of
 from service.settings import PREFIX, Settings, host_name, split
 
-ANY_HOST = frozenset(ROUTINE)
-"""Paths that are served for every host: kubelets and Prometheus use names of their own."""
+BROWSER_HEADERS = frozenset({b"origin", b"sec-fetch-site", b"x-forwarded-host"})
+"""Headers that `Guard.check` reads besides Host."""
+PROBE_PATHS = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+"""Paths that probes and scrapers request every few seconds, under any host name."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that compute and change nothing (RFC 9110, section 9.2.1)."""
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
@@ -81,36 +79,33 @@ class AllowedHosts:
 
 
 class Guard:
-    """ASGI middleware: rejects requests for unknown hosts, and cross-site requests that compute or
-    change something, before their body is read."""
+    """Rejects requests for unknown hosts, and cross-site requests that compute or change something,
+    before their body is read."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app = app
+    rejections = (errors.UnknownHost, errors.CrossSite)
+    """What `check` raises."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.accepted = set[bytes]()
+        """Hosts that were accepted, `CACHED_HOSTS` at most."""
         self._hosts = allowed_hosts(settings)
         self._origins = frozenset(origin.encode() for origin in split(settings.cors_origins))
         self._any_origin = ANY.encode() in self._origins
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            try:
-                self._check(scope)
-            except (errors.UnknownHost, errors.CrossSite) as error:
-                response = await problems.handle(Request(scope), error)
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    def _check(self, scope: Scope) -> None:
+    def check(self, scope: Scope) -> None:
         """Raises UnknownHost, CrossSite."""
-        found = headers(scope)
-        hosts = (found.get(b"host", b""), *scope.get(FORWARDED_HOSTS, ()))
-        if scope["path"] not in ANY_HOST:
-            for host in hosts:
-                if not self._hosts.accepts(host):
-                    raise _unknown(host)
+        context = context_of(scope)
+        host = context.headers.get(b"host", b"")
+        hosts = [host, *context.forwarded_hosts]
+        if scope["path"] not in PROBE_PATHS:
+            for one in hosts:
+                if not self._hosts.accepts(one):
+                    raise _unknown(one)
+            if len(self.accepted) < CACHED_HOSTS:
+                self.accepted.add(host)
         if scope["method"] in SAFE_METHODS or self._any_origin:
             return
-        site, origin = found.get(b"sec-fetch-site"), found.get(b"origin")
+        site, origin = context.headers.get(b"sec-fetch-site"), context.headers.get(b"origin")
         if origin in self._origins:
             return
         if site is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from service.http.request_headers import headers
+from service.http.context import context_of
 from service.settings import split
 
-FORWARDED_HOSTS = "shoal.forwarded_hosts"
-"""Key in a scope: the values of `X-Forwarded-Host` that a trusted proxy sent."""
-FORWARDED_HOST, FORWARDED_FOR = b"x-forwarded-host", b"x-forwarded-for"
+HOST, FOR = b"x-forwarded-host", b"x-forwarded-for"
+PROXY_HEADERS = frozenset({HOST, FOR, b"x-forwarded-proto"})
+"""The headers that are read."""
 MAX_BYTES = 1024
 """Maximum number of bytes of a header that are read, all lines of it together."""
 MAX_NAMES = 16
@@ -21,7 +21,7 @@ class ProxyHeaders:
     """ASGI middleware that reads the headers of trusted proxies and ignores those of other peers.
 
     uvicorn's middleware takes the client's address and scheme from `X-Forwarded-For` and
-    `X-Forwarded-Proto`. This one adds `FORWARDED_HOSTS`.
+    `X-Forwarded-Proto`. This one adds `RequestContext.forwarded_hosts`.
 
     Proxies pass on what their clients sent, so the headers are bounded by `MAX_BYTES` and
     `MAX_NAMES`. Of a longer `X-Forwarded-For` only the last addresses are read. Proxies append
@@ -30,21 +30,16 @@ class ProxyHeaders:
     """
 
     def __init__(self, app: ASGIApp, trusted: str) -> None:
-        """
-        Args:
-            app: The application that receives the requests.
-            trusted: Addresses and networks of the trusted proxies, separated by commas.
-        """
+        """`trusted`: addresses and networks, separated by commas."""
         self._uvicorn = ProxyHeadersMiddleware(app, split(trusted))  # type: ignore[arg-type]  # the same protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            found = headers(scope)
-            # Before uvicorn's middleware replaces the proxy's address with the client's.
-            if FORWARDED_HOST in found and self._trusts(scope):
-                scope[FORWARDED_HOSTS] = _hosts(_joined(scope, FORWARDED_HOST))
-            if FORWARDED_FOR in found and self._trusts(scope):
-                _cut_addresses(scope)
+        # Before uvicorn's middleware replaces the proxy's address with the client's.
+        context = context_of(scope)
+        if HOST in context.headers and self._trusts(scope):
+            context.forwarded_hosts = _hosts(_joined(scope, HOST))
+        if FOR in context.headers and self._trusts(scope):
+            _cut_addresses(scope)
         await self._uvicorn(scope, receive, send)  # type: ignore[arg-type]
 
     def _trusts(self, scope: Scope) -> bool:
@@ -69,10 +64,10 @@ def _hosts(value: bytes) -> list[bytes]:
 
 def _cut_addresses(scope: Scope) -> None:
     """Replace an `X-Forwarded-For` that is too long with its last addresses."""
-    value = _joined(scope, FORWARDED_FOR)
+    value = _joined(scope, FOR)
     if _is_bounded(value):
         return
     # With one name more, which may be a part of one, and is left out.
     last = value[-MAX_BYTES:].rsplit(b",", MAX_NAMES)[1:]
-    others = [field for field in scope["headers"] if field[0] != FORWARDED_FOR]
-    scope["headers"] = [*others, (FORWARDED_FOR, b",".join(last))]
+    others = [field for field in scope["headers"] if field[0] != FOR]
+    scope["headers"] = [*others, (FOR, b",".join(last))]

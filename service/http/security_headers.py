@@ -1,16 +1,18 @@
-"""What browsers are told with every answer, so that pages elsewhere gain nothing from this server.
+"""Response headers that keep pages of other origins from using this server's answers.
 
-- Nothing is taken for another type than the one it is sent as.
-- Nothing runs in, or is framed by, a page of somebody else; what is not a page may load nothing.
-- What a page asks for elsewhere does not say where it was.
-- What tells of a moment is not stored; the files of the pages are asked for again by their ETag.
+- A browser does not guess another type than the one that is sent.
+- A page of another origin cannot frame an answer, and an answer that is not a page loads nothing.
+- A page does not tell other servers where it was.
+- Answers that change are not stored. Files of the pages are validated by their ETag.
 
-A prediction is the answer to a POST, which nobody stores or frames: it gets the first header only.
-A header that a route has set itself stays. TLS, and with it Strict-Transport-Security, is the
-proxy's.
+An answer to a POST is neither stored nor framed by browsers: it gets the first header only. A
+header that an endpoint sets stays. The proxy in front is responsible for TLS, and with it for
+Strict-Transport-Security.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 from starlette.types import Scope
 
@@ -27,18 +29,24 @@ _DOCS_POLICY = (
 )
 
 
-def tell(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
-    """Add what is missing to the headers of the answer to `scope`."""
-    if scope["method"] == "POST":
-        headers.append(_NOSNIFF)
-        return
+FOR_POST = [_NOSNIFF]
+"""Headers of the answers to POST requests."""
+
+
+def for_get(scope: Scope, present: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Headers to add to an answer to a request with another method.
+
+    Args:
+        scope: The ASGI scope of the request.
+        present: The headers that the answer has. They are not replaced.
+    """
     path: str = scope["path"]
-    there = {name for name, _ in headers}
+    names = {name for name, _ in present}
     for name, value in (
         _NOSNIFF,
         (b"content-security-policy", _DOCS_POLICY if path == DOCS else _POLICY),
         (b"referrer-policy", b"no-referrer"),
         (b"cache-control", b"no-cache" if path.startswith(DOCS_FILES) else b"no-store"),
     ):
-        if name not in there:
-            headers.append((name, value))
+        if name not in names:
+            yield name, value

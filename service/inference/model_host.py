@@ -1,10 +1,10 @@
-"""An engine in this process, and its batcher; from start to drained.
+"""The engine and its batcher, in this process: from loading the model to the end of draining.
 
-Loading happens beside whatever else the process does. A model that cannot be loaded or warmed at
-the start is told to `on_failure`: no process may linger that can never be ready.
+The model is loaded while the process already does other work. If it cannot be loaded, `on_failure`
+is called, because a process that can never be ready must not stay.
 
-Later another version may take the place of the one that serves. The batcher and all who wait in
-it stay; from one batch to the next another network computes.
+Later another version of the model may replace the one that serves. The batcher stays, with all
+requests that wait in it, and the next batch is computed by the new version.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
-from batching import Answer, Batcher, BatchReport, Draining, EngineDead, LatencyTable, Outcomes
+from batching import Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device, GpuMemory
-from model_store.engine import Computed, Image, Probabilities
+from model_store.engine import Image, Probabilities, Results
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
-from service.inference.serving import Classification, LoadedModel
-from service.inference.watchdog import watched
+from service.inference.service import Classification, LoadedModel
 from service.settings import Settings
 from service.telemetry.engine_stats import EngineStats
 from service.telemetry.logs import log
@@ -33,10 +32,12 @@ from service.telemetry.tracing import Tracing
 
 CANNOT_SERVE, DEAD = 1, 4
 """Exit statuses of a process whose model cannot be served, and of one whose engine died."""
+WATCH_INTERVAL = 1.0
+"""Seconds between two checks whether the engine is dead."""
 
 
 class Engine(Protocol):
-    """What is needed of an engine; `model_store.engine.GluonEngine` is one."""
+    """Computes batches. `model_store.engine.GluonEngine` is one implementation."""
 
     @property
     def model(self) -> Manifest: ...
@@ -46,6 +47,9 @@ class Engine(Protocol):
 
     @property
     def lanes(self) -> int: ...
+
+    @property
+    def max_in_flight(self) -> int: ...
 
     @property
     def precision(self) -> Precision: ...
@@ -65,8 +69,8 @@ class Engine(Protocol):
     async def unload(self) -> None: ...
 
 
-class Count(Protocol):
-    """Is told of each batch."""
+class BatchMetrics(Protocol):
+    """Counts batches. `service.telemetry.metrics.Metrics` is one implementation."""
 
     def count_batch(self, report: BatchReport) -> None: ...
 
@@ -76,30 +80,37 @@ class Count(Protocol):
 LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
 
 
-def _nothing() -> None:
-    pass
-
-
 class ModelHost:
+    """Hosts one model, in one version at a time."""
+
     def __init__(
         self,
         settings: Settings,
         load_engine: LoadEngine,
-        count: Count,
+        metrics: BatchMetrics,
         on_failure: Callable[[], None],
-        on_change: Callable[[], None] = _nothing,
+        on_change: Callable[[], None] = lambda: None,
         tracing: Tracing | None = None,
     ) -> None:
-        """`on_change` is called when `started` has become another."""
-        self.started: LoadedModel | None = None
+        """
+        Args:
+            settings: Limits of the queue, the batches and the shutdown.
+            load_engine: Loads the engine with the model that the settings name.
+            metrics: Counts the batches.
+            on_failure: Called once if the model cannot be served any more; `failure` says why.
+            on_change: Called when `loaded` has changed.
+            tracing: Traces the batches. None: they are not traced.
+        """
+        self.loaded: LoadedModel | None = None
         self.unloaded = False
+        """Whether no model is loaded because an operator unloaded it."""
         self.failure: Exception | None = None
         """Why the model cannot be served, if so."""
         self.loading: str | None = None
-        """The version that is being loaded in place of the one that serves."""
+        """The version that is being loaded to replace the one that serves."""
         self._settings = settings
         self._load_engine = load_engine
-        self._count = count
+        self._metrics = metrics
         self._on_failure = on_failure
         self._on_change = on_change
         self._tracing = tracing
@@ -112,20 +123,17 @@ class ModelHost:
 
     @property
     def dead(self) -> bool:
-        """The engine did not come back and was given up."""
+        """Whether the engine did not come back from a batch and was given up."""
         return isinstance(self.failure, EngineDead)
 
     @property
     def batcher(self) -> Batcher[Image, Classification]:
-        """Raises NotReady, or Unloaded, which is one."""
-        if self.started is None or self._batcher is None:
+        """Raises NotReady, or Unloaded, which is a NotReady."""
+        if self.loaded is None or self._batcher is None:
             raise Unloaded if self.unloaded else NotReady
         return self._batcher
 
-    def submit(self, image: Image, timeout: float) -> Coroutine[Any, Any, Answer[Classification]]:
-        return self.batcher.submit(image, timeout)
-
-    async def figures(self) -> EngineStats | None:
+    async def stats(self) -> EngineStats | None:
         batcher, latency = self._batcher, self._latency
         if batcher is None or latency is None:
             return None
@@ -142,14 +150,14 @@ class ModelHost:
         )
 
     async def replace(self, folder: pathlib.Path) -> Manifest:
-        """Load the version in `folder` beside the one that serves, if one does, and let it take
-        its place between two batches; what it is.
+        """Load the version in `folder` and let it replace the one that serves, if any, between two
+        batches. Returns its manifest.
 
-        Raises ChangeUnderWay, NotReady during the start, Draining, and what the engine raises
-        about a version that it cannot serve: then nothing has changed.
+        Raises ChangeUnderWay, NotReady while the process starts, Draining, and what the engine
+        raises for a version that it cannot serve. In that case nothing changes.
         """
         async with self._changing() as engine:
-            began, before = time.perf_counter(), self.started
+            began, before = time.perf_counter(), self.loaded
             self.loading = folder.name
             try:
                 await engine.replace(folder, on_switch=lambda: self._switch(engine))
@@ -158,31 +166,32 @@ class ModelHost:
             if self._batcher is None:
                 await self._start_batcher(engine)
             fields = {"before": before.model.version} if before else {}
-            log.info("switched", extra={"fields": _told(engine, began) | fields})
+            log.info("switched", extra={"fields": _log_fields(engine, began) | fields})
             return engine.model
 
     async def unload(self) -> Manifest:
-        """Refuse what is new with Unloaded, answer who was accepted, and free the memory, until
-        the next `replace`; what was unloaded.
+        """Reject new requests with Unloaded until the next `replace`, answer the accepted ones, and
+        free the memory. Returns the manifest of the unloaded version.
 
         Raises ChangeUnderWay, NotReady, Draining.
         """
         async with self._changing() as engine:
-            if self.started is None:
+            if self.loaded is None:
                 raise Unloaded
-            model = self.started.model
+            model = self.loaded.model
             self.unloaded = True
-            self._tell(None)
+            self.loaded = None
+            self._on_change()
             await self._open.aclose()  # drains the batcher
             self._batcher = None
             await engine.unload()
-            log.info("unloaded", extra={"fields": _identity(model)})
+            log.info("unloaded", extra={"fields": {"model": model.name, "version": model.version}})
             return model
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Load in the background; on the way out drain the batcher, then close the engine, in
-        `shutdown_timeout` seconds at most: an engine that hangs ends the process."""
+        """Load the model in the background. At the end of the block, drain the batcher and close
+        the engine. If that takes longer than `shutdown_timeout`, the process ends."""
         stop = asyncio.Event()
         task = asyncio.create_task(self._run(stop))
         try:
@@ -193,42 +202,36 @@ class ModelHost:
             patience = 0 if self.dead else self._settings.shutdown_timeout
             _, hung = await asyncio.wait({task}, timeout=patience)
             if hung:
-                log.error("the engine does not come back; leaving without it")
+                log.error("the engine did not stop in time; the process ends without it")
                 logging.shutdown()
-                # nothing less ends a thread that hangs
+                # Nothing else ends a thread that hangs.
                 os._exit(DEAD if self.dead else CANNOT_SERVE)
 
     async def _run(self, stop: asyncio.Event) -> None:
         try:
             await self._serve_until(stop)
-        except Exception as error:  # noqa: BLE001  # told once the process has stopped
+        except Exception as error:  # noqa: BLE001  # logged when the process has stopped
             self.failure = error
             self._on_failure()
-
-    def _give_up(self) -> None:
-        """Everybody has been told; now answer them, and leave so that another takes our place."""
-        self.failure = EngineDead("it did not come back from a batch")
-        log.critical("the engine is dead: %s; leaving", self.failure)
-        self._on_failure()
 
     async def _serve_until(self, stop: asyncio.Event) -> None:
         began = time.perf_counter()
         async with self._load_engine(self._settings) as engine, self._open:
-            engine.on_assembled = self._count.count_assembly
+            engine.on_assembled = self._metrics.count_assembly
             await self._start_batcher(engine)
             self._engine = engine
-            log.info("ready", extra={"fields": _told(engine, began)})
+            log.info("ready", extra={"fields": _log_fields(engine, began)})
             await stop.wait()
-            await self._change.acquire()  # one that is under way ends, and no other begins
+            await self._change.acquire()  # waits for a change in progress, and prevents others
 
     async def _start_batcher(self, engine: Engine) -> None:
         async def infer(images: Sequence[Image]) -> Sequence[Classification | Exception]:
-            model = engine.model  # no switch can come between this and the call
+            model = engine.model  # the version cannot change between this line and the call
             rows = await engine.infer(images)
-            classified = [
+            results = [
                 row if isinstance(row, Exception) else Classification(model, row) for row in rows
             ]
-            return Outcomes(classified, rows.done) if isinstance(rows, Computed) else classified
+            return Results(results, rows.computed_at) if isinstance(rows, Results) else results
 
         settings = self._settings
         self._latency = latency = LatencyTable(engine.warm_up_seconds)
@@ -238,31 +241,54 @@ class ModelHost:
             max_batch_size=latency.largest,
             max_queue_size=settings.max_queue_size,
             max_queue_delay=settings.max_queue_delay,
-            max_in_flight=settings.max_in_flight or engine.lanes + 1,
+            max_in_flight=engine.max_in_flight,
             lanes=engine.lanes,
-            on_batch=self._count.count_batch,
+            on_batch=self._metrics.count_batch,
         )
         self._batcher = await self._open.enter_async_context(batcher)
-        await self._open.enter_async_context(watched(batcher, self._give_up))
+        await self._open.enter_async_context(self._watching(batcher))
         self.unloaded = False
-        self._tell(LoadedModel(engine.model, engine.device, engine.precision))
+        self._set_loaded(engine, batcher)
 
     def _switch(self, engine: Engine) -> None:
-        """Between two batches. What a batch takes is what the new version's warm-up took: under
-        the very load that there is, on the same thread, and so nearer than anything that was
-        learned of the old one."""
+        """Called between two batches. The latencies of the new version are those of its warm-up,
+        which ran on the same thread and under the same load."""
         if self._batcher is not None:
             self._latency = LatencyTable(engine.warm_up_seconds)
             self._batcher.switch(self._latency)
-            self._tell(LoadedModel(engine.model, engine.device, engine.precision))
+            self._set_loaded(engine, self._batcher)
 
-    def _tell(self, started: LoadedModel | None) -> None:
-        self.started = started
+    def _set_loaded(self, engine: Engine, batcher: Batcher[Image, Classification]) -> None:
+        self.loaded = LoadedModel(engine.model, engine.device, engine.precision, batcher.submit)
         self._on_change()
 
     @asynccontextmanager
+    async def _watching(self, batcher: Batcher[Any, Any]) -> AsyncIterator[None]:
+        """Within the block, give the engine up if it is dead."""
+
+        async def watch() -> None:
+            while not batcher.engine_is_dead():  # noqa: ASYNC110  # the state has to be polled
+                await asyncio.sleep(WATCH_INTERVAL)
+            try:
+                batcher.abandon()
+            finally:
+                self._give_up()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    def _give_up(self) -> None:
+        """End the process, so that another one replaces it. All requests have been answered."""
+        self.failure = EngineDead("the engine did not come back from a batch")
+        log.critical("the engine is dead: %s; the process ends", self.failure)
+        self._on_failure()
+
+    @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
-        """One at a time, and none on the way up or out."""
+        """One change at a time, and none while the process starts or stops."""
         if self._stopping:
             raise Draining("shutting down", retry_after=1)
         if self._engine is None:
@@ -274,22 +300,19 @@ class ModelHost:
 
 
 def exit_status(failure: Exception | None) -> int:
-    """Of a process whose engine ended like that; the log says why the model cannot be served."""
+    """Exit status of a process whose engine ended with `failure`, which is logged."""
     if failure is None:
         return 0
     if isinstance(failure, EngineDead):
-        return DEAD  # which has been told
+        return DEAD  # logged already
     log.error("the model cannot be served: %s", failure)
     return CANNOT_SERVE
 
 
-def _identity(model: Manifest) -> dict[str, str]:
-    return {"model": model.name, "version": model.version}
-
-
-def _told(engine: Engine, began: float) -> dict[str, str | float]:
+def _log_fields(engine: Engine, began: float) -> dict[str, str | float]:
     return {
-        **_identity(engine.model),
+        "model": engine.model.name,
+        "version": engine.model.version,
         "device": engine.device.name,
         "device_reason": engine.device.reason,
         "precision": engine.precision.name,

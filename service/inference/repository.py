@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 
 from batching import Draining
-from model_store import manifest
+from model_store import versions
 from model_store.architectures import UnknownArchitecture
 from model_store.manifest import BadModel, Identity
 from model_store.params import BadParams
@@ -69,7 +69,7 @@ class Repository:
 
         Raises as `load`.
         """
-        started = self._local.started
+        started = self._local.loaded
         if started is not None:
             chosen = await asyncio.to_thread(folder, self._settings)
             if chosen.name == started.model.version:
@@ -79,8 +79,8 @@ class Repository:
     async def index(self) -> list[dict[str, str]]:
         """Of every version of the model in the store, and of the one that serves: `name`,
         `version`, `state` (READY, LOADING, UNAVAILABLE), and `reason`, why it is not READY."""
-        there = await asyncio.to_thread(manifest.versions, self._settings.model_store)
-        started = self._local.started
+        there = await asyncio.to_thread(versions.all_versions, self._settings.model_store)
+        started = self._local.loaded
         numbers = {version for name, version in there if name == self._settings.model}
         numbers |= {started.model.version} if started else set()
         return [
@@ -89,7 +89,7 @@ class Repository:
         ]
 
     def _state(self, version: str) -> dict[str, str]:
-        started = self._local.started
+        started = self._local.loaded
         if started is not None and started.model.version == version:
             return {"state": "READY", "reason": ""}
         if self._local.loading == version:
@@ -111,7 +111,7 @@ class Repository:
             why = f"{type(error).__name__}: {why.strip().partition(chr(10))[0]}"
         self._failed[version] = why
         log.warning("not loaded", extra={"fields": {"version": version, "reason": why}})
-        started = self._local.started
+        started = self._local.loaded
         goes_on = (
             f"Version {started.model.version} goes on serving" if started else "None is served"
         )
@@ -124,9 +124,9 @@ def folder(settings: Settings, version: str | None = None) -> pathlib.Path:
     Raises BadModel, listing what there is.
     """
     store, model = settings.model_store, settings.model
-    number = version or settings.model_version or manifest.latest(store, model)
-    found = manifest.folder(store, model, number)
-    manifest.find(store, model, number)
+    number = version or settings.model_version or versions.latest(store, model)
+    found = versions.folder(store, model, number)
+    versions.find(store, model, number)
     return found
 
 

@@ -43,8 +43,8 @@ the parser would drop the body of a request that makes one, as Java's own client
 The route limits the time of a body. An answer is written in one system call, where uvicorn writes
 its head and its body separately.
 
-The application finds in its scope that the body is complete (`WHOLE`) and a `Disconnect` that tells
-when the client disconnects (`DISCONNECT`).
+The scope has a `RequestContext`, which tells the application whether the body is complete, and when
+the client disconnects.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service.http import problems
-from service.http.disconnect import DISCONNECT, Disconnect
+from service.http.context import CONTEXT, RequestContext
+from service.http.disconnect import Disconnect
 from service.rate_limit import network
 from service.server.connection_limit import PROGRESS_BYTES, Connections
-from service.upload.body import WHOLE
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
@@ -108,6 +108,10 @@ class Incoming(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._received(bytes(self._buffer[:nbytes]))
+
+
+_RELEASED = RequestContext()
+"""In the place of the context of a request that has been answered."""
 
 
 class Outgoing(asyncio.Transport):
@@ -220,7 +224,7 @@ class Connection(HttpToolsProtocol):
         self.network = network(str(peer[0])) if peer else ""
         admitted = self.server_state.admit(self)
         self._outgoing = Outgoing(transport, self._awaits_reading)
-        self._departure = Disconnect()
+        self._disconnect = Disconnect()
         self._head = Deadline(self.loop, transport.abort)
         self._rest = Deadline(self.loop, transport.abort)
         self._read = Deadline(self.loop, transport.abort)
@@ -252,7 +256,7 @@ class Connection(HttpToolsProtocol):
             deadline.stop()
         self._unset_keepalive_if_required()
         self.server_state.remove(self)
-        self._departure.happens()
+        self._disconnect.notify()
         super().connection_lost(exc)
         self._outgoing.lost()
         self._unparsed = b""
@@ -364,7 +368,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[DISCONNECT] = self._departure  # type: ignore[literal-required]
+        self._context = RequestContext(self._disconnect)
+        self.scope[CONTEXT] = self._context  # type: ignore[literal-required]
         self._in_head = True
         self._unset_keepalive_if_required()
 
@@ -421,13 +426,14 @@ class Connection(HttpToolsProtocol):
             self.cycle.body = bytearray()
         nothing: Any = {}
         self.scope = self.cycle.scope = nothing
+        self._context = _RELEASED
 
     def on_message_complete(self) -> None:
         self._frame_bytes = 0
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
-        self.scope[WHOLE] = True  # type: ignore[literal-required]
+        self._context.body_complete = True
         if not (self.cycle.response_complete or self.flow.write_paused):
             self.server_state.waiting.pop(self, None)
         self.flow.resume_reading()  # paused by a large body; a disconnect must be noticed

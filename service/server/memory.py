@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from service.server.connection_limit import Connections
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 
 LOOK_TICKS = 40
 """Ticks of the server, 0.1 s each, between two looks."""

@@ -1,26 +1,21 @@
-"""What SIGHUP reloads: the keys, and the model."""
+"""Reloads the API keys and the model on SIGHUP."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI
-
 from service.errors import LoadFailed
-from service.http.api_keys import ApiKeys
 from service.http.problems import problem_for
 from service.inference.repository import NOT_NOW
-from service.inference.serving import Versions
+from service.inference.service import Service
 from service.telemetry.logs import log
 
 
-async def reload(app: FastAPI) -> None:
-    """Read the files of keys now, and let the version serve that a start would take. Whatever
-    cannot be reloaded stays as it was, and the log says why."""
-    keys: tuple[ApiKeys, ...] = app.state.keys, app.state.admin_keys
-    for one in keys:
-        one.reload()
-    repository: Versions = app.state.repository
+async def reload(service: Service) -> None:
+    """Read the files of API keys again, and load the version of the model that a start would load.
+    What cannot be reloaded stays as it was, and the log says why."""
+    for keys in (service.keys, service.admin_keys):
+        keys.reload()
     try:
-        served = await repository.reload()
+        served = await service.repository.reload()
     except (LoadFailed, *NOT_NOW) as error:
         detail = problem_for(error).detail or str(error)
         log.error("the model stays as it was: %s", detail)

@@ -24,8 +24,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
-from service.http.proxies import ProxyHeaders
-from service.inference.serving import Serving
+from service.inference.service import Service
 from service.server.connection import Connection, Incoming
 from service.server.connection_limit import SIDE_CONNECTIONS, Connections, bound
 from service.server.listening import join
@@ -68,11 +67,10 @@ class Server(uvicorn.Server):
         super().__init__(_config(app, settings, settings.port, lifespan=True))
         self._connections = Connections(bound(settings))
         self.server_state = self._connections
-        self._serving: Serving = app.state.serving
+        self._service: Service = app.state.service
         self._beside: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
         self._shutdown_timeout = settings.shutdown_timeout
-        self._app = app
         self._reloading = set[asyncio.Task[None]]()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -90,7 +88,7 @@ class Server(uvicorn.Server):
             log.error("%s", error)
             sys.exit(STARTUP_FAILURE)
         connections = [self._connections, *(listener.connections for listener in self._beside)]
-        self._memory = Memory(connections, self._serving.uploads)
+        self._memory = Memory(connections, self._service.uploads)
         await super().startup(sockets)
         await self._accept_faster()
         if sockets:  # about which uvicorn says nothing
@@ -122,13 +120,13 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _start_reload(self) -> None:
-        task = asyncio.get_running_loop().create_task(reload(self._app))
+        task = asyncio.get_running_loop().create_task(reload(self._service))
         self._reloading.add(task)
         task.add_done_callback(self._reloading.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so, stop accepting, answer what is under way, then let uvicorn do the rest."""
-        self._serving.draining = True  # /readyz says so; connections close after their answer
+        self._service.draining = True  # /readyz says so; connections close after their answer
         await self._wait(max(self._drain_delay, ARRIVING))
         for server in self.servers:
             server.close()
@@ -185,7 +183,7 @@ def accept(**uvicorn: Any) -> Incoming:
 
 def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> uvicorn.Config:
     return uvicorn.Config(
-        ProxyHeaders(app, settings.trusted_proxies),
+        app,
         host=settings.host,
         port=port,
         loop="uvloop",
@@ -195,7 +193,7 @@ def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> u
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # uvicorn's own way: service/http/proxies.py reads more of them
+        proxy_headers=False,  # `RequestMiddleware` reads them
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

@@ -5,45 +5,62 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterable
 from functools import partial
+from typing import Protocol
 
 import orjson
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.inference.serving import LoadedModel
+from model_store.device import Device
+from model_store.manifest import Identity
 from service.telemetry.engine_stats import EngineStats
 
 PIDS = "pids.json"
 """In the folder of several processes: name -> process id."""
 
 
+class LoadedModel(Protocol):
+    """What is needed of the model that serves."""
+
+    @property
+    def model(self) -> Identity: ...
+
+    @property
+    def device(self) -> Device: ...
+
+
 class EngineCollector(Collector):
-    """Of the engine and its queue."""
+    """Metrics of the engine and its queue."""
 
     def __init__(
-        self, ready: LoadedModel | None, draining: bool, figures: EngineStats | None
+        self, loaded: LoadedModel | None, draining: bool, stats: EngineStats | None
     ) -> None:
-        self._ready = ready
+        """
+        Args:
+            loaded: The model that serves, if one does.
+            draining: Whether the server is shutting down.
+            stats: The state of the engine, if it responds.
+        """
+        self._loaded = loaded
         self._draining = draining
-        self._figures = figures
+        self._stats = stats
 
     def collect(self) -> Iterable[Metric]:
-        figures = self._figures
-        moves = figures is not None and not figures.stalled
-        ready = self._ready is not None and not self._draining and moves
-        yield GaugeMetricFamily("shoal_ready", "1 while /readyz says so.", ready)
-        if self._figures is not None:
-            yield from _told(self._figures)
-        if self._ready is not None:
-            model = GaugeMetricFamily(
+        stats, loaded = self._stats, self._loaded
+        progresses = stats is not None and not stats.stalled
+        ready = loaded is not None and not self._draining and progresses
+        yield GaugeMetricFamily("shoal_ready", "1 while /readyz answers 200.", ready)
+        if stats is not None:
+            yield from _engine_families(stats)
+        if loaded is not None:
+            family = GaugeMetricFamily(
                 "shoal_model_info",
-                "1, with the model that answers and what it runs on.",
+                "1, with the model that serves and the device that it runs on.",
                 labels=["model", "version", "device"],
             )
-            told = self._ready.model
-            model.add_metric([told.name, told.version, self._ready.device.name], 1)
-            yield model
+            family.add_metric([loaded.model.name, loaded.model.version, loaded.device.name], 1)
+            yield family
 
 
 class ProcessesCollector(Collector):
@@ -63,33 +80,33 @@ class ProcessesCollector(Collector):
         return families.values()
 
 
-def _told(figures: EngineStats) -> Iterable[Metric]:
-    yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", figures.queued)
+def _engine_families(stats: EngineStats) -> Iterable[Metric]:
+    yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", stats.queued)
     yield GaugeMetricFamily(
-        "shoal_batches_in_flight", "Batches in the engine's hands.", figures.in_flight
+        "shoal_batches_in_flight", "Batches in the engine's hands.", stats.in_flight
     )
     yield CounterMetricFamily(
-        "shoal_engine_busy_seconds", "Seconds the engine had work.", figures.busy_seconds
+        "shoal_engine_busy_seconds", "Seconds the engine had work.", stats.busy_seconds
     )
     yield GaugeMetricFamily(
         "shoal_batch_size_limit",
         "The largest batch at the moment; less than set where memory ran out.",
-        figures.size_limit,
+        stats.size_limit,
     )
     yield GaugeMetricFamily(
         "shoal_prediction_margin_ratio",
         "Share of a predicted time that is kept in reserve, as learned so far.",
-        figures.margin,
+        stats.margin,
     )
     expected = GaugeMetricFamily(
         "shoal_batch_expected_seconds",
         "What a batch of a bucket is expected to take, as learned so far.",
         labels=["bucket"],
     )
-    for bucket, seconds in figures.expected.items():
+    for bucket, seconds in stats.expected.items():
         expected.add_metric([bucket], seconds)
     yield expected
-    if (memory := figures.gpu_memory) is not None:
+    if (memory := stats.gpu_memory) is not None:
         gpu = GaugeMetricFamily(
             "shoal_gpu_memory_bytes",
             "Of the whole GPU, as of the latest batch; used: by any process.",

@@ -19,6 +19,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -28,6 +29,8 @@ from service.settings import Settings
 STDOUT = 1
 
 log = logging.getLogger("shoal")
+MAX_TEXT = 1024
+"""Maximum length of a text in the line of a request. Clients choose the path, for instance."""
 
 
 def configure(settings: Settings) -> None:
@@ -168,3 +171,37 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _utc(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def log_request(
+    level: int,
+    request: Mapping[str, str | None],
+    status: int | str,
+    seconds: float,
+    code: str | None,
+    timing: Mapping[str, float],
+) -> None:
+    """Log the line of a request over HTTP or gRPC.
+
+    Args:
+        level: The level of the line.
+        request: ID, client, method and path of the request, each cut to `MAX_TEXT`.
+        status: Status of HTTP, or name of the status of gRPC.
+        seconds: Seconds from the head of the request to the end of its answer.
+        code: Code of the problem that the client got instead of an answer, if any.
+        timing: Seconds of each stage.
+    """
+    fields: dict[str, Any] = {name: text and text[:MAX_TEXT] for name, text in request.items()}
+    fields |= {"status": status, "seconds": _to_microsecond(seconds)}
+    if code is not None:
+        fields["code"] = code
+    for stage, duration in timing.items():
+        fields[f"{stage}_seconds"] = _to_microsecond(duration)
+    # As `log.log` does, without its search for the caller.
+    record = logging.LogRecord(log.name, level, "", 0, "request", None, None)
+    record.fields = fields
+    log.handle(record)
+
+
+def _to_microsecond(seconds: float) -> float:
+    return round(1e6 * seconds) / 1e6  # a third of the time of `round(seconds, 6)`

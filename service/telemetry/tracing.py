@@ -26,7 +26,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
-from batching.serving import Infer
+from batching.batch_run import Infer
 from model_store.engine import Image
 from service.telemetry.logs import log
 

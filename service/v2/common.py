@@ -1,8 +1,9 @@
-"""The Open Inference Protocol v2, whatever carries it: `inference` over REST, `rpc` over gRPC.
+"""What the Open Inference Protocol v2 does in the same way over REST and over gRPC.
 
-What the server and the model say of themselves, which model is meant, and the way from what a
-request holds to images. Each image is an item of its own in the batcher, on the same way as one of
-`/predict`; a request is answered whole or not at all. One model in one version is served at a time.
+Metadata of the server and the model, the choice of the model, and the stages from the inputs of a
+request to its classifications. Each image is an item of its own in the batcher, as with
+`/predict`, but a request is answered as a whole or not at all. One version of one model is served
+at a time.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 from model_store.engine import SIDE, Image
 from model_store.manifest import Manifest
 from service.errors import UnknownModel
-from service.inference.pipeline import Pipeline, each
-from service.inference.serving import Classification, LoadedModel, Serving
+from service.inference.gather import gather
+from service.inference.pipeline import Pipeline
+from service.inference.service import Classification, LoadedModel, Service
 from service.v2.elements import Encoded
 from service.v2.inputs import InferInputs
 
@@ -25,13 +27,16 @@ PLATFORM = "mxnet_gluon"
 
 
 def server_metadata(version: str, repository: bool) -> dict[str, Any]:
-    """The server's name, its version, and the extensions of the protocol that it knows."""
+    """Name and version of the server, and the extensions of the protocol that it supports.
+
+    `repository`: whether the model repository extension is enabled.
+    """
     extensions = [*EXTENSIONS, REPOSITORY] if repository else EXTENSIONS
     return {"name": "shoal", "version": version, "extensions": extensions}
 
 
 def model_metadata(model: Manifest) -> dict[str, Any]:
-    """The model's inputs, of which a request has one, and its outputs."""
+    """The inputs of the model, of which a request has one, and its outputs."""
     return {
         "name": model.name,
         "versions": [model.version],
@@ -48,49 +53,50 @@ def model_metadata(model: Manifest) -> dict[str, Any]:
     }
 
 
-def served(serving: Serving, name: str, version: str | None) -> LoadedModel:
-    """Who answers for model `name` in `version`; None: whichever is served.
+def served(service: Service, name: str, version: str | None) -> LoadedModel:
+    """The model that serves, if it has this name and version. None or "": any version.
 
     Raises NotReady, UnknownModel.
     """
-    found = serving.ready
-    check_named(found.model, name, version)
-    return found
+    loaded = service.loaded
+    check_named(loaded.model, name, version)
+    return loaded
 
 
 def check_named(model: Manifest, name: str, version: str | None) -> None:
-    """Raises UnknownModel where `model` is not the one that is named."""
+    """Raise UnknownModel unless `model` has this name and version. None or "": any version."""
     if (name, version or model.version) != (model.name, model.version):
         raise UnknownModel(
-            f"This server has the model {model.name!r} in version {model.version!r} and no other."
+            f"This server serves version {model.version!r} of the model {model.name!r}, and no "
+            "other model or version."
         )
 
 
-async def decoded(journey: Pipeline, call: InferInputs) -> list[Image]:
-    """The images that `call` holds. Raises what `Pipeline.decode` raises, and BadInference."""
-    journey.count(len(call.encoded) + len(call.pixels))
-    uploads = [await _joined(encoded) for encoded in call.encoded]
-    return [*call.pixels, *await each(journey.decode, uploads, pause=True)]
+async def decoded(pipeline: Pipeline, inputs: InferInputs) -> list[Image]:
+    """The images of `inputs`. Raises what `Pipeline.decode` raises."""
+    pipeline.count_images(len(inputs.encoded) + len(inputs.pixels))
+    uploads = [await _joined(encoded) for encoded in inputs.encoded]
+    return [*inputs.pixels, *await gather(pipeline.decode, uploads, pause=True)]
 
 
-async def by_one_version(journey: Pipeline, images: Sequence[Image]) -> list[Classification]:
-    """An answer names one version. Where another took over between two images, those that the old
-    one computed are computed again: versions may differ in their classes.
+async def by_one_version(pipeline: Pipeline, images: Sequence[Image]) -> list[Classification]:
+    """Classify all images by the same version of the model, which the answer names.
 
-    Raises what `Pipeline.infer` raises.
+    If another version replaced the model meanwhile, the images that the old version computed are
+    computed again. Raises what `Pipeline.infer` raises.
     """
-    answered = await each(journey.infer, images)
-    while any(one.model != answered[0].model for one in answered):
-        model = journey.serving.ready.model
-        old = [place for place, one in enumerate(answered) if one.model != model]
-        again = await each(journey.infer, [images[place] for place in old])
-        for place, one in zip(old, again, strict=True):
-            answered[place] = one
-    return answered
+    results = await gather(pipeline.infer, images)
+    while any(result.model != results[0].model for result in results):
+        model = pipeline.current_model()
+        old = [place for place, result in enumerate(results) if result.model != model]
+        again = await gather(pipeline.infer, [images[place] for place in old])
+        for place, result in zip(old, again, strict=True):
+            results[place] = result
+    return results
 
 
 async def _joined(pieces: Encoded) -> bytes:
-    """Others have a turn after each piece."""
+    """One file from its pieces. The event loop may run other tasks after each piece."""
     found = []
     for piece in pieces:
         found.append(piece)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_store.manifest import Normalisation
+from model_store.manifest import Normalization
 from service.errors import BadInference
 from service.v2.prescan import Aside, base64_pieces
 from service.v2.schemas import RequestInput
@@ -114,7 +114,7 @@ def whole_pixels(numbers: Numbers) -> Pixels:
     return numbers.astype(np.uint8)
 
 
-def denormalised(numbers: Numbers, normalisation: Normalisation) -> Pixels:
+def denormalised(numbers: Numbers, normalisation: Normalization) -> Pixels:
     """uint8 (n, 32, 32, 3) from what the network would see, (n, 3, 32, 32)."""
     mean, std = normalisation.mean, normalisation.std
     with np.errstate(invalid="ignore", over="ignore"):

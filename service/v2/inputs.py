@@ -25,9 +25,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model_store.engine import Image
+from model_store.engine import SIDE, Image
 from model_store.manifest import Manifest
-from model_store.network import SIDE
 from service.errors import BadInference, TooManyImages
 from service.v2.elements import (
     Elements,

@@ -17,10 +17,9 @@ from batching import Draining
 from model_store.manifest import Version
 from service import errors
 from service.http import problems
-from service.http.api_keys import ApiKeys
-from service.http.fast_path import FastRoute
-from service.inference.serving import Serving, Versions
-from service.settings import Settings
+from service.http.middleware import FastRoute
+from service.inference.pipeline import service_of
+from service.inference.service import Versions
 from service.upload.body import read_bytes
 from service.v2 import schemas
 
@@ -42,6 +41,7 @@ REFUSALS = (
     errors.BadRepositoryCall,
     errors.BodyTooLarge,
     errors.UploadTimeout,
+    errors.UploadMemoryFull,
 )
 CHANGE_REFUSALS = (
     *REFUSALS,
@@ -67,7 +67,7 @@ def _body(shape: str) -> dict[str, Any]:
 async def index_all(request: Request) -> Response:
     """Every version of the model that is served: which one does, and why others do not."""
     _check_key(request)
-    return JSONResponse(await _repository(request).index())
+    return JSONResponse(await service_of(request).repository.index())
 
 
 @router.post(
@@ -81,7 +81,7 @@ async def index(request: Request) -> Response:
     """The same, as the protocol asks for it: `{"ready": true}` for what is served only."""
     _check_key(request)
     wish = await _read(request, schemas.RepositoryIndexRequest)
-    versions = await _repository(request).index()
+    versions = await service_of(request).repository.index()
     if wish.ready:
         versions = [version for version in versions if version["state"] == "READY"]
     return JSONResponse(versions)
@@ -128,31 +128,27 @@ async def unload(request: Request) -> Response:
 
 def _check_key(request: Request) -> None:
     """Raises RepositoryOff, NotAdmin."""
-    keys: ApiKeys = request.app.state.admin_keys
-    if not keys.wanted:
+    keys = service_of(request).admin_keys
+    if not keys.required:
         raise errors.RepositoryOff
     keys.check(request.headers)
 
 
-def _repository(request: Request) -> Versions:
-    repository: Versions = request.app.state.repository
-    return repository
-
-
 def _changing(request: Request) -> Versions:
-    """For a change, of which there is none on the way out. Raises Draining."""
-    serving: Serving = request.app.state.serving
-    if serving.draining:
+    """The repository, for a change. Raises Draining if the server is shutting down."""
+    service = service_of(request)
+    if service.draining:
         raise Draining("shutting down", retry_after=1)
-    return _repository(request)
+    return service.repository
 
 
 async def _read(request: Request, shape: type[Shape]) -> Shape:
-    """The body, which may be empty. Raises BadRepositoryCall, BodyTooLarge, UploadTimeout."""
-    serving: Serving = request.app.state.serving
-    settings: Settings = request.app.state.settings
-    with serving.uploads.holding() as share:
-        body = await read_bytes(request, MAX_BODY, settings.upload_timeout, share)
+    """The body, which may be empty.
+
+    Raises BadRepositoryCall, BodyTooLarge, UploadTimeout, UploadMemoryFull.
+    """
+    with service_of(request).uploads.lease(MAX_BODY) as lease:
+        body = await read_bytes(request, lease)
     return _validated(body or b"{}", shape)
 
 

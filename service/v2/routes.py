@@ -1,28 +1,26 @@
-"""The Open Inference Protocol v2 over REST, as KServe, Triton's clients and others speak it.
+"""The Open Inference Protocol v2 over REST, as spoken by KServe and by Triton's clients.
 
-`protocol` has the shapes of its bodies, `tensors` and `outputs` what they mean for this model, and
-`open_inference` what is the same over gRPC. Errors are those of `errors`, in the protocol's shape.
+`schemas` describes the bodies, `inputs` and `outputs` convert them to and from images and classes,
+and `common` has what REST and gRPC share. Errors have the protocol's shape.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from batching import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
+from batching import Draining
 from model_store.engine import Image
 from service import errors
-from service.api.predict import begun
-from service.errors import BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType
-from service.http import problems, request_headers
+from service.api.predict import IMAGE_ERRORS, UPLOAD_ERRORS
+from service.http import problems
+from service.http.context import TIMEOUT
 from service.http.disconnect import cancel_on_disconnect
-from service.http.fast_path import FastRoute
-from service.inference.pipeline import Pipeline
-from service.inference.serving import LoadedModel, Serving
-from service.settings import Settings
+from service.http.middleware import FastRoute
+from service.inference.pipeline import Pipeline, begin, service_of
+from service.inference.service import LoadedModel
 from service.upload.body import read_bytes
 from service.v2 import common, schemas
 from service.v2.common import by_one_version, check_named, decoded, served
@@ -45,37 +43,13 @@ MODELS = {
     "/models/{model}": _named("model"),
     "/models/{model}/versions/{version}": _named("model", "version"),
 }
-REFUSALS = (
-    errors.UnknownHost,
-    errors.CrossSite,
-    errors.Unauthorized,
-    errors.RateLimited,
-    errors.DecodersKilled,
-    errors.DecodeQueueFull,
-    errors.DecoderLost,
-    errors.DecodersDown,
-    errors.MissingImage,
-    errors.BadInference,
-    BadImage,
-    errors.BadTimeout,
-    errors.UnknownModel,
-    errors.UploadTimeout,
-    errors.BodyTooLarge,
+INFER_ERRORS = (
+    *UPLOAD_ERRORS,
+    *IMAGE_ERRORS,
     errors.TooManyImages,
-    ImageTooLarge,
-    ImageTooExpensive,
-    UnsupportedImageType,
+    errors.BadInference,
+    errors.UnknownModel,
     errors.UnsupportedEncoding,
-    EngineFailed,
-    EngineDead,
-    errors.NotReady,
-    QueueFull,
-    errors.DecodeQueueFull,
-    errors.DecoderLost,
-    errors.DecodersDown,
-    DeadlineUnreachable,
-    Draining,
-    TimeoutError,
 )
 
 
@@ -87,8 +61,8 @@ REFUSALS = (
 )
 @router.get("/", include_in_schema=False)
 async def server_metadata(request: Request) -> Response:
-    """Its name, its version, and the extensions of the protocol that it knows."""
-    repository = request.app.state.admin_keys.wanted
+    """Name and version of the server, and the extensions of the protocol that it supports."""
+    repository = service_of(request).admin_keys.required
     return JSONResponse(common.server_metadata(request.app.version, repository))
 
 
@@ -99,9 +73,8 @@ async def server_metadata(request: Request) -> Response:
     responses=problems.documented([errors.NotLive], "/v2"),
 )
 async def live(request: Request) -> Response:
-    """As `/healthz`."""
-    serving: Serving = request.app.state.serving
-    if not await serving.live():
+    """Liveness probe, as `/healthz`."""
+    if not await service_of(request).is_live():
         raise errors.NotLive
     return JSONResponse({"live": True})
 
@@ -115,40 +88,40 @@ async def live(request: Request) -> Response:
     ),
 )
 async def ready(request: Request) -> Response:
-    """As `/readyz`."""
-    await _available(request)
+    """Readiness probe, as `/readyz`."""
+    await service_of(request).check_ready()
     return JSONResponse({"ready": True})
 
 
 async def model_ready(request: Request) -> Response:
-    """As `/readyz`, of the model and version that are served."""
+    """Readiness probe of this model and version."""
     model = _served(request).model
-    await _available(request)
+    await service_of(request).check_ready()
     return JSONResponse({"name": model.name, "ready": True})
 
 
 async def model_metadata(request: Request) -> Response:
-    """Its inputs, of which a request has one, and its outputs."""
+    """The inputs of the model, of which a request has one, and its outputs."""
     return JSONResponse(common.model_metadata(_served(request).model))
 
 
 async def infer(request: Request) -> Response:
-    """The classes of n images, or an error if any of them cannot be answered.
+    """Classify n images. If one of them cannot be classified, the whole request fails.
 
-    The input is `image`, BYTES [n], of JPEG, PNG, WebP, BMP or GIF, in base64 where it is in the
-    JSON; or `pixels`, UINT8 [n, 32, 32, 3]; or `pixels`, FP32 [n, 3, 32, 32], normalised as in
-    the model's training from 8-bit pixels. `parameters.timeout` is in microseconds.
+    The input is one of: `image`, BYTES [n], with JPEG, PNG, WebP, BMP or GIF files, in base64 if
+    they are in the JSON; `pixels`, UINT8 [n, 32, 32, 3]; `pixels`, FP32 [n, 3, 32, 32], normalized
+    as in the training of the model from 8-bit pixels. `parameters.timeout` is in microseconds.
     """
-    journey = begun(request)
+    pipeline = begin(request)
     _served(request)
     if request.headers.get("content-encoding", "identity") != "identity":
         raise errors.UnsupportedEncoding
-    reply, images = await _images(request, journey)
+    reply, images = await _read_and_decode(request, pipeline)
     with cancel_on_disconnect(request):
-        answered = await by_one_version(journey, images)
-    check_named(answered[0].model, *_named_model(request))
-    rows = [one.probabilities for one in answered]
-    body, length = serialise(reply, answered[0].model, rows)
+        results = await by_one_version(pipeline, images)
+    check_named(results[0].model, *_named_model(request))
+    rows = [result.probabilities for result in results]
+    body, length = serialise(reply, results[0].model, rows)
     if length is None:
         return Response(body, media_type="application/json")
     return Response(body, 200, {LENGTH_HEADER: str(length)}, "application/octet-stream")
@@ -192,43 +165,38 @@ for path, names in MODELS.items():
             "requestBody": schemas.REQUEST,
             "parameters": [
                 *names,
-                request_headers.TIMEOUT,
+                TIMEOUT,
                 {"name": LENGTH_HEADER, "in": "header"} | schemas.LENGTH,
             ],
         },
-        responses={200: schemas.ANSWER, **problems.documented(REFUSALS, "/v2")},
+        responses={200: schemas.ANSWER, **problems.documented(INFER_ERRORS, "/v2")},
     )
 
 
 def _served(request: Request) -> LoadedModel:
-    """Raises NotReady, or UnknownModel where the path names another model or version."""
-    return served(request.app.state.serving, *_named_model(request))
+    """The model that serves. Raises NotReady, and UnknownModel if the path names another one."""
+    return served(service_of(request), *_named_model(request))
 
 
 def _named_model(request: Request) -> tuple[str, str | None]:
-    """The path's model, and its version if it names one."""
+    """The model in the path, and its version if the path has one."""
     names = request.path_params
     return names["model"], names.get("version")
 
 
-async def _available(request: Request) -> None:
-    """Raises NotReady, Stalled or Draining."""
-    serving: Serving = request.app.state.serving
-    await serving.available()
-
-
-async def _images(request: Request, journey: Pipeline) -> tuple[Reply, list[Image]]:
-    """Read and decoded; the upload is forgotten before the images wait for the engine."""
-    settings: Settings = request.app.state.settings
+async def _read_and_decode(request: Request, pipeline: Pipeline) -> tuple[Reply, list[Image]]:
+    """The wanted reply and the images. The upload is released before the images wait for the
+    engine."""
+    service = service_of(request)
     header = header_length(request.headers.get(LENGTH_HEADER))
-    with journey:
-        call = parse(  # the body is in no variable, and is freed
-            await journey.read(partial(read_bytes, request)),
+    with service.uploads.lease() as lease:
+        inputs = parse(  # the body is in no variable, so that its memory is freed
+            await pipeline.read(read_bytes(request, lease)),
             header,
-            journey.model,
-            settings.max_images_per_request,
+            pipeline.model,
+            service.settings.max_images_per_request,
         )
-        if call.seconds is not None:
-            journey.hurry(call.seconds)
+        if inputs.seconds is not None:
+            pipeline.shorten_deadline(inputs.seconds)
         with cancel_on_disconnect(request):
-            return call.reply, await decoded(journey, call)
+            return inputs.reply, await decoded(pipeline, inputs)

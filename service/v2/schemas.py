@@ -116,7 +116,7 @@ class InferenceError(BaseModel):
 
 class ServerMetadata(BaseModel):
     name: str = Field(examples=["shoal"])
-    version: str = Field(examples=["0.1.0"])
+    version: str = Field(examples=["0.2.0"])
     extensions: list[str] = Field(examples=[["binary_tensor_data", "classification"]])
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import uvloop
 
 from service.__main__ import serve
-from service.app import create_app, create_hub, imported
+from service.app import create_app, create_engine_server, imported
 from service.inference.model_host import exit_status
 from service.server.memory import Memory, give_back
 from service.settings import Settings
@@ -49,7 +49,9 @@ async def engine(orders: Bootstrap, settings: Settings) -> int:
         signal.signal(number, signal.SIG_IGN)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     obey(orders, partial(loop.call_soon_threadsafe, stop.set))
-    hub = create_hub(settings, imported(orders.load_engine), orders.folder, on_failure=stop.set)
+    hub = create_engine_server(
+        settings, imported(orders.load_engine), orders.folder, on_failure=stop.set
+    )
     (descriptor,) = orders.sockets
     async with (
         hub.serving(socket.socket(fileno=descriptor)),
@@ -70,7 +72,7 @@ async def _watch(hub: EngineServer) -> None:
         await asyncio.sleep(CHECK_EVERY)
         if memory.is_worth_giving_back():
             await asyncio.to_thread(give_back)
-        figures = await hub.local.figures()
+        figures = await hub.local.stats()
         if figures is not None and not figures.healthy:
             log.error("the engine failed on everything lately; leaving for another process")
             os._exit(ILL)

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from batching import Answer, QueueFull
+from batching import Answer
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image
 from model_store.manifest import Identity, Manifest
 from model_store.precision import Precision
 from service.decoding.image import EncodedImage, Pixels, as_pixels
 from service.decoding.limits import Limits
-from service.errors import DecodeQueueFull, NotReady
-from service.inference.serving import Classification, LoadedModel
+from service.errors import DecodeQueueFull, EngineBusy, NotReady
+from service.inference.service import Classification, LoadedModel
 from service.rate_limit import Client
 from service.telemetry.engine_stats import EngineStats
 from service.telemetry.logs import log
@@ -132,8 +132,9 @@ class EngineClient(_Linked):
     """None: a model that cannot be served ends the engine's process, and the supervisor us."""
 
     @property
-    def started(self) -> LoadedModel | None:
-        return self._link.started if self._link is not None else None
+    def loaded(self) -> LoadedModel | None:
+        state = self._link.state if self._link is not None else None
+        return state and LoadedModel(*state, self.submit)
 
     @property
     def unloaded(self) -> bool:
@@ -147,7 +148,7 @@ class EngineClient(_Linked):
         """`queue_seconds` has the way there and back in it."""
         link, number, now = self._linked, next(self._numbers), time.monotonic()
         if link.crowded:
-            raise QueueFull("the engine's process does not keep up with reading", retry_after=1)
+            raise EngineBusy("the engine process does not keep up with reading")
         frame = frames.submit(number, now + timeout, image.tobytes())
         told: frames.Answer = await link.ask(number, frame, timeout)
         infer_seconds, size, bucket, model, row = told
@@ -155,8 +156,8 @@ class EngineClient(_Linked):
         queue_seconds = time.monotonic() - now - infer_seconds
         return Answer(found, queue_seconds, infer_seconds, size, bucket)
 
-    async def figures(self) -> EngineStats | None:
-        if self.started is None:
+    async def stats(self) -> EngineStats | None:
+        if self.loaded is None:
             return None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -200,7 +201,8 @@ class EngineClient(_Linked):
 class _Engine(Link):
     def __init__(self) -> None:
         super().__init__()
-        self.started: LoadedModel | None = None
+        self.state: tuple[Manifest, Device, Precision] | None = None
+        """What serves; None if nothing does."""
         self.unloaded = False
         self.models: dict[int, Manifest] = {}
         self.waiting: dict[int, asyncio.Future[Any]] = {}
@@ -249,7 +251,7 @@ class _Engine(Link):
                 asked.set_result(content)
         elif kind == STATE:
             state = frames.read_message(body)
-            self.started = _started(state.get("started"))
+            self.state = _state(state.get("started"))
             self.unloaded = bool(state.get("unloaded"))
         elif kind == MODEL:
             self.models[number] = _manifest(frames.read_message(body))
@@ -257,7 +259,7 @@ class _Engine(Link):
             raise BadFrame(f"a frame of kind {kind} from the engine's process")
 
     def lost(self) -> None:
-        self.started = None
+        self.state = None
         self.ended.set()
         futures: list[asyncio.Future[Any]] = [*self.waiting.values(), *self.asked.values()]
         self.waiting.clear()
@@ -266,7 +268,7 @@ class _Engine(Link):
                 future.set_exception(NotReady())
 
 
-def _started(told: Any) -> LoadedModel | None:
+def _state(told: Any) -> tuple[Manifest, Device, Precision] | None:
     """Raises BadFrame."""
     match told:
         case None:
@@ -278,7 +280,7 @@ def _started(told: Any) -> LoadedModel | None:
             "precision": "fp32" | "int8" | "fp16" as precision,
             "precision_reason": str(precision_reason),
         }:
-            return LoadedModel(
+            return (
                 _manifest(model),
                 Device(None, device, device_reason),
                 Precision(precision, precision_reason),

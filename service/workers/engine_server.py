@@ -22,9 +22,9 @@ from model_store.engine import SIDE
 from model_store.manifest import Identity, Manifest
 from service.decoding.image import EncodedImage
 from service.inference.model_host import ModelHost
-from service.inference.serving import Classification, Decoding, Versions
+from service.inference.service import Classification, Decoding, Versions
 from service.telemetry.logs import log
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 from service.workers import error_codec, frames
 from service.workers.connection import Link
 from service.workers.frames import (
@@ -86,7 +86,7 @@ class EngineServer:
         what the repository raises."""
         match question:
             case {"do": "figures"}:
-                figures = await self.local.figures()
+                figures = await self.local.stats()
                 if figures is None:
                     return None
                 stalled = figures.stalled or self.decoders.is_down
@@ -129,12 +129,12 @@ class _FrontEnd(Link):
         """Before any answer of the version that it is about."""
         local = self._hub.local
         with on_error(self._fail):
-            told = local.started and {
-                "model": local.started.model.model_dump(mode="json"),
-                "device": local.started.device.name,
-                "device_reason": local.started.device.reason,
-                "precision": local.started.precision.name,
-                "precision_reason": local.started.precision.reason,
+            told = local.loaded and {
+                "model": local.loaded.model.model_dump(mode="json"),
+                "device": local.loaded.device.name,
+                "device_reason": local.loaded.device.reason,
+                "precision": local.loaded.precision.name,
+                "precision_reason": local.loaded.precision.reason,
             }
             self.send(frames.message(STATE, 0, {"started": told, "unloaded": local.unloaded}))
 
@@ -172,8 +172,8 @@ class _FrontEnd(Link):
         with on_error(self._refuse, number):
             image = np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3)
             batcher = self._hub.local.batcher
-            entry = batcher.join(image, deadline - time.monotonic())
-            self._waiting[number] = partial(batcher.leave, entry)
+            entry = batcher.enqueue(image, deadline - time.monotonic())
+            self._waiting[number] = partial(batcher.cancel, entry)
             entry.answer.add_done_callback(partial(self._done, number))
 
     def _check_unused(self, number: int) -> None:
@@ -208,7 +208,7 @@ class _FrontEnd(Link):
         self, number: int, deadline: float, client: bytes, image: EncodedImage
     ) -> None:
         try:
-            with self._hub.images.holding() as share:
+            with self._hub.images.lease() as share:
                 share.add(len(image.data))
                 pixels = await self._hub.decoders.run(image, client, deadline - time.monotonic())
             self.send(frames.decoded(number, pixels.tobytes()))

@@ -1,1 +1,1 @@
-"""The load test of `shoal bench`: what is sent, by whom, when, and what is told of it."""
+"""The load generator of `shoal bench`: images, arrival times, connections, and the report."""

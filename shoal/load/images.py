@@ -1,7 +1,6 @@
-"""What is sent: image files of a folder, or pictures made up here; and what is expected back.
+"""Images to send, the requests that carry them, and the class that an answer names.
 
-A file named `<class>_...` has a label. What the server answers to each image before the load is
-what it must answer under load: another class is another caller's answer.
+Images are the files of a folder, or are generated here. A file named `<class>_...` has a label.
 """
 
 from __future__ import annotations
@@ -17,28 +16,35 @@ from PIL import Image
 
 BOUNDARY = "shoal-load-test"
 CLASS = re.compile(rb'"class":\s*"([^"]+)"|classified as \[([^\]]+)\]')
-"""In our answers, and in those of the tutorial's server."""
+"""The class in the JSON of this service, or in the sentence of the tutorial's server."""
 
 
 @dataclass(frozen=True)
 class Picture:
+    """An encoded image."""
+
     name: str
     data: bytes
     label: str | None
-    """What it shows, where that is known."""
+    """Its class. None: unknown."""
 
 
 def read(folder: pathlib.Path) -> list[Picture]:
-    """Every file in `folder`. Raises ValueError if there is none."""
+    """Reads all files of a folder. Raises ValueError if there are none."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if not files:
-        raise ValueError(f"{folder} holds no files: name a folder of images")
+        raise ValueError(f"{folder} contains no files. Name a folder of images")
     return [Picture(path.name, path.read_bytes(), _label(path.stem)) for path in files]
 
 
-def made_up(width: int, count: int = 64, height: int | None = None) -> list[Picture]:
-    """Soft random JPEGs, square unless a height is given: they cost a server what photos of that
-    size do."""
+def generate(width: int, count: int = 64, height: int | None = None) -> list[Picture]:
+    """Generates smooth random JPEGs, which cost a server as much as photos of that size.
+
+    Args:
+        width: Pixels.
+        count: Number of images.
+        height: Pixels. None: as many as `width`.
+    """
     size = (width, height or width)
     random = np.random.default_rng(0)
     pictures = []
@@ -53,7 +59,14 @@ def made_up(width: int, count: int = 64, height: int | None = None) -> list[Pict
 def request(
     url: urllib.parse.SplitResult, picture: Picture, raw: bool, key: str | None = None
 ) -> bytes:
-    """The whole HTTP request, ready to be written; with `key` where the server wants one."""
+    """Returns the complete HTTP request that uploads an image.
+
+    Args:
+        url: Where to send it.
+        picture: The image.
+        raw: Send the image as the body instead of in a form.
+        key: API key, sent as X-API-Key. None: no key is sent.
+    """
     if raw:
         kind, body = "image/jpeg", picture.data
     else:
@@ -78,9 +91,9 @@ def request(
 
 
 def class_of(body: bytes) -> str | None:
-    """The class that an answer names."""
-    found = CLASS.search(body)
-    return (found[1] or found[2]).decode() if found else None
+    """Returns the class that an answer names, or None."""
+    match = CLASS.search(body)
+    return (match[1] or match[2]).decode() if match else None
 
 
 def _label(stem: str) -> str | None:

@@ -1,74 +1,87 @@
-"""A load test: images that the server answers, and the ways to send them at it.
+"""A load test: the images that the server accepts, and the loads to send them with.
 
-Before the load each image is sent once; under load it must get the same class again.
+Before the load each image is sent once. Under load, each must get the same class again: another
+class is the answer to another client's image.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
+import asyncio
 import math
 import os
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from shoal.load import fleet, images
+from shoal.load import images, processes
+from shoal.load.arrivals import constant, poisson
+from shoal.load.connection import FAILED, TIMED_OUT, connect_to
 from shoal.load.generator import Job
-from shoal.load.report import Run, summarise
+from shoal.load.report import Run, summarize
 
-ARRIVALS = {"poisson": fleet.poisson, "constant": fleet.constant}
-FIRST_RATE, LEAST_RATE = 50.0, 1.0
-CLOSE_ENOUGH = 1.05
+ARRIVALS = {"poisson": poisson, "constant": constant}
+FIRST_RATE, MIN_RATE = 50.0, 1.0
+"""Requests per second: where `--find-max` begins, and below which it gives up."""
+PRECISION = 1.05
 """`--find-max` stops when the highest good rate and the lowest bad one are within this ratio."""
+ANSWER_TIMEOUT = 30.0
+"""Seconds for each answer before the load."""
 
 
-class Trouble(Exception):
+class LoadTestFailed(Exception):
     """The load test cannot be run; the message says why."""
 
 
 class LoadTest:
-    """Requests that are ready to be sent, and the ways to send them."""
+    """The requests of a load test, and the loads to send them with."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        """Asks the server for each image once. Raises Trouble."""
+        """Sends each image to the server once, and leaves out those that it rejects.
+
+        Args:
+            options: The arguments of `shoal bench`.
+
+        Raises:
+            LoadTestFailed: The server does not answer, or rejects every image.
+        """
         self._options = options
         url, key = urllib.parse.urlsplit(options.url), os.environ.get("SHOAL_API_KEY")
-        pictures = images.read(options.images) if options.images else images.made_up(options.side)
+        pictures = images.read(options.images) if options.images else images.generate(options.side)
         requests = [images.request(url, picture, options.raw, key) for picture in pictures]
-        answers = [ask(url, request) for request in requests]
-        kept = [number for number, (status, _) in enumerate(answers) if status == 200]
-        if not kept:
+        answers = ask(url, requests)
+        accepted = [number for number, (status, _) in enumerate(answers) if status == 200]
+        if not accepted:
             status, body = answers[0]
-            raise Trouble(f"{options.url} answers {status} to {pictures[0].name}: {body[:300]!r}")
-        if len(kept) < len(pictures):
-            print(f"{len(pictures) - len(kept)} of {len(pictures)} images are refused: left out")
-        self._requests = [requests[number] for number in kept]
-        self._expected = [images.class_of(answers[number][1]) for number in kept]
-        labels = [pictures[number].label for number in kept]
-        known = [i for i, label in enumerate(labels) if label is not None]
-        if known:
-            right = sum(labels[i] == self._expected[i] for i in known)
-            print(f"{right} of {len(known)} labelled images are classified as their names say")
+            raise LoadTestFailed(
+                f"{options.url} answers {status} to {pictures[0].name}: {body[:300]!r}"
+            )
+        if rejected := len(pictures) - len(accepted):
+            print(f"The server rejects {rejected} of {len(pictures)} images; they are left out.")
+        self._requests = [requests[number] for number in accepted]
+        self._expected = [images.class_of(answers[number][1]) for number in accepted]
+        labels = [pictures[number].label for number in accepted]
+        labeled = [i for i, label in enumerate(labels) if label is not None]
+        if labeled:
+            correct = sum(labels[i] == self._expected[i] for i in labeled)
+            print(f"{correct} of {len(labeled)} labeled images get the class of their label.")
 
     def open_loop(self, rate: float) -> Run:
-        """Requests at `rate`, whether or not the server keeps up."""
-        options, processes = self._options, self._options.processes
-        arrive = ARRIVALS[options.arrivals]
+        """Sends `rate` requests per second, whether or not the server keeps up."""
+        options, count = self._options, self._options.processes
+        arrivals = ARRIVALS[options.arrivals]
         seconds = options.warm_up + options.duration
-        times = [arrive(rate / processes, seconds, options.seed + k) for k in range(processes)]
+        times = [arrivals(rate / count, seconds, options.seed + k) for k in range(count)]
         jobs = [self._job(times=moments, seed=k) for k, moments in enumerate(times)]
         return self._run(f"{rate:,.0f}/s {options.arrivals}", rate, jobs)
 
     def closed_loop(self, concurrency: int) -> Run:
-        """`concurrency` requests under way at any moment."""
-        processes = min(self._options.processes, concurrency)
-        shares = [
-            concurrency // processes + (k < concurrency % processes) for k in range(processes)
-        ]
+        """Keeps `concurrency` requests in flight."""
+        count = min(self._options.processes, concurrency)
+        shares = [concurrency // count + (k < concurrency % count) for k in range(count)]
         jobs = [self._job(concurrency=share, seed=k) for k, share in enumerate(shares)]
         return self._run(f"{concurrency} connections", None, jobs)
 
@@ -88,15 +101,23 @@ class LoadTest:
     def _run(self, load: str, rate: float | None, jobs: list[Job]) -> Run:
         options = self._options
         end = options.warm_up + options.duration
-        with _progress(load, end) as progress:
-            outcomes = fleet.run(jobs, progress)
-        return summarise(load, rate, outcomes, options.warm_up, end)
+        with _progress_bar(load, end) as progress:
+            samples = processes.run(jobs, progress)
+        return summarize(load, rate, samples, options.warm_up, end)
 
 
 def find_max(measure: Callable[[float], Run], slo: float) -> Iterator[Run]:
-    """Runs at rates that close in on the highest that keeps the SLO."""
+    """Searches the highest rate that keeps the SLO.
+
+    Args:
+        measure: Runs an open loop at a rate.
+        slo: Maximum 99th percentile of the latency of all requests, in seconds.
+
+    Yields:
+        Each run, at rates that approach the highest good one to within `PRECISION`.
+    """
     low, high, rate = 0.0, math.inf, FIRST_RATE
-    while high > max(CLOSE_ENOUGH * low, LEAST_RATE):
+    while high > max(PRECISION * low, MIN_RATE):
         run = measure(rate)
         yield run
         if run.latency_of_all["p99"] <= slo:
@@ -112,31 +133,42 @@ def find_max(measure: Callable[[float], Run], slo: float) -> Iterator[Run]:
 
 
 @contextmanager
-def _progress(load: str, seconds: float) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal."""
+def _progress_bar(load: str, seconds: float) -> Iterator[Callable[[int, int], None]]:
+    """Shows a progress bar if standard error is a terminal."""
     started = time.monotonic()
     form = "{desc}: {bar}{n:.0f}/{total:.0f} s{postfix}"
     with tqdm(total=seconds, desc=load, leave=False, bar_format=form, disable=None) as bar:
 
         def progress(answered: int, failed: int) -> None:
             bar.n = min(time.monotonic() - started, seconds)
-            bar.set_postfix_str(f"{answered:,} answered, {failed:,} not")
+            bar.set_postfix_str(f"{answered:,} answered, {failed:,} failed")
 
         yield progress
 
 
-def ask(url: urllib.parse.SplitResult, request: bytes) -> tuple[int, bytes]:
-    """One request, as it will be sent under load, and its answer."""
-    secure = url.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(url.hostname or "", url.port, timeout=30)
+def ask(url: urllib.parse.SplitResult, requests: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    """Sends requests one after the other, each as it is sent under load.
+
+    Returns:
+        Status and body of each answer.
+
+    Raises:
+        LoadTestFailed: The server does not answer.
+    """
+    return asyncio.run(_ask(url, requests))
+
+
+async def _ask(url: urllib.parse.SplitResult, requests: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    answers = []
     try:
-        connection.connect()
-        connection.sock.sendall(request)
-        response = http.client.HTTPResponse(connection.sock, method="POST")
-        response.begin()
-        return response.status, response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise Trouble(f"{url.geturl()} does not answer: {error}. Is the server running?") from error
-    finally:
-        connection.close()
+        for request in requests:
+            connection = await connect_to(url)
+            answers.append(await connection.request(request, ANSWER_TIMEOUT))
+            connection.close()
+            if answers[-1][0] in (FAILED, TIMED_OUT):
+                raise ConnectionError("the connection broke or timed out")
+    except OSError as error:
+        raise LoadTestFailed(
+            f"{url.geturl()} does not answer: {error}. Is the server running?"
+        ) from error
+    return answers

@@ -1,4 +1,4 @@
-"""What a run is made of: figures, a table, a plot."""
+"""The results of a load test: numbers, a table, a plot."""
 
 from __future__ import annotations
 
@@ -13,46 +13,48 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.load.connection import FAILED, TIMED_OUT
-from shoal.load.generator import Outcome
+from shoal.load.generator import Samples
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 BUSY = 0.9
-"""Share of a core from which on a generator may be the limit."""
+"""Share of a core above which a generator may limit the results."""
 LAG = 0.002
-"""Seconds by which it may be late without a word, at the 99th percentile."""
+"""Seconds, 99th percentile. A generator that sends requests later may distort the results."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One load for some seconds. Rates are requests a second, times are seconds."""
+    """Results under one load. Rates are requests per second, times are seconds."""
 
     load: str
     offered: float
-    """Asked for (open loop) or sent (closed loop)."""
+    """Rate that was requested (open loop) or sent (closed loop)."""
     achieved: float
-    """Answers with 200 that came within the run."""
+    """Rate of answers with status 200 during the run."""
     latency: dict[str, float]
-    """Of answers with 200, by percentile; infinite where there is none."""
+    """Percentile -> latency of answers with status 200; infinite if there are none."""
     latency_of_all: dict[str, float]
-    """The same where whatever is not 200 took for ever."""
+    """The same for all requests; one without status 200 counts as infinite."""
     statuses: dict[str, int]
+    """Status, `failed` or `timed out` -> number of requests."""
     different: int
-    """Answers of another class than the same image had before the load."""
+    """Answers that name another class than the same image got before the load."""
     bytes_sent: int
     bytes_received: int
     generator_cpu: list[float]
-    """Share of a core, by process."""
+    """CPU time of each generator process, as a share of a core."""
     generator_lag: float
-    """99th percentile of how late the generator itself was."""
+    """99th percentile of the time by which the generator sent requests late."""
     latencies: npt.NDArray[np.float64] = field(repr=False)
+    """Latency of each answer with status 200."""
 
     @property
     def limited_by_generator(self) -> bool:
-        """Were these figures the load generator's rather than the server's?"""
+        """Whether the load generator was so busy or late that the results are partly its own."""
         return max(self.generator_cpu) > BUSY or self.generator_lag > LAG
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, which knows no infinity: null."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data for JSON. Infinite values, which JSON lacks, become null."""
         fields = asdict(self)
         del fields["latencies"]
         for name in ("latency", "latency_of_all"):
@@ -60,35 +62,44 @@ class Run:
         return fields | {"limited_by_generator": self.limited_by_generator}
 
 
-def summarise(
-    load: str, rate: float | None, outcomes: Sequence[Outcome], begin: float, end: float
+def summarize(
+    load: str, rate: float | None, samples: Sequence[Samples], begin: float, end: float
 ) -> Run:
-    """Figures of what was meant to be sent from `begin` to `end`; `rate` None: a closed loop."""
-    intended = np.concatenate([np.asarray(o.intended, float) for o in outcomes])
-    latency = np.concatenate([np.asarray(o.latency, float) for o in outcomes])
-    status = np.concatenate([np.asarray(o.status, int) for o in outcomes])
+    """Computes the results of a load from the samples of all generators.
+
+    Args:
+        load: Name of the load, for the table.
+        rate: Requests per second of an open loop. None: closed loop.
+        samples: What each generator measured.
+        begin: Seconds from the start. Requests meant to be sent earlier do not count.
+        end: Seconds from the start. Requests meant to be sent later do not count.
+    """
+    intended = np.concatenate([np.asarray(one.intended, float) for one in samples])
+    latency = np.concatenate([np.asarray(one.latency, float) for one in samples])
+    status = np.concatenate([np.asarray(one.status, int) for one in samples])
     ended = intended + latency
     counted = (intended >= begin) & (intended < end)
     good = status == 200
     of_all = np.where(good, latency, math.inf)[counted]
-    lags = [lag for outcome in outcomes for lag in outcome.send_lag]
+    lags = [lag for one in samples for lag in one.send_lag]
     return Run(
         load=load,
         offered=rate if rate is not None else counted.sum() / (end - begin),
         achieved=float((good & (ended >= begin) & (ended < end)).sum() / (end - begin)),
         latency=_percentiles(latency[counted & good]),
         latency_of_all=_percentiles(of_all),
-        statuses={_named(s): n for s, n in sorted(Counter(status[counted].tolist()).items())},
-        different=sum(outcome.different for outcome in outcomes),
-        bytes_sent=sum(outcome.bytes_sent for outcome in outcomes),
-        bytes_received=sum(outcome.bytes_received for outcome in outcomes),
-        generator_cpu=[round(outcome.cpu_share, 3) for outcome in outcomes],
+        statuses={_status_name(s): n for s, n in sorted(Counter(status[counted].tolist()).items())},
+        different=sum(one.different for one in samples),
+        bytes_sent=sum(one.bytes_sent for one in samples),
+        bytes_received=sum(one.bytes_received for one in samples),
+        generator_cpu=[round(one.cpu_share, 3) for one in samples],
         generator_lag=float(np.percentile(lags, 99)) if lags else 0.0,
         latencies=latency[counted & good],
     )
 
 
 def table(runs: Sequence[Run]) -> str:
+    """Returns a header and one line for each run."""
     lines = [
         f"{'load':>22} {'offered/s':>10} {'answered/s':>10} " + _row(PERCENTILES) + "  statuses"
     ]
@@ -97,15 +108,24 @@ def table(runs: Sequence[Run]) -> str:
         statuses = ", ".join(f"{n} x {status}" for status, n in run.statuses.items())
         line = f"{run.load:>22} {run.offered:10,.0f} {run.achieved:10,.0f} {times}  {statuses}"
         if run.different:
-            line += f"; {run.different} OF ANOTHER CLASS THAN BEFORE"
+            line += f"; {run.different} WITH ANOTHER CLASS THAN BEFORE THE LOAD"
         if run.limited_by_generator:
-            line += "  (the generator itself was late or busy: in part these are its own times)"
+            line += "  (the load generator was late or busy, and distorts these results)"
         lines.append(line)
     return "\n".join(lines)
 
 
 def plot(runs: Sequence[Run], slo: float | None, path: Path) -> None:
-    """Latency against load, and how the last run's latencies are spread, as a PNG."""
+    """Draws latency against load, and the distribution of latencies in the last run, as a PNG.
+
+    Args:
+        runs: At least one.
+        slo: Latency to mark, in seconds. None: no mark.
+        path: The file to write.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -133,14 +153,14 @@ def plot(runs: Sequence[Run], slo: float | None, path: Path) -> None:
 
 
 def _percentiles(seconds: npt.NDArray[np.float64]) -> dict[str, float]:
-    """By nearest rank, so that an infinite one stays what it is and harms no other."""
+    """Uses the nearest rank, so that infinite latencies do not affect other percentiles."""
     if not len(seconds):
         return dict.fromkeys(PERCENTILES, math.inf)
-    found = np.percentile(seconds, list(PERCENTILES.values()), method="higher")
-    return dict(zip(PERCENTILES, map(float, found), strict=True))
+    values = np.percentile(seconds, list(PERCENTILES.values()), method="higher")
+    return dict(zip(PERCENTILES, map(float, values), strict=True))
 
 
-def _named(status: int) -> str:
+def _status_name(status: int) -> str:
     return {FAILED: "failed", TIMED_OUT: "timed out"}.get(status, str(status))
 
 

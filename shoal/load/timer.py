@@ -1,5 +1,8 @@
-"""A timer that fires to the microsecond: asyncio's own count whole milliseconds, which is longer
-than a lone request takes. Linux only (timerfd_create(2), in Python's `os` from 3.13 on)."""
+"""A timer with a resolution of microseconds.
+
+The timers of asyncio count whole milliseconds, which is longer than a request takes. This one is
+for Linux only: it uses timerfd_create(2), which Python's `os` has from 3.13 on.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,14 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Timer:
-    """Calls `fire` on the running loop, once for each `set`."""
+    """Calls a function on the running event loop, once for each `set`."""
 
     def __init__(self, fire: Callable[[], None]) -> None:
+        """Creates the timer. Raises OSError if the system has no descriptor left.
+
+        Args:
+            fire: Called when the timer expires.
+        """
         self._fire = fire
         self._fd = _libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
         if self._fd < 0:
@@ -32,13 +40,14 @@ class Timer:
         self._loop.add_reader(self._fd, self._expired)
 
     def set(self, when: float) -> None:
-        """Fire at `when`, on the clock of `time.monotonic`; at once if that has passed."""
+        """Sets the moment, in seconds of `time.monotonic`. A past one fires immediately."""
         nanoseconds = max(int(when * 1e9), 1)
         spec = _TimerSpec(value=_TimeSpec(*divmod(nanoseconds, 1_000_000_000)))
         if _libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None):
             raise OSError(ctypes.get_errno(), "timerfd_settime failed")
 
     def close(self) -> None:
+        """Stops the timer and closes its descriptor."""
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
 

@@ -1,1 +1,1 @@
-"""What the benchmarks measure with is measured, too."""
+"""Tests of the benchmarks and of the tools they measure with."""

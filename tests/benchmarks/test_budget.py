@@ -1,4 +1,4 @@
-"""Whose time it is: the clock on the stages of a request."""
+"""The clock on the stages of a request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.fakes import Clock
 
 
 class Working(Clock):
-    """A clock that work sets forward."""
+    """A clock that advances when work is done."""
 
     def work(self, seconds: float) -> None:
         self.now += seconds
@@ -27,14 +27,14 @@ def stages(time: Working) -> StageClock:
     return StageClock(time)
 
 
-def told(clock: StageClock) -> dict[str, float]:
-    clock.enter("read")  # settles what has not been charged yet
+def charged(clock: StageClock) -> dict[str, float]:
+    clock.enter("read")  # charges the time since the last change
     clock.leave()
     return {stage: seconds for stage, seconds in clock.seconds.items() if seconds}
 
 
-def test_a_moment_belongs_to_the_innermost_stage(time: Working, stages: StageClock) -> None:
-    """And outside of all stages to the loop, which reads."""
+def test_clock_charges_the_innermost_stage(time: Working, stages: StageClock) -> None:
+    """Time counts for the innermost stage, and outside of all stages for `read`."""
 
     def decode() -> None:
         time.work(4)
@@ -46,11 +46,11 @@ def test_a_moment_belongs_to_the_innermost_stage(time: Working, stages: StageClo
 
     time.work(8)
     clocked(route, stages, "route")()
-    assert told(stages) == {"read": 8, "route": 3, "decode": 4}
+    assert charged(stages) == {"read": 8, "route": 3, "decode": 4}
 
 
-def test_looking_at_the_clock_is_nobodys_time(time: Working, stages: StageClock) -> None:
-    """The watch itself takes from whoever is watched; that is taken off again."""
+def test_clock_subtracts_its_own_time(time: Working, stages: StageClock) -> None:
+    """The time that the clock itself takes counts for no stage."""
     stages.own = 0.5
 
     def decode() -> None:
@@ -63,11 +63,11 @@ def test_looking_at_the_clock_is_nobodys_time(time: Working, stages: StageClock)
     time.work(8.5)
     clocked(route, stages, "route")()
     stages.own = 0.0
-    assert told(stages) == {"read": 8, "route": 2, "decode": 4}
+    assert charged(stages) == {"read": 8, "route": 2, "decode": 4}
 
 
-async def test_who_waits_is_charged_nothing(time: Working, stages: StageClock) -> None:
-    """What happens while a coroutine waits belongs to others."""
+async def test_clock_does_not_charge_waiting(time: Working, stages: StageClock) -> None:
+    """The time in which a coroutine waits does not count for its stage."""
     waits_for: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def infer() -> int:
@@ -81,11 +81,11 @@ async def test_who_waits_is_charged_nothing(time: Working, stages: StageClock) -
     time.work(16)
     waits_for.set_result(7)
     assert await task == 7
-    assert told(stages) == {"read": 16, "infer": 3}
+    assert charged(stages) == {"read": 16, "infer": 3}
 
 
-async def test_a_stage_that_fails_or_is_cancelled_ends(time: Working, stages: StageClock) -> None:
-    """Its exceptions pass through it, from within and from without."""
+async def test_clock_ends_a_stage_that_raises(time: Working, stages: StageClock) -> None:
+    """A stage ends when it is canceled or raises, and the exception is passed on."""
 
     async def waits() -> None:
         try:
@@ -100,9 +100,9 @@ async def test_a_stage_that_fails_or_is_cancelled_ends(time: Working, stages: St
     with pytest.raises(ValueError):  # noqa: PT011  # it says nothing
         await task
     time.work(2)
-    assert told(stages) == {"queue": 1, "read": 2}
+    assert charged(stages) == {"queue": 1, "read": 2}
 
 
-def test_what_is_clocked_is_there() -> None:
-    """The service may rename what it likes, and the clock is told."""
+def test_clocked_functions_exist() -> None:
+    """Every function on the list exists in the service."""
     assert [name for owner, name, _ in CLOCKED if not callable(getattr(owner, name, None))] == []

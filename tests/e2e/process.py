@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.process import cpu_seconds
+from benchmarks.processes import cpu_seconds, signals_held
 
 ROOT = pathlib.Path(__file__).parents[2]
 REAL = ("-m", "service")
@@ -49,30 +50,78 @@ class Hold:
         self._file.unlink()
 
 
+def wait_until_ready(
+    url: str, running: Callable[[], bool], seconds: float = PATIENCE, in_a_row: int = 1
+) -> bool:
+    """Returns whether a server becomes ready within `seconds`, while `running()` holds.
+
+    It is ready once `/readyz` answers 200 on `in_a_row` connections one after the other. Several
+    front ends learn of the engine at different moments, and take turns to accept connections.
+    """
+    deadline, answers = time.monotonic() + seconds, 0
+    with httpx.Client(headers={"Connection": "close"}, timeout=5) as client:
+        while running() and time.monotonic() < deadline:
+            ready = False
+            with contextlib.suppress(httpx.HTTPError):
+                ready = client.get(f"{url}/readyz").status_code == 200
+            answers = answers + 1 if ready else 0
+            if answers == in_a_row:
+                return True
+            if not ready:
+                time.sleep(0.02)
+    return False
+
+
 class Server:
-    """`python *arguments`, listening on a free port; `url` is where."""
+    """`python *arguments`, listening on a free port; `url` is its address.
+
+    `with Server(...)` runs it for the duration of the block. Callers of `start` must call `end`.
+    """
 
     def __init__(self, *arguments: str, **environment: str) -> None:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
-        self.started = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env={**inherited, **DEFAULTS, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.started = 0.0
+        """`time.monotonic()` at the start of the process."""
+        self._arguments, self._environment = arguments, environment
         self._lines: queue.Queue[str] = queue.Queue()
         self._log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> Server:
+        """Starts the process and returns immediately."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
+        self.started = time.monotonic()
+        with signals_held():
+            self._process = subprocess.Popen(
+                [sys.executable, *self._arguments],
+                cwd=ROOT,
+                env={**inherited, **DEFAULTS, **self._environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         self._reader.start()
+        return self
+
+    def end(self) -> None:
+        """Kills the process if it still runs, and returns once it has ended."""
+        if self._process is None:
+            return
+        self._process.kill()
+        if self._reader.ident is not None:
+            self._reader.join(PATIENCE)  # it must see the end of the output before that is closed
+        self._process.communicate()
 
     def __enter__(self) -> Server:
-        running = self.wait_for_log("Uvicorn running")
-        address = re.search(r"http://\S+", running["message"])
-        assert address is not None
-        self.url = address.group()
+        try:
+            self.start()
+            running = self.wait_for_log("Uvicorn running")
+            address = re.search(r"http://\S+", running["message"])
+            assert address is not None
+            self.url = address.group()
+        except BaseException:
+            self.end()
+            raise
         return self
 
     def __exit__(
@@ -81,9 +130,7 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._reader.join(PATIENCE)  # who reads is to see the end before the file is closed
-        self._process.communicate()
+        self.end()
 
     def address(self, name: str) -> str:
         """Where a port beside the main one was opened, as the log says: `gRPC on`."""
@@ -91,20 +138,23 @@ class Server:
         return next(message.split()[-1] for message in messages if name in message)
 
     @property
+    def process(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "the server has not been started"
+        return self._process
+
+    @property
     def pid(self) -> int:
-        return self._process.pid
+        return self.process.pid
 
     def cpu_seconds(self) -> float:
         """What the process has spent so far: unlike time, not more on a machine with other work."""
         return cpu_seconds(self.pid)
 
     def wait_until_ready(self) -> float:
-        """Seconds from the start of the process to the first 200 of /readyz."""
-        while time.monotonic() < self.started + PATIENCE:
-            if httpx.get(f"{self.url}/readyz").status_code == 200:
-                return time.monotonic() - self.started
-            time.sleep(0.02)
-        raise TimeoutError(f"not ready; the log says: {self._log}")
+        """Returns the seconds from the start of the process to the first 200 of `/readyz`."""
+        if not wait_until_ready(self.url, self.running):
+            raise TimeoutError(f"The server is not ready. Its log: {self._log}")
+        return time.monotonic() - self.started
 
     async def wait_until(self, metric: str, value: float | Callable[[], float]) -> None:
         """Until `/metrics` says `value`, or what it is by then, for a metric without labels."""
@@ -129,18 +179,18 @@ class Server:
                 return record
 
     def send(self, number: int) -> None:
-        self._process.send_signal(number)
+        self.process.send_signal(number)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
-        self._process.send_signal(number)
+        self.process.send_signal(number)
         return self.wait()
 
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self.process.poll() is None
 
     def wait(self) -> int:
-        return self._process.wait(PATIENCE)
+        return self.process.wait(PATIENCE)
 
     def processes(self) -> dict[str, int]:
         """Of several that serve: name -> id of the last that was started."""
@@ -161,12 +211,12 @@ class Server:
 
     def errors(self) -> str:
         """Standard error, once the process has ended."""
-        assert self._process.stderr is not None
-        return self._process.stderr.read()
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             self._log.append(line)
             self._lines.put(line)
         self._lines.put("")

@@ -48,5 +48,4 @@ async def load(settings: Settings) -> AsyncIterator[ScriptedEngine]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("SHOAL_MAX_IN_FLIGHT", "1")  # so that a test knows which batch it holds
     sys.exit(main("tests.e2e.scripted:load"))

@@ -21,7 +21,7 @@ from tritonclient.http import (
     InferRequestedOutput,
 )
 
-from model_store import manifest
+from model_store import versions
 from model_store.params import read_params
 from tests.e2e.process import SCRIPTED, Hold, Server
 from tests.reference import probabilities
@@ -258,7 +258,7 @@ def test_the_real_network(real: Server, model: pathlib.Path, form: str, binary: 
     """Whatever form the pixels come in, NumPy agrees with the answer."""
     pixels = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     pixels[0] = 128
-    norm = manifest.read_version(model).normalisation
+    norm = versions.read_manifest(model).normalisation
     mean, std = np.array(norm.mean, np.float32), np.array(norm.std, np.float32)
     normalised = (pixels.astype(np.float32) / 255 - mean) / std
     tensor = {

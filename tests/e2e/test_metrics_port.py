@@ -18,8 +18,8 @@ from tests.service.conftest import png
 pytestmark = pytest.mark.slow
 
 
-def test_a_port_of_its_own() -> None:
-    """It tells of the requests to the other, is not counted itself, and ends with the process."""
+def test_metrics_port_serves_metrics_only() -> None:
+    """It has the metrics of the other port, does not count itself, and ends with the process."""
     with Server(*SCRIPTED, SHOAL_METRICS_PORT="0") as server:
         server.wait_until_ready()
         httpx.post(f"{server.url}/predict", files={"img": png(7)})
@@ -40,7 +40,7 @@ def test_a_port_of_its_own() -> None:
             assert server.stop() == 0, "though a scraper's connection is open"
 
 
-def test_connections_to_the_port_are_bounded() -> None:
+def test_metrics_port_bounds_its_connections() -> None:
     """Whatever `SHOAL_MAX_CONNECTIONS` is: further ones take the place of the oldest."""
     with (
         Server(*SCRIPTED, SHOAL_METRICS_PORT="0") as server,
@@ -57,7 +57,8 @@ def test_connections_to_the_port_are_bounded() -> None:
         assert httpx.get(url.join("/metrics")).status_code == 200
 
 
-def test_a_port_in_use() -> None:
+def test_metrics_port_in_use_ends_the_process() -> None:
+    """The process ends with status 3 if the port is in use."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         run = subprocess.run(

@@ -29,7 +29,7 @@ from tritonclient.grpc import (
 from tritonclient.grpc.aio import InferenceServerClient as AsyncClient
 from tritonclient.utils import InferenceServerException
 
-from model_store import manifest
+from model_store import versions
 from model_store.params import read_params
 from service.grpc.frames import (
     END_HEADERS,
@@ -508,7 +508,7 @@ def test_a_port_in_use() -> None:
 def test_the_real_network(model: pathlib.Path, real: Server, form: str) -> None:
     """Whatever form the pixels come in, NumPy agrees with the answer."""
     pixels = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    norm = manifest.read_version(model).normalisation
+    norm = versions.read_manifest(model).normalisation
     mean, std = np.array(norm.mean, np.float32), np.array(norm.std, np.float32)
     normalised = (pixels.astype(np.float32) / 255 - mean) / std
     tensor = {

@@ -27,10 +27,11 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.processes import started
 from model_store.manifest import STORE
 from tests.e2e.process import ROOT
 from tests.faults import hostile
-from tests.faults.honest import post
+from tests.faults.wire import post
 
 HOST = "127.0.0.1"
 ATTACKERS = 4
@@ -700,7 +701,7 @@ def attacking(
     """Within, the attack is under way; the function waits for its end and returns its result."""
     command = [sys.executable, "-m", "tests.faults.attackers", name, str(port)]
     command += [str(grpc_port or 0), str(seconds)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, grace=0, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
 
         def result() -> dict[str, Any]:
@@ -709,12 +710,9 @@ def attacking(
             found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
             return found
 
-        try:
-            if process.stdout.readline() != "there\n":
-                raise RuntimeError(f"the attack {name!r} did not begin")
-            yield result
-        finally:
-            process.kill()
+        if process.stdout.readline() != "there\n":
+            raise RuntimeError(f"the attack {name!r} did not begin")
+        yield result
 
 
 def main() -> None:

@@ -26,8 +26,9 @@ import numpy as np
 
 from tests.faults import hostile
 from tests.faults.attackers import SECONDS, attacking, names, seconds_of
-from tests.faults.honest import Account, Honest, photos, picture, post
+from tests.faults.honest import Account, Honest, photos, picture
 from tests.faults.target import LIMIT, Target
+from tests.faults.wire import post
 from tests.service.synthetic import encode
 
 RATE = 25.0

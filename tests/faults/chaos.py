@@ -23,11 +23,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from service.workers.supervisor import ENGINE
+from shoal.load.connection import FAILED, TIMED_OUT
 from tests.e2e.process import REAL
 from tests.e2e.test_swap import HEADERS, KEY, NAME
 from tests.faults.process import Restarted
-from tests.faults.traffic import CUT, TIMED_OUT, Account, Traffic, answer, post, two_versions
-from tests.faults.wire import everything
+from tests.faults.traffic import PATIENCE, Account, Traffic, report, two_versions
+from tests.faults.wire import post, read_all
 from tests.service import synthetic
 
 CLIENTS, LEAVERS, BOMBERS, SLOW = 12, 2, 2, 50
@@ -138,13 +139,13 @@ class Chaos:
         connection = await self._traffic.connect()
         if connection is None:
             await self._sleep(0.1)
-            return CUT
+            return FAILED
         self.account.asked += 1
-        status, body = await answer(connection, request)
+        status, body = await connection.request(request, PATIENCE)
         connection.close()
         if status == 200:
             self.account.ends["answered, with nothing to compare"] += 1
-        elif status not in (CUT, TIMED_OUT):
+        elif status not in (FAILED, TIMED_OUT):
             self.account.refused(status, body)
         elif self.server.was_away(began):
             self.account.ends["cut off: the server was killed"] += 1
@@ -160,7 +161,7 @@ class Chaos:
                 await self._sleep(0.1)
                 continue
             self.account.asked += 1
-            connection.ask(self._traffic.request([0]), lambda *_: None)
+            connection.send(self._traffic.request([0]), lambda *_: None)
             await self._sleep(self._dice.uniform(0, 0.02))
             connection.close()
             self.account.ends["its client left"] += 1
@@ -196,7 +197,7 @@ class Chaos:
     async def _until_cut(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes
     ) -> bytes:
-        told = asyncio.ensure_future(everything(reader))
+        told = asyncio.ensure_future(read_all(reader))
         writer.write(head)
         while not told.done() and not self._over():
             writer.write(b"x")
@@ -248,10 +249,7 @@ def main() -> int:
         f"{chaos.reloads:>9,}  times another version loaded\n"
         f"{chaos.most_memory:>9,.0f}  MB of memory at most, of {allowed:,} allowed"
     )
-    for violation in chaos.account.violations[:20]:
-        print(f"VIOLATION: {violation}")
-    print(f"{len(chaos.account.violations):>9,}  violations")
-    return 1 if chaos.account.violations else 0
+    return report(chaos.account.violations)
 
 
 if __name__ == "__main__":

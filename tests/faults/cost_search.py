@@ -29,9 +29,9 @@ from typing import Any
 from tests.e2e.process import ROOT
 from tests.faults import hostile
 from tests.faults.attackers import INFER, MODEL
-from tests.faults.honest import post
 from tests.faults.mutations import IMAGES, KINDS, Mutator, size_at, sizes
 from tests.faults.target import LIMIT, Target
+from tests.faults.wire import post
 from tests.service import synthetic
 
 CORPUS = pathlib.Path.home() / ".cache" / "shoal-cost"

@@ -23,7 +23,7 @@ from tests.faults.attacks import got, settings
 from tests.faults.honest import Account as Photos
 from tests.faults.honest import Honest, made_up
 from tests.faults.target import LIMIT, Target
-from tests.faults.traffic import Account, Traffic, two_versions
+from tests.faults.traffic import Account, Traffic, report, two_versions
 
 CLIENTS, AT_ONCE, RATE = 6, 2, 10.0
 REST, SLACK = 10.0, 64.0
@@ -134,10 +134,7 @@ def main() -> int:
         f"memory: {everything.rest:,.0f} MiB at rest, {everything.peak:,.0f} at most, "
         f"{everything.after:,.0f} afterwards"
     )
-    for violation in everything.account.violations[:20]:
-        print(f"VIOLATION: {violation}")
-    print(f"{len(everything.account.violations):>9,}  violations")
-    return 1 if everything.account.violations else 0
+    return report(everything.account.violations)
 
 
 if __name__ == "__main__":

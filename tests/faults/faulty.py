@@ -119,7 +119,6 @@ def picture(fault: Fault, red: int = 7) -> bytes:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("SHOAL_MAX_IN_FLIGHT", "1")  # so that a test knows which batch it holds
     settings = load_settings()
     configure(settings)
     sys.exit(serve(create_app(settings, load), settings))

@@ -32,7 +32,7 @@ with atheris.instrument_imports(include=["service", "model_store", "python_multi
         UnsupportedImageType,
     )
     from service.inference.model_host import ModelHost
-    from service.inference.serving import Decoding, Versions
+    from service.inference.service import Decoding, Versions
     from service.upload.multipart import Form, boundary
     from service.workers.connection import Link
     from service.workers.engine_client import _Engine

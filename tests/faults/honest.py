@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from shoal.load.connection import FAILED, TIMED_OUT, Connection
+from shoal.load.connection import FAILED, TIMED_OUT, Connection, connect
+from tests.faults.wire import post
 
 ADDRESS = "127.0.0.2"
 SIZE = (640, 480)
@@ -91,9 +92,9 @@ class Honest:
         account.asked += 1
         connection = None
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 connection = await self._connection()
-                status = await _answer(connection, request)
+            status, _ = await connection.request(request, PATIENCE)
         except TimeoutError:
             status = TIMED_OUT
         except OSError:
@@ -114,27 +115,7 @@ class Honest:
         while self._idle:
             if (connection := self._idle.pop()).usable:
                 return connection
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(
-            Connection, "127.0.0.1", self._port, local_addr=(self._address, 0)
-        )
-        return connection
-
-
-async def _answer(connection: Connection, request: bytes) -> int:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def told(status: int, body: bytes) -> None:
-        if not future.done():
-            future.set_result(status)
-
-    connection.ask(request, told)
-    return await future
-
-
-def post(path: str, kind: str, body: bytes, extra: str = "") -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{extra}"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        return await connect("127.0.0.1", self._port, local_host=self._address)
 
 
 @functools.cache

@@ -11,11 +11,9 @@ import socket
 import time
 from collections import Counter
 
-import httpx
-
+from benchmarks.processes import wait_until_ended
 from service.workers.supervisor import ENGINE
-from tests.e2e.process import PATIENCE, Server
-from tests.e2e.test_workers import until_gone
+from tests.e2e.process import PATIENCE, Server, wait_until_ready
 
 ALL_READY = 12
 """Answers in a row of as many connections after which none of several front ends is left out."""
@@ -47,7 +45,7 @@ class Restarted:
 
     async def start(self) -> None:
         """Returns once it is ready."""
-        self._server = Server(*self._arguments, **self._environment)
+        self._server = Server(*self._arguments, **self._environment).start()
         await self._ready()
         self._is_back()
 
@@ -58,7 +56,7 @@ class Restarted:
         others = processes(self.server.pid).values()
         self.server.send(signal.SIGKILL)
         await asyncio.to_thread(self.server.wait)
-        await until_gone(*others)
+        await asyncio.to_thread(wait_until_ended, others, PATIENCE)
 
     async def kill_one(self, name: str) -> None:
         """One of several processes, until another has taken its place. No client loses its
@@ -69,7 +67,7 @@ class Restarted:
         killed = processes(self.server.pid)[name]
         os.kill(killed, signal.SIGKILL)
         async with asyncio.timeout(PATIENCE):
-            while processes(self.server.pid).get(name) in (None, killed):  # noqa: ASYNC110  # noqa: ASYNC110
+            while processes(self.server.pid).get(name) in (None, killed):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         await self._ready()
         if name != ENGINE:
@@ -83,28 +81,17 @@ class Restarted:
     def end(self) -> None:
         """Whatever state it is in."""
         if self._server is not None:
-            self._server.__exit__(None, None, None)
+            self._server.end()
 
     def resident(self) -> float:
         """Megabytes, of all its processes."""
         return sum(map(resident, [self.server.pid, *processes(self.server.pid).values()]))
 
     async def _ready(self) -> None:
-        """Whoever is asked."""
-        in_a_row, end = 0, time.monotonic() + PATIENCE
-        while time.monotonic() < end and self.server.running():
-            async with httpx.AsyncClient() as client:  # a connection of its own
-                try:
-                    answer = await client.get(f"http://127.0.0.1:{self.port}/readyz")
-                    ready = answer.status_code == 200
-                except httpx.TransportError:
-                    ready = False
-            in_a_row = in_a_row + 1 if ready else 0
-            if in_a_row == (ALL_READY if self._several else 1):
-                return
-            if not ready:
-                await asyncio.sleep(0.05)
-        raise RuntimeError(f"the server is not ready: {self.server.log()[-3:]}")
+        url, in_a_row = f"http://127.0.0.1:{self.port}", ALL_READY if self._several else 1
+        running = self.server.running
+        if not await asyncio.to_thread(wait_until_ready, url, running, PATIENCE, in_a_row):
+            raise RuntimeError(f"The server is not ready. Its log: {self.server.log()[-3:]}")
 
     def _is_back(self) -> None:
         self._away_since, self._back_at = None, time.monotonic()

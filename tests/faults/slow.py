@@ -21,6 +21,7 @@ from typing import cast
 import httpx
 import uvloop
 
+from benchmarks.processes import started
 from tests.e2e.process import ROOT
 from tests.e2e.test_clients import BODY, HEAD
 
@@ -76,12 +77,9 @@ async def crowd(url: str, count: int) -> None:
 def slow_clients(url: str, count: int) -> Iterator[None]:
     """Within, all of them are there."""
     command = [sys.executable, "-m", "tests.faults.slow", url, str(count)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "there\n"
-            yield
-        finally:
-            process.kill()
+    with started(command, grace=0, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "there\n"
+        yield
 
 
 if __name__ == "__main__":

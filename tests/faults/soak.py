@@ -25,7 +25,7 @@ import numpy as np
 from tests.faults.observed import OBSERVED
 from tests.faults.process import Restarted, descriptors, resident, threads
 from tests.faults.slope import BLOCKS, Slope, slope
-from tests.faults.traffic import Account, Traffic, two_versions
+from tests.faults.traffic import Account, Traffic, report, two_versions
 
 CLIENTS = 16
 SHARE = 0.7
@@ -149,9 +149,7 @@ def main() -> int:
     print(soak.account.table())
     print(f"{soak.rate:,.0f} requests/s meant; {len(soak.times):,} samples in {BLOCKS} blocks")
     grows = soak.report()
-    for violation in soak.account.violations[:20]:
-        print(f"VIOLATION: {violation}")
-    return 1 if grows or soak.account.violations else 0
+    return report(soak.account.violations) or int(grows)
 
 
 if __name__ == "__main__":

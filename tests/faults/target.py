@@ -15,12 +15,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 
-import httpx
-
-from tests.e2e.process import PATIENCE, Server
+from benchmarks.processes import tree, wait_until_ended
+from tests.e2e.process import PATIENCE, Server, wait_until_ready
 
 MEBIBYTE = 2**20
 LIMIT = 1536
@@ -222,13 +221,7 @@ class Target:
 
     def serves(self, patience: float = 15.0) -> bool:
         """Whether it is ready within `patience` seconds."""
-        end = time.monotonic() + patience
-        while self.server.running() and time.monotonic() < end:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5).status_code == 200:
-                    return True
-            time.sleep(0.1)
-        return False
+        return wait_until_ready(f"http://127.0.0.1:{self.port}", self.server.running, patience)
 
     def wait_until_quiet(self, patience: float = 30.0, share: float = 0.1) -> bool:
         """Whether the server came to use at most `share` of a core within `patience` seconds."""
@@ -249,33 +242,15 @@ class Target:
 
     def _start(self) -> None:
         files = ",".join(map(str, self.group.join()))
-        self.server = Server("-c", _INTO, files, "-m", "service", **self._settings)
+        self.server = Server("-c", _INTO, files, "-m", "service", **self._settings).start()
         if not self.serves(PATIENCE):
             self._end()
             raise RuntimeError(f"The server does not start: {self.server.log()[-3:]}")
 
     def _end(self) -> None:
         members = tree(self.server.pid)
-        self.server.__exit__(None, None, None)
-        for pid in members[1:]:  # of several processes, a supervisor that is killed ends the others
-            end = time.monotonic() + 10
-            while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
-                time.sleep(0.02)
-
-
-def tree(pid: int) -> list[int]:
-    """`pid` and all processes below it."""
-    return list(_tree(pid))
-
-
-def _tree(pid: int) -> Iterator[int]:
-    yield pid
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                children = pathlib.Path(f"/proc/{pid}/task/{thread}/children").read_text()
-                for child in children.split():
-                    yield from _tree(int(child))
+        self.server.end()
+        wait_until_ended(members, 10)  # the other processes end when their supervisor is killed
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -49,7 +49,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize(("path", "sent", "status"), REQUESTS.values(), ids=REQUESTS)
-def test_request_keeps_no_reference_cycle(path: str, sent: dict[str, Any], status: int) -> None:
+def test_requests_leave_no_reference_cycles(path: str, sent: dict[str, Any], status: int) -> None:
     """An HTTP request that ends, with an answer or an error of any kind, is freed at once."""
     headers = {"Content-Type": "image/png"} if "content" in sent else {}
     with Server(*FAULTY, **SLOW) as server:
@@ -86,7 +86,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize(("message", "metadata", "status"), CALLS.values(), ids=CALLS)
-def test_call_keeps_no_reference_cycle(message: bytes, metadata: Any, status: str) -> None:
+def test_calls_leave_no_reference_cycles(message: bytes, metadata: Any, status: str) -> None:
     """A gRPC call that ends, with an answer or an error of any kind, is freed at once."""
     with Server(*FAULTY, **SLOW, **RPC, SHOAL_API_KEYS=KEY[0][1].split()[1]) as server:
         server.wait_until_ready()
@@ -103,7 +103,7 @@ def test_call_keeps_no_reference_cycle(message: bytes, metadata: Any, status: st
         assert server.log_of("the loop")["kept_each_other"] < TIMES * LEAST
 
 
-async def test_canceled_call_keeps_no_reference_cycle() -> None:
+async def test_canceled_calls_leave_no_reference_cycles() -> None:
     """A gRPC call that its client cancels is freed at once, in the queue and in a batch."""
     with Server(*FAULTY, **RPC, ENGINE_SECONDS="4") as server:
         server.wait_until_ready()

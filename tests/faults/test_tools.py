@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.processes import started, tree
 from service.decoding.image import identify
 from tests.faults import hostile, mutations
 from tests.faults.attacks import sound
 from tests.faults.cost_search import Cost, Elites, Found, as_request, seeds
 from tests.faults.honest import Account
 from tests.faults.mutations import IMAGES, KINDS, Mutator
-from tests.faults.target import NoGroup, tree
+from tests.faults.target import NoGroup
 from tests.service import synthetic
 
 SERVED = [
@@ -59,7 +60,8 @@ def test_resized_images_state_their_new_size(kind: str) -> None:
         assert (found.width, found.height) == (300, 200)
 
 
-def test_a_mutant_depends_on_the_seed_alone() -> None:
+def test_mutant_depends_on_the_seed_alone() -> None:
+    """The same seed makes the same mutant."""
     data = seeds("png")[0]
     mutants = [Mutator(random.Random(7), 1000).mutate("png", data, data) for _ in range(2)]
     assert mutants[0] == mutants[1]
@@ -79,7 +81,8 @@ def test_elites_keep_the_costliest_of_each_size() -> None:
     assert elites.choose("gif", random.Random(0)) in (large, better)
 
 
-def test_unanswered_requests_count_against_the_share() -> None:
+def test_unanswered_requests_reduce_the_share() -> None:
+    """Requests without an answer count as not answered, and do not count in percentiles."""
     account = Account(asked=4)
     account.statuses.update({"200": 3, "timed out": 1})
     account.latencies += [0.1, 0.2, 0.3]
@@ -92,7 +95,7 @@ def test_costs_of_a_process_tree_without_a_group() -> None:
     """CPU time and memory of a process and of its children, where no cgroup can be created."""
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     child = "import sys; b = bytearray(50_000_000); sum(range(10**6)); print(flush=True); input()"
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-c", code, child], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
@@ -102,7 +105,7 @@ def test_costs_of_a_process_tree_without_a_group() -> None:
         assert group.memory() > 50 and group.peak() >= group.memory()
         assert group.cpu_seconds() > 0
         process.communicate(b"\n")
-    assert tree(process.pid) == [process.pid]
+    assert tree(process.pid) == {}
 
 
 def test_small_hostile_files_are_what_they_claim() -> None:
@@ -123,7 +126,8 @@ def test_interlaced_rows_are_counted(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("grpc", "head")])
-def test_bodies_are_posted_whole(kind: str) -> None:
+def test_bodies_are_posted_complete(kind: str) -> None:
+    """A request contains the whole body."""
     body = seeds(kind)[0]
     assert body in as_request(kind, body)
 

@@ -18,23 +18,23 @@ from collections.abc import Callable
 import numpy as np
 import orjson
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.params import read_params, write_params
-from shoal.load.connection import Connection
+from shoal.load.connection import FAILED, TIMED_OUT, Connection, connect
 from tests.e2e.test_swap import CLASSES, NAME, TOLERANCE, add
+from tests.faults.wire import post
 from tests.reference import probabilities
 from tests.service.conftest import png
 
 IMAGES = 16
 PATIENCE = 30.0
-CUT, TIMED_OUT = 0, -1
 REFUSED = {400, 401, 404, 408, 409, 413, 415, 422, 429, 431, 503, 504}
 """Statuses that say no; anything else that is not 200 is a violation."""
 
 
 def two_versions(store: pathlib.Path) -> None:
     """Fill a store with versions 1 and 2."""
-    ours = manifest.folder(manifest.STORE, NAME, "1")
+    ours = versions.folder(manifest.STORE, NAME, "1")
     shutil.copytree(ours, store / NAME / "1")
     arrays = dict(read_params(ours / "net.params"))
     for output in "output.weight", "output.bias":
@@ -117,14 +117,12 @@ class Traffic:
         """None: there is no server at the moment."""
         began = time.monotonic()
         try:
-            loop = asyncio.get_running_loop()
-            _, connection = await loop.create_connection(Connection, "127.0.0.1", self._port)
+            return await connect("127.0.0.1", self._port)
         except OSError as error:
             if not self._was_killed(began):
                 self.account.asked += 1
                 self.account.violation(f"no connection: {error}")
             return None
-        return connection
 
     def request(self, numbers: list[int]) -> bytes:
         if len(numbers) == 1:
@@ -142,15 +140,16 @@ class Traffic:
         """Ask about the images of these numbers, and account for it."""
         self.account.asked += 1
         began = time.monotonic()
-        status, body = await answer(connection, self.request(numbers))
+        status, body = await connection.request(self.request(numbers), PATIENCE)
         self.latency.append(time.monotonic() - began)
         if status == 200:
             self._check(orjson.loads(body), numbers)
-        elif status in (CUT, TIMED_OUT):
+        elif status in (FAILED, TIMED_OUT):
             if self._was_killed(began):
                 self.account.ends["cut off: the server was killed"] += 1
             else:
-                self.account.violation(f"{'cut off' if status == CUT else 'no answer'} ({status})")
+                what = "cut off" if status == FAILED else "no answer"
+                self.account.violation(f"{what} ({status})")
         else:
             self.account.refused(status, body)
 
@@ -183,23 +182,9 @@ class Traffic:
         self.account.ends["answered in part" if partly else "answered, and right"] += 1
 
 
-def post(path: str, kind: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-async def answer(connection: Connection, request: bytes) -> tuple[int, bytes]:
-    """Status and body; CUT or TIMED_OUT and nothing."""
-    future: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-
-    def told(status: int, body: bytes) -> None:
-        if not future.done():
-            future.set_result((status, body))
-
-    connection.ask(request, told)
-    try:
-        async with asyncio.timeout(PATIENCE):
-            return await future
-    except TimeoutError:
-        connection.give_up()
-        return TIMED_OUT, b""
+def report(violations: list[str]) -> int:
+    """Prints the first violations and their number. Returns the exit status: 1 if there are any."""
+    for violation in violations[:20]:
+        print(f"VIOLATION: {violation}")
+    print(f"{len(violations):>9,}  violations")
+    return 1 if violations else 0

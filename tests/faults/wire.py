@@ -1,4 +1,4 @@
-"""Bytes to a server and what comes back, with nothing in between that would mend either."""
+"""Sends bytes to a server as they are, and reads its answers. No client corrects either."""
 
 from __future__ import annotations
 
@@ -11,23 +11,41 @@ import httpx
 from tests.e2e.process import Server
 
 PATIENCE = 30.0
-ANOTHER = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\nConnection: close\r\n\r\n"
-"""Sent behind a request: whether it is answered shows where the server takes that one to end."""
+NEXT_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\nConnection: close\r\n\r\n"
+"""Sent after another request. Whether it is answered shows where the server ends that request."""
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n((?:[^\r\n]+\r\n)*)\r\n")
 _LENGTH = re.compile(rb"content-length: (\d+)\r\n", re.IGNORECASE)
 _CODE = re.compile(rb'"code":"(\w+)"')
 
 
+def post(path: str, content_type: str, body: bytes, headers: str = "") -> bytes:
+    """Returns a complete POST request. `headers`: additional ones, each ending with CR LF."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{headers}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
 def address(server: Server) -> tuple[str, int]:
+    """Returns the host and the port of a server."""
     url = httpx.URL(server.url)
     return url.host, url.port or 80
 
 
 async def exchange(server: Server, *pieces: bytes, pause: float = 0.0) -> list[str]:
-    """Send `pieces`, then listen until the server closes the connection; its answers, as
-    `status` or `status code`. Raises TimeoutError where it does not close it."""
+    """Sends `pieces`, and reads until the server closes the connection.
+
+    Args:
+        server: The server.
+        pieces: Bytes, sent one after the other.
+        pause: Seconds after each piece.
+
+    Returns:
+        Each answer, as `status` or `status code`.
+
+    Raises:
+        TimeoutError: The server does not close the connection.
+    """
     reader, writer = await asyncio.open_connection(*address(server))
-    listening = asyncio.ensure_future(everything(reader))
+    listening = asyncio.ensure_future(read_all(reader))
     try:
         async with asyncio.timeout(PATIENCE):
             with contextlib.suppress(ConnectionError):
@@ -41,8 +59,8 @@ async def exchange(server: Server, *pieces: bytes, pause: float = 0.0) -> list[s
         writer.close()
 
 
-async def everything(reader: asyncio.StreamReader) -> bytes:
-    """Until the other side closes, also where it does so by a reset."""
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    """Reads until the other side closes or resets the connection."""
     received = bytearray()
     with contextlib.suppress(ConnectionError):
         while chunk := await reader.read(1 << 16):
@@ -51,15 +69,15 @@ async def everything(reader: asyncio.StreamReader) -> bytes:
 
 
 def answers(received: bytes) -> list[str]:
-    """What a sequence of responses says. Raises ValueError where it is none."""
-    told = []
+    """Parses a sequence of responses. Raises ValueError if it is not one."""
+    parsed = []
     while received:
         head = _HEAD.match(received)
         if head is None:
-            raise ValueError(f"no response: {received[:200]!r}")
+            raise ValueError(f"not a response: {received[:200]!r}")
         length = _LENGTH.search(head[2])
         end = head.end() + (int(length[1]) if length else 0)
         code = _CODE.search(received, head.end(), end)
-        told.append(f"{head[1].decode()} {code[1].decode()}" if code else head[1].decode())
+        parsed.append(f"{head[1].decode()} {code[1].decode()}" if code else head[1].decode())
         received = received[end:]
-    return told
+    return parsed

@@ -27,7 +27,7 @@ from tests.k8s.manifests import (
 )
 
 PREDICTED_BASE = 260
-"""MiB of a CPU process that has served a while, measured: docs/deploy.md."""
+"""MiB of a CPU process that has served a while, measured: docs/deployment.md."""
 PODS = ("Deployment", "InferenceService")
 CONNECTION_BYTES = 260 * 1024
 """What a hostile connection can hold, measured: docs/reliability.md."""

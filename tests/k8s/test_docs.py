@@ -1,4 +1,4 @@
-"""docs/deploy.md and k8s/combinations.txt name the same things, and they are there."""
+"""docs/deployment.md and k8s/combinations.txt name the same things, and they are there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from tests.k8s.manifests import K8S, ROOT
 
-GUIDE = (ROOT / "docs/deploy.md").read_text()
+GUIDE = (ROOT / "docs/deployment.md").read_text()
 CHECKED = [
     tuple(line.split())
     for line in (K8S / "combinations.txt").read_text().splitlines()

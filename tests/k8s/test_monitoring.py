@@ -89,7 +89,7 @@ def test_the_autoscaler_asks_for_what_the_adapter_has() -> None:
 
 def test_every_alert_says_what_to_do() -> None:
     """Its summary is in the message, and the guide has a line on it."""
-    guide = (K8S.parent / "docs/deploy.md").read_text()
+    guide = (K8S.parent / "docs/deployment.md").read_text()
     for alert in alerts():
         assert alert["annotations"]["summary"] and alert["labels"]["severity"]
         assert f"`{alert['alert']}`" in guide

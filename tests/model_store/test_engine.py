@@ -11,21 +11,23 @@ import shutil
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
 
-from model_store import engine, manifest, network, probes, tiles
+from model_store import amx, backend, engine, manifest, network, probes, versions
 from model_store.architectures import build
-from model_store.device import Device, DeviceUnavailable, GpuMemory
+from model_store.batch import BadRow, BatchFormat, buckets
+from model_store.device import Device, DeviceUnavailable
 from model_store.engine import GluonEngine, load_engine
 from model_store.manifest import BadModel, Int8
-from model_store.network import BadRow, Network
+from model_store.network import Network
 from model_store.params import BadParams, read_params, sha256, write_params
 from model_store.precision import Precision
+from model_store.replica import Replica
 from model_store.runtime import load_mxnet
 from tests.model_store.test_manifest import GOOD, TEMPERATURE
 from tests.reference import probabilities
@@ -62,30 +64,6 @@ def expected(model: pathlib.Path, images: Any) -> Any:
     return probabilities(read_params(model / "net.params"), images)
 
 
-@on_the_engines_loop
-async def test_what_it_tells(
-    loaded: GluonEngine, images: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """How long each batch took to assemble; the GPU's memory, looked at once a second and on its
-    own thread."""
-    assembled: list[float] = []
-    threads: list[str] = []
-
-    def look(mx: Any, device: Device) -> GpuMemory:
-        threads.append(threading.current_thread().name)
-        return GpuMemory(1, 2)
-
-    monkeypatch.setattr("model_store.engine.gpu_memory", look)
-    monkeypatch.setattr(loaded, "_look_at", 0.0)
-    monkeypatch.setattr(loaded, "on_assembled", assembled.append)
-    for _ in range(3):
-        await loaded.infer(images[:2])
-    assert len(assembled) == 3 and all(0 < seconds < 1 for seconds in assembled)
-    assert [name.partition("_")[0] for name in threads] == ["engine"]
-    assert loaded.gpu_memory == GpuMemory(1, 2)
-    loaded.gpu_memory = None
-
-
 @pytest.mark.parametrize("size", range(1, 65))
 @on_the_engines_loop
 async def test_every_batch_size(loaded: GluonEngine, images: Any, expected: Any, size: int) -> None:
@@ -120,7 +98,7 @@ async def test_photos(loaded: GluonEngine, model: pathlib.Path, data: pathlib.Pa
 @on_the_engines_loop
 async def test_buckets_are_warm(loaded: GluonEngine) -> None:
     """Every bucket up to the largest batch has been run and timed before `ready`."""
-    assert list(loaded.warm_up_seconds) == network.buckets(64, few=tiles.used(os.environ))
+    assert list(loaded.warm_up_seconds) == buckets(64, few=amx.enabled(os.environ))
     for seconds in loaded.warm_up_seconds.values():
         assert len(seconds) >= 3 and min(seconds) > 0
 
@@ -145,23 +123,28 @@ async def test_one_thread_for_life(loaded: GluonEngine, images: Any) -> None:
     ],
 )
 def test_bucket_sizes(size: int, all_of_them: list[int], few: list[int]) -> None:
-    assert network.buckets(size) == all_of_them
-    assert network.buckets(size, few=True) == few
+    assert buckets(size) == all_of_them
+    assert buckets(size, few=True) == few
+
+
+def two_classes() -> BatchFormat:
+    return BatchFormat(manifest.Manifest.model_validate(GOOD), [1, 2, 4])
 
 
 def test_not_a_number_fails_its_own_item() -> None:
     """A row that is not finite is an exception in its place; its neighbours are answers."""
     rows = np.array([[0.5, 0.5], [np.nan, 0.5], [0.1, 0.9]], dtype=np.float32)
-    good, bad, also_good = network.outcomes(rows, 2)
+    good, bad, also_good = two_classes().check_rows(rows)
     assert isinstance(bad, BadRow)
-    assert np.array_equal(good, rows[0]) and np.array_equal(also_good, rows[2])  # type: ignore[arg-type]
+    assert np.array_equal(cast(Any, good), rows[0])
+    assert np.array_equal(cast(Any, also_good), rows[2])
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 3), (3, 2, 1)])
 def test_rows_of_another_shape_are_no_answers(shape: tuple[int, ...]) -> None:
     """Probabilities are one number for each class the manifest names."""
-    outcomes = network.outcomes(np.zeros(shape, dtype=np.float32), 2)
-    assert [type(outcome) for outcome in outcomes] == [BadRow] * 3
+    results = two_classes().check_rows(np.zeros(shape, dtype=np.float32))
+    assert [type(result) for result in results] == [BadRow] * 3
 
 
 @pytest.mark.parametrize(
@@ -317,14 +300,14 @@ async def test_lanes_compute_side_by_side(model: pathlib.Path, images: Any, expe
         assert engine.lanes == 2
         assert {len(seconds) for seconds in engine.warm_up_seconds.values()} == {10}
         computed: set[tuple[int, int]] = set()
-        for number, network in enumerate(engine._networks):
-            compute = network.compute
+        for number, replica in enumerate(engine._replicas):
+            compute = replica.compute
 
             def infer(inputs: Any, number: int = number, compute: Any = compute) -> Any:
                 computed.add((number, threading.get_ident()))
                 return compute(inputs)
 
-            network.compute = infer  # type: ignore[method-assign]
+            replica.compute = infer  # type: ignore[method-assign]
 
         async def serve(first: int) -> None:
             for turn in range(150):
@@ -350,8 +333,8 @@ async def test_the_lane_that_is_free_first_takes_the_next(
         unheard: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
 
-        def computes(network: Network) -> Callable[[Any], Any]:
-            compute = network.compute
+        def computes(replica: Replica) -> Callable[[Any], Any]:
+            compute = replica.compute
 
             def one(inputs: Any) -> Any:
                 asked.append(len(asked))
@@ -364,8 +347,8 @@ async def test_the_lane_that_is_free_first_takes_the_next(
 
             return one
 
-        for network in engine._networks:
-            network.compute = computes(network)  # type: ignore[method-assign, assignment]
+        for replica in engine._replicas:
+            replica.compute = computes(replica)  # type: ignore[method-assign, assignment]
         held = asyncio.create_task(engine.infer([images[0]]))
         await asyncio.to_thread(taken.wait, 30)
         with pytest.raises(MemoryError, match="no room"):
@@ -395,8 +378,8 @@ async def test_a_failure_keeps_nothing(model: pathlib.Path, images: Any) -> None
             kept.append(weakref.ref(inputs))
             raise MemoryError("no room")
 
-        for network in engine._networks:
-            network.compute = fails  # type: ignore[method-assign]
+        for replica in engine._replicas:
+            replica.compute = fails  # type: ignore[method-assign]
         gc.disable()
         try:
             for _ in range(5):
@@ -416,14 +399,16 @@ def test_lanes_need_mxnet_to_run_in_order(
     monkeypatch: pytest.MonkeyPatch, device: str, gpu_build: bool, in_order: bool
 ) -> None:
     """And a GPU, which may still be chosen, needs that it does not."""
-    told: list[bool] = []
+    loaded_in_order: list[bool] = []
     monkeypatch.setattr("model_store.runtime.is_gpu_build", lambda: gpu_build)
     monkeypatch.setattr(
-        engine, "load_mxnet", lambda threads, in_order, with_tiles: told.append(in_order)
+        backend,
+        "load_mxnet",
+        lambda threads, in_order, with_amx: loaded_in_order.append(in_order),
     )
-    monkeypatch.setattr(engine, "choose", lambda mx, device: None)
-    engine._start(device, 1, with_tiles=False)
-    assert told == [in_order]
+    monkeypatch.setattr(backend, "choose", lambda mx, device: None)
+    backend.start_backend(device, 1, with_amx=False)
+    assert loaded_in_order == [in_order]
 
 
 MANY = frozenset({"avx512_vnni", "amx_int8"})
@@ -455,15 +440,16 @@ def test_when_tiles_are_worth_their_memory(
     convolutions in three buckets, or four."""
     ranges = {f"tensor{number}": [-1.0, 1.0] for number in range(21)}
     describe(copy, int8={"calibrated_on": "noise", "images": 1, "ranges": ranges})
-    monkeypatch.setattr(engine, "memory", lambda: int(gib * 2**30))
+    monkeypatch.setattr(amx, "memory", lambda: int(gib * 2**30))
     monkeypatch.setattr("model_store.precision.cpu_flags", lambda: flags)
-    assert engine._worth_tiles(copy, precision, size) is worth_it
+    bucket_count = len(buckets(size, few=True))
+    assert amx.fits_memory(copy, precision, bucket_count) is worth_it
 
 
 @on_the_engines_loop
 async def test_a_gpu_has_one_lane(model: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Device(load_mxnet(1).cpu(), "gpu:0", "for once")
-    monkeypatch.setattr(engine, "choose", lambda mx, device: gpu)
+    monkeypatch.setattr(backend, "choose", lambda mx, device: gpu)
     async with load_engine(model, max_batch_size=1, precision="fp32", lanes=3) as loaded:
         assert loaded.lanes == 1
 
@@ -484,10 +470,10 @@ def test_how_many_lanes_are_worth_it(
 ) -> None:
     """One a core, 4 at most; in int8 one core is left to the event loop."""
     ranges = Int8(calibrated_on="noise", images=1, ranges={"data": (-1.0, 1.0)})
-    calibrated = manifest.read_version(model).model_copy(update={"int8": ranges})
-    monkeypatch.setattr(manifest, "read_version", lambda folder: calibrated)
+    calibrated = versions.read_manifest(model).model_copy(update={"int8": ranges})
+    monkeypatch.setattr(versions, "read_manifest", lambda folder: calibrated)
     monkeypatch.setattr(engine, "cores", lambda: cores)
-    assert engine._lanes_for(model, precision) == lanes
+    assert engine.default_lanes(model, precision) == lanes
 
 
 @on_the_engines_loop
@@ -511,7 +497,7 @@ async def test_all_lanes_change_at_once(
             assert np.abs(np.stack(batch.result()) - expected[:2]).max() < TOLERANCE
         for batch in new:
             assert np.abs(np.stack(batch.result()) - expected[:2, ::-1]).max() < TOLERANCE
-        second = engine._networks[1]
+        second = engine._replicas[1]
         load, loads = Network.load, iter([False, True])
 
         def fails(network: Network, arrays: Any, beside: bool) -> Any:
@@ -523,7 +509,7 @@ async def test_all_lanes_change_at_once(
             patch.setattr(Network, "load", fails)
             with pytest.raises(MemoryError):
                 await engine.replace(model)
-        assert engine._networks[1] is second and engine.model.version == "2"
+        assert engine._replicas[1] is second and engine.model.version == "2"
         await engine.unload()
         with pytest.raises(RuntimeError, match="no version"):
             await engine.infer([images[0]])
@@ -583,10 +569,11 @@ def test_half_precision_is_built(model: pathlib.Path) -> None:
     mx = load_mxnet(1)
     described = manifest.read(model)
     device = Device(mx.cpu(), "gpu:0", "for once")
-    half = Network(mx, described, device, Precision("fp16", "as asked"), 2)
+    half = Network(mx, described, device, Precision("fp16", "as asked"), [1, 2])
+    for _ in half.load(read_params(model / "net.params")):
+        pass
     with pytest.raises(mx.base.MXNetError, match="FP16 gemm on cpu not implemented"):
-        for _ in half.load(read_params(model / "net.params")):
-            pass
+        half.compute(np.zeros((1, 3, 32, 32), np.float32))
     kinds = {name: np.dtype(p.dtype) for name, p in half._shared.collect_params().items()}
     assert kinds["net_conv0_weight"] == np.float16
     assert kinds["net_batchnorm0_gamma"] == np.float32
@@ -627,7 +614,8 @@ def test_what_mxnet_fuses_wrongly() -> None:
     described = {"name": "v2", "architecture": "cifar_resnet20_v2", "classes": list("abcdefghij")}
     model = manifest.Manifest.model_validate(GOOD | described)
     device = Device(mx.cpu(), "cpu", "as asked")
-    served = Network(mx, model, device, Precision("fp32", "as asked"), 2)
+    served = Network(mx, model, device, Precision("fp32", "as asked"), [1, 2])
     for _ in served.load(arrays):
         pass
-    assert np.abs(served.infer(inputs) - wanted).max() < TOLERANCE
+    rows = BatchFormat(model, [1, 2]).probabilities(served.compute(inputs))
+    assert np.abs(rows - wanted).max() < TOLERANCE

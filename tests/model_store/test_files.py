@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_store import manifest, store
-from model_store.engine import read_described
+from model_store import manifest, store, versions
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Parameters
 from model_store.params import BadParams, opened, read_params, sha256, write_params
@@ -38,7 +37,7 @@ READERS: dict[str, tuple[Callable[[pathlib.Path], object], str, tuple[type[Excep
     "manifest": (manifest.read, manifest.MANIFEST, (BadModel,)),
     "parameters": (lambda folder: read_params(folder / "net.params"), "net.params", (BadParams,)),
     "described parameters": (
-        lambda folder: read_described(folder / "net.params", DESCRIBED),
+        lambda folder: versions.read_parameters(folder / "net.params", DESCRIBED),
         "net.params",
         (BadParams, BadModel),
     ),
@@ -113,7 +112,7 @@ def test_parameters_are_read_once(tmp_path: pathlib.Path) -> None:
     write_params(path, {"weight": np.ones((3, 4), np.float32)})
     wanted = described(path)
     with counted("net.params") as openings:
-        arrays = read_described(path, wanted)
+        arrays = versions.read_parameters(path, wanted)
     assert openings == [str(path)]
     assert arrays["weight"].sum() == 12
 
@@ -129,7 +128,7 @@ def test_a_file_that_is_exchanged_while_it_is_read(tmp_path: pathlib.Path) -> No
         assert source.arrays()["weight"].sum() == 4
         assert source.sha256() == wanted.sha256
     with pytest.raises(BadModel, match="SHA-256"):
-        read_described(path, wanted)
+        versions.read_parameters(path, wanted)
 
 
 def test_a_manifest_bounds_its_file(tmp_path: pathlib.Path) -> None:

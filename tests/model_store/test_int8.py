@@ -15,7 +15,7 @@ import pytest_asyncio
 from model_store import manifest, store
 from model_store.architectures import build
 from model_store.engine import GluonEngine, load_engine
-from model_store.int8 import Quantisable
+from model_store.int8 import Quantizable
 from model_store.manifest import BadModel
 from model_store.params import read_params
 from model_store.precision import PrecisionUnavailable
@@ -91,8 +91,8 @@ def untrained(architecture: str) -> tuple[Any, Any]:
 def test_another_architecture() -> None:
     """Grouped convolutions can be quantised as well."""
     mx, network = untrained("cifar_resnext29_32x4d")
-    quantisable = Quantisable(mx, network)
-    block = quantisable.block(quantisable.observe([INPUTS]))
+    quantizable = Quantizable(mx, network)
+    block = quantizable.block(quantizable.observe([INPUTS]))
     wanted, found = (net(mx.nd.array(INPUTS)).asnumpy() for net in (network, block))
     assert 0 < np.abs(found - wanted).max() < np.abs(wanted).max() / 2
 
@@ -100,13 +100,13 @@ def test_another_architecture() -> None:
 def test_what_is_fused_wrongly() -> None:
     """MXNet computes nonsense from a fused `_v2`: it is not put into 8 bits."""
     mx, network = untrained("cifar_resnet20_v2")
-    with pytest.raises(BadModel, match="cannot be quantised"):
-        Quantisable(mx, network).observe([INPUTS])
+    with pytest.raises(BadModel, match="cannot be quantized"):
+        Quantizable(mx, network).observe([INPUTS])
 
 
 def test_the_ends_stay_in_32_bits() -> None:
     """Neither the image nor the logits are put into 8 bits."""
-    names = Quantisable(*untrained("cifar_resnet20_v1")).names
+    names = Quantizable(*untrained("cifar_resnet20_v1")).names
     assert len(names) == 21 and "data" not in names
     assert not [name for name in names if "fully_connected" in name or "pool" in name]
 
@@ -149,7 +149,7 @@ def lose(described: dict[str, Any]) -> None:
     ("change", "told"),
     [
         (rename, "none for sg_mkldnn_conv"),
-        (add, "no data to quantise"),
+        (add, "no data to quantize"),
         (widen, "cannot compute with its int8.ranges"),
         (narrow, "something else than when it was added"),
         (flip, "is empty"),

@@ -1,46 +1,70 @@
-"""Batches on lanes, without MXNet: each `infer` ends, whatever a lane or a network raises."""
+"""Batches on lanes with a fake backend, without MXNet."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import pathlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from model_store.device import Device
-from model_store.engine import GluonEngine, Lane
-from model_store.network import Network
+from model_store import manifest
+from model_store.backend import Backend
+from model_store.device import Device, GpuMemory
+from model_store.engine import GluonEngine
+from model_store.lane import Lane
+from model_store.manifest import Parameters
+from model_store.params import sha256, write_params
 from tests.fakes import MODEL
 
 IMAGES = [np.zeros((32, 32, 3), np.uint8)]
 
 
 class FakeNetwork:
-    """Every class of every image has the logit `number` of the batch; `error` is raised instead."""
-
-    model = MODEL
+    """All logits are 0. `error` is raised once instead of computing."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
 
-    def assemble(self, images: Any) -> Any:
-        return len(images)
+    def load(self, arrays: object, beside: bool) -> Iterator[None]:
+        yield
 
-    def compute(self, inputs: Any) -> Any:
+    def compute(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
-        return np.zeros((inputs, 10), np.float32)
+        return np.zeros((len(inputs), len(MODEL.classes)), np.float32)
 
-    def probabilities(self, logits: Any) -> Any:
-        return logits + np.float32(0.1)
+    def close(self) -> None:
+        pass
+
+
+class FakeBackend:
+    """Makes fake networks, and records on which threads the device's memory is read."""
+
+    device = Device(None, "gpu:0", "as asked")
+
+    def __init__(self) -> None:
+        self.networks: list[FakeNetwork] = []
+        self.memory_read_on: list[str] = []
+
+    def network(self, model: object, precision: object, buckets: Sequence[int]) -> FakeNetwork:
+        self.networks.append(FakeNetwork())
+        return self.networks[-1]
+
+    def gpu_memory(self) -> GpuMemory:
+        self.memory_read_on.append(threading.current_thread().name)
+        return GpuMemory(free=1, total=2)
 
 
 class BrokenLane(Lane):
-    """Cannot send `failures` times, as where no thread can be started."""
+    """Raises in its first `failures` calls of `send`, as if no thread could be started."""
 
     failures = 0
 
@@ -53,42 +77,92 @@ class BrokenLane(Lane):
 
 @pytest.fixture
 def lane() -> Iterator[BrokenLane]:
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="lane") as thread:
         yield BrokenLane(thread)
 
 
-def engine(*lanes: Lane) -> tuple[GluonEngine, FakeNetwork]:
-    network = FakeNetwork()
-    made = GluonEngine(None, Device(None, "cpu", "as asked"), 8, lanes)
-    made._networks = [cast(Network, network)] * len(lanes)
-    return made, network
+@pytest.fixture
+def version(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A version in a store, with one parameter."""
+    folder = tmp_path / MODEL.name / MODEL.version
+    folder.mkdir(parents=True)
+    path = folder / MODEL.parameters.file
+    write_params(path, {"bias": np.zeros(1, np.float32)})
+    described = Parameters(file=path.name, bytes=path.stat().st_size, sha256=sha256(path))
+    manifest.write(folder, MODEL.model_copy(update={"parameters": described}))
+    return folder
+
+
+@asynccontextmanager
+async def engine(
+    version: pathlib.Path, *lanes: Lane
+) -> AsyncIterator[tuple[GluonEngine, FakeBackend]]:
+    """An engine with the version loaded in all lanes."""
+    backend = FakeBackend()
+    loaded = GluonEngine(cast(Backend, backend), 8, lanes, "fp32")
+    await loaded.replace(version)
+    yield loaded, backend
+    await loaded.unload()
 
 
 @pytest.mark.parametrize(
     "error",
     [ValueError("bad"), MemoryError(), StopIteration(), SystemExit(1), asyncio.CancelledError()],
 )
-async def test_whatever_a_network_raises_ends_its_batch(
-    lane: BrokenLane, error: BaseException
+async def test_infer_raises_what_a_network_raises(
+    version: pathlib.Path, lane: BrokenLane, error: BaseException
 ) -> None:
-    """As an exception of that call alone; the next batch is computed."""
-    made, network = engine(lane)
-    network.error = error
-    async with asyncio.timeout(10):
+    """Whatever a network raises fails its batch with an Exception; the next batch is computed."""
+    async with engine(version, lane) as (loaded, backend), asyncio.timeout(10):
+        backend.networks[0].error = error
         with pytest.raises((type(error), RuntimeError)) as caught:
-            await made.infer(IMAGES)
-    assert isinstance(caught.value, Exception)
-    (row,) = await asyncio.wait_for(made.infer(IMAGES), 10)
-    assert isinstance(row, np.ndarray)
-
-
-async def test_a_batch_that_cannot_be_sent_is_forgotten(lane: BrokenLane) -> None:
-    """Or the lane would compute it in place of the next batch, which would never be computed."""
-    made, _ = engine(lane)
-    lane.failures = 2
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="thread"):
-            await made.infer(IMAGES)
-    for _ in range(3):
-        (row,) = await asyncio.wait_for(made.infer(IMAGES), 10)
+            await loaded.infer(IMAGES)
+        assert isinstance(caught.value, Exception)
+        (row,) = await loaded.infer(IMAGES)
         assert isinstance(row, np.ndarray)
+
+
+async def test_infer_forgets_a_batch_that_cannot_be_sent(
+    version: pathlib.Path, lane: BrokenLane
+) -> None:
+    """A batch that could not be sent to a lane is not computed in place of the next one."""
+    async with engine(version, lane) as (loaded, _), asyncio.timeout(10):
+        lane.failures = 2
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="thread"):
+                await loaded.infer(IMAGES)
+        for _ in range(3):
+            (row,) = await loaded.infer(IMAGES)
+            assert isinstance(row, np.ndarray)
+
+
+async def test_engine_reads_gpu_memory_at_most_once_a_second(
+    version: pathlib.Path, lane: BrokenLane
+) -> None:
+    """The engine reads the device's memory after a batch, on the lane's thread, at most once per
+    second."""
+    async with engine(version, lane) as (loaded, backend):
+        began = time.monotonic()
+        for _ in range(20):
+            await loaded.infer(IMAGES)
+        assert loaded.gpu_memory == GpuMemory(free=1, total=2)
+        assert 1 <= len(backend.memory_read_on) <= 1 + (time.monotonic() - began)
+        assert {name.partition("_")[0] for name in backend.memory_read_on} == {"lane"}
+
+
+async def test_engine_reports_the_seconds_of_assembling(
+    version: pathlib.Path, lane: BrokenLane
+) -> None:
+    """`on_assembled` gets the seconds that each batch took to assemble."""
+    async with engine(version, lane) as (loaded, _):
+        reported: list[float] = []
+        loaded.on_assembled = reported.append
+        for _ in range(3):
+            await loaded.infer(IMAGES)
+        assert len(reported) == 3 and min(reported) > 0
+
+
+async def test_engine_takes_one_batch_more_than_it_has_lanes(lane: BrokenLane) -> None:
+    """One batch waits for the first free lane."""
+    loaded = GluonEngine(cast(Backend, FakeBackend()), 8, [lane] * 3)
+    assert (loaded.lanes, loaded.max_in_flight) == (3, 4)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.__main__ import main
 from model_store.params import write_params
 from tests.model_store.test_manifest import GOOD, write
@@ -18,7 +18,7 @@ from tests.model_store.test_manifest import GOOD, write
 def store(tmp_path: pathlib.Path) -> pathlib.Path:
     """Two versions with something wrong around one that can be listed."""
     write(tmp_path / "cats" / "1", "{")
-    with manifest.adding(tmp_path, "pets", "3") as partial:
+    with versions.adding(tmp_path, "pets", "3") as partial:
         manifest.write(partial, manifest.Manifest.model_validate(GOOD))
     write(tmp_path / "pets" / "4", (tmp_path / "pets/3/manifest.json").read_text())
     return tmp_path
@@ -96,8 +96,9 @@ def test_training_without_its_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is not installed is told before an epoch is trained, with what installs it."""
+    drawing = ("model_store.training.job", "model_store.training.plots")
     for name in [*sys.modules]:
-        if name.partition(".")[0] == "matplotlib" or name == "model_store.training.job":
+        if name.partition(".")[0] == "matplotlib" or name in drawing:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["train", "--data", str(tmp_path), "--store", str(tmp_path)]) == 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from model_store import manifest
+from model_store import manifest, versions
 from model_store.manifest import BadModel
 from model_store.params import sha256
 
@@ -110,8 +110,8 @@ def test_round_trip(tmp_path: pathlib.Path) -> None:
         ({"int8": INT8 | {"ranges": {"layer": [0, "1; rm"]}}}, "int8.ranges"),
         ({"int8": INT8 | {"ranges": {"../layer": [0, 1]}}}, "int8.ranges"),
         ({"int8": INT8 | {"ranges": {f"layer{n}": [0, 1] for n in range(4097)}}}, "int8.ranges"),
-        ({"probes": {"fp32": [[0.5, 0.3, 0.2]]}}, "one number a class"),
-        ({"probes": {"fp32": []}}, "one number a class"),
+        ({"probes": {"fp32": [[0.5, 0.3, 0.2]]}}, "one number per class"),
+        ({"probes": {"fp32": []}}, "one number per class"),
         ({"probes": {"fp32": [[0.5, 1.5]]}}, "probes.fp32"),
         ({"probes": {"fp8": [[0.5, 0.5]]}}, "probes.fp8"),
     ],
@@ -192,8 +192,8 @@ def test_latest_is_the_highest_number(tmp_path: pathlib.Path) -> None:
         write(tmp_path / "pets" / version, json.dumps(GOOD))
     (tmp_path / "pets" / "11").mkdir()
     write(tmp_path / "pets" / ".12.partial", json.dumps(GOOD))
-    assert manifest.latest(tmp_path, "pets") == "10"
-    assert manifest.versions(tmp_path) == [("pets", "1"), ("pets", "9"), ("pets", "10")]
+    assert versions.latest(tmp_path, "pets") == "10"
+    assert versions.all_versions(tmp_path) == [("pets", "1"), ("pets", "9"), ("pets", "10")]
 
 
 @pytest.mark.parametrize(
@@ -217,20 +217,20 @@ def test_other_folders_are_no_versions(tmp_path: pathlib.Path, folder: str) -> N
     """They are neither listed nor served nor counted, and are named in one line."""
     for path in (tmp_path / "pets" / "9", tmp_path / folder):
         write(path, json.dumps(GOOD))
-    assert manifest.versions(tmp_path) == [("pets", "9")]
-    assert manifest.latest(tmp_path, "pets") == "9"
-    assert manifest.following(tmp_path, "pets") == "10"
-    assert manifest.ignored(tmp_path) == [folder]
+    assert versions.all_versions(tmp_path) == [("pets", "9")]
+    assert versions.latest(tmp_path, "pets") == "9"
+    assert versions.next_number(tmp_path, "pets") == "10"
+    assert versions.ignored(tmp_path) == [folder]
     with pytest.raises(BadModel, match=re.escape(f"not versions by their names: {folder}")):
-        manifest.find(tmp_path, "cars")
+        versions.find(tmp_path, "cars")
 
 
 @pytest.mark.parametrize("folder", [f".{'0' * 32}.partial/1", "pets/.1.partial", "..data/1"])
 def test_hidden_folders_are_passed_over(tmp_path: pathlib.Path, folder: str) -> None:
     """Versions that are being added, and what Kubernetes makes in volumes."""
     write(tmp_path / folder, json.dumps(GOOD))
-    assert not manifest.versions(tmp_path)
-    assert not manifest.ignored(tmp_path)
+    assert not versions.all_versions(tmp_path)
+    assert not versions.ignored(tmp_path)
 
 
 def test_a_new_version_gets_the_next_number(tmp_path: pathlib.Path) -> None:
@@ -238,26 +238,26 @@ def test_a_new_version_gets_the_next_number(tmp_path: pathlib.Path) -> None:
     for name, version in ("pets", "2"), ("pets", "10"), ("cars", "30"):
         (tmp_path / name / version).mkdir(parents=True)
         (tmp_path / name / version / "manifest.json").touch()
-    assert manifest.following(tmp_path, "pets") == "11"
-    assert manifest.following(tmp_path, "birds") == "1"
+    assert versions.next_number(tmp_path, "pets") == "11"
+    assert versions.next_number(tmp_path, "birds") == "1"
 
 
 def test_unknown_model_lists_what_there_is(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "pets" / "1", json.dumps(GOOD))
     with pytest.raises(BadModel, match="pets"):
-        manifest.latest(tmp_path, "cars")
+        versions.latest(tmp_path, "cars")
 
 
 def test_find(tmp_path: pathlib.Path) -> None:
     """By name, by number, by both or all; where there is none, what there is is listed."""
     for name, version in (("cats", "1"), ("pets", "1"), ("pets", "2")):
         write(tmp_path / name / version, json.dumps(GOOD))
-    assert manifest.find(tmp_path) == [("cats", "1"), ("pets", "1"), ("pets", "2")]
-    assert manifest.find(tmp_path, name="pets") == [("pets", "1"), ("pets", "2")]
-    assert manifest.find(tmp_path, version="1") == [("cats", "1"), ("pets", "1")]
-    assert manifest.find(tmp_path, "pets", "2") == [("pets", "2")]
+    assert versions.find(tmp_path) == [("cats", "1"), ("pets", "1"), ("pets", "2")]
+    assert versions.find(tmp_path, name="pets") == [("pets", "1"), ("pets", "2")]
+    assert versions.find(tmp_path, version="1") == [("cats", "1"), ("pets", "1")]
+    assert versions.find(tmp_path, "pets", "2") == [("pets", "2")]
     with pytest.raises(BadModel, match=r"'pets' of version '3'.*holds cats 1, pets 1, pets 2"):
-        manifest.find(tmp_path, "pets", "3")
+        versions.find(tmp_path, "pets", "3")
 
 
 @pytest.mark.parametrize(
@@ -276,23 +276,23 @@ def test_no_way_out_of_the_store(
 ) -> None:
     """What no manifest could say is no place in the store either, and nothing is made for it."""
     with pytest.raises(BadModel, match=told):
-        manifest.folder(tmp_path / "store", name, version)
-    with pytest.raises(BadModel, match=told), manifest.adding(tmp_path / "store", name, version):
+        versions.folder(tmp_path / "store", name, version)
+    with pytest.raises(BadModel, match=told), versions.adding(tmp_path / "store", name, version):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_added_under_its_own_name(tmp_path: pathlib.Path) -> None:
     """A version can be read as one, and so be verified, before it appears."""
-    with manifest.adding(tmp_path, "pets", "3") as partial:
+    with versions.adding(tmp_path, "pets", "3") as partial:
         manifest.write(partial, manifest.Manifest.model_validate(GOOD))
-        assert manifest.read_version(partial).name == "pets"
-        assert not manifest.versions(tmp_path)
-    assert manifest.versions(tmp_path) == [("pets", "3")]
+        assert versions.read_manifest(partial).name == "pets"
+        assert not versions.all_versions(tmp_path)
+    assert versions.all_versions(tmp_path) == [("pets", "3")]
 
 
 def add(store: pathlib.Path, who: str, then: Callable[[], None] = lambda: None) -> None:
-    with manifest.adding(store, "pets", "3") as partial:
+    with versions.adding(store, "pets", "3") as partial:
         (partial / who).touch()
         then()
 
@@ -303,7 +303,7 @@ def test_the_second_to_finish_is_refused(tmp_path: pathlib.Path) -> None:
         add(tmp_path, "slow", then=lambda: add(tmp_path, "fast"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["3", "fast", "pets"]
     with pytest.raises(BadModel, match="exists"):
-        manifest.vacant(tmp_path, "pets", "3")
+        versions.vacant_folder(tmp_path, "pets", "3")
 
 
 @pytest.mark.parametrize("where", ["cats/3", "pets/4"])
@@ -312,7 +312,7 @@ def test_in_another_s_place(tmp_path: pathlib.Path, where: str) -> None:
     folder = write(tmp_path / where, json.dumps(GOOD))
     assert manifest.read(folder).name == "pets"
     with pytest.raises(BadModel, match=rf"is of pets 3 and lies where {where.replace('/', ' ')}"):
-        manifest.read_version(folder)
+        versions.read_manifest(folder)
 
 
 def test_what_ships(shipped: pathlib.Path) -> None:

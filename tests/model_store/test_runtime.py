@@ -106,7 +106,7 @@ def test_brief_calls_keep_the_interpreter_lock(
         environment.setenv("MXNET_ENGINE_TYPE", scheduler)
     environment.setattr("importlib.import_module", importing(None))
     functions = vars(load_mxnet(1, in_order=True).base._LIB)
-    expected = {name: f"{name} of libmxnet.so" for name in runtime.BRIEF} if kept else {}
+    expected = {name: f"{name} of libmxnet.so" for name in runtime.KEEP_LOCK} if kept else {}
     assert functions == expected
 
 

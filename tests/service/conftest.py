@@ -26,12 +26,6 @@ def png(red: int, side: int = 32) -> bytes:
     return out.getvalue()
 
 
-@pytest.fixture(autouse=True)
-def one_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless a test says otherwise: so that it knows which batch it holds."""
-    monkeypatch.setenv("SHOAL_MAX_IN_FLIGHT", "1")
-
-
 @pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()

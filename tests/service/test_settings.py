@@ -1,15 +1,11 @@
-"""Settings: read from the environment, checked, explained, and listed in the README."""
+"""Settings: read from the environment, checked and explained."""
 
 from __future__ import annotations
-
-import pathlib
 
 import pytest
 
 from service import settings
 from service.settings import BadSettings, load_settings, unknown
-
-README = pathlib.Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +81,3 @@ def test_slips_of_the_pen() -> None:
         "SHOAL_COFFEE is no setting and is ignored",
         "SHOAL_MAX_BATCHSIZE is no setting and is ignored; SHOAL_MAX_BATCH_SIZE is",
     ]
-
-
-def test_readme_lists_them() -> None:
-    """The table in the README is the one printed from the class."""
-    assert settings.table() in README.read_text()

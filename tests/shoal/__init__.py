@@ -1,1 +1,1 @@
-"""The command and the client."""
+"""Tests of the command and of the client."""

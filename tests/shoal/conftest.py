@@ -1,4 +1,4 @@
-"""What several tests of the command and the client need."""
+"""Fixtures of the tests of the command and of the client."""
 
 from __future__ import annotations
 

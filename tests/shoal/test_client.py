@@ -1,4 +1,4 @@
-"""Both clients, against the application itself and against transports that do as they are told."""
+"""Both clients, against the application and against scripted transports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.app import create_app
 from service.settings import Settings
 from shoal.client import AsyncClient, Client
 from shoal.errors import TimedOut, Unauthorized, Unreachable
-from shoal.local import URL, served
+from shoal.local import URL, running
 from tests.batching.virtual_time import virtual_time
 from tests.fakes import FakeEngine
 from tests.service.conftest import png
@@ -26,22 +26,22 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 
 def busy(times: int, seen: list[httpx.Request]) -> Handler:
-    """Refuses so often, and then answers; what was sent is in `seen`."""
+    """Rejects the first `times` requests, answers the others, and appends all of them to `seen`."""
 
     def handle(request: httpx.Request) -> httpx.Response:
         seen.append(request)
         if len(seen) <= times:
-            told = {"status": 503, "code": "queue_full", "title": "T", "detail": "D"}
-            return httpx.Response(503, json=told, headers={"Retry-After": "2"}, request=request)
+            problem = {"status": 503, "code": "queue_full", "title": "T", "detail": "D"}
+            return httpx.Response(503, json=problem, headers={"Retry-After": "2"}, request=request)
         return httpx.Response(200, json=HORSE, request=request)
 
     return handle
 
 
-async def test_an_image_and_several(engine: FakeEngine) -> None:
-    """From the real service: a class for an image, a problem for what is none, in order."""
+async def test_async_client_classifies_one_image_and_several(engine: FakeEngine) -> None:
+    """Images get a class and other files an error, in their order, from the real service."""
     async with (
-        served(create_app(Settings(), engine.load)) as transport,
+        running(create_app(Settings(), engine.load)) as transport,
         AsyncClient(URL, transport=transport) as client,
     ):
         one = await client.predict(png(7))
@@ -53,10 +53,10 @@ async def test_an_image_and_several(engine: FakeEngine) -> None:
     assert not isinstance(third, Exception) and third.class_ == "bird"
 
 
-async def test_keys(engine: FakeEngine) -> None:
-    """The key is sent; without it, or with another, the service says no."""
+async def test_async_client_sends_its_key(engine: FakeEngine) -> None:
+    """Requests have the key; without one, or with a wrong one, they raise Unauthorized."""
     settings = Settings(api_keys=SecretStr(KEY))
-    async with served(create_app(settings, engine.load)) as transport:
+    async with running(create_app(settings, engine.load)) as transport:
         async with AsyncClient(URL, KEY, transport=transport) as client:
             assert (await client.predict(png(7))).class_ == "horse"
         for key in (None, "another-key-of-sixteen"):
@@ -67,20 +67,21 @@ async def test_keys(engine: FakeEngine) -> None:
 
 
 @virtual_time
-async def test_a_busy_service_is_asked_again() -> None:
-    """When it says, and each time it is told how long we go on waiting."""
+async def test_async_client_retries_when_the_service_is_busy() -> None:
+    """Retries follow Retry-After, and each states the remaining time."""
     seen: list[httpx.Request] = []
     client = AsyncClient(URL, timeout=30, transport=httpx.MockTransport(busy(2, seen)))
     assert (await client.predict(b"horse")).class_ == "horse"
-    told = [float(request.headers["X-Request-Timeout"]) for request in seen]
-    assert told[0] == 30
-    assert 2 <= told[0] - told[1] <= 2.6 and 2 <= told[1] - told[2] <= 2.6
+    timeouts = [float(request.headers["X-Request-Timeout"]) for request in seen]
+    assert timeouts[0] == 30
+    assert 2 <= timeouts[0] - timeouts[1] <= 2.6
+    assert 2 <= timeouts[1] - timeouts[2] <= 2.6
     assert all(b"horse" in request.content for request in seen)
 
 
 @virtual_time
-async def test_a_server_that_never_answers() -> None:
-    """Is waited for as long as allowed, all in all."""
+async def test_async_client_times_out() -> None:
+    """A server that never answers raises TimedOut after the timeout."""
 
     class Silent(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -93,8 +94,8 @@ async def test_a_server_that_never_answers() -> None:
     assert asyncio.get_running_loop().time() - began == 5
 
 
-def test_without_a_loop(tmp_path: pathlib.Path) -> None:
-    """`Client` sends paths, bytes and files alike."""
+def test_client_accepts_bytes_paths_and_files(tmp_path: pathlib.Path) -> None:
+    """`Client` sends the same request for bytes, a path and an open file."""
     seen: list[httpx.Request] = []
     (tmp_path / "horse.png").write_bytes(b"horse")
     images = (b"horse", tmp_path / "horse.png", str(tmp_path / "horse.png"), io.BytesIO(b"horse"))
@@ -106,8 +107,8 @@ def test_without_a_loop(tmp_path: pathlib.Path) -> None:
         assert request.headers["X-API-Key"] == KEY
 
 
-def test_a_connection_that_had_gone_stale() -> None:
-    """Is replaced without a word, and the image sent again."""
+def test_client_retries_after_a_broken_connection() -> None:
+    """A connection that the server has closed is replaced, and the image is sent again."""
     seen: list[httpx.Request] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -121,20 +122,20 @@ def test_a_connection_that_had_gone_stale() -> None:
     assert len(seen) == 2
 
 
-def test_nobody_is_there() -> None:
-    """The message names the URL and what to look at."""
+def test_client_names_the_url_when_no_server_answers() -> None:
+    """The message of Unreachable names the URL and asks whether the server runs."""
     with pytest.raises(Unreachable, match=r"http://127.0.0.1:9/predict.*running"):
         Client("http://127.0.0.1:9").predict(b"horse")
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "localhost:8000", "ftp://shoal", "http://"])
-def test_no_url(url: str) -> None:
-    """Is told before anything is sent."""
+def test_client_rejects_other_urls(url: str) -> None:
+    """A URL that is not one of a server raises ValueError in the constructor."""
     with pytest.raises(ValueError, match="http://HOST:PORT"):
         Client(url)
 
 
-def test_no_file() -> None:
-    """What is not there is the caller's own error."""
+def test_client_raises_file_not_found() -> None:
+    """A missing file raises FileNotFoundError."""
     with pytest.raises(FileNotFoundError):
         Client(URL).predict("nowhere.png")

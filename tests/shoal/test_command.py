@@ -1,4 +1,4 @@
-"""The command line: what it knows, what it says, and how soon."""
+"""The command line: help, arguments and exit statuses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from shoal.command import COMMANDS, main, parser
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_help_at_once() -> None:
-    """Whatever takes long is imported by the command that wants it."""
+def test_command_help_imports_no_slow_module() -> None:
+    """`shoal --help` lists all commands without importing the modules that are slow to import."""
     code = (
         "import sys; from shoal.command import main\n"
         "try: main(['--help'])\n"
@@ -33,8 +33,8 @@ def test_help_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With examples, of itself."""
+def test_command_help_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of every command has at least two examples."""
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
     assert caught.value.code == 0
@@ -42,7 +42,7 @@ def test_every_command_teaches(name: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "COMMAND"),
         (["sevre"], "invalid choice: 'sevre'"),
@@ -53,51 +53,53 @@ def test_every_command_teaches(name: str, capsys: pytest.CaptureFixture[str]) ->
         (["bench"], "--rate"),
         (["bench", "localhost", "--rate", "1"], "http://HOST:PORT/predict"),
         (["bench", "--rate", "1,0"], "--rate"),
-        (["bench", "--rate", "1", "--images", "nowhere"], "nowhere is no folder"),
+        (["bench", "--rate", "1", "--images", "nowhere"], "nowhere is not a folder"),
         (["serve", "--por", "99999"], "unrecognized arguments: --por"),  # no abbreviations
         (["models"], "COMMAND"),
         (["completion", "csh"], "bash"),
     ],
     ids=" ".join,
 )
-def test_wrong_arguments(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_command_rejects_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """End with 2, and say which."""
+    """A wrong argument ends with status 2 and a message that names it."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
-    assert caught.value.code == 2 and told in capsys.readouterr().err
+    assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_server_has_its_own_model(capsys: pytest.CaptureFixture[str]) -> None:
-    """Flags that would have no effect are not passed over."""
+def test_predict_rejects_a_model_together_with_a_url(capsys: pytest.CaptureFixture[str]) -> None:
+    """Flags that would have no effect are an error."""
     assert main(["predict", "a.png", "--url", "http://127.0.0.1:9", "--model", "pets"]) == 2
     assert "--model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("url", "asked"),
+    ("url", "expected"),
     [
         ("http://shoal:80", "http://shoal:80/predict"),
         ("http://shoal/", "http://shoal/predict"),
         ("https://shoal/v1/predict?x=1", "https://shoal/v1/predict?x=1"),
     ],
 )
-def test_where_the_load_goes(url: str, asked: str) -> None:
-    """To /predict, unless another path is named."""
-    assert parser({"bench"}).parse_args(["bench", url, "--rate", "1"]).url == asked
+def test_bench_adds_predict_to_a_url_without_a_path(url: str, expected: str) -> None:
+    """A URL without a path gets /predict; another path is kept."""
+    assert parser({"bench"}).parse_args(["bench", url, "--rate", "1"]).url == expected
 
 
-def test_models_by_either_name(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
-    """`shoal models` is `python -m model_store`, and complains under its own name."""
+def test_models_reports_errors_under_its_own_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    """`shoal models` does what `python -m model_store` does, and its errors say `shoal models`."""
     assert main(["models", "list"]) == 0
     assert capsys.readouterr().out.startswith("cifar_resnet20_v1 1: 10 classes")
     assert main(["models", "verify", "--store", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("shoal models verify: no model in")
 
 
-def test_one_version() -> None:
-    """The command, the service and the distribution have the same."""
+def test_version_is_the_same_everywhere() -> None:
+    """The command, the service and the distribution have the same version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__ == create_app(Settings()).version
     assert project["scripts"] == {"shoal": "shoal.command:main"}

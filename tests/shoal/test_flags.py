@@ -1,4 +1,4 @@
-"""Settings as flags: every one, as the class says, and in force for the whole process."""
+"""Flags made from the settings, and how they set the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECRET = {name for name, f in Settings.model_fields.items() if "SecretStr" in st
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """What the flags put there is taken away again."""
+    """Removes the variables of all settings, before the test and after it."""
     for name in Settings.model_fields:
         variable = f"SHOAL_{name.upper()}"
         monkeypatch.setenv(variable, "")
@@ -29,19 +29,19 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def test_every_setting_has_one(parser: argparse.ArgumentParser) -> None:
-    """But for secrets, which every user of the machine could read."""
+def test_flags_exist_for_every_setting_but_secrets(parser: argparse.ArgumentParser) -> None:
+    """Every setting has a flag, except secrets, since all users can read command lines."""
     assert "api_keys" in SECRET
     known = {option for action in parser._actions for option in action.option_strings}
-    wanted = {flags.flag(name) for name in Settings.model_fields.keys() - SECRET}
+    expected = {flags.flag(name) for name in Settings.model_fields.keys() - SECRET}
     switches = {name for name, field in Settings.model_fields.items() if field.annotation is bool}
     off = {flags.flag(name).replace("--", "--no-", 1) for name in switches}
     assert "--no-page" in off
-    assert known == wanted | off | {"-h", "--help"}
+    assert known == expected | off | {"-h", "--help"}
 
 
-def test_the_help_is_the_settings_own(parser: argparse.ArgumentParser) -> None:
-    """Its meaning and its default, once."""
+def test_flags_help_states_meaning_and_default(parser: argparse.ArgumentParser) -> None:
+    """The help of a flag is the description of the setting and its default."""
     text = " ".join(parser.format_help().split())
     assert "--port N TCP port to listen on; 0 takes a free one and logs it. (8000)" in text
     assert "--log-format {auto,json,text}" in text and "--max-queue-delay SECONDS" in text
@@ -61,14 +61,14 @@ def test_the_help_is_the_settings_own(parser: argparse.ArgumentParser) -> None:
         (["--model", "pets"], "model", "pets"),
     ],
 )
-def test_what_is_given_is_set(
+def test_flags_override_the_environment(
     parser: argparse.ArgumentParser,
     environment: pytest.MonkeyPatch,
     given: list[str],
     name: str,
     value: object,
 ) -> None:
-    """A flag wins over the environment, in which all others stay as they were."""
+    """A flag overrides its variable; other variables keep their values."""
     environment.setenv("SHOAL_PORT", "80")
     environment.setenv("SHOAL_REQUEST_TIMEOUT", "2")
     flags.apply(parser.parse_args(given))
@@ -78,7 +78,7 @@ def test_what_is_given_is_set(
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["--port", "99999"], "--port: Input should be less than or equal to 65535"),
         (["--port", "http"], "--port: Input should be a valid integer"),
@@ -88,13 +88,13 @@ def test_what_is_given_is_set(
         (["--api-keys", "secret"], "unrecognized arguments: --api-keys"),
     ],
 )
-def test_out_of_bounds(
+def test_flags_reject_invalid_values(
     parser: argparse.ArgumentParser,
     capsys: pytest.CaptureFixture[str],
     given: list[str],
-    told: str,
+    message: str,
 ) -> None:
-    """In the words of the settings, and under the name that was typed."""
+    """An invalid value ends with status 2 and a message that names the flag."""
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(given)
-    assert caught.value.code == 2 and told in capsys.readouterr().err
+    assert caught.value.code == 2 and message in capsys.readouterr().err

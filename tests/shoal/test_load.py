@@ -1,4 +1,4 @@
-"""The load generator tells the truth: about latency, about failures, and about itself."""
+"""The load generator: latency, failures, its own limits, and the report."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ import pytest
 
 from shoal import bench
 from shoal.command import parser
-from shoal.load import fleet, images
-from shoal.load.generator import Generator, Job, Outcome
+from shoal.load import images
+from shoal.load.arrivals import constant, poisson
+from shoal.load.generator import Generator, Job, Samples
 from shoal.load.images import Picture, class_of
 from shoal.load.load_test import find_max
-from shoal.load.report import Run, summarise, table
+from shoal.load.report import Run, summarize, table
 from shoal.load.timer import Timer
 from tests.e2e.process import ROOT, SCRIPTED, Server
 
@@ -38,7 +39,7 @@ def response(body: bytes = HORSE, status: str = "200 OK") -> bytes:
 
 @asynccontextmanager
 async def served(handle: Handle) -> AsyncIterator[str]:
-    """`handle` for each connection; closed connections are nobody's error."""
+    """Runs a server that calls `handle` for each connection. Broken connections are ignored."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -48,16 +49,17 @@ async def served(handle: Handle) -> AsyncIterator[str]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=1024)
     async with server:
         host, port = server.sockets[0].getsockname()
         yield f"http://{host}:{port}/predict"
 
 
-async def load(url: str, expected: str | None = None, **settings: Any) -> Outcome:
+async def load(url: str, expected: str | None = None, **settings: Any) -> Samples:
+    """Generates a load of half a second."""
     picture = Picture("a.jpg", b"pixels", None)
     request = images.request(urllib.parse.urlsplit(url), picture, raw=True)
-    defaults: dict[str, Any] = {"duration": 0.5, "timeout": 5.0, "seed": 1, "times": None}
+    defaults: dict[str, Any] = {"duration": 0.5, "timeout": 60.0, "seed": 1, "times": None}
     job = Job(url=url, requests=[request], expected=[expected], **{**defaults, **settings})
     return await Generator(job, lambda answered, failed: None).run()
 
@@ -73,11 +75,11 @@ async def good(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @pytest.mark.slow
-async def test_a_stall_is_felt_by_all_who_would_have_come() -> None:
-    """Open loop: latency counts from the moment a request was meant to be sent."""
+async def test_open_loop_counts_latency_from_the_intended_moment() -> None:
+    """While the server stalls, latency counts from the moment a request was meant to be sent."""
     stalled_until = 0.0
 
-    async def stalls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal stalled_until
         stalled_until = stalled_until or time.monotonic() + 0.4
         while True:
@@ -85,112 +87,110 @@ async def test_a_stall_is_felt_by_all_who_would_have_come() -> None:
             await asyncio.sleep(stalled_until - time.monotonic())
             writer.write(response())
 
-    async with served(stalls) as url:
-        outcome = await load(url, times=[0.01 * n for n in range(40)])
-    assert outcome.status == [200] * 40
-    by_moment = sorted(zip(outcome.intended, outcome.latency, strict=True))
+    async with served(stall) as url:
+        samples = await load(url, times=[0.01 * n for n in range(40)])
+    assert samples.status == [200] * 40
+    by_moment = sorted(zip(samples.intended, samples.latency, strict=True))
     for moment, latency in by_moment[:35]:
         assert latency > 0.4 - moment - 0.01
 
 
 @pytest.mark.slow
-async def test_closed_loop_keeps_so_many_under_way() -> None:
-    """Each connection sends its next when it has its answer; no more and no fewer."""
-    under_way, most = 0, 0
+async def test_closed_loop_keeps_its_concurrency() -> None:
+    """Each connection has a request in flight; the server answers only once it has all of them."""
+    in_flight = asyncio.Barrier(5)
+    connections = rounds = 0
 
-    async def counts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal under_way, most
+    async def answer_five(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections, rounds
+        connections += 1
         while True:
             await read_one(reader)
-            under_way += 1
-            most = max(most, under_way)
-            await asyncio.sleep(0.02)
-            under_way -= 1
+            if rounds < 5 and await in_flight.wait() == 0:
+                rounds += 1
             writer.write(response())
 
-    async with served(counts) as url:
-        outcome = await load(url, concurrency=5)
-    assert most == 5
-    assert len(outcome.status) > 20 and set(outcome.status) == {200}
+    async with served(answer_five) as url:
+        samples = await load(url, concurrency=5)
+    assert (connections, rounds) == (5, 5)
+    assert set(samples.status) == {200}
 
 
 @pytest.mark.slow
-async def test_an_open_loop_may_have_its_connections_first() -> None:
-    """So many are open before the first request, and take turns; without, as few as will do."""
-    asked = []
+async def test_open_loop_opens_its_connections_first() -> None:
+    """Connections that are opened before the first request take turns."""
+    requests = []
 
-    async def notes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(0)
-        mine = len(asked) - 1
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(0)
+        number = len(requests) - 1
         while True:
             await read_one(reader)
-            asked[mine] += 1
+            requests[number] += 1
             writer.write(response())
 
     times = [0.02 * n for n in range(20)]
-    async with served(notes) as url:
+    async with served(count) as url:
         await load(url, times=times, concurrency=10)
-        assert asked == [2] * 10
-        asked.clear()
+        assert requests == [2] * 10
+        requests.clear()
         await load(url, times=times)
-    assert sum(asked) == len(times) and len(asked) < 10
+    assert sum(requests) == len(times)
 
 
 @pytest.mark.slow
-async def test_another_callers_answer_is_noticed() -> None:
-    """The class must be the one that the same image got before."""
+async def test_generator_counts_answers_of_another_class() -> None:
+    """An answer must name the class that the same image got before the load."""
     async with served(good) as url:
-        fine = await load(url, "horse", times=[0.0, 0.1])
+        correct = await load(url, "horse", times=[0.0, 0.1])
         swapped = await load(url, "dog", times=[0.0, 0.1])
-    assert (fine.different, swapped.different) == (0, 2)
+    assert (correct.different, swapped.different) == (0, 2)
 
 
 @pytest.mark.slow
-async def test_refusals_resets_and_silence_are_counted_apart() -> None:
-    """Statuses as they came; 0 for a connection that broke, -1 for no answer in time."""
+async def test_generator_distinguishes_failures() -> None:
+    """An error has its status, a broken connection 0, and a missing answer -1."""
     answers = iter([response(b"", "503 Service Unavailable"), b"", b"not HTTP at all\r\n\r\n"])
 
-    async def worse_and_worse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_one(reader)
         answer = next(answers, None)
         if answer is None:
-            await asyncio.sleep(10)
+            await reader.read()  # until the client closes the connection
         writer.write(answer or b"")
 
-    async with served(worse_and_worse) as url:
-        outcome = await load(url, times=[0.0, 0.1, 0.2, 0.3], timeout=0.5)
-    assert sorted(outcome.status) == [-1, 0, 0, 503]
+    async with served(fail) as url:
+        samples = await load(url, times=[0.0, 0.1, 0.2, 0.3], timeout=0.5)
+    assert sorted(samples.status) == [-1, 0, 0, 503]
 
 
 @pytest.mark.slow
-async def test_a_server_that_closes_after_each_answer_is_asked_all_the_same() -> None:
-    """Open loop: what was due while its connections closed gets others, and the run ends."""
+async def test_open_loop_survives_connections_that_close() -> None:
+    """Requests that are due while connections close are sent on others, and the run ends."""
 
-    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_one(reader)
-        await asyncio.sleep(0.02)
         closing = response().replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
         writer.write(closing)
 
     times = [0.0001 * n for n in range(600)]
-    async with served(closes) as url, asyncio.timeout(60):
-        outcome = await load(url, times=times)
-    assert outcome.status == [200] * len(times)
+    async with served(close) as url, asyncio.timeout(120):
+        samples = await load(url, times=times)
+    assert samples.status == [200] * len(times)
 
 
 @pytest.mark.slow
-async def test_nobody_listens() -> None:
-    """Every request that was due has failed, and the run ends."""
+async def test_generator_counts_refused_connections_as_failures() -> None:
+    """Without a server every request fails, and the run ends."""
     async with served(good) as url:
         pass
-    outcome = await load(url, times=[0.0, 0.1, 0.2])
-    assert outcome.status == [0, 0, 0]
+    samples = await load(url, times=[0.0, 0.1, 0.2])
+    assert samples.status == [0, 0, 0]
 
 
 @pytest.mark.slow
-async def test_the_timer_is_finer_than_asyncios() -> None:
-    """Within a fraction of a millisecond of the moment asked for, where nothing comes between; an
-    event loop's own, which counts whole ones, would be 0.7 late each time."""
+async def test_timer_is_finer_than_a_millisecond() -> None:
+    """The timer fires within half a millisecond of its moment, unless other work intervenes."""
     late: list[float] = []
     fired = asyncio.Event()
     timer = Timer(fired.set)
@@ -204,17 +204,17 @@ async def test_the_timer_is_finer_than_asyncios() -> None:
     assert min(late) >= 0 and len(late) < 2000
 
 
-def test_when_they_come() -> None:
-    """As many as asked for; Poisson's are independent, constant ones evenly spaced."""
-    poisson, constant = fleet.poisson(100, 50, 1), fleet.constant(100, 50, 1)
-    assert len(poisson) == pytest.approx(5000, rel=0.05) and len(constant) == 5000
-    assert poisson == sorted(poisson) and max(poisson) < 50 and max(constant) < 50
-    assert np.diff(constant) == pytest.approx(0.01)
-    assert np.std(np.diff(poisson)) == pytest.approx(0.01, rel=0.1)
+def test_arrivals_have_their_rate() -> None:
+    """Poisson arrivals are independent and constant ones evenly spaced, both at the given rate."""
+    random, even = poisson(100, 50, 1), constant(100, 50, 1)
+    assert len(random) == pytest.approx(5000, rel=0.05) and len(even) == 5000
+    assert random == sorted(random) and max(random) < 50 and max(even) < 50
+    assert np.diff(even) == pytest.approx(0.01)
+    assert np.std(np.diff(random)) == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("body", "named"),
+    ("body", "name"),
     [
         (HORSE, "horse"),
         (b'{"class":"dog"}', "dog"),
@@ -222,31 +222,32 @@ def test_when_they_come() -> None:
         (b'{"detail": "no"}', None),
     ],
 )
-def test_the_class_of_an_answer(body: bytes, named: str | None) -> None:
-    """In our JSON, and in the sentence of the tutorial's server."""
-    assert class_of(body) == named
+def test_class_of_reads_json_and_sentences(body: bytes, name: str | None) -> None:
+    """The class is read from this service's JSON and from the sentence of the tutorial's server."""
+    assert class_of(body) == name
 
 
-def outcome(statuses: list[int], seconds: float = 0.1) -> Outcome:
+def samples_of(statuses: list[int], seconds: float = 0.1) -> Samples:
+    """Returns samples spread over a second, with latencies of `seconds` times 1, 2, 3 and so on."""
     count = len(statuses)
-    return Outcome(
+    return Samples(
         intended=[n / count for n in range(count)],
         latency=[seconds * (n + 1) for n in range(count)],
         status=statuses,
     )
 
 
-def test_figures() -> None:
-    """Of the time measured only; a refusal is no fast answer."""
-    run = summarise("x", 10.0, [outcome([200] * 8 + [503, 0], 0.001)], 0.0, 1.0)
+def test_summarize_counts_the_measured_time_only() -> None:
+    """Results cover the measured time only, and an error counts as an infinite latency."""
+    run = summarize("x", 10.0, [samples_of([200] * 8 + [503, 0], 0.001)], 0.0, 1.0)
     assert run.statuses == {"failed": 1, "200": 8, "503": 1}
     assert run.achieved == 8
     assert run.latency["max"] == pytest.approx(0.008)
     assert run.latency["p50"] == pytest.approx(0.005)
     assert run.latency_of_all["p50"] == pytest.approx(0.006)
     assert run.latency_of_all["p99"] == math.inf
-    assert json.loads(json.dumps(run.as_dict(), allow_nan=False))["latency_of_all"]["p99"] is None
-    late = summarise("x", 10.0, [outcome([200] * 10)], 0.5, 1.0)
+    assert json.loads(json.dumps(run.to_dict(), allow_nan=False))["latency_of_all"]["p99"] is None
+    late = summarize("x", 10.0, [samples_of([200] * 10)], 0.5, 1.0)
     assert late.statuses == {"200": 5}
 
 
@@ -254,33 +255,35 @@ def test_figures() -> None:
     ("changes", "limited"),
     [({}, False), ({"cpu_share": 0.95}, True), ({"send_lag": [0.01] * 9}, True)],
 )
-def test_it_says_when_it_is_the_limit(changes: dict[str, Any], limited: bool) -> None:
-    """A generator without time to spare measures itself."""
-    seen = outcome([200] * 4)
+def test_report_says_when_the_generator_is_the_limit(
+    changes: dict[str, Any], limited: bool
+) -> None:
+    """A generator that is too busy or too late is reported."""
+    samples = samples_of([200] * 4)
     for name, value in changes.items():
-        setattr(seen, name, value)
-    run = summarise("x", 10.0, [seen], 0.0, 1.0)
+        setattr(samples, name, value)
+    run = summarize("x", 10.0, [samples], 0.0, 1.0)
     assert run.limited_by_generator is limited
     assert ("generator" in table([run])) is limited
 
 
-@pytest.mark.parametrize("most", [0.4, 3.0, 60.0, 1234.0])
-def test_the_highest_rate_is_closed_in_on(most: float) -> None:
-    """To five percent, whether it lies above or below where the search begins."""
+@pytest.mark.parametrize("capacity", [0.4, 3.0, 60.0, 1234.0])
+def test_find_max_finds_the_highest_rate(capacity: float) -> None:
+    """The search ends within five percent of the capacity, wherever it begins."""
 
     def measure(rate: float) -> Run:
-        return summarise("x", rate, [outcome([200 if rate <= most else 503])], 0.0, 1.0)
+        return summarize("x", rate, [samples_of([200 if rate <= capacity else 503])], 0.0, 1.0)
 
     tried = [run.offered for run in find_max(measure, 1.0)]
-    good = [rate for rate in tried if rate <= most]
+    good = [rate for rate in tried if rate <= capacity]
     assert len(tried) < 20
-    assert not good if most < 1 else max(good) > most / 1.06
+    assert not good if capacity < 1 else max(good) > capacity / 1.06
 
 
 @pytest.mark.slow
-def test_from_the_command_line(tmp_path: pathlib.Path) -> None:
-    """Two processes against the real service, which wants a key: a table, figures and a plot; exit
-    status 0."""
+def test_bench_measures_a_server(tmp_path: pathlib.Path) -> None:
+    """Two processes load the real service with a key, and a table, results and a plot are
+    written."""
     key = "a-key-of-sixteen-or-more"
     with Server(*SCRIPTED, SHOAL_API_KEYS=key) as server:
         server.wait_until_ready()
@@ -304,23 +307,23 @@ def test_from_the_command_line(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "load_test.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_figures_without_matplotlib(
+def test_bench_writes_results_without_matplotlib(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Are written all the same, and what would draw them is told."""
+    """Results are written, and the message names the extra that plots need."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     options = parser({"bench"}).parse_args(["bench", "--rate", "1", "--out", str(tmp_path)])
-    bench.write(options, None, [summarise("x", 10.0, [outcome([200] * 4)], 0.0, 1.0)])
+    bench.write(options, None, [summarize("x", 10.0, [samples_of([200] * 4)], 0.0, 1.0)])
     assert [path.name for path in tmp_path.iterdir()] == ["load_test.json"]
-    said = capsys.readouterr()
-    assert "shoal[train]" in said.err and ".png" not in said.out
+    output = capsys.readouterr()
+    assert "shoal[train]" in output.err and ".png" not in output.out
 
 
 @pytest.mark.slow
-def test_no_server() -> None:
-    """One line that says what to look at, exit status 1."""
+def test_bench_reports_a_missing_server() -> None:
+    """Without a server the command ends with status 1 and one line."""
     run = subprocess.run(
         [sys.executable, "-m", "shoal", "bench", "http://127.0.0.1:9/x", "--rate", "1"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Answers read into plain data, whoever gave them."""
+"""Conversion of responses to predictions and errors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def answer(body: Any, **headers: str) -> httpx.Response:
     return httpx.Response(200, json=body, headers=headers, request=REQUEST)
 
 
-def test_all_that_an_answer_tells() -> None:
-    """Body and headers; times are in seconds."""
+def test_prediction_has_the_fields_of_body_and_headers() -> None:
+    """Fields come from the body and the headers; times are converted to seconds."""
     read = prediction(httpx.Response(200, json=HORSE, headers=HEADERS, request=REQUEST))
     assert (read.class_, read.probability, read.model, read.version) == ("horse", 0.9, "pets", "2")
     assert read.probabilities == {"horse": 0.9, "dog": 0.1}
@@ -34,8 +34,8 @@ def test_all_that_an_answer_tells() -> None:
     assert read.request_id == "42"
 
 
-def test_one_of_several_fails_alone() -> None:
-    """Why, in its place, and when to try again."""
+def test_predictions_have_errors_at_the_position_of_their_image() -> None:
+    """An image that failed has its error, with Retry-After, at its position."""
     first, second = predictions(answer({"predictions": [BUSY, HORSE]}))
     assert isinstance(first, Unavailable) and first.retry_after == 2
     assert not isinstance(second, Exception) and second.class_ == "horse"
@@ -44,8 +44,8 @@ def test_one_of_several_fails_alone() -> None:
 @pytest.mark.parametrize(
     "body", [[], "horse", {}, {"class": "horse"}, HORSE | {"model": "pets"}], ids=str
 )
-def test_somebody_else_answers(body: Any) -> None:
-    """JSON that is no prediction: the URL is another service's."""
+def test_prediction_raises_not_shoal_for_other_json(body: Any) -> None:
+    """JSON that is not a prediction raises NotShoal."""
     with pytest.raises(NotShoal, match="http://shoal/predict answers 200"):
         prediction(answer(body))
 
@@ -55,12 +55,13 @@ def test_somebody_else_answers(body: Any) -> None:
     [{}, {"predictions": 1}, {"predictions": [{"code": "x"}]}, {"predictions": [1]}],
     ids=str,
 )
-def test_somebody_else_answers_several(body: Any) -> None:
+def test_predictions_raises_not_shoal_for_other_json(body: Any) -> None:
+    """JSON that is not a list of predictions raises NotShoal."""
     with pytest.raises(NotShoal):
         predictions(answer(body))
 
 
-def test_the_sentence_of_the_tutorials_server() -> None:
-    """Is no JSON."""
+def test_prediction_raises_not_shoal_for_text() -> None:
+    """A sentence, as the tutorial's server sends it, raises NotShoal."""
     with pytest.raises(NotShoal):
         prediction(httpx.Response(200, text="The input picture is ...", request=REQUEST))

@@ -1,11 +1,11 @@
 // Asks the service about a picture. Knows HTTP and nothing of the page.
 
 const LONGEST_PAUSE = 60;
-let headers = {};
+let headers = { Accept: "application/json" };
 
 /** From now on, sends a key: not as Authorization, which a proxy in front may want for itself. */
 export function useKey(key) {
-  headers = { "X-API-Key": key };
+  headers = { ...headers, "X-API-Key": key };
 }
 
 /** Why there is no answer, in words for people. */

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from model_store import manifest, probes
+from model_store import manifest, probes, versions
 from model_store.__main__ import main
 from model_store.manifest import Manifest
 from model_store.params import read_params, sha256
@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def found(calibrated: pathlib.Path) -> Manifest:
-    return manifest.read_version(calibrated)
+    return versions.read_manifest(calibrated)
 
 
 def test_same_network(found: Manifest, calibrated: pathlib.Path, model: pathlib.Path) -> None:

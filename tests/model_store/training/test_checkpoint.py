@@ -30,11 +30,13 @@ def test_progress_comes_back(tmp_path: pathlib.Path) -> None:
     """What is read is what was saved, to the last bit."""
     progress = Progress()
     progress.count(np.array([0.1, 0.2], dtype=np.float32), right=1)
-    progress.close_epoch(test_accuracy=1 / 3, learning_rate=0.1)
+    progress.close_epoch(accuracy=1 / 3, learning_rate=0.1)
+    progress.count(np.array([0.3], dtype=np.float32), right=0)
+    progress.close_epoch(accuracy=None, learning_rate=0.1)
     progress.count(np.array([0.7], dtype=np.float32), right=0)
     save(tmp_path, progress)
     saved = checkpoint.newest(tmp_path)
-    assert saved == tmp_path / "step-00000002"
+    assert saved == tmp_path / "step-00000003"
     assert checkpoint.progress_of(saved) == progress
 
 
@@ -79,6 +81,7 @@ def test_a_power_cut_leaves_one(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
         (Origin(Recipe(seed=2), ORIGIN.data, 2), "another recipe.*'seed': 1"),
         (Origin(Recipe(), "1" * 64, 2), "other images or labels"),
         (Origin(Recipe(), ORIGIN.data, 1), "--threads 2"),
+        (Origin(Recipe(), ORIGIN.data, 2, teachers=("2" * 64,)), "--teacher"),
     ],
 )
 def test_of_another_run(tmp_path: pathlib.Path, origin: Origin, told: str) -> None:

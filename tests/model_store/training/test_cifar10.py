@@ -1,4 +1,4 @@
-"""CIFAR-10's binary layout, and augmentation that is decided by its seed."""
+"""CIFAR-10's binary layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model_store.training import cifar10
-from model_store.training.cifar10 import PADDING, SIDE, BadDataset, Split, augment, fingerprint
+from model_store.training.cifar10 import SIDE, BadDataset, Split, fingerprint
 
 
 def record(label: int, image: cifar10.Images) -> bytes:
@@ -84,52 +84,12 @@ def test_fingerprint(
     assert fingerprint(train, test) != fingerprint(*change(train, test))
 
 
-def test_augment_moves_and_mirrors(images: cifar10.Images) -> None:
-    """Each image is a window of itself on black, as it was or mirrored."""
-    moved = augment(images, np.random.default_rng(3))
-    assert moved.dtype == np.uint8 and moved.shape == images.shape and moved.flags.c_contiguous
-    edge = ((PADDING, PADDING), (PADDING, PADDING), (0, 0))
-    for before, after in zip(images, moved, strict=True):
-        windows = [
-            np.pad(turned, edge)[top : top + SIDE, left : left + SIDE]
-            for turned in (before, before[:, ::-1])
-            for top in range(2 * PADDING + 1)
-            for left in range(2 * PADDING + 1)
-        ]
-        assert any(np.array_equal(after, window) for window in windows)
-
-
-def test_augment_covers_every_move(images: cifar10.Images) -> None:
-    """All 2 x 9 x 9 outcomes occur: none of the moves or mirrors is lost."""
-    many = augment(np.repeat(images[:1], 3000, axis=0), np.random.default_rng(4))
-    assert len({image.tobytes() for image in many}) == 2 * (2 * PADDING + 1) ** 2
-
-
-def test_augment_small(images: cifar10.Images) -> None:
-    """A smaller crop is a window of the image itself; each of them occurs, mirrored or not."""
-    side = SIDE - 2
-    crops = augment(np.repeat(images[:1], 500, axis=0), np.random.default_rng(5), side)
-    windows = {
-        turned[top : top + side, left : left + side].tobytes()
-        for turned in (images[0], images[0][:, ::-1])
-        for top in range(3)
-        for left in range(3)
-    }
-    assert {crop.tobytes() for crop in crops} == windows
-
-
-def test_cutout() -> None:
-    """A grey square, whole or cut by an edge, is blanked in each image; any pixel can be in it."""
-    white = np.full((2000, SIDE, SIDE, 3), 255, dtype=np.uint8)
-    crops = augment(white, np.random.default_rng(6), SIDE - 2, cutout=8)
-    blanked = (crops == cifar10.GREY).all(axis=3)
-    assert (blanked | (crops == 255).all(axis=3)).all()
-    assert blanked.any(axis=0).all()
-    rows, columns = blanked.any(axis=2).sum(axis=1), blanked.any(axis=1).sum(axis=1)
-    assert (blanked.sum(axis=(1, 2)) == rows * columns).all(), "not one rectangle"
-    assert set(rows) == set(columns) == {4, 5, 6, 7, 8}
-
-
-def test_augment_is_repeatable(images: cifar10.Images) -> None:
-    first, second = (augment(images, np.random.default_rng((7, 0, 1))) for _ in range(2))
-    assert np.array_equal(first, second)
+def test_held_out(images: cifar10.Images) -> None:
+    """The last images are held out, the others stay; at least one must stay."""
+    split = Split(images, np.arange(6))
+    train, held_out = cifar10.held_out(split, 2)
+    assert (train.labels.tolist(), held_out.labels.tolist()) == ([0, 1, 2, 3], [4, 5])
+    assert np.array_equal(np.concatenate([train.images, held_out.images]), images)
+    assert len(cifar10.held_out(split, 0)[1].images) == 0
+    with pytest.raises(ValueError, match="--held-out 6"):
+        cifar10.held_out(split, 6)

@@ -13,11 +13,11 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks.processes import started
 from model_store import manifest
 from model_store.__main__ import main
 from model_store.params import read_params
 from model_store.training import cifar10
-from model_store.training.recipe import Recipe
 
 pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
 pytestmark = pytest.mark.slow
@@ -81,13 +81,14 @@ def test_interrupted_and_resumed(
     data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """Ctrl-C in the middle of an epoch loses nothing: the same command ends in the same bytes."""
-    stopped = subprocess.Popen(command(data, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     saved = tmp_path / "saved"
-    while not list(saved.glob("step-*")):  # the first epoch is done
-        assert stopped.poll() is None
-        time.sleep(0.01)
-    stopped.send_signal(signal.SIGINT)
-    _, said = stopped.communicate(timeout=60)
+    training = command(data, tmp_path)
+    with started(training, cwd=ROOT, stderr=subprocess.PIPE, text=True) as stopped:
+        while not list(saved.glob("step-*")):  # the first epoch is done
+            assert stopped.poll() is None
+            time.sleep(0.01)
+        stopped.send_signal(signal.SIGINT)
+        _, said = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, said
     assert "the same command goes on from here" in said
     assert not (tmp_path / "cifar_resnet20_v1").exists()
@@ -177,17 +178,28 @@ def test_start(data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathli
     assert json.loads((saved / "state.json").read_text())["start"] == digest
 
 
-@pytest.mark.parametrize(("step", "side"), [(0, 24), (49, 24), (50, 32), (99, 32)])
-def test_side(step: int, side: int) -> None:
-    """Small crops first, whole images last."""
-    assert Recipe(small=0.5).side_at(step, 100) == side
-    assert Recipe().side_at(step, 100) == 32
+def test_learning_from_a_teacher(
+    data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """A run that finds the logits of its teacher ends in the same bytes as the run that computed
+    them. What is measured are the images that were held out, and the manifest says so."""
+    work = uninterrupted.parents[1]
+    teacher = ("--teacher", "cifar_resnet20_v1/1", "--views", "1", "--logits", str(tmp_path))
+    more = (*teacher, "--epochs", "2", "--held-out", "16", "--mixup", "0.2", "--zoom", "0.2")
+    for version in ("8", "9"):
+        own = ("--version", version, "--checkpoints", str(tmp_path / version))
+        finished = run(command(data, work, *more, *own))
+        assert finished.returncode == 0, finished.stderr
+        assert "held out" in finished.stdout
 
-
-@pytest.mark.parametrize(
-    ("step", "rate"), [(0, 0.02), (4, 0.1), (9, 0.2), (10, 0.2), (55, 0.1), (99, 0.0001)]
-)
-def test_learning_rate(step: int, rate: float) -> None:
-    """One cycle: linear up to the peak, cosine down to almost nothing."""
-    recipe = Recipe(learning_rate=0.2, warm_up=0.1)
-    assert recipe.learning_rate_at(step, 100) == pytest.approx(rate, abs=1e-4)
+    assert len(list(tmp_path.glob("*.logits"))) == 1
+    computed, found = (work / "cifar_resnet20_v1" / version for version in ("8", "9"))
+    assert (computed / "net.params").read_bytes() == (found / "net.params").read_bytes()
+    model = manifest.read(found)
+    assert model.training is not None
+    assert model.training["teacher"] == "cifar_resnet20_v1/1"
+    assert model.training["data"] == "CIFAR-10, 64 training images"
+    assert model.measured[0].on == "CIFAR-10, the 16 training images held out, fp32"
+    (saved,) = (tmp_path / "9").glob("step-*")
+    digest = manifest.read(uninterrupted).parameters.sha256
+    assert json.loads((saved / "state.json").read_text())["teachers"] == [digest]

@@ -163,8 +163,8 @@ async def test_as_many_as_allowed(client: httpx.AsyncClient, settings: Settings)
     assert [p["class"] for p in response.json()["predictions"]] == ["horse"] * len(images)
 
 
-async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
-    """A form weighs all its bytes until it is decoded, and nothing afterwards."""
+async def test_forms_count_toward_the_upload_memory(client: httpx.AsyncClient) -> None:
+    """All bytes of a form count until its images are decoded, and none afterwards."""
     more = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -178,7 +178,7 @@ async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
     waiting = [raw(slow()), raw(slow())]
     await asyncio.sleep(0.05)
     refused = await post(client, *[HORSE + bytes(15_000)] * 3)
-    assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+    assert (refused.status_code, refused.json()["code"]) == (503, "upload_memory_full")
     more.set()
     await asyncio.gather(*waiting)
     for _ in range(5):

@@ -118,7 +118,9 @@ def codes(operation: Any) -> set[str]:
 def test_every_problem_is_described(description: Any) -> None:
     """Each that can befall an image, wherever images are sent."""
     paths = description["paths"]
-    refusals = {PROBLEMS[kind].code for kind in predict.REFUSALS} | {"internal_error"}
+    refusals = {PROBLEMS[kind].code for kind in (*predict.UPLOAD_ERRORS, *predict.IMAGE_ERRORS)} | {
+        "internal_error"
+    }
     assert codes(paths["/predict"]["post"]) == refusals
     more = {"bad_inference", "unknown_model", "unsupported_encoding", "too_many_images"}
     for path in INFER, INFER.replace("/infer", "/versions/{version}/infer"):

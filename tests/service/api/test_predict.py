@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from service.settings import Settings
 from tests.fakes import FakeEngine
-from tests.service.conftest import png
+from tests.service.conftest import connected, png
 
 HORSE = png(7)
 SENTENCE = "The input picture is classified as [horse], with probability 0.910."
@@ -67,6 +68,19 @@ async def test_text_for_who_prefers_it(
     assert response.status_code == 200
     assert (response.text == SENTENCE) is is_text
     assert response.headers["content-type"].startswith("text/plain") is is_text
+
+
+async def test_predict_answers_with_text_by_default_where_configured(
+    engine: FakeEngine, settings: Settings
+) -> None:
+    """With SHOAL_DEFAULT_ANSWER=text the unmodified client of the Flask tutorial gets the sentence;
+    clients that ask for JSON get JSON."""
+    async with connected(settings.model_copy(update={"default_answer": "text"}), engine) as client:
+        response = await client.post("/predict", files={"img": HORSE})
+        assert response.text == SENTENCE
+        assert response.headers["content-type"].startswith("text/plain")
+        json_response = await client.post("/predict", **raw(accept="application/json"))
+        assert json_response.json()["message"] == SENTENCE
 
 
 async def test_timing(client: httpx.AsyncClient) -> None:
@@ -158,9 +172,9 @@ async def test_an_unknown_length_is_counted(client: httpx.AsyncClient) -> None:
     assert response.json()["code"] == "body_too_large"
 
 
-async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
-    """What all uploads hold together is bounded; who would exceed it comes back later, and what
-    has ended weighs no more."""
+async def test_uploads_share_the_upload_memory(client: httpx.AsyncClient) -> None:
+    """An upload that would exceed the memory of all uploads is rejected with Retry-After. An upload
+    that has ended takes no memory."""
     more = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -174,7 +188,7 @@ async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
     first, second = post(slow()), post(slow())
     await asyncio.sleep(0.05)
     refused = await post(HORSE + bytes(90_000))
-    assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+    assert (refused.status_code, refused.json()["code"]) == (503, "upload_memory_full")
     assert refused.headers["retry-after"] == "1"
     more.set()
     assert [(await task).status_code for task in (first, second)] == [200, 200]

@@ -7,12 +7,10 @@ import contextlib
 import pathlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
-from starlette.datastructures import State
 
 from model_store import manifest
 from service.app import create_app
@@ -21,8 +19,10 @@ from service.grpc import messages, methods
 from service.grpc.call import Call, surrounded
 from service.grpc.methods import Methods
 from service.grpc.streams import Stream, Streams
+from service.inference.service import Service
 from service.rate_limit import RateLimiter, network
 from service.settings import Settings
+from service.upload.body import UploadMemory
 from tests.fakes import MODEL, FakeEngine
 from tests.service.conftest import png
 
@@ -72,15 +72,15 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-async def parts(engine: FakeEngine) -> AsyncIterator[State]:
+async def parts(engine: FakeEngine) -> AsyncIterator[Service]:
     """An application's, ready."""
     app = create_app(Settings(max_queue_size=2), engine.load)
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)
-        yield app.state
+        yield app.state.service
 
 
-async def test_a_message_in_pieces_counts_until_it_is_computed(parts: State) -> None:
+async def test_a_message_in_pieces_counts_until_it_is_computed(parts: Service) -> None:
     """What has arrived is counted once: by its stream, then by its request, then not at all."""
     streams, message = streams_of(parts), horse()
     stream = streams.open("::1", ignore, ignore)
@@ -89,17 +89,17 @@ async def test_a_message_in_pieces_counts_until_it_is_computed(parts: State) -> 
     answer = asyncio.create_task(handler("ModelInfer", parts, streams)(None, context))
     await context.waiting.wait()
     streams.receive(stream, len(message))
-    assert parts.serving.uploads.held == len(message)
+    assert parts.uploads.held == len(message)
     context.sends.set()
     await answer
-    assert parts.serving.uploads.held == 0 and stream.taken and stream.answered
+    assert parts.uploads.held == 0 and stream.taken and stream.answered
 
 
 @pytest.mark.parametrize("name", ["ModelInfer", "ModelReady"])
-async def test_a_stream_that_makes_room_gets_a_status(parts: State, name: str) -> None:
+async def test_a_stream_that_makes_room_gets_a_status(parts: Service, name: str) -> None:
     """UNAVAILABLE, and the time to come again, whether it fails before or while it is read."""
     for before in True, False:
-        streams = Streams(parts.serving.uploads, 1)
+        streams = Streams(parts.uploads, 1)
         stream = streams.open("::1", ignore, ignore)
         context = Context(shoal_stream=stream.name)
         context.sends.clear()
@@ -118,12 +118,10 @@ async def test_a_stream_that_makes_room_gets_a_status(parts: State, name: str) -
 
 @pytest.mark.parametrize("name", ["ModelInfer", "ModelReady"])
 async def test_a_client_that_does_not_send(
-    parts: State, name: str, monkeypatch: pytest.MonkeyPatch
+    parts: Service, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gets DEADLINE_EXCEEDED when its time is up, and holds nothing any more."""
-    parts.provisions = replace(
-        parts.provisions, settings=parts.settings.model_copy(update={"upload_timeout": 0.01})
-    )
+    parts.uploads = UploadMemory(1 << 20, 1 << 20, max_seconds=0.01)
     streams = streams_of(parts)
     stream = streams.open("::1", ignore, ignore)
     context = Context(shoal_stream=stream.name)
@@ -135,7 +133,7 @@ async def test_a_client_that_does_not_send(
     assert context.trailing["problem-code"] == "upload_timeout"
 
 
-async def test_a_client_that_has_left_already(parts: State) -> None:
+async def test_a_client_that_has_left_already(parts: Service) -> None:
     """A stream that was closed before its handler began costs no more than its status."""
     context = Context(horse(), shoal_stream="4711")
     with pytest.raises(Aborted):
@@ -143,7 +141,7 @@ async def test_a_client_that_has_left_already(parts: State) -> None:
     assert context.answer[0] is grpc.StatusCode.CANCELLED and not context.asked
 
 
-async def test_a_second_call_with_the_name_of_a_stream(parts: State) -> None:
+async def test_a_second_call_with_the_name_of_a_stream(parts: Service) -> None:
     """It is rejected: a name belongs to one call. The first call is not affected."""
     streams, message = streams_of(parts), horse()
     stream = streams.open("::1", ignore, ignore)
@@ -159,11 +157,11 @@ async def test_a_second_call_with_the_name_of_a_stream(parts: State) -> None:
     await answer
 
 
-async def test_a_client_is_limited_over_both(parts: State) -> None:
+async def test_a_client_is_limited_over_both(parts: Service) -> None:
     """Its requests count wherever they come, and its message is not asked for."""
     rates = RateLimiter(0.01, 1)
     rates.take(network("::1"), time.monotonic())
-    parts.provisions = replace(parts.provisions, rates=rates)
+    parts.rate_limiter = rates
     context = Context(b"")
     with pytest.raises(Aborted):
         await handler("ModelInfer", parts)(None, context)
@@ -174,10 +172,10 @@ async def test_a_client_is_limited_over_both(parts: State) -> None:
 
 
 @pytest.mark.parametrize("image", [png(7), b"hello"], ids=["good", "broken"])
-async def test_all_images_count(parts: State, image: bytes) -> None:
+async def test_all_images_count(parts: Service, image: bytes) -> None:
     """A message of n images counts as n, whether they can be decoded or not."""
     rates = RateLimiter(0.001, 5)
-    parts.provisions = replace(parts.provisions, rates=rates)
+    parts.rate_limiter = rates
     message = messages.ModelInferRequest(model_name="fake")
     tensor = message.inputs.add(name="image", datatype="BYTES", shape=[2])
     tensor.contents.bytes_contents.extend([image] * 2)
@@ -189,9 +187,9 @@ async def test_all_images_count(parts: State, image: bytes) -> None:
         rates.take(network("::1"), time.monotonic())
 
 
-async def test_uploads_over_http_count(parts: State) -> None:
+async def test_uploads_over_http_count(parts: Service) -> None:
     """The memory is one for both."""
-    with parts.serving.uploads.holding() as share:
+    with parts.uploads.lease(parts.uploads.max_bytes) as share:
         share.add(parts.settings.max_upload_memory)
         streams = streams_of(parts)
         stream = streams.open("::1", ignore, ignore)
@@ -202,7 +200,7 @@ async def test_uploads_over_http_count(parts: State) -> None:
     assert context.answer[0] is grpc.StatusCode.UNAVAILABLE and not context.asked
     assert context.trailing == {
         "x-request-id": "42",
-        "problem-code": "queue_full",
+        "problem-code": "upload_memory_full",
         "retry-after": "1",
         "grpc-retry-pushback-ms": "1000",
     }
@@ -212,14 +210,14 @@ def ignore(*_: object) -> None:
     pass
 
 
-def streams_of(parts: State) -> Streams:
-    return Streams(parts.serving.uploads, 8)
+def streams_of(parts: Service) -> Streams:
+    return Streams(parts.uploads, 8)
 
 
-def handler(name: str, parts: State, streams: Streams | None = None) -> Any:
+def handler(name: str, parts: Service, streams: Streams | None = None) -> Any:
     """That of the RPC `name`. Without `streams`, each of its calls has a new one."""
-    used = streams or AnyStream(parts.serving.uploads, 8)
-    all_methods = Methods(parts, "0.1.0", used)
+    used = streams or AnyStream(parts.uploads, 8)
+    all_methods = Methods(parts, "0.2.0", used)
     found = {"ModelInfer": all_methods.infer, "ModelReady": all_methods.model_ready}[name]
     return surrounded(name, found, parts, used)
 
@@ -240,7 +238,7 @@ def horse(version: str = "") -> bytes:
 
 
 async def test_who_names_a_version_gets_no_other(
-    parts: State, engine: FakeEngine, tmp_path: pathlib.Path
+    parts: Service, engine: FakeEngine, tmp_path: pathlib.Path
 ) -> None:
     """Where another takes over while a request waits, it is refused. Else its answer says which."""
     engine.seconds = 0.05
@@ -253,7 +251,7 @@ async def test_who_names_a_version_gets_no_other(
     named, any_version = Context(horse("7")), Context(horse())
     waiting = [asyncio.create_task(infer(None, context)) for context in (named, any_version)]
     await asyncio.sleep(0.01)
-    await parts.serving.inference.replace(folder)
+    await parts.engine.replace(folder)  # type: ignore[attr-defined]  # a ModelHost
     assert (await first).model_version == "7"
     with pytest.raises(Aborted):
         await waiting[0]
@@ -261,7 +259,7 @@ async def test_who_names_a_version_gets_no_other(
     assert (await waiting[1]).model_version == "8"
 
 
-async def test_an_answer(parts: State, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_answer(parts: Service, caplog: pytest.LogCaptureFixture) -> None:
     """With the id that was sent; told in the log, as of who asked."""
     caplog.set_level("INFO")
     context = Context(horse(), x_request_id="42")
@@ -270,10 +268,10 @@ async def test_an_answer(parts: State, caplog: pytest.LogCaptureFixture) -> None
     assert context.trailing["x-request-id"] == "42"
     fields = next(r.fields for r in caplog.records if r.message == "request")  # type: ignore[attr-defined]
     assert (fields["client"], fields["status"]) == ("::1", "OK")
-    assert parts.serving.uploads.held == 0
+    assert parts.uploads.held == 0
 
 
-async def test_the_client_s_deadline(parts: State) -> None:
+async def test_the_client_s_deadline(parts: Service) -> None:
     """One that cannot be met is refused at once, though the server itself would allow more."""
     context = Context(horse(), deadline=1e-9)
     with pytest.raises(Aborted):
@@ -281,21 +279,21 @@ async def test_the_client_s_deadline(parts: State) -> None:
     assert context.trailing["problem-code"] in ("deadline_unreachable", "deadline_exceeded")
 
 
-async def test_the_unexpected(parts: State, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_unexpected(parts: Service, caplog: pytest.LogCaptureFixture) -> None:
     """Is told in the log, and not to the client."""
 
     async def fail(call: Call) -> Any:
         raise RuntimeError("secret innards")
 
     context = Context()
-    streams = AnyStream(parts.serving.uploads, 8)
+    streams = AnyStream(parts.uploads, 8)
     with pytest.raises(Aborted):
         await surrounded("ModelInfer", fail, parts, streams)(None, context)  # type: ignore[arg-type]
     assert context.answer[0] is grpc.StatusCode.INTERNAL and "innards" not in context.answer[1]
     assert "secret innards" in caplog.text
 
 
-async def test_a_name_that_is_a_book(parts: State) -> None:
+async def test_a_name_that_is_a_book(parts: Service) -> None:
     """What names a model is looked at so far and no further."""
     request = messages.ModelReadyRequest(name="x" * 1_000_000).SerializeToString()
     context = Context(request)

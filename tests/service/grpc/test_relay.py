@@ -30,7 +30,7 @@ from service.grpc.frames import (
 from service.grpc.front import Front
 from service.grpc.streams import Stream, Streams
 from service.server.connection_limit import Connections
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 
 pytestmark = pytest.mark.slow
 PATIENCE = 20.0

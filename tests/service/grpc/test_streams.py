@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from batching import QueueFull
+from service.errors import BodyTooLarge, UploadMemoryFull
 from service.grpc.streams import IDLE, Stream, Streams
 from service.server.connection_limit import PROGRESS_BYTES
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 
 
 def ignore(*_: object) -> None:
@@ -39,12 +40,12 @@ def test_a_message_beyond_the_memory_fails() -> None:
     streams = Streams(UploadMemory(100), 8)
     early, late = (streams.open("::1", ignore, ignore) for _ in range(2))
     told: list[Exception] = []
-    late.share.begins(told.append)
+    late.share.begin(told.append)
     streams.receive(early, 90)
     streams.receive(late, 20)
-    assert isinstance(told[0], QueueFull) and late.fault is told[0]
+    assert isinstance(told[0], UploadMemoryFull) and late.fault is told[0]
     streams.receive(early, 20)
-    assert isinstance(early.fault, QueueFull)
+    assert isinstance(early.fault, BodyTooLarge), "more than there is in all"
 
 
 def test_the_message_that_stalled_longest_makes_room() -> None:

@@ -69,7 +69,7 @@ def test_a_key_must_be_one_of_them(headers: dict[str, str], allowed: bool) -> No
 def test_nobody_is_asked_where_there_are_none() -> None:
     keys = ApiKeys()
     keys.check({})
-    assert not keys.wanted
+    assert not keys.required
 
 
 def test_a_file_is_read_again_when_it_changes(file: pathlib.Path, clock: Clock) -> None:

@@ -15,9 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
 from service.errors import CrossSite, UnknownHost
-from service.http.origins import ANY_HOST, AllowedHosts, Guard, is_loopback
+from service.http.context import context_of
+from service.http.middleware import RequestMiddleware
+from service.http.origins import PROBE_PATHS, AllowedHosts, Guard, is_loopback
 from service.http.problems import PROBLEMS, documented
-from service.http.proxies import FORWARDED_HOSTS, MAX_BYTES, MAX_NAMES, ProxyHeaders
+from service.http.proxies import MAX_BYTES, MAX_NAMES, ProxyHeaders
 from service.settings import Settings, host_name, split
 from tests.fakes import FakeEngine
 from tests.service.conftest import png
@@ -126,6 +128,18 @@ def test_refused_hosts_take_no_memory() -> None:
     assert hosts._cached.cache_info().currsize == hosts._cached.cache_info().maxsize == 1024
 
 
+class FakeMetrics:
+    def begin_request(self) -> None:
+        pass
+
+    def end_request(self, *_: object) -> None:
+        pass
+
+
+class FakeState:
+    draining = False
+
+
 async def status(
     settings: Settings, method: str, path: str, headers: dict[str, str], peer: str = CLIENT
 ) -> str | None:
@@ -139,13 +153,10 @@ async def status(
         yield b""  # where httpx begins
         raise AssertionError("the body was read")
 
-    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {"request_id": "id"}
-        await ProxyHeaders(Guard(application, settings), settings.trusted_proxies)(
-            scope, receive, send
-        )
-
-    transport = httpx.ASGITransport(with_state, client=(peer, 1))
+    app = RequestMiddleware(
+        application, FakeMetrics(), FakeState(), Guard(settings), settings.trusted_proxies
+    )
+    transport = httpx.ASGITransport(app, client=(peer, 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.request(
             method, path, headers=headers, content=untouched() if method == "POST" else None
@@ -247,7 +258,7 @@ async def test_what_browsers_may_send(
     assert await status(settings, method, "/predict", sent, peer) == code
 
 
-async def forwarded(*lines: tuple[str, str], peer: str = PROXY) -> tuple[list[bytes] | None, str]:
+async def forwarded(*lines: tuple[str, str], peer: str = PROXY) -> tuple[list[bytes], str]:
     """The forwarded hosts and the client of a request with these headers, if `PROXY` is trusted."""
     scope = {
         "type": "http",
@@ -256,9 +267,9 @@ async def forwarded(*lines: tuple[str, str], peer: str = PROXY) -> tuple[list[by
     }
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append((scope.get(FORWARDED_HOSTS), scope["client"][0]))
+        seen.append((context_of(scope).forwarded_hosts, scope["client"][0]))
 
-    seen: list[tuple[list[bytes] | None, str]] = []
+    seen: list[tuple[list[bytes], str]] = []
     await ProxyHeaders(application, PROXY)(scope, None, None)  # type: ignore[arg-type]
     return seen[0]
 
@@ -280,7 +291,7 @@ async def test_forwarded_hosts_are_bounded(value: str, lines: int) -> None:
     size = -(-len(value) // lines)
     parts = [value[at : at + size] for at in range(0, len(value), size)]
     hosts, _ = await forwarded(*(("x-forwarded-host", part) for part in parts))
-    assert hosts is not None and len(hosts) == 1
+    assert len(hosts) == 1
     allowed = AllowedHosts("localhost", [HERE])
     assert allowed.accepts(HERE.encode()) and not allowed.accepts(hosts[0])
 
@@ -294,7 +305,7 @@ async def test_forwarded_addresses_are_bounded(before: int, forged: str, lines: 
     own = f"203.0.113.5, {PROXY}"
     headers = [sent, own] if lines == 2 else [f"{sent},{own}"]
     assert await forwarded(*(("x-forwarded-for", value) for value in headers)) == (
-        None,
+        [],
         "203.0.113.5",
     )
 
@@ -314,7 +325,7 @@ async def test_forwarded_addresses_that_are_read_are_bounded() -> None:
 
 async def test_forwarded_addresses_of_other_peers_are_ignored() -> None:
     """A peer that is not trusted remains the client."""
-    assert await forwarded(("x-forwarded-for", "203.0.113.5"), peer=CLIENT) == (None, CLIENT)
+    assert await forwarded(("x-forwarded-for", "203.0.113.5"), peer=CLIENT) == ([], CLIENT)
 
 
 @pytest.fixture
@@ -340,7 +351,7 @@ async def test_only_probes_and_metrics_are_served_for_every_host(
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url=f"http://{EVIL}") as client:
         response = await client.request(method, path)
-    if path in ANY_HOST:
+    if path in PROBE_PATHS:
         assert response.status_code == {"GET": 200}.get(method, 405)
         return
     assert response.status_code == 421
@@ -385,7 +396,7 @@ def test_a_refusal_is_described_wherever_it_may_come() -> None:
                 for content in response.get("content", {}).values()
                 for code in content.get("examples", {})
             }
-            assert (PROBLEMS[UnknownHost].code in codes) is (path not in ANY_HOST), path
+            assert (PROBLEMS[UnknownHost].code in codes) is (path not in PROBE_PATHS), path
             assert (PROBLEMS[CrossSite].code in codes) is (method == "post"), path
     assert documented([UnknownHost])[421]["description"]
 

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 import uvicorn
 
-from service.http.disconnect import DISCONNECT
+from service.http.context import CONTEXT
 from service.server import connection as connections
 from service.server.connection import HEAD_BYTES, READ_BYTES, Connection, Incoming, Outgoing
 from service.server.connection_limit import PROGRESS_BYTES, Connections, bound
 from service.settings import Settings
-from service.upload.body import WHOLE
 
 pytestmark = pytest.mark.slow
 PATIENCE = 10.0
@@ -610,8 +609,8 @@ async def test_what_the_application_is_told_of_its_client(
     left = asyncio.Event()
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
-        whole.append(WHOLE in scope)
-        scope[DISCONNECT].watch(left.set)
+        whole.append(scope[CONTEXT].body_complete)
+        scope[CONTEXT].disconnect.watch(left.set)
         await receive()
         await asyncio.sleep(PATIENCE)
 
@@ -720,7 +719,7 @@ async def unread(
     left = asyncio.Event()
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[DISCONNECT].watch(left.set)
+        scope[CONTEXT].disconnect.watch(left.set)
         await app(scope, receive, send)
 
     async with listening(tells, most=most) as address, asyncio.timeout(PATIENCE):
@@ -756,7 +755,7 @@ async def test_who_does_not_read_and_half_closes_is_cut_off() -> None:
     left = asyncio.Event()
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[DISCONNECT].watch(left.set)
+        scope[CONTEXT].disconnect.watch(left.set)
         headers = [(b"content-length", b"50000000")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": bytes(50_000_000)})

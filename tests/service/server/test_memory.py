@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.server.connection_limit import Connections
 from service.server.memory import MANY, MANY_BYTES, Memory, give_back
-from service.upload.memory import UploadMemory
+from service.upload.body import UploadMemory
 
 
 class Open:
@@ -53,7 +53,7 @@ def test_the_connections_of_each_port_count() -> None:
 def test_uploads_count() -> None:
     """Memory is given back once after half of many bytes were freed, with no connection closed."""
     memory = Memory([Connections(1000)], budget := UploadMemory(4 * MANY_BYTES))
-    small, large = budget.holding(), budget.holding()
+    small, large = budget.lease(), budget.lease()
     small.add(MANY_BYTES - 1)
     small.release()
     assert not memory.is_worth_giving_back()

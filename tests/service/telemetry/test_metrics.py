@@ -108,7 +108,6 @@ def test_what_a_batch_tells() -> None:
             BatchReport(
                 size=6,
                 bucket=8,
-                oldest_queue_seconds=0.0,
                 infer_seconds=0.2,
                 predicted_seconds=0.1,
                 answered=3,

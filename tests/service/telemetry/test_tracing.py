@@ -134,7 +134,7 @@ async def test_who_leaves(kept: Kept, engine: FakeEngine, settings: Settings) ->
         assert answer.status_code == 504
         (queue,) = kept.named("queue")
         assert queue.status.description == "TimeoutError"
-        tracing: Tracing = client._transport.app.state.tracing  # type: ignore[attr-defined]
+        tracing: Tracing = client._transport.app.state.service.tracing  # type: ignore[attr-defined]
         assert not tracing._seats
         async with asyncio.timeout(10):
             while not kept.named("batch"):  # noqa: ASYNC110  # nobody tells

@@ -213,7 +213,7 @@ async def test_an_answer_is_one_versions(client: httpx.AsyncClient, engine: Fake
     await engine.called.wait()
     await client.post(LOAD, json=VERSION_8)
     answer = (await infer).json()
-    assert answer["model_version"] == "8"
+    assert answer["model_version"] == "8", answer
     assert answer["outputs"][0]["data"] == [BACKWARDS[7]] * 12
     assert sum(engine.batches) == 12 + engine.batches[0]
 
@@ -384,7 +384,7 @@ async def test_unload_answers_who_was_accepted(
 
 async def test_reload(client: httpx.AsyncClient, engine: FakeEngine, settings: Settings) -> None:
     """The version that a start would take; nothing happens where it serves."""
-    repository = client._transport.app.state.repository  # type: ignore[attr-defined]
+    repository = client._transport.app.state.service.repository  # type: ignore[attr-defined]
     engine.load_error = BadModel("nothing is to be loaded")
     assert (await repository.reload()).version == "7"
     engine.load_error = None

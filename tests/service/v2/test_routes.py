@@ -80,7 +80,7 @@ async def test_requests_hold_no_more_than_their_body(
 async def test_the_server(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.get(path)).json() == {
         "name": "shoal",
-        "version": "0.1.0",
+        "version": "0.2.0",
         "extensions": ["binary_tensor_data", "classification"],
     }
 
@@ -219,7 +219,7 @@ async def test_a_deadline(client: httpx.AsyncClient, engine: FakeEngine) -> None
     assert response.status_code in (503, 504) and engine.batches == []
     engine.seconds = 0.3
     response = await client.post(INFER, json=body(HORSE, parameters={"timeout": 50_000}))
-    assert "did not come in time" in is_error(response, 504)
+    assert "not answered before its deadline" in is_error(response, 504)
     assert response.elapsed.total_seconds() < 0.25
     response = await client.post(INFER, json=body(HORSE, parameters={"timeout": 10**15}))
     assert response.status_code == 200
@@ -229,7 +229,7 @@ async def test_all_or_nothing(engine: FakeEngine) -> None:
     """Where one of many is refused, none of them is computed in vain, and all may come again."""
     async with connected(Settings(max_queue_size=2), engine) as client:
         response = await client.post(INFER, json=body(*[HORSE] * 20))
-        assert "queue is full" in is_error(response, 503)
+        assert "queue of requests is full" in is_error(response, 503)
         assert int(response.headers["retry-after"]) >= 1
         assert sum(engine.batches) <= 2
         assert (await client.post(INFER, json=body(HORSE, CAT))).status_code == 200
@@ -254,8 +254,8 @@ async def test_the_unexpected(client: httpx.AsyncClient, monkeypatch: pytest.Mon
 async def test_not_ready(engine: FakeEngine, settings: Settings) -> None:
     """Alive, and nothing else; draining is not ready either."""
     async with connected(settings, engine) as client:
-        serving = client._transport.app.state.serving  # type: ignore[attr-defined]
-        ready, serving.inference.started = serving.inference.started, None
+        service = client._transport.app.state.service  # type: ignore[attr-defined]
+        loaded, service.engine.loaded = service.engine.loaded, None
         paths = "/v2/health/ready", "/v2/models/fake/ready", "/v2/models/fake"
         for path in paths:
             response = await client.get(path)
@@ -263,10 +263,10 @@ async def test_not_ready(engine: FakeEngine, settings: Settings) -> None:
             assert response.headers["retry-after"] == "1"
         assert "being loaded" in is_error(await client.post(INFER, json=body(HORSE)), 503)
         assert (await client.get("/v2/health/live")).status_code == 200
-        serving.inference.started, serving.draining = ready, True
+        service.engine.loaded, service.draining = loaded, True
         for path in paths[:2]:
             assert "shutting down" in is_error(await client.get(path), 503)
-        serving.draining = False
+        service.draining = False
 
 
 async def test_not_live(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,18 @@ from model_store.engine import Image
 from model_store.manifest import BadModel, Identity
 from service.decoding.image import EncodedImage, Pixels
 from service.decoding.limits import Limits
-from service.errors import BadImage, DecodeQueueFull, LoadFailed, NotReady, UnknownModel, Unloaded
+from service.errors import (
+    BadImage,
+    DecodeQueueFull,
+    EngineBusy,
+    LoadFailed,
+    NotReady,
+    UnknownModel,
+    Unloaded,
+)
 from service.inference.model_host import ModelHost
 from service.inference.repository import Repository
-from service.inference.serving import Classification
+from service.inference.service import Classification
 from service.rate_limit import Client
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -99,7 +108,7 @@ class Pair:
     async def front_end(self) -> AsyncIterator[EngineClient]:
         remote = EngineClient(str(self.folder))
         async with remote.running():
-            await until(lambda: remote.started)
+            await until(lambda: remote.loaded)
             yield remote
 
     @asynccontextmanager
@@ -153,8 +162,10 @@ async def test_an_answer(pair: Pair) -> None:
 async def test_what_is_ready(pair: Pair) -> None:
     """A front end knows what serves and how it does."""
     async with pair.engine(), pair.front_end() as remote:
-        assert remote.started == pair.local.started
-        assert await remote.figures() == await pair.local.figures()
+        ours, theirs = remote.loaded, pair.local.loaded
+        assert ours is not None and theirs is not None
+        assert replace(ours, submit=theirs.submit) == theirs
+        assert await remote.stats() == await pair.local.stats()
 
 
 async def test_batches_fill_across_front_ends(pair: Pair, engine: FakeEngine) -> None:
@@ -243,7 +254,7 @@ async def test_an_error_that_cannot_be_told(pair: Pair, engine: FakeEngine) -> N
         with pytest.raises(NotReady):
             await remote.submit(image(4), 60)
         engine.error = None
-        await until(lambda: remote.started)
+        await until(lambda: remote.loaded)
         assert np.argmax((await remote.submit(image(4), 60)).value.probabilities) == 4
 
 
@@ -337,8 +348,8 @@ async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
         engine.goes_on.set()
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
-        assert await remote.figures() is None
-        await until(lambda: remote.started)
+        assert await remote.stats() is None
+        await until(lambda: remote.loaded)
         answer = await remote.submit(image(4), 5)
         assert np.argmax(answer.value.probabilities) == 4
 
@@ -348,7 +359,7 @@ async def test_the_moment_in_which_the_link_is_lost(pair: Pair) -> None:
     async with pair.engine(), pair.front_end() as remote:
         assert remote._link is not None
         remote._link.lost()
-        assert remote.started is None
+        assert remote.loaded is None
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
 
@@ -361,7 +372,7 @@ async def test_another_version(pair: Pair) -> None:
         for remote in (one, two):
             answer = await remote.submit(image(7), 5)
             assert answer.value.model.version == "8"
-            assert remote.started and remote.started.model == answer.value.model
+            assert remote.loaded and remote.loaded.model == answer.value.model
         index = {version["version"]: version["state"] for version in await two.index()}
         assert index == {"7": "UNAVAILABLE", "8": "READY"}
         assert (await two.reload()).version == "7"
@@ -385,13 +396,13 @@ async def test_no_version(pair: Pair) -> None:
     """Unloaded through one front end it is gone for all, and they know that it was wanted so."""
     async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
         await one.unload("fake")
-        await until(lambda: two.started is None)
+        await until(lambda: two.loaded is None)
         assert one.unloaded and two.unloaded
         with pytest.raises(Unloaded):
             await two.submit(image(0), 5)
-        assert await two.figures() is None
+        assert await two.stats() is None
         await two.load("fake", "7")
-        await until(lambda: one.started)
+        await until(lambda: one.loaded)
         assert not one.unloaded
 
 
@@ -414,7 +425,7 @@ async def test_before_the_model_is_loaded(pair: Pair) -> None:
     remote = EngineClient(str(pair.folder))
     async with pair.hub.serving(pair.address.dup()), remote.running():
         await until(lambda: pair.hub.links)
-        assert remote.started is None
+        assert remote.loaded is None
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
 
@@ -429,7 +440,7 @@ async def test_an_engine_that_does_not_read(pair: Pair) -> None:
             fits = HIGH_WATER // frames.IMAGE_BYTES
             waiting = [asyncio.create_task(remote.submit(image(0), 30)) for _ in range(fits * 2)]
             await asyncio.sleep(0.1)
-            with pytest.raises(QueueFull):
+            with pytest.raises(EngineBusy):
                 await remote.submit(image(0), 30)
             for task in waiting:
                 task.cancel()

@@ -1,0 +1,198 @@
+"""BatchRun: hands one batch to the engine and answers its items.
+
+If the whole batch fails, it is computed again in halves, until only the items that cause the error
+fail. Items that were computed are answered meanwhile, and items whose callers have canceled are not
+computed again. A batch that does not fit into memory is halved as well, and limits the size of the
+batches that follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from batching.errors import DeadlineUnreachable, EngineDead, EngineFailed
+from batching.policy import Policy
+from batching.report import Answer, BatchReport
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+Infer = Callable[[Sequence[In]], Awaitable[Sequence[Out | Exception]]]
+"""Computes a batch: one result for each item, in order. A result that is an exception fails its
+item only.
+
+The sequence may have an attribute `computed_at`: when the engine finished the batch, by the
+batcher's clock. Without it, a busy event loop that receives results late would make the engine look
+slow."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry(Generic[In, Out]):
+    """An item in the queue or in a batch, and its caller's future."""
+
+    item: In
+    arrived: float
+    deadline: float
+    answer: asyncio.Future[Answer[Out]]
+
+    @property
+    def waiting(self) -> bool:
+        """False once it is answered, failed or canceled."""
+        return not self.answer.done()
+
+    def fail(self, error: Exception) -> None:
+        """Fail the item. Does nothing if it no longer waits."""
+        if self.waiting:
+            self.answer.set_exception(error)
+
+    def expire(self) -> None:
+        """Fail the item because its deadline has passed."""
+        self.fail(TimeoutError("the deadline has passed"))
+
+
+class BatchRun(Generic[In, Out]):
+    """One batch. Use an instance once."""
+
+    def __init__(
+        self,
+        batch: Sequence[Entry[In, Out]],
+        infer: Infer[In, Out],
+        policy: Policy,
+        clock: Callable[[], float],
+        on_return: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            batch: At least one entry.
+            infer: Computes a batch.
+            policy: Learns how long the batch takes, and whether it fits into memory.
+            clock: Current time in seconds.
+            on_return: Called each time the engine returns from a call.
+        """
+        self._batch = batch
+        self._infer = infer
+        self._policy = policy
+        self._clock = clock
+        self._on_return = on_return
+        self._calls = self._answered = self._failed = 0
+        self._out_of_memory = False
+        self.computed = False
+        """Whether the engine computed any item, even if its caller had canceled."""
+
+    async def run(self) -> BatchReport:
+        """Compute the batch and end every entry in it.
+
+        Raises only exceptions that end the task.
+        """
+        batch = self._batch
+        try:
+            formed_at = self._clock()
+            begins = self._policy.timeline.begins_at(formed_at)
+            predicted = begins + self._policy.table.seconds(len(batch))
+            await self._compute(batch)
+        except BaseException as error:
+            for entry in batch:
+                self._fail(entry, error)
+            raise
+        return BatchReport(
+            size=len(batch),
+            bucket=self._policy.table.bucket(len(batch)),
+            infer_seconds=self._clock() - formed_at,
+            predicted_seconds=predicted - formed_at,
+            answered=self._answered,
+            failed=self._failed,
+            gone=len(batch) - self._answered - self._failed,
+            retries=self._calls - 1,
+            out_of_memory=self._out_of_memory,
+        )
+
+    def abandon(self) -> None:
+        """Fail all entries that wait, because the engine was given up."""
+        for entry in self._batch:
+            if entry.waiting:
+                self._failed += 1
+                entry.fail(EngineDead("the engine did not come back from this item's batch"))
+
+    async def _compute(self, entries: Sequence[Entry[In, Out]]) -> None:
+        """Compute and answer `entries`, in halves if the whole fails."""
+        timeline = self._policy.timeline
+        handed = self._clock()
+        in_flight = timeline.begin(len(entries), handed)
+        self._calls += 1
+        results: Sequence[Out | Exception] = ()
+        error: Exception | None = None
+        computed = False
+        try:
+            results = await self._infer([entry.item for entry in entries])
+            computed = len(results) == len(entries)
+            if not computed:
+                error = EngineFailed(f"{len(results)} results for {len(entries)} items")
+        except Exception as raised:  # noqa: BLE001  # reported to the callers
+            error = raised
+        finally:
+            try:
+                ended = self._clock()
+                computed_at = getattr(results, "computed_at", ended)
+                timeline.end(in_flight, ended, computed=computed, computed_at=computed_at)
+            finally:
+                timeline.forget(in_flight)  # otherwise the engine would count as busy forever
+                self._on_return()
+        if error is None:
+            self._answer(entries, results, handed, ended)
+            return
+        if isinstance(error, MemoryError):
+            self._out_of_memory = True
+            self._policy.memory.ran_out(self._policy.table.bucket(len(entries)), ended)
+        if len(entries) == 1:
+            self._fail(entries[0], error)
+            return
+        middle = len(entries) // 2
+        first, second = entries[:middle], entries[middle:]
+        with timeline.reserve(len(second)):
+            await self._compute_again(first)
+        await self._compute_again(second)
+
+    async def _compute_again(self, entries: Sequence[Entry[In, Out]]) -> None:
+        """Compute the entries that still wait and can still meet their deadlines."""
+        now = self._clock()
+        soonest = self._policy.timeline.begins_at(now) + self._policy.table.seconds(1)
+        for entry in entries:
+            if entry.deadline < soonest:
+                late = soonest - entry.deadline
+                entry.fail(DeadlineUnreachable("the engine failed and took too long", late))
+        if waiting := [entry for entry in entries if entry.waiting]:
+            await self._compute(waiting)
+
+    def _answer(
+        self,
+        entries: Sequence[Entry[In, Out]],
+        results: Sequence[Out | Exception],
+        handed: float,
+        ended: float,
+    ) -> None:
+        size = len(entries)
+        bucket = self._policy.table.bucket(size)
+        for entry, result in zip(entries, results, strict=True):
+            if isinstance(result, Exception):
+                self._fail(entry, result)
+                continue
+            self.computed = True
+            if entry.waiting:
+                self._answered += 1
+                answer = Answer(result, handed - entry.arrived, ended - handed, size, bucket)
+                entry.answer.set_result(answer)
+
+    def _fail(self, entry: Entry[In, Out], cause: BaseException) -> None:
+        if entry.waiting:
+            self._failed += 1
+            entry.fail(engine_failed(cause))
+
+
+def engine_failed(cause: BaseException) -> EngineFailed:
+    """The error for an item whose batch raised `cause`."""
+    error = EngineFailed("the engine failed on this item")
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,123 @@
+"""Loads one endpoint of a running server and measures it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import uvloop
+
+from benchmarks.servers import START_TIMEOUT, Server
+from shoal.load import images
+from shoal.load.arrivals import poisson
+from shoal.load.generator import Generator, Job
+from shoal.load.images import Picture
+from shoal.load.load_test import LoadTestFailed, ask
+from shoal.load.report import Run, summarize
+
+SMALL = images.generate(32)
+VGA = images.generate(640, 8, 480)
+LARGE = images.generate(4000, 2, 3000)
+ANSWER_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Results of a load, and what it cost the server."""
+
+    run: Run
+    cpu: float
+    """CPU seconds of the server per request."""
+
+
+class Endpoint:
+    """A path of a running server that takes images, as the body or in a form."""
+
+    def __init__(self, server: Server, raw: bool, path: str = "/predict") -> None:
+        """Describes an endpoint.
+
+        Args:
+            server: The server, which may not answer yet.
+            raw: Send images as the body instead of in a form.
+            path: Path of the URL.
+        """
+        self.server = server
+        self.raw = raw
+        self.url = server.address + path
+
+    def wait(self) -> None:
+        """Waits until the endpoint answers an image with 200.
+
+        Raises:
+            RuntimeError: It does not within `START_TIMEOUT` seconds.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        status, body = 0, b""
+        while self.server.wait_for_port(deadline - time.monotonic()):
+            with contextlib.suppress(LoadTestFailed):
+                ((status, body),) = ask(self._url, self.requests(SMALL[:1]))
+            if status == 200:
+                return
+            time.sleep(0.01)
+        raise RuntimeError(f"{self.url} does not answer: {status} {body[:300]!r}")
+
+    @functools.cached_property
+    def classes(self) -> list[str | None]:
+        """The class of each small image, asked for before the load."""
+        return [images.class_of(body) for _, body in ask(self._url, self.requests(SMALL))]
+
+    def requests(self, pictures: Sequence[Picture]) -> list[bytes]:
+        """Returns the requests that upload these images."""
+        return [images.request(self._url, picture, self.raw) for picture in pictures]
+
+    def closed_loop(
+        self, pictures: Sequence[Picture], connections: int, seconds: float, warm_up: float = 0.0
+    ) -> Measurement:
+        """Keeps a request in flight on each connection, for `warm_up` + `seconds` seconds."""
+        load = f"{connections} connections"
+        return self._measure(load, pictures, seconds, warm_up, None, connections)
+
+    def open_loop(
+        self, pictures: Sequence[Picture], rate: float, seconds: float, warm_up: float = 0.0
+    ) -> Measurement:
+        """Sends `rate` requests per second at random moments, for `warm_up` + `seconds` seconds."""
+        return self._measure(f"{rate:.0f}/s", pictures, seconds, warm_up, rate, 0)
+
+    @property
+    def _url(self) -> urllib.parse.SplitResult:
+        return urllib.parse.urlsplit(self.url)
+
+    def _measure(
+        self,
+        load: str,
+        pictures: Sequence[Picture],
+        seconds: float,
+        warm_up: float,
+        rate: float | None,
+        connections: int,
+    ) -> Measurement:
+        end = warm_up + seconds
+        job = Job(
+            url=self.url,
+            requests=self.requests(pictures),
+            expected=self.classes if pictures is SMALL else [None] * len(pictures),
+            duration=end,
+            timeout=ANSWER_TIMEOUT,
+            seed=1,
+            times=None if rate is None else poisson(rate, end, 1),
+            concurrency=connections,
+        )
+        before = self.server.cpu_seconds()
+        samples = uvloop.run(Generator(job, lambda answered, failed: None).run())
+        cpu = (self.server.cpu_seconds() - before) / max(samples.status.count(200), 1)
+        return Measurement(summarize(load, rate, [samples], warm_up, end), cpu)
+
+
+def require_success(run: Run) -> None:
+    """Raises RuntimeError unless every answer is 200 and has the expected class."""
+    if set(run.statuses) != {"200"} or run.different:
+        raise RuntimeError(f"answers under load: {run.statuses}, {run.different} of another class")

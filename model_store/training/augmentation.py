@@ -1,0 +1,159 @@
+"""Random variations of training images: uint8 in, uint8 out, of the same content.
+
+`augment` mirrors and crops each image. A recipe may add what uploaded photographs differ in from
+CIFAR-10: the size of the object, the filter that reduced the picture, colors and sharpness.
+`mix_up` blends pairs of images and their labels.
+
+Sources: He et al. 2015, arXiv 1512.03385, section 4.2 (crops); DeVries and Taylor 2017, arXiv
+1708.04552 (cutout); Zhang et al. 2017, arXiv 1710.09412 (mixup).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.Image import Resampling
+
+from model_store.training.cifar10 import MEAN, SIDE, Images
+from model_store.training.recipe import Recipe
+
+PADDING = 4
+"""Pixels by which a crop of the whole size may move out of the image."""
+MARGIN = 12
+"""Pixels around an image from which a crop that is larger than the image is filled."""
+GREY = tuple(round(255 * mean) for mean in MEAN)
+FILTERS = (
+    Resampling.BOX,
+    Resampling.BILINEAR,
+    Resampling.HAMMING,
+    Resampling.BICUBIC,
+    Resampling.LANCZOS,
+)
+BRIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+Lengths = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+
+
+def augment(images: Images, recipe: Recipe, side: int, rng: np.random.Generator) -> Images:
+    """Vary each image as the recipe says, and crop it to `side` x `side` pixels.
+
+    Args:
+        images: uint8 (n, 32, 32, 3).
+        recipe: Its `zoom`, `color`, `sharpness` and `cutout` are used; 0 turns each off.
+        side: Width and height of the result, in pixels, at most 32.
+        rng: Decides everything that is random.
+
+    Returns:
+        uint8 (n, side, side, 3).
+    """
+    mirrored = rng.random(len(images))[:, None, None, None] < 0.5
+    images = np.where(mirrored, images[:, :, ::-1], images)
+    crops = _zoom(images, side, recipe.zoom, rng) if recipe.zoom else _crop(images, side, rng)
+    if recipe.color or recipe.sharpness:
+        pixels = crops.astype(np.float32)
+        if recipe.color:
+            pixels = _recolor(pixels, recipe.color, rng)
+        if recipe.sharpness:
+            pixels = _sharpen(pixels, recipe.sharpness, rng)
+        crops = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    if recipe.cutout:
+        _cut_out(crops, recipe.cutout, rng)
+    return crops
+
+
+def mix_up(
+    images: Images, targets: Floats, alpha: float, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Blend each image, and its row of `targets`, with those of another image of the batch.
+
+    The share of the image itself is at least one half, from Beta(alpha, alpha).
+    """
+    share = rng.beta(alpha, alpha, len(images)).astype(np.float32)
+    share = np.maximum(share, 1 - share)
+    partners = rng.permutation(len(images))
+    of_image, of_row = share[:, None, None, None], share[:, None]
+    return (
+        images * of_image + images[partners] * (1 - of_image),
+        targets * of_row + targets[partners] * (1 - of_row),
+    )
+
+
+def _crop(images: Images, side: int, rng: np.random.Generator) -> Images:
+    """A crop of the whole size moves by up to `PADDING` pixels, with black at the edges; a smaller
+    one lies within the image."""
+    if side == SIDE:
+        images = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    places = np.lib.stride_tricks.sliding_window_view(images, (side, side), (1, 2))  # type: ignore[call-overload]  # NumPy 1.26's stub lacks axes
+    top, left = rng.integers(0, places.shape[1], (2, len(images)))
+    return np.ascontiguousarray(places[np.arange(len(images)), top, left].transpose(0, 2, 3, 1))
+
+
+def _zoom(images: Images, side: int, zoom: float, rng: np.random.Generator) -> Images:
+    """Resize a crop of random size, shape and place by a random filter.
+
+    The logarithm of the size is within `zoom` of that of `side`, that of width / height within
+    half of it. Beyond the image, its reflection is seen.
+    """
+    count = len(images)
+    around = (MARGIN, MARGIN)
+    padded = np.pad(images, ((0, 0), around, around, (0, 0)), mode="reflect")
+    scale, shape = rng.uniform(-zoom, zoom, (2, count))
+    width = np.minimum(side * np.exp(scale + shape / 4), padded.shape[2])
+    height = np.minimum(side * np.exp(scale - shape / 4), padded.shape[1])
+    left = _start(width, side, rng)
+    top = _start(height, side, rng)
+    boxes = np.stack([left, top, left + width, top + height], axis=1).tolist()
+    filters = rng.integers(0, len(FILTERS), count).tolist()
+    crops = np.empty((count, side, side, 3), dtype=np.uint8)
+    for index, (box, number) in enumerate(zip(boxes, filters, strict=True)):
+        image = Image.fromarray(padded[index])
+        crops[index] = np.asarray(image.resize((side, side), FILTERS[number], box))
+    return crops
+
+
+def _start(length: Lengths, side: int, rng: np.random.Generator) -> Lengths:
+    """Where crops of that length begin in the padded image: anywhere within the image, and as far
+    outside as crops of the whole size may move."""
+    slack = np.abs(SIDE - length) / 2 + (PADDING if side == SIDE else 0)
+    middle = MARGIN + (SIDE - length) / 2
+    start = middle + rng.uniform(-1, 1, len(length)) * slack
+    clipped: Lengths = np.clip(start, 0, SIDE + 2 * MARGIN - length)
+    return clipped
+
+
+def _recolor(pixels: Floats, strength: float, rng: np.random.Generator) -> Floats:
+    """Change saturation, contrast, brightness and the balance of the colors of each image."""
+    count = len(pixels)
+
+    def factors(spread: float, channels: int = 1) -> Floats:
+        drawn = rng.uniform(1 - spread, 1 + spread, (count, 1, 1, channels))
+        return drawn.astype(np.float32)
+
+    gray = (pixels @ BRIGHTNESS)[..., None]
+    pixels = gray + (pixels - gray) * factors(2 * strength)
+    mean = pixels.mean(axis=(1, 2, 3), keepdims=True)
+    pixels = mean * factors(strength) + (pixels - mean) * factors(strength)
+    recolored: Floats = pixels * factors(strength / 3, channels=3)
+    return recolored
+
+
+def _sharpen(pixels: Floats, strength: float, rng: np.random.Generator) -> Floats:
+    """Blur or sharpen each image: add its difference from a blurred copy, times a random number
+    from -`strength` to `strength`. At -1, the blurred copy results."""
+    padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    blurred = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16
+    amount = rng.uniform(-strength, strength, (len(pixels), 1, 1, 1)).astype(np.float32)
+    sharpened: Floats = pixels + (pixels - blurred) * amount
+    return sharpened
+
+
+def _cut_out(crops: Images, cutout: int, rng: np.random.Generator) -> None:
+    """Blank a gray square of `cutout` x `cutout` pixels, its center anywhere, in each crop."""
+    count, side = crops.shape[:2]
+    first = rng.integers(0, side, (2, count, 1)) - cutout // 2
+    pixels = np.arange(side)
+    rows, columns = (first <= pixels) & (pixels < first + cutout)
+    crops[rows[:, :, None] & columns[:, None, :]] = GREY

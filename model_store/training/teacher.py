@@ -1,0 +1,139 @@
+"""Networks that another network learns from, and a file that keeps their logits.
+
+A view is one augmented form of the whole training set. Teachers compute each view once; runs that
+see the same views share the file, whatever their seed, length or architecture. A run that stops
+while the file is written loses at most the rows of its last batch, and computes them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model_store import manifest, versions
+from model_store.manifest import BadModel, Manifest
+from model_store.network import filled
+from model_store.params import Arrays
+from model_store.training import cifar10
+from model_store.training.batches import Place
+from model_store.training.recipe import SMALL_SIDE, Recipe
+
+Logits = npt.NDArray[np.float16]
+SIDES = (SMALL_SIDE, cifar10.SIDE)
+OF_IMAGES = ("batch_size", "cutout", "zoom", "color", "sharpness", "mixup", "held_out", "views")
+"""What of a recipe decides the views."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A version of the store, read and checked."""
+
+    model: Manifest
+    arrays: Arrays
+
+    @property
+    def sha256(self) -> str:
+        return self.model.parameters.sha256
+
+
+def read_version(store: pathlib.Path, called: str) -> Version:
+    """Read `name/version`, which must take and tell apart what CIFAR-10's images show.
+
+    Raises BadModel, BadParams, OSError.
+    """
+    name, _, version = called.partition("/")
+    folder = versions.folder(store, name, version)
+    model = versions.read_manifest(folder)
+    expected = manifest.Normalization(mean=cifar10.MEAN, std=cifar10.STD)
+    if model.classes != cifar10.CLASSES or model.normalisation != expected:
+        raise BadModel(f"{folder}: its classes or its normalization are not those of CIFAR-10")
+    return Version(
+        model, versions.read_parameters(folder / model.parameters.file, model.parameters)
+    )
+
+
+class Memory:
+    """Logits by the place of their batch, in a file of zeros that fills while a run goes on."""
+
+    def __init__(
+        self, folder: pathlib.Path, recipe: Recipe, batches: int, sources: Sequence[str]
+    ) -> None:
+        """
+        Args:
+            folder: Where the file is, or will be created.
+            recipe: Its views are kept; `views` must be at least 1.
+            batches: Number of batches in a view.
+            sources: Fingerprint of the images, then those of the teachers.
+
+        Raises OSError.
+        """
+        views = {name: getattr(recipe, name) for name in OF_IMAGES}
+        whole = json.dumps([views, batches, *sources]).encode()
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"teacher-{hashlib.sha256(whole).hexdigest()[:16]}.logits"
+        path.touch()
+        shape = (len(SIDES), recipe.views, batches, recipe.batch_size, len(cifar10.CLASSES))
+        with path.open("r+b") as file:
+            file.truncate(2 * int(np.prod(shape)))  # the same size as before, or zeros
+        self._rows = np.memmap(path, dtype=np.float16, mode="r+", shape=shape)
+
+    def get(self, place: Place) -> Logits | None:
+        """The logits of that batch, or None if they are not known."""
+        rows = self._rows[SIDES.index(place.side), place.view, place.number]
+        return np.array(rows) if rows.any(axis=1).all() else None
+
+    def put(self, place: Place, logits: Logits) -> None:
+        self._rows[SIDES.index(place.side), place.view, place.number] = logits
+
+
+class Teachers:
+    """The mean logits of one or more networks."""
+
+    def __init__(
+        self, mx: Any, context: Any, versions: Sequence[Version], memory: Memory | None = None
+    ) -> None:
+        """
+        Args:
+            mx: MXNet. The calling thread must own it.
+            context: MXNet's context of the device to compute on.
+            versions: The networks, at least one.
+            memory: Keeps what was computed. None: every batch is computed.
+
+        Raises BadParams if parameters do not fit their architecture.
+        """
+        self._networks = [_network(mx, context, version) for version in versions]
+        self._memory = memory
+
+    def logits(self, place: Place | None, inputs: Any) -> Logits:
+        """float16 (n, classes) for the normalized float32 (n, 3, side, side) on the device, which
+        come again if they have a `place`."""
+        if self._memory is None or place is None:
+            return self._compute(inputs)
+        kept = self._memory.get(place)
+        if kept is None:
+            kept = self._compute(inputs)
+            self._memory.put(place, kept)
+        return kept
+
+    def _compute(self, inputs: Any) -> Logits:
+        total = sum(network(inputs) for network in self._networks)
+        mean: Logits = (total / len(self._networks)).asnumpy().astype(np.float16)
+        return mean
+
+
+def _network(mx: Any, context: Any, version: Version) -> Any:
+    steps = filled(mx, version.model, context, version.arrays)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as done:
+        network = done.value
+    network.hybridize(static_alloc=True, static_shape=True)
+    return network

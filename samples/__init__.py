@@ -1,0 +1,1 @@
+"""Pictures to try the service with, and the code that draws them."""

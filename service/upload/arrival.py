@@ -1,0 +1,68 @@
+"""Watches a body while it arrives: its time, and at intervals its rate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from batching import on_error
+from service.errors import UploadTimeout
+from service.http.disconnect import CancelScope
+
+
+class Watched(Protocol):
+    """What is needed of a body's lease."""
+
+    held: int
+    max_seconds: float
+
+    def begin(self, reject: Callable[[Exception], None]) -> None: ...
+    def check(self) -> None: ...
+    def reject(self, error: Exception) -> None: ...
+    def end(self) -> None: ...
+
+
+class Arrival(CancelScope):
+    """`with Arrival(lease, interval):` checks the lease every `interval` seconds, and raises
+    UploadTimeout when its time is over."""
+
+    def __init__(self, lease: Watched, interval: float) -> None:
+        super().__init__()
+        self._lease = lease
+        self._interval = interval
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._lease.begin(self.cancel)
+        self._loop = asyncio.get_running_loop()
+        self._next_check = self._loop.time()
+        self._end = self._next_check + self._lease.max_seconds
+        self._schedule()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._timer.cancel()
+        self._lease.end()
+        super().__exit__(kind, *rest)
+
+    def _schedule(self) -> None:
+        self._next_check += self._interval
+        if self._next_check < self._end:
+            self._timer = self._loop.call_at(self._next_check, self._check)
+        else:
+            self._timer = self._loop.call_at(self._end, self._time_out)
+
+    def _check(self) -> None:
+        with on_error(self.cancel):
+            self._lease.check()
+            self._schedule()
+
+    def _time_out(self) -> None:
+        with on_error(self.cancel):
+            self._lease.reject(
+                UploadTimeout(
+                    f"The upload did not arrive within {self._lease.max_seconds:g} seconds: "
+                    f"{self._lease.held:,} bytes did. Send a smaller image, or use a faster "
+                    "connection."
+                )
+            )
