@@ -3,7 +3,10 @@ responses. Decoder processes import this module, so it imports little."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class BadImage(Exception):
@@ -116,6 +119,10 @@ class UnsupportedMethod(Exception):
     """Of gRPC: in the protocol, and not served."""
 
 
+class TooManyMessages(Exception):
+    """A gRPC message was given up for a newer one, since too many were arriving."""
+
+
 class UnsupportedEncoding(Exception):
     """The body is compressed."""
 
@@ -138,3 +145,10 @@ class Stalled(NotReady):
 
 class NotLive(Exception):
     """The engine does not answer any more; only a new process helps."""
+
+
+def first_error(error: ValidationError) -> str:
+    """The first error that pydantic found, as a sentence: where it is, and what is wrong."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "The body"
+    return f"{where}: {first['msg']}."

@@ -25,7 +25,7 @@ from service.upload.body import read_bytes
 from service.v2 import common, schemas
 from service.v2.common import by_one_version, check_named, decoded, served
 from service.v2.inputs import header_length, parse
-from service.v2.outputs import Reply, serialise
+from service.v2.outputs import Reply, serialize
 from service.v2.schemas import LENGTH_HEADER
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=FastRoute)
@@ -121,7 +121,7 @@ async def infer(request: Request) -> Response:
         results = await by_one_version(pipeline, images)
     check_named(results[0].model, *_named_model(request))
     rows = [result.probabilities for result in results]
-    body, length = serialise(reply, results[0].model, rows)
+    body, length = serialize(reply, results[0].model, rows)
     if length is None:
         return Response(body, media_type="application/json")
     return Response(body, 200, {LENGTH_HEADER: str(length)}, "application/octet-stream")

@@ -617,7 +617,7 @@ async def grpc_webps(field: Field) -> None:
 
 @attack("gRPC, messages of millions of empty fields")
 async def grpc_fields(field: Field) -> None:
-    from tests.service.grpc.test_prescan import WORST
+    from tests.service.grpc.test_wire_prescan import WORST
 
     await messages(field, list(WORST.values()))
 

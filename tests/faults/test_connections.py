@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 
-from service.grpc.frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, field, frame
+from service.grpc.http2_frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, field, frame
 from service.server.connection import HEAD_BYTES, READ_BYTES
 from tests.e2e.process import PATIENCE, Server
 from tests.faults.faulty import FAULTY

@@ -1,4 +1,4 @@
-"""What is no image is bounded before a message is parsed."""
+"""Tests that everything but images is limited before a message is parsed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.errors import BadInference
 from service.grpc.messages import ModelInferRequest
-from service.grpc.prescan import MAX_FIELDS, MAX_REST, check
+from service.grpc.wire_prescan import MAX_FIELDS, MAX_REST, check
 
 
 def varint(value: int) -> bytes:
@@ -27,8 +27,8 @@ def field(number: int, content: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
-def test_images_weigh_nothing() -> None:
-    """Neither raw nor typed, however large; nor 64 images of pixels in `contents`."""
+def test_check_accepts_large_images() -> None:
+    """Raw and typed images of any size are accepted, and so are 64 images as FP32 pixels."""
     photo = bytes(4_000_000)
     request = ModelInferRequest(model_name="fake", raw_input_contents=[photo])
     check(request.SerializeToString())
@@ -57,15 +57,16 @@ WORST = {
 
 
 @pytest.mark.parametrize("message", WORST.values(), ids=WORST)
-def test_anything_else_is_bounded(message: bytes) -> None:
-    """And found out in no time, so that others have their turn."""
+def test_check_rejects_large_messages_quickly(message: bytes) -> None:
+    """10 MiB of anything but images are rejected within 0.1 s of CPU time."""
     started = time.process_time()
     with pytest.raises(BadInference, match=f"{MAX_FIELDS:,} fields"):
         check(message)
     assert time.process_time() - started < 0.1
 
 
-def test_the_bounds_themselves() -> None:
+def test_check_accepts_the_limits() -> None:
+    """Exactly `MAX_FIELDS` fields and exactly `MAX_REST` bytes are accepted."""
     check(b"\x2a\x00" * MAX_FIELDS)
     check(field(3, b"x" * MAX_REST))
 
@@ -77,19 +78,20 @@ def test_the_bounds_themselves() -> None:
         b"\x3a\x05abc",  # cut short
         b"\x2a\x05abc",
         b"\x2a\x02\x2a\x05abc",
-        b"\x2b\x2c",  # a group, which proto3 has not
+        b"\x2b\x2c",  # a group, which proto3 does not have
         b"\x0f",
         b"\x78" + b"\xff" * 11,  # no end
         b"\x79abc",
     ],
 )
-def test_what_is_no_message(message: bytes) -> None:
+def test_check_rejects_broken_messages(message: bytes) -> None:
+    """Messages that do not follow the wire format are rejected."""
     with pytest.raises(BadInference, match="not a ModelInferRequest"):
         check(message)
 
 
 @given(st.binary(max_size=300))
-def test_noise(message: bytes) -> None:
-    """Whatever comes, it is refused in words or goes on to the parser."""
+def test_check_raises_no_other_exceptions(message: bytes) -> None:
+    """Any bytes are accepted or rejected with a problem."""
     with contextlib.suppress(BadInference):
         check(message)

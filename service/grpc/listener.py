@@ -1,4 +1,4 @@
-"""Listens on the gRPC port, and relays every connection to gRPC's server (`relay`)."""
+"""Listens on the gRPC port, and creates a relay to gRPC's server for every connection."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ import asyncio
 import socket
 from functools import partial
 
-from service.grpc.relay import FRAMES_AT_ONCE, FRAMES_PER_SECOND, Connection
+from service.grpc.frame_credit import new_limiter
+from service.grpc.relay import Relay
 from service.grpc.streams import Streams
-from service.grpc.turn import Turn
-from service.rate_limit import RateLimiter
+from service.grpc.turn_limit import TurnLimit
 from service.server.connection_limit import Connections
 
 BACKLOG = 2048
 """Connections that the system may queue until they are accepted."""
 
 
-class Front:
+class RelayListener:
     """The listening sockets of the gRPC port."""
 
     def __init__(self, connections: Connections, streams: Streams, path: str) -> None:
-        """`connections`: the limit on them; `streams`: all streams; `path`: the Unix socket of
-        gRPC's server."""
+        """
+        Args:
+            connections: Limits the number of connections.
+            streams: The streams of all connections.
+            path: The Unix socket of gRPC's server.
+        """
         self._connections = connections
-        frames = RateLimiter(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
-        self._connect = partial(Connection, connections, streams, path, frames, Turn())
+        self._relay = partial(Relay, connections, streams, path, new_limiter(), TurnLimit())
 
     async def start(self, sockets: list[socket.socket]) -> None:
+        """Accept connections on `sockets`."""
         loop = asyncio.get_running_loop()
         self._servers = [
-            await loop.create_server(self._connect, sock=sock, backlog=BACKLOG) for sock in sockets
+            await loop.create_server(self._relay, sock=sock, backlog=BACKLOG) for sock in sockets
         ]
 
     def stop_accepting(self) -> None:
+        """Close the listening sockets. Open connections stay."""
         for server in self._servers:
             server.close()
 
