@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from service.grpc.connection_streams import ConnectionStreams
-from service.grpc.frame_credit import FRAMES_PER_SECOND, FrameCredit
+from service.grpc.frame_credit import FRAMES_PER_SECOND, FrameCredit, FrameLimiter
 from service.grpc.frame_filter import BadFrame, FrameFilter
 from service.grpc.http2_frames import (
     DATA,
@@ -42,13 +42,11 @@ from service.grpc.server_connection import ServerConnection
 from service.grpc.streams import Streams
 from service.grpc.timers import Timers
 from service.grpc.turn_limit import TurnLimit
-from service.rate_limit import RateLimiter, network
+from service.rate_limit import network
 from service.server.connection import HEAD_SECONDS, READ_SECONDS
 from service.server.connection_limit import Connections
 
 FLOOD_SECONDS = 30.0
-RETRY_SECONDS = 0.1
-"""Time until a client without credit is read again."""
 BUFFERED = 16_384
 """Bytes in the write buffer of one side above which the other side is not read."""
 _INBOX = memoryview(bytearray(32_768))
@@ -63,7 +61,7 @@ class Relay(asyncio.BufferedProtocol):
         connections: Connections,
         streams: Streams,
         path: str,
-        frame_limiter: RateLimiter,
+        frame_limiter: FrameLimiter,
         turn: TurnLimit,
     ) -> None:
         """
@@ -107,6 +105,7 @@ class Relay(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.remove(self)
+        self._credit.stop_waiting(self._read_again)
         self._timers.cancel_all()
         self._streams.close_all()
         if self._connecting is not None:
@@ -218,12 +217,11 @@ class Relay(asyncio.BufferedProtocol):
             self._turn.wait(self._begin_turn)
         if self._filter.credit <= 0:
             self.pause("credit")
-            self._timers.start("credit", RETRY_SECONDS, self._read_again)
+            self._credit.wait(self._read_again)
             if "flood" not in self._timers:
                 self._timers.start("flood", FLOOD_SECONDS, self._end_flood)
 
     def _read_again(self) -> None:
-        self._timers.cancel("credit")
         self._relay()
         if self._filter.credit > 0:
             self.resume("credit")

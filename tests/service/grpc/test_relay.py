@@ -224,11 +224,14 @@ REPEATED = {
     "empty data": frame(DATA, 0, 1),
     "a byte of data each": frame(DATA, 0, 1, b"x"),
     "data of a closed stream": frame(DATA, 0, 1, bytes(1000)),
+    "empty ends of a message": frame(DATA, END_STREAM, 1),
+    "data behind the end of a message": frame(DATA, 0, 1, bytes(1000)),
     "trailers": frame(HEADERS, END_HEADERS, 1),
     "empty continuations": frame(CONTINUATION, 0, 3),
 }
 BEGINS = {
     "data of a closed stream": frame(RST_STREAM, 0, 1, bytes(4)),
+    "data behind the end of a message": frame(DATA, END_STREAM, 1, b"x"),
     "empty continuations": frame(HEADERS, 0, 3),
 }
 FLOODS = {flood: 10_000 * one for flood, one in REPEATED.items()} | {
