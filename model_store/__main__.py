@@ -228,20 +228,20 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         metavar="FOLDER",
         default=pathlib.Path("training"),
-        help="folder of checkpoints: saved after every epoch and resumed from (%(default)s)",
+        help="folder to save checkpoints to and to continue from (%(default)s)",
     )
     parser.add_argument(
         "--logits",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="folder to keep the logits of teachers in, which runs may share (that of checkpoints)",
+        help="folder for the logits of teachers, which runs may share (the folder of checkpoints)",
     )
     for option in dataclasses.fields(Recipe):
         parser.add_argument(
             f"--{option.name.replace('_', '-')}",
             type=type(option.default),
             default=option.default,
-            help="(%(default)s)",
+            help=option.metadata["help"] + (" (%(default)s)" if option.default != "" else ""),
         )
 
 

@@ -120,7 +120,7 @@ class UnsupportedMethod(Exception):
 
 
 class TooManyMessages(Exception):
-    """A gRPC message was given up for a newer one, since too many were arriving."""
+    """A gRPC message was canceled for a newer one, because too many were arriving."""
 
 
 class UnsupportedEncoding(Exception):

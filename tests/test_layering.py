@@ -21,6 +21,7 @@ PACKAGES = {
 """Each package, and the packages that it may import."""
 LAYERS = (
     "errors",
+    "exit_status",
     "settings",
     "rate_limit",
     "telemetry",

@@ -16,7 +16,7 @@ from typing import Protocol
 from service.grpc.read_buffers import ReadBuffers
 from service.grpc.streams import Stream, Streams
 from service.grpc.timers import Timers
-from service.server.connection import READ_SECONDS
+from service.server.transport import READ_SECONDS
 
 OPEN_STREAMS = 256
 """Maximum number of open streams of a connection. gRPC's server allows clients 128, and refuses

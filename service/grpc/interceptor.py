@@ -140,7 +140,7 @@ def _span(tracing: Tracing | None, route: str, call: Call) -> Any:
         return nullcontext()
     # https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
     attributes = {"rpc.system": "grpc", "rpc.method": route[1:]}
-    return tracing.requested(route[1:], call.headers, attributes)
+    return tracing.request_span(route[1:], call.headers, attributes)
 
 
 def _metadata(

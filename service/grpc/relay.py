@@ -43,8 +43,9 @@ from service.grpc.streams import Streams
 from service.grpc.timers import Timers
 from service.grpc.turn_limit import TurnLimit
 from service.rate_limit import network
-from service.server.connection import HEAD_SECONDS, READ_SECONDS
+from service.server.connection import HEAD_SECONDS
 from service.server.connection_limit import Connections
+from service.server.transport import READ_SECONDS
 
 FLOOD_SECONDS = 30.0
 BUFFERED = 16_384

@@ -16,7 +16,7 @@ from service.grpc.listener import RelayListener
 from service.grpc.methods import Methods
 from service.grpc.streams import IDLE, Streams
 from service.inference.service import Service
-from service.server.connection_limit import Connections, bound
+from service.server.connection_limit import Connections, usable_limit
 from service.server.listening import bind, join
 from service.settings import Settings
 from service.telemetry.logs import log
@@ -30,8 +30,8 @@ MAX_STREAMS = 128
 
 
 def _is_server_error(record: logging.LogRecord) -> bool:
-    """Filters out the errors, with tracebacks, that gRPC logs for errors of clients: a disconnect
-    during a response, or a header that is not UTF-8. The `interceptor` logs such calls."""
+    """Logging filter that drops errors of clients: a disconnect during a response, or a header that
+    is not UTF-8. gRPC logs them as errors; the `interceptor` logs such calls in one line."""
     return not str(record.msg).startswith(CLIENT_ERRORS)
 
 
@@ -79,7 +79,7 @@ class RpcServer:
         path = f"{self._folder.name}/grpc"
         self._server.add_insecure_port(f"unix:{path}")
         await self._server.start()
-        self.connections = Connections(bound(settings))
+        self.connections = Connections(usable_limit(settings))
         self._listener = RelayListener(self.connections, streams, path)
         await self._listener.start(sockets)
         address = f"[{host}]" if ":" in host else host

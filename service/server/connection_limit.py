@@ -1,23 +1,23 @@
-"""Limits the number of open connections, and decides which one makes room for a new one.
+"""Limits the number of open connections, and decides which one makes room for a new connection.
 
-Promises
-- There are at most as many as configured, and always fewer than the process may have descriptors.
-- A connection waits unless it has a complete request whose answer has not begun. It is busy then.
-- Where all places are taken, a new connection takes that of the client network that has most of
-  them: of its waiting connections the one whose last progress is longest ago. So idle and silent
-  connections make room first, then slow ones, and uploads in progress last.
-- A network that has more than a `CROWD`th of all places gives one of a busy connection where none
-  of its connections waits. A smaller one does so only where no other network has a waiting
-  connection. Its newest makes room.
-- A connection never takes the place of a busy one of its own network, nor that of a network that
-  would then have fewer connections than its own. So a client cannot keep others out, and one that
-  has all places (NAT, a proxy) does not interrupt its own requests. It is rejected where no
-  connection waits.
+Guarantees
+- At most `limit` connections are open, which is fewer than the process may have descriptors.
+- A connection is waiting unless it has a complete request whose answer has not begun. Then it is
+  busy.
+- At the limit, a new connection replaces one of the client network with the most connections: the
+  waiting one whose last progress is longest ago. So idle and silent connections are replaced first,
+  then slow ones, and uploads in progress last.
+- If that network has no waiting connection, but more than 1/`CROWD` of all connections, its newest
+  busy one is replaced. If it has fewer, waiting connections of other networks are replaced first.
+- A network never loses a connection to one that would have as many afterwards, unless the
+  connection is waiting. So a client cannot keep others out, and a client that has all connections
+  (NAT, a proxy) does not interrupt its own requests. Its new connections are rejected if none is
+  waiting.
 - Progress is a complete request, a part of an answer that was sent, or `PROGRESS_BYTES` received.
-  Fewer bytes are no progress, so that a byte now and then does not keep a place.
+  Fewer bytes are not progress, so a byte now and then does not keep a connection open.
 
-Running out of descriptors all the same (something else in the process may take them) ends
-nothing: libuv accepts and closes connections that it cannot keep.
+If the process runs out of descriptors all the same, because something else uses them, libuv accepts
+and closes new connections.
 """
 
 from __future__ import annotations
@@ -32,127 +32,132 @@ from uvicorn.server import ServerState
 from service.settings import Settings
 from service.telemetry.logs import log
 
-OTHERS = 64
-"""Descriptors for everything that is no connection; of a few, half."""
-SIDE_CONNECTIONS = 64
+OTHER_DESCRIPTORS = 64
+"""Descriptors for everything except connections. Under a low limit, half of the limit."""
+METRICS_CONNECTIONS = 64
 """Maximum number of connections to the port for metrics."""
-TELL_EVERY = 60.0
-"""Seconds between two lines in the log that say that there are too many."""
+LOG_INTERVAL = 60.0
+"""Minimum number of seconds between two warnings that the limit is reached."""
 PROGRESS_BYTES = 4096
-"""Bytes of requests after which a connection that waits has made progress."""
+"""Number of received bytes that count as progress."""
 CROWD = 16
+"""A network with more than this part of all connections makes room also where all of its
+connections are busy and others are waiting."""
 
 
-class Connection(Protocol):
-    """The methods and attributes of a connection that are used here."""
+class Replaceable(Protocol):
+    """A connection that can make room for another."""
 
     network: str
     """Identifies the client (`rate_limit.network`)."""
 
     def make_room(self) -> None:
-        """Close the connection now. Its place is taken already."""
+        """Close immediately."""
 
 
 class Connections(ServerState):
-    """uvicorn's record of open connections, with a limit."""
+    """Uvicorn's record of open connections, with a limit."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: maximum number of connections."""
+    def __init__(self, limit: int) -> None:
+        """`limit`: maximum number of open connections."""
         super().__init__()
-        self._most = most
-        self._networks: dict[str, dict[Connection, None]] = {}
-        """Connections that have a place by their network, the oldest first."""
-        self.waiting = OrderedDict[Connection, None]()
-        """Those that wait, the one whose last progress is longest ago first. They keep this up to
-        date themselves: a call for each change would cost every request."""
-        self._told_at: float | None = None
+        self._limit = limit
+        self._networks: dict[str, dict[Replaceable, None]] = {}
+        """The connections of each network, the oldest first."""
+        self.waiting = OrderedDict[Replaceable, None]()
+        """Waiting connections, the one whose last progress is longest ago first. Connections that
+        are not waiting may be replaced, too. Each connection adds, moves and removes itself, since
+        a call for each change would slow down every request."""
+        self._logged_at: float | None = None
         self.peak = 0
-        """Maximum number of open connections since `memory` last gave memory back."""
+        """Maximum number of open connections since memory was last returned to the system."""
 
     @property
     def held(self) -> int:
         """Number of open connections."""
         return len(self.connections)
 
-    def admit(self, newcomer: Connection) -> bool:
-        """Give a new connection a place, if need be that of another one. It waits at first.
-        Returns False where there is no place."""
-        self.peak = max(self.peak, min(len(self.connections) + 1, self._most))
-        if len(self.connections) >= self._most:
-            self._tell()
-            other = self._makes_room(newcomer.network)
-            if other is None:
+    def admit(self, connection: Replaceable) -> bool:
+        """Add a new connection, which is waiting. Returns False when it must be rejected."""
+        self.peak = max(self.peak, min(len(self.connections) + 1, self._limit))
+        if len(self.connections) >= self._limit:
+            self._log_limit()
+            replaced = self._replaced_by(connection.network)
+            if replaced is None:
                 return False
-            self.remove(other)
-            other.make_room()
-        self.connections.add(newcomer)  # type: ignore[arg-type]  # uvicorn's are of its own classes
-        self._networks.setdefault(newcomer.network, {})[newcomer] = None
-        self.waiting[newcomer] = None
+            self.remove(replaced)
+            replaced.make_room()
+        self.connections.add(connection)  # type: ignore[arg-type]  # not a class of Uvicorn's
+        self._networks.setdefault(connection.network, {})[connection] = None
+        self.waiting[connection] = None
         return True
 
-    def remove(self, connection: Connection) -> None:
-        """Take its place away from a connection, if it has one."""
+    def remove(self, connection: Replaceable) -> None:
+        """Remove a connection. No effect if it was removed or rejected before."""
         self.waiting.pop(connection, None)
         self.connections.discard(connection)
-        others = self._networks.get(connection.network, {})
-        others.pop(connection, None)
-        if not others:
+        connections = self._networks.get(connection.network, {})
+        connections.pop(connection, None)
+        if not connections:
             self._networks.pop(connection.network, None)
 
-    def _makes_room(self, network: str) -> Connection | None:
-        """The connection whose place a new one of `network` takes."""
+    def _replaced_by(self, network: str) -> Replaceable | None:
+        """The connection that a new one of `network` replaces. None: it must be rejected."""
         own = len(self._networks.get(network, ()))
         most = max(map(len, self._networks.values()), default=0)
-        is_fair = own + 1 < most
+        may_replace_busy = own + 1 < most
         found = self._longest_waiting(most)
-        if found is None and not (is_fair and most * CROWD > self._most):
+        if found is None and not (may_replace_busy and most * CROWD > self._limit):
             found = self._longest_waiting(own)
-        if found is None and is_fair:
-            largest = next(one for one in self._networks.values() if len(one) == most)
+        if found is None and may_replace_busy:
+            largest = next(ones for ones in self._networks.values() if len(ones) == most)
             found = next(reversed(largest))
         return found
 
-    def _longest_waiting(self, least: int) -> Connection | None:
-        """Of networks with at least `least` connections, the one that waits longest."""
+    def _longest_waiting(self, size: int) -> Replaceable | None:
+        """The waiting connection whose last progress is longest ago, of networks with at least
+        `size` connections."""
         for connection in self.waiting:
-            if len(self._networks[connection.network]) >= least:
+            if len(self._networks[connection.network]) >= size:
                 return connection
         return None
 
-    def _tell(self) -> None:
+    def _log_limit(self) -> None:
         now = time.monotonic()
-        if self._told_at is None or now - self._told_at > TELL_EVERY:
-            self._told_at = now
+        if self._logged_at is None or now - self._logged_at > LOG_INTERVAL:
+            self._logged_at = now
             log.warning(
-                "%d connections are open, the maximum: new ones take the place of those that wait "
-                "longest, of the client that has most, or are rejected",
-                self._most,
+                "the maximum of %d connections is open: new connections replace those of the "
+                "clients with the most connections, or are rejected",
+                self._limit,
             )
 
 
-def bound(settings: Settings) -> int:
-    """Maximum number of connections over HTTP, and of those over gRPC: `SHOAL_MAX_CONNECTIONS`, or
-    as many as there are descriptors for. Raises the process' own limit as far as needed and
-    allowed."""
-    wanted = settings.max_connections
-    # One over gRPC is relayed: it takes three. There may be as many as over HTTP.
+def usable_limit(settings: Settings) -> int:
+    """The maximum number of HTTP connections, which is also that of gRPC connections.
+
+    It is `max_connections`, or fewer if the process may not have enough descriptors. Raises the
+    soft limit of the process on descriptors if necessary and allowed.
+    """
+    requested = settings.max_connections
+    # A gRPC connection takes three descriptors, since it is relayed.
     each = 1 if settings.grpc_port is None else 4
-    spare = OTHERS + (0 if settings.metrics_port is None else SIDE_CONNECTIONS)
+    others = OTHER_DESCRIPTORS + (0 if settings.metrics_port is None else METRICS_CONNECTIONS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = each * wanted + spare
+    needed = each * requested + others
     unlimited = resource.RLIM_INFINITY
-    if soft != unlimited and soft < enough:
-        raised = enough if hard == unlimited else min(enough, hard)
+    if soft != unlimited and soft < needed:
+        raised = needed if hard == unlimited else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
         soft = raised
-    if soft == unlimited or soft >= enough:
-        return wanted
-    possible = max(soft - spare, soft // 2) // each
-    if possible >= wanted:
-        return wanted
+    if soft == unlimited or soft >= needed:
+        return requested
+    possible = max(soft - others, soft // 2) // each
+    if possible >= requested:
+        return requested
     log.warning(
         "at most %d connections instead of %d: this process may have only %d descriptors (ulimit "
         "-n, LimitNOFILE=). Raise that limit, or set SHOAL_MAX_CONNECTIONS=%d",
-        *(possible, wanted, soft, possible),
+        *(possible, requested, soft, possible),
     )
     return possible

@@ -144,7 +144,7 @@ def _running_repository(request: Request) -> Versions:
     """The repository, if the model may still be changed. Raises Draining during a shutdown."""
     service = service_of(request)
     if service.draining:
-        raise Draining("shutting down", retry_after=1)
+        raise Draining
     return service.repository
 
 

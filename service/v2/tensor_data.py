@@ -25,11 +25,11 @@ TOLERANCE = 0.02
 """Maximum distance of a denormalized pixel from a whole number. Rounding in FP32 causes about
 1e-4."""
 PIECE = 512 * 1024
-"""Characters of base64 that are decoded at once, in about a millisecond. A multiple of four."""
+"""Characters of base64 that are decoded per step, in about a millisecond. A multiple of four."""
 
 Encoded = Iterable[bytes]
-"""The bytes of an encoded image, in pieces. Producing a piece takes about a millisecond at most,
-and raises BadInference where the image is not valid base64."""
+"""The bytes of an encoded image, in pieces. Producing a piece takes about a millisecond,
+and raises BadInference if the image is not valid base64."""
 Numbers = npt.NDArray[np.float64]
 """The elements of a numeric tensor, in its shape."""
 Pixels = npt.NDArray[np.uint8]

@@ -647,7 +647,7 @@ async def test_max_queue_delay_misses_no_deadline() -> None:
         waiting = task(b, 1, 10_000)
         await asyncio.sleep(1)
     assert waiting.done()
-    assert now() < 10, "drain waits for nobody's company"
+    assert now() < 10, "draining does not wait for more items"
 
 
 @virtual_time

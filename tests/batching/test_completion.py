@@ -37,7 +37,7 @@ class FaultyClock(Faulty):
 
 
 class FaultyTable(Faulty, LatencyTable):
-    """Every question to it, and everything it is to learn, is a use."""
+    """Every lookup and every observation is a use."""
 
     def __init__(self, at: int) -> None:
         LatencyTable.__init__(self, {bucket: [1.0] * 3 for bucket in (1, 2, 4, 8)})

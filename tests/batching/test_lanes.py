@@ -8,15 +8,14 @@ from collections.abc import Sequence
 import pytest
 
 from batching import Batcher, LatencyTable
-from batching.arrivals import Arrivals
-from batching.policy import Policy
+from batching.policy import Arrivals, Policy
 from batching.timeline import Timeline
 from tests.batching.fakes import FakeEngine, batcher, table, task
 from tests.batching.virtual_time import virtual_time
 
 
 def timeline(*handed: float) -> Timeline:
-    """With a batch handed over at each of these times."""
+    """A timeline with a batch handed over at each of these times."""
     batches = Timeline(table(), lanes=2)
     for now in handed:
         batches.begin(8, now)
@@ -220,7 +219,7 @@ async def test_batcher_gives_a_free_lane_a_batch_at_once() -> None:
 
 
 class Steady(Arrivals):
-    """One item every `gap` seconds, in a flood as many as can be."""
+    """One item every `gap` seconds; by default far more than can be computed."""
 
     def __init__(self, gap: float = 1e-9) -> None:
         super().__init__(memory=1.0)
@@ -230,8 +229,8 @@ class Steady(Arrivals):
         return self._gap
 
 
-def worth(arrivals: Arrivals) -> Policy:
-    """Two lanes; 1, 2, 4 and 8 items take 0.6, 0.7, 0.9 and 1.3 s: eight are the most a second."""
+def two_lanes(arrivals: Arrivals) -> Policy:
+    """A policy for two lanes in which 1, 2, 4 and 8 items take 0.6, 0.7, 0.9 and 1.3 s."""
     p = Policy(table(lambda size: 0.5 + 0.1 * size, margin=0.1), max_batch_size=8, lanes=2)
     p.arrivals = arrivals
     return p
@@ -245,7 +244,7 @@ def worth(arrivals: Arrivals) -> Policy:
         ([8], [9.0] * 7, 0.5, 1.3),
         ([8], [9.0] * 8, 0.5, 0.5),  # worth it
         ([8], [1.5] * 3, 0.5, 1.5 - 0.9 * 1.1),  # a deadline is at stake
-        ([8], [9.0], 2.0, 2.0),  # it may wait for company longer than that
+        ([8], [9.0], 2.0, 2.0),  # the queue delay is longer than that
         ([8, 1], [9.0], 0.5, 0.6 - 0.1 * (1.3 + 0.6) / 2),  # until the first of both, and early
     ],
 )
@@ -253,7 +252,7 @@ def test_due_at_gives_a_free_lane_only_worthwhile_batches(
     computing: list[int], deadlines: list[float], patience: float, due: float
 ) -> None:
     """While one lane computes, a batch for the other is due at once only if it is worthwhile."""
-    p = worth(Steady())
+    p = two_lanes(Steady())
     for size in computing:
         p.timeline.begin(size, 0.0)
     assert p.due_at(deadlines, patience, 0.5) == pytest.approx(due)
@@ -262,7 +261,7 @@ def test_due_at_gives_a_free_lane_only_worthwhile_batches(
 @pytest.mark.parametrize(("gap", "size"), [(1.0, 1), (0.15, 2), (0.075, 4), (0.06, 7), (0.01, 8)])
 def test_due_at_gives_a_free_lane_a_batch_that_keeps_up(gap: float, size: int) -> None:
     """A batch is worthwhile if it keeps up with 0.6 of a lane's share of the arrivals."""
-    p = worth(Steady(gap))
+    p = two_lanes(Steady(gap))
     p.timeline.begin(8, 0.0)
     due = [p.due_at([9.0] * waiting, 0.5, 0.5) for waiting in range(1, 9)]
     assert due == [1.3] * (size - 1) + [0.5] * (9 - size)
@@ -279,7 +278,7 @@ def test_due_at_gives_a_free_lane_the_most_efficient_batch() -> None:
 
 def test_due_at_does_not_wait_for_a_late_lane() -> None:
     """A lane that is late does not keep items from the free lane."""
-    p = worth(Steady())
+    p = two_lanes(Steady())
     p.timeline.begin(1, 0.0)
     assert p.due_at([9.0], 0.7, 0.7) == 0.7
 

@@ -128,7 +128,7 @@ def test_observe_applies_a_common_change_to_all_sizes() -> None:
 @pytest.mark.parametrize(
     ("change", "after"),
     [
-        (2.0, 2.0),  # who was right before is so no longer
+        (2.0, 2.0),  # sizes that were correct before change too
         (0.5, 0.5),
         (1.12, 1.12),  # 3.8 standard deviations
         (1.08, 1.0),  # 2.6 may be noise, by which nothing else is moved

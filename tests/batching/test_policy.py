@@ -13,22 +13,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batching.arrivals import Arrivals
 from batching.latency import LatencyTable
-from batching.policy import ACCEPTED_MARGIN, MAX_CHOICES, Policy
+from batching.policy import ACCEPTED_MARGIN, MAX_CHOICES, Arrivals, Policy
 from batching.timeline import Lanes
 from tests.batching.fakes import policy, steps, table
 
-SOON = 1e-9
+A_LITTLE = 1e-9
 
 
 def flood(p: Policy, now: float, per_second: float) -> None:
-    """As if items had arrived at this rate for a long time."""
+    """Record arrivals at this rate for 100 s."""
     for n in range(round(100 * per_second), -1, -1):
         p.arrivals.record(now - n / per_second)
 
 
-# Who is refused
+# Which items are rejected
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def flood(p: Policy, now: float, per_second: float) -> None:
         ([], 1.09, 0.01),
         ([], 0.5, 0.6),
         ([9.0] * 7, 1.2, None),
-        ([9.0] * 8, 1.2, None),  # it would go first, and the eighth has time
+        ([9.0] * 8, 1.2, None),  # it would be first, and the eighth item has time
         ([9.0] * 8, 9.0, None),
         ([1.5] * 8, 2.1, 0.1),  # second batch: 2 s and the margin
         ([1.5] * 8, 2.3, None),
@@ -57,7 +56,7 @@ def test_seconds_late_counts_batches_in_flight() -> None:
     p = policy()
     p.timeline.begin(8, 0.0)
     p.timeline.begin(8, 0.9)
-    assert p.seconds_late([], 0.9 + 2.1 * 1.1 + SOON, 0.9) is None
+    assert p.seconds_late([], 0.9 + 2.1 * 1.1 + A_LITTLE, 0.9) is None
     assert p.seconds_late([], 0.9 + 2.1 * 1.1 - 0.1, 0.9) == pytest.approx(0.1)
 
 
@@ -88,7 +87,7 @@ def test_seconds_late_plans_batches_as_form_batch_does() -> None:
     p = policy(steps, (1, 2, 3, 4, 5, 6, 7, 8))
     full = [4.5 * 1.06] * 8
     assert p.form_batch(full, 0.0) == (0, 8)
-    assert p.seconds_late(full, (4.5 + 1.0) * 1.1 + SOON, 0.0) is None
+    assert p.seconds_late(full, (4.5 + 1.0) * 1.1 + A_LITTLE, 0.0) is None
     assert p.seconds_late(full, (4.5 + 1.0) * 1.1 - 0.1, 0.0) == pytest.approx(0.1)
 
 
@@ -103,7 +102,7 @@ def test_seconds_late_rejects_a_batch_too_small_under_overload() -> None:
     """A new item could be computed alone, but far more items could be answered in that time."""
     p = policy(lambda size: 1.0 + 0.1 * size)
     p.timeline.begin(8, 0.0)
-    alone, together = (1.8 + 1.1) * 1.1 + SOON, (1.8 + 1.8) * 1.1 + SOON
+    alone, together = (1.8 + 1.1) * 1.1 + A_LITTLE, (1.8 + 1.8) * 1.1 + A_LITTLE
     assert p.seconds_late([], alone, 0.0) is None
     flood(p, 0.0, per_second=100)
     assert p.seconds_late([], alone, 0.0) == pytest.approx(0.7 * 1.1)
@@ -168,7 +167,7 @@ def test_seconds_late_accepts_small_batches_at_a_low_rate() -> None:
     p = policy(lambda size: 1.0 + 0.1 * size)
     flood(p, 0.0, per_second=0.8)
     p.timeline.begin(8, 0.0)
-    assert p.seconds_late([], (1.8 + 1.1) * 1.1 + SOON, 0.0) is None
+    assert p.seconds_late([], (1.8 + 1.1) * 1.1 + A_LITTLE, 0.0) is None
 
 
 def test_policy_tries_one_item_when_predictions_are_stale() -> None:
@@ -179,7 +178,7 @@ def test_policy_tries_one_item_when_predictions_are_stale() -> None:
     assert p.seconds_late([], 2.4, 1.9) is not None
     assert p.seconds_late([], 2.6, 2.1) is None
     assert p.seconds_late([2.6], 2.6, 2.1) is not None
-    assert p.seconds_late([], 2.1, 2.1) is not None, "not without any time at all"
+    assert p.seconds_late([], 2.1, 2.1) is not None, "not if the deadline has passed"
     assert p.form_batch([2.6], 2.1) == (0, 1)
     assert p.form_batch([2.1], 2.1) == (1, 0)
     assert p.form_batch([2.0, 2.3, 2.6], 2.1) == (2, 1)
@@ -188,7 +187,7 @@ def test_policy_tries_one_item_when_predictions_are_stale() -> None:
     assert p.seconds_late([], 2.6, 2.2) is not None, "one at a time"
 
 
-# When a batch leaves
+# When a batch is formed
 
 
 def test_due_at_is_now_for_an_idle_engine() -> None:
@@ -268,7 +267,7 @@ def test_form_batch_gives_up_as_few_items_as_possible(
 
 
 def late_if(p: Policy, deadlines: Sequence[float], given_up: int, start: float) -> int:
-    """How many are late at time 0 if so many are given up, said as plainly as possible."""
+    """How many items are late at time 0 if `given_up` are given up, computed without shortcuts."""
     clock, late, rest = start, given_up, list(deadlines[given_up:])
     first = True
     while rest:
@@ -331,7 +330,7 @@ def test_seconds_late_plans_the_item_left_over_by_padding() -> None:
     """Behind eight items, four of five take 2.5 s and the fifth its own time, though all had time
     for a batch of eight. The margin is as large as the time."""
     p = policy(lambda size: 0.1 + 0.6 * size, margin=1.0)
-    deadlines = [(4.9 + 4.9) * 1.5 + SOON] * 12
+    deadlines = [(4.9 + 4.9) * 1.5 + A_LITTLE] * 12
     assert p.seconds_late(deadlines, 16.0, 0.0) == pytest.approx((4.9 + 2.5 + 0.7) * 2 - 16.0)
 
 
@@ -403,7 +402,7 @@ DEVICES = {
 
 
 def at_the_end(waiting: list[float], **other: Any) -> example:
-    """An example: a newcomer behind all of them, to one lane, at the beginning."""
+    """An example: a new item with the last deadline, one lane, time 0."""
     usual = {"more": 0.0, "taken": 0, "kind": "usual", "flooded": False}
     return example(waiting=waiting, size=8, lanes=1, owed=0, at=0.0, place=60, **usual | other)
 
@@ -420,14 +419,14 @@ def at_the_end(waiting: list[float], **other: Any) -> example:
     at=st.sampled_from([0.0, 1.7]),
     place=st.integers(0, 60),
 )
-# Time for 66 batches or for four, and two that wait: more must not be counted than there are.
+# Deadlines for 66 batches or for four, while two are planned: no more may be counted.
 @at_the_end([133.0] * 16)
 @at_the_end([8.2] * 16)
 # The first has time for two, not for eight.
 @at_the_end([1.5] + [5.1] * 15)
-# One alone is soon computed, but does not keep up with what arrives.
+# A single item is computed quickly, but does not keep up with the arrivals.
 @at_the_end([2.8], taken=3, kind="quick alone", flooded=True)
-# Those ahead have time for small batches only, and these take longer in all.
+# Items ahead have time for small batches only, which take longer in total.
 @at_the_end([2.5, 3.3, 3.6, 4.3, 5.0, 5.1, 5.4, 6.4, 6.9, 7.5], more=0.8, taken=2)
 def test_shortcuts_give_the_same_result(
     waiting: list[float],
@@ -472,7 +471,7 @@ def test_seconds_late_plans_no_batches_if_time_is_ample() -> None:
     assert lookups.count
 
 
-@pytest.mark.parametrize("deadline", [0.5, 2e3])
+@pytest.mark.parametrize("deadline", [0.5, 1020.0, 2e3])
 def test_seconds_late_skips_items_far_ahead(deadline: float) -> None:
     """Neither a thousand full batches ahead nor lost items are looked at one by one."""
     lookups = CountingTable({n: [1.0] for n in (1, 2, 4, 8)})
@@ -488,3 +487,13 @@ def test_policy_remembers_arrivals_for_16_times_t1() -> None:
     p.switch(table(lambda size: 2 + size))
     p.arrivals.record(0.0)
     assert p.arrivals.gap(0.0) == 16 * 3
+
+
+def test_arrivals_follow_the_rate_and_decay() -> None:
+    """The gap follows ten items per second, and grows when no more arrive."""
+    arrivals = Arrivals(memory=2.0)
+    assert arrivals.gap(0.0) == float("inf")
+    for n in range(200):
+        arrivals.record(n / 10)
+    assert arrivals.gap(19.9) == pytest.approx(0.1, rel=0.05)
+    assert arrivals.gap(24.0) > 0.5

@@ -21,7 +21,7 @@ TICK = 1e-6
 
 @dataclass
 class Call:
-    """One caller: when it comes, how long it has, and when it leaves if it does."""
+    """One caller: when it submits, its timeout, and when it cancels. None: it does not."""
 
     at: float
     timeout: float
@@ -80,7 +80,7 @@ class History:
 
 
 async def live(world: World) -> History:
-    """Let it all happen, and look at the queue whenever anything may have changed."""
+    """Run a world, and record the length of the queue whenever it may have changed."""
     loop = asyncio.get_running_loop()
 
     def promised(size: int) -> float:
@@ -145,7 +145,7 @@ def test_batcher_keeps_its_guarantees(world: World) -> None:
         assert call.ended_at <= call.at + call.timeout + TICK, "by its deadline"
         if not isinstance(end, BaseException):
             answer: Any = end
-            assert answer.value == 2 * number, "everybody gets their own answer"
+            assert answer.value == 2 * number, "every caller gets the answer for its item"
             assert call.fault == ""
             spent = answer.queue_seconds + answer.infer_seconds
             assert spent <= call.timeout + TICK

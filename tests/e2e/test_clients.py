@@ -170,4 +170,4 @@ async def test_slow_clients_are_cut_off() -> None:
     heads, bodies = answers[1::2], answers[::2]
     assert set(heads) == {b""}
     codes = {code for answer in bodies for code in re.findall(rb'"code":"(\w+)"', answer)}
-    assert codes == {b"upload_timeout", b"queue_full"}
+    assert codes == {b"upload_timeout", b"upload_memory_full"}

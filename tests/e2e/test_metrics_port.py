@@ -11,7 +11,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.server.connection_limit import SIDE_CONNECTIONS
+from service.server.connection_limit import METRICS_CONNECTIONS
 from tests.e2e.process import PATIENCE, ROOT, SCRIPTED, Server
 from tests.service.conftest import png
 
@@ -50,7 +50,7 @@ def test_metrics_port_bounds_its_connections() -> None:
         url = httpx.URL(server.address("metrics on"))
         first, *_ = [
             connections.enter_context(socket.create_connection((url.host, url.port or 0)))
-            for _ in range(SIDE_CONNECTIONS + 1)
+            for _ in range(METRICS_CONNECTIONS + 1)
         ]
         first.settimeout(PATIENCE)
         assert first.recv(1) == b""

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from batching import QueueFull
 from service.decoding.image import identify
+from service.errors import BadImage, NotReady, Unauthorized
+from service.http.problems import PROBLEMS
 from tests.e2e.chromium import Chromium, Page
 from tests.e2e.process import REAL, SCRIPTED, Server
 from tests.service import synthetic
@@ -84,7 +87,7 @@ def test_page_shows_the_error_of_a_text_file(page: Page, write: Write) -> None:
     """A file that is not an image shows the problem of the service, and no thumbnail."""
     page.choose("#files", write("notes.txt", b"These are words, and no picture at all. " * 9))
     wait_for(page, 1)
-    assert page.texts(".sentence") == ["Not a readable image"]
+    assert page.texts(".sentence") == [PROBLEMS[BadImage].title]
     assert "Send JPEG, PNG, WebP, BMP or GIF." in page.texts(".outcome")[0]
     assert "bad_image, request " in page.texts(".trace")[0]
     assert page.texts(".card button") == [], "another attempt would not help"
@@ -188,7 +191,7 @@ def test_page_retries_after_a_rejection(chromium: Chromium, write: Write) -> Non
             asyncio.run(server.wait_until(metric, 1))
         page.choose("#files", write("horse.png", png(7)))
         page.wait_for("document.querySelector('.outcome').innerText.includes('Trying again in ')")
-        assert page.texts(".outcome")[0].startswith("Too many requests are waiting.")
+        assert page.texts(".outcome")[0].startswith(f"{PROBLEMS[QueueFull].title}.")
         wait_for(page, 1)
         assert page.texts(".bars li:first-child .class") == ["horse"]
         assert predictions(page) == 2
@@ -201,7 +204,7 @@ def test_page_retries_once(chromium: Chromium, write: Write) -> None:
         page.open(server.url)
         page.choose("#files", write("horse.png", png(7)))
         wait_for(page, 1)
-        assert page.texts(".sentence") == ["Not ready yet"]
+        assert page.texts(".sentence") == [PROBLEMS[NotReady].title]
         assert predictions(page) == 2
         assert page.texts("#model") == ["is being loaded"]
         page.click(".card button")
@@ -217,7 +220,7 @@ def test_page_asks_for_a_key(chromium: Chromium, write: Write) -> None:
         page.choose("#files", write("horse.png", png(7)))
         for tried, key in enumerate(("wrong", KEY), start=1):
             page.wait_for("!document.getElementById('unlock').hidden")
-            assert page.texts(".sentence") == ["No valid key"]
+            assert page.texts(".sentence") == [PROBLEMS[Unauthorized].title]
             page.click("#key")
             page.send("Input.insertText", text=key)
             page.press("Enter")

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from benchmarks.processes import is_running, wait_until_ended
+from service.workers.process import ARGUMENT
 from tests.e2e.process import PATIENCE, REAL, SCRIPTED, Hold, Server, wait_until_ready
 from tests.service.conftest import png
 
@@ -187,7 +188,7 @@ def test_sighup_never_kills_a_starting_process() -> None:
                 with contextlib.suppress(OSError):
                     told = (process / "cmdline").read_bytes().split(b"\0")
                     status = (process / "status").read_text()
-                    if f"\nPPid:\t{server.pid}\n" in status and b"service.workers" in told:
+                    if f"\nPPid:\t{server.pid}\n" in status and ARGUMENT.encode() in told:
                         masks = (
                             status.partition(name)[2].split()[0] for name in ("SigIgn:", "SigCgt:")
                         )
@@ -231,7 +232,7 @@ async def test_engine_that_fails_on_everything_is_replaced() -> None:
         before = server.processes()["engine"]
         async with clients() as client:
             answers = [await post(client, server) for _ in range(5)]
-        server.wait_for_log("leaving for another process")
+        server.wait_for_log("exiting to be restarted")
         server.wait_for_log("ready")
         assert server.processes()["engine"] != before
         assert server.stop() == 0

@@ -126,7 +126,7 @@ async def test_incomplete_uploads_share_upload_memory() -> None:
         most, told = await most_memory(server, [unfinished] * CLIENTS)
         assert server.stop() == 0
     print(f"{most:.0f} MB, {Counter(told)}")
-    assert {*told} == {"503 queue_full", "408 upload_timeout"}
+    assert {*told} == {"503 upload_memory_full", "408 upload_timeout"}
     assert most < BOUND + SLACK
 
 

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from service.grpc.http2_frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, field, frame
-from service.server.connection import HEAD_BYTES, READ_BYTES
+from service.server.connection import HEAD_BYTES
+from service.server.transport import READ_BYTES
 from tests.e2e.process import PATIENCE, Server
 from tests.faults.faulty import FAULTY
 from tests.faults.process import resident

@@ -132,7 +132,7 @@ def test_who_asks_at_all_times_does_not_keep_the_others() -> None:
 
 def test_no_more_are_remembered_than_allowed() -> None:
     """However many ask at the same moment; the one that asked longest ago goes first."""
-    rates = RateLimiter(1, 1, most=3)
+    rates = RateLimiter(1, 1, max_clients=3)
     for client in "abcd":
         rates.take(client, 0)
     assert len(rates) == 3

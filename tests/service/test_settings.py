@@ -43,7 +43,7 @@ def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
         ("SHOAL_ALLOWED_HOSTS", "a.example/path", "not a host name"),
         ("SHOAL_ALLOWED_HOSTS", "a.*.example", "not a host name"),
         ("SHOAL_ALLOWED_HOSTS", "bücher.example", "in ASCII"),
-        ("SHOAL_CORS_ORIGINS", "https://a.example/path", "no origin"),
+        ("SHOAL_CORS_ORIGINS", "https://a.example/path", "not an origin"),
         ("SHOAL_METRICS_NEED_KEY", "true", "SHOAL_API_KEYS_FILE"),
     ],
 )
@@ -78,6 +78,6 @@ def test_slips_of_the_pen() -> None:
         "PATH": "/bin",
     }
     assert list(unknown(environment)) == [
-        "SHOAL_COFFEE is no setting and is ignored",
-        "SHOAL_MAX_BATCHSIZE is no setting and is ignored; SHOAL_MAX_BATCH_SIZE is",
+        "SHOAL_COFFEE is not a setting and is ignored",
+        "SHOAL_MAX_BATCHSIZE is not a setting and is ignored; did you mean SHOAL_MAX_BATCH_SIZE?",
     ]

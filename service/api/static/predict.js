@@ -1,4 +1,4 @@
-// Sends pictures to the service. This module knows HTTP, and nothing of the page.
+// Sends pictures to the service. This module does not depend on the page.
 
 const MAX_PAUSE = 60; // seconds
 let headers = {};

@@ -33,6 +33,7 @@ from service.errors import (
     ImageTooLarge,
 )
 from tests.fakes import Clock
+from tests.waiting import until
 
 PIXELS = bytes(32 * 32 * 3)
 ANSWER = 0, PIXELS
@@ -176,13 +177,6 @@ def ask(
     decoders: Decoders, image: EncodedImage, client: bytes = b"client", seconds: float = 10.0
 ) -> asyncio.Task[Pixels]:
     return asyncio.create_task(decoders.run(image, client, seconds))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let others run until `condition` holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what it says, no event does
-            await asyncio.sleep(0)
 
 
 async def test_pool_returns_pixels_and_raises_faults(
@@ -499,9 +493,7 @@ async def test_pool_is_down_where_no_decoder_can_be_started(
         with pytest.raises(DecodersDown):
             await decoders.run(ORDINARY, b"client", 10)
         template.failures = 0
-        async with asyncio.timeout(10):
-            while decoders.is_down:  # noqa: ASYNC110  # the attempts are some milliseconds apart
-                await asyncio.sleep(0.001)
+        await until(lambda: not decoders.is_down)
         await decoders.run(ORDINARY, b"client", 10)
 
 
@@ -514,9 +506,7 @@ async def test_pool_ends_a_decoder_that_computes_without_an_image(
         await decoders.run(ORDINARY, b"client", 10)
         assert not any(process.killed for process in template.forked)
         template.unasked = True
-        async with asyncio.timeout(10):
-            while not all(process.killed for process in template.forked):  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+        await until(lambda: all(process.killed for process in template.forked))
 
 
 async def test_pool_blames_an_image_that_keeps_its_decoder_without_work(

@@ -283,8 +283,8 @@ async def test_connecting_again_gives_no_further_credit(
     assert passed <= allowed + 5 * frame_credit.RESET_COST
 
 
-async def answered_calls(wire: Wire, most: int, message: bytes, beside: bytes = b"") -> int:
-    """Make up to `most` calls on one connection, 50 at a time. Returns the number of responses
+async def answered_calls(wire: Wire, limit: int, message: bytes, beside: bytes = b"") -> int:
+    """Make up to `limit` calls on one connection, 50 at a time. Returns the number of responses
     until the connection has ended."""
     reader, writer = await wire.connect()
     server, answers = await wire.servers.get()
@@ -302,7 +302,7 @@ async def answered_calls(wire: Wire, most: int, message: bytes, beside: bytes = 
     answering, count = asyncio.ensure_future(answer()), 0
     with suppress(asyncio.IncompleteReadError, ConnectionError):
         async with asyncio.timeout(PATIENCE):
-            while count < most:
+            while count < limit:
                 for number in range(2 * count + 1, 2 * count + 101, 2):
                     writer.write(frame(HEADERS, END_HEADERS, number))
                     writer.write(frame(DATA, END_STREAM, number, message) + beside)

@@ -94,7 +94,7 @@ def test_streams_of_networks_with_one_message_each() -> None:
 
 
 def test_streams_limit_arriving_messages() -> None:
-    """However many streams open, at most the allowed number is not canceled."""
+    """However many streams open, only the allowed number continues to arrive."""
     streams = Streams(UploadMemory(100), 4)
     opened = [streams.open("::1", ignore, ignore) for _ in range(1000)]
     assert [stream for stream in opened if stream.fault is None] == opened[-4:]

@@ -98,7 +98,7 @@ def test_a_file_that_is_of_no_use_changes_nothing(
         file.write_bytes(content)
     for clock.now in (1.1, 2.2, 3.3):
         assert allows(keys, ONE) and not allows(keys, "short") and not allows(keys, "")
-    assert len([record for record in caplog.records if "stay as they were" in record.message]) == 1
+    assert len([record for record in caplog.records if "were not reloaded" in record.message]) == 1
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n", b"short", b"\xff" * 20])
@@ -113,7 +113,7 @@ def test_a_file_must_hold_keys_at_the_start(file: pathlib.Path, content: bytes |
 
 
 def test_a_short_key_is_refused_without_being_told() -> None:
-    with pytest.raises(BadSettings, match="SHOAL_API_KEYS: a key is shorter") as refused:
+    with pytest.raises(BadSettings, match="SHOAL_API_KEYS: a key has fewer") as refused:
         ApiKeys(f"{ONE},tiny-secret")
     assert "tiny" not in str(refused.value)
 

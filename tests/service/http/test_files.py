@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.types import Message
 
 from service.api.documentation import FOLDER, MEDIA_TYPES
-from service.http.files import PIECE, serve
+from service.http.files import PIECE_BYTES, serve
 
 FILES = [f"/static-offline-docs/{name}" for name in MEDIA_TYPES]
 
@@ -43,9 +43,11 @@ async def test_documentation_has_no_other_files(client: httpx.AsyncClient, path:
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+@pytest.mark.parametrize(
+    "size", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES]
+)
 async def test_files_are_sent_in_pieces(size: int) -> None:
-    """A connection is given at most PIECE bytes at once, and all of them in all."""
+    """A connection is given at most PIECE_BYTES bytes at once, and all of them in all."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -60,5 +62,5 @@ async def test_files_are_sent_in_pieces(size: int) -> None:
     start, *pieces = sent
     assert (b"content-length", str(size).encode()) in start["headers"]
     assert sum(len(piece["body"]) for piece in pieces) == size
-    assert max(len(piece["body"]) for piece in pieces) <= PIECE
+    assert max(len(piece["body"]) for piece in pieces) <= PIECE_BYTES
     assert [piece["more_body"] for piece in pieces] == [True] * (len(pieces) - 1) + [False]

@@ -17,8 +17,9 @@ import uvicorn
 
 from service.http.context import CONTEXT
 from service.server import connection as connections
-from service.server.connection import HEAD_BYTES, READ_BYTES, Connection, Incoming, Outgoing
-from service.server.connection_limit import PROGRESS_BYTES, Connections, bound
+from service.server.connection import HEAD_BYTES, Connection
+from service.server.connection_limit import PROGRESS_BYTES, Connections, usable_limit
+from service.server.transport import READ_BYTES, Incoming, Outgoing
 from service.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -59,14 +60,23 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def listening(
-    app: App = refuses, most: int = 100, keep_alive: int = 1
+    app: App = refuses,
+    most: int = 100,
+    keep_alive: int = 1,
+    lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Where a server of `app` listens that has at most so many connections."""
+    """The address of a server of `app` with at most `most` connections. `lost` is called when a
+    connection is lost."""
     config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
     state = Connections(most)
 
+    class Reporting(Connection):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            lost()
+
     def accept() -> Incoming:
-        return Incoming(Connection(config=config, server_state=state, app_state={}))
+        return Incoming(Reporting(config=config, server_state=state, app_state={}))
 
     server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     try:
@@ -575,7 +585,7 @@ def test_descriptors(
     soft = [limits[0]]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
-    assert bound(Settings(max_connections=wanted)) == possible
+    assert usable_limit(Settings(max_connections=wanted)) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
 
@@ -585,12 +595,12 @@ def test_descriptors(
     [({}, 960), ({"grpc_port": 0}, 240), ({"metrics_port": 0}, 896)],
     ids=["one port", "grpc", "metrics"],
 )
-def test_bound_counts_the_descriptors_of_all_ports(
+def test_usable_limit_counts_the_descriptors_of_all_ports(
     ports: dict[str, int], possible: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There may be as many gRPC connections as over HTTP, and a few to the port for metrics."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    assert bound(Settings(max_connections=4096, **ports)) == possible  # type: ignore[arg-type]
+    assert usable_limit(Settings(max_connections=4096, **ports)) == possible  # type: ignore[arg-type]
 
 
 BODIES = {
@@ -610,9 +620,12 @@ async def test_what_the_application_is_told_of_its_client(
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
         whole.append(scope[CONTEXT].body_complete)
-        scope[CONTEXT].disconnect.watch(left.set)
+        scope[CONTEXT].cancel_on_disconnect()
         await receive()
-        await asyncio.sleep(PATIENCE)
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            left.set()
 
     async with client(waits) as (_, writer):
         writer.write(HEAD + b"Content-Length: " + length + b"\r\n\r\n")
@@ -718,11 +731,7 @@ async def unread(
     the server has no connection any more."""
     left = asyncio.Event()
 
-    async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[CONTEXT].disconnect.watch(left.set)
-        await app(scope, receive, send)
-
-    async with listening(tells, most=most) as address, asyncio.timeout(PATIENCE):
+    async with listening(app, most=most, lost=left.set) as address, asyncio.timeout(PATIENCE):
         with socket.socket() as stubborn:
             stubborn.setblocking(False)
             loop = asyncio.get_running_loop()
@@ -755,12 +764,11 @@ async def test_who_does_not_read_and_half_closes_is_cut_off() -> None:
     left = asyncio.Event()
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[CONTEXT].disconnect.watch(left.set)
         headers = [(b"content-length", b"50000000")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": bytes(50_000_000)})
 
-    async with listening(tells) as address, asyncio.timeout(PATIENCE):
+    async with listening(tells, lost=left.set) as address, asyncio.timeout(PATIENCE):
         with socket.create_connection(address) as stubborn:
             stubborn.sendall(GET)
             stubborn.shutdown(socket.SHUT_WR)

@@ -111,8 +111,8 @@ def test_lost_lines_are_counted(pipe: tuple[int, int]) -> None:
 def test_standard_streams_that_were_closed() -> None:
     """Are not those of a client later: what opens next gets another descriptor."""
     code = (
-        "import os; from service.telemetry.logs import _keep_standard_streams; "
-        "_keep_standard_streams(); print(os.open('/', 0))"
+        "import os; from service.telemetry.logs import _open_standard_streams; "
+        "_open_standard_streams(); print(os.open('/', 0))"
     )
     command = ["sh", "-c", f'exec {sys.executable} -c "{code}" <&- 2>&-']
     assert subprocess.run(command, stdout=subprocess.PIPE).stdout == b"3\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from service.settings import Settings
 from service.telemetry.tracing import TraceId, Tracing, from_environment
 from tests.fakes import FakeEngine
 from tests.service.conftest import connected, png
+from tests.waiting import until
 
 HERE = "http://127.0.0.1:1"
 CALLER = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
@@ -117,7 +117,7 @@ async def test_a_batch_is_nobodys_child() -> None:
     """Not even of the request that had the model loaded, whose context the batcher may run in."""
     kept, image = Kept(), np.zeros((32, 32, 3), np.uint8)
     tracing = Tracing(kept)
-    with tracing.requested("load", {}, {}), tracing.seated(image):
+    with tracing.request_span("load", {}, {}), tracing.waiting(image):
         await tracing.batches(FakeEngine().infer)([image])
     (batch,) = kept.named("batch")
     (load,) = kept.named("load")
@@ -135,10 +135,8 @@ async def test_who_leaves(kept: Kept, engine: FakeEngine, settings: Settings) ->
         (queue,) = kept.named("queue")
         assert queue.status.description == "TimeoutError"
         tracing: Tracing = client._transport.app.state.service.tracing  # type: ignore[attr-defined]
-        assert not tracing._seats
-        async with asyncio.timeout(10):
-            while not kept.named("batch"):  # noqa: ASYNC110  # nobody tells
-                await asyncio.sleep(0.01)
+        assert not tracing._images
+        await until(lambda: kept.named("batch"))
 
 
 async def test_an_engine_that_fails(kept: Kept, engine: FakeEngine, settings: Settings) -> None:

@@ -10,16 +10,16 @@ from batching import DeadlineUnreachable, EngineFailed, Refused
 from service.errors import RateLimited
 from service.http.problems import MAX_RETRY_AFTER
 from service.workers import frames
-from service.workers.error_codec import REASONS, Unexpected, meant, told
-from service.workers.frames import BadFrame, FrameReader, Refusal
+from service.workers.error_codec import KINDS, Unexpected, decode, encode
+from service.workers.frames import BadFrame, Error, FrameReader
 
 
 def crossed(error: Exception) -> Exception:
-    (frame,) = FrameReader().feed(frames.refusal(1, told(error)))
-    return meant(frames.read_refusal(frame.body))
+    (frame,) = FrameReader().feed(frames.error(1, encode(error)))
+    return decode(frames.read_error(frame.body))
 
 
-@pytest.mark.parametrize("kind", REASONS.values(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
 def test_all_of_them(kind: type[Exception]) -> None:
     """Class, words and seconds to wait."""
     if issubclass(kind, RateLimited):
@@ -62,4 +62,4 @@ def test_words_that_are_no_text() -> None:
 
 def test_an_unknown_reason() -> None:
     with pytest.raises(BadFrame):
-        meant(Refusal(99, 0.0, ""))
+        decode(Error(99, 0.0, ""))

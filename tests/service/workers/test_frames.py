@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from service.workers import frames
 from service.workers.frames import (
     ANSWER,
-    ASK,
     BOUNDS,
+    CALL,
     CANCEL,
+    ERROR,
     IMAGE_BYTES,
     MODEL,
-    REFUSAL,
+    RESULT,
     STATE,
     SUBMIT,
-    TOLD,
     Answer,
     BadFrame,
+    Error,
     Frame,
     FrameReader,
-    Refusal,
 )
 
 HEAD = struct.Struct("=IBQ")
@@ -42,8 +42,8 @@ said = st.one_of(
     st.tuples(st.just("submit"), numbers, seconds, st.binary(min_size=1, max_size=9)),
     st.tuples(st.just("cancel"), numbers),
     st.tuples(st.just("answer"), numbers, st.builds(Answer, seconds, counts, counts, counts, rows)),
-    st.tuples(st.just("refusal"), numbers, st.builds(Refusal, st.integers(0, 255), seconds, texts)),
-    st.tuples(st.just("message"), st.sampled_from([ASK, TOLD, STATE, MODEL]), numbers, contents),
+    st.tuples(st.just("error"), numbers, st.builds(Error, st.integers(0, 255), seconds, texts)),
+    st.tuples(st.just("message"), st.sampled_from([CALL, RESULT, STATE, MODEL]), numbers, contents),
 )
 
 
@@ -69,9 +69,9 @@ def meant(what: tuple, frame: Frame) -> None:  # type: ignore[type-arg]
     elif name == "answer":
         assert (frame.kind, frame.number) == (ANSWER, arguments[0])
         assert frames.read_answer(frame.body) == arguments[1]
-    elif name == "refusal":
-        assert (frame.kind, frame.number) == (REFUSAL, arguments[0])
-        read, sent = frames.read_refusal(frame.body), arguments[1]
+    elif name == "error":
+        assert (frame.kind, frame.number) == (ERROR, arguments[0])
+        read, sent = frames.read_error(frame.body), arguments[1]
         assert read[:2] == sent[:2]
         assert read.detail.encode()[:1000] == sent.detail.encode()[:1000]
     else:
@@ -107,9 +107,9 @@ def test_anything(pieces: list[bytes]) -> None:
 READERS = {
     SUBMIT: frames.read_submit,
     ANSWER: frames.read_answer,
-    REFUSAL: frames.read_refusal,
-    ASK: frames.read_message,
-    TOLD: frames.read_message,
+    ERROR: frames.read_error,
+    CALL: frames.read_message,
+    RESULT: frames.read_message,
     STATE: frames.read_message,
     MODEL: frames.read_message,
 }
@@ -153,11 +153,11 @@ def test_unknown_kinds(kind: int) -> None:
         (SUBMIT, struct.pack("=d", math.nan) + bytes(IMAGE_BYTES)),
         (SUBMIT, struct.pack("=d", math.inf) + bytes(IMAGE_BYTES)),
         (ANSWER, struct.pack("=dIII", 0.1, 1, 1, 1) + b"abc"),
-        (REFUSAL, struct.pack("=Bd", 1, -1.0)),
-        (REFUSAL, struct.pack("=Bd", 1, math.nan)),
-        (REFUSAL, struct.pack("=Bd", 1, math.inf)),
-        (ASK, b"[]"),
-        (TOLD, b"{"),
+        (ERROR, struct.pack("=Bd", 1, -1.0)),
+        (ERROR, struct.pack("=Bd", 1, math.nan)),
+        (ERROR, struct.pack("=Bd", 1, math.inf)),
+        (CALL, b"[]"),
+        (RESULT, b"{"),
         (STATE, b"\xff\xfe"),
         (STATE, b"{" * 1000),
     ],
@@ -170,15 +170,15 @@ def test_bodies_that_mean_nothing(kind: int, body: bytes) -> None:
 
 def test_a_long_detail_is_cut() -> None:
     """Also within a character; the frame stays within its bounds."""
-    told = Refusal(1, 0.5, "é" * 2000 + "x")
-    (frame,) = FrameReader().feed(frames.refusal(7, told))
-    assert frames.read_refusal(frame.body).detail == "é" * 512
+    told = Error(1, 0.5, "é" * 2000 + "x")
+    (frame,) = FrameReader().feed(frames.error(7, told))
+    assert frames.read_error(frame.body).detail == "é" * 512
 
 
 def test_a_message_that_is_too_long() -> None:
     """Is refused where it is written: the reader would end the link."""
     with pytest.raises(ValueError, match="at most"):
-        frames.message(TOLD, 1, {"text": "x" * 2**20})
+        frames.message(RESULT, 1, {"text": "x" * 2**20})
 
 
 def test_small_pieces_cost_little() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -35,12 +35,13 @@ from service.rate_limit import Client
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.workers import frames
-from service.workers.connection import HIGH_WATER, Link
+from service.workers.connection import HIGH_WATER, FrameConnection
 from service.workers.engine_client import MAX_DECODE_BYTES, SOCKET, DecoderClient, EngineClient
 from service.workers.engine_server import EngineServer
 from service.workers.error_codec import Unexpected
 from tests.fakes import MODEL, FakeEngine
 from tests.service.v2.test_repository import add
+from tests.waiting import until
 
 LIMITS = Limits(ordinary=1, expensive=1, expensive_memory=2**29, max_seconds=1.0)
 
@@ -115,7 +116,7 @@ class Pair:
     async def front_end_decoders(self) -> AsyncIterator[DecoderClient]:
         remote = DecoderClient(str(self.folder), LIMITS)
         async with remote.running():
-            await until(lambda: remote._link)
+            await until(lambda: remote._connection)
             yield remote
 
     async def until_queued(self, count: int) -> None:
@@ -124,12 +125,6 @@ class Pair:
 
 async def outcomes(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not happened():  # noqa: ASYNC110  # nobody tells
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -278,8 +273,8 @@ async def test_a_link_that_fails_is_closed(arrives: bytes) -> None:
     """Where it cannot write, or where what arrives raises: the end of the link completes the
     requests that wait for it, which frames that were lost would not."""
 
-    class Broken(Link):
-        def received(self, frame: frames.Frame) -> None:
+    class Broken(FrameConnection):
+        def frame_received(self, frame: frames.Frame) -> None:
             raise LookupError
 
     link, transport = Broken(), BrokenTransport()
@@ -342,7 +337,7 @@ async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
     async with pair.engine(), pair.front_end() as remote:
         waiting = [asyncio.create_task(remote.submit(image(0), 60)) for _ in range(3)]
         await until(engine.called.is_set)
-        for link in tuple(pair.hub.links):
+        for link in tuple(pair.hub.connections):
             link.close()
         assert [type(error) for error in await outcomes(waiting)] == [NotReady] * 3
         engine.goes_on.set()
@@ -357,8 +352,8 @@ async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
 async def test_the_moment_in_which_the_link_is_lost(pair: Pair) -> None:
     """Nothing more is sent into it: nobody would hear what becomes of that."""
     async with pair.engine(), pair.front_end() as remote:
-        assert remote._link is not None
-        remote._link.lost()
+        assert remote._connection is not None
+        remote._connection.disconnected()
         assert remote.loaded is None
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
@@ -415,7 +410,7 @@ async def test_a_load_that_fails(pair: Pair, engine: FakeEngine) -> None:
         with pytest.raises(UnknownModel):
             await remote.load("other")
         with pytest.raises(Unexpected):
-            await remote._ask({"do": "dance"})
+            await remote._call({"do": "dance"})
         assert pair.loads == ["failed"]
         assert (await remote.submit(image(7), 5)).value.model.version == "7"
 
@@ -424,7 +419,7 @@ async def test_before_the_model_is_loaded(pair: Pair) -> None:
     """There is a link and nothing is ready; a submit that comes too early is refused."""
     remote = EngineClient(str(pair.folder))
     async with pair.hub.serving(pair.address.dup()), remote.running():
-        await until(lambda: pair.hub.links)
+        await until(lambda: pair.hub.connections)
         assert remote.loaded is None
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
@@ -436,10 +431,12 @@ async def test_an_engine_that_does_not_read(pair: Pair) -> None:
     async with remote.running(), asyncio.timeout(30):
         accepted, _ = await asyncio.to_thread(pair.address.accept)
         with accepted:
-            await until(lambda: remote._link)
+            await until(lambda: remote._connection)
             fits = HIGH_WATER // frames.IMAGE_BYTES
             waiting = [asyncio.create_task(remote.submit(image(0), 30)) for _ in range(fits * 2)]
-            await asyncio.sleep(0.1)
+            connection = remote._connection
+            assert connection is not None
+            await until(lambda: connection.congested)
             with pytest.raises(EngineBusy):
                 await remote.submit(image(0), 30)
             for task in waiting:
@@ -469,7 +466,7 @@ async def test_who_sends_nonsense(
                 while await reader.read(1000):
                     pass
         writer.close()
-        assert "link between two processes is broken" in caplog.text
+        assert "connection between two processes failed" in caplog.text
         assert isinstance((await remote.submit(image(1), 5)).value, Classification)
 
 
@@ -477,7 +474,7 @@ async def test_who_sends_nonsense(
     "nonsense",
     [
         frames.answer(1, frames.Answer(0.1, 1, 1, 9, bytes(40))),
-        frames.refusal(1, frames.Refusal(99, 0.0, "")),
+        frames.error(1, frames.Error(99, 0.0, "")),
         frames.submit(1, 1.0, bytes(frames.IMAGE_BYTES)),
         frames.message(frames.STATE, 0, {"started": {}}),
         frames.message(frames.MODEL, 1, {"name": "fake"}),
@@ -490,7 +487,7 @@ async def test_an_engine_that_sends_nonsense(pair: Pair, nonsense: bytes) -> Non
     async with remote.running(), asyncio.timeout(10):
         accepted, _ = await asyncio.to_thread(pair.address.accept)
         with accepted:
-            await until(lambda: remote._link)
+            await until(lambda: remote._connection)
             waiting = asyncio.create_task(remote.submit(image(0), 5))
             await asyncio.sleep(0)
             accepted.sendall(nonsense)
@@ -531,10 +528,10 @@ async def test_images_in_memory_twice_are_bounded(pair: Pair) -> None:
     pair.decoders.goes_on.clear()
     async with pair.engine(), pair.front_end_decoders() as remote:
         large = encoded(1, MAX_DECODE_BYTES - 10)
-        task = asyncio.create_task(remote.run(large, b"client", 5))
+        task = asyncio.create_task(remote.run(large, b"client", 60))
         await until(lambda: pair.decoders.asked)
         with pytest.raises(DecodeQueueFull):
-            await remote.run(encoded(1), b"client", 5)
+            await remote.run(encoded(1), b"client", 60)
         pair.decoders.goes_on.set()
         await task
-        await remote.run(encoded(1), b"client", 5)
+        await remote.run(encoded(1), b"client", 60)
