@@ -157,6 +157,19 @@ async def test_relay_counts_bytes_until_the_call_ends(wire: Wire) -> None:
         writer.close()
 
 
+async def test_bytes_that_an_incomplete_message_keeps_are_held(wire: Wire) -> None:
+    """gRPC's server keeps the bytes of an answered call in the buffer that it filled for both."""
+    other = frame(HEADERS, END_HEADERS, 3, b"call") + frame(DATA, END_STREAM, 3, bytes(10_000))
+    await wire.connect(START + CALL + frame(DATA, 0, 1, bytes(256)) + other)
+    _, server = await wire.servers.get()
+    await arrived(wire, 10_256)
+    server.write(frame(HEADERS, END_HEADERS | END_STREAM, 3, b"answer"))
+    await until(lambda: len(wire.streams) == 1)
+    assert wire.memory.held == 10_256
+    server.write(ANSWER)
+    await arrived(wire, 0)
+
+
 @pytest.mark.parametrize("sent", [b"", PREFACE[:10]])
 async def test_preface_must_be_complete_in_time(
     wire: Wire, sent: bytes, monkeypatch: pytest.MonkeyPatch
