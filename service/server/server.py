@@ -26,11 +26,7 @@ from starlette.types import ASGIApp
 from service.exit_status import ExitStatus
 from service.inference.service import Service
 from service.server.connection import Connection
-from service.server.connection_limit import (
-    Connections,
-    descriptors_per_connection,
-    usable_limit,
-)
+from service.server.connection_limit import METRICS_CONNECTIONS, Connections, usable_limit
 from service.server.listening import join
 from service.server.memory import CHECK_TICKS, Memory, give_back
 from service.server.reload import reload
@@ -74,8 +70,7 @@ class Server(uvicorn.Server):
             settings: The settings that it was built with.
         """
         super().__init__(_config(app, settings, settings.port, lifespan=True))
-        descriptors = descriptors_per_connection(settings)
-        self._connections = Connections(usable_limit(settings.max_connections, descriptors))
+        self._connections = Connections(usable_limit(settings))
         self.server_state = self._connections
         self._service: Service = app.state.service
         self._listeners: Sequence[Listener] = app.state.listeners
@@ -176,7 +171,7 @@ class SidePort(uvicorn.Server):
             port: The port. 0: any free one.
         """
         super().__init__(_config(app, settings, port, lifespan=False))
-        self.server_state = self.connections = Connections(settings.max_connections)
+        self.server_state = self.connections = Connections(METRICS_CONNECTIONS)
         self._shared = settings.workers > 1
 
     async def start(self) -> None:
