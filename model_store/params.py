@@ -225,7 +225,7 @@ class Source:
         return taken
 
     def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
-        """Return the next fields, with `layout` in the format of `struct` and `what` as in `take`."""
+        """Return the next fields. `layout` is a format of `struct`, and `what` is as in `take`."""
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
 
 
@@ -291,7 +291,7 @@ def _read_array(source: Source, what: str) -> NDArray[Any]:
 def _read_name(source: Source, what: str) -> str:
     (length,) = source.unpack("<Q", what)
     if not 0 < length <= MAX_NAME:
-        raise source.bad(f"{what} is {length:,} bytes long where 1 to {MAX_NAME:,} are allowed")
+        raise source.bad(f"{what} is {length:,} bytes long; 1 to {MAX_NAME:,} are allowed")
     encoded = source.take(length, what)
     try:
         name = encoded.decode()

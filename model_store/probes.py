@@ -63,7 +63,7 @@ def check(rows: Rows, recorded: npt.NDArray[np.float64], precision: PrecisionNam
     if not differences[worst] <= MAX_DIFFERENCE[precision]:  # also true for NaN
         raise BadModel(
             "the network computes other results than when the version was added: in "
-            f"{precision}, a probability of probe image {worst % COUNT + 1} differs by "
+            f"{precision}, probe image {worst % COUNT + 1} differs by "
             f"{differences[worst]:.2g}, and {MAX_DIFFERENCE[precision]:g} is allowed. Compare the "
             "manifest with its source; if they are equal, this machine computes wrong results"
         )

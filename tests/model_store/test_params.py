@@ -252,7 +252,7 @@ FORGED = {
     "2^64 - 1 names": (forged_file(named=(1 << 64) - 1), "but 18,446,744,073,709,551,615 names"),
     "a name of nothing": (forged_file(names=[forged_name(b"")]), "name 1 of 1 is 0 bytes long"),
     "a long name": (forged_file(names=[forged_name(b"a" * 1025)]), "1,025 bytes long"),
-    "a petabyte name": (forged_file(names=[forged_name(b"a", 1 << 50)]), "bytes long where 1 to"),
+    "a petabyte name": (forged_file(names=[forged_name(b"a", 1 << 50)]), "bytes long; 1 to"),
     "a name cut off": (
         forged_file(names=[forged_name(b"a", 2)]),
         "needs 2 bytes, but only 1 remain",
