@@ -1,4 +1,4 @@
-"""Card: writes MODEL_CARD.md, a description of a version (`python -m model_store card NAME/VERSION`).
+"""Card: writes MODEL_CARD.md, which describes a version: `python -m model_store card NAME/VERSION`.
 
 The card is written into the version's folder. It is documentation only: no code reads it, and it
 can be written again at any time. The sections follow Mitchell et al. 2019, Model Cards for Model
