@@ -22,6 +22,6 @@ class Ratio:
 
     @classmethod
     def of(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-        """Returns the mean ratio. The arguments have one measurement for each of 2 or more rounds."""
+        """Returns the mean ratio of the measurements of several rounds, at least two."""
         ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
         return cls(statistics.mean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5)

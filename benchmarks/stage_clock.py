@@ -149,7 +149,7 @@ def clocked(call: Callable[..., Any], clock: StageClock, stage: str) -> Callable
 
 
 def own_seconds(times: int = 20_000) -> float:
-    """Measures the CPU seconds that the clock adds to each call. Returns the mean of `times` calls."""
+    """Returns the mean CPU seconds that the clock adds to a call, measured with `times` calls."""
 
     def nothing() -> None:
         pass

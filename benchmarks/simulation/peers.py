@@ -30,7 +30,7 @@ class _Queue:
         self._waiting: deque[Request] = deque()
 
     def arrive(self, now: float) -> None:
-        """Adds the requests that have arrived by `now`, and drops requests after their deadlines."""
+        """Adds requests that have arrived by `now`, and drops requests with a passed deadline."""
         requests = self.requests
         while self._next < len(requests) and requests[self._next].arrived <= now:
             self._waiting.append(requests[self._next])
