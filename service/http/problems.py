@@ -464,8 +464,7 @@ _EXAMPLES: dict[type[Exception], str] = {
     BodyTooLarge: "The upload is larger than the maximum of 10,485,760 bytes.",
     UploadTimeout: "The upload did not arrive within 30 seconds.",
     BadInference: "inputs.0.shape: Field required.",
-    UnknownModel: "This server serves version '1' of the model 'cifar_resnet20_v1', and no "
-    "other model or version.",
+    UnknownModel: "This server serves only version '1' of the model 'cifar_resnet20_v1'.",
     UnknownHost: "This server does not accept requests for the host 'shoal.example.com'. Use its "
     "IP address or one of its names. The operator of this server sets the names in "
     "SHOAL_ALLOWED_HOSTS.",
