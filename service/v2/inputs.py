@@ -100,7 +100,7 @@ def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> 
     if header is not None and not 0 < header <= len(body):
         raise BadInference(
             f"Inference-Header-Content-Length is {header:,}, but the body has {len(body):,} bytes. "
-            "Send the length of the JSON at the beginning of the body."
+            "The header must be the length of the JSON, which comes first in the body."
         )
     text, long_strings = take_out_long_strings(body[:header])
     request = validated(InferenceRequest.model_validate_json, text)

@@ -197,7 +197,7 @@ BLOCK = frame(HEADERS, 0, 1, b"call")
         (BLOCK + frame(PING, 0, 0, bytes(8)), "interrupted"),
         (BLOCK + frame(CONTINUATION, 0, 3), "interrupted"),
         (BLOCK + frame(HEADERS, END_HEADERS, 3), "interrupted"),
-        (frame(CONTINUATION, END_HEADERS, 1), "no beginning"),
+        (frame(CONTINUATION, END_HEADERS, 1), "does not follow a HEADERS frame"),
         (CALL + frame(DATA, 0, 1, bytes(16_385))[:9], "larger than 16384 bytes"),
         (frame(HEADERS, END_HEADERS, 2, b"call"), "stream 2: the number must be odd"),
         (frame(HEADERS, END_HEADERS, 0, b"call"), "stream 0: the number must be odd"),
