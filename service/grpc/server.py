@@ -74,7 +74,9 @@ class RpcServer:
         path = f"{self._folder.name}/grpc"
         self._server.add_insecure_port(f"unix:{path}")
         await self._server.start()
-        self.connections = Connections(bound(settings.max_connections, descriptors(settings)))
+        decoders = self._service.decoders.descriptors
+        most = bound(settings.max_connections, descriptors(settings), decoders)
+        self.connections = Connections(most)
         self._front = Front(self.connections, streams, path)
         await self._front.start(sockets)
         address = f"[{host}]" if ":" in host else host

@@ -95,12 +95,18 @@ class Connections(ServerState):
             )
 
 
-def bound(wanted: int, each: int = 1) -> int:
+def bound(wanted: int, each: int = 1, decoders: int = 0) -> int:
     """How many connections there may be: `wanted`, or as many as there are descriptors for. Raises
-    the process' own limit as far as that takes and the system allows. `each`: descriptors that
-    one takes, of all kinds of connections together."""
+    the process' own limit as far as that takes and the system allows.
+
+    Args:
+        wanted: Number of connections.
+        each: Descriptors that one takes, of all kinds of connections together.
+        decoders: Descriptors that are kept for the decoder processes.
+    """
+    others = OTHERS + decoders
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = each * wanted + OTHERS
+    enough = each * wanted + others
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < enough:
         raised = enough if hard == unlimited else min(enough, hard)
@@ -108,7 +114,7 @@ def bound(wanted: int, each: int = 1) -> int:
         soft = raised
     if soft == unlimited or soft >= enough:
         return wanted
-    possible = max(soft - OTHERS, soft // 2) // each
+    possible = max(soft - others, soft // 2) // each
     if possible >= wanted:
         return wanted
     log.warning(

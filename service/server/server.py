@@ -65,9 +65,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_config(app, settings, settings.port, lifespan=True))
-        self._connections = Connections(bound(settings.max_connections, descriptors(settings)))
-        self.server_state = self._connections
         self._service: Service = app.state.service
+        decoders = self._service.decoders.descriptors
+        most = bound(settings.max_connections, descriptors(settings), decoders)
+        self._connections = Connections(most)
+        self.server_state = self._connections
         self._beside: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
         self._shutdown_timeout = settings.shutdown_timeout

@@ -14,6 +14,7 @@ import uvloop
 from service.__main__ import serve
 from service.app import create_app, create_engine_server, imported
 from service.inference.model_host import exit_status
+from service.server.connection_limit import bound
 from service.server.memory import Memory, give_back
 from service.settings import Settings
 from service.telemetry.logs import configure, log
@@ -52,6 +53,7 @@ async def engine(orders: Bootstrap, settings: Settings) -> int:
     hub = create_engine_server(
         settings, imported(orders.load_engine), orders.folder, on_failure=stop.set
     )
+    bound(0, decoders=hub.decoders.descriptors)  # raises this process' limit
     (descriptor,) = orders.sockets
     async with (
         hub.serving(socket.socket(fileno=descriptor)),

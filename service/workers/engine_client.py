@@ -100,7 +100,8 @@ class DecoderClient(_Linked):
     def __init__(self, folder: str, limits: Limits) -> None:
         """`folder`: the one that the processes share; `limits`: what decoding may take."""
         super().__init__(folder)
-        self.max_memory = limits.expensive_memory
+        self.max_memory = limits.max_image_memory
+        self.descriptors = 0  # of this process
         self.is_down = False
         """The engine's process says so itself, when it is asked how it is."""
         self._bytes = 0

@@ -11,7 +11,8 @@ from typing import cast
 import pytest
 
 from batching import DeadlineUnreachable
-from service.decoding import pool
+from service.decoding import attempts, fleet
+from service.decoding import template as template_process
 from service.decoding.image import EncodedImage, Pixels
 from service.decoding.launch import Template
 from service.decoding.limits import ORDINARY_MEMORY, Limits
@@ -51,7 +52,8 @@ class Process:
         self.used_at: float | None = None
         self.is_busy = False
         self.closed = self.killed = False
-        self.image_seconds = 0.0
+        self.images = 0
+        self.image_seconds = self.held_seconds = 0.0
         self._template = template
 
     async def ready(self) -> None:
@@ -65,12 +67,14 @@ class Process:
     ) -> tuple[int, bytes]:
         template = self._template
         template.limits.append(max_seconds)
+        self.images += 1
         self.is_busy = True
         template.begun.append((image, self))
         template.something_began.set()
         await template.goes_on.wait()
         self.is_busy = False
         self.image_seconds = template.seconds
+        self.held_seconds = template.held_seconds
         outcome = template.outcomes.pop(0) if template.outcomes else ANSWER
         if isinstance(outcome, Exception):
             raise outcome
@@ -93,12 +97,13 @@ class FakeTemplate:
     """Forks the decoders above."""
 
     sample_seconds = 0.0056
-    has_ended = False
 
     def __init__(self) -> None:
+        self.ended = asyncio.Event()
         self.outcomes: list[Outcome] = []
         """Of the images that are decoded next; then all go well."""
         self.seconds = 0.001
+        self.held_seconds = 0.0
         self.exit_code = -signal.SIGSEGV
         """Of the decoders that end."""
         self.limits: list[float] = []
@@ -107,6 +112,8 @@ class FakeTemplate:
         """Whether decoders compute between two images."""
         self.failures = 0
         """How many more attempts to fork fail."""
+        self.no_expensive = False
+        """Whether decoders of expensive images cannot be forked."""
         self.unready = 0
         """How many more decoders end before they are ready."""
         self.forked: list[Process] = []
@@ -114,12 +121,16 @@ class FakeTemplate:
         self.goes_on, self.something_began = asyncio.Event(), asyncio.Event()
         self.goes_on.set()
 
+    @property
+    def has_ended(self) -> bool:
+        return self.ended.is_set()
+
     async def start(self) -> None:
         await asyncio.sleep(0)
 
     async def fork(self, memory: int, nicer: int) -> DecoderProcess:
-        if self.failures:
-            self.failures -= 1
+        if self.failures or (nicer and self.no_expensive):
+            self.failures = max(0, self.failures - 1)
             raise StartFailed("the system allows no more processes")
         self.forked.append(Process(self, memory))
         return cast(DecoderProcess, self.forked[-1])
@@ -435,21 +446,21 @@ async def test_pool_tries_images_of_a_template_that_ended_again(
     template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All decoders end with it: the images that they had are decoded by the next ones."""
-    monkeypatch.setattr(pool, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(fleet, "RETRY_SECONDS", 0.01)
     template.goes_on.clear()
     async with running(template, kills.append, clock) as decoders:
         held = ask(decoders, ORDINARY)
         await until(lambda: template.begun)
-        template.has_ended = True
-        template.failures = 1
-        template.outcomes.append(CRASH)
         lost = ask(decoders, EXPENSIVE)
         await until(lambda: len(template.begun) == 2)
-        template.goes_on.set()
+        template.failures = 3
+        template.ended.set()
         await until(lambda: decoders.is_down)
-        template.has_ended, template.failures = False, 0
+        assert all(process.closed for process in template.forked)
+        template.ended.clear()
+        template.goes_on.set()
         await asyncio.gather(held, lost)
-        assert kills == ["lost"]
+        assert kills == []
 
 
 async def test_pool_gives_an_image_time_by_its_estimate(
@@ -492,7 +503,7 @@ async def test_pool_is_down_where_no_decoder_can_be_started(
     template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images are rejected at once, until one can."""
-    monkeypatch.setattr(pool, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(fleet, "RETRY_SECONDS", 0.01)
     template.failures = 1_000_000
     async with running(template, kills.append, clock) as decoders:
         await until(lambda: decoders.is_down)
@@ -509,7 +520,7 @@ async def test_pool_ends_a_decoder_that_computes_without_an_image(
     template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have been taken over."""
-    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.001)
+    monkeypatch.setattr(fleet, "IDLE_SECONDS", 0.001)
     async with running(template, kills.append, clock) as decoders:
         await decoders.run(ORDINARY, b"client", 10)
         assert not any(process.killed for process in template.forked)
