@@ -12,13 +12,13 @@ ORDINARY_MEMORY = 88 * MIB
 EXPENSIVE_MEMORY = 544 * MIB
 """Bytes that a decoder for expensive images may take: 64 megapixels of progressive JPEG."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
-HEAP_MEMORY = 40 * MIB
+HEAP_MEMORY = 48 * MIB
 """Bytes that decoding may take beyond `EncodedImage.memory`: those that the allocator takes in
 advance or cannot use again. Images of medium size need most."""
-LARGE_HEAP_MEMORY = 24 * MIB
+LARGE_HEAP_MEMORY = 32 * MIB
 """The same for the largest images, whose buffers are allocated one by one."""
-ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY // 2
-"""Maximum `EncodedImage.memory` of an ordinary image, so that it fits with `HEAP_MEMORY`."""
+ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
+"""Maximum `EncodedImage.memory` of an ordinary image."""
 RESTING_MEMORY = 12 * MIB
 """Bytes that each decoder, and the template, takes before its first image, not counting memory that
 they share."""

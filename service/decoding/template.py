@@ -41,8 +41,8 @@ ORDER = struct.Struct("=BQi")
 REAP, the process id, and 0."""
 RESULT = struct.Struct("=i")
 REQUEST = struct.Struct("=QQ8sIIQ")
-"""Length of the image in bytes, memory that decoding it takes at most in bytes, kind, width, height,
-and maximum number of pixels."""
+"""Bytes of the image, bytes of memory that decoding it takes at most, kind, width, height, and
+maximum number of pixels."""
 MAX_MESSAGE = 8192
 """Bytes."""
 MAX_CAUSE = 200

@@ -104,9 +104,8 @@ def bound(wanted: int, each: int = 1, decoders: int = 0) -> int:
         each: Descriptors that one takes, of all kinds of connections together.
         decoders: Descriptors that are kept for the decoder processes.
     """
-    others = OTHERS + decoders
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = each * wanted + others
+    enough = each * wanted + OTHERS + decoders
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < enough:
         raised = enough if hard == unlimited else min(enough, hard)
@@ -114,7 +113,8 @@ def bound(wanted: int, each: int = 1, decoders: int = 0) -> int:
         soft = raised
     if soft == unlimited or soft >= enough:
         return wanted
-    possible = max(soft - others, soft // 2) // each
+    free = max(soft - decoders, soft // 2)
+    possible = max(free - OTHERS, free // 2) // each
     if possible >= wanted:
         return wanted
     log.warning(

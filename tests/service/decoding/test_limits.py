@@ -64,3 +64,8 @@ def test_images_of_64_megapixels_fit_where_their_memory_does() -> None:
         "WebP lossless",
     }
     assert most["WebP"] > 38_000_000
+
+
+def test_limits_count_descriptors() -> None:
+    """Three for each decoder, and those of one that is started."""
+    assert limits(16, 10_500 * MIB, 2.0).descriptors == 3 * (16 + 15) + 8

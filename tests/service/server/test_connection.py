@@ -524,6 +524,17 @@ def test_descriptors_of_relayed_connections(monkeypatch: pytest.MonkeyPatch) -> 
     assert bound(4096, descriptors(Settings(grpc_port=0))) == 240
 
 
+@pytest.mark.parametrize(
+    ("limit", "decoders", "possible"), [(1024, 101, 859), (200, 101, 50), (1 << 20, 101, 4096)]
+)
+def test_descriptors_of_decoders(
+    limit: int, decoders: int, possible: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections leave those that the decoders take; of very few, each gets a part."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert bound(4096, decoders=decoders) == possible
+
+
 BODIES = {
     "all there": (b"2", b"12", True),
     "not all there": (b"2", b"1", False),
