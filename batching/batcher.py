@@ -26,12 +26,11 @@ import time
 from collections.abc import Callable
 from typing import Generic
 
-from batching.alarm import Alarm
 from batching.batch_run import BatchRun, Entry, In, Infer, Out, engine_failed
 from batching.errors import DeadlineUnreachable, Draining, EngineDead, EngineFailed, QueueFull
 from batching.latency import LatencyTable
 from batching.policy import Policy
-from batching.queue import BatchQueue
+from batching.queue import Alarm, BatchQueue
 from batching.report import Answer, BatchReport
 from batching.watchdog import Watchdog
 

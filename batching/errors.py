@@ -32,7 +32,15 @@ class DeadlineUnreachable(Refused):
 
 
 class Draining(Refused):
-    """The batcher is shutting down and accepts no new items."""
+    """The batcher, or the whole server, is shutting down and accepts no new items."""
+
+    def __init__(self, detail: str = "shutting down", retry_after: float = 1.0) -> None:
+        """
+        Args:
+            detail: What happened.
+            retry_after: Seconds after which another server may accept the request.
+        """
+        super().__init__(detail, retry_after)
 
 
 class EngineFailed(Exception):

@@ -20,6 +20,8 @@ class MemoryCap:
         Args:
             buckets: Sizes that the engine pads batches to, in increasing order.
         """
+        self.unlimited = True
+        """Whether memory has never run out, so that `limit` is the largest bucket."""
         self._buckets = buckets
         self._capped_to = len(buckets) - 1
         self._since = 0.0
@@ -31,6 +33,7 @@ class MemoryCap:
 
     def ran_out(self, bucket: int, now: float) -> None:
         """Record that a batch padded to `bucket` did not fit."""
+        self.unlimited = False
         index = min(self._index(now), self._buckets.index(bucket) - 1)
         steps_up = len(self._buckets) - 1 - self._capped_to
         elapsed = now - self._since

@@ -25,7 +25,6 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-from batching.arrivals import Arrivals
 from batching.latency import LatencyTable
 from batching.memory import MemoryCap
 from batching.timeline import Lanes, Timeline
@@ -251,6 +250,8 @@ class Policy:
 
     def size_limit(self, now: float) -> int:
         """Current maximum batch size."""
+        if self.memory.unlimited:
+            return self._max_batch_size
         return min(self._max_batch_size, self.memory.limit(now))
 
     def _in_time(self, end: float, now: float) -> float:
@@ -285,3 +286,30 @@ class Policy:
 
         within = bisect_right(range(1, cap + 1), timeout, key=since_first_arrival)
         return min(self.table.best(within), self.table.keeps_up_with(KEEPING_UP / gap))
+
+
+class Arrivals:
+    """The average time between two items that arrive, accepted or not. Older arrivals count less:
+    their weight decays exponentially."""
+
+    def __init__(self, memory: float) -> None:
+        """
+        Args:
+            memory: Seconds after which an arrival's weight has decayed to 1/e.
+        """
+        self._memory = memory
+        self._count = 0.0
+        self._last = -math.inf
+
+    def record(self, now: float) -> None:
+        """Count one item that arrives at `now`."""
+        self._count = self._decayed(now) + 1
+        self._last = now
+
+    def gap(self, now: float) -> float:
+        """Average seconds between two items; infinity if none has arrived."""
+        count = self._decayed(now)
+        return self._memory / count if count else math.inf
+
+    def _decayed(self, now: float) -> float:
+        return self._count * math.exp((self._last - now) / self._memory)

@@ -1,14 +1,19 @@
-"""BatchQueue: the items that wait for a batch, earliest deadline first, at most `max_size`.
+"""BatchQueue holds the items that wait for a batch; Alarm wakes the task that forms batches.
 
-Items with equal deadlines stay in order of arrival. So if all requests have the same timeout, the
-queue is first in, first out. Pure: the queue compares deadlines and never asks for the time.
+The queue is ordered by deadline, the earliest first. Items with equal deadlines stay in order of
+arrival. So if all requests have the same timeout, the queue is first in, first out. It is pure: it
+compares deadlines and never asks for the time.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
+
+from batching.completion import raisable, reject
 
 
 class Waiting(Protocol):
@@ -72,3 +77,48 @@ class BatchQueue(Generic[W]):
     def oldest(self) -> float:
         """Arrival time of the item that has waited longest. The queue must not be empty."""
         return min(item.arrived for item in self._items)
+
+
+class Alarm:
+    """Lets one task sleep until a time, and other code wake it earlier. At most one task sleeps."""
+
+    def __init__(self) -> None:
+        self._rings: asyncio.Future[None] | None = None
+        self._at = math.inf
+
+    async def sleep(self, until: float, now: float) -> None:
+        """Sleep until `until`, in seconds by the caller's clock, or until woken.
+
+        Args:
+            until: Infinity to sleep until woken.
+            now: Current time by the same clock.
+        """
+        loop = asyncio.get_running_loop()
+        self._rings, self._at = loop.create_future(), until
+        timer = loop.call_later(until - now, self.wake) if until < math.inf else None
+        try:
+            await self._rings
+        finally:
+            self._rings = None
+            if timer is not None:
+                timer.cancel()
+
+    def wake(self) -> None:
+        """Wake the task that sleeps, if there is one."""
+        if self._rings is not None and not self._rings.done():
+            self._rings.set_result(None)
+
+    def wake_if_earlier(self, due_at: Callable[[], float]) -> None:
+        """Wake the task that sleeps, if `due_at()` is earlier than the time it sleeps until.
+
+        If `due_at` raises, `sleep` raises its exception.
+        """
+        rings = self._rings
+        if rings is not None and not rings.done():
+            try:
+                if due_at() < self._at:
+                    rings.set_result(None)
+            except BaseException as error:
+                reject(rings, raisable(error))
+                if not isinstance(error, Exception):
+                    raise

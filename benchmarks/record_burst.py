@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from batching.arrivals import Arrivals
+from batching.policy import Arrivals
 from service.app import create_app
 from service.server.server import Server
 from service.settings import Settings

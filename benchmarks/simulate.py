@@ -1,31 +1,35 @@
-"""How well does the batcher do, against what is possible and against other policies?
+"""Compares the batcher with an upper bound and with other policies, on virtual time.
 
     python -m benchmarks.simulate
 
-drives the real `batching.Batcher` on a clock that jumps, with engines that exist as a formula,
-next to restatements of the field's policies on the same arrivals. Prints a table, and writes
-simulate.json and simulate.png to benchmarks/results. Takes a minute or so on two cores.
+Runs the real `batching.Batcher` on simulated engines, and the policies of other servers on the same
+arrivals. Prints a table and writes simulate.json and simulate.png to `.bench/simulate`; with
+`--update`, to benchmarks/results, whose files are in the repository. Takes a minute or so on two
+cores.
 
-Columns: load, as a share of the device's best rate within the SLO; `goodput`, answers within the
-SLO as a share of the bound, which is the lesser of what was offered and what the device could
-compute at its best, moment for moment; `average`, the same against min(offered, max over n of
-n/T(n)) over the whole run, which forgets that what was offered at one moment cannot be computed at
-another; `kept`, the share of accepted requests answered within the SLO; median and 99th percentile
-of the accepted, in milliseconds.
+Columns of the table:
+- load: share of the device's maximum rate within the SLO.
+- goodput: answers within the SLO, as a share of the bound. The bound is the number of requests that
+  arrive, or that the device can compute at its best, whichever is less at each moment.
+- average: the same as a share of min(offered, max over n of n/T(n)) over the whole run. It ignores
+  that requests of one moment cannot be computed at another.
+- kept: share of accepted requests that were answered within the SLO.
+- p50, p99: latency of accepted requests in milliseconds.
 
-Then, target by target, in how many cells it is met, and of every other cell whether somebody who
-knows more does no worse and misses it, too, which explains it and proves nothing. Who knows more:
-- on one lane, the *clairvoyant*, who knows all arrivals in advance and whose device makes no noise;
-- where the device slows down midway, the *unforeseen* change: the same flow by one who hears of it
-  when the first batch after it can have ended;
-- there, too, with `--hindsight`, which takes minutes more: our own batcher, *told* what the device
-  takes by the second batch after the change, the first that can tell it from an outlier;
-- with `--hindsight`, where none of these explains it: our own batcher with those settings of a
-  grid, its own among them, that turn out to be the best for that very trace while they keep its
-  promises, but for the moment of a change.
-Nobody has to beat a peer that is ahead by breaking more promises than we do, and than it may.
+Then, for each target: the number of cells that meet it, and whether a reference explains a miss. A
+reference knows more than the batcher. It explains a miss if it does no worse and misses the target
+as well; this is evidence and not a proof. The references:
+- the clairvoyant policy, which knows all arrivals in advance, on a device without noise; one lane;
+- where the device becomes slower halfway: the flow behind the bound, which detects the change when
+  the first batch after it can have ended;
+- there too, with `--hindsight`, which takes minutes more: Shoal informed of the device's times by
+  the second batch after the change, the first that can distinguish it from an outlier;
+- with `--hindsight`, for other misses: Shoal with the best settings of a grid for that very trace,
+  among those that answer enough accepted requests in time, apart from the moment of a change.
+A peer that is ahead explains a miss if it answers too few accepted requests in time, and fewer than
+Shoal does.
 
-At the end, in real time: how long a lone item waits before it is handed to the engine.
+At the end, in real time: how long a single item waits before it is handed to the engine.
 """
 
 from __future__ import annotations
@@ -54,10 +58,14 @@ from benchmarks.simulation.plot import plot
 from benchmarks.simulation.shoal import shoal
 from benchmarks.simulation.verdict import GOODPUT, KEPT, verdict
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+"""In the repository; written only on request."""
+OUT = ROOT / ".bench" / "simulate"
+"""Ignored by git."""
 
 TIGHT, LOOSE = 10, 50
-"""SLOs, in units of T(1)."""
+"""SLOs as multiples of T(1)."""
 LOADS = {
     ("poisson", TIGHT): (0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0, 10.0),
     ("poisson", LOOSE): (0.1, 0.5, 0.9, 1.0, 2.0, 10.0),
@@ -70,15 +78,15 @@ LOADS_OF_LANES = {
     ("on/off", TIGHT): (1.0, 3.0),
 }
 FULL_BATCHES, LONG_RUN = 40, 400
-"""Length of a run. A change in the middle costs the promises of a moment: against a run as short as
-the others that moment is long."""
-MOST_STEPS = 250_000
-"""Arrivals times batch sizes up to which the clairvoyant's schedule is worked out."""
+"""Length of a run in full batches. A change in the middle makes some requests late; in a run as
+short as the others these would be too large a share."""
+MAX_STEPS = 250_000
+"""Maximum of arrivals times batch sizes for which the clairvoyant schedule is computed."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One trace on one device. `slo` is in units of T(1)."""
+    """One trace on one device. `slo` is a multiple of T(1)."""
 
     device: str
     slo: int
@@ -95,7 +103,7 @@ CELLS = [
 
 
 def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, Any]:
-    """Everybody on the same arrivals, and the bounds."""
+    """Run all policies on the same arrivals, and compute the bounds."""
     device = DEVICES[cell.device]
     slo = cell.slo * device.mean(1)
     capacity = device.capacity(slo)
@@ -107,19 +115,19 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
     arrivals = TRACES[cell.trace](rate, count, seed)
 
     def calm(requests: Sequence[Request]) -> Sequence[Request]:
-        """Those that a change in the middle does not touch."""
+        """The requests that a change in the middle does not affect."""
         return [r for r in requests if not -slo <= r.arrived - half_time <= 3 * slo]
 
     bound = figures(fluid(arrivals, device, slo, half_time), slo).goodput
     rows = {}
     for name, policy in {"shoal": shoal, **PEERS}.items():
         requests = policy(arrivals, Clockwork(device, half_time, seed), slo)
-        found = figures(requests, slo)
-        rows[name] = {**asdict(found), "of_bound": found.goodput / bound}
+        result = figures(requests, slo)
+        rows[name] = {**asdict(result), "of_bound": result.goodput / bound}
         if device.slower != 1:
             rows[name]["kept_share_but_for_the_change"] = figures(calm(requests), slo).kept_share
     offered = rows["shoal"]["offered"]
-    result = {
+    report = {
         **asdict(cell),
         "slo_seconds": slo,
         "arrivals": len(arrivals),
@@ -129,24 +137,27 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
         "rows": rows,
     }
     if device.slower != 1:
-        heard = half_time + device.slower * device.mean(1)
-        blind = figures(fluid(arrivals, device, slo, half_time, heard=heard), slo)
-        result["unforeseen"] = {"kept_share": blind.kept_share, "of_bound": blind.goodput / bound}
+        detected = half_time + device.slower * device.mean(1)
+        late = figures(fluid(arrivals, device, slo, half_time, known_from=detected), slo)
+        report["unforeseen"] = {"kept_share": late.kept_share, "of_bound": late.goodput / bound}
         ours = rows["shoal"]
         if in_hindsight and (ours["of_bound"] < GOODPUT or ours["kept_share"] < KEPT):
-            requests = shoal(arrivals, Clockwork(device, half_time, seed), slo, told=True)
-            told = figures(requests, slo)
-            result["told"] = {"kept_share": told.kept_share, "of_bound": told.goodput / bound}
+            requests = shoal(arrivals, Clockwork(device, half_time, seed), slo, informed=True)
+            informed = figures(requests, slo)
+            report["told"] = {
+                "kept_share": informed.kept_share,
+                "of_bound": informed.goodput / bound,
+            }
     sizes = sum(device.mean(size) <= slo for size in range(1, LARGEST + 1))
     missed = rows["shoal"]["of_bound"] < GOODPUT
-    if missed and device.slower == device.lanes == 1 and len(arrivals) * sizes <= MOST_STEPS:
+    if missed and device.slower == device.lanes == 1 and len(arrivals) * sizes <= MAX_STEPS:
         share = clairvoyant(arrivals, device, slo)
-        result["clairvoyant"] = {
+        report["clairvoyant"] = {
             "share": share,
             "of_bound": share * offered / bound,
             "shoal": rows["shoal"]["accepted_share"] * rows["shoal"]["kept_share"] / share,
         }
-    if in_hindsight and verdict([result])[0].missed:
+    if in_hindsight and verdict([report])[0].missed:
 
         def attempt() -> tuple[Figures, float]:
             requests = shoal(arrivals, Clockwork(device, half_time, seed), slo)
@@ -154,25 +165,25 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
             return figures(requests, slo), figures(counted, slo).kept_share
 
         best = hindsight(attempt, KEPT)
-        result["hindsight"] = {"of_bound": best["goodput"] / bound, **best}
-    return result
+        report["hindsight"] = {"of_bound": best["goodput"] / bound, **best}
+    return report
 
 
 def in_flight(load: float, max_in_flight: int, *, seed: int = 1) -> dict[str, Any]:
-    """The GPU, where the host needs 0.3 ms to assemble and copy a batch before it can begin."""
+    """Figures of the simulated GPU if the host needs 0.3 ms to assemble and copy each batch."""
     device = DEVICES["gpu"]
     slo = TIGHT * device.mean(1)
     rate = load * device.capacity(slo)
     arrivals = TRACES["poisson"](rate, round(rate * FULL_BATCHES * device.mean(LARGEST)), seed)
     clockwork = Clockwork(device, math.inf, seed)
     requests = shoal(arrivals, clockwork, slo, max_in_flight=max_in_flight, prepare=0.3e-3)
-    found = figures(requests, slo)
-    share = found.goodput / min(found.offered, device.capacity(slo))
-    return {"load": load, "max_in_flight": max_in_flight, **asdict(found), "of_bound": share}
+    result = figures(requests, slo)
+    share = result.goodput / min(result.offered, device.capacity(slo))
+    return {"load": load, "max_in_flight": max_in_flight, **asdict(result), "of_bound": share}
 
 
 def lone_wait(items: int = 2000) -> dict[str, float]:
-    """Seconds in the queue of an item that comes to an idle engine, on uvloop, in real time."""
+    """Seconds that a single item waits for an idle engine, on uvloop, in real time."""
 
     async def infer(batch: Sequence[int]) -> Sequence[int]:
         await asyncio.sleep(0)
@@ -188,6 +199,7 @@ def lone_wait(items: int = 2000) -> dict[str, float]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
+    """Print the table."""
     for cell in results:
         print(
             f"\n{cell['device']}, SLO {cell['slo']} x T(1) = {1e3 * cell['slo_seconds']:.1f} ms, "
@@ -204,7 +216,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """JSON knows no infinity: `null` is a latency beyond all bounds."""
+    """`value` with None in place of infinite numbers, which JSON cannot store."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -216,36 +228,59 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:9.2f}" if math.isfinite(seconds) else f"{'late':>9}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Simulate the batcher and its peers.")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--hindsight", action="store_true", help="takes several minutes more")
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Simulate the batcher and other policies.")
+    parser.add_argument("--processes", type=int, default=2, help="(%(default)s)")
     parser.add_argument(
-        "--trace", type=int, default=1, metavar="SEED", help="of arrivals and noise"
+        "--hindsight",
+        action="store_true",
+        help="compute more references; takes several minutes more",
     )
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--trace",
+        type=int,
+        default=1,
+        metavar="SEED",
+        help="seed of arrivals and noise (%(default)s)",
+    )
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument(
+        "--out", type=Path, default=OUT, metavar="FOLDER", help="for the results (%(default)s)"
+    )
+    folder.add_argument(
+        "--update",
+        dest="out",
+        action="store_const",
+        const=RESULTS,
+        help="write to benchmarks/results, whose files are in the repository",
+    )
+    return parser
 
-    todo = sorted(CELLS, key=lambda cell: -cell.load)  # the long ones first
+
+def main() -> None:
+    arguments = options().parse_args()
+
+    todo = sorted(CELLS, key=lambda cell: -cell.load)  # the longest first
     with ProcessPoolExecutor(arguments.processes) as pool:
-        each = functools.partial(run, seed=arguments.trace, in_hindsight=arguments.hindsight)
-        done = dict(zip(todo, pool.map(each, todo), strict=True))
+        run_cell = functools.partial(run, seed=arguments.trace, in_hindsight=arguments.hindsight)
+        done = dict(zip(todo, pool.map(run_cell, todo), strict=True))
     results = [done[cell] for cell in CELLS]
 
-    slots = [
-        in_flight(load, slots, seed=arguments.trace) for load in (0.5, 2.0) for slots in (1, 2)
+    by_in_flight = [
+        in_flight(load, count, seed=arguments.trace) for load in (0.5, 2.0) for count in (1, 2)
     ]
 
     show(results)
     print("\nbatches in flight, on the gpu with 0.3 ms to assemble and copy each")
-    for row in slots:
+    for row in by_in_flight:
         print(
             f"  load {row['load']:g}, {row['max_in_flight']} in flight: {row['of_bound']:.1%} of "
             f"the bound, p50{_ms(row['p50'])}, p99{_ms(row['p99'])}"
         )
     wait = lone_wait()
     print(
-        f"\na lone item waits {1e6 * wait['p50']:.0f} us before it is handed to the engine, "
+        f"\na single item waits {1e6 * wait['p50']:.0f} us before it is handed to the engine, "
         f"p99 {1e6 * wait['p99']:.0f} us"
     )
     targets = verdict(results)
@@ -254,7 +289,7 @@ def main() -> None:
     report = {
         "verdict": [{"met": target.met, **asdict(target)} for target in targets],
         "cells": results,
-        "in_flight": slots,
+        "in_flight": by_in_flight,
         "lone_wait_seconds": wait,
     }
     text = json.dumps(finite(report), indent=1, allow_nan=False)

@@ -1,10 +1,11 @@
-"""Runs an image as the manifests run it, and sees whether it keeps what they rely on.
+"""Runs an image as the manifests run it, and checks what they rely on.
 
     python3 k8s/check_image.py IMAGE [--docker podman] [--photos FOLDER]
 
-Read-only root, no capabilities, no new privileges, a memory limit, a small /tmp. It must run as the
-manifests' user, get ready, pass its own HEALTHCHECK, classify, and when stopped under load answer
-everything and end with 0. Ends with 1 where it does not. Standard library only.
+The image runs with a read-only root, no capabilities, no new privileges, a memory limit and a small
+/tmp. It must run as the manifests' user, become ready, pass its HEALTHCHECK, classify pictures, and
+when it is stopped under load answer all requests and exit with 0. The script exits with 1 if one of
+these fails. It uses the standard library only.
 """
 
 from __future__ import annotations
@@ -23,19 +24,26 @@ from load import Load, ask, made_up_picture, photos
 NAME = "shoal-check-image"
 CLIENTS = 16
 LARGEST = 600_000_000
-"""Bytes that the image for CPUs may have unpacked."""
+"""Maximum size of the CPU image, unpacked, in bytes."""
 LIMITS = [
     *("--read-only", "--tmpfs", "/tmp:rw,noexec,nosuid,nodev,size=16m"),  # noqa: S108
     *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512"),
     *("--memory", "1536m", "--cpus", "2"),
 ]
 DRAIN_DELAY = 2.0
-UNHEARD = 1.0
-"""Seconds for which clients go on asking after the stop, as a load balancer would."""
+STILL_ROUTED = 1.0
+"""Seconds for which clients continue to send requests after the stop, as a load balancer would."""
 
 
 class Check:
+    """Collects the results of the checks of one image."""
+
     def __init__(self, docker: str, image: str) -> None:
+        """
+        Args:
+            docker: Name of the container engine's command, `docker` or `podman`.
+            image: Name and tag of the image.
+        """
         self.image = image
         self._docker = docker
         self.failed = False
@@ -48,9 +56,10 @@ class Check:
             raise SystemExit(f"{self._docker} {arguments[0]}: {run.stderr.strip()}")
         return run.stdout.strip()
 
-    def must(self, good: bool, told: str) -> None:
-        print(f"{'ok    ' if good else 'FAILED'} {told}", flush=True)
-        self.failed = self.failed or not good
+    def expect(self, passed: bool, message: str) -> None:
+        """Print the result of a check, and remember if it failed."""
+        print(f"{'ok    ' if passed else 'FAILED'} {message}", flush=True)
+        self.failed = self.failed or not passed
 
 
 def check(image: str, docker: str, folder: pathlib.Path | None) -> bool:
@@ -58,16 +67,16 @@ def check(image: str, docker: str, folder: pathlib.Path | None) -> bool:
     layers = it.docker("history", "--format", "{{.Size}}\t{{.CreatedBy}}", image)
     print("\n".join(line[:110] for line in layers.splitlines() if not line.startswith("0B")))
     size = int(it.docker("image", "inspect", "--format", "{{.Size}}", image))
-    it.must(size < LARGEST, f"{size / 1e6:.0f} MB unpacked, less than {LARGEST / 1e6:.0f}")
+    it.expect(size < LARGEST, f"{size / 1e6:.0f} MB unpacked, less than {LARGEST / 1e6:.0f}")
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     settings = {"SHOAL_HOST": "127.0.0.1", "SHOAL_PORT": port, "SHOAL_DRAIN_DELAY": DRAIN_DELAY}
-    told = [f"--env={name}={value}" for name, value in settings.items()]
+    environment = [f"--env={name}={value}" for name, value in settings.items()]
     began = time.monotonic()
-    # The host's network: no proxy in between that would accept what the server refuses.
-    it.docker("run", "--detach", "--name", NAME, "--network", "host", *LIMITS, *told, image)
+    # The host's network, so that no proxy accepts connections that the server would reject.
+    it.docker("run", "--detach", "--name", NAME, "--network", "host", *LIMITS, *environment, image)
     try:
         _running(it, url, began, folder)
     finally:
@@ -84,25 +93,25 @@ def _running(it: Check, url: str, began: float, folder: pathlib.Path | None) -> 
     while status != 200 and time.monotonic() < began + 60:
         status, answer = ask(f"{url}/readyz")
         time.sleep(0.05)
-    it.must(status == 200, f"ready after {time.monotonic() - began:.1f} s: {answer[:90]}")
+    it.expect(status == 200, f"ready after {time.monotonic() - began:.1f} s: {answer[:90]}")
 
     python = it.docker("exec", NAME, "python", "-c", PROBE)
     seen = json.loads(python)
-    it.must(seen["uid"] == seen["gid"] == 10001, f"runs as {seen['uid']}:{seen['gid']}")
-    it.must(not seen["writable"], f"can write to {seen['writable'] or 'nothing'} but /tmp")
-    it.must(not seen["there"], f"carries {seen['there'] or 'no compiler, pip or tests'}")
-    it.must(seen["status"]["CapEff"] == "0" * 16, "has no capability")
-    it.must(seen["status"]["NoNewPrivs"] == "1", "gains no privileges")
+    it.expect(seen["uid"] == seen["gid"] == 10001, f"runs as {seen['uid']}:{seen['gid']}")
+    it.expect(not seen["writable"], f"can write to {seen['writable'] or 'nothing'} besides /tmp")
+    it.expect(not seen["there"], f"contains {seen['there'] or 'no compiler, pip or tests'}")
+    it.expect(seen["status"]["CapEff"] == "0" * 16, "has no capabilities")
+    it.expect(seen["status"]["NoNewPrivs"] == "1", "cannot gain privileges")
     print(f"       {seen['status']['VmRSS']} resident, {seen['status']['Threads']} threads, idle")
     health = it.docker(
         "image", "inspect", "--format", "{{json .Config.Healthcheck.Test}}", it.image
     )
-    it.docker("exec", NAME, *json.loads(health)[1:])  # ends this script where it fails
-    it.must(True, "passes its HEALTHCHECK")
+    it.docker("exec", NAME, *json.loads(health)[1:])  # ends this script if it fails
+    it.expect(True, "passes its HEALTHCHECK")
 
     for name, picture in photos(folder).items():
         status, sentence = ask(f"{url}/predict", picture)
-        it.must(status == 200 and sentence.startswith("The input"), f"{name}: {sentence[:90]}")
+        it.expect(status == 200 and sentence.startswith("The input"), f"{name}: {sentence[:90]}")
     asyncio.run(_stopped_under_load(it, url))
 
 
@@ -115,18 +124,18 @@ async def _stopped_under_load(it: Check, url: str) -> None:
     print(f"       {peak.split(':')[1].strip()} resident at most, under load")
     stop = asyncio.create_task(asyncio.to_thread(it.docker, "stop", "-t", "60", NAME))
     began = time.monotonic()
-    await asyncio.sleep(UNHEARD)
+    await asyncio.sleep(STILL_ROUTED)
     load.stop()
     await asking
     await stop
     took = time.monotonic() - began
     code = it.docker("inspect", "--format", "{{.State.ExitCode}}", NAME)
     after = load.answered - before
-    it.must(
+    it.expect(
         not load.lost and after > 0,
         f"{before} requests answered before SIGTERM, {after} after it, lost: {dict(load.lost)}",
     )
-    it.must(code == "0", f"stopped in {took:.1f} s with exit status {code}")
+    it.expect(code == "0", f"stopped in {took:.1f} s with exit code {code}")
 
 
 PROBE = """

@@ -1,7 +1,7 @@
-"""Clients for the rehearsals: each asks again as soon as it is answered, and nothing is forgiven.
+"""Clients for rehearsals: each sends its next request as soon as the previous one was answered.
 
-A request is lost unless it gets a whole answer with status 200, whatever the reason: refused,
-reset, cut short, 5xx. No retries. Standard library only.
+A request counts as lost unless it gets a complete answer with status 200, whatever the reason:
+connection refused or reset, incomplete answer, 5xx. There are no retries. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import time
 import urllib.parse
 import zlib
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds that a client waits for an answer."""
 
 
 def made_up_picture() -> bytes:
-    """A grey PNG of 32 x 32, for lack of a photo."""
+    """A gray PNG of 32 x 32 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = zlib.crc32(kind + data).to_bytes(4, "big")
         return len(data).to_bytes(4, "big") + kind + data + check
 
-    head = (32).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])  # 8 bits of grey, no interlace
+    head = (32).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])  # 8 bits of gray, not interlaced
     rows = (b"\0" + bytes(range(0, 256, 8))) * 32
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -36,9 +36,15 @@ def made_up_picture() -> bytes:
 
 
 class Load:
-    """`clients` that ask until `stop`, each over a connection of its own for each request."""
+    """Clients that send requests until `stop`, each over a new connection per request."""
 
     def __init__(self, url: str, picture: bytes, clients: int) -> None:
+        """
+        Args:
+            url: Where pictures are sent, such as http://127.0.0.1:8000/predict.
+            picture: The body of each request, a PNG.
+            clients: Number of requests in flight at any moment.
+        """
         self.answered = 0
         self.lost: collections.Counter[str] = collections.Counter()
         self.seconds: list[float] = []
@@ -53,7 +59,7 @@ class Load:
         self._stopped = False
 
     def stop(self) -> None:
-        """Ask nothing more; what is under way is still waited for."""
+        """Send no further requests. `run` returns when those in flight have ended."""
         self._stopped = True
 
     async def run(self) -> None:
@@ -63,17 +69,17 @@ class Load:
         while not self._stopped:
             began = time.monotonic()
             try:
-                async with asyncio.timeout(PATIENCE):
-                    fate = await self._ask()
+                async with asyncio.timeout(TIMEOUT):
+                    result = await self._send()
             except (OSError, TimeoutError) as error:
-                fate = type(error).__name__
+                result = type(error).__name__
             self.seconds.append(time.monotonic() - began)
-            if fate == "200":
+            if result == "200":
                 self.answered += 1
             else:
-                self.lost[fate] += 1
+                self.lost[result] += 1
 
-    async def _ask(self) -> str:
+    async def _send(self) -> str:
         reader, writer = await asyncio.open_connection(*self._address)
         try:
             writer.write(self._request)
@@ -81,12 +87,12 @@ class Load:
         finally:
             writer.close()
         status = head.split(b" ", 2)[1].decode() if head.startswith(b"HTTP/1.1 ") else "no answer"
-        whole = f"content-length: {len(body)}\r\n".encode() in head.lower() + b"\r\n"
-        return status if whole or status != "200" else "cut short"
+        complete = f"content-length: {len(body)}\r\n".encode() in head.lower() + b"\r\n"
+        return status if complete or status != "200" else "incomplete"
 
 
 def ask(url: str, picture: bytes | None = None) -> tuple[int, str]:
-    """One request and its answer; (0, why) where there is none."""
+    """Send one request. Returns its status and body, or 0 and the error if there is no answer."""
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
     try:
@@ -104,7 +110,7 @@ def ask(url: str, picture: bytes | None = None) -> tuple[int, str]:
 
 
 def photos(folder: pathlib.Path | None) -> dict[str, bytes]:
-    """A horse and a dog, if `folder` has files of such names, and otherwise something grey."""
+    """The first horse*.jpg and dog*.jpg in `folder`; without them, a gray square."""
     found = (
         {
             path.name: path.read_bytes()
@@ -114,4 +120,4 @@ def photos(folder: pathlib.Path | None) -> dict[str, bytes]:
         if folder
         else {}
     )
-    return found or {"a grey square": made_up_picture()}
+    return found or {"a gray square": made_up_picture()}

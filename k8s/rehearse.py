@@ -2,13 +2,13 @@
 
     .venv/bin/python k8s/rehearse.py [--requests 20000] [--unheard 2]
 
-Plays Kubernetes' part by the numbers of k8s/base: a new process gets requests when its readiness
-probe passes, and only then an old one goes (maxSurge 1, maxUnavailable 0). It is taken out of nginx
-only `--unheard` seconds after it was told to stop, as endpoints are removed behind a pod's back. It
-gets SIGTERM after the preStop sleep, and must end by itself, with 0, within the grace period.
-Clients ask all the while; updates follow each other until there were `--requests`. Ends with 1 if
-one of them was lost. nginx may not retry (proxy_next_upstream off), so it hides nothing. Needs
-nginx (Debian: nginx-light) and what `make test` installs.
+Does what Kubernetes does, with the numbers of k8s/base: a new process gets requests when its
+readiness probe passes, and only then an old one stops (maxSurge 1, maxUnavailable 0). nginx removes
+the old one `--unheard` seconds after its stop began: endpoints are removed with a delay. The old
+one gets SIGTERM after the preStop sleep, and must exit with 0 within the grace period. Clients
+send requests all the time. Updates follow each other until `--requests` were answered. Exits with 1
+if a request was lost. nginx does not retry (proxy_next_upstream off), so no failure is hidden.
+Needs nginx (Debian: nginx-light) and the packages of `make test`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from load import Load, ask, made_up_picture
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = ROOT / "k8s/base"
 CLIENTS = 8
-LONGEST = 900.0
-"""Seconds after which a rehearsal is given up."""
+MAX_SECONDS = 900.0
+"""Maximum duration of a rehearsal, in seconds."""
 
 NGINX = """
 daemon off;
@@ -85,15 +85,17 @@ class Manifest:
 
 
 class Pod:
+    """A process of the service, in the role of a pod."""
+
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
         self.port = port
 
     @classmethod
     async def ready(cls, manifest: Manifest) -> Pod:
-        """A new one, that has passed its readiness probe."""
+        """Start a process and wait until its readiness probe passes."""
         port = free_port()
-        told = {
+        settings = {
             "SHOAL_LOG_LEVEL": "warning",
             "SHOAL_DEVICE": "cpu",
             "SHOAL_DECODE_PROCESSES": "2",
@@ -102,7 +104,7 @@ class Pod:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service"),
             cwd=ROOT,
-            env={**os.environ, **manifest.environment, **told},
+            env={**os.environ, **manifest.environment, **settings},
             stdout=asyncio.subprocess.DEVNULL,
         )
         pod = cls(process, port)
@@ -115,7 +117,7 @@ class Pod:
 
 
 class Nginx:
-    """Its list of servers is what a Service's endpoints are."""
+    """nginx, in the role of a Service: its list of servers is the list of endpoints."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.port = free_port()
@@ -139,7 +141,7 @@ class Nginx:
             await self._process.wait()
 
     def route_to(self, pods: list[Pod]) -> None:
-        """New connections go to these; requests under way stay where they are."""
+        """Send new connections to these pods. Requests in flight are not affected."""
         assert self._process is not None
         self._write(pods)
         self._process.send_signal(1)  # SIGHUP: read the configuration again
@@ -149,14 +151,14 @@ class Nginx:
         return log.read_text(encoding="utf-8") if log.exists() else ""
 
     def _write(self, pods: list[Pod]) -> None:
-        # max_fails=0: a server that fails stays, so that each failure is seen.
+        # max_fails=0: a server that fails stays in the list, so that each failure counts.
         servers = "\n".join(f"        server 127.0.0.1:{pod.port} max_fails=0;" for pod in pods)
         text = NGINX.format(folder=self._folder, servers=servers, port=self.port)
         (self._folder / "nginx.conf").write_text(text, encoding="utf-8")
 
 
 async def stop(manifest: Manifest, nginx: Nginx, old: Pod, rest: list[Pod], unheard: float) -> None:
-    """As a pod is deleted: everything at the same time, and nobody waits for anybody."""
+    """Stop a pod as Kubernetes does: the endpoint and the process are stopped independently."""
 
     async def endpoint() -> None:
         await asyncio.sleep(unheard)
@@ -230,10 +232,15 @@ def free_port() -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--requests", type=int, default=20_000, help="at least (%(default)s)")
     parser.add_argument(
-        "--unheard", type=float, default=2.0, help="seconds until nginx knows (%(default)s)"
+        "--requests", type=int, default=20_000, help="minimum number of requests (%(default)s)"
+    )
+    parser.add_argument(
+        "--unheard",
+        type=float,
+        default=2.0,
+        help="seconds after which nginx removes a stopping pod (%(default)s)",
     )
     options = parser.parse_args()
-    whole = asyncio.wait_for(rehearse(options.requests, options.unheard), LONGEST)
+    whole = asyncio.wait_for(rehearse(options.requests, options.unheard), MAX_SECONDS)
     sys.exit(0 if asyncio.run(whole) else 1)

@@ -1,12 +1,12 @@
-"""Rendered manifests against the schemas of Kubernetes and of what its operators add.
+"""Validates rendered manifests against the schemas of Kubernetes and of its operators.
 
     python k8s/validate.py VERSION[,VERSION...] FILE...
 
-Strict: an unknown field is an error. Kubernetes' own objects are held against each version. Those
-of KEDA and of the Prometheus operator are held against published models of theirs, an
-InferenceService against KServe's list of fields and its pod against Kubernetes. The Gateway API has
-no schema among Python's packages; tests/k8s checks what its objects refer to. A kind that nobody
-here knows is an error, too. Run by k8s/check, which installs what this needs.
+Unknown fields and unknown kinds are errors. Kubernetes' own objects are validated against each
+version, those of KEDA and the Prometheus operator against published models, and an
+InferenceService against KServe's list of fields, with its pod against Kubernetes. No Python package
+has a schema of the Gateway API; tests/k8s checks the references of its objects. k8s/check runs this
+script and installs what it needs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _kserve_faults(manifest: Object, version: str) -> Iterator[str]:
 
 
 def _kserve_fields(model: str) -> set[str]:
-    """From the source of KServe's package: to import it would take a gigabyte of others."""
+    """Read from the source of KServe's package: importing it needs a gigabyte of packages."""
     ending = "v1beta1_" + "".join(f"_{c.lower()}" if c.isupper() else c for c in model)[1:] + ".py"
     [file] = [f for f in importlib.metadata.files("kserve") or () if f.name == ending]
     for node in ast.walk(ast.parse(pathlib.Path(file.locate()).read_text(encoding="utf-8"))):

@@ -76,7 +76,7 @@ def _message(error: Exception) -> str:
         return manifest.first_error(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}. Check the path, who may read and write it, and the disk"
+        return f"{where}{error.strerror}. Check the path, its permissions, and the disk"
     return str(error)
 
 
@@ -134,7 +134,7 @@ def _print_each(
     """Print one line for each version; returns 1 if one is bad, otherwise 0."""
     status = 0
     if others := versions.ignored(options.store):
-        print(f"not versions by their names: {', '.join(others)}", file=sys.stderr)
+        print(f"not versions because of their names: {', '.join(others)}", file=sys.stderr)
     for name, version in pairs:
         try:
             line = describe(versions.folder(options.store, name, version))
@@ -228,20 +228,20 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         metavar="FOLDER",
         default=pathlib.Path("training"),
-        help="folder of checkpoints: saved after every epoch and resumed from (%(default)s)",
+        help="folder to save checkpoints to and to continue from (%(default)s)",
     )
     parser.add_argument(
         "--logits",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="folder to keep the logits of teachers in, which runs may share (that of checkpoints)",
+        help="folder for the logits of teachers, which runs may share (the folder of checkpoints)",
     )
     for option in dataclasses.fields(Recipe):
         parser.add_argument(
             f"--{option.name.replace('_', '-')}",
             type=type(option.default),
             default=option.default,
-            help="(%(default)s)",
+            help=option.metadata["help"] + (" (%(default)s)" if option.default != "" else ""),
         )
 
 

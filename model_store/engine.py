@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 
 from model_store import amx, precision, versions
@@ -25,7 +26,7 @@ from model_store.backend import Backend, start_backend
 from model_store.batch import SIDE, Image, Inputs, Probabilities, Results, Rows, buckets
 from model_store.cgroup import cores
 from model_store.device import Device, GpuMemory
-from model_store.lane import HandedBatch, Lane
+from model_store.lane import Lane
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from model_store.replica import Replica
@@ -43,6 +44,34 @@ MAX_LANES = 4
 """Default maximum number of lanes on a CPU."""
 MAX_BATCH_ON_CPU, MAX_BATCH_ON_GPU = 16, 64
 """Default maximum batch sizes."""
+
+
+@dataclass(slots=True, eq=False)
+class HandedBatch:
+    """A batch that was handed to the engine, and its caller's future."""
+
+    replicas: Sequence[Replica]
+    """Those of the version that computes it, one for each lane."""
+    inputs: Inputs
+    answer: asyncio.Future[tuple[Rows, float]]
+    """The logits, and when they were computed by `time.monotonic`."""
+
+    def settle(self, result: tuple[Rows, float] | BaseException) -> None:
+        """Complete the answer. Called on the event loop.
+
+        A future does not accept StopIteration, and an exception such as SystemExit or
+        CancelledError would end the caller's task. Both become a RuntimeError.
+        """
+        if self.answer.done():
+            return  # the caller has canceled
+        if not isinstance(result, BaseException):
+            self.answer.set_result(result)
+        elif isinstance(result, Exception) and not isinstance(result, StopIteration):
+            self.answer.set_exception(result)
+        else:
+            error = RuntimeError(f"{type(result).__name__} in the engine")
+            error.__cause__ = result
+            self.answer.set_exception(error)
 
 
 class GluonEngine:

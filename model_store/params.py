@@ -96,10 +96,10 @@ def opened(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Itera
             source = Source(path, raw)
             if source.size > max_bytes:
                 what = f"{source.size:,} bytes are more than the {max_bytes:,} allowed"
-                raise source.bad(what, "Is this the file you mean?")
+                raise source.bad(what, "Check that it is the right file")
             yield source
     except OSError as error:
-        raise BadParams(f"{path}: {error.strerror}. Check the path and who may read it") from error
+        raise BadParams(f"{path}: {error.strerror}. Check the path and its permissions") from error
 
 
 def check_params(
@@ -211,7 +211,7 @@ def _read_list(source: Source) -> Arrays:
     _check_kind(source)
     (count,) = source.unpack("<Q", "the number of arrays")
     if not 0 < count <= MAX_ARRAYS:
-        raise source.bad(f"declares {count:,} arrays where 1 to {MAX_ARRAYS:,} are served")
+        raise source.bad(f"declares {count:,} arrays where 1 to {MAX_ARRAYS:,} are allowed")
     arrays = [_read_array(source, f"array {at} of {count}") for at in range(1, count + 1)]
 
     (named,) = source.unpack("<Q", "the number of names")
@@ -268,7 +268,7 @@ def _read_array(source: Source, what: str) -> NDArray[Any]:
 def _read_name(source: Source, what: str) -> str:
     (length,) = source.unpack("<Q", what)
     if not 0 < length <= MAX_NAME:
-        raise source.bad(f"{what} is {length:,} bytes long where 1 to {MAX_NAME:,} are served")
+        raise source.bad(f"{what} is {length:,} bytes long where 1 to {MAX_NAME:,} are allowed")
     encoded = source.take(length, what)
     try:
         name = encoded.decode()

@@ -67,8 +67,8 @@ def choose(
         )
     if wanted == "int8" and model.int8 is None:
         raise PrecisionUnavailable(
-            f"precision int8 was asked for, and {model.name} {model.version} does not say what "
-            "8 bits stand for: make a version that does, with `python -m model_store calibrate`"
+            f"precision int8 was asked for, and {model.name} {model.version} is not calibrated for "
+            "it: make a calibrated version with `python -m model_store calibrate`"
         )
     return Precision(name, "as asked")
 

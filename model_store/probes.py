@@ -56,7 +56,7 @@ def check(rows: Rows, recorded: npt.NDArray[np.float64], precision: PrecisionNam
     worst = int(differences.argmax())
     if not differences[worst] <= MAX_DIFFERENCE[precision]:  # also true for NaN
         raise BadModel(
-            f"the network computes something else than when it was added: in {precision}, probe "
+            f"the network computes other results than when it was added: in {precision}, probe "
             f"{worst % COUNT + 1} differs by {differences[worst]:.2g} where "
             f"{MAX_DIFFERENCE[precision]:g} is allowed. Compare the manifest with its source; if "
             "they are equal, this machine computes wrong results"

@@ -43,6 +43,8 @@ class Replica:
         self.format = BatchFormat(model, buckets)
         self.warm_up_seconds: dict[int, tuple[float, ...]] = {}
         """Bucket -> seconds of each of its warm-up batches."""
+        self.compute = network.compute
+        """Computes logits, float32 (bucket, classes), for an input that `format` assembled."""
         self._network = network
         self._buckets = buckets
 
@@ -51,10 +53,6 @@ class Replica:
         yield from self._network.load(arrays, beside)
         for bucket in self._buckets:
             yield from self._warm_up(bucket)
-
-    def compute(self, inputs: Inputs) -> Rows:
-        """Logits, float32 (bucket, classes), for an input that `format` assembled."""
-        return self._network.compute(inputs)
 
     def observe(self, batches: Sequence[Inputs]) -> dict[str, tuple[float, float]]:
         """Ranges of the tensors for `manifest.Int8`, observed on `batches`. For a CPU."""
@@ -94,7 +92,8 @@ class Replica:
         for result in self.format.check_rows(rows):
             if isinstance(result, Exception):
                 raise BadModel(
-                    f"{called} computes nonsense: {result}. Train it again, or import another file"
+                    f"{called} computes invalid results: {result}. Train it again, or import "
+                    "another file"
                 )
 
     def _infer(self, images: Sequence[Image]) -> Rows:

@@ -77,7 +77,7 @@ def find(
     wanted += f" of version {version!r}" if version else ""
     held = ", ".join(map(" ".join, existing)) or "nothing"
     if others := ignored(store):
-        held += f"; not versions by their names: {', '.join(others)}"
+        held += f"; not versions because of their names: {', '.join(others)}"
     raise BadModel(f"no {wanted} in {store}; it holds {held}")
 
 
@@ -130,8 +130,8 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     name, version = folder.absolute().parts[-2:]
     if (model.name, model.version) != (name, version):
         raise BadModel(
-            f"{folder / MANIFEST} is of {model.name} {model.version} and lies where {name} "
-            f"{version} belongs: rename the folder, or mend the manifest"
+            f"{folder / MANIFEST} describes {model.name} {model.version} and lies in the folder of "
+            f"{name} {version}: rename the folder, or correct the manifest"
         )
     return model
 
@@ -153,6 +153,6 @@ def read_parameters(path: pathlib.Path, described: Parameters) -> Arrays:
 
 def _differs(path: pathlib.Path, reason: str) -> BadModel:
     return BadModel(
-        f"{path} is not the file that {MANIFEST} names: {reason}. "
+        f"{path} is not the file that {MANIFEST} describes: {reason}. "
         "Restore the file, or import it as a new version"
     )

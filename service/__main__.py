@@ -1,7 +1,7 @@
-"""`python -m service`: serve until SIGTERM or Ctrl-C. Ctrl-C twice leaves at once, with 130.
+"""`python -m service`: serve until SIGTERM or Ctrl-C. A second Ctrl-C exits immediately.
 
-Exit status: 0 after a clean stop, 1 when the model cannot be served, 2 when a setting is wrong, 3
-when the port cannot be had, 4 when the engine died under way and a new process should take over.
+The settings come from the environment (`settings`), and `exit_status` lists the exit statuses. With
+`--worker NAME`, which only the supervisor uses, this is one process of a service with several.
 """
 
 from __future__ import annotations
@@ -12,39 +12,52 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 
 if __name__ == "__main__":
-    # Before the imports below, which take a second or more. A signal that nobody handles is lost on
-    # process 1 of a container, and elsewhere Ctrl-C would end in a traceback.
+    # Before the imports below, which take a second or more. Process 1 of a container ignores
+    # signals without a handler, and elsewhere Ctrl-C would print a traceback.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
 
+import uvloop
 from fastapi import FastAPI
-from uvicorn.config import STARTUP_FAILURE
 
-from service.app import LOAD_ENGINE, create_app, imported
+from service.app import LOAD_ENGINE, create_app, create_engine_server, imported
+from service.exit_status import ExitStatus
 from service.http.origins import allowed_hosts, is_loopback
 from service.inference.model_host import exit_status
 from service.inference.service import Service
 from service.server.server import Server
 from service.settings import PREFIX, BadSettings, Settings, load_settings, unknown
 from service.telemetry.logs import configure, log
-from service.workers.supervisor import Supervisor
+from service.workers import engine_process
+from service.workers.bootstrap import receive, watch_supervisor
+from service.workers.process import ARGUMENT
+from service.workers.supervisor import ENGINE, Supervisor
 
-YOUNG = 5000
-"""Objects more than there were at which Python looks for cycles among the young; its own is 700."""
+YOUNG_THRESHOLD = 5000
+"""Number of new objects after which Python collects young garbage. Python's default is 700."""
 FULL_COLLECTION = 20
-"""Collections of the middle generation between two full ones; Python's own is 10."""
+"""Number of collections of the middle generation between two full ones. Python's default is 10."""
 
 
 def main(load_engine: str = LOAD_ENGINE) -> int:
-    """`load_engine`: `module:function`, since the process that calls it may be another."""
+    """Serve with the settings from the environment until a signal.
+
+    Args:
+        load_engine: `module:function` of the function that loads the engine. It is a name because
+            another process may call it.
+
+    Returns:
+        The exit status.
+    """
     try:
         settings = load_settings()
     except BadSettings as error:
         print(error, file=sys.stderr)
-        return 2
+        return ExitStatus.BAD_SETTINGS
     configure(settings)
     for line in unknown(os.environ):
         log.warning(line)
@@ -52,7 +65,7 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
         app = create_app(settings, imported(load_engine))
     except BadSettings as error:
         print(error, file=sys.stderr)
-        return 2
+        return ExitStatus.BAD_SETTINGS
     if not is_loopback(settings.host):
         log.info(
             "requests are accepted for these hosts: %s (%sALLOWED_HOSTS adds names)",
@@ -60,46 +73,66 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
         )
     if settings.workers == 1:
         return serve(app, settings)
-    return supervise(settings, load_engine)  # each front end builds an application of its own
+    return supervise(settings, load_engine)  # each front end builds its own application
 
 
 def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = None) -> int:
-    """Serve `app` until a signal; the exit status. `sockets`: to listen on, in place of those that
-    the settings name."""
+    """Serve an application until a signal.
+
+    Args:
+        app: The application.
+        settings: The settings that it was built with.
+        sockets: Bound sockets to listen on. None: bind the address in the settings.
+
+    Returns:
+        The exit status.
+    """
     server = Server(app, settings)
-    _settle()
-    # uvicorn takes these over once its loop runs. Until then, and after, they are handled as well.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, server.handle_exit)
+    _configure_garbage_collection()
+    server.handle_signals()
     server.run(sockets)
     service: Service = app.state.service
     if status := exit_status(service.engine.failure):
         return status
     log.info("stopped")
-    return 0
-
-
-def _settle() -> None:
-    """What is there by now stays: full collections of garbage pass over it, and come rarely. With a
-    thousand uploads under way each held the event loop for 50 ms and more, and found nothing:
-    docs/decisions/0026-full-collections-come-rarely.md."""
-    gc.collect()
-    gc.freeze()
-    _, middle, _ = gc.get_threshold()
-    gc.set_threshold(YOUNG, middle, FULL_COLLECTION)
+    return ExitStatus.STOPPED
 
 
 def supervise(settings: Settings, load_engine: str) -> int:
-    """Let several processes serve until a signal; the exit status."""
+    """Run the service in several processes until a signal. Returns the exit status."""
     try:
         status = asyncio.run(Supervisor(settings, load_engine).run())
     except OSError as error:
         log.error("%s", error)
-        return STARTUP_FAILURE
-    if status == 0:
+        return ExitStatus.CANNOT_LISTEN
+    if status == ExitStatus.STOPPED:
         log.info("stopped")
     return status
 
 
+def work(name: str) -> int:
+    """Run one process of a service with several: the engine or a front end. Returns the exit
+    status."""
+    bootstrap, settings = receive()
+    configure(settings)
+    if name == ENGINE:
+        load_engine = imported(bootstrap.load_engine)
+        create_server = partial(create_engine_server, settings, load_engine, bootstrap.folder)
+        return uvloop.run(engine_process.run(bootstrap, create_server))
+    watch_supervisor(bootstrap, stop=lambda: None)  # front ends stop on SIGTERM
+    app = create_app(settings, folder=bootstrap.folder)
+    return serve(app, settings, bootstrap.open_sockets())
+
+
+def _configure_garbage_collection() -> None:
+    """Exclude all objects that exist now from garbage collection, and collect less often. With a
+    thousand uploads in progress, each full collection blocked the event loop for 50 ms or more and
+    freed nothing: docs/decisions/0026-full-collections-come-rarely.md."""
+    gc.collect()
+    gc.freeze()
+    _, middle, _ = gc.get_threshold()
+    gc.set_threshold(YOUNG_THRESHOLD, middle, FULL_COLLECTION)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(work(sys.argv[2]) if sys.argv[1:2] == [ARGUMENT] else main())

@@ -42,6 +42,7 @@ from service.upload.body import UploadMemory
 from service.v2 import repository as v2_repository
 from service.v2 import routes as v2_routes
 from service.v2 import schemas as v2_schemas
+from service.workers import engine_process
 from service.workers.engine_client import DecoderClient, EngineClient
 from service.workers.engine_server import EngineServer
 
@@ -111,7 +112,12 @@ def create_engine_server(
     """The engine and the decoders that front ends in other processes share through `folder`."""
     metrics = Metrics(folder)
     host = ModelHost(
-        settings, load_engine, metrics, on_failure, on_change=lambda: server.announce()
+        settings,
+        load_engine,
+        metrics,
+        on_failure,
+        on_change=lambda: server.announce(),
+        on_failing=engine_process.restart,
     )
     decoders = Decoders(_decode_limits(settings), metrics.count_decoder_kill)
     server = EngineServer(host, Repository(settings, host, metrics.count_load), decoders)
@@ -237,7 +243,7 @@ async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[
 
     async def update() -> None:
         while front_end:
-            service.metrics.note(service.uploads.held, service.decoders.waiting)
+            service.metrics.record_state(service.uploads.held, service.decoders.waiting)
             await asyncio.sleep(NOTE_INTERVAL)
 
     updating = asyncio.create_task(update())

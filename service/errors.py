@@ -3,7 +3,10 @@ responses. Decoder processes import this module, so it imports little."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class BadImage(Exception):
@@ -23,11 +26,11 @@ class ImageTooExpensive(Exception):
 
 
 class MissingImage(Exception):
-    """The request holds no image."""
+    """The request has no image."""
 
 
 class TooManyImages(Exception):
-    """More images in one request than allowed."""
+    """The request has more images than allowed."""
 
 
 class BodyTooLarge(Exception):
@@ -35,7 +38,7 @@ class BodyTooLarge(Exception):
 
 
 class UploadMemoryFull(Exception):
-    """Uploads hold as much memory as they may."""
+    """All uploads together hold their maximum of memory."""
 
 
 class EngineBusy(Exception):
@@ -47,57 +50,58 @@ class UploadTimeout(Exception):
 
 
 class BadTimeout(Exception):
-    """The deadline that the client asks for is none."""
+    """The timeout that the client asks for is not a positive number."""
 
 
 class Unauthorized(Exception):
-    """No key, or a wrong one, where one is asked for."""
+    """The request has no API key, or an unknown one."""
 
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
 class UnknownHost(Exception):
-    """The request is addressed to a host that this server does not answer for."""
+    """The Host header names a host that is not allowed."""
 
 
 class CrossSite(Exception):
-    """A browser sent the request for a page of another origin that is not allowed to."""
+    """A browser sent the request for a page of another origin."""
 
 
 class RateLimited(Exception):
-    """A client sent more images than it may; as of now it may again in `retry_after` seconds."""
+    """The client sent more images than the rate limit allows."""
 
     def __init__(self, retry_after: float) -> None:
-        super().__init__(f"welcome again in {retry_after:.3g} s")
+        """`retry_after`: seconds after which the client may send images again."""
+        super().__init__(f"retry in {retry_after:.3g} s")
         self.retry_after = retry_after
 
 
 class DecodeQueueFull(Exception):
-    """As many images wait for a decoder as may, and none of them is to make room."""
+    """The queue of images that wait for a decoder is full."""
 
 
 class DecoderLost(Exception):
-    """The process that decoded the image was ended from outside, more than once."""
+    """The process that decoded the image was killed from outside, more than once."""
 
 
 class DecodersKilled(RateLimited):
-    """A client's images ended too many decoder processes."""
+    """The images of the client ended too many decoder processes."""
 
 
 class NotAdmin(Unauthorized):
-    """No admin key, or a wrong one, where one is asked for."""
+    """The request has no admin key, or an unknown one."""
 
 
 class RepositoryOff(Exception):
-    """A call to the model repository, and no admin key is set."""
+    """The model repository is disabled, because no admin key is set."""
 
 
 class BadRepositoryCall(Exception):
-    """Not a call to the model repository that can be followed."""
+    """The request to the model repository is invalid."""
 
 
 class LoadFailed(Exception):
-    """Another version was to be loaded and was not; what served before goes on to."""
+    """The version could not be loaded. The version that served before still serves."""
 
 
 class ChangeUnderWay(Exception):
@@ -105,15 +109,19 @@ class ChangeUnderWay(Exception):
 
 
 class BadInference(Exception):
-    """Not a request that the Open Inference Protocol or this model can take."""
+    """The inference request is invalid for the Open Inference Protocol or for this model."""
 
 
 class UnknownModel(Exception):
-    """Another model, or another version of it, is served."""
+    """The request names a model or a version that is not served."""
 
 
 class UnsupportedMethod(Exception):
-    """Of gRPC: in the protocol, and not served."""
+    """The method is part of the protocol, and is not supported over gRPC."""
+
+
+class TooManyMessages(Exception):
+    """A gRPC message was canceled for a newer one, because too many were arriving."""
 
 
 class UnsupportedEncoding(Exception):
@@ -129,12 +137,19 @@ class DecodersDown(NotReady):
 
 
 class Unloaded(NotReady):
-    """The model was unloaded, and not loaded again since."""
+    """An operator unloaded the model, and has not loaded it again."""
 
 
 class Stalled(NotReady):
-    """The engine has made no progress on a batch for long."""
+    """The engine has made no progress on its batch for too long."""
 
 
 class NotLive(Exception):
-    """The engine does not answer any more; only a new process helps."""
+    """The engine has failed, and only a restart of the process helps."""
+
+
+def first_error(error: ValidationError) -> str:
+    """The first error that pydantic found, as a sentence: where it is, and what is wrong."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "The body"
+    return f"{where}: {first['msg']}."

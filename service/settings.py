@@ -1,7 +1,7 @@
-"""Every setting: name, type, bound, default and meaning in one place.
+"""All settings: name, type, bounds, default and meaning.
 
-Each is read from the environment variable of its name in capitals behind `SHOAL_`, once, when
-the process starts. `python -m service.settings` prints the table of docs/configuration.md.
+A setting is read once, when the process starts, from the environment variable with its name in
+capitals after `SHOAL_`. `python -m service.settings` prints the table of docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HOST = re.compile(
 
 
 class BadSettings(Exception):
-    """The settings cannot be used; the message has a line for each that is wrong."""
+    """Settings are invalid. The message has one line for each."""
 
 
 class Settings(BaseSettings):
@@ -39,121 +39,130 @@ class Settings(BaseSettings):
     )
 
     host: str = Field(default="127.0.0.1", min_length=1)
-    """Address to listen on; 0.0.0.0 for every interface."""
+    """Address to listen on. 0.0.0.0: all interfaces."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """TCP port to listen on; 0 takes a free one and logs it."""
+    """TCP port to listen on. 0: any free port, which is logged."""
     workers: int = Field(default=1, ge=1, le=64)
-    """Processes that speak HTTP. 1: one process does it all; from 2 on they share one more process
-    with the engine, and what is for all requests together is divided among them."""
+    """Number of front ends, which are processes that serve HTTP. 1: one process does everything.
+    From 2, a further process runs the engine for all of them, and limits on all requests together
+    are divided among them."""
 
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
-    """TCP port for the Open Inference Protocol over gRPC, with the packages of the extra `grpc`; 0
-    takes a free one and logs it. Default: none."""
+    """TCP port for the Open Inference Protocol over gRPC, which needs the extra `grpc`. 0: any free
+    port, which is logged. Default: no gRPC."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    """TCP port for `/metrics` alone, which the main port then does not serve; 0 takes a free
-    one and logs it. Default: none, `/metrics` is on the main port."""
+    """TCP port for `/metrics`, which the main port then does not serve. 0: any free port, which is
+    logged. Default: `/metrics` is on the main port."""
 
     model: Name = "cifar_resnet20_v1"
     """Name of the model to serve."""
     model_version: Version | None = None
-    """Its version. Default: the highest in the store."""
+    """Version of the model. Default: the highest one in the store."""
     model_store: pathlib.Path = STORE
-    """Folder of the store. Default: the one that ships."""
+    """Folder of the model store. Default: the store that is installed with the package."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
-    """auto, cpu, gpu or gpu:N. auto: a GPU that computes, else the CPU."""
+    """Device that computes: auto, cpu, gpu or gpu:N. auto: a GPU that works, or else the CPU."""
     precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
-    """auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 where the machine has instructions
-    for it and the version was measured to be as accurate in it; else fp32."""
+    """Precision of the computation: auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 if the
+    machine has instructions for it and the version was measured to be as accurate; else fp32."""
     engine_threads: int = Field(default=1, ge=1, le=256)
-    """CPU threads that compute one batch."""
+    """Number of CPU threads that compute one batch."""
     engine_lanes: int | None = Field(default=None, ge=1, le=64)
-    """Batches that a CPU computes at the same time; a GPU computes one. Default: one a CPU core, 4
-    at most, and in int8 one less, since there the event loop takes a core for itself."""
+    """Number of batches that a CPU computes at the same time. A GPU always computes one. Default:
+    the number of CPU cores, at most 4; with int8 one less, because the event loop needs a core."""
 
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
-    """Most images computed together. Default: 16 on a CPU, 64 on a GPU."""
+    """Maximum number of images in a batch. Default: 16 on a CPU, 64 on a GPU."""
     max_queue_size: int = Field(default=1024, ge=1, le=65_536)
-    """Most requests that wait for the engine; more are refused."""
+    """Maximum number of images in the queue. Further images are rejected with 503."""
     max_queue_delay: float = Field(default=0.0, ge=0, le=60)
-    """Seconds the oldest request may wait for company while the engine is idle. 0: never."""
+    """Maximum number of seconds that an idle engine waits for further images before it computes an
+    incomplete batch. 0: it does not wait."""
     request_timeout: Seconds = 5.0
-    """Seconds from the end of the upload in which a request is answered or refused."""
+    """Maximum number of seconds from the end of the upload to the answer. A request that cannot be
+    answered in this time is rejected."""
 
     max_upload_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
-    """Most bytes of a request's body, told while it arrives."""
+    """Maximum number of bytes of a request's body. A longer one is rejected with 413 while it
+    arrives."""
     max_upload_memory: int = Field(default=256 * 2**20, ge=1024, le=2**40)
-    """Most bytes of uploads held at the same moment, by all requests together; more are refused."""
+    """Maximum number of bytes that the uploads of all requests hold in memory. Further uploads are
+    rejected with 503."""
     max_images_per_request: int = Field(default=64, ge=1, le=256)
-    """Most images of one request to `/predict/batch` or of the Open Inference Protocol."""
+    """Maximum number of images in one request to `/predict/batch` or of the Open Inference
+    Protocol."""
     max_image_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000)
-    """Most pixels (width x height) of an image, told before any is decoded."""
+    """Maximum number of pixels (width x height) of an image, checked before it is decoded."""
     upload_timeout: Seconds = 30.0
-    """Seconds in which a request's body must have arrived."""
+    """Seconds within which the body of a request must arrive."""
     decode_processes: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
-    """Processes that decode ordinary images, and maximum number of those for expensive ones; fewer
-    where `SHOAL_DECODE_MEMORY` allows no more. Default: one per CPU core, at most 8."""
+    """Number of processes that decode ordinary images, and maximum number of those for expensive
+    images. `SHOAL_DECODE_MEMORY` may allow fewer. Default: one per CPU core, at most 8."""
     decode_memory: int = Field(default_factory=lambda: memory() // 2, ge=2**20, le=2**40)
-    """Bytes that all decoder processes may take together. Default: half of the memory that the
-    machine or container has."""
+    """Maximum number of bytes of memory that all decoder processes use together. Default: half of
+    the memory of the machine or container."""
     max_decode_seconds: float = Field(default=2.0, gt=0, le=60)
-    """CPU time that decoding one image may take, in seconds."""
+    """Maximum CPU time for decoding one image, in seconds."""
 
     api_keys: SecretStr | None = None
-    """Keys, separated by commas; with any, predictions are for who sends one. At least 16
-    characters each."""
+    """API keys, separated by commas, of at least 16 characters each. With at least one, here or in
+    the file, prediction requests must send a key."""
     api_keys_file: pathlib.Path | None = None
-    """File of more keys, one a line, read again when it changes."""
+    """File with further API keys, one per line. It is read again when it changes."""
     metrics_need_key: bool = False
-    """Whether `/metrics`, too, is for who sends a key."""
+    """Whether requests for `/metrics` must send an API key, too."""
     rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
-    """Maximum number of images per second of each client, identified by its API key or else by its
-    address. A request counts as one image when it begins, and as all of its images once they are
-    known; requests beyond the limit are rejected with 429. Default: unlimited."""
+    """Maximum number of images per second for each client, which is identified by its API key or
+    else by its address. A request counts as one image when it begins, and as all of its images when
+    their number is known. Requests beyond the limit are rejected with 429. Default: no limit."""
     rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Maximum number of images that such a client may send at once. The images of a request that
-    exceeds it are a debt: the client is rejected until it is worked off. Default: those of one
-    second, at least 1."""
+    """Maximum number of images that a client may send at once. A request with more images is
+    accepted and puts the client into debt: it is rejected until the debt is paid off at the rate
+    limit. Default: the rate limit, at least 1."""
     allowed_hosts: str = ""
-    """Host names, separated by commas, that requests may be addressed to, besides IP addresses,
-    localhost and the name in SHOAL_HOST; `*.example.com` for all names below example.com, `*` for
-    every host. Other requests get 421, except probes and metrics. Ports are ignored."""
+    """Host names, separated by commas, that are accepted in `Host`, besides IP addresses, localhost
+    and the name in `SHOAL_HOST`. `*.example.com`: all names below example.com. `*`: every host.
+    Other requests get 421, except for probes and metrics. Ports are ignored."""
     trusted_proxies: str = "127.0.0.1,::1"
-    """Addresses or networks, separated by commas, whose `X-Forwarded-For` says who the client
-    is, and `X-Forwarded-Host` which host it asked for."""
+    """Addresses or networks of proxies, separated by commas, from which `X-Forwarded-For`,
+    `X-Forwarded-Proto` and `X-Forwarded-Host` are read."""
     cors_origins: str = ""
-    """Origins, separated by commas, whose pages may ask from a browser; `*` for all. Other pages'
-    POST requests get 403. Default: none but this server's own."""
+    """Origins, separated by commas, whose pages may send requests from a browser. `*`: all origins.
+    POST requests of other pages get 403. Default: only this server's own pages."""
     admin_keys: SecretStr | None = None
-    """Keys, separated by commas, for who may load another version of the model; without any, nobody
-    may. At least 16 characters each."""
+    """Admin keys, separated by commas, of at least 16 characters each. Requests to load or unload a
+    version of the model must send one. Without any, such requests are rejected."""
     admin_keys_file: pathlib.Path | None = None
-    """File of more such keys, one a line, read again when it changes."""
+    """File with further admin keys, one per line. It is read again when it changes."""
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
-    """Maximum number of connections, as far as the system gives descriptors (`ulimit -n`); a
-    newcomer takes the place of the one that waits for its client longest without progress. gRPC has
-    as many of its own, with three descriptors each."""
+    """Maximum number of open connections, lowered if the process may have too few descriptors
+    (`ulimit -n`). At the limit, a new connection replaces the one that has waited for its client
+    longest. gRPC may have as many in addition, which take three descriptors each."""
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
-    """Seconds an idle connection is kept; more than a load balancer in front keeps its own."""
+    """Seconds after which an idle connection is closed. Set it higher than the idle timeout of a
+    load balancer in front."""
     drain_delay: float = Field(default=0.0, ge=0, le=600)
-    """Seconds after SIGTERM in which new connections are still taken while `/readyz` says
-    draining, so that load balancers look elsewhere first."""
+    """Seconds after SIGTERM during which new connections are accepted while `/readyz` reports
+    draining, so that load balancers stop sending requests first."""
     shutdown_timeout: int = Field(default=20, ge=1, le=3600)
-    """Seconds after that in which requests in flight are answered; then they are cut off."""
+    """Seconds after `SHOAL_DRAIN_DELAY` in which requests in progress are answered. Those that take
+    longer are canceled."""
 
     default_answer: Literal["json", "text"] = "json"
     """Answer of `/predict` to requests whose `Accept` header prefers neither `application/json` nor
     `text/plain`. json: an object. text: the sentence of the Flask tutorial."""
     page: bool = True
-    """Whether to serve the page at `/`, where one drops pictures and sees their classes."""
+    """Whether to serve the web page at `/`, which classifies images."""
     docs: bool = True
-    """Whether to serve `/docs` and `/openapi.json`."""
+    """Whether to serve the API documentation at `/docs` and `/openapi.json`."""
 
     log_format: Literal["auto", "json", "text"] = "auto"
-    """json: one JSON object a line; text: for reading; auto: text on a terminal, else json."""
+    """Format of the log. json: one JSON object per line. text: for people. auto: text on a
+    terminal, else json."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severity that is logged; requests are logged at info, probes that
-    find all well at debug."""
+    """Minimum severity of log lines. Requests are logged at info, and successful probes at
+    debug."""
 
     @field_validator("port", "grpc_port", "metrics_port", mode="before")
     @classmethod
@@ -162,8 +171,8 @@ class Settings(BaseSettings):
             variable = f"{PREFIX}{info.field_name}".upper()
             service = variable.lower().replace("_", "-").removesuffix("-port")
             raise ValueError(
-                f"this is a link that Kubernetes makes for a service named '{service}': set "
-                f"enableServiceLinks: false in the pod, or give {variable} a number"
+                f"Kubernetes sets this variable for a service named '{service}': set "
+                f"enableServiceLinks: false in the pod, or set {variable} to a number"
             )
         return value
 
@@ -185,7 +194,9 @@ class Settings(BaseSettings):
             try:
                 ipaddress.ip_network(part)
             except ValueError as error:
-                raise ValueError(f"{error}; an address or a network such as 10.0.0.0/8") from error
+                raise ValueError(
+                    f"{error}; use addresses, or networks such as 10.0.0.0/8"
+                ) from error
         return value
 
     @field_validator("cors_origins")
@@ -193,32 +204,32 @@ class Settings(BaseSettings):
     def _origins(cls, value: str) -> str:
         for part in split(value):
             if part != "*" and not re.fullmatch(r"https?://[^/\s?#*]+", part):
-                raise ValueError(f"{part!r} is no origin such as https://example.com, and not *")
+                raise ValueError(f"{part!r} is not an origin such as https://example.com, or *")
         return value
 
     @field_validator("metrics_need_key")
     @classmethod
-    def _there_are_keys(cls, value: bool, info: ValidationInfo) -> bool:
+    def _require_keys(cls, value: bool, info: ValidationInfo) -> bool:
         if value and not (info.data.get("api_keys") or info.data.get("api_keys_file")):
-            raise ValueError(f"there is no key: set {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE")
+            raise ValueError(f"there is no API key: set {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE")
         return value
 
     @field_validator("rate_burst")
     @classmethod
-    def _of_a_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+    def _require_rate_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("rate_limit") is None:
-            raise ValueError(f"without effect: set {PREFIX}RATE_LIMIT, too")
+            raise ValueError(f"this has no effect without a limit: set {PREFIX}RATE_LIMIT, too")
         return value
 
     @field_validator("max_upload_memory")
     @classmethod
-    def _holds_one(cls, value: int, info: ValidationInfo) -> int:
+    def _require_one_upload(cls, value: int, info: ValidationInfo) -> int:
         if value < (one := info.data.get("max_upload_bytes", 0)):
-            raise ValueError(f"less than one upload may have, {PREFIX}MAX_UPLOAD_BYTES={one}")
+            raise ValueError(f"this is less than {PREFIX}MAX_UPLOAD_BYTES={one}")
         return value
 
     def share(self, count: int) -> Settings:
-        """Of one of `count` processes: what is for all requests together is divided."""
+        """Settings of one of `count` front ends: limits on all requests together are divided."""
         memory = max(self.max_upload_memory // count, self.max_upload_bytes)
         connections = max(self.max_connections // count, 1)
         return self.model_copy(
@@ -230,39 +241,39 @@ class Settings(BaseSettings):
 
 
 def split(value: str) -> list[str]:
-    """What a setting lists, separated by commas."""
+    """Split a setting at commas and white space."""
     return [part for part in re.split(r"[\s,]+", value) if part]
 
 
 def host_name(host: str) -> str | None:
     """The name or IP address in `host`, which may have a port: in lower case, without brackets and
     without the dot of the DNS root. None if `host` is not valid."""
-    found = HOST.fullmatch(host)
-    return found and (found["address"] or found["name"]).lower()
+    match = HOST.fullmatch(host)
+    return match and (match["address"] or match["name"]).lower()
 
 
 def load_settings() -> Settings:
-    """The settings from the environment. Raises BadSettings."""
+    """Read the settings from the environment. Raises BadSettings."""
     try:
         return Settings()
     except ValidationError as error:
         lines = [
-            f"{PREFIX}{str(fault['loc'][0]).upper()}={fault['input']}: {fault['msg']}"
-            for fault in error.errors()
+            f"{PREFIX}{str(detail['loc'][0]).upper()}={detail['input']}: {detail['msg']}"
+            for detail in error.errors()
         ]
         raise BadSettings("\n".join(lines)) from error
 
 
 def unknown(environment: Mapping[str, str]) -> Iterator[str]:
-    """A line for each variable that looks like a setting and is none: a slip of the pen."""
+    """Yield a warning for each variable with the prefix that is not a setting, such as a typo."""
     known = [name.upper() for name in Settings.model_fields]
     for variable in sorted(environment):
         name = variable.removeprefix(PREFIX)
         if name == variable or name in known or _is_service_link(variable):
             continue
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; {PREFIX}{close[0]} is" if close else ""
-        yield f"{variable} is no setting and is ignored{hint}"
+        hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+        yield f"{variable} is not a setting and is ignored{hint}"
 
 
 def table() -> str:
@@ -275,17 +286,18 @@ def table() -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """For people; empty where the meaning says it better."""
+    """The default as text. Empty if the description states it."""
     default = field.default
     return "" if field.default_factory or default in (None, STORE) else str(default)
 
 
 def one_line(text: str | None) -> str:
+    """Replace line breaks and indentation with single spaces."""
     return " ".join((text or "").split())
 
 
 def _is_service_link(name: str) -> bool:
-    """Kubernetes sets such variables for a service named `shoal` or `shoal-...`."""
+    """Whether Kubernetes sets the variable for a service named `shoal` or `shoal-...`."""
     return re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)|_PORT$", name) is not None
 
 

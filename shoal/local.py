@@ -40,7 +40,7 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.ASGITransport]:
         async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
             while (await client.get("/readyz")).status_code != 200:
                 if stopped.is_set():
-                    raise NotServed(str(app.state.serving.failure or "stopped"))
+                    raise NotServed(str(app.state.service.engine.failure or "stopped"))
                 await asyncio.sleep(POLL_INTERVAL)
         loop.remove_signal_handler(signal.SIGTERM)
         yield transport

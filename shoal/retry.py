@@ -86,8 +86,7 @@ class Retry:
         url = error.request.url
         if isinstance(error, httpx.ConnectError):
             raise Unreachable(
-                f"No server answers at {url}: {error}. Check the URL, and whether the server is "
-                "running"
+                f"No server answers at {url}: {error}. Is the server running, and the URL correct?"
             )
         if self._broke_before:
             raise Unreachable(f"{url} broke the connection twice before it answered: {error}")

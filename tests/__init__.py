@@ -1,1 +1,1 @@
-"""Tests, in the same folders as the packages they are about."""
+"""Tests, in the folders of the packages that they test."""

@@ -1,4 +1,4 @@
-"""What several test modules need: data that may be missing, and a model to serve."""
+"""Fixtures for all tests: data that may be missing, models to serve, and checks around tests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 from model_store import manifest, versions
 from model_store.__main__ import main
 from model_store.params import read_params
+from tests.leftovers import no_process_left
 from tests.reference import probabilities
 
 # On a busy machine neither an example nor generating it has a time limit.
@@ -25,9 +26,16 @@ IMAGES = 16
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """Fails at the end of the session if a process that a test started still runs."""
+    with no_process_left():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def pillow_limits() -> Iterator[None]:
-    """Restores the limits that a decoder process sets for itself, and a test for everything."""
+    """Restores limits of Pillow, which decoder processes and tests change."""
     pixels, truncated = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     yield
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = pixels, truncated
@@ -35,24 +43,24 @@ def pillow_limits() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data() -> pathlib.Path:
-    """The folder with labelled photos and odd files, where there is one."""
+    """The folder with labeled photos and unusual files. Skips the test if there is none."""
     folder = pathlib.Path(os.environ.get("SHOAL_DATA", ROOT / "../shared/data")).resolve()
     if not folder.is_dir():
-        pytest.skip(f"no test data: SHOAL_DATA names no folder ({folder})")
+        pytest.skip(f"no test data: SHOAL_DATA is not a folder ({folder})")
     return folder
 
 
 @pytest.fixture(scope="session")
 def shipped() -> pathlib.Path:
-    """The version that ships and is served by default."""
+    """The version that is served by default."""
     name = "cifar_resnet20_v1"
     return versions.folder(manifest.STORE, name, versions.latest(manifest.STORE, name))
 
 
 @pytest.fixture(scope="session")
 def model(shipped: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The network that ships as version 1 of a store of its own, whose manifest says what it must
-    and no more: fp32, the softmax as it is, nothing recorded that a change would contradict."""
+    """The network that ships, as version 1 of another store, with a minimal manifest: fp32, no
+    temperature, no probes, so that tests may change its parameters."""
     folder = tmp_path_factory.mktemp("store") / shipped.parent.name / "1"
     shutil.copytree(shipped, folder)
     bare: dict[str, object] = {
@@ -68,8 +76,8 @@ def model(shipped: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pa
 
 @pytest.fixture(scope="session")
 def tiny(model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """CIFAR-10's layout with 80 training images of coloured squares and 16 to test on, three
-    quarters of them labelled as the network that ships would."""
+    """A data set in CIFAR-10's format: 80 training images of colored squares and 16 test images.
+    Three quarters of them have the label that the network that ships computes."""
     folder = tmp_path_factory.mktemp("tiny")
     arrays = read_params(model / "net.params")
     random = np.random.default_rng(1)
@@ -87,10 +95,10 @@ def tiny(model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathl
 def calibrated(
     model: pathlib.Path, tiny: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
-    """The version that ships, calibrated anew on `tiny`, in a store of its own."""
+    """The version that ships, calibrated again on `tiny`, in another store."""
     store = tmp_path_factory.mktemp("store")
-    named = f"{model.parent.name}/{model.name}"
+    version = f"{model.parent.name}/{model.name}"
     options = ["--store", str(model.parents[1]), "--data", str(tiny), "--into", str(store)]
     options += ["--device", "cpu", "--threads", "1"]
-    assert main(["calibrate", named, *options]) == 0
+    assert main(["calibrate", version, *options]) == 0
     return store / model.parent.name / "1"

@@ -1,5 +1,4 @@
-"""An engine that answers by rule, so that what surrounds it can be tested without MXNet; and a
-clock that stands."""
+"""An engine that follows a rule, for tests without MXNet, and a clock that tests set."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ MODEL = Manifest(
 
 
 class FakeEngine:
-    """The class of an image is its first red value modulo ten, with probability 0.91."""
+    """Classifies an image by its first red value modulo ten, with probability 0.91."""
 
     device = Device(None, "cpu", "as asked")
     precision = Precision("fp32", "this version is not calibrated for int8")
@@ -73,13 +72,13 @@ class FakeEngine:
         return list(rows)
 
     async def computing(self) -> None:
-        """What a batch takes: so many seconds, and until `goes_on` is set."""
+        """Takes `seconds` for a batch, and waits until `goes_on` is set."""
         if self.seconds:
             await asyncio.sleep(self.seconds)
         await self.goes_on.wait()
 
     async def replace(self, folder: pathlib.Path, on_switch: Callable[[], None]) -> None:
-        """The manifest in `folder`; `loaded` says when, `load_error` that it cannot be."""
+        """Takes over the manifest in `folder` once `loaded` is set, or raises `load_error`."""
         model = versions.read_manifest(folder)
         self.loading.set()
         await self.loaded.wait()
@@ -97,7 +96,7 @@ class FakeEngine:
 
 
 class Clock:
-    """Says what it is set to."""
+    """A clock that returns `now`."""
 
     now = 0.0
 

@@ -1,4 +1,4 @@
-"""The code of the packages, as the tests that read it see it: each file parsed once."""
+"""The source code of the packages, for tests that inspect it. Each file is parsed once."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def modules(*packages: str) -> list[pathlib.Path]:
 
 @functools.cache
 def nodes(path: pathlib.Path) -> Sequence[ast.AST]:
-    """Everything in a module."""
+    """Returns all syntax nodes of a module."""
     return list(ast.walk(ast.parse(path.read_text())))

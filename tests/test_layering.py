@@ -21,6 +21,7 @@ PACKAGES = {
 """Each package, and the packages that it may import."""
 LAYERS = (
     "errors",
+    "exit_status",
     "settings",
     "rate_limit",
     "telemetry",
@@ -94,7 +95,7 @@ def test_folders_of_service() -> None:
     assert len(folders) <= 10 and len(entries) - len(folders) <= 8
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for folder in folders:
-        assert f"`{folder.name}/`" in text, folder.name
+        assert f"`service/{folder.name}/`" in text, folder.name
 
 
 def test_batching_imports_the_standard_library_only() -> None:

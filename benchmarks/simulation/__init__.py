@@ -1,1 +1,1 @@
-"""The parts of benchmarks/simulate.py: devices, arrivals, policies, and what bounds them all."""
+"""The parts of `benchmarks.simulate`: devices, arrivals, policies, and upper bounds."""

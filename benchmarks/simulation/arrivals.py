@@ -1,4 +1,4 @@
-"""When requests come: lists of seconds, increasing, the same for every policy."""
+"""Arrivals: when requests arrive, in increasing seconds; the same for every policy."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ BURST = Path(__file__).parent / "burst.json"
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:
-    """Independent callers."""
+    """Independent callers at a constant rate."""
     return _thinned(rate, count, seed, lambda _: 1.0, 1.0)
 
 
 def on_off(rate: float, count: int, seed: int) -> list[float]:
-    """Three quarters of the time silence, the rest four times the rate; ten such periods."""
+    """Ten periods: a quarter of each at four times the rate, the remainder without arrivals."""
     period = count / rate / 10
     return _thinned(rate, count, seed, lambda t: 4.0 if t % period < period / 4 else 0.0, 4.0)
 
 
 def ramp(rate: float, count: int, seed: int) -> list[float]:
-    """A day in one run: from a tenth of the rate up to 1.9 times and back."""
+    """One period from a tenth of the rate up to 1.9 times the rate and back."""
     day = count / rate
     return _thinned(rate, count, seed, lambda t: 1 - 0.9 * math.cos(2 * math.pi * t / day), 1.9)
 
 
 def bursts(rate: float, count: int, seed: int) -> list[float]:
-    """A nearly idle service, and now and then 128 requests that were sent together, as recorded by
-    `python -m benchmarks.record_burst`."""
+    """A tenth of the rate, and bursts of 128 requests that are sent at the same time.
+
+    `python -m benchmarks.record_burst` recorded when the requests of a burst arrive.
+    """
     recorded: list[float] = json.loads(BURST.read_text())
     length = count / rate
     quiet = _thinned(rate / 10, count // 10, seed, lambda _: 1.0, 1.0)

@@ -1,4 +1,4 @@
-"""What no policy can beat, on exactly these arrivals, with a device that makes no noise."""
+"""Bounds: what no policy can exceed for given arrivals on a device without noise."""
 
 from __future__ import annotations
 
@@ -18,34 +18,42 @@ def fluid(
     slo: float,
     half_time: float,
     *,
-    heard: float = 0.0,
+    known_from: float = 0.0,
 ) -> list[Request]:
-    """min(offered, capacity) at every moment, instead of on average: requests flow through the
-    device at its best rate, and whoever would have to wait longer than the SLO is refused.
+    """Requests flow through the device at its best rate, one by one and without batches.
 
-    Between two moments no device answers more than its capacity times the seconds between them,
-    and all who arrive within must be answered at most one SLO later. Taking everybody for whom
-    there is room answers the most under that rule.
+    A request that would take longer than the SLO is rejected. In any interval, no device answers
+    more than its capacity times the interval's length, and a request must be answered within one
+    SLO of its arrival. Accepting every request for which there is room gives the maximum number of
+    answers under these conditions. So this is min(offered, capacity) at every moment, and not on
+    average.
 
-    Until `heard` nothing is known of the change at `half_time`: accepted is who could be answered
-    if there were none, and of those who are then too many the flow loses as few as it can.
+    Args:
+        arrivals: In increasing seconds.
+        device: The device.
+        slo: Seconds in which a request must be answered.
+        half_time: When the device becomes slower.
+        known_from: Until then the change is unknown: a request is accepted if it could be answered
+            without the change. Of the accepted requests as many as possible are answered.
     """
     before = device.capacity(slo)
     after = device.capacity(slo / device.slower) / device.slower
 
-    def done_by(t: float) -> float:
+    def requests_done(t: float) -> float:
+        """Requests that the device can compute by `t`."""
         return before * min(t, half_time) + after * max(t - half_time, 0.0)
 
-    def when(work: float) -> float:
+    def time_of(work: float) -> float:
+        """When `work` requests are computed."""
         first = before * half_time
         return work / before if work <= first else half_time + (work - first) / after
 
     requests = [Request(arrived) for arrived in arrivals]
     work = believed = 0.0
     for request in requests:
-        free = max(work, done_by(request.arrived))
-        fits = free + 1 <= done_by(request.arrived + slo) + 1e-9
-        if request.arrived < heard:
+        free = max(work, requests_done(request.arrived))
+        fits = free + 1 <= requests_done(request.arrived + slo) + 1e-9
+        if request.arrived < known_from:
             believed_free = max(believed, before * request.arrived)
             request.accepted = believed_free + 1 <= before * (request.arrived + slo) + 1e-9
             believed = believed_free + request.accepted
@@ -53,24 +61,23 @@ def fluid(
             request.accepted = fits
         if request.accepted and fits:
             work = free + 1
-            request.done = when(work)
+            request.done = time_of(work)
     return requests
 
 
 def clairvoyant(arrivals: Sequence[float], device: Device, slo: float) -> float:
-    """The largest share of the arrivals that can be answered within the SLO by one who knows
-    them all in advance and may refuse whom it likes.
+    """The maximum share of the arrivals that can be answered within the SLO if all arrivals are
+    known in advance and any request may be rejected.
 
-    With one SLO for all, exchanging two requests shows that some best schedule computes them in
-    order of arrival and its batches are unbroken runs of arrivals. So it is enough to know, for
-    the first j arrivals and every number g of them answered, the earliest time at which the
-    device can be free again:
+    All requests have the same SLO. Exchanging two requests therefore shows that an optimal schedule
+    computes them in order of arrival, and that each of its batches is a run of consecutive
+    arrivals. So for the first j arrivals and every number g of answers, it is enough to know the
+    earliest time at which the device can be free again:
 
         free[j][g] = min(free[j-1][g], over n: max(free[j-n][g-n], arrival j) + T(n))
 
-    where a batch of n counts only if it ends within the SLO of its first member's arrival. Of
-    the states that leave the device idle when somebody arrives, only the one with most answers
-    matters.
+    where a batch of n counts only if it ends within one SLO of the arrival of its first request. Of
+    all states in which the device is idle at an arrival, only that with the most answers matters.
     """
     sizes = [n for n in range(1, LARGEST + 1) if device.mean(n) <= slo]
     rows: deque[tuple[int, NDArray[np.float64]]] = deque([(0, np.zeros(1))], maxlen=max(sizes))
@@ -81,7 +88,7 @@ def clairvoyant(arrivals: Sequence[float], device: Device, slo: float) -> float:
             ends = np.maximum(before, arrived) + device.mean(n)
             ends = ends[: ends.searchsorted(arrivals[j - n + 1] + slo, side="right")]
             if not len(ends):
-                break  # nor would a larger one end in time
+                break  # a larger batch would be late as well
             place = start + n - base
             if place < 0:
                 ends, place = ends[-place:], 0

@@ -1,4 +1,5 @@
-"""Engines that exist as a formula: T(n), some noise, perhaps padding, several lanes, a bad half."""
+"""Devices: simulated engines with a formula for T(n), noise, padding, several lanes, and a device
+that becomes slower halfway."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ POWERS_OF_TWO = tuple(2**power for power in range(7))
 
 @dataclass(frozen=True)
 class Device:
-    """Computes one batch at a time in each of its lanes, which do not slow each other down.
-    `seconds(n)` is the mean; times `slower` from half-time on."""
+    """Computes one batch at a time in each lane. Lanes do not slow each other down."""
 
     name: str
     seconds: Callable[[int], float]
+    """Mean seconds of a batch, before the device becomes slower."""
     buckets: tuple[int, ...] = tuple(range(1, LARGEST + 1))
+    """Sizes that batches are padded to."""
     slower: float = 1.0
+    """Factor of all times in the second half of a run."""
     lanes: int = 1
     padded: tuple[int, ...] = field(init=False)
 
@@ -33,31 +36,36 @@ class Device:
         return self.seconds(self.padded[size])
 
     def capacity(self, slo: float) -> float:
-        """The most items a second by batches that alone stay within the SLO, in all lanes."""
+        """Maximum items per second in all lanes, by batches that take at most `slo` seconds."""
         within = [n / self.mean(n) for n in range(1, LARGEST + 1) if self.mean(n) <= slo]
         return self.lanes * max(within)
 
 
 class Clockwork:
-    """One device in one run: adds the noise, the same for every policy's k-th batch in a lane, and
-    slows down at `half_time`."""
+    """One device in one run. The k-th batch in a lane has the same noise with every policy."""
 
     def __init__(self, device: Device, half_time: float, seed: int) -> None:
+        """
+        Args:
+            device: The device.
+            half_time: Second at which it becomes slower.
+            seed: Of the noise.
+        """
         self.device = device
         self._half_time = half_time
         self._noise = [random.Random(seed + 1000 * lane) for lane in range(device.lanes)]
         self._warm_up_noise = random.Random(-1 - seed)
         self._free = [0.0] * device.lanes
         self.since_change = 0
-        """Batches that began after it slowed down."""
+        """Number of batches that began after it became slower."""
 
     @property
     def free_at(self) -> float:
-        """When the first lane is."""
+        """When the first lane is free."""
         return min(self._free)
 
     def compute(self, size: int, now: float) -> float:
-        """When a batch of `size` ends that is handed over `now`, to the lane that is free first."""
+        """When a batch of `size` ends that is handed over now. The first free lane computes it."""
         lane = self._free.index(self.free_at)
         begins = max(now, self._free[lane])
         changed = begins >= self._half_time
@@ -68,7 +76,7 @@ class Clockwork:
         return self._free[lane]
 
     def warm_up(self, runs: int) -> dict[int, list[float]]:
-        """Some batches of every bucket."""
+        """Bucket -> seconds of `runs` batches."""
         return {
             bucket: [self.device.mean(bucket) * _noisy(self._warm_up_noise) for _ in range(runs)]
             for bucket in self.device.buckets

@@ -1,8 +1,9 @@
-"""The best that our own policy can do on a trace, if its settings may be chosen once that is over.
+"""Hindsight: the best result of Shoal's policy on a trace if its settings are chosen afterwards.
 
-A margin, fixed or learned as it is in earnest, and a share of the arrivals to keep up with: of a
-grid of such pairs, the one with the most goodput among those that keep their promises. Where even
-that misses, none of these pairs would have met; that others would is not ruled out.
+The settings are a margin, fixed or learned as in the product, and the share of the arrivals that a
+batch must keep up with. Of all pairs in a grid, the result is the one with the most goodput among
+those that answer enough accepted requests in time. If it misses a target, no pair in the grid meets
+it; other settings might.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ KEEPING_UP = (0.0, 0.3, 0.6, 0.8, 1.0)
 
 
 class FixedMargin(Margin):
-    """Learns nothing."""
+    """A margin that does not learn."""
 
     def __init__(self, share: float) -> None:
+        """
+        Args:
+            share: The margin.
+        """
         self.share = share
 
     def observe(self, predicted: float, actual: float) -> None:
@@ -34,7 +39,7 @@ class FixedMargin(Margin):
 
 @contextmanager
 def fixed(margin: float | None, keeping_up: float) -> Iterator[None]:
-    """Every batcher that is made and used within has these settings."""
+    """Batchers that are made and used within the block have these settings."""
     make = Margin if margin is None else lambda _: FixedMargin(margin)
     with (
         patch.object(timeline, "Margin", make),
@@ -44,15 +49,20 @@ def fixed(margin: float | None, keeping_up: float) -> Iterator[None]:
 
 
 def hindsight(attempt: Callable[[], tuple[Figures, float]], kept: float) -> dict[str, Any]:
-    """`attempt` tells the figures of a run with the settings in force, and the share of promises
-    that it kept, of which `kept` must be. Goodput 0 where no settings do."""
+    """The best result in the grid; goodput 0 if no settings reach `kept`.
+
+    Args:
+        attempt: Runs the trace with the current settings; returns the figures, and the share of
+            accepted requests that were answered in time.
+        kept: Minimum of that share.
+    """
     best: dict[str, Any] = {"goodput": 0.0}
     for margin, keeping_up in product(MARGINS, KEEPING_UP):
         with fixed(margin, keeping_up):
-            found, share = attempt()
-        if share >= kept and found.goodput > best["goodput"]:
+            result, share = attempt()
+        if share >= kept and result.goodput > best["goodput"]:
             best = {
-                "goodput": found.goodput,
+                "goodput": result.goodput,
                 "kept_share": share,
                 "margin": margin,
                 "keeping_up": keeping_up,

@@ -1,4 +1,4 @@
-"""What became of the requests of one run, and the figures drawn from it."""
+"""Outcome: the requests of one run, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Request:
-    """`accepted` unless refused on arrival; `done` when answered, infinity if never."""
+    """One request. Times are in seconds."""
 
     arrived: float
     accepted: bool = True
+    """False: rejected on arrival."""
     done: float = math.inf
+    """When it was answered; infinity if never."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one policy in one run. Seconds, and items a second."""
+    """Figures of one policy in one run, in seconds and requests per second."""
 
     offered: float
     goodput: float
@@ -29,12 +31,12 @@ class Figures:
 
 
 def figures(requests: Sequence[Request], slo: float) -> Figures:
-    """Of the requests that arrive after a start of three SLOs and at least one SLO before the end:
-    later ones compete with nobody for what is left in a queue. Goodput counts those of them that
-    are answered within the SLO, per second of such arrivals.
+    """Figures of the requests between a start of three SLOs and an end of one SLO.
 
-    Latencies are those of accepted requests; one that was accepted and never answered counts as
-    infinitely late, and so against `kept_share`, the share of the accepted answered in time.
+    Requests at the end are left out because no further ones compete with them. Goodput is the
+    number of requests answered within the SLO per second. Latencies are those of accepted requests.
+    An accepted request without an answer has an infinite latency, and so reduces `kept_share`, the
+    share of accepted requests that were answered in time.
     """
     begin, end = requests[0].arrived + 3 * slo, requests[-1].arrived - slo
     counted = [request for request in requests if begin <= request.arrived <= end]

@@ -1,4 +1,4 @@
-"""The real Batcher, unchanged, on a clock that jumps."""
+"""Shoal: the real `batching.Batcher`, on virtual time."""
 
 from __future__ import annotations
 
@@ -22,32 +22,41 @@ def shoal(
     *,
     max_in_flight: int | None = None,
     prepare: float = 0.0,
-    told: bool = False,
+    informed: bool = False,
 ) -> list[Request]:
-    """Every request has `slo` seconds from its arrival. As many batches are in flight as the device
-    has lanes, unless `max_in_flight` says otherwise. Each batch needs `prepare` seconds of
-    the host before the device can begin, which may pass while the device still has another.
-    `told`: what the device takes after its change is known, exactly, when the second batch that
-    began after it has ended. Only with one in flight."""
-    simulated = _Run(arrivals, clockwork, slo, prepare, told)
+    """Run the batcher on a trace.
+
+    Args:
+        arrivals: In increasing seconds.
+        clockwork: The device.
+        slo: Timeout of every request in seconds.
+        max_in_flight: Batches handed over at the same time. None: the number of lanes.
+        prepare: Seconds that the host needs for each batch before the device can begin it. The
+            device may compute another batch meanwhile.
+        informed: After the device has become slower, its exact times are known when the second
+            batch that began after the change has ended. Only with one batch in flight.
+    """
+    simulated = _Run(arrivals, clockwork, slo, prepare, informed)
     return run(simulated.serve(max_in_flight or clockwork.device.lanes))
 
 
-class _Told(LatencyTable):
+class _InformedTable(LatencyTable):
+    """Knows the device's exact times from the second batch after its change on."""
+
     def __init__(self, samples: Mapping[int, Sequence[float]], clockwork: Clockwork) -> None:
         super().__init__(samples)
         self._clockwork = clockwork
-        self._knows = False
+        self._informed = False
 
     def observe(self, size: int, seconds: float) -> None:
-        if self._knows or self._clockwork.since_change < 2:
+        if self._informed or self._clockwork.since_change < 2:
             super().observe(size, seconds)
             return
         device = self._clockwork.device
         self._measured = [device.slower * device.mean(bucket) for bucket in self.buckets]
         self._latest.clear()
         self._derive()
-        self._knows = True
+        self._informed = True
 
 
 class _Run:
@@ -57,13 +66,13 @@ class _Run:
         clockwork: Clockwork,
         slo: float,
         prepare: float,
-        told: bool,
+        informed: bool,
     ) -> None:
         self.requests = [Request(arrived) for arrived in arrivals]
         self.clockwork = clockwork
         self.slo = slo
         self.prepare = prepare
-        self.told = told
+        self.informed = informed
 
     async def serve(self, max_in_flight: int) -> list[Request]:
         loop = asyncio.get_running_loop()
@@ -71,7 +80,9 @@ class _Run:
             bucket: [self.prepare + seconds for seconds in runs]
             for bucket, runs in self.clockwork.warm_up(WARM_UP_RUNS).items()
         }
-        table = _Told(measured, self.clockwork) if self.told else LatencyTable(measured)
+        table = (
+            _InformedTable(measured, self.clockwork) if self.informed else LatencyTable(measured)
+        )
         batcher = Batcher(
             self.infer,
             latency=table,
@@ -94,7 +105,7 @@ class _Run:
         return items
 
     def call(self, batcher: Batcher[None, None], request: Request) -> None:
-        """What `Batcher.submit` does, without a task for each caller."""
+        """Do the same as `Batcher.submit`, without a task for each caller."""
         loop = asyncio.get_running_loop()
         try:
             entry = batcher.enqueue(None, self.slo)

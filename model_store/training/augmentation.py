@@ -22,7 +22,7 @@ PADDING = 4
 """Pixels by which a crop of the whole size may move out of the image."""
 MARGIN = 12
 """Pixels around an image from which a crop that is larger than the image is filled."""
-GREY = tuple(round(255 * mean) for mean in MEAN)
+GRAY = tuple(round(255 * mean) for mean in MEAN)
 FILTERS = (
     Resampling.BOX,
     Resampling.BILINEAR,
@@ -156,4 +156,4 @@ def _cut_out(crops: Images, cutout: int, rng: np.random.Generator) -> None:
     first = rng.integers(0, side, (2, count, 1)) - cutout // 2
     pixels = np.arange(side)
     rows, columns = (first <= pixels) & (pixels < first + cutout)
-    crops[rows[:, :, None] & columns[:, None, :]] = GREY
+    crops[rows[:, :, None] & columns[:, None, :]] = GRAY

@@ -1,13 +1,13 @@
-"""A version that knows itself, made from one that does not: `python -m model_store calibrate`.
+"""Quantizes a version to int8 and calibrates its probabilities: `python -m model_store calibrate`.
 
-The new version has the same parameters. Its manifest says besides what 8 bits stand for, what the
-logits are divided by so that probabilities can be believed, how good it is in every precision, and
-what the probes give. The version it was made from stays as it is.
+The result is a new version with the same parameters. Its manifest also has the ranges of int8, the
+temperature, the accuracy in every precision, and the outputs for the probes. The source version
+does not change.
 
-What is learned from which images: the ranges from `SAMPLE` training images; the temperature from
-every other test image, and the calibration error from the rest, since a network is far surer of
-images it was trained on (docs/decisions/0025-temperature-from-test-images.md). Neither can change
-much about accuracy, which is measured on all test images: a temperature changes no class.
+The ranges come from `SAMPLE` training images. The temperature is fitted on every second test image,
+and its calibration error is measured on the others, because networks are too sure of the images
+they were trained on (docs/decisions/0025-temperature-from-test-images.md). The accuracy is measured
+on all test images: a temperature changes no predicted class.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SEED = 1
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a precision gave with a temperature of 1: for the test images, and for the probes."""
+class Outputs:
+    """Probabilities of one precision, at a temperature of 1."""
 
     test: Probabilities
     probes: Probabilities
@@ -47,10 +47,18 @@ async def calibrate(
     device: str = "auto",
     threads: int = 1,
 ) -> pathlib.Path:
-    """Add the calibrated version of the one in `folder` to the store `into`; its folder.
+    """Add a calibrated copy of a version to a store, and return its folder.
 
-    fp32 and int8 are measured on the CPU, fp16 on a GPU where `device` is or finds one that
-    computes. Raises BadDataset, BadModel (also: its classes are not CIFAR-10's), BadParams,
+    Args:
+        folder: Folder of the source version.
+        data: Folder of CIFAR-10's binary version.
+        into: Folder of the store that gets the new version.
+        version: Number of the new version.
+        device: auto, cpu, gpu or gpu:N. fp32 and int8 are measured on the CPU, fp16 on the GPU
+            that this selects, if any.
+        threads: CPU threads.
+
+    Raises BadDataset, BadModel (also if the classes are not those of CIFAR-10), BadParams,
     DeviceUnavailable, MXNetUnavailable, OSError.
     """
     source = versions.read_manifest(folder)
@@ -76,14 +84,14 @@ async def calibrate(
             update={"int8": await _int8(partial, train.images[sample], len(train.images), threads)}
         )
         manifest.write(partial, model)
-        seen: dict[manifest.PrecisionName, Seen] = {
-            "fp32": await _see(partial, test.images, "cpu", threads, "fp32"),
-            "int8": await _see(partial, test.images, "cpu", threads, "int8"),
+        outputs: dict[manifest.PrecisionName, Outputs] = {
+            "fp32": await _outputs(partial, test.images, "cpu", threads, "fp32"),
+            "int8": await _outputs(partial, test.images, "cpu", threads, "int8"),
         }
         if device != "cpu":
             with suppress(PrecisionUnavailable):  # `auto` found no GPU
-                seen["fp16"] = await _see(partial, test.images, device, threads, "fp16")
-        manifest.write(partial, _described(model, seen, test))
+                outputs["fp16"] = await _outputs(partial, test.images, device, threads, "fp16")
+        manifest.write(partial, _described(model, outputs, test))
         await store.verify(partial)
     return versions.folder(into, source.name, version)
 
@@ -99,22 +107,22 @@ async def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads:
     )
 
 
-async def _see(
+async def _outputs(
     partial: pathlib.Path, images: cifar10.Images, device: str, threads: int, wanted: str
-) -> Seen:
+) -> Outputs:
     async with load_engine(partial, device, threads, measurement.BATCH, wanted) as engine:
-        return Seen(
+        return Outputs(
             await store.probabilities(engine, images),
             await store.probabilities(engine, probes.images()),
         )
 
 
 def _described(
-    model: Manifest, seen: dict[manifest.PrecisionName, Seen], test: cifar10.Split
+    model: Manifest, outputs: dict[manifest.PrecisionName, Outputs], test: cifar10.Split
 ) -> Manifest:
-    temperature = _temperature(seen["fp32"].test, test)
+    temperature = _temperature(outputs["fp32"].test, test)
     measured = []
-    for name, rows in seen.items():
+    for name, rows in outputs.items():
         found = evaluate(tempered(rows.test, temperature.value), test.labels, model.classes)
         measured.append(
             Measurement(
@@ -131,7 +139,7 @@ def _described(
             "measured": tuple(measured),
             "probes": {
                 name: probes.record(tempered(rows.probes, temperature.value))
-                for name, rows in seen.items()
+                for name, rows in outputs.items()
             },
         }
     )

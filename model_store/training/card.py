@@ -1,8 +1,7 @@
-"""`python -m model_store card NAME/VERSION`: MODEL_CARD.md, in a version's folder, from what was
-measured.
+"""Writes MODEL_CARD.md into the folder of a version: `python -m model_store card NAME/VERSION`.
 
-The card is for people and decides nothing: it is no part of what a version is, and may be written
-anew. After Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993.
+People read the card, and no code does. It is not part of the version and can be written again. Its
+sections follow Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993.
 """
 
 from __future__ import annotations
@@ -20,17 +19,20 @@ from model_store.training import cifar10, measurement
 from model_store.training.evaluation import Evaluation
 
 CARD, PICTURE = "MODEL_CARD.md", "evaluation.png"
-SECONDS = 30
+TIMEOUT = 30
+"""Seconds that one answer of the service may take."""
 
 
 @dataclass(frozen=True)
 class Photos:
-    """What the service said of photographs: class -> (right, all); and in which precision."""
+    """Predictions of the service for labeled photographs."""
 
     by_class: dict[str, tuple[int, int]]
+    """Class -> number of its photographs that were recognized, and of all of them."""
     precision: str
+    """Precision that the service computed in."""
     probability: float
-    """Mean probability of the classes it said."""
+    """Mean probability of the predicted classes."""
 
     @property
     def right(self) -> int:
@@ -49,16 +51,26 @@ async def write_card(
     device: str = "auto",
     threads: int = 1,
 ) -> pathlib.Path:
-    """Measure the version in `folder` in every precision that can be had, and write its card.
+    """Measure a version in every available precision and write its card.
 
-    `photos`: a folder of files named CLASS_*, for the service at `url`, which must serve this
-    version. Raises BadDataset, BadModel, ModuleNotFoundError without the extra `train`, OSError.
+    Args:
+        folder: Folder of the version.
+        data: Folder of CIFAR-10's binary version.
+        photos: Folder of files named CLASS_*. The service at `url` predicts them. None: the card
+            has no photographs.
+        url: Address of a service that serves this version.
+        device: auto, cpu, gpu or gpu:N. fp16 is measured unless it is cpu.
+        threads: CPU threads.
+
+    Returns the path of the card.
+
+    Raises BadDataset, BadModel, ModuleNotFoundError without the extra `train`, OSError.
     """
     from model_store.training.plots import draw
 
     model = versions.read_manifest(folder)
-    # first: whether the service is there is known at once
-    seen = None if photos is None else ask(url, model, photos)
+    # First, so that a service that does not answer is reported before anything is measured.
+    predicted = None if photos is None else predict_photos(url, model, photos)
     test = cifar10.read_test(data)
     found: dict[PrecisionName, Evaluation] = {}
     for name in ("fp32", "int8", "fp16") if device != "cpu" else ("fp32", "int8"):
@@ -70,17 +82,21 @@ async def write_card(
             continue
     draw(found["fp32"], folder / PICTURE)
     path = folder / CARD
-    path.write_text(_card(model, found, seen), encoding="utf-8")
+    path.write_text(_card(model, found, predicted), encoding="utf-8")
     return path
 
 
-def ask(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
-    """Post every photo to the service. Raises BadModel where it serves something else, OSError."""
+def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
+    """Post every file in `photos` that is named CLASS_* to the service.
+
+    Raises BadModel if the service does not answer, serves another version or rejects a file, or if
+    there is no such file.
+    """
     paths = sorted(p for p in photos.iterdir() if p.name.partition("_")[0] in model.classes)
     if not paths:
         raise BadModel(f"{photos}: no file is named after a class of {model.name}, as in CLASS_1")
     address = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(address.netloc, timeout=SECONDS)
+    connection = http.client.HTTPConnection(address.netloc, timeout=TIMEOUT)
     try:
         ready = _answer(connection, "GET", "/readyz", b"")
         if ready.get("model") != {"name": model.name, "version": model.version}:
@@ -89,16 +105,16 @@ def ask(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
                 f"with SHOAL_MODEL={model.name} SHOAL_MODEL_VERSION={model.version}"
             )
         by_class: dict[str, tuple[int, int]] = {}
-        sure = 0.0
+        total = 0.0
         for path in paths:
             label = path.name.partition("_")[0]
-            said = _answer(connection, "POST", "/predict", path.read_bytes())
-            if "class" not in said:
-                raise BadModel(f"{path} was not predicted: {said.get('detail', said)}")
-            sure += float(said["probability"])
+            answer = _answer(connection, "POST", "/predict", path.read_bytes())
+            if "class" not in answer:
+                raise BadModel(f"{path} was not predicted: {answer.get('detail', answer)}")
+            total += float(answer["probability"])
             right, count = by_class.get(label, (0, 0))
-            by_class[label] = right + (said["class"] == label), count + 1
-        return Photos(by_class, str(ready["precision"]), sure / len(paths))
+            by_class[label] = right + (answer["class"] == label), count + 1
+        return Photos(by_class, str(ready["precision"]), total / len(paths))
     except OSError as error:
         raise BadModel(f"{url} does not answer ({error}): start the service first") from error
     finally:
@@ -117,28 +133,28 @@ def _answer(
 def _card(model: Manifest, found: dict[PrecisionName, Evaluation], photos: Photos | None) -> str:
     sections = [
         f"# {model.name}, version {model.version}",
-        _what(model, found["fp32"]),
-        "## How good it is",
+        _overview(model, found["fp32"]),
+        "## Accuracy",
         _precisions(model, found),
         f"![Confusion matrix and reliability of fp32]({PICTURE})",
         _classes(found, photos),
         _photos(photos),
-        "## How far its probabilities can be believed",
+        "## Calibration",
         _calibration(model),
-        "## How it was made",
+        "## Training",
         _recipe(model),
-        "## What it is not for",
+        "## Limits",
         LIMITS,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _what(model: Manifest, found: Evaluation) -> str:
+def _overview(model: Manifest, found: Evaluation) -> str:
     origin = model.derived_from
     return (
         f"GluonCV's `{model.architecture}` for 32 x 32 pixels in {len(model.classes)} classes: "
-        f"{', '.join(model.classes)}. It gets {found.accuracy:.2%} of {found.images:,} test images "
-        f"of CIFAR-10 right. Parameters: `{model.parameters.file}`, "
+        f"{', '.join(model.classes)}. It classifies {found.accuracy:.2%} of {found.images:,} test "
+        f"images of CIFAR-10 correctly. Parameters: `{model.parameters.file}`, "
         f"{model.parameters.bytes:,} bytes, SHA-256 `{model.parameters.sha256}`."
         + (f" Made from version {origin.version} by `calibrate`." if origin else "")
     )
@@ -175,32 +191,30 @@ def _photos(photos: Photos | None) -> str:
     if photos is None:
         return ""
     return (
-        f"Of {photos.all} photographs from elsewhere, sent to the service (which computed in "
-        f"{photos.precision}), {photos.right} were recognised ({photos.right / photos.all:.1%}); "
-        f"the mean probability of what it said was {photos.probability:.1%}. "
-        "Few, chosen by hand, larger than CIFAR-10's and cut to their middle square: an impression "
-        "and no benchmark."
+        f"The service, in {photos.precision}, recognized {photos.right} of {photos.all} "
+        f"photographs from other sources ({photos.right / photos.all:.1%}). The mean probability "
+        f"of the predicted classes was {photos.probability:.1%}. The photographs are few, were "
+        "chosen by hand, and are larger than CIFAR-10's images. The network sees their middle "
+        "square."
     )
 
 
 def _calibration(model: Manifest) -> str:
     if (found := model.temperature) is None:
-        return (
-            "Not calibrated: the softmax of the logits as they are, as a rule too sure of itself."
-        )
+        return "Not calibrated: probabilities are the softmax of the logits, and usually too high."
     return (
         f"Logits are divided by a temperature of {found.value} (Guo et al. 2017), fitted on "
         f"{found.fitted_on} images. On {found.measured_on}, the expected calibration error fell "
         f"from {found.calibration_error_before:.2%} to {found.calibration_error:.2%} (fp32, 15 "
-        "bins). The table above is of all of them, those it was fitted on included. It was not "
-        "fitted on training images, of which a network is surer than of any others. It changes no "
-        "class, hence no accuracy, and promises nothing of images unlike CIFAR-10's."
+        "bins). The table above is of all test images, including those that the temperature was "
+        "fitted on. Training images were not used, because networks are too sure of them. A "
+        "temperature changes no predicted class. It was not measured on images unlike CIFAR-10's."
     )
 
 
 def _recipe(model: Manifest) -> str:
     if model.training is None:
-        return "Imported: how it was trained is not known."
+        return "This version was imported. Its training is not known."
     rows = [f"| {name} | {value} |" for name, value in model.training.items()]
     return _table("| setting | value |", rows)
 
@@ -210,10 +224,10 @@ def _table(head: str, rows: list[str]) -> str:
 
 
 LIMITS = """\
-It knows these classes only and calls anything one of them, often with a high probability: people,
-text and drawings included. It was trained on small pictures, each of one thing in its middle.
-Whatever decides about people needs something else.
+The network knows these classes only. It assigns one of them to any picture, also to people, text
+and drawings, and often with a high probability. It was trained on small pictures of one object in
+the middle. It is not suitable for decisions about people.
 
 The images of CIFAR-10 (Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images)
-come from the web; their authors published no licence for them. The parameters are under the
-project's licence, Apache-2.0, as far as it can be given."""
+come from the web, and their authors published no license for them. The parameters are under the
+project's license, Apache-2.0, as far as the project can grant it."""

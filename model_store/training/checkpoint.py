@@ -1,7 +1,7 @@
-"""Checkpoints: what a later process needs to go on training as if nothing had happened.
+"""Checkpoints: everything that a later process needs to continue a training run.
 
-A checkpoint is a folder `step-<n>` with the weights, as `training` writes them, and `state.json`.
-A power cut at any moment leaves one that is whole, if ever there was one.
+A checkpoint is a folder `step-<n>` with the weights that `trainer` writes, and `state.json`. A
+crash or a power cut at any time leaves a complete checkpoint, if there was one before.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ MAX_STATE_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Origin:
-    """What decides the weights on a CPU. A run goes on only from checkpoints of the same origin."""
+    """Everything that decides the weights on a CPU. A run continues only from a checkpoint of the
+    same origin."""
 
     recipe: Recipe
     data: str
     """Fingerprint of the images and labels."""
     threads: int
     start: str = ""
-    """SHA-256 of the parameters that it starts from, if any."""
+    """SHA-256 of the parameters that the run starts from; empty if it starts from random ones."""
     teachers: tuple[str, ...] = ()
-    """SHA-256 of the parameters of each network that it learns from."""
+    """SHA-256 of the parameters of each teacher."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """How far a run has come: steps done, sums of this epoch, finished ones."""
+    """Progress of a run: finished steps, sums of the current epoch, and finished epochs."""
 
     step: int = 0
     loss: float = 0.0
@@ -77,13 +78,13 @@ class Progress:
 
 @contextmanager
 def saving(folder: pathlib.Path, origin: Origin, progress: Progress) -> Iterator[pathlib.Path]:
-    """A folder for the weights of this step, which becomes the one checkpoint in `folder`."""
+    """Yield a folder for the weights. It becomes the only checkpoint in `folder`."""
     target = folder / f"step-{progress.step:08d}"
     state = {**dataclasses.asdict(origin), "progress": dataclasses.asdict(progress)}
     with atomic_directory(target, within=folder) as partial:
         (partial / STATE).write_text(json.dumps(state, indent=2))
         yield partial
-    # What a killed process left half done goes, too.
+    # Also incomplete checkpoints of killed processes.
     for older in {*folder.glob("step-*"), *folder.glob(".*.partial")} - {target}:
         shutil.rmtree(older)
 
@@ -99,7 +100,7 @@ def progress_of(saved: pathlib.Path) -> Progress:
 
 
 def check_origin(saved: pathlib.Path, origin: Origin) -> None:
-    """Raises ValueError, saying what differs, where the checkpoint is of another origin."""
+    """Raises ValueError if the checkpoint has another origin; the message says what differs."""
     state = _state(saved)
     wanted = json.loads(json.dumps(dataclasses.asdict(origin)))
     faults = {

@@ -39,7 +39,7 @@ Labels = npt.NDArray[np.int64]
 
 
 class BadDataset(Exception):
-    """The folder does not hold CIFAR-10's binary files; the message says which and where to go."""
+    """A file of CIFAR-10 is missing or damaged; the message names it and where to get it."""
 
 
 @dataclass(frozen=True)

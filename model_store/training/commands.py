@@ -1,5 +1,4 @@
-"""The commands that measure a version, and those that write down what was measured:
-evaluate, calibrate, card, export."""
+"""The commands `evaluate`, `calibrate`, `card` and `export` of `python -m model_store`."""
 
 from __future__ import annotations
 
@@ -31,22 +30,28 @@ def add_commands(command: Command) -> None:
     _add_device(evaluate)
     evaluate.add_argument("--precision", choices=CHOICES, default="auto", help="(%(default)s)")
     evaluate.add_argument(
-        "--json", type=pathlib.Path, metavar="FILE", help="where to write it all; - for here"
+        "--json",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="file for all figures; - for standard output",
     )
     evaluate.add_argument(
-        "--picture", type=pathlib.Path, metavar="FILE", help="PNG of confusion and reliability"
+        "--picture",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="file for a PNG of the confusion matrix and the reliability",
     )
 
     calibrated = command(
         "calibrate",
         _calibrate,
-        "make of a version one that can be served in int8 and whose probabilities can be believed",
+        "quantize a version to int8 and calibrate its probabilities",
     )
     _add_model(calibrated)
     _add_data(calibrated)
     _add_device(calibrated)
     calibrated.add_argument(
-        "--into", type=pathlib.Path, metavar="FOLDER", help="another store to add it to"
+        "--into", type=pathlib.Path, metavar="FOLDER", help="store for the new version (the same)"
     )
     calibrated.add_argument("--version", help="number of the new version (the next one)")
 
@@ -55,10 +60,13 @@ def add_commands(command: Command) -> None:
     _add_data(card)
     _add_device(card)
     card.add_argument(
-        "--photos", type=pathlib.Path, metavar="FOLDER", help="of files named CLASS_*, to predict"
+        "--photos",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="folder of files named CLASS_* that the service predicts",
     )
     card.add_argument(
-        "--url", default="http://127.0.0.1:8000", help="the service to predict them (%(default)s)"
+        "--url", default="http://127.0.0.1:8000", help="address of the service (%(default)s)"
     )
 
     export = command("export", _export, "write a version as an ONNX file")
@@ -93,19 +101,19 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(whole, encoding="utf-8")
     print(f"{options.name} {version} in {precision.name} ({precision.reason})")
-    print(_told(found))
+    print(_summary(found))
     return 0
 
 
 @contextmanager
 def _progress(images: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal; what is given is told how many more images are done."""
+    """Show a progress bar on a terminal. The yielded function adds a number of images."""
     with tqdm(total=images, unit="image", leave=False, disable=None) as bar:
         yield bar.update
 
 
-def _told(found: Evaluation) -> str:
-    """The classes with what each is most often taken for, and the figures of all."""
+def _summary(found: Evaluation) -> str:
+    """Accuracy and most frequent mistake of each class, and the figures of all images."""
     names = list(found.by_class)
     lines = []
     for label, name in enumerate(names):
@@ -176,7 +184,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _named(options: argparse.Namespace) -> tuple[str, str]:
-    """Name and number of the version meant by NAME or NAME/VERSION."""
+    """Name and number of the version that NAME or NAME/VERSION means."""
     name, _, version = options.model.partition("/")
     return name, version or versions.latest(options.store, name)
 

@@ -1,8 +1,8 @@
-"""How good a network is, from the probabilities it gave and the labels of the images.
+"""Accuracy and calibration from probabilities and labels. Uses NumPy only.
 
-NumPy only. Expected calibration error, the reliability bins and temperature scaling are those of
-Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599: `BINS` bins of equal
-width by the probability of the most probable class.
+Expected calibration error, reliability bins and temperature scaling follow Guo et al. 2017, On
+Calibration of Modern Neural Networks, arXiv 1706.04599: `BINS` bins of equal width by the
+probability of the most probable class.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 Probabilities = npt.NDArray[np.float32]
-"""(images, classes), rows of a softmax."""
+"""float32 (images, classes): rows of a softmax."""
 Labels = npt.NDArray[np.int64]
-"""(images,)."""
+"""int64 (images,): index of the class of each image."""
 
 BINS = 15
 LEAST = 1e-30
-"""A probability below this counts as this: the logarithm of 0 would hide all others."""
+"""Smallest probability whose logarithm is taken: that of 0 would dominate all means."""
 HOTTEST, COLDEST = 20.0, 0.05
 STEPS = 60
 GOLDEN = (5**0.5 - 1) / 2
@@ -35,7 +35,7 @@ class Bin(BaseModel):
     to: float
     images: int
     probability: float | None
-    """Mean of those probabilities; None in an empty bin."""
+    """Mean of these probabilities; None if the bin is empty."""
     accuracy: float | None
 
 
@@ -45,19 +45,19 @@ class Evaluation(BaseModel):
     images: int
     accuracy: float
     by_class: dict[str, float | None]
-    """Class -> share of its images that were recognised; None where it has no image."""
+    """Class -> share of its images that were recognized; None if it has no image."""
     confusion: list[list[int]]
-    """Row: the label; column: the most probable class; both in the order of the classes."""
+    """Row: label; column: most probable class; both in the order of the classes."""
     negative_log_likelihood: float
     """Mean of -log(probability of the label), in nats."""
     calibration_error: float
-    """Expected calibration error over `reliability`: the mean distance between how sure the
-    network is and how often it is right."""
+    """Expected calibration error: the mean distance between probability and accuracy over the bins
+    of `reliability`, weighted by images."""
     reliability: list[Bin]
 
 
 def evaluate(probabilities: Probabilities, labels: Labels, classes: Sequence[str]) -> Evaluation:
-    """Raises ValueError where there is no image, or a row is not one finite number a class."""
+    """Raises ValueError if there is no image, or if a row is not one finite number per class."""
     if not len(labels) or probabilities.shape != (len(labels), len(classes)):
         raise ValueError(f"probabilities {probabilities.shape} for {len(labels)} images")
     if not np.isfinite(probabilities).all():
@@ -92,11 +92,11 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
-    """The temperature that makes the labels most likely, for a softmax of temperature 1.
+    """Find the temperature that makes the labels most likely, given probabilities at temperature 1.
 
-    The likelihood has one peak (it is concave in 1 / temperature): golden-section search.
+    The likelihood is concave in 1 / temperature, so golden-section search finds its only maximum.
     """
-    logits = np.log(_safe(probabilities))  # but for a constant a row, which a softmax forgets
+    logits = np.log(_safe(probabilities))  # up to a constant per row, which softmax ignores
 
     def loss(inverse: float) -> float:
         scaled = logits * inverse
@@ -113,7 +113,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
 
 
 def tempered(probabilities: Probabilities, temperature: float) -> Probabilities:
-    """What the network would have said at `temperature`, having said this at 1."""
+    """Probabilities at `temperature`, from those at temperature 1."""
     scaled = np.log(_safe(probabilities)) / temperature
     rows: Probabilities = np.exp(scaled - _log_sum(scaled)).astype(np.float32)
     return rows

@@ -1,12 +1,12 @@
-"""`python -m model_store export NAME/VERSION --onnx FILE`: a version for ONNX Runtime and others.
+"""Exports a version to ONNX: `python -m model_store export NAME/VERSION --onnx FILE`.
 
-The file takes `pixels`, float32 (n, 3, 32, 32), normalised as the manifest says (the same tensor
-that the Open Inference Protocol takes as FP32), and gives `probabilities`, float32 (n, classes):
-the temperature and the softmax are in the graph. Its metadata name model, version, classes and
-normalisation. Always fp32.
+The input `pixels` is float32 (n, 3, 32, 32), normalized as the manifest says: the tensor that the
+Open Inference Protocol takes as FP32. The output `probabilities` is float32 (n, classes):
+temperature and softmax are part of the graph. The metadata contain model, version, classes and
+normalization. The precision is always fp32.
 
 MXNet's own exporter is not used: it is slow for the wide networks, declares every weight as
-an input, and breaks with onnx 1.19. These networks are made of seven operators.
+an input, and fails with onnx 1.19. These networks consist of seven operators.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def export(folder: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _graph(model: Manifest, folder: pathlib.Path) -> tuple[list[Node], Arrays]:
-    """The operators of the network in an order in which they can be computed, each with the
-    `names` of its inputs; and the arrays that they name."""
+    """The operators of the network in the order of computation, each with the `names` of its
+    inputs, and the arrays of these names."""
     mx = load_mxnet(threads=1)
     parameters = versions.read_parameters(folder / model.parameters.file, model.parameters)
-    network = _at_once(filled(mx, model, mx.cpu(), parameters))
+    network = _run_all(filled(mx, model, mx.cpu(), parameters))
     symbol = network(mx.sym.var(INPUT))
     nodes = json.loads(symbol.tojson())["nodes"]
     for node in nodes:
@@ -75,8 +75,8 @@ def _graph(model: Manifest, folder: pathlib.Path) -> tuple[list[Node], Arrays]:
     return [node for node in nodes if node["op"] != "null"], arrays
 
 
-def _at_once(steps: Generator[None, None, Any]) -> Any:
-    """What they return, without anything between them."""
+def _run_all(steps: Generator[None, None, Any]) -> Any:
+    """Run all steps and return their result."""
     while True:
         try:
             next(steps)
@@ -95,7 +95,7 @@ def _translated(nodes: list[Node], arrays: Arrays) -> list[Any]:
 
 
 def _steps(node: Node) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
-    """One of MXNet's operators as ONNX's: operator, inputs and attributes of each."""
+    """Translate an operator of MXNet: operator, inputs and attributes of each ONNX operator."""
     attributes = node.get("attrs", {})
     match node["op"], attributes:
         case "Convolution", _:
@@ -156,5 +156,5 @@ def _metadata(model: Manifest) -> dict[str, str]:
 
 
 def _numbers(text: str) -> list[int]:
-    """Of MXNet's `(3, 3)`."""
+    """Parse MXNet's `(3, 3)`."""
     return [int(number) for number in text.strip("()").split(",") if number.strip()]

@@ -1,8 +1,8 @@
-"""`python -m model_store train`: CIFAR-10 in, a version of the store out.
+"""Trains a network on CIFAR-10 and adds it to the store: `python -m model_store train`.
 
-Promises: on a CPU, the same seed and number of threads give the same weights; Ctrl-C loses nothing
-and the same command goes on where it stopped, ending in the same weights as an uninterrupted run;
-the result is the average of the weights of the last steps, whatever its accuracy. Held-out training
+On a CPU, the same seed and number of threads give the same weights. After Ctrl-C, the same command
+continues where the run stopped, and ends in the same weights as an uninterrupted run. The result
+is the average of the weights of the last steps, whatever its accuracy. Held-out training
 images are measured after every epoch; the test images once, after training, and only if no images
 were held out.
 """
@@ -31,12 +31,12 @@ from model_store.training.teacher import Memory, read_version
 from model_store.training.trainer import Trainer
 
 PARAMS = "net.params"
-SAVE_SECONDS = 600
+SAVE_SECONDS = 600.0
 """Longest time between two checkpoints."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the state is saved, the same command goes on."""
+    """The run was stopped by Ctrl-C or SIGTERM. Its state is saved; the same command continues."""
 
 
 def train(
@@ -49,12 +49,13 @@ def train(
     threads: int,
     logits: pathlib.Path | None = None,
 ) -> pathlib.Path:
-    """Train, or go on training, and return the new version's folder in `store`.
+    """Start or continue a run, and return the new version's folder in `store`.
 
     Args:
         recipe: How to train.
         data: Folder of CIFAR-10's binary version.
-        checkpoints: Folder to save to after every epoch, and every ten minutes, and to go on from.
+        checkpoints: Folder for checkpoints, saved after every epoch and every ten minutes. The run
+            continues from the newest one.
         store: Folder of the versions: of the new one, of the teachers and of the start.
         version: Number of the new version.
         device: auto, cpu, gpu or gpu:N.
@@ -64,7 +65,7 @@ def train(
     Raises BadDataset, BadModel (the version exists), ValueError (checkpoint of another origin),
     DeviceUnavailable, MXNetUnavailable, OSError, Interrupted.
     """
-    target = versions.vacant_folder(store, recipe.architecture, version)  # now, not hours later
+    target = versions.vacant_folder(store, recipe.architecture, version)  # before hours of training
     whole, test = cifar10.read_train(data), cifar10.read_test(data)
     train_split, held_out = cifar10.held_out(whole, recipe.held_out)
     batches = Batches(recipe, train_split)
@@ -92,11 +93,16 @@ def train(
     print(f"training on {training.device.name} ({training.device.reason})", flush=True)
     _run(training, held_out, checkpoints)
     measured = held_out if recipe.held_out else test
-    _ship(training, len(train_split.images), measured, store, version)
+    _add_version(training, len(train_split.images), measured, store, version)
     return target
 
 
-def _run(training: Trainer, held_out: cifar10.Split, checkpoints: pathlib.Path) -> None:
+def _run(
+    training: Trainer,
+    held_out: cifar10.Split,
+    checkpoints: pathlib.Path,
+    save_seconds: float = SAVE_SECONDS,
+) -> None:
     size, done = training.recipe.batch_size, training.progress.step
     if done == training.steps:
         return
@@ -109,11 +115,11 @@ def _run(training: Trainer, held_out: cifar10.Split, checkpoints: pathlib.Path) 
         mininterval=0.5 if sys.stderr.isatty() else 60,
     )
     saved = time.monotonic()
-    with bar, _stop_asked() as stop:
+    with bar, _stop_requests() as stop:
         for progress in training.run(held_out):
             bar.update(size)
             closed, stopped = progress.step % training.batches.per_epoch == 0, bool(stop)
-            if closed or stopped or time.monotonic() - saved > SAVE_SECONDS:
+            if closed or stopped or time.monotonic() - saved >= save_seconds:
                 training.save(checkpoints)
                 saved = time.monotonic()
             if closed:
@@ -133,14 +139,14 @@ def _run(training: Trainer, held_out: cifar10.Split, checkpoints: pathlib.Path) 
 
 
 @contextmanager
-def _stop_asked() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or SIGTERM arrives, so that a step is never torn."""
+def _stop_requests() -> Iterator[list[int]]:
+    """Yield a list that gets the number of each SIGINT or SIGTERM, so that steps are completed."""
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -148,14 +154,14 @@ def _stop_asked() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _ship(
+def _add_version(
     training: Trainer,
     images: int,
     measured: cifar10.Split,
     store: pathlib.Path,
     version: str,
 ) -> None:
-    """Add the version: parameters, plot, manifest."""
+    """Add parameters, plot and manifest of the averaged network to the store."""
     with versions.adding(store, training.recipe.architecture, version) as partial:
         training.save_average(partial / PARAMS)
         draw_progress(training.progress, partial / "training.png")

@@ -48,9 +48,9 @@ def _draw_confusion(found: Evaluation, axes: Axes) -> None:
     axes.set_yticks(range(len(names)), names)
     for row, counts in enumerate(found.confusion):
         for column, count in enumerate(counts):
-            colour = "white" if shares[row][column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    axes.set(title=f"{found.accuracy:.2%} right", xlabel="the network says", ylabel="it is")
+            color = "white" if shares[row][column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    axes.set(title=f"accuracy {found.accuracy:.2%}", xlabel="predicted class", ylabel="class")
 
 
 def _draw_reliability(found: Evaluation, axes: Axes) -> None:
@@ -60,11 +60,11 @@ def _draw_reliability(found: Evaluation, axes: Axes) -> None:
             axes.bar(middle, one.accuracy, width, color="tab:blue", alpha=0.6)
             axes.plot(one.probability, one.accuracy, "o", color="tab:blue", markersize=4)
             axes.text(middle, 0.01, str(one.images), ha="center", fontsize=7, rotation=90)
-    axes.plot([0, 1], [0, 1], "--", color="grey")
+    axes.plot([0, 1], [0, 1], "--", color="gray")
     axes.set(
         title=f"calibration error {found.calibration_error:.2%}",
-        xlabel="probability of the class it says (below: images)",
-        ylabel="share of those that are right",
+        xlabel="probability of the predicted class (below: images)",
+        ylabel="accuracy",
         xlim=(0, 1),
         ylim=(0, 1),
     )

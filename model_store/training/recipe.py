@@ -10,56 +10,73 @@ of others that are trained already (Hinton et al. 2015, arXiv 1503.02531).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.training.cifar10 import SIDE
+
+T = TypeVar("T")
 
 SMALL_SIDE = 24
 MAX_ZOOM = 0.5
 
 
+def _option(default: T, meaning: str) -> T:
+    """A field that is an option of `train`, with the text that `--help` shows."""
+    return field(default=default, metadata={"help": meaning})
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, beside the data and the machine."""
+    """Everything that decides the weights, except the data and the machine.
 
-    architecture: str = "cifar_resnet20_v1"
-    epochs: int = 40
-    batch_size: int = 128
-    learning_rate: float = 0.2
-    """At its peak."""
-    warm_up: float = 0.15
-    """Share of all steps in which the learning rate rises."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    averaging: float = 0.999
-    """The average keeps this share of itself at every step."""
-    small: float = 0.0
-    """Share of all steps, the first ones, whose crops have 24 x 24 pixels instead of 32 x 32."""
-    cutout: int = 0
-    """Side in pixels of the square that is blanked in each image."""
-    zoom: float = 0.0
-    """Crops are resized from exp(-zoom) to exp(zoom) times their size. 0: they are not resized."""
-    color: float = 0.0
-    """Contrast and brightness vary by this share, saturation by twice as much."""
-    sharpness: float = 0.0
-    """From 0 to this, images are blurred or sharpened. At 1, blurred with a 3 x 3 kernel."""
-    mixup: float = 0.0
-    """Each image is blended with another, by Beta(mixup, mixup). 0: images are not blended."""
-    held_out: int = 0
-    """Number of training images, the last ones, to measure on instead of training on them."""
-    teacher: str = ""
-    """`name/version` of networks in the store to learn from, separated by commas."""
-    temperature: float = 4.0
-    """By which the logits of teachers and network are divided before they are compared."""
-    teacher_weight: float = 0.9
-    """Share of the loss that compares with the teachers; the rest compares with the labels."""
-    views: int = 0
-    """Epochs after which the same augmented images come again, so that teachers compute each only
-    once. 0: every epoch has new images."""
-    start: str = ""
-    """`name/version` in the store whose weights training starts from. Empty: from random ones."""
-    seed: int = 1
+    Each field is an option of `python -m model_store train`.
+    """
+
+    architecture: str = _option("cifar_resnet20_v1", "name of the network")
+    epochs: int = _option(40, "number of epochs")
+    batch_size: int = _option(128, "images in a step")
+    learning_rate: float = _option(0.2, "peak of the learning rate")
+    warm_up: float = _option(0.15, "share of all steps in which the learning rate rises")
+    momentum: float = _option(0.9, "Nesterov momentum")
+    weight_decay: float = _option(5e-4, "weight decay, without BatchNorm and biases")
+    averaging: float = _option(
+        0.999, "share of itself that the average of the weights keeps at every step"
+    )
+    small: float = _option(
+        0.0, "share of all steps, the first ones, that see crops of 24 x 24 pixels"
+    )
+    cutout: int = _option(0, "side in pixels of the gray square that is blanked in each image")
+    zoom: float = _option(
+        0.0, "crops are resized from exp(-zoom) to exp(zoom) times their size; 0: not resized"
+    )
+    color: float = _option(
+        0.0, "share by which contrast and brightness vary; saturation varies by twice as much"
+    )
+    sharpness: float = _option(
+        0.0, "images are blurred or sharpened by up to this; at 1, blurred with a 3 x 3 kernel"
+    )
+    mixup: float = _option(
+        0.0, "images are blended with others by Beta(mixup, mixup); 0: not blended"
+    )
+    held_out: int = _option(
+        0, "number of training images, the last ones, to measure instead of training on them"
+    )
+    teacher: str = _option("", "NAME/VERSION of networks to learn from, separated by commas")
+    temperature: float = _option(
+        4.0, "divides the logits of teachers and network before they are compared"
+    )
+    teacher_weight: float = _option(
+        0.9, "share of the loss that compares with the teachers; the rest is of the labels"
+    )
+    views: int = _option(
+        0,
+        "epochs after which the same augmented images come again, so that teachers compute each "
+        "only once; 0: every epoch has new images",
+    )
+    start: str = _option("", "NAME/VERSION whose weights the run starts from; random by default")
+    seed: int = _option(1, "seed of the first weights, the order and the augmentation")
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

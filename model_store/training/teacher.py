@@ -28,7 +28,7 @@ from model_store.training.recipe import SMALL_SIDE, Recipe
 Logits = npt.NDArray[np.float16]
 SIDES = (SMALL_SIDE, cifar10.SIDE)
 OF_IMAGES = ("batch_size", "cutout", "zoom", "color", "sharpness", "mixup", "held_out", "views")
-"""What of a recipe decides the views."""
+"""Fields of the recipe that decide the views."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,10 @@ class Version:
 
 
 def read_version(store: pathlib.Path, called: str) -> Version:
-    """Read `name/version`, which must take and tell apart what CIFAR-10's images show.
+    """Read `name/version`.
 
-    Raises BadModel, BadParams, OSError.
+    Raises BadModel (also if classes or normalization are not those of CIFAR-10), BadParams,
+    OSError.
     """
     name, _, version = called.partition("/")
     folder = versions.folder(store, name, version)
@@ -60,7 +61,7 @@ def read_version(store: pathlib.Path, called: str) -> Version:
 
 
 class Memory:
-    """Logits by the place of their batch, in a file of zeros that fills while a run goes on."""
+    """Logits by the place of their batch, in a file that is filled during training."""
 
     def __init__(
         self, folder: pathlib.Path, recipe: Recipe, batches: int, sources: Sequence[str]

@@ -1,10 +1,8 @@
-"""A training run: the network, its average, the optimiser and how far they have come.
+"""A training run: network, averaged network, optimizer and progress.
 
-Able to step, to save itself as a checkpoint and to go on from one.
-
-A step on a CPU is 1.5 times as fast as the obvious one, because global average pooling is replaced
-by a mean over the axes: MXNet's pooling hands back gradients in a layout that drops the BatchNorm
-of the last stage to a reference implementation.
+On a CPU, global average pooling is replaced by a mean over the axes, and a step is 1.5 times as
+fast: the gradients of MXNet's pooling have a memory layout for which the BatchNorm layers before it
+have only a slow reference implementation.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ AVERAGE_EVERY = 4
 
 
 class Trainer:
-    """The network, its average and the optimiser on one device, able to step, save and load."""
+    """Network, averaged network and optimizer on one device: runs steps, saves and loads them."""
 
     def __init__(
         self,
@@ -44,7 +42,7 @@ class Trainer:
     ) -> None:
         """
         Args:
-            origin: What decides the weights.
+            origin: Everything that decides the weights.
             device: auto, cpu, gpu or gpu:N.
             batches: The images to train on.
             start: The weights to begin with. None: random ones.
@@ -59,8 +57,8 @@ class Trainer:
         self.batches = batches
         self.steps = batches.steps
         self.progress = Progress()
-        # In order, a run repeats bit for bit. On a GPU it would not anyway: cuDNN adds up as it
-        # pleases, and operators that are waited for one by one leave a GPU idle.
+        # In order, a run is repeatable bit for bit. Not on a GPU: cuDNN adds in any order, and
+        # operators that run one by one leave a GPU idle.
         self._mx = load_mxnet(origin.threads, in_order=is_for_cpu(device))
         self.device = choose(self._mx, device)
         self.mxnet_version: str = self._mx.__version__
@@ -85,7 +83,7 @@ class Trainer:
             self._teachers = Teachers(self._mx, self.device.context, teachers, memory)
 
     def run(self, held_out: cifar10.Split) -> Iterator[Progress]:
-        """Train from where `progress` stands to the end; yields after every step.
+        """Train from `progress` to the end; yields after every step.
 
         The averaged network is measured on `held_out` after every epoch, unless it is empty.
         """
@@ -103,7 +101,7 @@ class Trainer:
             yield progress
 
     def accuracy(self, split: cifar10.Split) -> float:
-        """Share of `split` that the averaged network gets right."""
+        """Share of the images of `split` that the averaged network classifies correctly."""
         right = 0
         for start in range(0, len(split.images), 500):
             part = slice(start, start + 500)
@@ -112,20 +110,20 @@ class Trainer:
         return right / len(split.images)
 
     def probabilities(self, images: cifar10.Images) -> Probabilities:
-        """Of the averaged network: float32 (n, classes)."""
+        """Probabilities of the averaged network: float32 (n, classes)."""
         logits = self._average(self._to_device(images))
         rows: Probabilities = self._mx.nd.softmax(logits, axis=1).asnumpy()
         return rows
 
     def save(self, folder: pathlib.Path) -> None:
-        """A checkpoint in `folder`, replacing the one before; whole or not at all."""
+        """Replace the checkpoint in `folder`."""
         with checkpoint.saving(folder, self.origin, self.progress) as partial:
             self._net.save_parameters(str(partial / "net.params"))
             self._average.save_parameters(str(partial / "average.params"))
             self._optimizer.save_states(str(partial / "optimiser.states"))
 
     def load(self, saved: pathlib.Path) -> None:
-        """Go on from a checkpoint of the same origin."""
+        """Continue from a checkpoint of the same origin."""
         self._net.load_parameters(str(saved / "net.params"), ctx=self.device.context)
         self._average.load_parameters(str(saved / "average.params"), ctx=self.device.context)
         self._optimizer.load_states(str(saved / "optimiser.states"))
@@ -135,7 +133,7 @@ class Trainer:
         self._average.save_parameters(str(path))
 
     def _step(self, batch: Batch) -> tuple[Any, Any]:
-        """One update; losses (n,) and logits (n, classes) before it."""
+        """Update the network; return the losses (n,) and logits (n, classes) before the update."""
         recipe = self.recipe
         self._optimizer.set_learning_rate(recipe.learning_rate_at(self.progress.step, self.steps))
         inputs = self._to_device(batch.images)

@@ -1,7 +1,7 @@
-"""`/openapi.json` and the files that `/docs` loads, from memory.
+"""Serves `/openapi.json` and the files that `/docs` loads from memory.
 
-FastAPI renders the description anew for each request, and Starlette's StaticFiles resolves each
-part of a path in threads. Both would let clients without a key take the event loop.
+FastAPI renders the description for each request, and Starlette's StaticFiles resolves each path in
+threads. With both, clients without an API key could block the event loop.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ MEDIA_TYPES = {
     "swagger-ui.css": "text/css",
     "favicon.png": "image/png",
 }
-"""Files of the package that `/docs` loads. The package has more."""
-HEADERS = {"Cache-Control": "no-cache"}  # kept, and asked for again by its ETag
+"""The files of the package fastapi_offline that `/docs` loads, and their types."""
+HEADERS = {
+    "Cache-Control": "no-cache"
+}  # browsers may store it, but ask each time whether its ETag has changed
 
 
 def replace_routes(app: FastAPI) -> None:
-    """Serve the description and the files in place of the routes that `app`, made by
-    FastAPIOffline, has for them."""
+    """Replace the routes that FastAPIOffline added for the description and the files."""
     router = APIRouter(include_in_schema=False, route_class=FastRoute)
     router.add_api_route("/openapi.json", _description(app), methods=["GET", "HEAD"])
     for name, media_type in MEDIA_TYPES.items():

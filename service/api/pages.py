@@ -1,15 +1,12 @@
-"""The page at `/`: drop a picture and see what the network makes of it.
+"""Serves the page at `/`, on which people drop pictures and see their classes.
 
-Promises
-    Plain files in `static/`, without a framework or a build step, read once as the router is
-    made. Everything on the page comes from this service, and the browser is told to see to that.
+The page is plain files in `static/`, without a framework or a build step. They are read once, when
+the router is created. The page uses `POST /predict` and `GET /metrics` like any other client.
 
-Left to others
-    The answers: the page asks `POST /predict` and `GET /metrics` as any client does.
-
-Invariants
-    The addresses within the page are relative, so that it also works behind a proxy's prefix.
-    No script and no style inline: the policy below forbids both.
+Guarantees
+- Everything on the page comes from this service; the Content-Security-Policy enforces it. It also
+  forbids inline scripts and styles.
+- Addresses within the page are relative, so the page works behind a proxy with a path prefix.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ MEDIA_TYPES = {
 }
 LINK = b'<nav aria-label="More"><a href="docs">API documentation</a></nav>'
 HEADERS = {
-    "Cache-Control": "no-cache",  # kept, and asked for again by its ETag
+    "Cache-Control": "no-cache",  # browsers store it, and ask each time whether it has changed
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -39,7 +36,7 @@ HEADERS = {
 
 
 def router(docs: bool = True) -> APIRouter:
-    """`/`, and what it needs below `/page/`; `docs`: it links to `/docs`."""
+    """The routes of the page and its files. `docs`: whether the page links to `/docs`."""
     router = APIRouter(include_in_schema=False)
     for file in sorted(FOLDER.iterdir()):
         if file.suffix not in MEDIA_TYPES:

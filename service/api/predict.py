@@ -17,7 +17,6 @@ from service import errors
 from service.api import schemas
 from service.http import problems
 from service.http.context import TIMEOUT, context_of
-from service.http.disconnect import cancel_on_disconnect
 from service.http.middleware import FastRoute
 from service.inference.gather import gather, returning_errors
 from service.inference.pipeline import Pipeline, begin, service_of
@@ -98,11 +97,11 @@ async def predict(request: Request) -> Response:
     pipeline = begin(request)
     with service_of(request).uploads.lease() as lease:
         data = await pipeline.read(read_image(request, lease))
-        with cancel_on_disconnect(request):
-            image = await pipeline.decode(data)
-            del data
-            lease.release()  # before the image waits for the engine
-            classification = await pipeline.infer(image)
+        context_of(request.scope).cancel_on_disconnect()
+        image = await pipeline.decode(data)
+        del data
+        lease.release()  # before the image waits for the engine
+        classification = await pipeline.infer(image)
     return _respond(request, classification)
 
 
@@ -126,8 +125,7 @@ async def predict_batch(request: Request) -> Response:
     """
     pipeline = begin(request)
     images = await _read_and_decode(request, pipeline)
-    with cancel_on_disconnect(request):
-        results = await gather(returning_errors(pipeline.infer), images)
+    results = await gather(returning_errors(pipeline.infer), images)
     predictions = [
         _problem(result, request) if isinstance(result, Exception) else _prediction(result)
         for result in results
@@ -143,8 +141,8 @@ async def _read_and_decode(request: Request, pipeline: Pipeline) -> list[Image |
         body = read_images(request, lease, service.settings.max_images_per_request)
         uploads = await pipeline.read(body)
         pipeline.count_images(len(uploads))
-        with cancel_on_disconnect(request):
-            return await gather(returning_errors(pipeline.decode), uploads, pause=True)
+        context_of(request.scope).cancel_on_disconnect()
+        return await gather(returning_errors(pipeline.decode), uploads, pause=True)
 
 
 def _respond(request: Request, classification: Classification) -> Response:

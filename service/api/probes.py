@@ -63,7 +63,7 @@ def metrics_router(service: Service) -> APIRouter:
     router = APIRouter(route_class=FastRoute)
 
     async def render() -> bytes:
-        service.metrics.note(service.uploads.held, service.decoders.waiting)
+        service.metrics.record_state(service.uploads.held, service.decoders.waiting)
         stats = await service.engine_stats()
         return service.metrics.text(EngineCollector(service.engine.loaded, service.draining, stats))
 

@@ -1,4 +1,4 @@
-"""The shapes of answers, as OpenAPI describes them. Answers are built in `routes` as plain data."""
+"""Schemas of responses, for the OpenAPI description. `predict` and `probes` build the responses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.http.problems import MAX_RETRY_AFTER
 
 
 class Model(BaseModel):
-    """Which model answered."""
+    """The model that computed the answer."""
 
     name: str = Field(examples=["cifar_resnet20_v1"])
     version: str = Field(examples=["1"])
@@ -18,12 +18,14 @@ class Prediction(BaseModel):
     """The most probable class of the image."""
 
     class_: str = Field(alias="class", examples=["horse"])
-    probability: float = Field(ge=0, le=1, examples=[0.9971], description="softmax, of `class`")
+    probability: float = Field(
+        ge=0, le=1, examples=[0.9971], description="Softmax probability of `class`"
+    )
     message: str = Field(
         examples=["The input picture is classified as [horse], with probability 0.997."]
     )
     probabilities: dict[str, float] = Field(
-        description="softmax of every class, in the model's order",
+        description="Softmax probability of every class, in the order of the model",
         examples=[
             {
                 "airplane": 0.0,
@@ -43,19 +45,19 @@ class Prediction(BaseModel):
 
 
 class Ready(BaseModel):
-    """What is ready to serve, and on what."""
+    """The model that is served, and the device it runs on."""
 
     status: str = Field(examples=["ready"])
     model: Model
     device: str = Field(examples=["cpu"])
-    device_reason: str = Field(description="why this device", examples=["as asked"])
+    device_reason: str = Field(description="Why this device is used", examples=["as asked"])
     precision: str = Field(examples=["int8"])
     precision_reason: str = Field(
-        description="why this precision",
+        description="Why this precision is used",
         examples=["measured 92.40% accurate in int8, 92.46% in fp32"],
     )
     latency: dict[str, float] = Field(
-        description="seconds that a batch of each size takes, as learned so far",
+        description="Estimated seconds for a batch of each size",
         examples=[{"1": 0.0011, "16": 0.0081}],
     )
 
@@ -65,25 +67,28 @@ class Live(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457 problem details."""
+    """An error, as problem details of RFC 9457."""
 
     type: str
     title: str
     status: int
-    detail: str = Field(description="what happened and what to do")
-    code: str = Field(description="for programs; one a kind of problem")
+    detail: str = Field(description="What happened, and what to do")
+    code: str = Field(description="Identifies the kind of problem for programs")
     request_id: str
 
 
 class ImageProblem(ProblemDetails):
-    """Why one image of several was not answered."""
+    """Why one image of several was not classified."""
 
     retry_after: int = Field(
-        default=0, ge=1, le=MAX_RETRY_AFTER, description="seconds, where trying again may help"
+        default=0,
+        ge=1,
+        le=MAX_RETRY_AFTER,
+        description="Seconds after which to try again. Only present if that may help",
     )
 
 
 class Predictions(BaseModel):
-    """One a file, in the order of the files."""
+    """One result per file, in the order of the files."""
 
     predictions: list[Prediction | ImageProblem]

@@ -63,7 +63,12 @@ class Lane:
     @property
     def is_down(self) -> bool:
         """Whether it has no decoder and none can be started."""
-        return self.cannot_start and not self.processes
+        return self.cannot_start and not self.has_decoder
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether a decoder is ready. One that has ended is replaced when it is given an image."""
+        return any(process.is_alive for process in self.processes)
 
     @asynccontextmanager
     async def decoder(self, template: Template) -> AsyncIterator[DecoderProcess]:

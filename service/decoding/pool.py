@@ -79,7 +79,8 @@ class Decoders:
     @property
     def is_down(self) -> bool:
         """Whether there is no decoder at all, and none can be started."""
-        return all(lane.is_down for lane in self._lanes)
+        cannot_start = any(lane.cannot_start for lane in self._lanes)
+        return cannot_start and not any(lane.has_decoder for lane in self._lanes)
 
     @property
     def waiting(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import socket
 import time
@@ -128,6 +129,15 @@ class DecoderProcess:
         with suppress(OSError):
             os.truncate(self._file, 0)
             self._link.send(template.REQUEST.pack(0, 0, b"", 0, 0, 0))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended. Where there are no pidfds, as outside Linux: True."""
+        if self._pidfd is None:
+            return True
+        ended = select.poll()
+        ended.register(self._pidfd, select.POLLIN)
+        return not ended.poll(0)
 
     def computes_for_itself(self) -> bool:
         """Whether it has used much CPU time since its last image ended."""

@@ -1,7 +1,8 @@
-"""The Open Inference Protocol v2 over gRPC: `inference.GRPCInferenceService`, beside HTTP.
+"""Serves the Open Inference Protocol v2 over gRPC: `inference.GRPCInferenceService`.
 
-A request goes the same way as over REST: `open_inference`, `tensors` and `outputs` know nothing of
-what carries it. What is gRPC's own is here: `messages` and their `outline`, their `translation`,
-the `methods`, what surrounds each `call`, and the `server`. Wants the extra `grpc`; nothing else
-imports this package but `app`, where the settings ask for it.
+Clients connect to the `listener`, and a `relay` for each connection passes their frames on to
+gRPC's `server`. The server calls the `methods` through the `interceptor`. `translation` converts
+messages to and from the types of `service.v2`, which REST uses as well.
+
+The package needs the extra `grpc`. Only `service.app` imports it, if SHOAL_GRPC_PORT is set.
 """

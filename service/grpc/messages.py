@@ -1,8 +1,9 @@
 """The messages of `open_inference.proto`, as Python classes.
 
-They come from the compiled description beside it and not from generated code, which asks for a
-protobuf of just its own version. Their pool is their own, because a process may hold only one
-description of a name in protobuf's common one, and clients such as `tritonclient` bring theirs.
+They are built from the compiled description beside it, not from generated code, which would need
+one exact version of protobuf. They have a descriptor pool of their own: a process can register a
+message name only once in protobuf's default pool, and clients such as `tritonclient` register the
+same names there.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ for _file in FileDescriptorSet.FromString(DESCRIPTION.read_bytes()).file:
 SERVICE = _POOL.FindServiceByName("inference.GRPCInferenceService")
 
 
-def _named(name: str) -> Any:
+def _message_class(name: str) -> Any:
     return GetMessageClass(_POOL.FindMessageTypeByName(f"inference.{name}"))
 
 
-ServerLiveResponse = _named("ServerLiveResponse")
-ServerReadyResponse = _named("ServerReadyResponse")
-ModelReadyRequest = _named("ModelReadyRequest")
-ModelReadyResponse = _named("ModelReadyResponse")
-ServerMetadataResponse = _named("ServerMetadataResponse")
-ModelMetadataRequest = _named("ModelMetadataRequest")
-ModelMetadataResponse = _named("ModelMetadataResponse")
-ModelInferRequest = _named("ModelInferRequest")
-ModelInferResponse = _named("ModelInferResponse")
+ServerLiveResponse = _message_class("ServerLiveResponse")
+ServerReadyResponse = _message_class("ServerReadyResponse")
+ModelReadyRequest = _message_class("ModelReadyRequest")
+ModelReadyResponse = _message_class("ModelReadyResponse")
+ServerMetadataResponse = _message_class("ServerMetadataResponse")
+ModelMetadataRequest = _message_class("ModelMetadataRequest")
+ModelMetadataResponse = _message_class("ModelMetadataResponse")
+ModelInferRequest = _message_class("ModelInferRequest")
+ModelInferResponse = _message_class("ModelInferResponse")

@@ -1,7 +1,7 @@
-"""The methods of inference.GRPCInferenceService. They contain no `try`: `call` answers errors.
+"""The methods of inference.GRPCInferenceService. The `interceptor` turns exceptions into statuses.
 
-Every RPC is taken as a stream of the client's, which on the wire a single message is, too: so a
-method checks the key before the message is received.
+Every RPC is registered with a stream of request messages, which looks the same on the wire as a
+single message. This way, a method can check the API key before it receives the message.
 """
 
 from __future__ import annotations
@@ -15,36 +15,41 @@ from model_store.engine import Image
 from model_store.manifest import Manifest
 from service.errors import NotReady, UnsupportedMethod
 from service.grpc import messages, translation
-from service.grpc.call import Call, surrounded
+from service.grpc.call import Call
+from service.grpc.interceptor import intercepted
 from service.grpc.streams import Streams
 from service.inference.pipeline import Pipeline
 from service.inference.service import Service
 from service.upload.body import Lease
-from service.v2 import common, inputs
+from service.v2 import common
 from service.v2.common import by_one_version, check_named, decoded, served
+from service.v2.inputs import InferInputs
 from service.v2.outputs import Reply
 
 Name = tuple[str, str]
-"""Of a model and its version; that may be empty: whichever is served."""
-NAME_SECONDS, NAME_BYTES = 5.0, 4096
-"""Limits of a message that only names a model: time to arrive, and bytes that are parsed."""
+"""Name and version of a model. An empty version stands for the served one."""
+NAME_SECONDS = 5.0
+"""Maximum time for a message that only names a model to arrive."""
+NAME_BYTES = 4096
+"""Number of bytes of such a message that are parsed."""
 
 
 class Methods:
-    """`handler`: all of them, for a server."""
+    """Implements the methods of the service."""
 
     def __init__(self, service: Service, version: str, streams: Streams) -> None:
         """
         Args:
             service: Answers the calls.
-            version: Version of the server.
-            streams: The messages that are arriving.
+            version: The version that the server metadata contains.
+            streams: The streams of all connections.
         """
         self._service = service
         self._streams = streams
         self._version = version
 
     def handler(self) -> grpc.GenericRpcHandler:
+        """The handler of all methods, for gRPC's server."""
         methods = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -56,8 +61,8 @@ class Methods:
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.stream_unary_rpc_method_handler(
-                surrounded(name, method, self._service, self._streams),
-                response_serializer=_serialised,
+                intercepted(name, method, self._service, self._streams),
+                response_serializer=_serialized,
             )
             for name, method in methods.items()
         }
@@ -70,14 +75,14 @@ class Methods:
         return messages.ServerReadyResponse(ready=await self._is_ready())
 
     async def model_ready(self, call: Call) -> Any:
-        asked = await self._named(call, messages.ModelReadyRequest)
+        request = await self._model_name(call, messages.ModelReadyRequest)
         ready = await self._is_ready()
         if ready:
-            served(self._service, asked.name, asked.version)
+            served(self._service, request.name, request.version)
         return messages.ModelReadyResponse(ready=ready)
 
     async def _is_ready(self) -> bool:
-        """Whether a readiness probe over HTTP would get 200: here it gets no error."""
+        """Whether a readiness probe over HTTP would get 200. Over gRPC, a probe gets no error."""
         try:
             await self._service.check_ready()
         except (NotReady, Draining):
@@ -85,16 +90,16 @@ class Methods:
         return True
 
     async def server_metadata(self, call: Call) -> Any:
-        about = common.server_metadata(self._version, repository=False)
-        return messages.ServerMetadataResponse(**about)
+        metadata = common.server_metadata(self._version, repository=False)
+        return messages.ServerMetadataResponse(**metadata)
 
     async def model_metadata(self, call: Call) -> Any:
-        asked = await self._named(call, messages.ModelMetadataRequest)
-        model = served(self._service, asked.name, asked.version).model
+        request = await self._model_name(call, messages.ModelMetadataRequest)
+        model = served(self._service, request.name, request.version).model
         return messages.ModelMetadataResponse(**common.model_metadata(model))
 
     async def infer(self, call: Call) -> Any:
-        """Classify n images. If one of them cannot be classified, the whole call fails."""
+        """Classify n images. If one of them fails, the whole call fails."""
         timeout = self._service.settings.request_timeout
         pipeline = Pipeline(self._service, call.headers, call.client, call.timing, timeout)
         named, reply, images = await self._read_and_decode(call, pipeline)
@@ -109,39 +114,40 @@ class Methods:
     async def _read_and_decode(
         self, call: Call, pipeline: Pipeline
     ) -> tuple[Name, Reply, list[Image]]:
-        """The named model, the wanted reply and the images. The message is released before the
-        images wait for the engine."""
+        """Receive the message and decode its images.
+
+        The message is freed before the images wait for the engine.
+        """
         with self._service.uploads.lease() as lease:
             message = await pipeline.read(_read(call, lease))
-            named, request = self._translated(message, pipeline.model)
+            named, inputs = self._parsed(message, pipeline.model)
             del message
-            for seconds in (call.time_left, request.seconds):
+            for seconds in (call.time_left, inputs.seconds):
                 if seconds is not None:
                     pipeline.shorten_deadline(seconds)
-            return named, request.reply, await decoded(pipeline, request)
+            return named, inputs.reply, await decoded(pipeline, inputs)
 
-    def _translated(self, data: bytes, model: Manifest) -> tuple[Name, inputs.InferInputs]:
-        """The named model and the inputs. A function of its own, so that nothing else of the
-        message is kept."""
+    def _parsed(self, data: bytes, model: Manifest) -> tuple[Name, InferInputs]:
+        """The model that the message names, and its inputs. Keeps nothing else of the message."""
         message = translation.read(data)
         named = message.model_name, message.model_version
         served(self._service, *named)
-        most = self._service.settings.max_images_per_request
-        return named, translation.request(message, model, most)
+        max_images = self._service.settings.max_images_per_request
+        return named, translation.request(message, model, max_images)
 
-    async def _named(self, call: Call, kind: Any) -> Any:
-        """The message that names a model, of class `kind`."""
+    async def _model_name(self, call: Call, message_class: Any) -> Any:
+        """Receive a message that only names a model."""
         data = await call.message(NAME_SECONDS)
-        return translation.parsed(kind, data[:NAME_BYTES])
+        return translation.parsed(message_class, data[:NAME_BYTES])
 
 
 async def _read(call: Call, lease: Lease) -> bytes:
-    """The message of `call`, whose size gRPC's server has checked."""
+    """Receive the message of `call`, whose size gRPC's server has checked."""
     data = await call.message(lease.max_seconds)
     lease.add(len(data))
     return data
 
 
-def _serialised(message: Any) -> bytes:
+def _serialized(message: Any) -> bytes:
     data: bytes = message.SerializeToString()
     return data

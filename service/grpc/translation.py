@@ -1,8 +1,8 @@
-"""From a ModelInferRequest to what it asks for, and from probabilities to a ModelInferResponse.
+"""Converts ModelInferRequest messages to inference inputs, and probabilities to ModelInferResponse.
 
-Pure. The rules are those of REST: a message is turned into REST's InferenceRequest, whose elements
-are in `raw_input_contents` as in REST's binary data, or typed in `contents`. The answer has its
-elements in the same form.
+A message is converted to REST's InferenceRequest, so the same checks apply. Its elements are in
+`raw_input_contents`, encoded like REST's binary data, or typed in `contents`. The response has its
+elements in the same form. All functions are pure.
 """
 
 from __future__ import annotations
@@ -17,70 +17,90 @@ from google.protobuf.message import DecodeError
 from model_store.engine import Probabilities
 from model_store.manifest import Manifest
 from service.errors import BadInference
-from service.grpc import prescan
+from service.grpc import wire_prescan
 from service.grpc.messages import ModelInferRequest, ModelInferResponse
-from service.v2.elements import Elements, in_binary
-from service.v2.inputs import InferInputs, asked, only_input, validated
-from service.v2.outputs import OutputTensor, Reply, answered
+from service.v2.inputs import InferInputs, infer_inputs, only_input, validated
+from service.v2.outputs import OutputTensor, Reply, output_tensors
 from service.v2.schemas import MAX_DIMENSIONS, InferenceRequest, RequestInput
+from service.v2.tensor_data import Elements, from_binary
 
 CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
+"""Maps a datatype to the field of InferTensorContents with its elements."""
 
 
 def read(data: bytes) -> Any:
-    """The ModelInferRequest. Raises BadInference."""
-    prescan.check(data)
+    """Check and parse an encoded ModelInferRequest. Raises BadInference."""
+    wire_prescan.check(data)
     return parsed(ModelInferRequest, data)
 
 
-def parsed(kind: Any, data: bytes) -> Any:
-    """The message of class `kind`. Raises BadInference."""
+def parsed(message_class: Any, data: bytes) -> Any:
+    """Parse `data` as a message of `message_class`. Raises BadInference."""
     try:
-        return kind.FromString(data)
+        return message_class.FromString(data)
     except DecodeError:
-        raise BadInference(f"The message cannot be read as {kind.DESCRIPTOR.full_name}.") from None
+        name = message_class.DESCRIPTOR.full_name
+        raise BadInference(f"The message cannot be parsed as {name}.") from None
 
 
 def request(message: Any, model: Manifest, max_images: int) -> InferInputs:
-    """What a ModelInferRequest asks for. Raises BadInference, TooManyImages."""
+    """Convert a ModelInferRequest.
+
+    Args:
+        message: The ModelInferRequest.
+        model: The model that is served.
+        max_images: Maximum number of images in the request.
+
+    Raises:
+        BadInference: The request does not follow the protocol, or the model has no such input.
+        TooManyImages: The request has more than `max_images` images.
+    """
     raw = message.raw_input_contents
-    plain = {
+    members = {
         "id": message.id or None,
-        "parameters": _values(message.parameters) | {"binary_data_output": bool(raw)},
+        "parameters": _parameters(message.parameters) | {"binary_data_output": bool(raw)},
         "inputs": [
             {
                 "name": tensor.name,
                 "datatype": tensor.datatype,
-                "shape": tensor.shape[: MAX_DIMENSIONS + 1],  # there may be a million
-                "parameters": _values(tensor.parameters),
+                "shape": tensor.shape[
+                    : MAX_DIMENSIONS + 1
+                ],  # enough to see that there are too many
+                "parameters": _parameters(tensor.parameters),
             }
             for tensor in message.inputs
         ],
         "outputs": [
-            {"name": output.name, "parameters": _values(output.parameters)}
+            {"name": output.name, "parameters": _parameters(output.parameters)}
             for output in message.outputs
         ],
     }
-    checked = validated(InferenceRequest.model_validate, plain)
+    checked = validated(InferenceRequest.model_validate, members)
     tensor = only_input(checked, max_images)
     contents = message.inputs[0].contents
     if not raw:
-        return asked(checked, _typed(tensor, contents), model)
+        return infer_inputs(checked, _typed_elements(tensor, contents), model)
     if len(raw) != 1 or contents.ByteSize():
         raise BadInference(
             f"The request has one input and {len(raw)} raw_input_contents"
             f"{' and contents' if contents.ByteSize() else ''}. Send each tensor once."
         )
-    return asked(checked, in_binary(tensor, memoryview(raw[0])), model)
+    return infer_inputs(checked, from_binary(tensor, memoryview(raw[0])), model)
 
 
 def response(reply: Reply, model: Manifest, rows: Sequence[Probabilities]) -> Any:
-    """The ModelInferResponse, one row an image."""
-    raw = reply.outputs[0].binary  # one form for all
+    """Build the ModelInferResponse.
+
+    Args:
+        reply: The id and the outputs of the response.
+        model: The model that computed the probabilities.
+        rows: The probabilities of each image, float32 of shape (classes,).
+    """
+    raw = reply.outputs[0].binary  # all outputs have the same form
     message = ModelInferResponse(
         model_name=model.name, model_version=model.version, id=reply.id or ""
     )
-    for tensor in answered(reply, model, rows):
+    for tensor in output_tensors(reply, model, rows):
         output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         if raw:
             message.raw_output_contents.append(tensor.binary)
@@ -89,8 +109,8 @@ def response(reply: Reply, model: Manifest, rows: Sequence[Probabilities]) -> An
     return message
 
 
-def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that say where REST has its binary data, which have no meaning here."""
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as plain values, without those for REST's binary data."""
     return {
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
         for name, parameter in parameters.items()
@@ -98,17 +118,17 @@ def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _typed(tensor: RequestInput, contents: Any) -> Elements:
+def _typed_elements(tensor: RequestInput, contents: Any) -> Elements:
     name = CONTENTS[tensor.datatype]
-    given = getattr(contents, name)
-    if len(given) != (size := math.prod(tensor.shape)):
+    elements = getattr(contents, name)
+    if len(elements) != (size := math.prod(tensor.shape)):
         raise BadInference(
-            f"'{name}' has {len(given):,} elements, and {tensor.datatype} {tensor.shape} {size:,}. "
-            "The elements are there, or in raw_input_contents."
+            f"'{name}' has {len(elements):,} elements, but {tensor.datatype} {tensor.shape} needs "
+            f"{size:,}. Send the elements there or in raw_input_contents."
         )
     if tensor.datatype == "BYTES":
-        return [(image,) for image in given]
-    return np.array(given, dtype=np.float64).reshape(tensor.shape)
+        return [(image,) for image in elements]
+    return np.array(elements, dtype=np.float64).reshape(tensor.shape)
 
 
 def _elements(tensor: OutputTensor) -> list[Any]:

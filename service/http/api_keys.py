@@ -1,11 +1,11 @@
-"""Keys: who may ask for predictions, and who for another version of the model.
+"""Checks API keys, which allow predictions, and admin keys, which allow to load other versions.
 
-A key is sent as `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`. Only digests stay in
-memory, all of them are compared in constant time, and no key is ever logged or told.
+A key is sent as `Authorization: Bearer KEY` (RFC 6750) or as `X-API-Key: KEY`. Only digests are
+kept in memory, they are compared in constant time, and keys are never logged or sent.
 
-A file of keys is read again when it changes, so keys are exchanged without a restart: add the new
-one, let clients change, remove the old one. A file that cannot be read any more, or has no key
-left, changes nothing: what protected before goes on to.
+A key file is read again when it changes, so keys can be replaced without a restart: add the new
+key, let clients switch to it, remove the old one. When a file cannot be read any more, or contains
+no key, the keys that were read before stay valid.
 """
 
 from __future__ import annotations
@@ -21,99 +21,120 @@ from service.errors import Unauthorized
 from service.settings import PREFIX, BadSettings
 from service.telemetry.logs import log
 
-SHORTEST = 16
-LOOK_EVERY = 1.0
-"""Seconds between two looks at whether the file has changed."""
+MIN_LENGTH = 16
+"""Minimum number of characters of a key."""
+CHECK_INTERVAL = 1.0
+"""Minimum number of seconds between two checks whether the file has changed."""
 
 
 class ApiKeys:
-    """Those of one setting and the file that another names. Raises BadSettings for a key that is
-    too short, a file without keys, or none where named."""
+    """The keys of one setting, and of the file that a second setting names."""
 
     def __init__(
         self,
-        given: str = "",
+        listed: str = "",
         file: pathlib.Path | None = None,
         setting: str = "API_KEYS",
-        refusal: type[Unauthorized] = Unauthorized,
+        rejection: type[Unauthorized] = Unauthorized,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._given = _digests(given, f"{PREFIX}{setting}")
+        """
+        Args:
+            listed: Keys, separated by commas.
+            file: File with further keys. None: no file.
+            setting: Name of the setting with the keys, without prefix, for errors.
+            rejection: What `check` raises.
+            clock: The current time, in seconds.
+
+        Raises:
+            BadSettings: A key is too short, or the file cannot be read or contains no key.
+        """
+        self._listed = _digests(listed, f"{PREFIX}{setting}")
         self._file = file
-        self.required = bool(self._given or file)
+        self.required = bool(self._listed or file)
         """Whether requests must have a key."""
         self._setting = setting
-        self._refusal = refusal
+        self._rejection = rejection
         self._clock = clock
-        self._look_at = clock() + LOOK_EVERY
-        self._seen: object = None
+        self._check_at = clock() + CHECK_INTERVAL
+        self._version: object = None
         self._from_file: tuple[bytes, ...] = ()
         if file is not None:
-            self._seen = _state(file)
+            self._version = _file_version(file)
             self._from_file = self._read(file)
 
     def check(self, headers: Mapping[str, str]) -> bytes | None:
-        """The digest of the key that `headers` (names in lower case) name; None where none is
-        wanted. Raises `refusal`."""
+        """Check the key of a request.
+
+        Args:
+            headers: The headers of the request. Names are in lower case.
+
+        Returns:
+            The digest of the key. None: no key is required.
+
+        Raises:
+            Unauthorized: There is no key, or a wrong one. The class is `rejection`.
+        """
         if not self.required:
             return None
-        self._look()
-        digest = _digest(_named(headers))
-        known = [hmac.compare_digest(digest, key) for key in (*self._given, *self._from_file)]
-        if not any(known):
-            raise self._refusal
+        self._read_if_changed()
+        digest = _digest(_sent_key(headers))
+        matches = [hmac.compare_digest(digest, key) for key in (*self._listed, *self._from_file)]
+        if not any(matches):
+            raise self._rejection
         return digest
 
     def reload(self) -> None:
-        """Read the file now, whether or not it looks changed."""
+        """Read the file now, even if it has not changed."""
         if self._file is not None:
             self._read_again(self._file)
 
-    def _look(self) -> None:
-        if self._file is None or (now := self._clock()) < self._look_at:
+    def _read_if_changed(self) -> None:
+        if self._file is None or (now := self._clock()) < self._check_at:
             return
-        self._look_at = now + LOOK_EVERY
-        if _state(self._file) != self._seen:
+        self._check_at = now + CHECK_INTERVAL
+        if _file_version(self._file) != self._version:
             self._read_again(self._file)
 
     def _read_again(self, file: pathlib.Path) -> None:
-        self._seen = _state(file)
+        self._version = _file_version(file)
         try:
             self._from_file = self._read(file)
-            log.info("keys read", extra={"fields": {"keys": len(self._from_file)}})
+            log.info("API keys read", extra={"fields": {"keys": len(self._from_file)}})
         except BadSettings as error:
-            log.error("the keys stay as they were: %s", error)
+            log.error("the API keys were not reloaded: %s", error)
 
     def _read(self, file: pathlib.Path) -> tuple[bytes, ...]:
         variable = f"{PREFIX}{self._setting}_FILE={file}"
         try:
             digests = _digests(file.read_text(encoding="utf-8"), str(file))
         except (OSError, UnicodeDecodeError) as error:
-            raise BadSettings(f"{variable}: cannot be read: {error}") from error
+            raise BadSettings(f"{variable}: the file cannot be read: {error}") from error
         if not digests:
-            raise BadSettings(f"{variable}: holds no key; write one a line")
+            raise BadSettings(f"{variable}: the file contains no key. Write one key per line.")
         return digests
 
 
-def _named(headers: Mapping[str, str]) -> str:
+def _sent_key(headers: Mapping[str, str]) -> str:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
-def _state(file: pathlib.Path) -> object:
-    """Differs when the file has changed; a mounted Kubernetes Secret is another file then."""
+def _file_version(file: pathlib.Path) -> object:
+    """A value that differs when the file has changed. A mounted Kubernetes Secret that changes is
+    another file."""
     try:
-        found = file.stat()
+        stat = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _digests(text: str, source: str) -> tuple[bytes, ...]:
     keys = [key for key in re.split(r"[\s,]+", text) if key]
-    if any(len(key) < SHORTEST for key in keys):
+    if any(len(key) < MIN_LENGTH for key in keys):
         raise BadSettings(
-            f"{source}: a key is shorter than {SHORTEST} characters; make a longer one"
+            f"{source}: a key has fewer than {MIN_LENGTH} characters. Use a longer one."
         )
     return tuple(_digest(key) for key in keys)
 

@@ -7,17 +7,15 @@ leaves for another is an attribute here, and nothing else is added to the scope.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
-from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from service.errors import BadTimeout
-
-if TYPE_CHECKING:
-    from service.http.disconnect import Disconnect
 
 CONTEXT = "shoal.context"
 """Key of the context in a scope."""
@@ -42,20 +40,15 @@ class RequestContext:
     __slots__ = (
         "body_complete",
         "code",
-        "disconnect",
+        "disconnected",
         "forwarded_hosts",
         "headers",
         "request_id",
+        "task",
         "timing",
     )
 
-    def __init__(self, disconnect: Disconnect | None = None) -> None:
-        """
-        Args:
-            disconnect: Tells when the client disconnects. None: the server sends the ASGI message
-                `http.disconnect` instead.
-        """
-        self.disconnect = disconnect
+    def __init__(self) -> None:
         self.body_complete = False
         """Whether the whole body has arrived, so that reading it does not wait."""
         self.headers: dict[bytes, bytes] = {}
@@ -67,11 +60,31 @@ class RequestContext:
         """Seconds that each stage took."""
         self.code: str | None = None
         """Code of the problem that the client gets instead of an answer."""
+        self.disconnected = False
+        """Whether the client has disconnected."""
+        self.task: asyncio.Task[object] | None = None
+        """The task to cancel when the client disconnects."""
 
     def read_headers(self, scope: Scope) -> None:
         """Set `headers` and `request_id` from the head of the request."""
         self.headers = dict(reversed(scope["headers"]))
         self.request_id = request_id(self.headers.get(b"x-request-id", b""))
+
+    def cancel_on_disconnect(self) -> None:
+        """Cancel the current task when the client disconnects, until the response starts.
+
+        Only this project's server reports disconnects. Raises ClientDisconnect if the client has
+        already disconnected.
+        """
+        if self.disconnected:
+            raise ClientDisconnect
+        self.task = asyncio.current_task()
+
+    def disconnect(self) -> None:
+        """Called by the server when the connection is lost."""
+        self.disconnected = True
+        if self.task is not None:
+            self.task.cancel()
 
     def header(self, name: bytes) -> str | None:
         """The first header with this name, which is in lower case."""

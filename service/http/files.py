@@ -1,7 +1,7 @@
-"""Answers with content that does not change, served from memory.
+"""Serves content that does not change from memory.
 
-Reading a file for each request takes milliseconds and several threads; a client needs no key to ask
-for it. So content is read or rendered once.
+Reading a file for each request would take milliseconds and several threads, and clients need no API
+key for these files. So the content is read or rendered once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 Handler = Callable[[Request], Awaitable[Response]]
-PIECE = 65_536
-"""Bytes given to a connection at once: more would be copied for each client that reads slowly."""
+PIECE_BYTES = 65_536
+"""Number of bytes that a connection gets at once. It keeps a copy of them for a slow client."""
 
 
 class _File(Response):
+    """A response that is sent in pieces."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(
             {
@@ -27,8 +29,8 @@ class _File(Response):
             }
         )
         size = len(self.body)
-        for start in range(0, size or 1, PIECE):
-            end = start + PIECE
+        for start in range(0, size or 1, PIECE_BYTES):
+            end = start + PIECE_BYTES
             await send(
                 {
                     "type": "http.response.body",
@@ -39,18 +41,18 @@ class _File(Response):
 
 
 def serve(content: bytes, media_type: str, headers: Mapping[str, str]) -> Handler:
-    """A handler that answers every request with `content`, or with 304 where the client has it.
+    """Create a handler that answers with `content`, or with 304 if the client has it already.
 
     Args:
-        content: The body.
-        media_type: Its type, without a charset.
+        content: The body of the answer.
+        media_type: Media type of the content, without a charset.
         headers: Further headers. An `ETag` (RFC 9110, section 8.8.3) is added.
     """
     etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {**headers, "ETag": etag}
 
     async def handler(request: Request) -> Response:
-        # Within: clients send lists, and proxies that compress put W/ in front.
+        # Not `==`: clients send lists, and proxies that compress add the prefix W/.
         if etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return _File(content, headers=headers, media_type=media_type)

@@ -85,6 +85,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                context.task = None  # the work is done
                 headers = message["headers"]
                 headers.append((b"x-request-id", context.request_id.encode()))
                 headers += FOR_POST if scope["method"] == "POST" else for_get(scope, headers)
@@ -100,11 +101,14 @@ class RequestMiddleware:
         except ClientDisconnect:
             context.code = "client_left"
         except (Exception, asyncio.CancelledError) as error:
+            if _was_disconnected(context, error):
+                context.code = "client_left"
+                return
             if isinstance(error, Exception):
                 problem = problems.INTERNAL
                 fields = {"request_id": context.request_id}
                 log.exception("unexpected error", extra={"fields": fields})
-            else:  # cancelled by the server, because shutting down has taken too long
+            else:  # canceled by the server, because shutting down has taken too long
                 problem = problems.CUT_OFF
             context.code = problem.code
             if status != CLIENT_LEFT:
@@ -139,6 +143,15 @@ class RequestMiddleware:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _was_disconnected(context: RequestContext, error: BaseException) -> bool:
+    """Whether `error` is the cancellation by `context.disconnect`, which ends here. If the server
+    has canceled the task as well, that cancellation counts."""
+    if not (context.disconnected and isinstance(error, asyncio.CancelledError)):
+        return False
+    task = asyncio.current_task()
+    return task is not None and not task.uncancel()
 
 
 class FastRoute(APIRoute):

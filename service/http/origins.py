@@ -37,7 +37,7 @@ PROBE_PATHS = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that compute and change nothing (RFC 9110, section 9.2.1)."""
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
-LONGEST_HOST = 260
+MAX_HOST_BYTES = 260
 """Maximum number of bytes of a DNS name with its port. Longer values are rejected."""
 CACHED_HOSTS = 1024
 """Number of hosts whose decisions are cached."""
@@ -45,7 +45,7 @@ ANY = "*"
 
 
 class AllowedHosts:
-    """Values of `Host` that are accepted."""
+    """Decides which values of `Host` are accepted."""
 
     def __init__(self, bound: str, allowed: Iterable[str]) -> None:
         """
@@ -61,7 +61,7 @@ class AllowedHosts:
         self._cached = functools.lru_cache(CACHED_HOSTS)(self._accepts)
 
     def __str__(self) -> str:
-        """For the log, such as "any IP address, localhost, example.com"."""
+        """Describe the hosts for the log, such as "any IP address, localhost, example.com"."""
         if self._any:
             return "every host"
         names = sorted(name for name in self._names if not _is_address(name))
@@ -69,7 +69,7 @@ class AllowedHosts:
 
     def accepts(self, host: bytes) -> bool:
         """Whether requests with this `Host` are accepted. It may have a port."""
-        return self._any or (len(host) <= LONGEST_HOST and self._cached(host))
+        return self._any or (len(host) <= MAX_HOST_BYTES and self._cached(host))
 
     def _accepts(self, host: bytes) -> bool:
         name = host_name(host.decode("latin-1"))
@@ -86,21 +86,22 @@ class Guard:
     """What `check` raises."""
 
     def __init__(self, settings: Settings) -> None:
+        """`settings`: those with the accepted hosts and origins."""
         self.accepted = set[bytes]()
-        """Hosts that were accepted, `CACHED_HOSTS` at most."""
+        """Hosts that were accepted, at most `CACHED_HOSTS`."""
         self._hosts = allowed_hosts(settings)
         self._origins = frozenset(origin.encode() for origin in split(settings.cors_origins))
         self._any_origin = ANY.encode() in self._origins
 
     def check(self, scope: Scope) -> None:
-        """Raises UnknownHost, CrossSite."""
+        """Check a request. Raises UnknownHost, CrossSite."""
         context = context_of(scope)
         host = context.headers.get(b"host", b"")
         hosts = [host, *context.forwarded_hosts]
         if scope["path"] not in PROBE_PATHS:
-            for one in hosts:
-                if not self._hosts.accepts(one):
-                    raise _unknown(one)
+            for name in hosts:
+                if not self._hosts.accepts(name):
+                    raise _unknown(name)
             if len(self.accepted) < CACHED_HOSTS:
                 self.accepted.add(host)
         if scope["method"] in SAFE_METHODS or self._any_origin:
@@ -147,7 +148,7 @@ def _is_address(name: str) -> bool:
 
 
 def _unknown(host: bytes) -> errors.UnknownHost:
-    shown = host[:LONGEST_HOST].decode("latin-1")
+    shown = host[:MAX_HOST_BYTES].decode("latin-1")
     what = f"for the host {shown!r}" if host else "without a Host header"
     return errors.UnknownHost(
         f"This server does not answer requests {what}. Use its IP address or one of its names; its "

@@ -42,6 +42,7 @@ from service.errors import (
     RepositoryOff,
     Stalled,
     TooManyImages,
+    TooManyMessages,
     Unauthorized,
     UnknownHost,
     UnknownModel,
@@ -129,7 +130,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Cross-site request",
         "A browser sent this request for a page of another origin. To allow that page, add its "
         "origin to SHOAL_CORS_ORIGINS. If it is a page of this server, the proxy in front must "
-        "pass the Host header on unchanged, or send X-Forwarded-Host and be in SHOAL_TRUSTED_PROXIES.",
+        "pass the Host header on unchanged, or send X-Forwarded-Host and be in "
+        "SHOAL_TRUSTED_PROXIES.",
     ),
     NotAdmin: Problem(
         401,
@@ -176,6 +178,14 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "queue_full",
         "The queue is full",
         "The queue of requests is full. Try again after the number of seconds in Retry-After.",
+    ),
+    TooManyMessages: Problem(
+        503,
+        "too_many_messages",
+        "Too many gRPC messages are arriving",
+        "Too many gRPC messages were arriving at the same time, and this one was canceled to make "
+        "room for a newer one. Try again after the number of seconds in retry-after.",
+        retry_after=1,
     ),
     UploadMemoryFull: Problem(
         503,
@@ -285,22 +295,6 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "The engine failed on its last batches, or does not come back from a batch. Restart this "
         "process.",
     ),
-}
-
-# https://grpc.io/docs/guides/status-codes/: what an RPC ends with instead of a problem's status.
-RPC_STATUS = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    404: "NOT_FOUND",
-    408: "DEADLINE_EXCEEDED",
-    413: "RESOURCE_EXHAUSTED",  # as gRPC itself says of a message that is too large
-    415: "INVALID_ARGUMENT",
-    422: "INVALID_ARGUMENT",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    501: "UNIMPLEMENTED",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
 }
 
 INTERNAL = Problem(

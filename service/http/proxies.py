@@ -1,4 +1,4 @@
-"""Headers of trusted proxies: the address of the client, and the host that it requested."""
+"""Reads the headers of trusted proxies: the address of the client, and the host it requested."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ class ProxyHeaders:
     """
 
     def __init__(self, app: ASGIApp, trusted: str) -> None:
-        """`trusted`: addresses and networks, separated by commas."""
+        """
+        Args:
+            app: The application.
+            trusted: Addresses and networks of trusted proxies, separated by commas.
+        """
         self._uvicorn = ProxyHeadersMiddleware(app, split(trusted))  # type: ignore[arg-type]  # the same protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Before uvicorn's middleware replaces the proxy's address with the client's.
+        # Afterwards, uvicorn's middleware replaces the proxy's address with the client's.
         context = context_of(scope)
         if NAME in context.headers and self._trusts(scope):
             lines = b",".join(value for name, value in scope["headers"] if name == NAME)

@@ -21,7 +21,7 @@ DOCS_FILES = "/static-offline-docs/"
 
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _POLICY = b"default-src 'none'; frame-ancestors 'none'"
-# FastAPI's page begins with a script of its own, inline; it shows what `/openapi.json` holds.
+# FastAPI's page begins with an inline script.
 _DOCS_POLICY = (
     b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -34,7 +34,7 @@ FOR_POST = [_NOSNIFF]
 
 
 def for_get(scope: Scope, present: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Headers to add to an answer to a request with another method.
+    """Yield the headers to add to the answer to a request with another method than POST.
 
     Args:
         scope: The ASGI scope of the request.

@@ -20,20 +20,20 @@ from typing import Any, Protocol
 
 from batching import Batcher, BatchReport, Draining, EngineDead, LatencyTable
 from model_store.device import Device, GpuMemory
-from model_store.engine import Image, Probabilities, Results
+from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
 from model_store.precision import Precision
 from service.errors import ChangeUnderWay, NotReady, Unloaded
+from service.exit_status import ExitStatus
+from service.inference.pipeline import classifier
 from service.inference.service import Classification, LoadedModel
 from service.settings import Settings
 from service.telemetry.engine_stats import EngineStats
 from service.telemetry.logs import log
 from service.telemetry.tracing import Tracing
 
-CANNOT_SERVE, DEAD = 1, 4
-"""Exit statuses of a process whose model cannot be served, and of one whose engine died."""
 WATCH_INTERVAL = 1.0
-"""Seconds between two checks whether the engine is dead."""
+"""Seconds between two checks whether the engine is dead, or fails on every batch."""
 
 
 class Engine(Protocol):
@@ -90,6 +90,7 @@ class ModelHost:
         metrics: BatchMetrics,
         on_failure: Callable[[], None],
         on_change: Callable[[], None] = lambda: None,
+        on_failing: Callable[[], None] = lambda: None,
         tracing: Tracing | None = None,
     ) -> None:
         """
@@ -99,6 +100,7 @@ class ModelHost:
             metrics: Counts the batches.
             on_failure: Called once if the model cannot be served any more; `failure` says why.
             on_change: Called when `loaded` has changed.
+            on_failing: Called once per second while the engine fails on every recent batch.
             tracing: Traces the batches. None: they are not traced.
         """
         self.loaded: LoadedModel | None = None
@@ -113,6 +115,7 @@ class ModelHost:
         self._metrics = metrics
         self._on_failure = on_failure
         self._on_change = on_change
+        self._on_failing = on_failing
         self._tracing = tracing
         self._engine: Engine | None = None
         self._latency: LatencyTable | None = None
@@ -205,7 +208,7 @@ class ModelHost:
                 log.error("the engine did not stop in time; the process ends without it")
                 logging.shutdown()
                 # Nothing else ends a thread that hangs.
-                os._exit(DEAD if self.dead else CANNOT_SERVE)
+                os._exit(ExitStatus.ENGINE_DEAD if self.dead else ExitStatus.FAILED)
 
     async def _run(self, stop: asyncio.Event) -> None:
         try:
@@ -225,15 +228,7 @@ class ModelHost:
             await self._change.acquire()  # waits for a change in progress, and prevents others
 
     async def _start_batcher(self, engine: Engine) -> None:
-        async def infer(images: Sequence[Image]) -> Sequence[Classification | Exception]:
-            model = engine.model  # the version cannot change between this line and the call
-            rows = await engine.infer(images)
-            results = [
-                row if isinstance(row, Exception) else Classification(model, row) for row in rows
-            ]
-            return Results(results, rows.computed_at) if isinstance(rows, Results) else results
-
-        settings = self._settings
+        settings, infer = self._settings, classifier(engine)
         self._latency = latency = LatencyTable(engine.warm_up_seconds)
         batcher = Batcher(
             self._tracing.batches(infer) if self._tracing else infer,
@@ -264,10 +259,12 @@ class ModelHost:
 
     @asynccontextmanager
     async def _watching(self, batcher: Batcher[Any, Any]) -> AsyncIterator[None]:
-        """Within the block, give the engine up if it is dead."""
+        """Within the block, give the engine up if it is dead, and report one that keeps failing."""
 
         async def watch() -> None:
-            while not batcher.engine_is_dead():  # noqa: ASYNC110  # the state has to be polled
+            while not batcher.engine_is_dead():
+                if not batcher.healthy:
+                    self._on_failing()
                 await asyncio.sleep(WATCH_INTERVAL)
             try:
                 batcher.abandon()
@@ -290,7 +287,7 @@ class ModelHost:
     async def _changing(self) -> AsyncIterator[Engine]:
         """One change at a time, and none while the process starts or stops."""
         if self._stopping:
-            raise Draining("shutting down", retry_after=1)
+            raise Draining
         if self._engine is None:
             raise NotReady
         if self._change.locked():
@@ -299,14 +296,14 @@ class ModelHost:
             yield self._engine
 
 
-def exit_status(failure: Exception | None) -> int:
+def exit_status(failure: Exception | None) -> ExitStatus:
     """Exit status of a process whose engine ended with `failure`, which is logged."""
     if failure is None:
-        return 0
+        return ExitStatus.STOPPED
     if isinstance(failure, EngineDead):
-        return DEAD  # logged already
+        return ExitStatus.ENGINE_DEAD  # logged already
     log.error("the model cannot be served: %s", failure)
-    return CANNOT_SERVE
+    return ExitStatus.FAILED
 
 
 def _log_fields(engine: Engine, began: float) -> dict[str, str | float]:

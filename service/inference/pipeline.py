@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from opentelemetry.trace import SpanContext
 from starlette.requests import Request
 
-from model_store.engine import Image
+from batching.batch_run import Infer
+from model_store.engine import Image, Probabilities, Results
 from model_store.manifest import Manifest
 from service.decoding.image import identify
 from service.errors import MissingImage
@@ -108,7 +109,7 @@ class Pipeline:
         if loaded is None:
             raise self._service.not_loaded()
         tracing = self._service.tracing
-        with tracing.seated(image) if tracing else _NO_SEAT as seat:
+        with tracing.waiting(image) if tracing else _NO_SEAT as seat:
             try:
                 answer = await loaded.submit(image, self._seconds_left())
             except BaseException as error:
@@ -147,6 +148,29 @@ class Pipeline:
     def _record_failure(self, stage: str, began: float, error: BaseException) -> None:
         if self._service.tracing is not None:
             self._service.tracing.stage(stage, began, time.perf_counter(), error=error)
+
+
+class BatchEngine(Protocol):
+    """Computes batches. `model` is the version that the next call of `infer` uses."""
+
+    @property
+    def model(self) -> Manifest: ...
+
+    async def infer(self, images: Sequence[Image]) -> Sequence[Probabilities | Exception]: ...
+
+
+def classifier(engine: BatchEngine) -> Infer[Image, Classification]:
+    """The batch function of the batcher: computes images, and adds the model to each result."""
+
+    async def infer(images: Sequence[Image]) -> Sequence[Classification | Exception]:
+        model = engine.model  # the version cannot change between this line and the call
+        rows = await engine.infer(images)
+        results = [
+            row if isinstance(row, Exception) else Classification(model, row) for row in rows
+        ]
+        return Results(results, rows.computed_at) if isinstance(rows, Results) else results
+
+    return infer
 
 
 def service_of(request: Request) -> Service:

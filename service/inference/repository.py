@@ -1,8 +1,7 @@
-"""The model repository: what the store holds of the model that is served, and which version serves.
+"""The model repository: the versions of the model in the store, and which of them serves.
 
-Names and versions go in, plain data comes out. One name is served, the one that the settings name:
-whoever wants another starts another server, since clients of the first would find it gone
-(docs/decisions/0014-replacing-the-model.md).
+One model is served, the one that the settings name. To serve another model, start another server:
+clients of the first one would find it gone (docs/decisions/0014-replacing-the-model.md).
 """
 
 from __future__ import annotations
@@ -22,54 +21,67 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 NOT_NOW = (ChangeUnderWay, Draining, NotReady)
-FORESEEN = (BadModel, BadParams, OSError, UnknownArchitecture)
-"""What may be wrong with a version, told in words for people."""
+EXPECTED = (BadModel, BadParams, OSError, UnknownArchitecture)
+"""Expected errors of a version. Their messages are for people."""
 
 
 class Repository:
-    def __init__(self, settings: Settings, local: ModelHost, count: Callable[[str], None]) -> None:
-        """`count` is told how each load ended: loaded, or failed."""
+    """Loads and unloads versions of one model."""
+
+    def __init__(self, settings: Settings, host: ModelHost, count: Callable[[str], None]) -> None:
+        """
+        Args:
+            settings: Name the model and its store.
+            host: Serves the model.
+            count: Called with the result of each load: `loaded` or `failed`.
+        """
         self._settings = settings
-        self._local = local
+        self._host = host
         self._count = count
         self._loading: str | None = None
         self._failed: dict[str, str] = {}
 
     async def load(self, name: str, version: str | None = None) -> Identity:
-        """Let a version of the model serve, from one batch to the next; which one then does. None:
-        the one that a start would take.
+        """Load a version and let it replace the one that serves, between two batches.
 
-        Raises UnknownModel, LoadFailed (what served before goes on to), ChangeUnderWay, NotReady
-        during the start, Draining.
+        Args:
+            name: Must be the name of the model that is served.
+            version: None: the version that a start would load.
+
+        Returns:
+            The version that serves now.
+
+        Raises:
+            UnknownModel: Another model is served.
+            LoadFailed: The version cannot be loaded. The previous one still serves.
+            ChangeUnderWay, NotReady, Draining: The server cannot change the version now.
         """
         self._check(name)
-        wanted = version or "the version that a start would take"
+        requested = version or "the version that a start would load"
         try:
-            where = await asyncio.to_thread(folder, self._settings, version)
-            wanted = where.name
-            model = await self._local.replace(where)
+            path = await asyncio.to_thread(folder, self._settings, version)
+            requested = path.name
+            model = await self._host.replace(path)
         except NOT_NOW:
             raise
         except Exception as error:
-            raise self._failure(wanted, error) from error
+            raise self._failure(requested, error) from error
         self._count("loaded")
         self._failed.pop(model.version, None)
         return _identity(model)
 
     async def unload(self, name: str) -> Identity:
-        """Answer who was accepted, then serve nothing until the next `load`; what was unloaded.
+        """Answer the accepted requests, then unload the model until the next `load`.
 
-        Raises UnknownModel, ChangeUnderWay, NotReady, Draining.
+        Returns the version that was unloaded. Raises UnknownModel, ChangeUnderWay, NotReady,
+        Draining.
         """
         self._check(name)
-        return _identity(await self._local.unload())
+        return _identity(await self._host.unload())
 
     async def reload(self) -> Identity:
-        """Let the version serve that a start would take; nothing happens where it does already.
-
-        Raises as `load`.
-        """
-        started = self._local.loaded
+        """Load the version that a start would load, unless it serves already. Raises as `load`."""
+        started = self._host.loaded
         if started is not None:
             chosen = await asyncio.to_thread(folder, self._settings)
             if chosen.name == started.model.version:
@@ -77,11 +89,11 @@ class Repository:
         return await self.load(self._settings.model)
 
     async def index(self) -> list[dict[str, str]]:
-        """Of every version of the model in the store, and of the one that serves: `name`,
-        `version`, `state` (READY, LOADING, UNAVAILABLE), and `reason`, why it is not READY."""
-        there = await asyncio.to_thread(versions.all_versions, self._settings.model_store)
-        started = self._local.loaded
-        numbers = {version for name, version in there if name == self._settings.model}
+        """Every version of the model in the store, and the one that serves: `name`, `version`,
+        `state` (READY, LOADING, UNAVAILABLE), and `reason`, which says why it is not READY."""
+        found = await asyncio.to_thread(versions.all_versions, self._settings.model_store)
+        started = self._host.loaded
+        numbers = {version for name, version in found if name == self._settings.model}
         numbers |= {started.model.version} if started else set()
         return [
             {"name": self._settings.model, "version": version} | self._state(version)
@@ -89,10 +101,10 @@ class Repository:
         ]
 
     def _state(self, version: str) -> dict[str, str]:
-        started = self._local.loaded
+        started = self._host.loaded
         if started is not None and started.model.version == version:
             return {"state": "READY", "reason": ""}
-        if self._local.loading == version:
+        if self._host.loading == version:
             return {"state": "LOADING", "reason": "being loaded"}
         return {"state": "UNAVAILABLE", "reason": self._failed.get(version, "not loaded")}
 
@@ -106,22 +118,22 @@ class Repository:
     def _failure(self, version: str, error: Exception) -> LoadFailed:
         self._count("failed")
         why = str(error)
-        if not isinstance(error, FORESEEN):
+        if not isinstance(error, EXPECTED):
             log.error("loading failed unexpectedly", exc_info=error)
             why = f"{type(error).__name__}: {why.strip().partition(chr(10))[0]}"
         self._failed[version] = why
         log.warning("not loaded", extra={"fields": {"version": version, "reason": why}})
-        started = self._local.loaded
-        goes_on = (
-            f"Version {started.model.version} goes on serving" if started else "None is served"
+        started = self._host.loaded
+        state = (
+            f"Version {started.model.version} still serves" if started else "No version is served"
         )
-        return LoadFailed(f"{self._settings.model} {version} was not loaded: {why}. {goes_on}.")
+        return LoadFailed(f"{self._settings.model} {version} was not loaded: {why}. {state}.")
 
 
 def folder(settings: Settings, version: str | None = None) -> pathlib.Path:
-    """Where the version of the model lies. None: the one that the settings name, or the highest.
+    """The folder of a version. None: the version that the settings name, or the highest one.
 
-    Raises BadModel, listing what there is.
+    Raises BadModel, with a list of the versions that exist.
     """
     store, model = settings.model_store, settings.model
     number = version or settings.model_version or versions.latest(store, model)

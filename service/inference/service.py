@@ -162,7 +162,7 @@ class Service:
         """
         loaded = self.loaded
         if self.draining:
-            raise Draining("shutting down", retry_after=1)
+            raise Draining
         if self.decoders.is_down:
             raise DecodersDown
         try:

@@ -1,0 +1,1 @@
+"""The HTTP server: uvicorn with safe limits, and the sockets that it listens on."""

@@ -1,16 +1,16 @@
-"""Connections: how many may be open, and which one makes room for a newcomer.
+"""Limits the number of open connections, and decides which one makes room for a new connection.
 
-Promises
-- There are at most `most`, and always fewer than the process may have descriptors.
-- A connection waits unless it has a complete request whose answer has not begun. Where all places
-  are taken, a newcomer takes that of the waiting connection whose last progress is longest ago:
-  first idle and silent connections, then slow ones, and uploads in progress last. A newcomer is
-  rejected only where no connection waits.
+Guarantees
+- At most `limit` connections are open, which is fewer than the process may have descriptors.
+- A connection is waiting unless it has a complete request whose answer has not begun. At the limit,
+  a new connection replaces the waiting one whose last progress is longest ago: idle and silent
+  connections first, then slow ones, and uploads in progress last. A new connection is rejected only
+  when no connection is waiting.
 - Progress is a complete request, a part of an answer that was sent, or `PROGRESS_BYTES` received.
-  Fewer bytes are no progress, so that a byte now and then does not keep a place.
+  Fewer bytes are not progress, so a byte now and then does not keep a connection open.
 
-Running out of descriptors all the same (something else in the process may take them) ends
-nothing: libuv accepts and closes what it cannot keep.
+If the process runs out of descriptors all the same, because something else uses them, libuv accepts
+and closes new connections.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ from uvicorn.server import ServerState
 from service.settings import Settings
 from service.telemetry.logs import log
 
-OTHERS = 64
-"""Descriptors for everything that is no connection; of a few, half."""
-TELL_EVERY = 60.0
-"""Seconds between two lines in the log that say that there are too many."""
-
-
+OTHER_DESCRIPTORS = 64
+"""Descriptors for everything except connections. Under a low limit, half of the limit."""
+LOG_INTERVAL = 60.0
+"""Minimum number of seconds between two warnings that the limit is reached."""
 PROGRESS_BYTES = 4096
-"""Bytes of requests after which a connection that waits has made progress."""
+"""Number of received bytes that count as progress."""
 
 
-class Waiting(Protocol):
-    """What is needed of a connection."""
+class Replaceable(Protocol):
+    """A connection that can make room for another."""
 
-    def make_room(self) -> None: ...
+    def make_room(self) -> None:
+        """Close immediately."""
 
 
 class Connections(ServerState):
-    """uvicorn's record of what is open, with a bound."""
+    """Uvicorn's record of open connections, with a limit."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
+        """`limit`: maximum number of open connections."""
         super().__init__()
-        self._most = most
-        self._waiting = OrderedDict[Waiting, None]()  # by last progress, the longest ago first
-        self._told_at: float | None = None
+        self._limit = limit
+        # Ordered by last progress, the oldest first.
+        self._waiting = OrderedDict[Replaceable, None]()
+        self._logged_at: float | None = None
         self.peak = 0
-        """Most that were open since `memory` was last given back."""
+        """Maximum number of open connections since memory was last returned to the system."""
 
     @property
     def held(self) -> int:
@@ -58,11 +59,11 @@ class Connections(ServerState):
         return len(self.connections)
 
     def admit(self) -> bool:
-        """Is there room for one more, if need be in place of another?"""
-        self.peak = max(self.peak, min(len(self.connections) + 1, self._most))
-        if len(self.connections) < self._most:
+        """Make room for one more connection. Returns False when it must be rejected."""
+        self.peak = max(self.peak, min(len(self.connections) + 1, self._limit))
+        if len(self.connections) < self._limit:
             return True
-        self._tell()
+        self._log_limit()
         if not self._waiting:
             return False
         oldest, _ = self._waiting.popitem(last=False)
@@ -70,62 +71,63 @@ class Connections(ServerState):
         oldest.make_room()
         return True
 
-    def waits(self, connection: Waiting) -> None:
-        """The server waits for its client from now on, if not before."""
-        if connection in self.connections:  # not one that makes room and has not ended yet
+    def mark_waiting(self, connection: Replaceable) -> None:
+        """The connection waits for its client. From now on it may be replaced."""
+        if connection in self.connections:  # not when it has been replaced already
             self._waiting[connection] = None
 
-    def progresses(self, connection: Waiting) -> None:
-        """If it waits, it is the last that makes room."""
+    def mark_progress(self, connection: Replaceable) -> None:
+        """The connection has made progress. It is now the last one to be replaced."""
         if connection in self._waiting:
             self._waiting.move_to_end(connection)
 
-    def goes_on(self, connection: Waiting) -> None:
-        """Its request is complete, or it is closed."""
+    def mark_busy(self, connection: Replaceable) -> None:
+        """The connection has a complete request, or is closed. It is not replaced."""
         self._waiting.pop(connection, None)
 
-    def _tell(self) -> None:
+    def _log_limit(self) -> None:
         now = time.monotonic()
-        if self._told_at is None or now - self._told_at > TELL_EVERY:
-            self._told_at = now
+        if self._logged_at is None or now - self._logged_at > LOG_INTERVAL:
+            self._logged_at = now
             log.warning(
-                "%d connections are open, the most there may be: newcomers take the place of those "
-                "that wait longest, or are refused",
-                self._most,
+                "the maximum of %d connections is open: new connections replace those that have "
+                "waited longest, or are rejected",
+                self._limit,
             )
 
 
-def bound(wanted: int, each: int = 1, decoders: int = 0) -> int:
-    """How many connections there may be: `wanted`, or as many as there are descriptors for. Raises
-    the process' own limit as far as that takes and the system allows.
+def usable_limit(requested: int, descriptors: int = 1, decoders: int = 0) -> int:
+    """The number of connections that the process has descriptors for, at most `requested`.
+
+    Raises the soft limit of the process on descriptors if necessary and allowed.
 
     Args:
-        wanted: Number of connections.
-        each: Descriptors that one takes, of all kinds of connections together.
-        decoders: Descriptors that are kept for the decoder processes.
+        requested: Maximum number of connections.
+        descriptors: Number of descriptors per connection.
+        decoders: Number of descriptors that are kept for the decoder processes.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = each * wanted + OTHERS + decoders
+    needed = descriptors * requested + OTHER_DESCRIPTORS + decoders
     unlimited = resource.RLIM_INFINITY
-    if soft != unlimited and soft < enough:
-        raised = enough if hard == unlimited else min(enough, hard)
+    if soft != unlimited and soft < needed:
+        raised = needed if hard == unlimited else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
         soft = raised
-    if soft == unlimited or soft >= enough:
-        return wanted
+    if soft == unlimited or soft >= needed:
+        return requested
     free = max(soft - decoders, soft // 2)
-    possible = max(free - OTHERS, free // 2) // each
-    if possible >= wanted:
-        return wanted
+    possible = max(free - OTHER_DESCRIPTORS, free // 2) // descriptors
+    if possible >= requested:
+        return requested
     log.warning(
         "at most %d connections instead of %d: this process may have only %d descriptors (ulimit "
         "-n, LimitNOFILE=). Raise that limit, or set SHOAL_MAX_CONNECTIONS=%d",
-        *(possible, wanted, soft, possible),
+        *(possible, requested, soft, possible),
     )
     return possible
 
 
-def descriptors(settings: Settings) -> int:
-    """Of a connection over HTTP and, where gRPC is served, one over gRPC: there may be as many of
-    each, and gRPC's are relayed."""
+def descriptors_per_connection(settings: Settings) -> int:
+    """Number of descriptors for one HTTP connection and, with gRPC, one gRPC connection, which
+    takes three. There may be as many connections of either kind."""
     return 1 if settings.grpc_port is None else 4

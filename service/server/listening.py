@@ -1,8 +1,9 @@
-"""Listening sockets: one an address and front end, all on the same port (SO_REUSEPORT).
+"""Binds listening sockets: one per address and front end, on the same port (SO_REUSEPORT).
 
-The kernel spreads connections over them by a hash of both ends' addresses. The supervisor binds
-them and keeps them, so a front end that dies leaves its line of new connections to the next one.
-Why not one socket for all: docs/decisions/0023-front-end-processes.md.
+The kernel spreads connections over them by a hash of the addresses of both ends. The supervisor
+binds the sockets and keeps them open: when a front end is restarted, the new process accepts the
+connections that wait in the backlog of the old one. Why the front ends do not share one socket:
+docs/decisions/0023-front-end-processes.md.
 """
 
 from __future__ import annotations
@@ -11,43 +12,59 @@ import socket
 
 
 def reserve(host: str, port: int) -> tuple[int, list[socket.socket]]:
-    """The port that front ends may `join`, and what keeps it for them: sockets that never listen.
+    """Reserve a port for front ends to `join`.
 
-    Raises OSError as `bind`.
+    Args:
+        host: Name or address.
+        port: The port. 0: any free one.
+
+    Returns:
+        The port, and sockets that never listen. The port is reserved until they are closed.
+
+    Raises:
+        OSError: As `bind`.
     """
-    (kept,) = bind(host, port, 1)
-    return kept[0].getsockname()[1], kept
+    (sockets,) = bind(host, port, 1)
+    return sockets[0].getsockname()[1], sockets
 
 
 def join(host: str, port: int) -> list[socket.socket]:
-    """A front end's share of a port that is reserved. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return [_bound(family, address, shared=True) for family, *_, address in dict.fromkeys(found)]
+    """Bind the sockets of one front end to a reserved port. Raises OSError."""
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [_bound(family, address, shared=True) for family, *_, address in dict.fromkeys(infos)]
 
 
 def bind(host: str, port: int, count: int) -> list[list[socket.socket]]:
-    """For each of `count` front ends a socket on every address of `host`; they begin to listen when
-    somebody accepts from them.
+    """Bind sockets for several front ends. They do not listen yet.
 
-    Raises OSError where an address cannot be had, also where another program shares its own.
+    Args:
+        host: Name or address. Each of its addresses gets a socket.
+        port: The port. 0: any free one, the same for all sockets.
+        count: Number of front ends.
+
+    Returns:
+        The sockets of each front end.
+
+    Raises:
+        OSError: An address is not available, or another program uses it.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = []
-    for family, *_, address in dict.fromkeys(found):
-        at, port = address[0], port or _free(family, str(address[0]))
-        _check(family, (at, port, *address[2:]))
-        addresses.append((family, (at, port, *address[2:])))
+    for family, *_, address in dict.fromkeys(infos):
+        ip, port = address[0], port or _free_port(family, str(address[0]))
+        _check_unused(family, (ip, port, *address[2:]))
+        addresses.append((family, (ip, port, *address[2:])))
     return [[_bound(*address, shared=True) for address in addresses] for _ in range(count)]
 
 
-def _free(family: int, host: str) -> int:
+def _free_port(family: int, host: str) -> int:
     with _bound(family, (host, 0), shared=False) as free:
         port: int = free.getsockname()[1]
         return port
 
 
-def _check(family: int, address: tuple[object, ...]) -> None:
-    """Sharing is among ourselves: whoever has the address already is in the way."""
+def _check_unused(family: int, address: tuple[object, ...]) -> None:
+    """Raises OSError when another program uses the address, even if it allows sharing."""
     _bound(family, address, shared=False).close()
 
 

@@ -10,14 +10,15 @@ from service.telemetry.logs import log
 
 
 async def reload(service: Service) -> None:
-    """Read the files of API keys again, and load the version of the model that a start would load.
-    What cannot be reloaded stays as it was, and the log says why."""
+    """Read the key files again, and load the version that a new start would load. What cannot be
+    reloaded stays unchanged, and the log says why."""
     for keys in (service.keys, service.admin_keys):
         keys.reload()
     try:
-        served = await service.repository.reload()
+        loaded = await service.repository.reload()
     except (LoadFailed, *NOT_NOW) as error:
         detail = problem_for(error).detail or str(error)
-        log.error("the model stays as it was: %s", detail)
+        log.error("the model was not reloaded: %s", detail)
     else:
-        log.info("reloaded", extra={"fields": {"model": served.name, "version": served.version}})
+        fields = {"model": loaded.name, "version": loaded.version}
+        log.info("reloaded", extra={"fields": fields})

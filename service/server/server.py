@@ -1,8 +1,8 @@
-"""uvicorn, stopping without losing a request, and what listens beside it.
+"""Uvicorn's server with a shutdown that loses no requests, and servers on additional ports.
 
-uvicorn closes every connection that is between two requests the moment it is told to stop, also
-one whose next request is on its way, or whose first has not been read yet. Here such connections
-get a last moment: a request that arrives in it is answered, with `Connection: close`.
+When uvicorn stops, it immediately closes connections that are between two requests, including
+those whose next request is already on its way. Here they stay open for `LINGER_SECONDS`: a request
+that arrives meanwhile is answered with `Connection: close`.
 """
 
 from __future__ import annotations
@@ -22,88 +22,103 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
-from uvicorn.config import STARTUP_FAILURE
 
+from service.exit_status import ExitStatus
 from service.inference.service import Service
-from service.server.connection import Connection, Incoming
-from service.server.connection_limit import Connections, bound, descriptors
+from service.server.connection import Connection
+from service.server.connection_limit import (
+    Connections,
+    descriptors_per_connection,
+    usable_limit,
+)
 from service.server.listening import join
-from service.server.memory import LOOK_TICKS, Memory, give_back
+from service.server.memory import CHECK_TICKS, Memory, give_back
 from service.server.reload import reload
+from service.server.transport import Incoming
 from service.settings import Settings
 from service.telemetry.logs import log
 
-ARRIVING = 0.1
-"""Seconds in which connections that the kernel has taken reach us; closing now would reset them."""
-LINGER = 1.0
-"""Seconds that a connection between two requests may stay after no new ones are accepted."""
-
+ACCEPT_SECONDS = 0.1
+"""Seconds in which the server accepts connections that the kernel has accepted already. Closing the
+socket earlier would reset them."""
+LINGER_SECONDS = 1.0
+"""Seconds that a connection between two requests stays open after new ones are not accepted."""
 ACCEPTS = 16
-"""Connections taken in one turn of the event loop, from each address."""
-
-LEFT_AT_ONCE = 130
-"""Exit status of a process that was told twice by Ctrl-C: what a shell says of SIGINT."""
+"""Maximum number of connections that are accepted in one turn of the event loop per address."""
 
 
 class Listener(Protocol):
-    """What serves on a port of its own."""
+    """A server on an additional port."""
 
     @property
     def connections(self) -> Connections:
-        """The connections to that port. Available after `start`."""
+        """Open connections. Available after `start`."""
 
     async def start(self) -> None:
-        """Raises OSError where the port cannot be had."""
+        """Start to serve. Raises OSError when the port is not available."""
 
     async def stop(self, seconds: float) -> None:
-        """Take nothing new, and give what is under way so long."""
+        """Stop to accept, and wait up to `seconds` for requests in progress."""
 
 
 class Server(uvicorn.Server):
-    """Serves `app` until SIGTERM or SIGINT. SIGINT after either leaves at once; SIGTERM again
-    changes nothing. SIGHUP reloads."""
+    """Serves an application until SIGTERM or SIGINT.
+
+    A SIGINT after that exits immediately; a second SIGTERM has no effect. SIGHUP reloads.
+    """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
+        """
+        Args:
+            app: What `create_app` returns. Its state has the additional servers (`listeners`).
+            settings: The settings that it was built with.
+        """
         super().__init__(_config(app, settings, settings.port, lifespan=True))
         self._service: Service = app.state.service
+        descriptors = descriptors_per_connection(settings)
         decoders = self._service.decoders.descriptors
-        most = bound(settings.max_connections, descriptors(settings), decoders)
-        self._connections = Connections(most)
+        limit = usable_limit(settings.max_connections, descriptors, decoders)
+        self._connections = Connections(limit)
         self.server_state = self._connections
-        self._beside: Sequence[Listener] = app.state.listeners
+        self._listeners: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
         self._shutdown_timeout = settings.shutdown_timeout
         self._reloading = set[asyncio.Task[None]]()
 
+    def handle_signals(self) -> None:
+        """Handle SIGINT and SIGTERM from now on. Uvicorn does so only while its loop runs."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Unlike uvicorn's own, remembers no signal to raise again at the end: the process leaves
-        with a status and does not die by what it has handled."""
+        """Handle SIGINT and SIGTERM. Unlike uvicorn, does not raise the signal again at the end:
+        the process exits with a status."""
         if self.should_exit and sig == signal.SIGINT:
-            os._exit(LEFT_AT_ONCE)  # whatever hangs, does not any more
+            os._exit(ExitStatus.INTERRUPTED)
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            for listener in self._beside:
+            for listener in self._listeners:
                 await listener.start()
         except OSError as error:
             log.error("%s", error)
-            sys.exit(STARTUP_FAILURE)
-        connections = [self._connections, *(listener.connections for listener in self._beside)]
+            sys.exit(ExitStatus.CANNOT_LISTEN)
+        connections = [self._connections, *(listener.connections for listener in self._listeners)]
         self._memory = Memory(connections, self._service.uploads)
         await super().startup(sockets)
-        await self._accept_faster()
-        if sockets:  # about which uvicorn says nothing
+        await self._accept_more_per_turn()
+        if sockets:  # uvicorn does not log these
             self._log_started_message(sockets)
         loop = asyncio.get_running_loop()
-        # Not the loop's own way: it would give the system's default, which is to die, its place
-        # back as soon as the loop is closed.
+        # Not `loop.add_signal_handler`: closing the loop restores the system's default, which ends
+        # the process.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload))
 
-    async def _accept_faster(self) -> None:
-        """libuv accepts one connection a turn of the event loop from each listener, and under load
-        turns are long: of a thousand that came at once the last waited for seconds. So each socket
-        is listened to several times."""
+    async def _accept_more_per_turn(self) -> None:
+        """Listen to each socket `ACCEPTS` times. libuv accepts one connection per listener and turn
+        of the event loop, and under load turns are long: of 1,000 connections at the same time, the
+        last one waited for seconds."""
         connect = partial(
             accept,
             config=self.config,
@@ -113,11 +128,11 @@ class Server(uvicorn.Server):
         loop, backlog = asyncio.get_running_loop(), self.config.backlog
         for server in list(self.servers):
             for listener in server.sockets * (ACCEPTS - 1):
-                again = socket.socket(fileno=os.dup(listener.fileno()))
-                self.servers.append(await loop.create_server(connect, sock=again, backlog=backlog))
+                copy = socket.socket(fileno=os.dup(listener.fileno()))
+                self.servers.append(await loop.create_server(connect, sock=copy, backlog=backlog))
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % LOOK_TICKS == 0 and self._memory.is_worth_giving_back():
+        if counter % CHECK_TICKS == 0 and self._memory.is_worth_giving_back():
             asyncio.get_running_loop().run_in_executor(None, give_back)
         return await super().on_tick(counter)
 
@@ -127,20 +142,21 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._reloading.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say so, stop accepting, answer what is under way, then let uvicorn do the rest."""
-        self._service.draining = True  # /readyz says so; connections close after their answer
-        await self._wait(max(self._drain_delay, ARRIVING))
+        """Report not ready, stop to accept, answer requests in progress, then shut uvicorn down."""
+        self._service.draining = True  # /readyz reports it; connections close after an answer
+        await self._wait(max(self._drain_delay, ACCEPT_SECONDS))
         for server in self.servers:
             server.close()
         started = time.monotonic()
-        stops = [listener.stop(self._shutdown_timeout) for listener in self._beside]
+        stops = [listener.stop(self._shutdown_timeout) for listener in self._listeners]
         stopping = [asyncio.ensure_future(stop) for stop in stops]
-        await self._wait(LINGER, until=lambda: not self.server_state.connections)
-        # While the batcher still runs: it is uvicorn that ends the application.
+        await self._wait(LINGER_SECONDS, until=lambda: not self.server_state.connections)
+        # Before uvicorn shuts down, which ends the application and its batcher.
         await self._wait(
-            self._shutdown_timeout + LINGER, until=lambda: all(map(asyncio.Future.done, stopping))
+            self._shutdown_timeout + LINGER_SECONDS,
+            until=lambda: all(map(asyncio.Future.done, stopping)),
         )
-        spent = max(0.0, time.monotonic() - started - LINGER)
+        spent = max(0.0, time.monotonic() - started - LINGER_SECONDS)
         self.config.timeout_graceful_shutdown = max(1, round(self._shutdown_timeout - spent))
         await super().shutdown(sockets)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -148,13 +164,19 @@ class Server(uvicorn.Server):
     async def _wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.force_exit and not until():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # as uvicorn itself waits: signals wake nobody
+            await asyncio.sleep(0.05)  # uvicorn polls too: signal handlers only set flags
 
 
 class SidePort(uvicorn.Server):
-    """A Listener that serves `app`, which has no lifespan, over HTTP."""
+    """Serves an application over HTTP on an additional port. A `Listener`."""
 
     def __init__(self, app: Starlette, settings: Settings, port: int) -> None:
+        """
+        Args:
+            app: The application. Its lifespan is not run.
+            settings: The settings of the service.
+            port: The port. 0: any free one.
+        """
         super().__init__(_config(app, settings, port, lifespan=False))
         self.server_state = self.connections = Connections(settings.max_connections)
         self._shared = settings.workers > 1
@@ -179,7 +201,7 @@ class SidePort(uvicorn.Server):
 
 
 def accept(**uvicorn: Any) -> Incoming:
-    """What receives from a new connection."""
+    """Create the protocol of a new connection. Uvicorn passes the arguments of its own protocol."""
     return Incoming(Connection(**uvicorn))
 
 
@@ -189,7 +211,7 @@ def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> u
         host=settings.host,
         port=port,
         loop="uvloop",
-        http=accept,  # type: ignore[arg-type]  # called as the class of a protocol would be
+        http=accept,  # type: ignore[arg-type]  # called like the class of a protocol
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,

@@ -1,4 +1,4 @@
-"""What is true when somebody looks, as families of Prometheus: read anew for each scrape."""
+"""Metrics that are computed at scrape time: of the engine, and of each process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from model_store.manifest import Identity
 from service.telemetry.engine_stats import EngineStats
 
 PIDS = "pids.json"
-"""In the folder of several processes: name -> process id."""
+"""Name of a file in the folder that several processes share: a JSON object, name -> process id."""
 
 
 class LoadedModel(Protocol):
-    """What is needed of the model that serves."""
+    """The model that serves. `service.inference.service.LoadedModel` is one implementation."""
 
     @property
     def model(self) -> Identity: ...
@@ -50,13 +50,13 @@ class EngineCollector(Collector):
         stats, loaded = self._stats, self._loaded
         progresses = stats is not None and not stats.stalled
         ready = loaded is not None and not self._draining and progresses
-        yield GaugeMetricFamily("shoal_ready", "1 while /readyz answers 200.", ready)
+        yield GaugeMetricFamily("shoal_ready", "1 when /readyz answers 200, else 0.", ready)
         if stats is not None:
             yield from _engine_families(stats)
         if loaded is not None:
             family = GaugeMetricFamily(
                 "shoal_model_info",
-                "1, with the model that serves and the device that it runs on.",
+                "Always 1. The labels name the model that serves and its device.",
                 labels=["model", "version", "device"],
             )
             family.add_metric([loaded.model.name, loaded.model.version, loaded.device.name], 1)
@@ -64,43 +64,44 @@ class EngineCollector(Collector):
 
 
 class ProcessesCollector(Collector):
-    """What Prometheus' libraries tell of a process, of each of them, with the label `process`."""
+    """The standard `process_*` metrics of each process of the service, with the label `process`."""
 
     def __init__(self, folder: str) -> None:
+        """`folder`: the folder that the processes share. The supervisor writes `PIDS` there."""
         self._path = pathlib.Path(folder, PIDS)
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
         for process, pid in orjson.loads(self._path.read_bytes()).items():
-            for found in ProcessCollector(pid=partial(str, pid), registry=None).collect():
-                empty = Metric(found.name, found.documentation, found.type)
-                family = families.setdefault(found.name, empty)
-                for sample in found.samples:
+            for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+                empty = Metric(metric.name, metric.documentation, metric.type)
+                family = families.setdefault(metric.name, empty)
+                for sample in metric.samples:
                     family.add_sample(sample.name, {"process": process}, sample.value)
         return families.values()
 
 
 def _engine_families(stats: EngineStats) -> Iterable[Metric]:
-    yield GaugeMetricFamily("shoal_queue_length", "Items that wait.", stats.queued)
+    yield GaugeMetricFamily("shoal_queue_length", "Items in the queue.", stats.queued)
     yield GaugeMetricFamily(
-        "shoal_batches_in_flight", "Batches in the engine's hands.", stats.in_flight
+        "shoal_batches_in_flight", "Batches dispatched to the engine.", stats.in_flight
     )
     yield CounterMetricFamily(
-        "shoal_engine_busy_seconds", "Seconds the engine had work.", stats.busy_seconds
+        "shoal_engine_busy_seconds", "Seconds in which the engine had work.", stats.busy_seconds
     )
     yield GaugeMetricFamily(
         "shoal_batch_size_limit",
-        "The largest batch at the moment; less than set where memory ran out.",
+        "Current maximum batch size. Lower than the setting after the device ran out of memory.",
         stats.size_limit,
     )
     yield GaugeMetricFamily(
         "shoal_prediction_margin_ratio",
-        "Share of a predicted time that is kept in reserve, as learned so far.",
+        "Learned safety margin, as a share of the predicted duration of a batch.",
         stats.margin,
     )
     expected = GaugeMetricFamily(
         "shoal_batch_expected_seconds",
-        "What a batch of a bucket is expected to take, as learned so far.",
+        "Learned duration of a batch, by bucket.",
         labels=["bucket"],
     )
     for bucket, seconds in stats.expected.items():
@@ -109,7 +110,7 @@ def _engine_families(stats: EngineStats) -> Iterable[Metric]:
     if (memory := stats.gpu_memory) is not None:
         gpu = GaugeMetricFamily(
             "shoal_gpu_memory_bytes",
-            "Of the whole GPU, as of the latest batch; used: by any process.",
+            "Memory of the GPU after the latest batch, by state. used: by all processes.",
             labels=["state"],
         )
         gpu.add_metric(["used"], memory.total - memory.free)

@@ -1,4 +1,4 @@
-"""What is true of the engine and its queue at one moment, as plain data."""
+"""The state of the engine and its queue at one moment, as plain data."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from model_store.device import GpuMemory
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     healthy: bool
-    """False: only a new process helps."""
+    """False: the engine failed on every recent batch, and only a new process helps."""
     stalled: bool
-    """True: the engine has made no progress on a batch for long; until that batch ends."""
+    """Whether the current batch takes much longer than predicted. It ends with that batch."""
     queued: int
-    """Items that wait."""
+    """Number of items in the queue."""
     in_flight: int
-    """Batches in the engine's hands."""
+    """Number of batches that were dispatched to the engine and have not ended."""
     busy_seconds: float
-    """How long the engine has had work, in all."""
+    """Total time in which the engine had work, in seconds."""
     size_limit: int
-    """The largest batch at the moment; less than set where memory ran out."""
+    """Current maximum batch size. Lower than the setting after the device ran out of memory."""
     margin: float
-    """Share of a predicted time that is kept in reserve, as learned so far."""
+    """Learned safety margin, as a share of the predicted duration of a batch."""
     expected: Mapping[str, float]
-    """Bucket -> seconds that a batch is expected to take, as learned so far."""
+    """Bucket -> learned duration of a batch, in seconds."""
     gpu_memory: GpuMemory | None
-    """Of the engine's GPU, if it has one."""
+    """Memory of the engine's GPU. None on a CPU."""

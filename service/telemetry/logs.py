@@ -1,14 +1,15 @@
-"""Logging: one line a record on standard output, JSON for machines or text for people.
+"""Logs to standard output: one line per record, as JSON or as text.
 
-Lines of one turn of the event loop are written together, at its end: a system call a line would
-be a seventh of what a request costs. Warnings, and what is logged outside of a loop, go out at
-once with all that was before them, and what is left at exit `logging.shutdown` writes.
+The lines of one turn of the event loop are written together at its end, because a system call per
+line would be a seventh of the cost of a request. Warnings, and records that are logged outside of
+an event loop, are written immediately, with all lines before them. `logging.shutdown` writes the
+last lines at exit.
 
-What a record says beside its message is in `extra={"fields": {...}}`. Image bytes and secrets
-never reach a record.
+Fields of a record are passed in `extra={"fields": {...}}`. Images and secrets are never logged.
 
-A line that cannot be written (standard output closed, its disk full) is lost, and the service goes
-on: the next one that can be written says how many were. Nothing is kept meanwhile.
+When a line cannot be written, because standard output is closed or its disk is full, the line is
+dropped and the service continues. The next line that can be written is preceded by the number of
+dropped lines.
 """
 
 from __future__ import annotations
@@ -34,77 +35,77 @@ MAX_TEXT = 1024
 
 
 def configure(settings: Settings) -> None:
-    """Send every record of the process to standard output in the format asked for."""
-    _keep_standard_streams()
+    """Log every record of the process to standard output, in the format of the settings."""
+    _open_standard_streams()
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and os.isatty(STDOUT))
     handler = Output(STDOUT)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
-    # Looked up for every record and told by none; so "Optimization" in Python's logging HOWTO.
-    logging._srcfile = None
+    # No format shows these, and each costs time per record ("Optimization" in the logging HOWTO).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
 
 
-def _keep_standard_streams() -> None:
-    """One that was closed before the start would be opened again as the first socket, and a client
-    would get to read the log."""
+def _open_standard_streams() -> None:
+    """Open the standard streams that are closed. Otherwise the first socket would get the
+    descriptor of standard output, and a client would receive the log."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
 
 
 class Output(logging.Handler):
-    """Writes lines to a descriptor, those of one turn of the event loop in one go.
+    """Writes lines to a file descriptor, all lines of one turn of the event loop in one call.
 
-    Past Python's buffers: those keep what could not be written, raise it again at exit, and so end
-    a process with 120 that had nothing to say.
+    It does not use Python's buffered streams: they keep lines that could not be written, fail again
+    at exit, and end the process with status 120.
     """
 
     def __init__(self, descriptor: int) -> None:
+        """`descriptor`: file descriptor to write to."""
         super().__init__()
         self._descriptor = descriptor
         self._lines: list[bytes] = []
-        self._turn: asyncio.AbstractEventLoop | None = None
+        self._flushing: asyncio.AbstractEventLoop | None = None
         self._lost = 0
-        self._torn = False
+        self._incomplete = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._lines.append(self._line(record))
-        except Exception:  # noqa: BLE001  # a line that cannot be made ends no request
+        except Exception:  # noqa: BLE001  # a record that cannot be formatted must not end a request
             self._lost += 1
             return
         loop = _running_loop()
         if loop is None or record.levelno >= logging.WARNING:
             self.flush()
-        elif loop is not self._turn:
-            self._turn = loop
+        elif loop is not self._flushing:
+            self._flushing = loop
             loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what has not been written yet."""
+        """Write the lines that have not been written yet."""
         self.acquire()
         try:
-            lines, self._lines, self._turn = self._lines, [], None
-            if lines and self._lost and self._write([self._missing()]) == 0:
+            lines, self._lines, self._flushing = self._lines, [], None
+            if lines and self._lost and self._write([self._lost_warning()]) == 0:
                 self._lost = 0
             self._lost += self._write(lines)
         finally:
             self.release()
 
     def _write(self, lines: list[bytes]) -> int:
-        """How many of them could not be written to their end."""
+        """Write lines. Returns the number of those that were not written completely."""
         rest = b"".join(lines)
-        if self._torn and rest:
+        if self._incomplete and rest:
             rest = b"\n" + rest
-        begun = len(rest)
+        size = len(rest)
         with contextlib.suppress(OSError):
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
-        if len(rest) < begun:
-            self._torn = bool(rest)  # half a line may be there
+        if len(rest) < size:
+            self._incomplete = bool(rest)  # part of a line may have been written
         lost, left = 0, len(rest)
         for line in reversed(lines):
             if left <= 0:
@@ -112,17 +113,21 @@ class Output(logging.Handler):
             lost, left = lost + 1, left - len(line)
         return lost
 
-    def _missing(self) -> bytes:
-        told = {"msg": "log lines could not be written", "fields": {"lost": self._lost}}
-        warning = {"levelno": logging.WARNING, "levelname": "WARNING", **told}
-        return self._line(logging.makeLogRecord(warning))
+    def _lost_warning(self) -> bytes:
+        record = {
+            "levelno": logging.WARNING,
+            "levelname": "WARNING",
+            "msg": "log lines could not be written",
+            "fields": {"lost": self._lost},
+        }
+        return self._line(logging.makeLogRecord(record))
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return (self.format(record) + "\n").encode(errors="backslashreplace")
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time": ..., "level": ..., "message": ..., <fields>}`, times in UTC."""
+    """Formats records as `{"time": ..., "level": ..., "message": ..., <fields>}`, in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -137,11 +142,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:00 info     request  method=POST path=/predict ...`, local time."""
+    """Formats records as `12:00:00 info     request  method=POST ...`, in local time."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = "  ".join(f"{name}={_shown(value)}" for name, value in _fields(record).items())
+        fields = "  ".join(f"{name}={_printable(value)}" for name, value in _fields(record).items())
         line = f"{clock} {record.levelname.lower():8} {record.getMessage()}"
         if fields:
             line += f"  {fields}"
@@ -157,8 +162,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _shown(value: Any) -> str:
-    """In one line whatever a client has sent, and nothing that moves a terminal's cursor."""
+def _printable(value: Any) -> str:
+    """The value as text in one line, without characters that control a terminal. A client may have
+    sent it."""
     text = str(value)
     return text if text.isprintable() else ascii(text)
 

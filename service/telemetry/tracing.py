@@ -1,13 +1,13 @@
-"""Traces: where a request's time went, told to an OpenTelemetry collector.
+"""Traces requests, and sends the spans to an OpenTelemetry collector.
 
-The environment says whether and where, by OpenTelemetry's own variables such as
-OTEL_EXPORTER_OTLP_ENDPOINT; without them nothing here runs. Wants the extra `otel`.
+OpenTelemetry's own environment variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, turn tracing on.
+Without them, nothing here runs. Tracing needs the extra `otel`.
 
-A request is a span, child of the caller's where its headers bring a `traceparent` (W3C): FastAPI
-makes it over HTTP, `requested` over gRPC. Below it are `read`, and for each image `decode`, `queue`
-and `infer`, made after the fact from the times that were taken anyway. A batch belongs to many
-requests: it is a trace of its own, with a link to each request, and each `infer` has one to it.
-A batch is sampled where one of its requests is.
+A request is a span. It is a child of the caller's span if its headers contain a `traceparent` (W3C
+Trace Context). FastAPI creates it over HTTP, and `request_span` over gRPC. Its children are `read`
+and, for each image, `decode`, `queue` and `infer`. They are created afterwards from times that are
+measured in any case. A batch belongs to several requests, so it is a trace of its own with a link
+to each request, and each `infer` has a link to it. A batch is sampled if one of its requests is.
 """
 
 from __future__ import annotations
@@ -40,23 +40,26 @@ EXPORTERS = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
 }
 FLUSH_SECONDS = 5.0
-"""How long a stop waits for a collector that does not answer."""
+"""Maximum number of seconds that a shutdown waits for a collector that does not respond."""
 
 Out = TypeVar("Out")
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
-    """An image that waits for the engine: whose it is, and the batch it was computed in."""
+class TracedImage:
+    """An image in the queue or in a batch."""
 
     request: SpanContext
+    """Span of its request."""
     batch: SpanContext | None = None
+    """Span of its batch. None: it is not computed yet, or not sampled."""
 
 
 class Tracing:
-    """Makes spans and hands them to `processor`."""
+    """Creates spans."""
 
     def __init__(self, processor: SpanProcessor) -> None:
+        """`processor`: receives the spans."""
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -71,13 +74,19 @@ class Tracing:
         self._processor = processor
         self._requests = self.provider.get_tracer("shoal")
         self._batches = batches.get_tracer("shoal")
-        self._seats: dict[int, Seat] = {}
+        self._images: dict[int, TracedImage] = {}
 
     @contextmanager
-    def requested(
+    def request_span(
         self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
     ) -> Iterator[Span]:
-        """Within, the current span is a request's; `headers` may name its parent."""
+        """Make the span of a request the current span within the context.
+
+        Args:
+            name: Name of the span.
+            headers: Headers of the request, which may name a parent span.
+            attributes: Attributes of the span.
+        """
         with self._requests.start_as_current_span(
             name,
             propagate.extract(headers),
@@ -96,7 +105,15 @@ class Tracing:
         batch: SpanContext | None = None,
         error: BaseException | None = None,
     ) -> None:
-        """Of the current request; times are `time.perf_counter`'s."""
+        """Create the span of a stage of the current request, after it has ended.
+
+        Args:
+            name: Name of the stage.
+            began: When it began, by `time.perf_counter`.
+            ended: When it ended.
+            batch: Span of a batch to link to.
+            error: The exception that ended the stage, if any.
+        """
         links = [Link(batch)] if batch else None
         span = self._requests.start_span(name, links=links, start_time=_wall(began))
         if error is not None:
@@ -104,47 +121,47 @@ class Tracing:
         span.end(_wall(ended))
 
     @contextmanager
-    def seated(self, image: Image) -> Iterator[Seat]:
-        """While `image` waits within, the batch that it is part of gets known."""
-        seat = self._seats[id(image)] = Seat(trace.get_current_span().get_span_context())
+    def waiting(self, image: Image) -> Iterator[TracedImage]:
+        """Within the context, record the batch that `image` becomes part of."""
+        traced = self._images[id(image)] = TracedImage(trace.get_current_span().get_span_context())
         try:
-            yield seat
+            yield traced
         finally:
-            del self._seats[id(image)]
+            del self._images[id(image)]
 
     def batches(self, infer: Infer[Image, Out]) -> Infer[Image, Out]:
-        """`infer`, with a span a batch."""
+        """Wrap `infer` so that each batch gets a span."""
 
         async def traced(images: Sequence[Image]) -> Sequence[Out | Exception]:
-            found = (self._seats.get(id(image)) for image in images)
-            seats = [seat for seat in found if seat and seat.request.trace_flags.sampled]
-            if not seats:
+            known = (self._images.get(id(image)) for image in images)
+            sampled = [image for image in known if image and image.request.trace_flags.sampled]
+            if not sampled:
                 return await infer(images)
-            requests = {seat.request.span_id: seat.request for seat in seats}
+            requests = {image.request.span_id: image.request for image in sampled}
             with self._batches.start_as_current_span(
                 "batch",
                 Context(),  # the root of a trace
                 attributes={"shoal.batch.size": len(images)},
                 links=[Link(request) for request in requests.values()],
             ) as span:
-                for seat in seats:
-                    seat.batch = span.get_span_context()
+                for image in sampled:
+                    image.batch = span.get_span_context()
                 return await infer(images)
 
         return traced
 
     async def close(self) -> None:
-        """Send what has not been sent."""
-        # Not a thread of a pool: the process would wait for it at its end.
+        """Send the remaining spans, within `FLUSH_SECONDS`."""
+        # Not a thread of a pool: the process would wait for it at exit.
         thread = threading.Thread(target=self._processor.shutdown, daemon=True)
         thread.start()
         await asyncio.to_thread(thread.join, FLUSH_SECONDS)
         if thread.is_alive():
-            log.warning("the collector of traces does not answer; the last spans are lost")
+            log.warning("the OpenTelemetry collector does not answer; the last spans are lost")
 
 
 class TraceId(logging.Filter):
-    """Notes in each record the trace that it belongs to, if any."""
+    """Adds the current trace and span to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         context = trace.get_current_span().get_span_context()
@@ -158,9 +175,12 @@ class TraceId(logging.Filter):
 
 
 def from_environment(environment: Mapping[str, str]) -> Tracing | None:
-    """Where the environment asks for traces and they can be sent; else None, with a word in the
-    log if they cannot: it is not worth the predictions."""
-    if not wanted(environment):
+    """Create the tracing that the environment asks for.
+
+    Returns None if it asks for none. Also returns None, and logs a warning, if spans cannot be
+    sent: predictions work without traces.
+    """
+    if not enabled(environment):
         return None
     protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), None)
     try:
@@ -169,15 +189,15 @@ def from_environment(environment: Mapping[str, str]) -> Tracing | None:
         exporter = importlib.import_module(EXPORTERS[protocol or "http/protobuf"])
     except KeyError:
         log.warning(
-            "no traces: OpenTelemetry's protocol %r is not one of %s",
+            "tracing is off: the OpenTelemetry protocol %r is not one of %s",
             protocol,
             ", ".join(EXPORTERS),
         )
         return None
     except ImportError as error:
         log.warning(
-            "no traces: the environment asks for them and %s. They want pip install 'shoal[otel]', "
-            "and over gRPC also opentelemetry-exporter-otlp-proto-grpc",
+            "tracing is off: %s. Run pip install 'shoal[otel]', and over gRPC install "
+            "opentelemetry-exporter-otlp-proto-grpc, too",
             error,
         )
         return None
@@ -186,8 +206,8 @@ def from_environment(environment: Mapping[str, str]) -> Tracing | None:
     return Tracing(BatchSpanProcessor(exporter.OTLPSpanExporter()))
 
 
-def wanted(environment: Mapping[str, str]) -> bool:
-    """Does the environment ask for traces?"""
+def enabled(environment: Mapping[str, str]) -> bool:
+    """Whether the environment turns tracing on."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if exporter := environment.get("OTEL_TRACES_EXPORTER", ""):
@@ -196,5 +216,5 @@ def wanted(environment: Mapping[str, str]) -> bool:
 
 
 def _wall(moment: float) -> int:
-    """Nanoseconds since 1970 of a moment of `time.perf_counter`."""
+    """Convert a time of `time.perf_counter` to nanoseconds since 1970."""
     return time.time_ns() - round((time.perf_counter() - moment) * 1e9)

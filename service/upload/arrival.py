@@ -8,7 +8,6 @@ from typing import Protocol
 
 from batching import on_error
 from service.errors import UploadTimeout
-from service.http.disconnect import CancelScope
 
 
 class Watched(Protocol):
@@ -21,6 +20,34 @@ class Watched(Protocol):
     def check(self) -> None: ...
     def reject(self, error: Exception) -> None: ...
     def end(self) -> None: ...
+
+
+class CancelScope:
+    """Context manager. `cancel(reason)` cancels the block, which then raises `reason`."""
+
+    def __init__(self) -> None:
+        self._reason: Exception | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # If something else canceled the task as well, that cancellation is passed on.
+        reason, self._reason = self._reason, None
+        try:
+            if reason is None or self._task.uncancel():
+                return
+            if kind in (None, asyncio.CancelledError):
+                raise reason from None
+        finally:
+            del reason  # breaks the cycle between the exception and its traceback
+
+    def cancel(self, reason: Exception) -> None:
+        """Cancel the block. Call it once at most."""
+        self._reason = reason
+        self._task.cancel()
 
 
 class Arrival(CancelScope):

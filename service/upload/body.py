@@ -209,7 +209,7 @@ async def read_bytes(request: Request, lease: Lease) -> bytes:
 
 async def _read_form(request: Request, lease: Lease, content_type: str, max_images: int) -> Form:
     length = context_of(request.scope).content_length
-    form = Form(boundary(content_type), length, most=max_images)
+    form = Form(boundary(content_type), length, max_images)
     await _read(request, lease, form)
     return form
 

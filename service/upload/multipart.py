@@ -1,6 +1,6 @@
-"""The images in a form: multipart/form-data (RFC 7578), parsed by python-multipart as it arrives.
+"""Parses multipart/form-data (RFC 7578) with python-multipart, as it arrives.
 
-Only the bytes of parts named `img` are kept. Other parts are passed over.
+Only the parts named `img` are kept; other parts are skipped.
 """
 
 from __future__ import annotations
@@ -16,73 +16,81 @@ from service.errors import MissingImage
 
 FIELD = b"img"
 MAX_OTHERS = 63
+"""Maximum number of parts that are not images."""
 MAX_PARAMETERS = 1024
-"""Of the headers of all parts, and of Content-Type: each takes a microsecond."""
+"""Maximum number of parameters in the headers of all parts, and in Content-Type. Each takes a
+microsecond to parse."""
 MAX_BOUNDARY = 70
-"""Bytes (RFC 2046, section 5.1.1)."""
+"""Maximum length of a boundary in bytes (RFC 2046, section 5.1.1)."""
 _USUAL_FORM = re.compile(r"multipart/form-data; boundary=([\w'+.-]{1,70})", re.ASCII)
-_ONLY_HEAD = re.compile(
+_HEAD_OF_ONLY_PART = re.compile(
     rb'\r\ncontent-disposition: form-data; name="(?-i:img)"(?:; filename="[^"\\\r\n]*")?\r\n'
     rb"(?:content-(?:type|length): [\w/.+-]+\r\n)*\r\n",
     re.IGNORECASE,
 )
 HOW = "Send multipart/form-data with a file in the field 'img': curl -F img=@photo.jpg URL"
 TOO_MANY_PARTS = (
-    f"The form has more than {MAX_OTHERS} parts beside images, or its boundary within its data. "
+    f"The form has more than {MAX_OTHERS} parts besides images, or contains its boundary as data. "
     f"{HOW}."
 )
 
 
 def boundary(content_type: str) -> bytes:
-    """Of the form that a Content-Type announces. Raises MissingImage."""
+    """The boundary in a Content-Type header. Raises MissingImage if it has none."""
     if usual := _USUAL_FORM.fullmatch(content_type):
         return usual[1].encode()
     if content_type.count(";") > MAX_PARAMETERS:
         raise MissingImage(
-            f"The request's Content-Type has more than {MAX_PARAMETERS:,} parameters. {HOW}."
+            f"The Content-Type of the request has more than {MAX_PARAMETERS:,} parameters. {HOW}."
         )
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         raise MissingImage(
-            f"The request holds no image. {HOW}. To /predict, an image may also be the body "
-            "itself, with Content-Type: image/jpeg, image/png or the like."
+            f"The request has no image. {HOW}. For /predict the body may also be the image itself, "
+            "with a Content-Type such as image/jpeg or image/png."
         )
     found = options.get(b"boundary")
     if not found:
-        raise MissingImage(f"The form's Content-Type names no boundary. {HOW}.")
+        raise MissingImage(f"The Content-Type of the form has no boundary. {HOW}.")
     if len(found) > MAX_BOUNDARY:
         raise MissingImage(
-            f"The form's boundary has {len(found):,} bytes, and {MAX_BOUNDARY} are allowed "
+            f"The boundary of the form has {len(found):,} bytes; the maximum is {MAX_BOUNDARY} "
             f"(RFC 2046). {HOW}."
         )
     return found
 
 
 class _Enough(Exception):
-    """The last image that is wanted is complete."""
+    """Stops the parser: the last image is complete."""
 
 
 class Form:
-    """Keeps the parts named `img`, of which `most` are enough, and forgets the rest."""
+    """A form that is arriving. Keeps its first images and skips the rest."""
 
-    def __init__(self, boundary: bytes, length: int, most: int) -> None:
-        """`length`: of the whole body, where it is known; else -1."""
+    def __init__(self, boundary: bytes, length: int, max_images: int) -> None:
+        """
+        Args:
+            boundary: The delimiter between parts, without its leading hyphens.
+            length: Length of the whole body in bytes; -1 if it is unknown.
+            max_images: Number of images to keep. Everything after them is ignored.
+        """
         self._boundary = boundary
         self._length = length
-        self._most = most
+        self._max_images = max_images
         self._images: list[bytes] = []
         self._begun = False
         self._delimiters = 0
 
     def write(self, chunk: bytes) -> None:
-        """Raises MissingImage where this is no form, or has no end of parts."""
-        if len(self._images) >= self._most:
+        """Parse the next bytes. Raises MissingImage if the form is malformed, or has too many
+        parts."""
+        if len(self._images) >= self._max_images:
             return  # nothing after the last image matters
         if len(chunk) == self._length and (image := only_part(chunk, self._boundary)) is not None:
             self._images.append(image)
             return
         if not self._begun:
-            # The parser would also pass over what follows them, as far as this chunk goes.
+            # The parser would also skip what follows them in this chunk.
             chunk = chunk.lstrip(b"\r\n")
             self._begun = bool(chunk)
         try:
@@ -90,18 +98,20 @@ class Form:
         except _Enough:
             pass
         except FormParserError as error:
-            raise MissingImage(f"The form cannot be read: {error}. {HOW}.") from error
+            raise MissingImage(f"The form is malformed: {error}. {HOW}.") from error
 
     def images(self) -> list[bytes]:
-        """At least one; any of them may be empty. Raises MissingImage."""
+        """The images: at least one. Each may be empty. Raises MissingImage."""
         if not self._images:
             raise MissingImage(f"The form has no complete field 'img'. {HOW}.")
         return self._images
 
     def _parse(self, chunk: bytes) -> None:
-        """The parser goes byte by byte through a delimiter that is none after all, and through the
-        padding behind one (RFC 2046, section 5.1.1). So there may be as many delimiters as parts,
-        and the parser is not shown the padding."""
+        """Run the parser, with a bound on its work.
+
+        It reads false delimiters, and the padding behind delimiters (RFC 2046, section 5.1.1), byte
+        by byte. So the number of delimiters is limited, and padding is removed.
+        """
         delimiter = b"\r\n--" + self._boundary
         start = 0
         while start < len(chunk):
@@ -113,12 +123,12 @@ class Form:
             self._parser.write(piece)
             start = end
             self._delimiters += found >= 0
-            if self._delimiters > MAX_OTHERS + self._most + 1:
+            if self._delimiters > MAX_OTHERS + self._max_images + 1:
                 raise MissingImage(TOO_MANY_PARTS)
 
     @functools.cached_property
     def _parser(self) -> MultipartParser:
-        parts = _Parts(self._images, self._most)
+        parts = _Parts(self._images, self._max_images)
         return MultipartParser(
             self._boundary,
             {
@@ -133,12 +143,12 @@ class Form:
 
 
 class _Parts:
-    """What the parser tells of. It does not know the parser: they would keep each other, and what
-    they hold of a body, until garbage is collected."""
+    """Receives the parser's callbacks. It has no reference to the parser: such a cycle would keep
+    parts of the body in memory until a garbage collection."""
 
-    def __init__(self, images: list[bytes], most: int) -> None:
+    def __init__(self, images: list[bytes], max_images: int) -> None:
         self._images = images
-        self._most = most
+        self._max_images = max_images
         self._image = io.BytesIO()
         self._name = self._value = b""
         self._parameters = 0
@@ -148,8 +158,8 @@ class _Parts:
     def begin(self) -> None:
         self._is_image = False
         self._parts += 1
-        # 10 MiB of empty parts would keep the loop for seconds
-        if self._parts > MAX_OTHERS + self._most:
+        # 10 MiB of empty parts would hold the event loop for seconds.
+        if self._parts > MAX_OTHERS + self._max_images:
             raise MissingImage(TOO_MANY_PARTS)
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
@@ -163,8 +173,7 @@ class _Parts:
             self._parameters += self._value.count(b";")
             if self._parameters > MAX_PARAMETERS:
                 raise MissingImage(
-                    f"The headers of the form's parts have more than {MAX_PARAMETERS:,} "
-                    f"parameters. {HOW}."
+                    f"The headers of the parts have more than {MAX_PARAMETERS:,} parameters. {HOW}."
                 )
             self._is_image = parse_options_header(self._value)[1].get(b"name") == FIELD
         self._name = self._value = b""
@@ -177,16 +186,16 @@ class _Parts:
         if self._is_image:
             self._images.append(self._image.getvalue())
             self._image = io.BytesIO()
-            if len(self._images) == self._most:
+            if len(self._images) == self._max_images:
                 raise _Enough
 
 
 def only_part(body: bytes, boundary: bytes) -> bytes | None:
-    """The image of a form that is whole and has it as its only part, as most have: what the parser
-    would find, in a fifth of the time. None: the parser's to judge."""
+    """The image of a complete form with one part, as most forms are. Takes a fifth of the parser's
+    time. None: the form is different, and the parser has to read it."""
     delimiter = b"--" + boundary
     end = body.find(b"\r\n" + delimiter, len(delimiter))
     if end < 0 or body[end + 2 + len(delimiter) :] not in (b"--\r\n", b"--"):
         return None
-    head = _ONLY_HEAD.match(body, len(delimiter), end)
+    head = _HEAD_OF_ONLY_PART.match(body, len(delimiter), end)
     return body[head.end() : end] if head and body.startswith(delimiter) else None

@@ -18,8 +18,8 @@ from service.errors import UnknownModel
 from service.inference.gather import gather
 from service.inference.pipeline import Pipeline
 from service.inference.service import Classification, LoadedModel, Service
-from service.v2.elements import Encoded
 from service.v2.inputs import InferInputs
+from service.v2.tensor_data import Encoded
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 REPOSITORY = "model_repository"

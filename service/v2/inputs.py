@@ -1,20 +1,17 @@
-"""From the bytes of an inference request to images, and from probabilities to those of its answer.
+"""Turns an inference request into the images to classify and the form of its response.
 
-Pure: the Open Inference Protocol v2 with Triton's extensions for binary tensors and
-classification, for one model. `parse` reads the bodies of REST, `rpc.translation` the messages of
-gRPC; both end in `asked`. What speaks HTTP is `inference`.
+Implements the input side of the Open Inference Protocol v2 for one model, with Triton's extensions
+for binary data. `parse` reads the bodies of REST; `grpc.translation` reads the messages of gRPC and
+shares the checks here. All functions are pure.
 
-A request has n images as one of
-    image   BYTES [n] or [n, 1]         encoded as for /predict; in JSON, in base64
-    pixels  UINT8 [n, 32, 32, 3]        height x width x red, green, blue
-    pixels  FP32  [n, 3, 32, 32]        normalised: (pixel / 255 - mean) / std, of 8-bit pixels
-and gets
-    class          BYTES [n]            the most probable one
-    probability    FP32  [n]            of that class
-    probabilities  FP32  [n, classes]   a softmax
+A request has one input with n images, in one of these forms:
+    image   BYTES [n] or [n, 1]    encoded images as for /predict; in JSON, in base64
+    pixels  UINT8 [n, 32, 32, 3]   height x width x RGB
+    pixels  FP32  [n, 3, 32, 32]   normalized: (pixel / 255 - mean) / std of 8-bit pixels
 
-What the network sees are always 8-bit pixels. FP32 is taken back to them, which is exact, and is
-refused where it is not: whoever normalised otherwise, or with another mean, is told so.
+The model always gets 8-bit pixels. FP32 input is converted back to the 8-bit pixels it was computed
+from, and is rejected where that is not exact, for example because it was normalized with other
+constants.
 """
 
 from __future__ import annotations
@@ -27,18 +24,18 @@ from pydantic import ValidationError
 
 from model_store.engine import SIDE, Image
 from model_store.manifest import Manifest
-from service.errors import BadInference, TooManyImages
-from service.v2.elements import (
+from service.errors import BadInference, TooManyImages, first_error
+from service.v2.json_prescan import take_out_long_strings
+from service.v2.outputs import Reply, requested_outputs
+from service.v2.schemas import InferenceRequest, RequestInput
+from service.v2.tensor_data import (
     Elements,
     Encoded,
-    denormalised,
-    in_binary,
-    in_json,
+    denormalized,
+    from_binary,
+    from_json,
     whole_pixels,
 )
-from service.v2.outputs import Reply, wanted
-from service.v2.prescan import outline
-from service.v2.schemas import InferenceRequest, RequestInput, fault
 
 MAX_HEADER_DIGITS = 12
 SHAPES = {
@@ -46,23 +43,27 @@ SHAPES = {
     ("pixels", "UINT8"): ([SIDE, SIDE, 3],),
     ("pixels", "FP32"): ([3, SIDE, SIDE],),
 }
-"""Input and type -> what may follow n in its shape."""
+"""Maps the name and datatype of an input to the dimensions that may follow n in its shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class InferInputs:
-    """What is asked for, within how many seconds. Of `encoded` and `pixels` one is empty."""
+    """The content of an inference request. Either `encoded` or `pixels` is empty."""
 
     reply: Reply
+    """The id and the outputs of the response."""
     seconds: float | None
+    """The client's timeout. None: the request has none."""
     encoded: Sequence[Encoded]
+    """Encoded images."""
     pixels: Sequence[Image]
+    """Decoded images, uint8 of shape (32, 32, 3)."""
 
 
 def header_length(text: str | None) -> int | None:
-    """The length of the JSON, from the header Inference-Header-Content-Length; None: it is all.
+    """The value of the header Inference-Header-Content-Length: the length of the JSON in bytes.
 
-    Raises BadInference.
+    None: there is no such header, and the whole body is JSON. Raises BadInference.
     """
     if text is None:
         return None
@@ -74,30 +75,44 @@ def header_length(text: str | None) -> int | None:
 
 
 def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> InferInputs:
-    """Raises BadInference, TooManyImages."""
+    """Parse the body of an inference request over REST.
+
+    Args:
+        body: The JSON, followed by the binary data if there is any.
+        header: Length of the JSON in bytes. None: the whole body is JSON.
+        model: The model that is served.
+        max_images: Maximum number of images in the request.
+
+    Raises:
+        BadInference: The body does not follow the protocol, or the model has no such input.
+        TooManyImages: The request has more than `max_images` images.
+    """
     if header is not None and not 0 < header <= len(body):
         raise BadInference(
-            f"Inference-Header-Content-Length says {header:,} bytes of JSON, and the body has "
-            f"{len(body):,} in all. A request begins with JSON."
+            f"Inference-Header-Content-Length is {header:,}, and the body has {len(body):,} bytes. "
+            "The header is the length of the JSON, with which the body begins."
         )
-    text, aside = outline(body[:header])
+    text, long_strings = take_out_long_strings(body[:header])
     request = validated(InferenceRequest.model_validate_json, text)
     tensor = only_input(request, max_images)
-    raw = _raw(tensor, memoryview(body)[len(body) if header is None else header :])
-    elements = in_json(tensor, aside) if raw is None else in_binary(tensor, raw)
-    return asked(request, elements, model)
+    data = _binary_data(tensor, memoryview(body)[len(body) if header is None else header :])
+    elements = from_json(tensor, long_strings) if data is None else from_binary(tensor, data)
+    return infer_inputs(request, elements, model)
 
 
-def validated(validate: Callable[[Any], InferenceRequest], given: Any) -> InferenceRequest:
-    """`validate(given)`. Raises BadInference instead of pydantic's ValidationError."""
+def validated(validate: Callable[[Any], InferenceRequest], value: Any) -> InferenceRequest:
+    """Return `validate(value)`. Raises BadInference in place of pydantic's ValidationError."""
     try:
-        return validate(given)
+        return validate(value)
     except ValidationError as error:
-        raise BadInference(fault(error)) from None
+        raise BadInference(first_error(error)) from None
 
 
 def only_input(request: InferenceRequest, max_images: int) -> RequestInput:
-    """The request's input, whose shape is one that is taken. Raises BadInference, TooManyImages."""
+    """The single input of the request, with its shape checked.
+
+    Raises BadInference, TooManyImages.
+    """
     if len(request.inputs) != 1:
         raise BadInference(
             f"The request has {len(request.inputs)} inputs. Send one: 'image' or 'pixels'."
@@ -105,21 +120,22 @@ def only_input(request: InferenceRequest, max_images: int) -> RequestInput:
     tensor = request.inputs[0]
     _check_shape(tensor, max_images)
     if "shared_memory_region" in tensor.parameters:
-        raise BadInference("Shared memory is not served. Send the tensor in the request.")
+        raise BadInference("Shared memory is not supported. Send the tensor in the request.")
     return tensor
 
 
-def asked(request: InferenceRequest, elements: Elements, model: Manifest) -> InferInputs:
-    """What `request` asks for, whose only input has `elements`. Raises BadInference."""
-    reply, seconds = Reply(request.id, wanted(request)), _seconds(request.parameters)
+def infer_inputs(request: InferenceRequest, elements: Elements, model: Manifest) -> InferInputs:
+    """The content of `request`, whose only input has `elements`. Raises BadInference."""
+    reply, seconds = Reply(request.id, requested_outputs(request)), _seconds(request.parameters)
     if isinstance(elements, list):
         return InferInputs(reply, seconds, elements, [])
     if request.inputs[0].datatype == "UINT8":
         return InferInputs(reply, seconds, [], list(whole_pixels(elements)))
-    return InferInputs(reply, seconds, [], list(denormalised(elements, model.normalisation)))
+    return InferInputs(reply, seconds, [], list(denormalized(elements, model.normalisation)))
 
 
 def _seconds(parameters: dict[str, Any]) -> float | None:
+    """The parameter `timeout`, in seconds. None: it is missing or 0."""
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or not 0 <= timeout < 2**63:
         raise BadInference("The parameter 'timeout' is not a number of microseconds.")
@@ -130,31 +146,34 @@ def _check_shape(tensor: RequestInput, max_images: int) -> None:
     count, *rest = tensor.shape
     if rest not in SHAPES.get((tensor.name, tensor.datatype), ()) or count < 1:
         raise BadInference(
-            f"There is no input {tensor.name!r} of {tensor.datatype!r} {tensor.shape}. Send "
+            f"The model has no input {tensor.name!r} of {tensor.datatype!r} {tensor.shape}. Send "
             "'image' of BYTES [n], 'pixels' of UINT8 [n, 32, 32, 3], or 'pixels' of FP32 "
             "[n, 3, 32, 32]."
         )
     if count > max_images:
         raise TooManyImages(
-            f"The request has {count:,} images and {max_images} are allowed. Send the others in "
-            "another request."
+            f"The request has {count:,} images, and at most {max_images} are allowed. Send the "
+            "others in further requests."
         )
 
 
-def _raw(tensor: RequestInput, binary: memoryview) -> memoryview | None:
-    """The tensor's binary data; None where the JSON has its elements."""
+def _binary_data(tensor: RequestInput, binary: memoryview) -> memoryview | None:
+    """The binary data of the tensor, or None if its elements are in the JSON.
+
+    `binary`: the bytes after the JSON.
+    """
     if "binary_data_size" not in tensor.parameters:
         if tensor.data is None:
-            raise BadInference("The input has neither 'data' nor a 'binary_data_size'.")
+            raise BadInference("The input has neither 'data' nor 'binary_data_size'.")
         if binary:
-            raise BadInference(f"{len(binary):,} bytes behind the JSON belong to no input.")
+            raise BadInference(f"{len(binary):,} bytes after the JSON belong to no input.")
         return None
     size = tensor.parameters["binary_data_size"]
     if tensor.data is not None:
-        raise BadInference("The input has both 'data' and a 'binary_data_size'.")
+        raise BadInference("The input has both 'data' and 'binary_data_size'.")
     if type(size) is not int or size != len(binary):
         raise BadInference(
-            f"The parameter 'binary_data_size' is not {len(binary)}, the number of bytes behind "
-            "the JSON. Inference-Header-Content-Length says where the JSON ends."
+            f"The parameter 'binary_data_size' is not {len(binary)}, the number of bytes after the "
+            "JSON. Inference-Header-Content-Length is the length of the JSON."
         )
     return binary

@@ -1,4 +1,12 @@
-"""The outputs of an inference request: which are wanted, and the tensors that answer them. Pure."""
+"""Builds the outputs of an inference response from the probabilities that the model computed.
+
+A response has these outputs for n images, or those of them that the request names:
+    class          BYTES [n]            the most probable class
+    probability    FP32  [n]            the probability of that class
+    probabilities  FP32  [n, classes]   the softmax over all classes
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -20,74 +28,88 @@ OUTPUTS = ("class", "probability", "probabilities")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An output, and how: behind the JSON or in it, and as how many classes, if so."""
+class RequestedOutput:
+    """An output that the response is to contain, and its form."""
 
     name: str
     binary: bool
+    """Whether the output is sent as binary data after the JSON."""
     classes: int = 0
+    """If positive: send this number of most probable classes instead of the probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the answer has of its request."""
+    """What the request determines about its response."""
 
     id: str | None
-    outputs: Sequence[Wanted]
+    """The id of the request, which the response repeats. None: the request has none."""
+    outputs: Sequence[RequestedOutput]
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """An output, flat and in row-major order: its elements, and the same in binary."""
+    """An output tensor, flat and in row-major order."""
 
     name: str
     datatype: str
     shape: list[int]
     data: list[Any]
+    """The elements as strings or numbers."""
     binary: bytes
+    """The same elements in the protocol's binary form."""
 
 
-def wanted(request: InferenceRequest) -> list[Wanted]:
-    """In the order of the request; all, in JSON or binary, where it names none.
+def requested_outputs(request: InferenceRequest) -> list[RequestedOutput]:
+    """The outputs in the order of the request, or all of them if it names none.
 
     Raises BadInference.
     """
     binary = _boolean(request.parameters, "binary_data_output", default=False)
     if not request.outputs:
-        return [Wanted(name, binary) for name in OUTPUTS]
+        return [RequestedOutput(name, binary) for name in OUTPUTS]
     names = [output.name for output in request.outputs]
     if len(set(names)) != len(names):
-        raise BadInference("An output is wanted twice.")
-    return [_wanted(output, binary) for output in request.outputs]
+        raise BadInference("The request names an output twice.")
+    return [_requested_output(output, binary) for output in request.outputs]
 
 
-def answered(
+def output_tensors(
     reply: Reply, model: Manifest, rows: Sequence[Probabilities]
 ) -> Iterator[OutputTensor]:
-    """The outputs that are wanted, in their order, of `rows`: one an image."""
+    """The requested outputs, in the order of `reply`. `rows`: the probabilities of each image."""
     stacked = np.stack(rows)
     for output in reply.outputs:
         yield _tensor(output, model.classes, stacked)
 
 
-def serialise(
+def serialize(
     reply: Reply, model: Manifest, rows: Sequence[Probabilities]
 ) -> tuple[bytes, int | None]:
-    """The body of REST's answer, and the length of its JSON where binary data follows."""
+    """Encode the body of a response over REST.
+
+    Args:
+        reply: The id and the outputs of the response.
+        model: The model that computed the probabilities.
+        rows: The probabilities of each image, float32 of shape (classes,).
+
+    Returns:
+        The body, and the length of the JSON in bytes if binary data follows it, else None.
+    """
     described: list[dict[str, Any]] = []
     binary: list[bytes] = []
-    for output, tensor in zip(reply.outputs, answered(reply, model, rows), strict=True):
-        about: dict[str, Any] = {
+    for output, tensor in zip(reply.outputs, output_tensors(reply, model, rows), strict=True):
+        description: dict[str, Any] = {
             "name": tensor.name,
             "datatype": tensor.datatype,
             "shape": tensor.shape,
         }
         if output.binary:
-            about["parameters"] = {"binary_data_size": len(tensor.binary)}
+            description["parameters"] = {"binary_data_size": len(tensor.binary)}
             binary.append(tensor.binary)
         else:
-            about["data"] = tensor.data
-        described.append(about)
+            description["data"] = tensor.data
+        described.append(description)
     body: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     if reply.id is not None:
         body["id"] = reply.id
@@ -95,17 +117,19 @@ def serialise(
     return b"".join([text, *binary]), len(text) if binary else None
 
 
-def _wanted(output: RequestOutput, binary: bool) -> Wanted:
+def _requested_output(output: RequestOutput, binary: bool) -> RequestedOutput:
     if output.name not in OUTPUTS:
-        raise BadInference(f"There is no output {output.name!r}, but {', '.join(OUTPUTS)}.")
+        raise BadInference(
+            f"The model has no output {output.name!r}. Its outputs are {', '.join(OUTPUTS)}."
+        )
     if "shared_memory_region" in output.parameters:
-        raise BadInference("Shared memory is not served. Outputs come in the answer.")
+        raise BadInference("Shared memory is not supported. Outputs are sent in the response.")
     classes = output.parameters.get("classification", 0)
     if type(classes) is not int or classes < 0:
         raise BadInference("The parameter 'classification' is not a number of classes.")
     if classes and output.name != "probabilities":
-        raise BadInference("The parameter 'classification' is for the output 'probabilities'.")
-    return Wanted(output.name, _boolean(output.parameters, "binary_data", binary), classes)
+        raise BadInference("Only the output 'probabilities' takes the parameter 'classification'.")
+    return RequestedOutput(output.name, _boolean(output.parameters, "binary_data", binary), classes)
 
 
 def _boolean(parameters: dict[str, Any], name: str, default: bool) -> bool:
@@ -115,8 +139,10 @@ def _boolean(parameters: dict[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _tensor(output: Wanted, classes: Sequence[str], rows: npt.NDArray[np.float32]) -> OutputTensor:
-    """`rows`: (n, classes)."""
+def _tensor(
+    output: RequestedOutput, classes: Sequence[str], rows: npt.NDArray[np.float32]
+) -> OutputTensor:
+    """`rows`: shape (n, classes)."""
     if output.classes:
         ranked = np.argsort(-rows, axis=1, kind="stable")[:, : output.classes]
         texts = [
@@ -124,16 +150,17 @@ def _tensor(output: Wanted, classes: Sequence[str], rows: npt.NDArray[np.float32
             for number, best in enumerate(ranked)
             for index in best
         ]
-        return _bytes(output.name, list(ranked.shape), texts)
+        return _bytes_tensor(output.name, list(ranked.shape), texts)
     if output.name == "class":
-        return _bytes(output.name, [len(rows)], [classes[best] for best in rows.argmax(axis=1)])
+        names = [classes[best] for best in rows.argmax(axis=1)]
+        return _bytes_tensor(output.name, [len(rows)], names)
     values = rows.max(axis=1) if output.name == "probability" else rows
     binary = values.astype("<f4").tobytes()
     return OutputTensor(output.name, "FP32", list(values.shape), values.ravel().tolist(), binary)
 
 
-def _bytes(name: str, shape: list[int], texts: list[str]) -> OutputTensor:
-    """Each element in binary: its length as a little-endian uint32, and its UTF-8."""
+def _bytes_tensor(name: str, shape: list[int], texts: list[str]) -> OutputTensor:
+    """In binary, each element is its length as a little-endian uint32, followed by its UTF-8."""
     elements = [text.encode() for text in texts]
     binary = b"".join(struct.pack("<I", len(element)) + element for element in elements)
     return OutputTensor(name, "BYTES", shape, texts, binary)

@@ -1,8 +1,9 @@
-"""The Open Inference Protocol's model repository, for who has an admin key; off where none is set.
+"""The model repository API: list, load and unload versions of the model.
 
+It follows the extension of the Open Inference Protocol that Triton's clients use:
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md
-as Triton's clients speak it, and the index by GET as well. One version of one model is served, so
-loading one means to replace the other.
+The index is served for GET as well. The server serves one version of one model at a time, so a load
+replaces the served version. Every call needs an admin key; without admin keys, the API is off.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from service.upload.body import read_bytes
 from service.v2 import schemas
 
 MAX_BODY = 64 * 1024
-PASSED_OVER = {"unload_dependents"}
-"""Of Triton's clients: nothing depends on a model here."""
+IGNORED_PARAMETERS = {"unload_dependents"}
+"""Triton's clients send it. It has no effect here, since no model depends on another."""
 
-Shape = TypeVar("Shape", schemas.RepositoryRequest, schemas.RepositoryIndexRequest)
-_version = TypeAdapter[str](Version)
+RequestModel = TypeVar("RequestModel", schemas.RepositoryRequest, schemas.RepositoryIndexRequest)
+_version_type = TypeAdapter[str](Version)
 
 router = APIRouter(prefix="/v2/repository", tags=["model repository"], route_class=FastRoute)
 
 MODEL = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
 ANSWER: dict[str, Any] = {"headers": {"X-Request-ID": problems.REQUEST_ID}}
-REFUSALS = (
+ERRORS = (
     errors.UnknownHost,
     errors.NotAdmin,
     errors.RepositoryOff,
@@ -43,8 +44,8 @@ REFUSALS = (
     errors.UploadTimeout,
     errors.UploadMemoryFull,
 )
-CHANGE_REFUSALS = (
-    *REFUSALS,
+CHANGE_ERRORS = (
+    *ERRORS,
     errors.CrossSite,
     errors.UnknownModel,
     errors.ChangeUnderWay,
@@ -53,76 +54,81 @@ CHANGE_REFUSALS = (
 )
 
 
-def _body(shape: str) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{shape}"}
+def _body(schema_name: str) -> dict[str, Any]:
+    """The request body, as OpenAPI describes it."""
+    schema = {"$ref": f"#/components/schemas/{schema_name}"}
     return {"content": {"application/json": {"schema": schema}}}
 
 
 @router.get(
     "/index",
-    summary="What is in the repository",
+    summary="List versions",
     response_model=list[schemas.RepositoryVersion],
-    responses={200: ANSWER, **problems.documented(REFUSALS, "/v2")},
+    responses={200: ANSWER, **problems.documented(ERRORS, "/v2")},
 )
 async def index_all(request: Request) -> Response:
-    """Every version of the model that is served: which one does, and why others do not."""
+    """Lists all versions of the served model: which one is READY, and why the others are not."""
     _check_key(request)
     return JSONResponse(await service_of(request).repository.index())
 
 
 @router.post(
     "/index",
-    summary="What is in the repository",
+    summary="List versions",
     response_model=list[schemas.RepositoryVersion],
     openapi_extra={"requestBody": _body("RepositoryIndexRequest")},
-    responses={200: ANSWER, **problems.documented((*REFUSALS, errors.CrossSite), "/v2")},
+    responses={200: ANSWER, **problems.documented((*ERRORS, errors.CrossSite), "/v2")},
 )
 async def index(request: Request) -> Response:
-    """The same, as the protocol asks for it: `{"ready": true}` for what is served only."""
+    """Lists versions, as the protocol defines it. `{"ready": true}` lists only the served one."""
     _check_key(request)
-    wish = await _read(request, schemas.RepositoryIndexRequest)
+    body = await _read(request, schemas.RepositoryIndexRequest)
     versions = await service_of(request).repository.index()
-    if wish.ready:
+    if body.ready:
         versions = [version for version in versions if version["state"] == "READY"]
     return JSONResponse(versions)
 
 
 @router.post(
     "/models/{model}/load",
-    summary="Let another version serve",
+    summary="Load a version",
     response_model=schemas.RepositoryAnswer,
     openapi_extra={"parameters": MODEL, "requestBody": _body("RepositoryRequest")},
     responses={
         200: ANSWER,
-        **problems.documented((*CHANGE_REFUSALS, errors.LoadFailed), "/v2"),
+        **problems.documented((*CHANGE_ERRORS, errors.LoadFailed), "/v2"),
     },
 )
 async def load(request: Request) -> Response:
-    """Verify, load, warm up and try a version beside the one that serves; then let it take its
-    place between two batches. Not one request fails, and each answer names the version that
-    computed it. Without `parameters.version`: the one that a start would take.
+    """Loads a version and serves it in place of the current one.
 
-    A version that cannot be served changes nothing. A restart knows nothing of loads.
+    The server verifies, loads, warms up and tests the version while it serves the current one, and
+    switches between two batches. No request fails, and each response names the version that
+    computed it. Without `parameters.version`, the server loads the version that it would load at
+    startup. If the load fails, the current version stays. A restart loads the startup version.
     """
     _check_key(request)
-    call = await _read(request, schemas.RepositoryRequest)
-    loaded = await _changing(request).load(request.path_params["model"], _wanted(call))
+    body = await _read(request, schemas.RepositoryRequest)
+    repository = _running_repository(request)
+    loaded = await repository.load(request.path_params["model"], _version(body))
     return JSONResponse(loaded.model_dump())
 
 
 @router.post(
     "/models/{model}/unload",
-    summary="Stop serving the model",
+    summary="Unload the model",
     response_model=schemas.RepositoryAnswer,
     openapi_extra={"parameters": MODEL, "requestBody": _body("RepositoryRequest")},
-    responses={200: ANSWER, **problems.documented(CHANGE_REFUSALS, "/v2")},
+    responses={200: ANSWER, **problems.documented(CHANGE_ERRORS, "/v2")},
 )
 async def unload(request: Request) -> Response:
-    """Whoever was accepted is answered, then its memory is freed. Until the next load the process
-    is live and not ready, and refuses images with `not_ready`."""
+    """Stops serving the model and frees its memory, after accepted requests have been answered.
+
+    Until the next load, the server is live but not ready, and rejects images with `not_ready`.
+    """
     _check_key(request)
     await _read(request, schemas.RepositoryRequest)
-    unloaded = await _changing(request).unload(request.path_params["model"])
+    unloaded = await _running_repository(request).unload(request.path_params["model"])
     return JSONResponse(unloaded.model_dump())
 
 
@@ -134,44 +140,45 @@ def _check_key(request: Request) -> None:
     keys.check(request.headers)
 
 
-def _changing(request: Request) -> Versions:
-    """The repository, for a change. Raises Draining if the server is shutting down."""
+def _running_repository(request: Request) -> Versions:
+    """The repository, if the model may still be changed. Raises Draining during a shutdown."""
     service = service_of(request)
     if service.draining:
-        raise Draining("shutting down", retry_after=1)
+        raise Draining
     return service.repository
 
 
-async def _read(request: Request, shape: type[Shape]) -> Shape:
-    """The body, which may be empty.
+async def _read(request: Request, model: type[RequestModel]) -> RequestModel:
+    """Read and parse the body. An empty body counts as `{}`.
 
     Raises BadRepositoryCall, BodyTooLarge, UploadTimeout, UploadMemoryFull.
     """
     with service_of(request).uploads.lease(MAX_BODY) as lease:
         body = await read_bytes(request, lease)
-    return _validated(body or b"{}", shape)
+    return _validated(body or b"{}", model)
 
 
-def _validated(body: bytes, shape: type[Shape]) -> Shape:
+def _validated(body: bytes, model: type[RequestModel]) -> RequestModel:
     try:
-        return shape.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
-        raise errors.BadRepositoryCall(schemas.fault(error)) from None
+        raise errors.BadRepositoryCall(errors.first_error(error)) from None
 
 
-def _wanted(call: schemas.RepositoryRequest) -> str | None:
-    """The version that a load asks for. Raises BadRepositoryCall for what is not understood."""
-    if strange := call.parameters.keys() - {"version"} - PASSED_OVER:
+def _version(body: schemas.RepositoryRequest) -> str | None:
+    """The version to load, or None if the request names none. Raises BadRepositoryCall."""
+    if unknown := body.parameters.keys() - {"version"} - IGNORED_PARAMETERS:
         raise errors.BadRepositoryCall(
-            f"There is no parameter {min(strange)[:64]!r}, but 'version'. A version is served as "
-            "its manifest in the store says; `python -m model_store import` adds one."
+            f"The parameter {min(unknown)[:64]!r} is not supported; 'version' is. The manifest of "
+            "a version in the store determines how it is served. `python -m model_store import` "
+            "adds a version to the store."
         )
-    version = call.parameters.get("version")
+    version = body.parameters.get("version")
     if version is None:
         return None
     try:
-        return _version.validate_python(str(version))
+        return _version_type.validate_python(str(version))
     except ValidationError:
         raise errors.BadRepositoryCall(
-            f"The parameter 'version' is {str(version)[:64]!r} and not a number from 1 on."
+            f"The parameter 'version' is {str(version)[:64]!r}, which is not a number from 1."
         ) from None

@@ -16,8 +16,7 @@ from model_store.engine import Image
 from service import errors
 from service.api.predict import IMAGE_ERRORS, UPLOAD_ERRORS
 from service.http import problems
-from service.http.context import TIMEOUT
-from service.http.disconnect import cancel_on_disconnect
+from service.http.context import TIMEOUT, context_of
 from service.http.middleware import FastRoute
 from service.inference.pipeline import Pipeline, begin, service_of
 from service.inference.service import LoadedModel
@@ -25,7 +24,7 @@ from service.upload.body import read_bytes
 from service.v2 import common, schemas
 from service.v2.common import by_one_version, check_named, decoded, served
 from service.v2.inputs import header_length, parse
-from service.v2.outputs import Reply, serialise
+from service.v2.outputs import Reply, serialize
 from service.v2.schemas import LENGTH_HEADER
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=FastRoute)
@@ -117,11 +116,10 @@ async def infer(request: Request) -> Response:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise errors.UnsupportedEncoding
     reply, images = await _read_and_decode(request, pipeline)
-    with cancel_on_disconnect(request):
-        results = await by_one_version(pipeline, images)
+    results = await by_one_version(pipeline, images)
     check_named(results[0].model, *_named_model(request))
     rows = [result.probabilities for result in results]
-    body, length = serialise(reply, results[0].model, rows)
+    body, length = serialize(reply, results[0].model, rows)
     if length is None:
         return Response(body, media_type="application/json")
     return Response(body, 200, {LENGTH_HEADER: str(length)}, "application/octet-stream")
@@ -198,5 +196,5 @@ async def _read_and_decode(request: Request, pipeline: Pipeline) -> tuple[Reply,
         )
         if inputs.seconds is not None:
             pipeline.shorten_deadline(inputs.seconds)
-        with cancel_on_disconnect(request):
-            return inputs.reply, await decoded(pipeline, inputs)
+        context_of(request.scope).cancel_on_disconnect()
+        return inputs.reply, await decoded(pipeline, inputs)

@@ -1,95 +1,103 @@
-"""The bodies of the Open Inference Protocol v2 over REST: read, checked and described by these.
+"""The request and response bodies of the Open Inference Protocol v2 over REST, as pydantic models.
 
-Shapes only, as https://github.com/kserve/open-inference-protocol has them. What a tensor must be
-for this model is in `tensors`. Members that nobody here knows are passed over, as the protocol
-wants for its extensions.
+They follow https://github.com/kserve/open-inference-protocol. Requests are validated with them, and
+OpenAPI describes both. What the model accepts as an input is checked in `inputs`. Unknown members
+are ignored, as the protocol demands for its extensions.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.http.problems import REQUEST_ID, SERVER_TIMING
 
 Parameters = dict[str, Any]
 MAX_DIMENSIONS = 8
-"""Of a tensor's shape."""
+"""Maximum number of dimensions of an input tensor."""
 
 
-class _Read(BaseModel):
-    """Nothing is converted: "1" is no number. Lists are bounded where each item is checked."""
+class _RequestModel(BaseModel):
+    """Converts nothing: "1" is not a number. Lists with checked items have a maximum length."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class RequestInput(_Read):
-    """A tensor: its elements in `data`, or behind the JSON where `binary_data_size` is set."""
+class RequestInput(_RequestModel):
+    """An input tensor. If `binary_data_size` is set, its elements follow the JSON."""
 
     name: str = Field(max_length=64, examples=["image", "pixels"])
     shape: list[int] = Field(
         min_length=1, max_length=MAX_DIMENSIONS, examples=[[1], [1, 32, 32, 3]]
     )
     datatype: str = Field(max_length=16, examples=["BYTES", "UINT8", "FP32"])
-    parameters: Parameters = Field(default={}, description="`binary_data_size`")
+    parameters: Parameters = Field(
+        default={}, description="`binary_data_size`: bytes of the tensor after the JSON"
+    )
     data: list[Any] | None = Field(
         default=None,
-        description="nested or flat, in row-major order; of BYTES, strings in base64",
+        description="The elements, nested or flat, in row-major order. BYTES are base64 strings",
     )
 
 
-class RequestOutput(_Read):
-    """An output that is wanted, and how."""
+class RequestOutput(_RequestModel):
+    """An output that the response is to contain, and its form."""
 
     name: str = Field(max_length=64, examples=["class", "probability", "probabilities"])
     parameters: Parameters = Field(
         default={},
-        description="`binary_data`: behind the JSON; `classification`: of `probabilities`, that "
-        "many of the most probable classes as BYTES, probability:index:class",
+        description="`binary_data`: whether to send the output after the JSON; `classification`, "
+        "for `probabilities` only: send this number of most probable classes, as BYTES of the form "
+        "probability:index:class",
     )
 
 
-class InferenceRequest(_Read):
-    """One input of n images, and the outputs that are wanted: all, where none is named."""
+class InferenceRequest(_RequestModel):
+    """One input with n images, and the requested outputs: all of them if none is named."""
 
     id: str | None = Field(
-        default=None, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$", description="comes back"
+        default=None,
+        max_length=1024,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="Returned in the response",
     )
     parameters: Parameters = Field(
         default={},
-        description="`timeout`: microseconds in which the answer is wanted; `binary_data_output`: "
-        "all outputs behind the JSON",
+        description="`timeout`: maximum time until the response, in microseconds; "
+        "`binary_data_output`: whether to send all outputs after the JSON",
     )
     inputs: list[RequestInput] = Field(min_length=1, max_length=4)
     outputs: list[RequestOutput] | None = Field(default=None, max_length=16)
 
 
 class ResponseOutput(BaseModel):
-    """A tensor, flat and in row-major order."""
+    """An output tensor, flat and in row-major order."""
 
     name: str = Field(examples=["probability"])
     datatype: str = Field(examples=["FP32"])
     shape: list[int] = Field(examples=[[1]])
-    parameters: Parameters = Field(default={}, description="`binary_data_size`")
+    parameters: Parameters = Field(
+        default={}, description="`binary_data_size`: bytes of the tensor after the JSON"
+    )
     data: list[str | float] = Field(default=[], examples=[[0.9971]])
 
 
 class InferenceResponse(BaseModel):
     model_name: str = Field(examples=["cifar_resnet20_v1"])
     model_version: str = Field(examples=["1"])
-    id: str = Field(default="", description="the request's, if it has one")
+    id: str = Field(default="", description="The `id` of the request, if it has one")
     outputs: list[ResponseOutput]
 
 
-class RepositoryIndexRequest(_Read):
-    ready: bool = Field(default=False, description="only what is READY")
+class RepositoryIndexRequest(_RequestModel):
+    ready: bool = Field(default=False, description="Whether to list only versions that are READY")
 
 
-class RepositoryRequest(_Read):
+class RepositoryRequest(_RequestModel):
     parameters: Parameters = Field(
         default={},
-        description="of a load: `version`, the one to serve",
+        description="For a load, `version`: the version to serve",
         examples=[{"version": "2"}],
     )
 
@@ -100,18 +108,18 @@ class RepositoryVersion(BaseModel):
     name: str = Field(examples=["cifar_resnet20_v1"])
     version: str = Field(examples=["2"])
     state: str = Field(examples=["READY"], description="READY, LOADING or UNAVAILABLE")
-    reason: str = Field(examples=[""], description="why it is not READY")
+    reason: str = Field(examples=[""], description="Why the version is not READY")
 
 
 class RepositoryAnswer(BaseModel):
-    """The version that serves after a load, or served before an unload."""
+    """The version that is served after a load, or was served before an unload."""
 
     name: str = Field(examples=["cifar_resnet20_v1"])
     version: str = Field(examples=["2"])
 
 
 class InferenceError(BaseModel):
-    error: str = Field(description="what happened and what to do")
+    error: str = Field(description="What happened, and what to do")
 
 
 class ServerMetadata(BaseModel):
@@ -123,11 +131,11 @@ class ServerMetadata(BaseModel):
 class TensorMetadata(BaseModel):
     name: str = Field(examples=["image"])
     datatype: str = Field(examples=["BYTES"])
-    shape: list[int] = Field(description="-1: any number of images", examples=[[-1]])
+    shape: list[int] = Field(description="-1 stands for any number of images", examples=[[-1]])
 
 
 class ModelMetadata(BaseModel):
-    """`inputs` are alternatives: a request has one of them."""
+    """The inputs and outputs of the model. A request has exactly one of the `inputs`."""
 
     name: str = Field(examples=["cifar_resnet20_v1"])
     versions: list[str] = Field(examples=[["1"]])
@@ -149,29 +157,22 @@ class ModelReady(BaseModel):
     ready: bool = Field(examples=[True])
 
 
-def fault(error: ValidationError) -> str:
-    """The first thing that is wrong with a body, as a sentence."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"])) or "The body"
-    return f"{where}: {first['msg']}."
-
-
-# As OpenAPI describes what pydantic does not see: we read and write these bodies ourselves.
+# Descriptions for OpenAPI of what the routes read and write without pydantic.
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 LENGTH = {
-    "description": "Bytes of the JSON, where binary data follows it",
+    "description": "Length of the JSON in bytes, if binary data follows it",
     "schema": {"type": "integer", "minimum": 1},
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGOw6TkBAAKYAZFkYbNGAAAAAElFTkSuQmCC"
-EXAMPLE = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [DOT]}]}
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGOw6TkBAAKYAZFkYbNGAAAAAElFTkSuQmCC"
+EXAMPLE = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [PNG]}]}
 REQUEST = {
     "required": True,
     "content": {
         "application/json": {
             "schema": {"$ref": "#/components/schemas/InferenceRequest"},
-            "examples": {"a PNG of one pixel": {"value": EXAMPLE}},
+            "examples": {"A PNG of one pixel": {"value": EXAMPLE}},
         },
         "application/octet-stream": BINARY,
     },

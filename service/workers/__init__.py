@@ -1,6 +1,7 @@
-"""Several processes: front ends that speak HTTP, and one that owns the engine.
+"""Several processes: front ends that serve HTTP and gRPC, and one process that runs the engine.
 
-A supervisor (`supervisor`) starts them and keeps them. Front ends hand images to the engine's
-process over a Unix-domain socket in frames (`frames`, `link`): `remote` is the front end's side and
-`hub` the engine's. What a request goes through is the same with one process and with many.
+The supervisor (`supervisor`) starts and restarts these processes (`process`) and sends each its
+settings (`bootstrap`). Front ends send images to the engine process (`engine_process`) in frames
+(`frames`) over a Unix socket (`connection`). `engine_client` is the front end's side of that socket
+and `engine_server` the engine's. `error_codec` carries exceptions from one side to the other.
 """

@@ -1,15 +1,16 @@
-"""What the supervisor tells the processes it starts, through a pipe to their standard input.
+"""What the supervisor sends to the processes that it starts, over a pipe to their standard input.
 
-The first line says what to do; whatever follows, to finish and leave. The end of the pipe says
-that the supervisor is gone, however it went: the kernel closes its end. Then a process leaves at
-once, from a thread of its own, whatever its event loop is doing. (PR_SET_PDEATHSIG would do the
-same with more conditions: docs/decisions/0023-front-end-processes.md.)
+The first line holds the settings. Further bytes tell the process to finish its work and exit. The
+end of the pipe means that the supervisor is gone, for whatever reason: the kernel closes its end.
+The process then exits immediately, from a thread, even when its event loop is blocked.
+(PR_SET_PDEATHSIG does the same under more conditions: docs/decisions/0023-front-end-processes.md.)
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,60 +18,72 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, SecretStr
 
+from service.exit_status import ExitStatus
 from service.settings import Settings
 
 STOP = b"stop\n"
+"""Tells a process to finish its work and exit."""
 STDIN = 0
-ORPHANED = 1
-"""Exit status of a process whose supervisor is gone."""
 
 
 class Bootstrap(BaseModel):
+    """What a process needs to start."""
+
     model_config = ConfigDict(frozen=True)
 
     settings: dict[str, Any]
-    """Of this process: its share of what the service may take."""
+    """Settings of this process. A front end gets its share of the limits."""
     folder: str
-    """Private, for as long as the supervisor lives."""
+    """Private folder that all processes share. The supervisor deletes it when it exits."""
     sockets: list[int]
-    """File descriptors to accept from."""
+    """File descriptors of the sockets to accept connections from."""
     load_engine: str
-    """`module:function`."""
+    """`module:function` of the function that loads the engine."""
 
     @classmethod
     def of(cls, settings: Settings, folder: str, sockets: list[int], load_engine: str) -> Bootstrap:
-        told = settings.model_dump()
-        return cls(settings=told, folder=folder, sockets=sockets, load_engine=load_engine)
+        """Build the bootstrap of one process. The arguments are the fields of this class."""
+        return cls(
+            settings=settings.model_dump(),
+            folder=folder,
+            sockets=sockets,
+            load_engine=load_engine,
+        )
 
     def line(self) -> bytes:
-        return orjson.dumps(self.model_dump(), default=_plain) + b"\n"
+        """Encode as one line of JSON. It contains secrets: the pipe is private."""
+        return orjson.dumps(self.model_dump(), default=_as_text) + b"\n"
+
+    def open_sockets(self) -> list[socket.socket]:
+        """The sockets of this process. Call once."""
+        return [socket.socket(fileno=descriptor) for descriptor in self.sockets]
 
 
 def receive() -> tuple[Bootstrap, Settings]:
-    """The first line. Leaves where there is none to come."""
+    """Read the first line. Exits the process when the supervisor is gone before it was sent."""
     line = b""
     while not line.endswith(b"\n"):
-        # Byte by byte, without a buffer: what follows is for `obey`, and a thread that waits inside
-        # a buffered reader cannot be left behind at exit.
+        # Unbuffered, byte by byte: `watch_supervisor` reads what follows, and a thread that waits
+        # inside a buffered reader would block the exit of the interpreter.
         if not (byte := os.read(STDIN, 1)):
-            os._exit(ORPHANED)
+            os._exit(ExitStatus.FAILED)
         line += byte
-    orders = Bootstrap.model_validate_json(line)
-    return orders, Settings(**orders.settings)
+    bootstrap = Bootstrap.model_validate_json(line)
+    return bootstrap, Settings(**bootstrap.settings)
 
 
-def obey(orders: Bootstrap, stop: Callable[[], object]) -> None:
-    """From now on call `stop`, in a thread, when told so, and leave with the supervisor."""
+def watch_supervisor(bootstrap: Bootstrap, stop: Callable[[], object]) -> None:
+    """Watch the supervisor from a thread: call `stop` there when it sends `STOP`, and exit the
+    process when the supervisor is gone."""
 
-    def listen() -> None:
+    def watch() -> None:
         while os.read(STDIN, 64):
             stop()
-        shutil.rmtree(orders.folder, ignore_errors=True)  # which it could not
-        os._exit(ORPHANED)
+        shutil.rmtree(bootstrap.folder, ignore_errors=True)  # the supervisor could not delete it
+        os._exit(ExitStatus.FAILED)
 
-    threading.Thread(target=listen, name="orders", daemon=True).start()
+    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
 
 
-def _plain(value: Any) -> str:
-    """Secrets as they are: the pipe is between the two of us."""
+def _as_text(value: Any) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

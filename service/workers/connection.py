@@ -1,7 +1,7 @@
-"""One end of the socket between a front end and the engine's process.
+"""One end of the socket between a front end and the engine process.
 
-What is sent within a turn of the event loop leaves in one write, so that the cost of a system call
-is shared by all who are under way.
+All frames that are sent within one turn of the event loop leave in one write: many requests share
+the cost of a system call.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from service.telemetry.logs import log
 from service.workers.frames import BadFrame, Frame, FrameReader
 
 HIGH_WATER = 4 * 2**20
-"""Bytes that may wait for the other end to read before `crowded` says so."""
+"""Unsent bytes above which the other end counts as too slow."""
 
 
-class Link(asyncio.Protocol):
-    """Subclasses say what a frame means (`received`) and what the end of the link does (`lost`)."""
+class FrameConnection(asyncio.Protocol):
+    """Sends and receives frames. Subclasses implement `frame_received` and `disconnected`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
-        self._out: list[bytes] = []
+        self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
-        self.crowded = False
-        """The other end does not keep up with reading."""
+        self.congested = False
+        """Whether more than `HIGH_WATER` bytes are unsent: the other end reads too slowly."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -33,45 +33,46 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self.lost()
+        self.disconnected()
 
     def pause_writing(self) -> None:
-        self.crowded = True
+        self.congested = True
 
     def resume_writing(self) -> None:
-        self.crowded = False
+        self.congested = False
 
     def data_received(self, data: bytes) -> None:
         with on_error(self._fail):
             for frame in self._reader.feed(data):
-                self.received(frame)
+                self.frame_received(frame)
 
     def send(self, frame: bytes) -> None:
-        """Forgotten where the link has ended: `lost` has said so."""
-        if not self._out:
+        """Send a frame at the end of this turn. After the connection has ended, it is dropped."""
+        if not self._unsent:
             self._loop.call_soon(self._write)
-        self._out.append(frame)
+        self._unsent.append(frame)
 
     def close(self) -> None:
-        """At once, whatever is still to be written."""
+        """Close immediately and drop unsent frames."""
         if self._transport is not None:
             self._transport.abort()
 
     def _write(self) -> None:
-        out, self._out = self._out, []
+        unsent, self._unsent = self._unsent, []
         with on_error(self._fail):
             if self._transport is not None:
-                self._transport.write(b"".join(out))
+                self._transport.write(b"".join(unsent))
 
     def _fail(self, error: Exception) -> None:
-        """Close the link: `lost` completes the requests of all frames that were not delivered."""
-        unforeseen = None if isinstance(error, BadFrame) else error
+        """Close the connection: `disconnected` completes the requests whose frames were lost."""
+        unexpected = None if isinstance(error, BadFrame) else error
         self.close()
-        log.error("the link between two processes is broken: %s", error, exc_info=unforeseen)
+        log.error("the connection between two processes failed: %s", error, exc_info=unexpected)
 
-    def received(self, frame: Frame) -> None:
-        """Raises BadFrame."""
+    def frame_received(self, frame: Frame) -> None:
+        """Called for each frame. Raises BadFrame when the frame is invalid here."""
         raise NotImplementedError
 
-    def lost(self) -> None:
+    def disconnected(self) -> None:
+        """Called once, when the connection has ended."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""A front end's side of the socket: an engine that lives in another process.
+"""The front end's side of the socket: an engine, and decoders, that run in another process.
 
-Every `submit` ends: with the answer, with what the engine's process raised, with TimeoutError when
-its time is up, or with NotReady the moment the link is lost. The link is made again by itself: the
-supervisor keeps the address alive while the engine's process is replaced.
+Every `submit` ends: with the answer, with the exception that the engine process raised, with
+TimeoutError at its deadline, or with NotReady when the connection is lost. The client reconnects by
+itself: the supervisor keeps the address open while the engine process is restarted.
 """
 
 from __future__ import annotations
@@ -30,226 +30,248 @@ from service.rate_limit import Client
 from service.telemetry.engine_stats import EngineStats
 from service.telemetry.logs import log
 from service.workers import error_codec, frames
-from service.workers.connection import Link
+from service.workers.connection import FrameConnection
 from service.workers.frames import (
     ANSWER,
-    ASK,
+    CALL,
     DECODED,
+    ERROR,
     MODEL,
-    REFUSAL,
+    RESULT,
     STATE,
-    TOLD,
     BadFrame,
     Frame,
 )
 
 SOCKET = "engine.sock"
-"""In the folder that the processes share."""
+"""Name of the engine's socket in the folder that the processes share."""
 RECONNECT_PAUSE = 0.1
-"""Seconds between two attempts to reach the engine's process."""
+"""Seconds between two attempts to connect to the engine process."""
 MAX_DECODE_BYTES = 64 * 2**20
-"""Of images that a front end has handed over to be decoded."""
-ANSWER_SECONDS = 2.0
-"""In which the engine's process says how it is, unless it hangs."""
+"""Maximum number of bytes of the images that a front end has sent to be decoded."""
+STATS_TIMEOUT = 2.0
+"""Seconds in which the engine process reports its stats, unless it hangs."""
 
 
-class _Linked:
-    """Keeps a link to the engine's process."""
+class _Client:
+    """Keeps a connection to the engine process."""
 
     def __init__(self, folder: str) -> None:
-        """`folder`: the one that the processes share."""
+        """`folder`: the folder that the processes share."""
         self._path = f"{folder}/{SOCKET}"
-        self._link: _Engine | None = None
+        self._connection: _EngineConnection | None = None
         self._numbers = itertools.count(1)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        keeper = asyncio.create_task(self._keep())
+        """Connect, and reconnect when the connection is lost, within the context."""
+        task = asyncio.create_task(self._stay_connected())
         try:
             yield
         finally:
-            keeper.cancel()
-            if self._link is not None:
-                self._link.close()
+            task.cancel()
+            if self._connection is not None:
+                self._connection.close()
 
-    @property
-    def _linked(self) -> _Engine:
-        if self._link is None or self._link.ended.is_set():
+    def _connected(self) -> _EngineConnection:
+        """The open connection. Raises NotReady when there is none."""
+        if self._connection is None or self._connection.ended.is_set():
             raise NotReady
-        return self._link
+        return self._connection
 
-    async def _keep(self) -> None:
+    async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                _, link = await loop.create_unix_connection(_Engine, self._path)
+                _, connection = await loop.create_unix_connection(_EngineConnection, self._path)
             except OSError as error:
-                log.debug("no link to the engine's process: %s", error)
-            except Exception:  # noqa: BLE001  # or this process would never have a link again
-                log.exception("no link to the engine's process")
+                log.debug("cannot connect to the engine process: %s", error)
+            except Exception:  # noqa: BLE001  # this process would never connect again
+                log.exception("cannot connect to the engine process")
             else:
-                self._link = link
-                await link.ended.wait()
-                self._link = None
+                self._connection = connection
+                await connection.ended.wait()
+                self._connection = None
             await asyncio.sleep(RECONNECT_PAUSE)
 
 
-class DecoderClient(_Linked):
-    """The decoders of the engine's process, which all front ends share."""
+class DecoderClient(_Client):
+    """The decoders of the engine process, which all front ends share."""
 
     def __init__(self, folder: str, limits: Limits) -> None:
-        """`folder`: the one that the processes share; `limits`: what decoding may take."""
+        """
+        Args:
+            folder: The folder that the processes share.
+            limits: The limits of the decoders.
+        """
         super().__init__(folder)
         self.max_memory = limits.max_image_memory
         self.descriptors = 0  # of this process
         self.is_down = False
-        """The engine's process says so itself, when it is asked how it is."""
+        """Always False: the engine process includes the state of its decoders in its stats."""
         self._bytes = 0
 
     @property
     def waiting(self) -> int:
-        return len(self._link.waiting) if self._link is not None else 0
+        """Number of images of this front end that are not decoded yet."""
+        return len(self._connection.pending) if self._connection is not None else 0
 
     async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
-        """As `Decoders.run`. Raises NotReady, too, and DecodeQueueFull where the images that this
-        process has handed over hold `MAX_DECODE_BYTES`: they are in memory twice."""
-        link, number, now = self._linked, next(self._numbers), time.monotonic()
+        """Decode an image, as `Decoders.run` does.
+
+        Also raises NotReady, and DecodeQueueFull when the images that this front end has sent take
+        more than `MAX_DECODE_BYTES`: both processes hold a copy.
+        """
+        connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         size = len(image.data)
         if self._bytes and self._bytes + size > MAX_DECODE_BYTES:
             raise DecodeQueueFull
         self._bytes += size
         try:
             frame = frames.decode(number, now + max_seconds, client, image)
-            decoded: bytes = await link.ask(number, frame, max_seconds)
+            pixels: bytes = await connection.request(number, frame, max_seconds)
         finally:
             self._bytes -= size
-        return as_pixels(decoded)
+        return as_pixels(pixels)
 
 
-class EngineClient(_Linked):
-    """An `Inference` and its `Versions`, in another process of those that share a folder."""
+class EngineClient(_Client):
+    """An engine and a model repository (`Inference`, `Versions`) in the engine process."""
 
     failure: Exception | None = None
-    """None: a model that cannot be served ends the engine's process, and the supervisor us."""
+    """Always None: a model that cannot be served ends the engine process, not this one."""
 
     @property
     def loaded(self) -> LoadedModel | None:
-        state = self._link.state if self._link is not None else None
+        """The model that serves. None when no model is loaded or there is no connection."""
+        state = self._connection.state if self._connection is not None else None
         return state and LoadedModel(*state, self.submit)
 
     @property
     def unloaded(self) -> bool:
-        return self._link is not None and self._link.unloaded
+        """Whether the model was unloaded on request."""
+        return self._connection is not None and self._connection.unloaded
 
     async def submit(
         self,
         image: Image,
         timeout: float,  # noqa: ASYNC109 - as `Batcher.submit`
     ) -> Answer[Classification]:
-        """`queue_seconds` has the way there and back in it."""
-        link, number, now = self._linked, next(self._numbers), time.monotonic()
-        if link.crowded:
-            raise EngineBusy("the engine process does not keep up with reading")
+        """Classify an image, as `Batcher.submit` does. `queue_seconds` of the answer includes the
+        time on the socket."""
+        connection, number, now = self._connected(), next(self._numbers), time.monotonic()
+        if connection.congested:
+            raise EngineBusy("the engine process reads too slowly")
         frame = frames.submit(number, now + timeout, image.tobytes())
-        told: frames.Answer = await link.ask(number, frame, timeout)
-        infer_seconds, size, bucket, model, row = told
-        found = Classification(link.models[model], np.frombuffer(row, np.float32))
+        answer: frames.Answer = await connection.request(number, frame, timeout)
+        infer_seconds, size, bucket, model, row = answer
+        value = Classification(connection.models[model], np.frombuffer(row, np.float32))
         queue_seconds = time.monotonic() - now - infer_seconds
-        return Answer(found, queue_seconds, infer_seconds, size, bucket)
+        return Answer(value, queue_seconds, infer_seconds, size, bucket)
 
     async def stats(self) -> EngineStats | None:
+        """Stats of the engine. None when no model is loaded. Raises TimeoutError when the engine
+        process does not report them in `STATS_TIMEOUT` seconds."""
         if self.loaded is None:
             return None
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                told = await self._ask({"do": "figures"})
-        except NotReady:  # since a moment ago
+            async with asyncio.timeout(STATS_TIMEOUT):
+                stats = await self._call({"do": "figures"})
+        except NotReady:  # the connection was lost meanwhile
             return None
-        if told is None:
+        if stats is None:
             return None
-        memory = told.pop("gpu_memory")
-        return EngineStats(**told, gpu_memory=memory and GpuMemory(**memory))
+        memory = stats.pop("gpu_memory")
+        return EngineStats(**stats, gpu_memory=memory and GpuMemory(**memory))
 
     async def load(self, name: str, version: str | None = None) -> Identity:
-        return Identity(**await self._ask({"do": "load", "name": name, "version": version}))
+        return Identity(**await self._call({"do": "load", "name": name, "version": version}))
 
     async def unload(self, name: str) -> Identity:
-        return Identity(**await self._ask({"do": "unload", "name": name}))
+        return Identity(**await self._call({"do": "unload", "name": name}))
 
     async def reload(self) -> Identity:
-        return Identity(**await self._ask({"do": "reload"}))
+        return Identity(**await self._call({"do": "reload"}))
 
     async def index(self) -> list[dict[str, str]]:
-        found: list[dict[str, str]] = await self._ask({"do": "index"})
-        return found
+        versions: list[dict[str, str]] = await self._call({"do": "index"})
+        return versions
 
-    async def _ask(self, question: dict[str, Any]) -> Any:
-        """What the engine's process says to it. Raises what it raised, and NotReady."""
-        link, number = self._linked, next(self._numbers)
-        asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        link.send(frames.message(ASK, number, question))
-        link.asked[number] = asked
+    async def _call(self, call: dict[str, Any]) -> Any:
+        """Call the engine process (`EngineServer.call`) and return the result. Raises what the
+        engine process raised, and NotReady."""
+        connection, number = self._connected(), next(self._numbers)
+        result: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        connection.send(frames.message(CALL, number, call))
+        connection.calls[number] = result
         try:
-            told = await asked
+            content = await result
         finally:
-            link.asked.pop(number, None)
-            del asked  # as in `submit`
-        if (refusal := told.get("refusal")) is not None:
-            raise error_codec.meant(frames.Refusal(*refusal))
-        return told.get("answer")
+            connection.calls.pop(number, None)
+            del result  # as in `_EngineConnection.request`
+        if (error := content.get("error")) is not None:
+            raise error_codec.decode(frames.Error(*error))
+        return content.get("result")
 
 
-class _Engine(Link):
+class _EngineConnection(FrameConnection):
+    """A connection to the engine process, and what it has reported."""
+
     def __init__(self) -> None:
         super().__init__()
         self.state: tuple[Manifest, Device, Precision] | None = None
-        """What serves; None if nothing does."""
+        """The model that serves, and how. None: no model is loaded."""
         self.unloaded = False
         self.models: dict[int, Manifest] = {}
-        self.waiting: dict[int, asyncio.Future[Any]] = {}
-        """Of images: completed with a frames.Answer, or pixels."""
-        self.asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        """Number in answers -> model."""
+        self.pending: dict[int, asyncio.Future[Any]] = {}
+        """Number of a request -> its future result: a frames.Answer, or the bytes of pixels."""
+        self.calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        """Number of a call -> the future content of its RESULT frame."""
         self.ended = asyncio.Event()
 
-    async def ask(
+    async def request(
         self,
         number: int,
         frame: bytes,
         timeout: float,  # noqa: ASYNC109 - as `Batcher.submit`
     ) -> Any:
-        """What the engine's process answers to `frame`, which has this number. Raises what it
-        raised, TimeoutError, and NotReady when the link is lost."""
-        waiting: asyncio.Future[Any] = self._loop.create_future()
-        timer = self._loop.call_later(timeout, _late, waiting)
+        """Send `frame`, which has this number, and return the result.
+
+        Raises what the engine process raised, TimeoutError after `timeout` seconds, and NotReady
+        when the connection is lost.
+        """
+        pending: asyncio.Future[Any] = self._loop.create_future()
+        timer = self._loop.call_later(timeout, _time_out, pending)
         try:
             self.send(frame)
-            self.waiting[number] = waiting
-            return await waiting
+            self.pending[number] = pending
+            return await pending
         finally:
             timer.cancel()
-            if self.waiting.pop(number, None) is not None:  # not answered
+            if self.pending.pop(number, None) is not None:  # no result has arrived
                 self.send(frames.cancel(number))
-            del waiting  # or a failure, whose traceback has this frame, would keep itself
+            del pending  # an exception refers to this frame, and would keep itself alive
 
-    def received(self, frame: Frame) -> None:
+    def frame_received(self, frame: Frame) -> None:
         kind, number, body = frame
         if kind == ANSWER:
-            told = frames.read_answer(body)
-            if told.model not in self.models:
-                raise BadFrame(f"an answer of model {told.model}, which nobody has introduced")
-            if (waiting := self.waiting.pop(number, None)) and not waiting.done():
-                waiting.set_result(told)
+            answer = frames.read_answer(body)
+            if answer.model not in self.models:
+                raise BadFrame(f"an answer with unknown model id {answer.model}")
+            if (pending := self.pending.pop(number, None)) and not pending.done():
+                pending.set_result(answer)
         elif kind == DECODED:
-            if (waiting := self.waiting.pop(number, None)) and not waiting.done():
-                waiting.set_result(body)
-        elif kind == REFUSAL:
-            error = error_codec.meant(frames.read_refusal(body))
-            if (waiting := self.waiting.pop(number, None)) and not waiting.done():
-                waiting.set_exception(error)
-        elif kind == TOLD:
+            if (pending := self.pending.pop(number, None)) and not pending.done():
+                pending.set_result(body)
+        elif kind == ERROR:
+            error = error_codec.decode(frames.read_error(body))
+            if (pending := self.pending.pop(number, None)) and not pending.done():
+                pending.set_exception(error)
+        elif kind == RESULT:
             content = frames.read_message(body)
-            if (asked := self.asked.get(number)) and not asked.done():
-                asked.set_result(content)
+            if (call := self.calls.get(number)) and not call.done():
+                call.set_result(content)
         elif kind == STATE:
             state = frames.read_message(body)
             self.state = _state(state.get("started"))
@@ -257,21 +279,21 @@ class _Engine(Link):
         elif kind == MODEL:
             self.models[number] = _manifest(frames.read_message(body))
         else:
-            raise BadFrame(f"a frame of kind {kind} from the engine's process")
+            raise BadFrame(f"unexpected frame of kind {kind} from the engine process")
 
-    def lost(self) -> None:
+    def disconnected(self) -> None:
         self.state = None
         self.ended.set()
-        futures: list[asyncio.Future[Any]] = [*self.waiting.values(), *self.asked.values()]
-        self.waiting.clear()
+        futures: list[asyncio.Future[Any]] = [*self.pending.values(), *self.calls.values()]
+        self.pending.clear()
         for future in futures:
             if not future.done():
                 future.set_exception(NotReady())
 
 
-def _state(told: Any) -> tuple[Manifest, Device, Precision] | None:
-    """Raises BadFrame."""
-    match told:
+def _state(started: Any) -> tuple[Manifest, Device, Precision] | None:
+    """Parse the JSON value `started` of a STATE frame. Raises BadFrame."""
+    match started:
         case None:
             return None
         case {
@@ -286,17 +308,17 @@ def _state(told: Any) -> tuple[Manifest, Device, Precision] | None:
                 Device(None, device, device_reason),
                 Precision(precision, precision_reason),
             )
-    raise BadFrame(f"a state that is none: {told}")
+    raise BadFrame(f"an invalid state: {started}")
 
 
-def _manifest(told: dict[str, Any]) -> Manifest:
+def _manifest(content: dict[str, Any]) -> Manifest:
     """Raises BadFrame."""
     try:
-        return Manifest.model_validate(told)
+        return Manifest.model_validate(content)
     except ValidationError as error:
-        raise BadFrame(f"a model that is none: {error}") from None
+        raise BadFrame(f"an invalid manifest: {error}") from None
 
 
-def _late(waiting: asyncio.Future[Any]) -> None:
-    if not waiting.done():
-        waiting.set_exception(TimeoutError("the deadline has passed"))
+def _time_out(pending: asyncio.Future[Any]) -> None:
+    if not pending.done():
+        pending.set_exception(TimeoutError("the deadline has passed"))

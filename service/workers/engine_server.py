@@ -1,7 +1,7 @@
-"""The engine's side of the socket: what front ends submit meets in one batcher.
+"""The engine's side of the socket: images of all front ends are batched together.
 
-An item that its front end cancels leaves the queue, and so does every item of a front end that is
-gone. Front ends watch their own deadlines; the batcher drops what it cannot answer in time.
+An item leaves the queue when its front end cancels it or disconnects. Front ends watch their own
+deadlines, and the batcher rejects items that cannot meet theirs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -26,54 +26,62 @@ from service.inference.service import Classification, Decoding, Versions
 from service.telemetry.logs import log
 from service.upload.body import UploadMemory
 from service.workers import error_codec, frames
-from service.workers.connection import Link
+from service.workers.connection import FrameConnection
 from service.workers.frames import (
-    ASK,
+    CALL,
     CANCEL,
     DECODE,
     MODEL,
+    RESULT,
     STATE,
     SUBMIT,
-    TOLD,
     BadFrame,
     Frame,
 )
 
-MAX_IMAGES_BYTES = 2**40
-Outcome: TypeAlias = "asyncio.Future[Answer[Classification]]"
+MAX_IMAGE_BYTES = 2**40
+"""No limit in effect: each front end limits the images that it sends."""
 
 
 class EngineServer:
-    """All front ends, and the engine and the decoders that they share."""
+    """Serves the engine, the model repository and the decoders to all front ends."""
 
     def __init__(self, local: ModelHost, versions: Versions, decoders: Decoding) -> None:
+        """
+        Args:
+            local: The engine and its batcher.
+            versions: The model repository.
+            decoders: The decoder processes.
+        """
         self.local = local
         self.decoders = decoders
-        self.images = UploadMemory(MAX_IMAGES_BYTES)
-        """Encoded images of the front ends, which bound them."""
+        self.images = UploadMemory(MAX_IMAGE_BYTES)
+        """Memory of the encoded images that are being decoded."""
         self._versions = versions
         self._reloading: asyncio.Task[Identity] | None = None
-        self.links: set[_FrontEnd] = set()
+        self.connections: set[_FrontEndConnection] = set()
         self.models: list[Manifest] = []
-        """All that have answered; the first one's number is 1."""
+        """All models that have computed answers. Their numbers begin at 1."""
 
     @asynccontextmanager
     async def serving(self, listening: socket.socket) -> AsyncIterator[None]:
+        """Accept front ends on `listening` within the context."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_unix_server(lambda: _FrontEnd(self), sock=listening)
+        server = await loop.create_unix_server(lambda: _FrontEndConnection(self), sock=listening)
         try:
             yield
         finally:
             server.close()
-            for link in tuple(self.links):
-                link.close()
+            for connection in tuple(self.connections):
+                connection.close()
 
     def announce(self) -> None:
-        """Another version serves, or none."""
-        for link in self.links:
-            link.announce()
+        """Tell all front ends which model serves now."""
+        for connection in self.connections:
+            connection.announce()
 
-    def number(self, model: Manifest) -> int:
+    def model_number(self, model: Manifest) -> int:
+        """The number of a model in answers. A new model gets the next one."""
         if not self.models or self.models[-1] is not model:
             for number, known in enumerate(self.models, 1):
                 if known is model:
@@ -81,16 +89,26 @@ class EngineServer:
             self.models.append(model)
         return len(self.models)
 
-    async def answer(self, question: dict[str, Any]) -> object:
-        """What there is to say to a front end that asks for more than an image's class. Raises
-        what the repository raises."""
-        match question:
+    async def call(self, call: dict[str, Any]) -> object:
+        """Handle a call of a front end other than to classify or decode an image.
+
+        Args:
+            call: The name of the operation, `do`, and its arguments.
+
+        Returns:
+            The result, as JSON values.
+
+        Raises:
+            ValueError: The call is unknown.
+            Exception: What the repository raises.
+        """
+        match call:
             case {"do": "figures"}:
-                figures = await self.local.stats()
-                if figures is None:
+                stats = await self.local.stats()
+                if stats is None:
                     return None
-                stalled = figures.stalled or self.decoders.is_down
-                return dataclasses.asdict(figures) | {"stalled": stalled}
+                stalled = stats.stalled or self.decoders.is_down
+                return dataclasses.asdict(stats) | {"stalled": stalled}
             case {"do": "load", "name": str(name), "version": str() | None as version}:
                 return (await self._versions.load(name, version)).model_dump()
             case {"do": "unload", "name": str(name)}:
@@ -99,108 +117,110 @@ class EngineServer:
                 return (await self._reload()).model_dump()
             case {"do": "index"}:
                 return await self._versions.index()
-        raise ValueError(f"a question that is none: {question}")
+        raise ValueError(f"unknown call: {call}")
 
     async def _reload(self) -> Identity:
-        """Once for all who ask at the same moment, as on SIGHUP."""
+        """Reload once for all front ends that ask at the same time, as they do after SIGHUP."""
         if self._reloading is None:
             self._reloading = asyncio.create_task(self._versions.reload())
-            self._reloading.add_done_callback(self._reloaded)
+            self._reloading.add_done_callback(self._finish_reload)
         return await asyncio.shield(self._reloading)
 
-    def _reloaded(self, _: asyncio.Task[Identity]) -> None:
+    def _finish_reload(self, _: asyncio.Task[Identity]) -> None:
         self._reloading = None
 
 
-class _FrontEnd(Link):
-    def __init__(self, hub: EngineServer) -> None:
+class _FrontEndConnection(FrameConnection):
+    """A connection from a front end, and its requests in progress."""
+
+    def __init__(self, server: EngineServer) -> None:
         super().__init__()
-        self._hub = hub
-        self._models = 0
-        self._waiting: dict[int, Callable[[], object]] = {}
-        self._asked: set[asyncio.Task[None]] = set()
+        self._server = server
+        self._models = 0  # number of models that the front end knows
+        self._cancel: dict[int, Callable[[], object]] = {}  # number of a request -> cancels it
+        self._calls: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._hub.links.add(self)
+        self._server.connections.add(self)
         self.announce()
 
     def announce(self) -> None:
-        """Before any answer of the version that it is about."""
-        local = self._hub.local
+        """Send which model serves. Called before any answer of that model is sent."""
+        local = self._server.local
         with on_error(self._fail):
-            told = local.loaded and {
+            started = local.loaded and {
                 "model": local.loaded.model.model_dump(mode="json"),
                 "device": local.loaded.device.name,
                 "device_reason": local.loaded.device.reason,
                 "precision": local.loaded.precision.name,
                 "precision_reason": local.loaded.precision.reason,
             }
-            self.send(frames.message(STATE, 0, {"started": told, "unloaded": local.unloaded}))
+            self.send(frames.message(STATE, 0, {"started": started, "unloaded": local.unloaded}))
 
-    def received(self, frame: Frame) -> None:
+    def frame_received(self, frame: Frame) -> None:
         kind, number, body = frame
         if kind == SUBMIT:
             self._submit(number, body)
         elif kind == DECODE:
             self._check_unused(number)
-            self._waiting[number] = self._loop.create_task(
+            self._cancel[number] = self._loop.create_task(
                 self._decode(number, *frames.read_decode(body))
             ).cancel
         elif kind == CANCEL:
-            if leave := self._waiting.pop(number, None):
-                leave()
-        elif kind == ASK:
-            task = self._loop.create_task(self._answer(number, frames.read_message(body)))
-            self._asked.add(task)
-            task.add_done_callback(self._asked.discard)
+            if cancel := self._cancel.pop(number, None):
+                cancel()
+        elif kind == CALL:
+            task = self._loop.create_task(self._call(number, frames.read_message(body)))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
         else:
-            raise BadFrame(f"a frame of kind {kind} from a front end")
+            raise BadFrame(f"unexpected frame of kind {kind} from a front end")
 
-    def lost(self) -> None:
-        self._hub.links.discard(self)
-        log.debug("a front end left", extra={"fields": {"waiting": len(self._waiting)}})
-        waiting, self._waiting = self._waiting, {}
-        for leave in waiting.values():
-            leave()
-        for task in self._asked:
+    def disconnected(self) -> None:
+        self._server.connections.discard(self)
+        log.debug("a front end disconnected", extra={"fields": {"waiting": len(self._cancel)}})
+        requests, self._cancel = self._cancel, {}
+        for cancel in requests.values():
+            cancel()
+        for task in self._calls:
             task.cancel()
 
     def _submit(self, number: int, body: bytes) -> None:
         self._check_unused(number)
         deadline, data = frames.read_submit(body)
-        with on_error(self._refuse, number):
+        with on_error(self._send_error, number):
             image = np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3)
-            batcher = self._hub.local.batcher
+            batcher = self._server.local.batcher
             entry = batcher.enqueue(image, deadline - time.monotonic())
-            self._waiting[number] = partial(batcher.cancel, entry)
-            entry.answer.add_done_callback(partial(self._done, number))
+            self._cancel[number] = partial(batcher.cancel, entry)
+            entry.answer.add_done_callback(partial(self._complete, number))
 
     def _check_unused(self, number: int) -> None:
-        if number in self._waiting:
-            raise BadFrame(f"number {number} twice")
+        if number in self._cancel:
+            raise BadFrame(f"number {number} is in use")
 
-    def _done(self, number: int, outcome: Outcome) -> None:
-        if self._waiting.pop(number, None) is not None:  # or it has left
-            with on_error(self._refuse, number):
-                self._send_answer(number, outcome.result())
+    def _complete(self, number: int, answer: asyncio.Future[Answer[Classification]]) -> None:
+        if self._cancel.pop(number, None) is not None:  # not canceled
+            with on_error(self._send_error, number):
+                self._send_answer(number, answer.result())
 
-    def _refuse(self, number: int, error: Exception) -> None:
-        """The front end raises `error`, in this request."""
+    def _send_error(self, number: int, error: Exception) -> None:
+        """The front end raises `error` in this request."""
         with on_error(self._fail):
-            self.send(frames.refusal(number, _refusal(error)))
+            self.send(frames.error(number, _encode(error)))
 
-    def _send_answer(self, number: int, found: Answer[Classification]) -> None:
-        model = self._hub.number(found.value.model)
+    def _send_answer(self, number: int, answer: Answer[Classification]) -> None:
+        model = self._server.model_number(answer.value.model)
         while self._models < model:
             self._models += 1
-            told = self._hub.models[self._models - 1].model_dump(mode="json")
-            self.send(frames.message(MODEL, self._models, told))
-        row = np.ascontiguousarray(found.value.probabilities, np.float32).tobytes()
+            manifest = self._server.models[self._models - 1].model_dump(mode="json")
+            self.send(frames.message(MODEL, self._models, manifest))
+        row = np.ascontiguousarray(answer.value.probabilities, np.float32).tobytes()
         self.send(
             frames.answer(
                 number,
-                frames.Answer(found.infer_seconds, found.batch_size, found.bucket, model, row),
+                frames.Answer(answer.infer_seconds, answer.batch_size, answer.bucket, model, row),
             )
         )
 
@@ -208,27 +228,28 @@ class _FrontEnd(Link):
         self, number: int, deadline: float, client: bytes, image: EncodedImage
     ) -> None:
         try:
-            with self._hub.images.lease() as share:
-                share.add(len(image.data))
-                pixels = await self._hub.decoders.run(image, client, deadline - time.monotonic())
+            with self._server.images.lease() as lease:
+                lease.add(len(image.data))
+                remaining = deadline - time.monotonic()
+                pixels = await self._server.decoders.run(image, client, remaining)
             self.send(frames.decoded(number, pixels.tobytes()))
-        except Exception as error:  # noqa: BLE001  # the front end raises it again
-            self._refuse(number, error)
-        self._waiting.pop(number, None)
+        except Exception as error:  # noqa: BLE001  # the front end raises it
+            self._send_error(number, error)
+        self._cancel.pop(number, None)
 
-    async def _answer(self, number: int, question: dict[str, Any]) -> None:
-        with on_error(self._refuse_question, number):
-            told = {"answer": await self._hub.answer(question)}
-            self.send(frames.message(TOLD, number, told))
+    async def _call(self, number: int, call: dict[str, Any]) -> None:
+        with on_error(self._send_call_error, number):
+            result = await self._server.call(call)
+            self.send(frames.message(RESULT, number, {"result": result}))
 
-    def _refuse_question(self, number: int, error: Exception) -> None:
+    def _send_call_error(self, number: int, error: Exception) -> None:
         with on_error(self._fail):
-            self.send(frames.message(TOLD, number, {"refusal": list(_refusal(error))}))
+            self.send(frames.message(RESULT, number, {"error": list(_encode(error))}))
 
 
-def _refusal(error: Exception) -> frames.Refusal:
-    """`error` as plain data. One that is not foreseen is logged here, where its traceback is."""
-    refusal = error_codec.told(error)
-    if isinstance(error_codec.meant(refusal), error_codec.Unexpected):
+def _encode(error: Exception) -> frames.Error:
+    """Encode an exception. An unexpected one is logged here, where its traceback is known."""
+    encoded = error_codec.encode(error)
+    if isinstance(error_codec.decode(encoded), error_codec.Unexpected):
         log.error("unexpected error", exc_info=error)
-    return refusal
+    return encoded

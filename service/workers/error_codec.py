@@ -1,4 +1,4 @@
-"""Exceptions as plain data, and back: the front end raises what the engine's process raised."""
+"""Encodes exceptions as plain data: the front end raises what the engine process raised."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from service.errors import (
     Unloaded,
 )
 from service.http.problems import MAX_RETRY_AFTER
-from service.workers.frames import BadFrame, Refusal
+from service.workers.frames import BadFrame, Error
 
 
 class Unexpected(Exception):
-    """Nobody foresaw this; it is in the log of the engine's process."""
+    """An exception that has no code. The log of the engine process has its traceback."""
 
 
-REASONS: Final[dict[int, type[Exception]]] = {
+KINDS: Final[dict[int, type[Exception]]] = {
     1: QueueFull,
     2: DeadlineUnreachable,
     3: Draining,
@@ -56,24 +56,27 @@ REASONS: Final[dict[int, type[Exception]]] = {
     18: DecoderLost,
     19: DecodersDown,
 }
-_NUMBERS: Final = {kind: number for number, kind in REASONS.items()}
+"""Code in a frame -> exception."""
+_CODES: Final = {kind: code for code, kind in KINDS.items()}
 
 
-def told(error: Exception) -> Refusal:
-    number, detail = _NUMBERS.get(type(error), _NUMBERS[Unexpected]), str(error)
+def encode(error: Exception) -> Error:
+    """Encode an exception. One without a code becomes `Unexpected`; `retry_after` is brought
+    within 0 and `MAX_RETRY_AFTER` seconds."""
+    code, detail = _CODES.get(type(error), _CODES[Unexpected]), str(error)
     if isinstance(error, EngineFailed) and error.__cause__ is not None:
         detail = f"{detail}: {error.__cause__!r}"
-    wait = min(max(0.0, getattr(error, "retry_after", 0.0)), MAX_RETRY_AFTER)
-    return Refusal(number, wait, detail.encode(errors="replace").decode())
+    retry_after = min(max(0.0, getattr(error, "retry_after", 0.0)), MAX_RETRY_AFTER)
+    return Error(code, retry_after, detail.encode(errors="replace").decode())
 
 
-def meant(refusal: Refusal) -> Exception:
-    """Raises BadFrame."""
-    kind = REASONS.get(refusal.reason)
+def decode(error: Error) -> Exception:
+    """The exception to raise. Raises BadFrame for an unknown code."""
+    kind = KINDS.get(error.code)
     if kind is None:
-        raise BadFrame(f"a refusal for the reason {refusal.reason}, which is none")
+        raise BadFrame(f"unknown error code {error.code}")
     if issubclass(kind, Refused):
-        return kind(refusal.detail, refusal.retry_after)
+        return kind(error.detail, error.retry_after)
     if issubclass(kind, RateLimited):
-        return kind(refusal.retry_after)
-    return kind(refusal.detail)
+        return kind(error.retry_after)
+    return kind(error.detail)

@@ -1,19 +1,18 @@
-"""What front ends and the engine's process say to each other, as bytes. Pure.
+"""The messages between front ends and the engine process, as bytes. Pure.
 
-A frame is a head (length of the body, kind, number) and a body. Numbers in heads and bodies are in
-the machine's own order: nobody else reads them. The number is the front end's name for a request;
-what is said of no request has the number 0, and a model has one of its own, which answers refer
-to.
+A frame is a head (length of the body, kind, number) and a body. Numbers use the machine's own byte
+order, since both ends run on one machine. The number in the head identifies a request of the front
+end. It is 0 in frames that belong to no request. A MODEL frame has a number that answers refer to.
 
-    front end -> engine    SUBMIT   deadline, pixels       CANCEL                ASK  JSON
+    front end -> engine    SUBMIT   deadline, pixels       CANCEL                  CALL   JSON
                            DECODE   deadline, client, encoded image
-    engine -> front end    ANSWER   seconds, sizes, row    REFUSAL  why, when    TOLD JSON
-                           STATE    JSON                   MODEL    JSON
+    engine -> front end    ANSWER   seconds, sizes, row    ERROR  code, seconds    RESULT JSON
+                           STATE    JSON                   MODEL  JSON
                            DECODED  pixels
 
-Deadlines are absolute, on CLOCK_MONOTONIC, which all processes of a machine share: time spent on
-the way counts. A reader checks a head before it waits for the body, takes no body larger than its
-kind may have, and raises BadFrame for whatever is no frame; from then on it is of no use.
+Deadlines are points in time of CLOCK_MONOTONIC, which all processes of a machine share. So the time
+that a frame is under way counts. A reader checks the head before it waits for the body, and accepts
+no body longer than its kind allows. After BadFrame the connection must be closed.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ IMAGE_BYTES: Final = 32 * 32 * 3
 
 SUBMIT: Final = 1
 CANCEL: Final = 2
-ASK: Final = 3
+CALL: Final = 3
 ANSWER: Final = 4
-REFUSAL: Final = 5
-TOLD: Final = 6
+ERROR: Final = 5
+RESULT: Final = 6
 STATE: Final = 7
 MODEL: Final = 8
 DECODE: Final = 9
@@ -43,7 +42,7 @@ DECODED: Final = 10
 _HEAD = struct.Struct("=IBQ")
 _SUBMIT = struct.Struct("=d")
 _ANSWER = struct.Struct("=dIII")
-_REFUSAL = struct.Struct("=Bd")
+_ERROR = struct.Struct("=Bd")
 _DECODE = struct.Struct("=d64p32pIIQ")
 _MAX_CLASSES = 65_536
 _MAX_DETAIL = 1024
@@ -53,20 +52,20 @@ _MAX_ENCODED = 2**30
 BOUNDS: Final = {
     SUBMIT: (_SUBMIT.size + IMAGE_BYTES, _SUBMIT.size + IMAGE_BYTES),
     CANCEL: (0, 0),
-    ASK: (2, _MAX_JSON),
+    CALL: (2, _MAX_JSON),
     ANSWER: (_ANSWER.size, _ANSWER.size + 4 * _MAX_CLASSES),
-    REFUSAL: (_REFUSAL.size, _REFUSAL.size + _MAX_DETAIL),
-    TOLD: (2, _MAX_JSON),
+    ERROR: (_ERROR.size, _ERROR.size + _MAX_DETAIL),
+    RESULT: (2, _MAX_JSON),
     STATE: (2, _MAX_JSON),
     MODEL: (2, _MAX_JSON),
     DECODE: (_DECODE.size + 1, _DECODE.size + _MAX_ENCODED),
     DECODED: (IMAGE_BYTES, IMAGE_BYTES),
 }
-"""Kind -> fewest and most bytes of its body."""
+"""Kind -> minimum and maximum number of bytes of its body."""
 
 
 class BadFrame(Exception):
-    """These bytes are no frame; the message says why. Only a new connection helps."""
+    """The bytes are not a valid frame; the message says why. The connection must be closed."""
 
 
 class Frame(NamedTuple):
@@ -76,30 +75,34 @@ class Frame(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`row`: float32 probabilities, as bytes, that the MODEL of number `model` computed."""
+    """The result of a SUBMIT frame."""
 
     infer_seconds: float
     batch_size: int
     bucket: int
     model: int
+    """Number of the MODEL frame that describes the model."""
     row: bytes
+    """float32 probabilities, one per class."""
 
 
-class Refusal(NamedTuple):
-    """`reason` is a number that `refusals` knows."""
+class Error(NamedTuple):
+    """Why a request failed."""
 
-    reason: int
+    code: int
+    """Key of `error_codec.KINDS`."""
     retry_after: float
+    """Seconds."""
     detail: str
 
 
 def submit(number: int, deadline: float, image: bytes) -> bytes:
-    """`image`: uint8 (32, 32, 3), C order."""
+    """Classify `image`, the bytes of a uint8 array (32, 32, 3) in C order."""
     return _HEAD.pack(_SUBMIT.size + len(image), SUBMIT, number) + _SUBMIT.pack(deadline) + image
 
 
 def decode(number: int, deadline: float, client: Client, image: EncodedImage) -> bytes:
-    """`client`: at most 63 bytes."""
+    """Decode `image` for `client`, which has at most 63 bytes."""
     body = _DECODE.pack(
         deadline,
         client if isinstance(client, bytes) else client.encode(),
@@ -112,109 +115,113 @@ def decode(number: int, deadline: float, client: Client, image: EncodedImage) ->
 
 
 def decoded(number: int, pixels: bytes) -> bytes:
-    """`pixels`: uint8 (32, 32, 3), C order."""
+    """Return `pixels`, the bytes of a uint8 array (32, 32, 3) in C order."""
     return _HEAD.pack(len(pixels), DECODED, number) + pixels
 
 
 def cancel(number: int) -> bytes:
+    """Cancel the request: its result is not needed any more."""
     return _HEAD.pack(0, CANCEL, number)
 
 
-def answer(number: int, told: Answer) -> bytes:
-    seconds, size, bucket, model, row = told
+def answer(number: int, content: Answer) -> bytes:
+    """Answer a SUBMIT frame."""
+    seconds, size, bucket, model, row = content
     head = _HEAD.pack(_ANSWER.size + len(row), ANSWER, number)
     return head + _ANSWER.pack(seconds, size, bucket, model) + row
 
 
-def refusal(number: int, told: Refusal) -> bytes:
-    # Cut in the middle of a character where need be: reading puts up with that.
-    detail = told.detail.encode(errors="replace")[:_MAX_DETAIL]
-    head = _HEAD.pack(_REFUSAL.size + len(detail), REFUSAL, number)
-    return head + _REFUSAL.pack(told.reason, told.retry_after) + detail
+def error(number: int, content: Error) -> bytes:
+    """Report that a SUBMIT or DECODE failed. A long detail is cut, maybe within a character, which
+    `read_error` accepts."""
+    detail = content.detail.encode(errors="replace")[:_MAX_DETAIL]
+    head = _HEAD.pack(_ERROR.size + len(detail), ERROR, number)
+    return head + _ERROR.pack(content.code, content.retry_after) + detail
 
 
 def message(kind: int, number: int, content: dict[str, Any]) -> bytes:
-    """ASK, TOLD, STATE or MODEL. Raises ValueError where `content` takes more than a mebibyte."""
+    """A CALL, RESULT, STATE or MODEL frame. Raises ValueError when `content` takes more than 1 MiB
+    as JSON."""
     body = orjson.dumps(content)
     if len(body) > _MAX_JSON:
-        raise ValueError(f"a message of {len(body):,} bytes; at most {_MAX_JSON:,} may be sent")
+        raise ValueError(f"the message has {len(body):,} bytes; at most {_MAX_JSON:,} are allowed")
     return _HEAD.pack(len(body), kind, number) + body
 
 
 def read_submit(body: bytes) -> tuple[float, bytes]:
-    """The deadline and the image. Raises BadFrame."""
+    """Parse into deadline and pixels. Raises BadFrame."""
     (deadline,) = _SUBMIT.unpack_from(body)
     if not math.isfinite(deadline):
-        raise BadFrame("a deadline that is no time")
+        raise BadFrame("the deadline is not a finite number")
     return deadline, body[_SUBMIT.size :]
 
 
 def read_decode(body: bytes) -> tuple[float, bytes, EncodedImage]:
-    """The deadline, the client and the image. Raises BadFrame."""
-    deadline, client, kind, width, height, most = _DECODE.unpack_from(body)
+    """Parse into deadline, client and image. Raises BadFrame."""
+    deadline, client, kind, width, height, max_pixels = _DECODE.unpack_from(body)
     if not math.isfinite(deadline):
-        raise BadFrame("a deadline that is no time")
+        raise BadFrame("the deadline is not a finite number")
     data, kind = body[_DECODE.size :], kind.decode("latin-1")
-    return deadline, client, EncodedImage(data, kind, width, height, most)
+    return deadline, client, EncodedImage(data, kind, width, height, max_pixels)
 
 
 def read_answer(body: bytes) -> Answer:
-    """Raises BadFrame."""
+    """Parse the body. Raises BadFrame."""
     row = body[_ANSWER.size :]
     if len(row) % 4:
-        raise BadFrame(f"{len(row)} bytes are no row of float32")
+        raise BadFrame(f"a row of {len(row)} bytes is not an array of float32")
     seconds, size, bucket, model = _ANSWER.unpack_from(body)
     return Answer(seconds, size, bucket, model, row)
 
 
-def read_refusal(body: bytes) -> Refusal:
-    """Raises BadFrame."""
-    reason, retry_after = _REFUSAL.unpack_from(body)
+def read_error(body: bytes) -> Error:
+    """Parse the body. Raises BadFrame."""
+    code, retry_after = _ERROR.unpack_from(body)
     if not 0 <= retry_after < math.inf:
-        raise BadFrame("a time to wait that is none")
-    return Refusal(reason, retry_after, body[_REFUSAL.size :].decode(errors="replace"))
+        raise BadFrame("retry_after is negative or not finite")
+    return Error(code, retry_after, body[_ERROR.size :].decode(errors="replace"))
 
 
 def read_message(body: bytes) -> dict[str, Any]:
-    """Raises BadFrame."""
+    """Parse the body. Raises BadFrame."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadFrame(f"not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise BadFrame("JSON that is no object")
+        raise BadFrame("not a JSON object")
     return content
 
 
 class FrameReader:
-    """Bytes in, as they arrive; whole frames out."""
+    """Splits received bytes into frames."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
-        self._held = 0
+        self._buffered = 0
         self._needed = _HEAD.size
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes. Raises BadFrame."""
+        """Return the frames that `data` completes. Raises BadFrame."""
         self._pieces.append(data)
-        self._held += len(data)
-        if self._held < self._needed:  # joined once a frame, however small the pieces
+        self._buffered += len(data)
+        if self._buffered < self._needed:  # pieces are joined once per frame
             return []
         if len(self._pieces) > 1:
             data = b"".join(self._pieces)
-        frames, place, end = [], 0, len(data)
+        frames, start, end = [], 0, len(data)
         self._needed = _HEAD.size
-        while end - place >= _HEAD.size:
-            length, kind, number = _HEAD.unpack_from(data, place)
-            fewest, most = BOUNDS.get(kind, (1, 0))
-            if not fewest <= length <= most:
-                raise BadFrame(f"no frame begins like this: kind {kind}, {length:,} bytes")
-            after = place + _HEAD.size + length
+        while end - start >= _HEAD.size:
+            length, kind, number = _HEAD.unpack_from(data, start)
+            minimum, maximum = BOUNDS.get(kind, (1, 0))
+            if not minimum <= length <= maximum:
+                raise BadFrame(f"a frame of kind {kind} cannot have {length:,} bytes")
+            after = start + _HEAD.size + length
             if after > end:
-                self._needed = after - place
+                self._needed = after - start
                 break
-            frames.append(Frame(kind, number, data[place + _HEAD.size : after]))
-            place = after
-        self._pieces = [data[place:]] if place < end else []
-        self._held = end - place
+            frames.append(Frame(kind, number, data[start + _HEAD.size : after]))
+            start = after
+        self._pieces = [data[start:]] if start < end else []
+        self._buffered = end - start
         return frames

@@ -1,12 +1,12 @@
-"""The parent of a service with several processes: starts them, keeps them, stops them.
+"""The supervisor: starts the processes of the service, restarts them, and stops them.
 
-It imports no MXNet, answers no request and holds what must outlive them: the listening sockets,
-the address of the engine's process, the folder with what they share. All of them live in sessions
-of their own, so that Ctrl-C reaches the supervisor alone.
+It does not import MXNet and serves no requests. It holds what must outlive the other processes: the
+listening sockets, the address of the engine process, and the folder that they share. Every process
+has a session of its own, so Ctrl-C reaches the supervisor only.
 
-A process that dies is started again, with pauses (`restarts`); when that does not help the whole
-service leaves with 1, as it does when the model cannot be loaded in the first place. To stop, front
-ends are told first and drain; the engine's process is told when the last of them has gone.
+A process that ends is restarted after a pause (`RestartPolicy`). The service exits with status 1
+when restarts do not help, or when the model cannot be loaded at the start. When it stops, it first
+tells the front ends, which drain, and then the engine process.
 """
 
 from __future__ import annotations
@@ -25,173 +25,190 @@ from collections.abc import Sequence
 import orjson
 from prometheus_client.multiprocess import mark_process_dead
 
-from service.inference.model_host import CANNOT_SERVE
+from service.exit_status import ExitStatus
 from service.server import listening
-from service.server.server import LEFT_AT_ONCE, LINGER
+from service.server.server import LINGER_SECONDS
 from service.settings import Settings
 from service.telemetry.collectors import PIDS
 from service.telemetry.logs import log
 from service.workers.bootstrap import STOP, Bootstrap
-from service.workers.child import Child
 from service.workers.engine_client import SOCKET
-from service.workers.restarts import Restarts
+from service.workers.process import RestartPolicy, WorkerProcess
 
 ENGINE = "engine"
+"""Name of the engine process."""
 GRACE = 2.0
-"""Seconds more than a process allows itself before it is killed."""
+"""Seconds that a process gets beyond its own timeouts before it is killed."""
 
 
 class Supervisor:
-    """Of one service, for its life."""
+    """Runs one service from its start to its end."""
 
     def __init__(self, settings: Settings, load_engine: str) -> None:
+        """
+        Args:
+            settings: Settings of the whole service. `workers` is the number of front ends.
+            load_engine: `module:function` of the function that loads the engine.
+        """
         self._settings = settings
         self._load_engine = load_engine
         self._stopping = asyncio.Event()
-        self._status = 0
-        self._left_at_once = False
-        self._children: list[Child] = []
+        self._status = ExitStatus.STOPPED
+        self._processes: list[WorkerProcess] = []
 
-    async def run(self) -> int:
-        """Until a signal, or until it is of no use to go on; the exit status.
+    async def run(self) -> ExitStatus:
+        """Serve until a signal arrives or a process cannot be restarted.
 
-        Raises OSError where the address cannot be had.
+        Returns:
+            The exit status.
+
+        Raises:
+            OSError: An address is not available.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._signalled, number)
+            loop.add_signal_handler(number, self._handle_stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         settings, count = self._settings, self._settings.workers
-        with tempfile.TemporaryDirectory(prefix="shoal-") as folder, contextlib.ExitStack() as own:
-            address = own.enter_context(_at(folder))
+        with (
+            tempfile.TemporaryDirectory(prefix="shoal-") as folder,
+            contextlib.ExitStack() as stack,
+        ):
+            address = stack.enter_context(_engine_address(folder))
             sockets = listening.bind(settings.host, settings.port, count)
-            for each in itertools.chain.from_iterable(sockets):
-                own.enter_context(each)
-            engine = Child(ENGINE, self._orders(settings, folder, [address]))
-            share = settings.share(count).model_copy(update=self._reserved(own))
+            for sock in itertools.chain.from_iterable(sockets):
+                stack.enter_context(sock)
+            engine = WorkerProcess(ENGINE, self._bootstrap(settings, folder, [address]))
+            share = settings.share(count).model_copy(update=self._reserve_ports(stack))
             front_ends = [
-                Child(f"front-end-{number}", self._orders(share, folder, mine))
-                for number, mine in enumerate(sockets, 1)
+                WorkerProcess(f"front-end-{number}", self._bootstrap(share, folder, own))
+                for number, own in enumerate(sockets, 1)
             ]
-            self._children = [engine, *front_ends]
-            keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
+            self._processes = [engine, *front_ends]
+            keepers = [asyncio.create_task(self._keep(process)) for process in self._processes]
             stopping = asyncio.create_task(self._stopping.wait())
             await asyncio.wait((stopping, *keepers), return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
-                self._status = 1
-            own.close()  # front ends that still accept have their own
+                self._status = ExitStatus.FAILED
+            stack.close()  # front ends that still accept connections have copies of the sockets
             for task in (stopping, *keepers):
                 task.cancel()
-            outcomes = await asyncio.gather(stopping, *keepers, return_exceptions=True)
+            results = await asyncio.gather(stopping, *keepers, return_exceptions=True)
             await self._stop(front_ends, engine)
-        for outcome in outcomes:
-            if isinstance(outcome, Exception):
-                raise outcome
-        return LEFT_AT_ONCE if self._left_at_once else self._status
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return self._status
 
-    def _reserved(self, own: contextlib.ExitStack) -> dict[str, int]:
-        """The other ports that are set, kept for the front ends to share. Raises OSError."""
-        found = {}
+    def _reserve_ports(self, stack: contextlib.ExitStack) -> dict[str, int]:
+        """Reserve the additional ports that are set, for the front ends to share. Returns setting
+        -> port. Raises OSError."""
+        ports = {}
         for name in ("grpc_port", "metrics_port"):
-            if (wanted := getattr(self._settings, name)) is not None:
-                found[name], kept = listening.reserve(self._settings.host, wanted)
-                for each in kept:
-                    own.enter_context(each)
-        return found
+            if (requested := getattr(self._settings, name)) is not None:
+                ports[name], sockets = listening.reserve(self._settings.host, requested)
+                for sock in sockets:
+                    stack.enter_context(sock)
+        return ports
 
-    def _orders(
+    def _bootstrap(
         self, settings: Settings, folder: str, sockets: Sequence[socket.socket]
     ) -> Bootstrap:
-        descriptors = [each.fileno() for each in sockets]
+        descriptors = [sock.fileno() for sock in sockets]
         return Bootstrap.of(settings, folder, descriptors, self._load_engine)
 
-    def _signalled(self, number: signal.Signals) -> None:
+    def _handle_stop(self, number: signal.Signals) -> None:
         if self._stopping.is_set() and number == signal.SIGINT:
-            log.error("leaving at once")
-            self._left_at_once = True
-            for child in self._children:
-                if child.alive:
-                    child.send(signal.SIGKILL)
+            log.error("exiting immediately after a second Ctrl-C")
+            self._status = ExitStatus.INTERRUPTED
+            for process in self._processes:
+                if process.alive:
+                    process.send_signal(signal.SIGKILL)
         self._stopping.set()
 
     def _reload(self) -> None:
-        """Each front end reads its keys; the first to ask reloads the model for all."""
-        for child in self._children:
-            if child.alive and child.name != ENGINE:
-                child.send(signal.SIGHUP)
+        """Tell the front ends to reload. Each reads its keys; the first one reloads the model."""
+        for process in self._processes:
+            if process.alive and process.name != ENGINE:
+                process.send_signal(signal.SIGHUP)
 
-    async def _keep(self, child: Child) -> None:
-        """Start it, and again when it has died; returns when that does not help."""
-        restarts, first = Restarts(), True
+    async def _keep(self, process: WorkerProcess) -> None:
+        """Start the process, and restart it when it ends. Returns when restarts do not help."""
+        policy, first = RestartPolicy(), True
         while True:
-            restarts.started(time.monotonic())
-            status = await self._run(child)
-            pause = restarts.died(time.monotonic())
-            told = {"process": child.name, "status": status}
-            if pause is None or (first and child.name == ENGINE and status == CANNOT_SERVE):
-                log.error("a process ended and is not started again", extra={"fields": told})
+            policy.started(time.monotonic())
+            status = await self._run(process)
+            pause = policy.ended(time.monotonic())
+            fields = {"process": process.name, "status": status}
+            cannot_load = first and process.name == ENGINE and status == ExitStatus.FAILED
+            if pause is None or cannot_load:
+                log.error("a process ended and is not restarted", extra={"fields": fields})
                 return
-            log.error("a process ended", extra={"fields": told | {"restart_in_seconds": pause}})
+            log.error("a process ended", extra={"fields": fields | {"restart_in_seconds": pause}})
             await asyncio.sleep(pause)
             first = False
 
-    async def _run(self, child: Child) -> int | str:
-        """From its start to its end: the exit status, or why it could not be started."""
+    async def _run(self, worker: WorkerProcess) -> int | str:
+        """Run the process once. Returns its exit status, or why it could not be started."""
         try:
-            process = await child.start()
+            process = await worker.start()
         except OSError as error:
             return str(error)
         self._write_pids()
-        log.info("started", extra={"fields": {"process": child.name, "pid": process.pid}})
+        log.info("started", extra={"fields": {"process": worker.name, "pid": process.pid}})
         try:
             return await process.wait()
         finally:
-            # What it had at the moment counts no more; what it counted does.
-            mark_process_dead(process.pid, child.orders.folder)  # type: ignore[no-untyped-call]  # theirs
+            # Drops its gauges. Its counters and histograms stay.
+            mark_process_dead(process.pid, worker.bootstrap.folder)  # type: ignore[no-untyped-call]  # not typed
 
-    async def _stop(self, front_ends: Sequence[Child], engine: Child) -> None:
-        """Nobody is cut off who is within his time."""
+    async def _stop(self, front_ends: Sequence[WorkerProcess], engine: WorkerProcess) -> None:
+        """Drain the front ends, then the engine. Kill processes that exceed their timeout."""
         settings = self._settings
         log.info("stopping")
-        for child in front_ends:
-            if child.alive:
-                child.send(signal.SIGTERM)
-        drain = settings.drain_delay + LINGER + settings.shutdown_timeout + GRACE
-        await asyncio.gather(*(self._gone(child, drain) for child in front_ends))
+        for process in front_ends:
+            if process.alive:
+                process.send_signal(signal.SIGTERM)
+        drain = settings.drain_delay + LINGER_SECONDS + settings.shutdown_timeout + GRACE
+        await asyncio.gather(*(self._wait_for_end(process, drain) for process in front_ends))
         if engine.alive:
-            engine.tell(STOP)
-        await self._gone(engine, settings.shutdown_timeout + GRACE)
+            engine.send_line(STOP)
+        await self._wait_for_end(engine, settings.shutdown_timeout + GRACE)
 
-    async def _gone(self, child: Child, seconds: float) -> None:
-        """Within `seconds`, or killed."""
-        if not child.alive:
+    async def _wait_for_end(self, worker: WorkerProcess, seconds: float) -> None:
+        """Wait for the process to end, and kill it after `seconds`."""
+        if not worker.alive:
             return
-        assert child.process is not None
+        assert worker.process is not None
         try:
             async with asyncio.timeout(seconds):
-                status = await child.process.wait()
+                status = await worker.process.wait()
         except TimeoutError:
-            child.send(signal.SIGKILL)
-            status = await child.process.wait()
-        if status not in (0, -signal.SIGTERM):  # by which one dies that has not begun to serve
-            told = {"process": child.name, "status": status}
-            log.error("a process did not end well", extra={"fields": told})
-            self._status = 1
+            worker.send_signal(signal.SIGKILL)
+            status = await worker.process.wait()
+        # Without its own handler, SIGTERM ends a process that has just been started.
+        if status not in (ExitStatus.STOPPED, -signal.SIGTERM):
+            fields = {"process": worker.name, "status": status}
+            log.error("a process did not stop cleanly", extra={"fields": fields})
+            if self._status == ExitStatus.STOPPED:
+                self._status = ExitStatus.FAILED
 
     def _write_pids(self) -> None:
-        """For whoever wants to know the processes' memory and time."""
+        """Write the process ids for the metrics of processes (`collectors.ProcessesCollector`)."""
         pids = {"supervisor": os.getpid()} | {
-            child.name: child.process.pid for child in self._children if child.process is not None
+            worker.name: worker.process.pid
+            for worker in self._processes
+            if worker.process is not None
         }
-        path = pathlib.Path(self._children[0].orders.folder, PIDS)
+        path = pathlib.Path(self._processes[0].bootstrap.folder, PIDS)
         new = path.with_suffix(".new")
         new.write_bytes(orjson.dumps(pids))
         new.replace(path)
 
 
-def _at(folder: str) -> socket.socket:
-    """The address of the engine's process: it stays while the process is replaced, and who
-    connects meanwhile waits in line. Raises OSError."""
+def _engine_address(folder: str) -> socket.socket:
+    """Listen at the address of the engine process. The socket stays open while that process is
+    restarted, and connections wait in its backlog meanwhile. Raises OSError."""
     path = f"{folder}/{SOCKET}"
     address = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

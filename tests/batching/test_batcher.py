@@ -1,4 +1,4 @@
-"""The batcher as its callers and the engine see it."""
+"""The batcher as its callers and the engine use it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def now() -> float:
 
 
 @virtual_time
-async def test_a_lone_item_leaves_at_once() -> None:
-    """An idle engine waits for no company."""
+async def test_batcher_computes_a_single_item_at_once() -> None:
+    """If the engine is idle, an item does not wait for others."""
     engine = FakeEngine()
     async with batcher(engine) as b:
         await asyncio.sleep(5)
@@ -48,7 +48,7 @@ async def test_a_lone_item_leaves_at_once() -> None:
 
 @virtual_time
 async def test_batches_grow_while_the_engine_is_busy() -> None:
-    """What arrives during a batch leaves with the next, in order, padded to a bucket."""
+    """Items that arrive during a batch are in the next one, in order, padded to a bucket."""
     engine = FakeEngine()
     async with batcher(engine) as b:
         first = task(b, 0)
@@ -63,8 +63,8 @@ async def test_batches_grow_while_the_engine_is_busy() -> None:
 
 
 @virtual_time
-async def test_no_batch_is_larger_than_allowed_size() -> None:
-    """max_batch_size holds even where the table knows larger buckets."""
+async def test_batches_are_at_most_max_batch_size() -> None:
+    """Even if the table has larger buckets."""
     engine = FakeEngine()
     async with batcher(engine, max_batch_size=3) as b:
         await asyncio.gather(*(task(b, item) for item in range(8)))
@@ -73,8 +73,8 @@ async def test_no_batch_is_larger_than_allowed_size() -> None:
 
 
 @virtual_time
-async def test_the_most_urgent_leave_first() -> None:
-    """Earliest deadline first; equal ones in order of arrival."""
+async def test_batches_hold_the_earliest_deadlines() -> None:
+    """Earliest deadline first; equal deadlines in order of arrival."""
     engine = FakeEngine()
     async with batcher(engine, max_batch_size=2) as b:
         first = task(b, 0)
@@ -86,8 +86,8 @@ async def test_the_most_urgent_leave_first() -> None:
 
 
 @virtual_time
-async def test_a_full_queue_refuses_at_once() -> None:
-    """The bound holds, and the refusal says when what waits will be done."""
+async def test_submit_rejects_at_once_if_the_queue_is_full() -> None:
+    """The rejection says when the items in the queue will be computed."""
     engine = FakeEngine()
     async with batcher(engine, max_batch_size=1, max_queue_size=2) as b:
         first = task(b, 0)
@@ -105,8 +105,9 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 
 @virtual_time
-async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
-    """The running batch needs 0.5 s more and its own 1 s: 1.2 s are too few, and 2 s are enough."""
+async def test_submit_rejects_an_unreachable_deadline_at_once() -> None:
+    """The running batch takes 0.5 s more and the item 1 s: 1.2 s are too few, and 2 s are
+    enough."""
     engine = FakeEngine()
     async with batcher(engine) as b:
         first = task(b, 0)
@@ -122,8 +123,8 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-def test_no_time_is_not_enough(timeout: float) -> None:
-    """Even for an idle engine."""
+def test_submit_rejects_a_timeout_of_zero_or_less(timeout: float) -> None:
+    """Even if the engine is idle."""
 
     @virtual_time
     async def scenario() -> None:
@@ -135,8 +136,8 @@ def test_no_time_is_not_enough(timeout: float) -> None:
 
 
 @virtual_time
-async def test_a_newcomer_must_not_make_another_late() -> None:
-    """Its own early deadline could be met, but only at the expense of one accepted before."""
+async def test_submit_protects_accepted_items() -> None:
+    """An early deadline could be met, but only by making an accepted item late."""
     engine = FakeEngine()
     async with batcher(engine, max_batch_size=1) as b:
         first = task(b, 0)
@@ -151,8 +152,8 @@ async def test_a_newcomer_must_not_make_another_late() -> None:
 
 
 @virtual_time
-async def test_a_cancelled_caller_frees_its_place() -> None:
-    """An item nobody waits for is not computed, and its batch-mates are."""
+async def test_cancel_removes_an_item_from_the_queue() -> None:
+    """An item of a canceled caller is not computed; the other items are."""
     engine = FakeEngine()
     async with batcher(engine) as b:
         first = task(b, 0)
@@ -170,8 +171,8 @@ async def test_a_cancelled_caller_frees_its_place() -> None:
 
 
 @virtual_time
-async def test_a_caller_that_leaves_mid_batch_harms_nobody() -> None:
-    """Its outcome is dropped; the others get theirs."""
+async def test_cancel_during_a_batch_drops_one_result() -> None:
+    """The other items of the batch get their results."""
     engine, reports = FakeEngine(), Reports()
     async with batcher(engine, on_batch=reports) as b:
         gone, kept = task(b, 1), task(b, 2)
@@ -184,8 +185,8 @@ async def test_a_caller_that_leaves_mid_batch_harms_nobody() -> None:
 
 
 @virtual_time
-async def test_a_deadline_that_passes_while_computing_is_a_timeout() -> None:
-    """The caller hears at the deadline, not when the engine comes back."""
+async def test_submit_times_out_at_the_deadline() -> None:
+    """The caller gets TimeoutError at the deadline, not when the engine returns."""
     engine = FakeEngine(lambda size: 10.0)
     async with batcher(engine, latency=table()) as b:
         with pytest.raises(TimeoutError):
@@ -194,8 +195,9 @@ async def test_a_deadline_that_passes_while_computing_is_a_timeout() -> None:
 
 
 @virtual_time
-async def test_what_can_no_longer_make_it_is_refused_not_computed() -> None:
-    """The first batch takes five times as long as foreseen; who then has no time left is told."""
+async def test_late_items_are_rejected_and_not_computed() -> None:
+    """The first batch takes five times as long as predicted. An item without time afterwards is
+    rejected."""
     engine = FakeEngine(lambda size: 5.0)
     async with batcher(engine, latency=table(), max_batch_size=1) as b:
         first = task(b, 0)
@@ -209,8 +211,8 @@ async def test_what_can_no_longer_make_it_is_refused_not_computed() -> None:
 
 
 @virtual_time
-async def test_one_bad_outcome_fails_its_item_only() -> None:
-    """An outcome that is an exception is that item's, and its cause is kept."""
+async def test_a_result_that_is_an_exception_fails_its_item_only() -> None:
+    """The exception is kept as the cause."""
     engine = FakeEngine()
     engine.bad = {2}
     async with batcher(engine) as b:
@@ -223,8 +225,8 @@ async def test_one_bad_outcome_fails_its_item_only() -> None:
 
 
 @virtual_time
-async def test_a_failing_batch_is_halved_until_the_culprit_is_alone() -> None:
-    """Batch-mates do not share its fate, and those computed are not computed again."""
+async def test_a_failing_batch_is_halved_until_one_item_fails() -> None:
+    """The other items do not fail, and those that were computed are not computed again."""
     engine, reports = FakeEngine(), Reports()
     engine.poison = {2}
     async with batcher(engine, on_batch=reports) as b:
@@ -239,8 +241,8 @@ async def test_a_failing_batch_is_halved_until_the_culprit_is_alone() -> None:
 
 
 @virtual_time
-async def test_a_caller_that_has_left_is_not_computed_again() -> None:
-    """The retry in halves asks again who still waits."""
+async def test_halves_leave_out_canceled_items() -> None:
+    """A half that is computed again contains only items that still wait."""
     engine = FakeEngine()
     engine.poison = {0}
     async with batcher(engine) as b:
@@ -253,8 +255,8 @@ async def test_a_caller_that_has_left_is_not_computed_again() -> None:
 
 
 @virtual_time
-async def test_halves_are_not_computed_for_who_is_late_by_now() -> None:
-    """Refused, when the second try could not be in time."""
+async def test_halves_leave_out_late_items() -> None:
+    """Items that would be late in the second attempt are rejected."""
     engine = FakeEngine()
     engine.poison = {0}
     async with batcher(engine) as b:
@@ -269,9 +271,9 @@ async def test_halves_are_not_computed_for_who_is_late_by_now() -> None:
 
 
 @virtual_time
-async def test_halves_are_computed_for_who_can_still_make_it() -> None:
-    """Its own time is asked of each, not that of the halves that come after it: 2.5 s for four,
-    1.5 s for two and 1 s alone."""
+async def test_halves_keep_items_that_can_be_in_time() -> None:
+    """Each item needs its own time only, not that of the halves after it: 2.5 s for four, 1.5 s for
+    two and 1 s for one."""
     engine = FakeEngine(lambda size: 0.5 + 0.5 * size)
     engine.poison = {1}
     async with batcher(engine) as b:
@@ -282,8 +284,8 @@ async def test_halves_are_computed_for_who_can_still_make_it() -> None:
 
 
 @virtual_time
-async def test_newcomers_are_told_of_the_halves_still_to_come() -> None:
-    """Nobody is let in who could only have been in time if the batch had not failed."""
+async def test_submit_counts_the_halves_still_to_be_computed() -> None:
+    """An item is rejected if it could have been in time only without the failure."""
     engine = FakeEngine()
     engine.poison = set(range(8))
     async with batcher(engine) as b:
@@ -295,8 +297,8 @@ async def test_newcomers_are_told_of_the_halves_still_to_come() -> None:
 
 
 @virtual_time
-async def test_an_engine_that_fails_teaches_nothing() -> None:
-    """However long that takes it."""
+async def test_failed_batches_change_no_prediction() -> None:
+    """However long they take."""
     engine = FakeEngine(lambda size: 5.0)
     engine.broken = True
     async with batcher(engine, latency=(learned := table())) as b:
@@ -308,8 +310,8 @@ async def test_an_engine_that_fails_teaches_nothing() -> None:
 
 
 @virtual_time
-async def test_an_answer_that_is_none_fails_the_batch() -> None:
-    """And neither the runner nor what it keeps of the engine."""
+async def test_none_in_place_of_results_fails_the_batch() -> None:
+    """The runner continues, and no batch counts as in flight."""
 
     async def forgetful(items: Sequence[int]) -> Sequence[int]:
         return None if items == [0] else items  # type: ignore[return-value]
@@ -325,8 +327,8 @@ async def test_an_answer_that_is_none_fails_the_batch() -> None:
 
 
 @virtual_time
-async def test_a_wrong_number_of_outcomes_fails_the_batch() -> None:
-    """No caller gets another's answer."""
+async def test_a_wrong_number_of_results_fails_the_batch() -> None:
+    """No caller gets the result of another item."""
 
     async def infer(items: Sequence[int]) -> list[int | Exception]:
         return [0] * (len(items) - 1 if len(items) > 1 else 1)
@@ -340,8 +342,9 @@ async def test_a_wrong_number_of_outcomes_fails_the_batch() -> None:
 
 
 @virtual_time
-async def test_out_of_memory_caps_the_batches_for_a_while() -> None:
-    """Nobody fails; batches stay below the bucket that did not fit; later it is tried again."""
+async def test_out_of_memory_limits_batches_for_a_while() -> None:
+    """No item fails. Batches are smaller than the bucket that did not fit; later it is tried
+    again."""
     engine, reports = FakeEngine(), Reports()
     engine.memory = 4
     async with batcher(engine, on_batch=reports) as b:
@@ -357,8 +360,8 @@ async def test_out_of_memory_caps_the_batches_for_a_while() -> None:
 
 
 @virtual_time
-async def test_an_engine_that_fails_everything_is_unhealthy_until_it_does_not() -> None:
-    """max_failures batches in a row of which nothing succeeded; one success clears it."""
+async def test_batcher_is_unhealthy_while_all_batches_fail() -> None:
+    """After max_failures failed batches in a row; one success makes it healthy."""
     engine = FakeEngine()
     engine.broken = True
     async with batcher(engine, max_failures=3) as b:
@@ -377,8 +380,8 @@ async def test_an_engine_that_fails_everything_is_unhealthy_until_it_does_not() 
 
 
 @virtual_time
-async def test_an_engine_that_fails_too_late_is_unhealthy_as_well() -> None:
-    """Nobody waits any more when it fails; it has failed all the same."""
+async def test_batcher_is_unhealthy_if_batches_fail_after_their_deadlines() -> None:
+    """A batch that fails counts even if no caller waits for it."""
     engine = FakeEngine(lambda size: 6.0)
     engine.broken = True
     async with batcher(engine, latency=table(), max_failures=3) as b:
@@ -392,8 +395,8 @@ async def test_an_engine_that_fails_too_late_is_unhealthy_as_well() -> None:
 
 
 @virtual_time
-async def test_an_engine_that_computes_for_nobody_is_healthy() -> None:
-    """Its callers have left; it has not failed."""
+async def test_batcher_is_healthy_if_only_callers_cancel() -> None:
+    """A batch that is computed counts as a success even if its callers have canceled."""
     engine = FakeEngine()
     engine.broken = True
     async with batcher(engine, max_failures=2) as b:
@@ -409,8 +412,9 @@ async def test_an_engine_that_computes_for_nobody_is_healthy() -> None:
 
 
 @virtual_time
-async def test_a_bad_time_is_lived_down() -> None:
-    """An engine that was so slow that everybody had to be refused is used again when it is not."""
+async def test_batcher_recovers_after_the_engine_was_slow() -> None:
+    """An engine that was so slow that all items were rejected is used again when it has
+    recovered."""
     engine = FakeEngine(lambda size: 22.0)
     async with batcher(engine, latency=table()) as b:
         for _ in range(3):
@@ -425,8 +429,8 @@ async def test_a_bad_time_is_lived_down() -> None:
 
 
 @virtual_time
-async def test_an_engine_that_hangs_gets_no_more() -> None:
-    """Callers are told at their deadlines; soon nobody is let in any more."""
+async def test_batcher_rejects_items_while_the_engine_hangs() -> None:
+    """Callers get TimeoutError at their deadlines. Soon all new items are rejected."""
     engine = FakeEngine(lambda size: 3600.0)
     async with batcher(engine, latency=table()) as b:
         first = task(b, 0, 5)
@@ -438,8 +442,8 @@ async def test_an_engine_that_hangs_gets_no_more() -> None:
 
 
 @virtual_time
-async def test_an_engine_is_dead_that_takes_a_hundred_times_as_long() -> None:
-    """Whoever asks every second is told so, and health turns red."""
+async def test_engine_is_dead_after_a_hundred_times_the_predicted_time() -> None:
+    """`engine_is_dead` returns True, and the batcher is unhealthy."""
     engine = FakeEngine(lambda size: 3600.0)
     async with batcher(engine, latency=table()) as b:
         first = task(b, 0, 5)
@@ -456,7 +460,8 @@ async def test_an_engine_is_dead_that_takes_a_hundred_times_as_long() -> None:
 
 @virtual_time
 async def test_a_stalled_engine_recovers_when_its_batch_ends() -> None:
-    """At once, and batches that take as long as predicted never stall it, however many wait."""
+    """It recovers at once. Batches that take as long as predicted never stall it, however many
+    items wait."""
     engine = FakeEngine(lambda size: 30.0)
     async with batcher(engine, latency=table()) as b:
         first = task(b, 0)
@@ -478,9 +483,9 @@ async def test_a_stalled_engine_recovers_when_its_batch_ends() -> None:
 
 
 @virtual_time
-async def test_who_waits_for_a_dead_engine_is_told_at_once() -> None:
-    """Those in its hands, those in the queue and those who come later; it drains as soon as the
-    engine comes back, and nothing more is computed."""
+async def test_abandon_fails_all_items_at_once() -> None:
+    """Items in the batch, in the queue and new ones fail with EngineDead. Draining ends when the
+    engine returns, and nothing more is computed."""
     engine, reports = FakeEngine(lambda size: 3600.0), Reports()
     async with batcher(engine, latency=table(), max_batch_size=2, on_batch=reports) as b:
         waiting = [task(b, item, 5000) for item in range(5)]
@@ -498,8 +503,8 @@ async def test_who_waits_for_a_dead_engine_is_told_at_once() -> None:
 
 
 @virtual_time
-async def test_drain_answers_what_waits_and_refuses_what_is_new() -> None:
-    """And returns only when the last answer is out."""
+async def test_drain_answers_queued_items_and_rejects_new_ones() -> None:
+    """It returns after the last answer."""
     engine = FakeEngine()
     async with batcher(engine, max_batch_size=1) as b:
         accepted = [task(b, item) for item in range(3)]
@@ -518,7 +523,7 @@ async def test_drain_answers_what_waits_and_refuses_what_is_new() -> None:
 
 @virtual_time
 async def test_leaving_the_context_drains() -> None:
-    """Closing order is right by construction."""
+    """Items that were accepted are answered before the context ends."""
     engine = FakeEngine()
     async with batcher(engine) as b:
         accepted = task(b, 1)
@@ -529,8 +534,9 @@ async def test_leaving_the_context_drains() -> None:
 
 
 @virtual_time
-async def test_who_cannot_wait_for_the_engine_leaves_no_runner() -> None:
-    """Leaving that is itself cancelled, because the engine hangs, gives up its batch."""
+async def test_canceling_the_exit_fails_the_batch() -> None:
+    """If leaving the context is canceled because the engine hangs, its items fail and no task
+    remains."""
     waiting: list[asyncio.Task[object]] = []
 
     async def visit() -> None:
@@ -546,8 +552,8 @@ async def test_who_cannot_wait_for_the_engine_leaves_no_runner() -> None:
 
 
 @virtual_time
-async def test_a_runner_that_dies_leaves_nobody_waiting() -> None:
-    """Whatever ends it, its callers hear of it, and health turns red."""
+async def test_a_runner_that_ends_fails_its_items() -> None:
+    """Whatever ends a runner, its callers get an error, and the batcher is unhealthy."""
 
     async def infer(items: Sequence[int]) -> list[int | Exception]:
         await asyncio.sleep(1)
@@ -567,8 +573,8 @@ async def test_a_runner_that_dies_leaves_nobody_waiting() -> None:
 
 
 @virtual_time
-async def test_a_second_batch_is_in_flight_while_one_computes() -> None:
-    """Two slots: the next batch is handed over just before the engine is free."""
+async def test_a_second_batch_is_handed_over_before_the_first_ends() -> None:
+    """With two batches in flight, the next one is handed over just before the engine is free."""
     engine = FakeEngine()
     handed: list[float] = []
     infer = engine.infer
@@ -593,8 +599,8 @@ async def test_a_second_batch_is_in_flight_while_one_computes() -> None:
 
 
 @virtual_time
-async def test_a_full_batch_does_not_wait_for_the_engine() -> None:
-    """It cannot grow any more, so a free slot takes it."""
+async def test_a_full_batch_is_handed_over_at_once() -> None:
+    """It cannot grow, so it is handed over if another batch may be in flight."""
     engine = FakeEngine()
     async with batcher(engine, max_in_flight=2, max_batch_size=2) as b:
         first = task(b, 0)
@@ -608,7 +614,7 @@ async def test_a_full_batch_does_not_wait_for_the_engine() -> None:
 
 @virtual_time
 async def test_an_engine_that_is_early_gets_the_next_batch_at_once() -> None:
-    """The alarm set for the predicted end does not delay it."""
+    """The timer set for the predicted end does not delay it."""
     engine = FakeEngine(lambda size: 0.3)
     async with batcher(engine, max_in_flight=2, latency=table()) as b:
         await asyncio.gather(task(b, 0), *[task(b, item) for item in range(1, 3)])
@@ -620,8 +626,8 @@ async def test_an_engine_that_is_early_gets_the_next_batch_at_once() -> None:
 
 
 @virtual_time
-async def test_max_queue_delay_waits_for_company() -> None:
-    """The oldest waits that long at most, and a full batch leaves at once."""
+async def test_max_queue_delay_waits_for_more_items() -> None:
+    """The oldest item waits at most that long, and a full batch is computed at once."""
     engine = FakeEngine()
     async with batcher(engine, max_queue_delay=0.5, max_batch_size=2) as b:
         alone = await b.submit(0, 100)
@@ -632,8 +638,8 @@ async def test_max_queue_delay_waits_for_company() -> None:
 
 
 @virtual_time
-async def test_waiting_for_company_never_misses_a_deadline() -> None:
-    """An hour of patience is cut short by the first deadline."""
+async def test_max_queue_delay_misses_no_deadline() -> None:
+    """A delay of an hour is cut short by the first deadline."""
     engine = FakeEngine()
     async with batcher(engine, max_queue_delay=3600) as b:
         answer = await b.submit(0, 3)
@@ -641,12 +647,12 @@ async def test_waiting_for_company_never_misses_a_deadline() -> None:
         waiting = task(b, 1, 10_000)
         await asyncio.sleep(1)
     assert waiting.done()
-    assert now() < 10, "drain waits for nobody's company"
+    assert now() < 10, "draining does not wait for more items"
 
 
 @virtual_time
-async def test_a_report_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """What listens to reports cannot harm the callers."""
+async def test_on_batch_may_raise(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception of `on_batch` is logged and affects no caller."""
 
     def listener(report: BatchReport) -> None:
         raise ZeroDivisionError
@@ -658,7 +664,7 @@ async def test_a_report_that_fails_stops_nothing(caplog: pytest.LogCaptureFixtur
 
 
 @virtual_time
-async def test_a_report_tells_what_happened() -> None:
+async def test_report_describes_a_batch() -> None:
     """Sizes, times and counts of one batch."""
     reports = Reports()
     engine = FakeEngine(lambda size: 1.5)
@@ -682,8 +688,8 @@ async def test_a_report_tells_what_happened() -> None:
 
 @pytest.mark.parametrize("broken", [False, True])
 @virtual_time
-async def test_a_report_counts_who_has_gone_once(broken: bool) -> None:
-    """Neither as answered nor as failed, whatever the engine made of their items."""
+async def test_report_counts_canceled_items_once(broken: bool) -> None:
+    """They count neither as answered nor as failed, whatever their results are."""
     reports = Reports()
     engine = FakeEngine()
     engine.broken = broken
@@ -711,8 +717,8 @@ async def test_a_report_counts_who_has_gone_once(broken: bool) -> None:
         {"max_queue_delay": -1.0},
     ],
 )
-def test_settings_out_of_bounds_are_refused(settings: dict[str, float]) -> None:
-    """A batcher that cannot keep its promises is not built."""
+def test_batcher_rejects_arguments_out_of_range(settings: dict[str, float]) -> None:
+    """A batcher that cannot keep its guarantees is not created."""
 
     @virtual_time
     async def scenario() -> None:
@@ -723,8 +729,9 @@ def test_settings_out_of_bounds_are_refused(settings: dict[str, float]) -> None:
 
 
 @virtual_time
-async def test_another_engine_takes_over_between_two_batches() -> None:
-    """Who waits is computed by it, and by its times; the batch in flight keeps its own."""
+async def test_switch_uses_the_new_engine_from_the_next_batch_on() -> None:
+    """Items in the queue are computed by the new engine and predicted by its table; the batch in
+    flight keeps its own."""
     engine = FakeEngine()
     async with batcher(engine, max_batch_size=2) as running:
         first = task(running, 0)
@@ -741,7 +748,7 @@ async def test_another_engine_takes_over_between_two_batches() -> None:
 
 
 @virtual_time
-async def test_the_old_engine_teaches_the_new_ones_table_nothing() -> None:
+async def test_switch_learns_nothing_from_the_old_engine() -> None:
     """However long the batch took that was in flight at the switch."""
     engine = FakeEngine(lambda size: 50.0)
     async with batcher(engine, latency=table()) as running:
@@ -756,8 +763,8 @@ async def test_the_old_engine_teaches_the_new_ones_table_nothing() -> None:
 
 
 @virtual_time
-async def test_another_engine_starts_without_a_past() -> None:
-    """Failures, and memory that ran out, were the old one's."""
+async def test_switch_resets_failures_and_memory() -> None:
+    """Failures, and memory that ran out, belong to the old engine."""
     engine = FakeEngine()
     engine.memory = 0
     async with batcher(engine, max_failures=1) as running:
@@ -775,15 +782,17 @@ async def test_another_engine_starts_without_a_past() -> None:
 
 
 @virtual_time
-async def test_another_engine_must_have_the_same_buckets() -> None:
+async def test_switch_rejects_other_buckets() -> None:
+    """The new engine must have the same buckets."""
     async with batcher(FakeEngine()) as running:
         with pytest.raises(ValueError, match="buckets"):
             running.switch(table(buckets=(1, 2, 4)))
 
 
 @virtual_time
-async def test_what_was_answered_is_forgotten() -> None:
-    """An image is large; but for the last batch, none is held once its caller has the answer."""
+async def test_answered_items_are_released() -> None:
+    """Items may be large. Only those of the last batch are held after their callers have the
+    answers."""
 
     class Image:
         pass
@@ -804,8 +813,8 @@ async def test_what_was_answered_is_forgotten() -> None:
 
 
 @virtual_time
-async def test_before_it_is_entered_nothing_is_accepted() -> None:
-    """And it is not healthy: nobody would compute anything."""
+async def test_batcher_accepts_nothing_before_it_is_entered() -> None:
+    """It is not healthy either, because no task would compute a batch."""
     b = batcher(FakeEngine())
     assert not b.healthy
     with pytest.raises(Draining):

@@ -1,4 +1,4 @@
-"""A callback that raises completes the request it is responsible for, and the service goes on."""
+"""Callbacks that raise: their requests end with an error, and the service continues."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FaultyClock(Faulty):
 
 
 class FaultyTable(Faulty, LatencyTable):
-    """Every question to it, and everything it is to learn, is a use."""
+    """Every lookup and every observation is a use."""
 
     def __init__(self, at: int) -> None:
         LatencyTable.__init__(self, {bucket: [1.0] * 3 for bucket in (1, 2, 4, 8)})
@@ -86,16 +86,16 @@ async def fails_on_each(settings: dict[str, Any], faulty: Faulty) -> None:
 
 @pytest.mark.parametrize("at", range(1, 50))
 @virtual_time
-async def test_a_clock_that_fails_ends_requests_at_once(at: int) -> None:
-    """Wherever in the batcher the fault happens, and the next request is answered."""
+async def test_batcher_ends_requests_when_its_clock_raises(at: int) -> None:
+    """Wherever in the batcher it happens, requests end at once and the next request is answered."""
     clock = FaultyClock(at)
     await fails_on_each({"clock": clock}, clock)
 
 
 @pytest.mark.parametrize("at", range(1, 50))
 @virtual_time
-async def test_a_latency_table_that_fails_ends_requests_at_once(at: int) -> None:
-    """Wherever in the batcher the fault happens, and the next request is answered."""
+async def test_batcher_ends_requests_when_its_latency_table_raises(at: int) -> None:
+    """Wherever in the batcher it happens, requests end at once and the next request is answered."""
     table = FaultyTable(at)
     await fails_on_each({"latency": table}, table)
 
@@ -113,8 +113,10 @@ def fails() -> None:
 
 
 @pytest.mark.parametrize("step", [fails, stops, cancels])
-async def test_a_callback_that_raises_completes_its_answer(step: Callable[[], None]) -> None:
-    """Whatever it raises, and also what a future does not take."""
+async def test_on_error_completes_the_answer_of_a_callback_that_raises(
+    step: Callable[[], None],
+) -> None:
+    """Whatever the callback raises, including exceptions that a future does not accept."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda loop, context: None)
     answer: asyncio.Future[None] = loop.create_future()
@@ -128,8 +130,8 @@ async def test_a_callback_that_raises_completes_its_answer(step: Callable[[], No
         await asyncio.wait_for(answer, 10)
 
 
-async def test_a_fault_after_the_answer_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The request has its answer; the fault is not lost."""
+async def test_reject_logs_an_error_after_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """The request keeps its answer, and the error is logged."""
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     with caplog.at_level(logging.ERROR), on_error(reject, answer):
         answer.set_result(1)

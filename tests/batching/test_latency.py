@@ -1,4 +1,4 @@
-"""What the table and the margin learn, and what they do not."""
+"""The latency table and the margin: what they learn and what they ignore."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def times(table: LatencyTable) -> list[float]:
     return list(table.as_dict().values())
 
 
-def test_a_bucket_starts_at_its_median() -> None:
+def test_table_starts_at_the_median_of_a_bucket() -> None:
     """The first run of a size is often slow."""
     table = LatencyTable({1: [9.0, 1.0, 1.1], 4: [2.0]})
     assert table.as_dict() == {1: 1.1, 4: 2.0}
@@ -34,34 +34,34 @@ def test_a_bucket_starts_at_its_median() -> None:
 @pytest.mark.parametrize(
     "samples", [{}, {1: []}, {0: [1.0], 1: [1.0]}, {1: [0.0]}, {1: [float("inf")]}]
 )
-def test_samples_that_say_nothing_are_refused(samples: dict[int, list[float]]) -> None:
-    """A table must be able to answer."""
+def test_table_rejects_missing_or_bad_samples(samples: dict[int, list[float]]) -> None:
+    """Every bucket needs a positive number of seconds."""
     with pytest.raises(ValueError, match=r"sample|seconds"):
         LatencyTable(samples)
 
 
-def test_a_batch_takes_what_its_bucket_takes() -> None:
-    """Padding is paid for."""
+def test_seconds_includes_padding() -> None:
+    """A batch takes as long as its bucket."""
     table = LatencyTable({1: [1.0], 4: [2.0], 8: [3.0]})
     assert [table.bucket(size) for size in (1, 2, 4, 5, 8)] == [1, 4, 4, 8, 8]
     assert [table.seconds(size) for size in (0, 1, 2, 4, 5, 8)] == [0, 1, 2, 2, 3, 3]
 
 
-def test_the_largest_batch_within_a_time() -> None:
-    """To the end of its bucket; none if time is too short or gone."""
+def test_largest_within_ends_at_a_bucket() -> None:
+    """The largest size of a bucket that fits; 0 if the time is too short or negative."""
     table = LatencyTable({1: [1.0], 4: [2.0], 8: [3.0]})
     fits = [table.largest_within(t) for t in (-1.0, 0.0, 0.9, 1.0, 1.9, 2.0, 3.0, 99.0)]
     assert fits == [0, 0, 0, 1, 1, 4, 8, 8]
 
 
-def test_larger_never_looks_faster() -> None:
-    """Buckets that disagree with that share their mean; the others stay as measured."""
+def test_table_never_decreases_with_size() -> None:
+    """Buckets out of order get their mean; the others stay as measured."""
     table = LatencyTable({1: [1.0], 2: [3.0], 4: [2.0], 8: [4.0]})
     assert table.as_dict() == {1: 1.0, 2: 2.5, 4: 2.5, 8: 4.0}
 
 
-def test_all_that_wait_are_computed_unless_two_batches_are_sooner_done() -> None:
-    """Of five, four and then one, where every item costs; all of them, where a batch does."""
+def test_best_is_all_unless_two_batches_take_less() -> None:
+    """Of five items, four and then one if each item takes time; all of them if each batch does."""
     cheap = LatencyTable({b: [linear(b)] for b in BUCKETS})
     dear = LatencyTable({b: [0.3 + 0.6 * b] for b in BUCKETS})
     assert [cheap.best(size) for size in range(65)] == list(range(65))
@@ -70,27 +70,27 @@ def test_all_that_wait_are_computed_unless_two_batches_are_sooner_done() -> None
     ]  # fmt: skip
 
 
-def test_of_a_single_bucket_nothing_is_split() -> None:
-    """All of it is always paid for."""
+def test_best_does_not_split_a_single_bucket() -> None:
+    """Every batch takes the time of the whole bucket."""
     assert [LatencyTable({4: [1.0]}).best(size) for size in range(5)] == [0, 1, 2, 3, 4]
 
 
-def test_an_engine_that_gets_worse_with_size_gets_small_batches() -> None:
-    """Throughput may fall again: memory, caches; at once or little by little."""
+def test_best_is_small_if_large_batches_are_inefficient() -> None:
+    """Throughput may fall with size because of memory or caches, at once or gradually."""
     cliff = LatencyTable({1: [1.0], 2: [1.1], 4: [9.0]})
     slope = LatencyTable({size: [size**1.3] for size in range(1, 9)})
     assert [cliff.best(size) for size in (1, 2, 3, 4)] == [1, 2, 2, 2]
     assert [slope.best(size) for size in (1, 2, 4, 8)] == [1, 1, 1, 1]
 
 
-def test_a_batch_is_split_where_that_saves_most() -> None:
+def test_best_splits_where_it_saves_most() -> None:
     """Three and three, each in two seconds, instead of six in ten."""
     t = LatencyTable({1: [1.0], 2: [1.5], 3: [2.0], 4: [10.0], 5: [10.0], 6: [10.0]})
     assert [t.best(size) for size in range(1, 7)] == [1, 2, 3, 3, 2, 3]
 
 
-def test_the_smallest_batch_that_keeps_up() -> None:
-    """By items a second; when none does, the best."""
+def test_keeps_up_with_is_the_smallest_sufficient_size() -> None:
+    """By items per second; the best size if none keeps up."""
     table = LatencyTable({1: [1.0], 2: [1.5], 4: [2.0]})  # 1, 1.33, 1.5 and 2 a second
     assert [table.keeps_up_with(rate) for rate in (0, 0.5, 1.0, 1.2, 1.4, 1.9, 9.0)] == [
         1, 1, 1, 2, 3, 4, 4,
@@ -99,8 +99,8 @@ def test_the_smallest_batch_that_keeps_up() -> None:
 
 @pytest.mark.parametrize("factor", [50.0, 0.02])
 @pytest.mark.parametrize("before", [0, 1])
-def test_one_outlier_moves_nothing(before: int, factor: float) -> None:
-    """However far out, and be it the first."""
+def test_observe_ignores_one_outlier(before: int, factor: float) -> None:
+    """However far off it is, and even if it is the first batch."""
     fresh, hit = table(), table()
     for run in [1.0] * before + [factor, 1.0]:
         hit.observe(64, run * linear(64))
@@ -108,15 +108,15 @@ def test_one_outlier_moves_nothing(before: int, factor: float) -> None:
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.5])
-def test_a_lasting_change_is_followed_within_a_few_batches(factor: float) -> None:
-    """Up or down; the first batch only raises suspicion."""
+def test_observe_follows_a_lasting_change(factor: float) -> None:
+    """Up or down, within five batches."""
     t = table()
     for _ in range(5):
         t.observe(64, factor * linear(64))
     assert t.seconds(64) == pytest.approx(factor * linear(64), rel=0.05)
 
 
-def test_a_change_that_two_sizes_agree_on_counts_for_all() -> None:
+def test_observe_applies_a_common_change_to_all_sizes() -> None:
     """A throttled device is slower at every size."""
     t = table()
     for _ in range(4):
@@ -128,15 +128,18 @@ def test_a_change_that_two_sizes_agree_on_counts_for_all() -> None:
 @pytest.mark.parametrize(
     ("change", "after"),
     [
-        (2.0, 2.0),  # who was right before is so no longer
+        (2.0, 2.0),  # sizes that were correct before change too
         (0.5, 0.5),
         (1.12, 1.12),  # 3.8 standard deviations
         (1.08, 1.0),  # 2.6 may be noise, by which nothing else is moved
         (0.93, 1.0),
     ],
 )
-def test_a_size_that_was_right_when_it_last_ran(change: float, after: float) -> None:
-    """The spread is 3 %: beyond three times that it is the device that has changed."""
+def test_observe_applies_only_changes_beyond_noise_to_correct_sizes(
+    change: float, after: float
+) -> None:
+    """The spread is 3 %. A change of more than three times that applies to sizes whose latest
+    prediction was correct."""
     t = table(noise=0.02)
     assert t.spread == pytest.approx(0.03, rel=0.05)
     for _ in range(3):
@@ -146,8 +149,8 @@ def test_a_size_that_was_right_when_it_last_ran(change: float, after: float) -> 
     assert t.seconds(4) == pytest.approx(after * linear(4), rel=0.03)
 
 
-def test_what_two_sizes_agree_on_is_lived_down_where_it_does_not_hold() -> None:
-    """A size that only the others have become slower than is right again after two batches."""
+def test_observe_corrects_a_size_that_did_not_change() -> None:
+    """If only other sizes have become slower, two batches of a size correct its prediction."""
     t = table()
     t.observe(4, linear(4))
     for _ in range(3):
@@ -160,9 +163,9 @@ def test_what_two_sizes_agree_on_is_lived_down_where_it_does_not_hold() -> None:
     assert t.seconds(64) == pytest.approx(2 * linear(64), rel=0.1)
 
 
-def test_a_stall_of_all_lanes_is_lived_down_by_two_batches() -> None:
-    """Two batches that computed side by side were held by the same stall, and look like two
-    witnesses."""
+def test_observe_recovers_from_a_stall_of_all_lanes() -> None:
+    """Two batches that were computed at the same time were delayed by the same stall and agree with
+    each other. Two more batches correct that."""
     t = table()
     t.observe(32, 50 * linear(32))
     t.observe(16, 50 * linear(16))
@@ -172,9 +175,9 @@ def test_a_stall_of_all_lanes_is_lived_down_by_two_batches() -> None:
     assert times(t) == pytest.approx([linear(b) for b in BUCKETS], rel=0.1)
 
 
-def test_sizes_that_contradict_each_other_do_not_drive_the_table_apart() -> None:
-    """Small batches that take longer than large ones, because something else keeps the loop busy:
-    no size is expected to take much less than the fastest that ran, or more than the slowest."""
+def test_observe_stays_bounded_if_small_batches_are_slower() -> None:
+    """If small batches take longer than large ones, predictions stay between the fastest and the
+    slowest batch."""
     t = table()
     for _ in range(200):
         t.observe(64, linear(32))
@@ -184,8 +187,8 @@ def test_sizes_that_contradict_each_other_do_not_drive_the_table_apart() -> None
     assert t.seconds(16) > 0.9 * linear(32)
 
 
-def test_one_size_says_next_to_nothing_about_a_far_one() -> None:
-    """A quiet hour of slow single items leaves the full batch where it was."""
+def test_observe_of_one_size_hardly_changes_a_distant_one() -> None:
+    """Many slow single items leave the full batch where it was."""
     t = table()
     for _ in range(100):
         t.observe(1, 1.5 * linear(1))
@@ -195,10 +198,8 @@ def test_one_size_says_next_to_nothing_about_a_far_one() -> None:
 
 @pytest.mark.parametrize("slowdown", [2.0, 3.0, 6.0, 50.0])
 @pytest.mark.parametrize("running", [(1,), (1, 2), (1, 2, 4, 8), (8, 16, 32)])
-def test_a_size_that_was_slow_once_is_tried_again(
-    slowdown: float, running: tuple[int, ...]
-) -> None:
-    """However slow it was, and whatever runs instead since the device has recovered."""
+def test_best_tries_a_slow_size_again(slowdown: float, running: tuple[int, ...]) -> None:
+    """However slow it was, and whichever sizes run since the device has recovered."""
     t, random_ = table(), random.Random(3)
     for _ in range(20):
         t.observe(64, slowdown * linear(64))
@@ -213,9 +214,8 @@ def test_a_size_that_was_slow_once_is_tried_again(
     assert t.seconds(64) == pytest.approx(linear(64), rel=0.1)
 
 
-def test_a_slow_moment_costs_no_patience() -> None:
-    """Only a size that is still slow when it is tried again is left alone for longer; after the
-    next slow moment it is tried again as soon."""
+def test_patience_is_not_raised_by_a_slow_moment() -> None:
+    """Only a size that is still slow when it is tried again is left alone for longer."""
     t = table()
     for _ in range(2):
         for _ in range(2):
@@ -227,7 +227,7 @@ def test_a_slow_moment_costs_no_patience() -> None:
         t.observe(64, linear(64))
 
 
-def test_a_size_still_slow_when_tried_again_is_left_alone_for_twice_as_long() -> None:
+def test_patience_doubles_for_a_size_that_is_still_slow() -> None:
     """32 batches, then 64."""
     t = table()
     for patience in (32, 64):
@@ -240,17 +240,17 @@ def test_a_size_still_slow_when_tried_again_is_left_alone_for_twice_as_long() ->
         assert t.seconds(64) == pytest.approx(linear(64), rel=0.05)
 
 
-def test_a_slow_warm_up_is_lived_down() -> None:
-    """Measured beside a neighbour who has gone since: sizes that do not run come down with those
-    that do."""
+def test_table_recovers_from_a_slow_warm_up() -> None:
+    """If the warm-up was slow because of other load, sizes that do not run are corrected together
+    with those that do."""
     t = LatencyTable({b: [20 * linear(b)] * 3 for b in BUCKETS})
     for _ in range(64):
         t.observe(1, linear(1))
     assert times(t) == pytest.approx([linear(b) for b in BUCKETS], rel=0.1)
 
 
-def test_a_size_that_never_ran_has_run_at_warm_up() -> None:
-    """So it is doubted 32 batches later."""
+def test_patience_counts_from_the_warm_up() -> None:
+    """A size that never ran is stale 32 batches after the warm-up."""
     t = LatencyTable({b: [20 * linear(b)] * 3 for b in BUCKETS})
     for _ in range(32):
         t.observe(1, linear(1))
@@ -259,8 +259,8 @@ def test_a_size_that_never_ran_has_run_at_warm_up() -> None:
     assert t.seconds(64) == pytest.approx(linear(64), rel=0.1)
 
 
-def test_a_size_that_stays_slow_is_tried_less_and_less() -> None:
-    """Full batches that no longer pay are found out again and again, ever more rarely."""
+def test_best_tries_a_slow_size_ever_more_rarely() -> None:
+    """Full batches that are inefficient are tried again and again, but ever more rarely."""
     t = table()
     tried = []
     for n in range(6000):
@@ -271,8 +271,8 @@ def test_a_size_that_stays_slow_is_tried_less_and_less() -> None:
     assert 0 < len(late) < 0.003 * 4000
 
 
-def test_outliers_far_apart_do_not_agree() -> None:
-    """What was heard of a size long ago confirms nothing."""
+def test_observe_does_not_compare_distant_outliers() -> None:
+    """An outlier long ago does not confirm another."""
     t = table()
     t.observe(64, 50 * linear(64))
     for _ in range(64):
@@ -281,8 +281,8 @@ def test_outliers_far_apart_do_not_agree() -> None:
     assert t.seconds(64) == pytest.approx(linear(64), rel=0.02)
 
 
-def test_two_sizes_that_disagree_are_both_learned() -> None:
-    """Taking turns does not make their errors cancel."""
+def test_observe_learns_opposite_errors_of_two_sizes() -> None:
+    """Errors of alternating sizes do not cancel each other."""
     t = table()
     for _ in range(20):
         t.observe(1, 0.8 * linear(1))
@@ -291,8 +291,8 @@ def test_two_sizes_that_disagree_are_both_learned() -> None:
     assert t.seconds(64) == pytest.approx(1.3 * linear(64), rel=0.06)
 
 
-def test_noise_moves_little() -> None:
-    """A thousand noisy batches leave the table within a few percent, and in order."""
+def test_observe_is_stable_under_noise() -> None:
+    """A thousand noisy batches leave the table within 8 %, and in order."""
     t, random_ = table(), random.Random(1)
     for _ in range(1000):
         size = random_.choice(BUCKETS)
@@ -302,16 +302,16 @@ def test_noise_moves_little() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
-def test_what_the_clock_cannot_tell_is_not_learned(seconds: float) -> None:
-    """Zero seconds is a clock too coarse, not a fast engine."""
+def test_observe_ignores_impossible_times(seconds: float) -> None:
+    """Zero seconds mean a coarse clock, not a fast engine."""
     t = table()
     for _ in range(5):
         t.observe(64, seconds)
     assert times(t) == times(table())
 
 
-def test_the_spread_is_that_of_the_typical_bucket() -> None:
-    """One wild bucket does not make all untrustworthy."""
+def test_spread_is_that_of_the_typical_bucket() -> None:
+    """One noisy bucket does not affect the others."""
     t = LatencyTable({1: [1, 1.1, 0.9], 2: [1, 5, 9], 4: [2, 2.2, 1.8]})
     assert t.spread == pytest.approx(0.148, abs=0.001)
 
@@ -319,16 +319,14 @@ def test_the_spread_is_that_of_the_typical_bucket() -> None:
 @pytest.mark.parametrize(
     ("runs", "distance"), [([0.98, 1.0, 1.1], 0.06), ([1.0, 1.2], 0.1 / 1.1), ([1.0], 0.0)]
 )
-def test_the_run_that_is_the_median_says_nothing_of_the_spread(
-    runs: list[float], distance: float
-) -> None:
-    """It is no distance from itself; of an even number of runs none is."""
+def test_spread_leaves_out_the_median_run(runs: list[float], distance: float) -> None:
+    """Its distance to itself is 0. With an even number of runs the median is not one of them."""
     spread = LatencyTable({1: runs}).spread
     assert spread == pytest.approx(max(1.4826 * distance, 0.01))
 
 
-def test_the_margin_covers_all_but_one_in_a_hundred() -> None:
-    """Whatever the spread is, and from whatever start."""
+def test_margin_is_exceeded_by_one_batch_in_a_hundred() -> None:
+    """For any spread and from any start."""
     for sigma in (0.02, 0.05, 0.2):
         margin, random_ = Margin(0.05), random.Random(2)
         late = 0
@@ -339,8 +337,8 @@ def test_the_margin_covers_all_but_one_in_a_hundred() -> None:
         assert 0.005 < late / 15_000 < 0.02
 
 
-def test_an_overrun_raises_the_margin_by_a_fifth() -> None:
-    """And a hundred batches that keep their time bring it back."""
+def test_margin_rises_by_a_fifth_with_a_late_batch() -> None:
+    """A hundred batches in time lower it again."""
     margin = Margin(0.1)
     margin.observe(1.0, 1.4)
     assert margin.share == pytest.approx(0.3 * 1.22, rel=0.01)
@@ -349,8 +347,8 @@ def test_an_overrun_raises_the_margin_by_a_fifth() -> None:
     assert margin.share == pytest.approx(0.3)
 
 
-def test_overruns_in_a_row_count_once() -> None:
-    """A slow-down is for the table to learn; the margin would remember it for too long."""
+def test_margin_counts_late_batches_in_a_row_once() -> None:
+    """A slow-down is for the table to learn. The margin would remember it for too long."""
     once, often = Margin(0.05), Margin(0.05)
     once.observe(1.0, 9.0)
     for _ in range(10):
@@ -359,8 +357,8 @@ def test_overruns_in_a_row_count_once() -> None:
     assert often.share <= once.share
 
 
-def test_the_margin_stays_within_reason() -> None:
-    """Neither nothing nor more than the time itself."""
+def test_margin_stays_within_its_limits() -> None:
+    """From 0.01 up to the predicted time itself."""
     margin = Margin(0.0)
     assert margin.share == 0.01
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""Running out of the device's memory, and coming back from it."""
+"""The memory cap: running out of the device's memory, and recovering."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ BUCKETS = (1, 2, 4, 8)
 PAUSE = MemoryCap.PAUSE
 
 
-def test_all_is_allowed_until_it_runs_out() -> None:
-    """Then the next smaller bucket, for a pause, and one more after each."""
+def test_limit_falls_by_a_bucket_when_memory_runs_out() -> None:
+    """The limit rises by one bucket after each pause."""
     cap = MemoryCap(BUCKETS)
     assert cap.limit(0) == cap.limit(1e6) == 8
     cap.ran_out(8, 1e6)
@@ -20,8 +20,8 @@ def test_all_is_allowed_until_it_runs_out() -> None:
     assert [cap.limit(2e6 + t * PAUSE) for t in (0, 1.1, 2.1)] == [2, 4, 8]
 
 
-def test_running_out_again_on_the_way_up_doubles_the_pause() -> None:
-    """Up to a limit; a failed probe costs a retry, and must become rare."""
+def test_pause_doubles_when_memory_runs_out_on_the_way_up() -> None:
+    """Up to a maximum: each failed attempt costs a retry, so attempts become rare."""
     cap, now = MemoryCap(BUCKETS), 100.0
     pauses = []
     for _ in range(9):
@@ -34,8 +34,8 @@ def test_running_out_again_on_the_way_up_doubles_the_pause() -> None:
 
 
 @pytest.mark.parametrize(("failing", "pause"), [(15.0, 2), (19.0, 2), (21.0, 1), (1000.0, 1)])
-def test_a_pause_at_the_top_forgets(failing: float, pause: int) -> None:
-    """Back at the top after one pause; what then holds for another has recovered."""
+def test_pause_is_reset_after_a_pause_at_the_largest_bucket(failing: float, pause: int) -> None:
+    """If the largest bucket held for a whole pause, the memory has recovered."""
     cap = MemoryCap(BUCKETS)
     cap.ran_out(8, 0.0)
     cap.ran_out(8, failing)
@@ -43,16 +43,16 @@ def test_a_pause_at_the_top_forgets(failing: float, pause: int) -> None:
     assert cap.limit(failing + (pause + 0.1) * PAUSE) == 8
 
 
-def test_the_first_time_is_no_repetition() -> None:
-    """Not even in the first seconds."""
+def test_pause_does_not_double_the_first_time() -> None:
+    """Not even in the first seconds of the clock."""
     cap = MemoryCap(BUCKETS)
     cap.ran_out(2, 5.0)
     assert [cap.limit(5.0 + t * PAUSE) for t in (0.9, 1.1, 2.1, 3.1)] == [1, 2, 4, 8]
 
 
-def test_running_out_at_once_at_half_the_size_is_the_same_time() -> None:
-    """A retry in halves goes further down without a longer pause; and one that had been on its
-    way at the old size does not raise the cap again."""
+def test_pause_does_not_double_for_the_halves_of_a_batch() -> None:
+    """The halves of a batch that failed lower the limit without a longer pause. A batch that was in
+    flight at the old size does not raise it."""
     cap = MemoryCap(BUCKETS)
     cap.ran_out(8, 0.0)
     cap.ran_out(4, 0.1)
@@ -60,16 +60,16 @@ def test_running_out_at_once_at_half_the_size_is_the_same_time() -> None:
     assert [cap.limit(0.2 + t * PAUSE) for t in (0, 1.1, 2.1)] == [2, 4, 8]
 
 
-def test_what_has_held_on_the_way_up_still_holds() -> None:
-    """A probe that fails at the top costs one bucket, however far down it began."""
+def test_limit_falls_by_one_bucket_from_where_it_rose_to() -> None:
+    """A failure at the largest bucket costs one bucket, however low the limit was before."""
     cap = MemoryCap(BUCKETS)
     cap.ran_out(2, 0.0)
     cap.ran_out(8, 3.5 * PAUSE)
     assert cap.limit(3.5 * PAUSE) == 4
 
 
-def test_a_doubled_pause_is_forgotten_when_the_top_holds() -> None:
-    """Ran out on the way up, recovered, and held: the next time counts as the first."""
+def test_doubled_pause_is_reset_when_the_largest_bucket_holds() -> None:
+    """After that the next failure counts as the first."""
     cap = MemoryCap(BUCKETS)
     cap.ran_out(8, 0.0)
     cap.ran_out(8, 1.5 * PAUSE)  # on the way up: twice the pause from now on
@@ -78,8 +78,8 @@ def test_a_doubled_pause_is_forgotten_when_the_top_holds() -> None:
     assert [cap.limit((100 + t) * PAUSE) for t in (0.9, 1.1)] == [4, 8]
 
 
-def test_the_smallest_bucket_stays() -> None:
-    """Less than one item cannot be asked for."""
+def test_limit_is_at_least_the_smallest_bucket() -> None:
+    """A limit below one item is impossible."""
     cap = MemoryCap(BUCKETS)
     cap.ran_out(1, 0)
     assert cap.limit(0) == 1

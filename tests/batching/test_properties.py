@@ -1,4 +1,4 @@
-"""Whatever arrives, leaves, fails or slows down: the promises of the batcher hold."""
+"""Properties: the batcher keeps its guarantees in worlds that hypothesis generates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TICK = 1e-6
 
 @dataclass
 class Call:
-    """One caller: when it comes, how long it has, and when it leaves if it does."""
+    """One caller: when it submits, its timeout, and when it cancels. None: it does not."""
 
     at: float
     timeout: float
@@ -80,7 +80,7 @@ class History:
 
 
 async def live(world: World) -> History:
-    """Let it all happen, and look at the queue whenever anything may have changed."""
+    """Run a world, and record the length of the queue whenever it may have changed."""
     loop = asyncio.get_running_loop()
 
     def promised(size: int) -> float:
@@ -134,8 +134,8 @@ async def live(world: World) -> History:
 
 @settings(deadline=None)
 @given(worlds)
-def test_the_promises_hold(world: World) -> None:
-    """In every world at once; each assertion is one promise."""
+def test_batcher_keeps_its_guarantees(world: World) -> None:
+    """In every generated world. Each assertion is one guarantee."""
     history = run(live(world))
     engine = history.engine
 
@@ -145,7 +145,7 @@ def test_the_promises_hold(world: World) -> None:
         assert call.ended_at <= call.at + call.timeout + TICK, "by its deadline"
         if not isinstance(end, BaseException):
             answer: Any = end
-            assert answer.value == 2 * number, "everybody gets their own answer"
+            assert answer.value == 2 * number, "every caller gets the answer for its item"
             assert call.fault == ""
             spent = answer.queue_seconds + answer.infer_seconds
             assert spent <= call.timeout + TICK
@@ -187,8 +187,8 @@ def test_the_promises_hold(world: World) -> None:
 
 @settings(deadline=None)
 @given(worlds)
-def test_order_is_respected(world: World) -> None:
-    """Without faults, a batch holds the most urgent of those who wait when it is closed."""
+def test_batches_hold_the_earliest_deadlines(world: World) -> None:
+    """Without faults, a batch holds the items with the earliest deadlines when it is formed."""
     for call in world.calls:
         call.fault = ""
     world.memory = 8
@@ -208,9 +208,9 @@ def test_order_is_respected(world: World) -> None:
 
 @settings(deadline=None)
 @given(worlds)
-def test_what_the_prediction_accepts_is_in_time(world: World) -> None:
-    """On an engine that keeps its word nobody who is accepted comes too late, but for who has less
-    time than it takes and is let in to see whether it still does."""
+def test_accepted_items_are_in_time(world: World) -> None:
+    """If the engine takes as long as predicted, no accepted item is late, except items with less
+    time than the engine takes, which are tried once."""
     world.slowdown, world.memory = 1.0, 8
     alone = 1.1 * (world.fixed + world.per_item)
     for call in world.calls:
@@ -262,18 +262,18 @@ def answered_after(slow: float, until: float, slots: int, gap: float, timeout: f
     gap=st.sampled_from([0.3, 2.0, 7.0]),
     timeout=st.sampled_from([2.0, 5.0, 20.0]),
 )
-def test_every_bad_time_ends(
+def test_batcher_recovers_from_any_slow_time(
     slow: float, until: float, slots: int, gap: float, timeout: float
 ) -> None:
-    """However slow the engine was and for how long: soon after it is itself again, so are the
-    answers."""
+    """However slow the engine was and for how long: soon after it has recovered, as many items are
+    answered as usual."""
     usual = answered_after(1.0, 0.0, slots, gap, timeout)
     assert answered_after(slow, until, slots, gap, timeout) >= 0.85 * usual
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_under_endless_overload_goodput_stays(slots: int) -> None:
-    """At ten times the capacity the engine computes full batches, all of them in time."""
+def test_goodput_is_stable_under_overload(slots: int) -> None:
+    """At ten times the capacity the engine computes full batches, and all answers are in time."""
 
     async def scenario() -> tuple[FakeEngine, Counter[str]]:
         engine = FakeEngine(lambda size: 0.1 + 0.01 * size)

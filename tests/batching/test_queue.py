@@ -1,4 +1,4 @@
-"""Who waits, and in what order."""
+"""The queue: order, removal and bound."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def names(items: list[Item]) -> str:
     return "".join(item.name for item in items)
 
 
-def test_earliest_deadline_first_and_equal_ones_in_order_of_arrival() -> None:
-    """One timeout for all makes it first in, first out."""
+def test_queue_orders_by_deadline_and_then_by_arrival() -> None:
+    """With one timeout for all items it is first in, first out."""
     queue = filled(Item("a", 2), Item("b", 2), Item("c", 1), Item("d", 3), Item("e", 2))
 
     assert list(queue.deadlines) == [1, 2, 2, 2, 3]
@@ -38,8 +38,8 @@ def test_earliest_deadline_first_and_equal_ones_in_order_of_arrival() -> None:
     assert len(queue) == 0
 
 
-def test_a_discarded_item_is_gone_and_only_that_one() -> None:
-    """Even among items of the same deadline."""
+def test_discard_removes_only_that_item() -> None:
+    """Even among items with the same deadline."""
     items = [Item("a"), Item("b"), Item("c"), Item("d", 2)]
     queue = filled(*items)
     queue.discard(items[1])
@@ -48,8 +48,8 @@ def test_a_discarded_item_is_gone_and_only_that_one() -> None:
     assert names(queue.take(9)) == "acd"
 
 
-def test_discarding_what_does_not_wait_changes_nothing() -> None:
-    """It has been taken, or never came."""
+def test_discard_ignores_items_that_are_not_queued() -> None:
+    """Items that were taken or never added are ignored."""
     items = [Item("a"), Item("b"), Item("c", 2)]
     queue = filled(*items)
     queue.take(1)
@@ -60,8 +60,8 @@ def test_discarding_what_does_not_wait_changes_nothing() -> None:
     assert names(queue.take(9)) == "bc"
 
 
-def test_the_bound() -> None:
-    """Full at max_size, and not before."""
+def test_queue_is_full_at_its_maximum_size() -> None:
+    """Not with one item less."""
     queue = BatchQueue[Item](2)
     seen = []
     for name in "ab":
@@ -72,6 +72,6 @@ def test_the_bound() -> None:
         queue.put(Item("c"))
 
 
-def test_the_oldest_need_not_be_the_first() -> None:
-    """Waiting is counted from arrival, order from deadlines."""
+def test_oldest_compares_arrivals() -> None:
+    """Waiting is counted from arrival, though the order is by deadline."""
     assert filled(Item("a", 2, arrived=5), Item("b", 9, arrived=3)).oldest() == 3

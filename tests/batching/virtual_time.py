@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer: an hour of waiting takes no time at all."""
+"""Virtual time: an event loop whose clock jumps to the next timer, so waiting takes no time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ T = TypeVar("T")
 
 
 class _Jump(selectors.SelectSelector):
-    """Instead of waiting for files, moves the clock."""
+    """Moves the clock instead of waiting for files."""
 
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise RuntimeError("everybody waits for something that will never happen")
+            raise RuntimeError("all tasks wait, and there is no timer")
         self.now += max(timeout, 0.0)
         return []
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Starts at 0.0. Stands still while callbacks run. No threads, no files, no signals."""
+    """Starts at 0.0 and stands still while callbacks run. Has no threads, files or signals."""
 
     def __init__(self) -> None:
         self._jump = _Jump()
@@ -37,12 +37,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run` in virtual time. Tasks left behind are an error."""
+    """Like `asyncio.run` in virtual time. Tasks that still run at the end are an error."""
     loop = VirtualLoop()
     try:
         result = loop.run_until_complete(main)
-        left = asyncio.all_tasks(loop)
-        assert not left, f"left running: {left}"
+        remaining = asyncio.all_tasks(loop)
+        assert not remaining, f"still running: {remaining}"
         return result
     finally:
         loop.close()

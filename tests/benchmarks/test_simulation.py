@@ -1,5 +1,4 @@
-"""The bounds that the simulator holds the batcher against are bounds, and are tight; and what it
-says about a policy is right where that can be told by hand."""
+"""The simulation: its bounds are correct and tight, and its verdicts agree with those by hand."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from batching import LatencyTable, policy
 from batching.timeline import Timeline
+from benchmarks.simulate import OUT, RESULTS, ROOT, options
 from benchmarks.simulation.arrivals import TRACES
 from benchmarks.simulation.bounds import clairvoyant, fluid
 from benchmarks.simulation.devices import DEVICES, Clockwork, Device
@@ -49,30 +49,31 @@ traces = st.lists(st.floats(0, 6, width=16), min_size=1, max_size=6).map(sorted)
 
 @settings(deadline=None)
 @given(traces)
-def test_the_clairvoyant_does_what_trying_everything_finds(arrivals: list[float]) -> None:
-    """Its schedule of unbroken runs loses nothing."""
+def test_clairvoyant_is_as_good_as_trying_everything(arrivals: list[float]) -> None:
+    """Its schedule of consecutive arrivals answers the maximum number of requests."""
     found = clairvoyant(arrivals, DEVICE, SLO) * len(arrivals)
     assert round(found) == most_by_trying_everything(arrivals, DEVICE, SLO)
 
 
 @settings(deadline=None)
 @given(traces)
-def test_the_flow_is_never_beaten(arrivals: list[float]) -> None:
-    """Not even by one who knows everything in advance."""
+def test_fluid_is_an_upper_bound(arrivals: list[float]) -> None:
+    """The clairvoyant policy does not exceed it."""
     accepted = sum(request.accepted for request in fluid(arrivals, DEVICE, SLO, math.inf))
     assert accepted >= round(clairvoyant(arrivals, DEVICE, SLO) * len(arrivals))
 
 
 @settings(deadline=None)
 @given(traces.filter(lambda arrivals: len(arrivals) <= 4))
-def test_the_flow_is_not_beaten_in_two_lanes(arrivals: list[float]) -> None:
+def test_fluid_is_an_upper_bound_for_two_lanes(arrivals: list[float]) -> None:
+    """Trying every schedule does not exceed it."""
     device = Device("two", lambda size: 1.0 + 0.4 * size, buckets=(1, 2, 4, 64), lanes=2)
     accepted = sum(request.accepted for request in fluid(arrivals, device, SLO, math.inf))
     assert accepted >= most_by_trying_everything(arrivals, device, SLO)
 
 
-def test_the_flow_of_two_lanes_by_hand() -> None:
-    """Forty arrive a second; in either lane ten a second can be answered, however they are
+def test_fluid_of_two_lanes_by_hand() -> None:
+    """Forty requests arrive per second. Each lane can answer ten per second, however they are
     batched."""
     device = Device("two", lambda size: 0.1 * size, buckets=(1, 64), lanes=2)
     assert device.capacity(1.0) == pytest.approx(20.0)
@@ -80,8 +81,8 @@ def test_the_flow_of_two_lanes_by_hand() -> None:
     assert sum(request.accepted for request in requests) == pytest.approx(800 + 20, abs=2)
 
 
-def test_a_batch_goes_to_the_lane_that_is_free_first() -> None:
-    """It ends about 1 s after it begins, and the noise of either lane is its own."""
+def test_clockwork_uses_the_first_free_lane() -> None:
+    """A batch ends about 1 s after it begins, and each lane has noise of its own."""
     clockwork = Clockwork(Device("two", lambda _: 1.0, lanes=2), math.inf, 1)
     assert clockwork.free_at == 0.0
     first, second = clockwork.compute(64, 0.0), clockwork.compute(64, 0.0)
@@ -93,8 +94,8 @@ def test_a_batch_goes_to_the_lane_that_is_free_first() -> None:
     assert clockwork.free_at == max(first, second)
 
 
-def test_a_batch_grows_while_all_lanes_are_busy() -> None:
-    """Two go to a lane each; who comes then is computed together."""
+def test_peer_batches_grow_while_all_lanes_are_busy() -> None:
+    """Two requests go to one lane each; those that arrive then are computed together."""
     clockwork = Clockwork(Device("two", lambda _: 1.0, lanes=2), math.inf, 1)
     first, second, *others = PEERS["greedy"]([0.0, 0.1, 0.2, 0.3, 0.4], clockwork, 9.0)
     assert first.done == pytest.approx(1.0, rel=0.2)
@@ -104,8 +105,8 @@ def test_a_batch_grows_while_all_lanes_are_busy() -> None:
 
 
 @pytest.mark.parametrize("name", ["shoal", *PEERS])
-def test_both_lanes_are_used(name: str) -> None:
-    """By every policy: 1.6 times what one of them can do is answered."""
+def test_policies_use_both_lanes(name: str) -> None:
+    """Every policy answers 1.6 times as many requests as one lane could."""
     device = Device("two", lambda size: 1e-3 * size, lanes=2)
     arrivals = TRACES["poisson"](1600.0, 1000, 2)
     serve = {"shoal": shoal, **PEERS}[name]
@@ -113,21 +114,22 @@ def test_both_lanes_are_used(name: str) -> None:
     assert found.goodput > 0.95 * found.offered
 
 
-def test_the_flow_knows_of_the_slow_half() -> None:
-    """Ten arrive a second, before and after: enough for all, then for half of them."""
+def test_fluid_counts_the_slow_half() -> None:
+    """Ten requests arrive per second: the device answers all of them before the change, and half of
+    them after it."""
     device = Device("slow", lambda size: 0.1 * size, buckets=(1, 64), slower=2.0)
     requests = fluid([n / 10 for n in range(1, 401)], device, 1.0, 20.0)
     assert sum(request.accepted for request in requests[:190]) == 190
     assert sum(request.accepted for request in requests[210:]) == pytest.approx(95, abs=2)
 
 
-def test_who_has_not_heard_of_the_change_breaks_promises() -> None:
-    """Twenty arrive a second, ten of which can be answered, then five: until it is heard of, as
-    many are let in as before."""
+def test_fluid_with_an_unknown_change_answers_some_requests_late() -> None:
+    """Twenty requests arrive per second, of which ten can be answered, then five. Until the change
+    is known, as many are accepted as before."""
     device = Device("slow", lambda size: 0.1 * size, buckets=(1, 64), slower=2.0)
     arrivals = [n / 20 for n in range(1, 801)]
     foreseen = fluid(arrivals, device, 1.0, 20.0)
-    requests = fluid(arrivals, device, 1.0, 20.0, heard=20.2)
+    requests = fluid(arrivals, device, 1.0, 20.0, known_from=20.2)
     broken = [r.arrived for r in requests if r.accepted and r.done > r.arrived + 1.0 + 1e-6]
     assert len(broken) == pytest.approx(5 + 1, abs=1), (
         "half of one SLO's worth, and of the time since"
@@ -165,10 +167,11 @@ def reference(of_bound: float, kept: float) -> dict[str, float]:
         (cell(0.94, 0.98, told=reference(0.945, 0.985)), (0, 0), (1, 1), (0, 0)),
     ],
 )  # fmt: skip
-def test_a_target_is_met_explained_or_missed(
+def test_verdict_explains_a_miss_by_a_better_reference(
     found: dict[str, Any], met: object, explained: object, missed: object
 ) -> None:
-    """Explained only by a reference that does better than ours, and itself does not reach it."""
+    """A miss is explained only by a reference that does better than Shoal and misses the target as
+    well."""
     goodput, kept, beaten, slower = verdict([found])
     assert (goodput.met, kept.met) == met
     assert (len(goodput.explained), len(kept.explained)) == explained
@@ -176,9 +179,9 @@ def test_a_target_is_met_explained_or_missed(
     assert (beaten.met, slower.met) == (1, 2)
 
 
-def test_the_best_in_hindsight_keeps_its_promises() -> None:
-    """Of a run that answers the more the smaller its margin, and keeps the less: the settings hold
-    for all of it, and for nothing afterwards."""
+def test_hindsight_chooses_among_settings_that_keep_enough() -> None:
+    """Goodput falls with the margin and the kept share rises. The settings apply to the whole run
+    and not afterwards."""
     before = policy.KEEPING_UP
     table = LatencyTable({1: [1.0] * 3})
 
@@ -196,8 +199,8 @@ def test_the_best_in_hindsight_keeps_its_promises() -> None:
     assert not isinstance(Timeline(table, lanes=1).margin, FixedMargin)
 
 
-def test_a_peer_ahead_is_told() -> None:
-    """In goodput by more than one in a hundred; in latency, only if it answers nearly all."""
+def test_verdict_reports_a_peer_that_is_ahead() -> None:
+    """In goodput by more than 1 %; in latency only if it answers nearly all requests."""
     found = cell()
     greedy = found["rows"]["greedy"]
     greedy |= {"goodput": 102.0, "p50": 0.5}
@@ -215,24 +218,27 @@ def test_a_peer_ahead_is_told() -> None:
         (0.97, {"goodput": 104.0, "kept_share": 0.96}, True),
     ],
 )
-def test_what_explains_a_peer_ahead(ours: float, greedy: dict[str, float], explained: bool) -> None:
-    """That it breaks promises, and more than we do."""
+def test_verdict_explains_a_peer_with_late_answers(
+    ours: float, greedy: dict[str, float], explained: bool
+) -> None:
+    """A peer that is ahead is explained if more of its accepted requests are late than of
+    Shoal's."""
     found = cell(kept=ours)
     found["rows"]["greedy"] |= greedy
     assert bool(verdict([found])[2].explained) == explained
 
 
-def test_a_peer_that_keeps_its_promises_does_not_hide_behind_one_that_does_not() -> None:
-    """Though that one is further ahead."""
+def test_verdict_prefers_a_peer_in_time() -> None:
+    """A peer whose answers are in time is reported even if another peer is further ahead."""
     found = cell()
     found["rows"]["greedy"] |= {"goodput": 110.0, "kept_share": 0.9}
     found["rows"]["linear fit"] = found["rows"]["greedy"] | {"goodput": 103.0, "kept_share": 1.0}
     (miss,) = verdict([found])[2].missed
-    assert "linear fit has 103.0% of our goodput" in miss
+    assert "linear fit has 103.0% of Shoal's goodput" in miss
 
 
-def test_figures_of_a_handful() -> None:
-    """Refused, late, never answered, and in time; the first three SLOs and the last do not
+def test_figures_of_a_few_requests() -> None:
+    """Rejected, late, never answered, and in time. The first three SLOs and the last one do not
     count."""
     start = Request(0.0, done=99.0)
     good = [Request(3.0 + n, done=3.5 + n) for n in range(6)]
@@ -248,8 +254,8 @@ def test_figures_of_a_handful() -> None:
 
 
 @pytest.mark.parametrize("name", TRACES)
-def test_a_trace_offers_what_it_is_asked_for(name: str) -> None:
-    """In order, and about as many as wanted."""
+def test_traces_have_the_requested_rate(name: str) -> None:
+    """Arrivals are in order, and about as many as requested."""
     arrivals = TRACES[name](100.0, 5000, 3)
     assert arrivals == sorted(arrivals)
     assert len(arrivals) == pytest.approx(5000, rel=0.1)
@@ -257,8 +263,8 @@ def test_a_trace_offers_what_it_is_asked_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_alone_with_one_request(name: str) -> None:
-    """It is answered: at once, or after the window that the policy insists on."""
+def test_peers_answer_a_single_request(name: str) -> None:
+    """At once, or after the window of the policy."""
     clockwork = Clockwork(DEVICES["gpu"], math.inf, 1)
     alone = DEVICES["gpu"].mean(1)
     (request,) = PEERS[name]([1.0], clockwork, 1.0)
@@ -266,9 +272,8 @@ def test_a_peer_alone_with_one_request(name: str) -> None:
     assert request.done - 1.0 == pytest.approx(alone * (2 if waits else 1), rel=0.2)
 
 
-def test_shoal_against_the_bound() -> None:
-    """The claim of the simulator in one small cell: twice the capacity, and who is let in is
-    answered in time."""
+def test_shoal_reaches_the_bound_under_overload() -> None:
+    """At twice the capacity, accepted requests are answered in time."""
     device = DEVICES["padded gpu"]
     slo = 10 * device.mean(1)
     rate = 2 * device.capacity(slo)
@@ -276,3 +281,11 @@ def test_shoal_against_the_bound() -> None:
     found = figures(shoal(arrivals, Clockwork(device, math.inf, 5), slo), slo)
     assert found.goodput >= 0.93 * device.capacity(slo)
     assert found.kept_share >= 0.99
+
+
+def test_simulate_writes_to_the_repository_only_if_asked() -> None:
+    """By default, results go to a folder that git ignores; `--update` writes the tracked ones."""
+    assert options().parse_args([]).out == OUT
+    assert "/.bench/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert OUT.is_relative_to(ROOT / ".bench")
+    assert options().parse_args(["--update"]).out == RESULTS

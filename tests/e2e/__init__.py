@@ -1,1 +1,1 @@
-"""Real processes, real ports, real signals."""
+"""Tests with real processes, ports and signals."""

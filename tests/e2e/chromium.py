@@ -1,8 +1,8 @@
-"""A real Chromium, driven through its DevTools protocol over a pipe: no driver, no dependency.
+"""Drives a real Chromium by its DevTools protocol over a pipe, without a driver.
 
-`Chromium` is a process, `Page` a tab with a profile of its own. Every wait is bounded. A page
-keeps what it asked for (`requests`) and what went wrong in it (`complaints`). Of other hosts no
-name is found, so that whatever a page wants from elsewhere fails at once and is listed.
+`Chromium` is a process, and `Page` is a tab with its own profile. Every wait is bounded. A page
+records its requests (`requests`) and its errors (`complaints`). Names of other hosts do not
+resolve, so that requests to them fail and are recorded.
 https://chromedevtools.github.io/devtools-protocol/
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 20.0
 REBOUND = "attacker.example"
-"""A name that leads to this machine, as after DNS rebinding."""
+"""A name that resolves to this machine, as after DNS rebinding."""
 FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
@@ -48,12 +48,12 @@ KEYS = {"Tab": ("Tab", 9, ""), "Enter": ("Enter", 13, "\r")}
 
 
 def find() -> str | None:
-    """The path of a Chromium, if there is one."""
+    """Returns the path of a Chromium, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Chromium:
-    """The browser, for as long as a `with` lasts."""
+    """A browser that runs for the duration of a `with` block."""
 
     def __init__(self, path: str) -> None:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -89,7 +89,7 @@ class Chromium:
 
     @contextlib.contextmanager
     def page(self, width: int = 1200, height: int = 900) -> Iterator[Page]:
-        """A new tab that shares nothing with others."""
+        """Opens a tab that shares nothing with others."""
         context = self.send("Target.createBrowserContext")["browserContextId"]
         target = self.send("Target.createTarget", url="about:blank", browserContextId=context)
         session = self.send("Target.attachToTarget", flatten=True, **target)["sessionId"]
@@ -101,7 +101,7 @@ class Chromium:
         self.send("Target.disposeBrowserContext", browserContextId=context)
 
     def send(self, method: str, session: str | None = None, /, **parameters: Any) -> Any:
-        """The result of a command. Events that arrive meanwhile are noted by their page."""
+        """Sends a command and returns its result. Events that arrive meanwhile go to their page."""
         number = next(self._ids)
         message = {"id": number, "method": method, "params": parameters}
         if session is not None:
@@ -146,12 +146,12 @@ class Page:
         return self._chromium.send(method, self._session, **parameters)
 
     def open(self, url: str) -> None:
-        """Returns when the page and all that it asks for at first are there."""
+        """Opens a URL. Returns when the page and its initial requests have loaded."""
         assert "errorText" not in self.send("Page.navigate", url=url), url
         self.wait_for("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, of a promise once it is kept."""
+        """Returns the value of a JavaScript expression, or of a promise once it is fulfilled."""
         answer = self.send(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -159,7 +159,7 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str) -> Any:
-        """The value of an expression as soon as it is truthy."""
+        """Waits until an expression is truthy, and returns its value."""
         until = time.monotonic() + PATIENCE
         while not (value := self.evaluate(expression)):
             assert time.monotonic() < until, f"never: {expression}"
@@ -167,14 +167,14 @@ class Page:
         return value
 
     def texts(self, selector: str) -> list[str]:
-        """What one reads in each element that fits."""
+        """Returns the visible text of each element that matches."""
         found: list[str] = self.evaluate(
             f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.innerText)"
         )
         return found
 
     def click(self, selector: str) -> None:
-        """As soon as it is there, in its middle, with the mouse."""
+        """Clicks the center of an element with the mouse, as soon as it exists."""
         element = f"document.querySelector({json.dumps(selector)})"
         self.wait_for(f"!!{element}")
         self.evaluate(f"{element}.scrollIntoView({{ block: 'center', behavior: 'instant' }})")
@@ -183,13 +183,13 @@ class Page:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def choose(self, selector: str, *files: pathlib.Path) -> None:
-        """Hand files to an <input type=file>."""
+        """Chooses files for an <input type=file>."""
         root = self.send("DOM.getDocument")["root"]["nodeId"]
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
 
     def drop(self, selector: str, *files: pathlib.Path) -> None:
-        """Drag files from the desktop onto an element."""
+        """Drags files onto an element."""
         x, y = self._middle(selector)
         data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
@@ -203,7 +203,7 @@ class Page:
 
     @contextlib.contextmanager
     def choosing(self, *files: pathlib.Path) -> Iterator[None]:
-        """Within, a file chooser is to open; at the end it gets these files."""
+        """Expects a file chooser in the block, and answers it with these files."""
         self.send("Page.setInterceptFileChooserDialog", enabled=True)
         yield
         until = time.monotonic() + PATIENCE
@@ -224,12 +224,12 @@ class Page:
         )
 
     def prefer(self, **features: str) -> None:
-        """Media features that the user has set, such as prefers_color_scheme="dark"."""
+        """Sets media features of the user, such as prefers_color_scheme="dark"."""
         chosen = [{"name": k.replace("_", "-"), "value": v} for k, v in features.items()]
         self.send("Emulation.setEmulatedMedia", features=chosen)
 
     def screenshot(self) -> bytes:
-        """The whole page as PNG."""
+        """Returns the whole page as PNG."""
         size = self.send("Page.getLayoutMetrics")["cssContentSize"]
         answer = self.send(
             "Page.captureScreenshot", captureBeyondViewport=True, clip={**size, "scale": 1}
@@ -242,7 +242,7 @@ class Page:
         return x, y
 
     def note(self, event: dict[str, Any]) -> None:
-        """An event has arrived."""
+        """Records an event."""
         told = event["params"]
         match event["method"]:
             case "Network.requestWillBeSent":

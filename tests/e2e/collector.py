@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector that keeps what it is told: OTLP over HTTP, in a thread."""
+"""An OpenTelemetry collector that keeps the spans it receives: OTLP over HTTP, in a thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE = 30.0
 
 
 class Collector:
-    """`endpoint` is where, `spans` what came so far, as OTLP has them."""
+    """A collector. `endpoint` is its URL, and `spans` are the spans so far, as in OTLP."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
@@ -61,14 +61,14 @@ class Collector:
         self._server.server_close()
 
     def named(self, name: str) -> list[Any]:
-        """The spans of that name, in the order in which they began."""
+        """Returns the spans of that name, in the order of their start."""
         return sorted(
             (span for span in self.spans if span.name == name),
             key=lambda span: span.start_time_unix_nano,
         )
 
     def wait_for(self, name: str, count: int) -> list[Any]:
-        """As soon as there are so many."""
+        """Waits until there are `count` spans of that name."""
         end = time.monotonic() + PATIENCE
         while len(found := self.named(name)) < count:
             assert time.monotonic() < end, f"{len(found)} spans {name!r} of {count}"

@@ -1,4 +1,4 @@
-"""What several end-to-end tests need: a browser, the service as it ships, an engine that waits."""
+"""Fixtures of the end-to-end tests: a browser, the service as it ships, and a held engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e.process import REAL, Hold, Server
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Chromium]:
-    """The browser, where there is one."""
+    """A browser. Skips the test if there is none."""
     path = find()
     if path is None:
         pytest.skip("no Chromium: apt-get install chromium")
@@ -23,7 +23,7 @@ def chromium() -> Iterator[Chromium]:
 
 @pytest.fixture(scope="session")
 def real(model: pathlib.Path) -> Iterator[Server]:
-    """The network that ships, in HTTP and gRPC, in batches of up to 64."""
+    """A server with the network that ships, HTTP and gRPC, and batches of up to 64."""
     more = {"SHOAL_MAX_BATCH_SIZE": "64", "SHOAL_GRPC_PORT": "0"}
     with Server(*REAL, SHOAL_MODEL_STORE=str(model.parents[1]), **more) as server:
         server.wait_until_ready()

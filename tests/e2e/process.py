@@ -1,4 +1,4 @@
-"""A server in a process of its own, for as long as a `with` lasts; and what holds its engine."""
+"""A server in its own process, and files that hold its engine."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ DEFAULTS = {
 
 
 class Hold:
-    """From `begin` to `end`, what waits for it does not end: ENGINE_HELD or ENGINE_LOAD_HELD are to
-    be its name."""
+    """A file that holds the engine from `begin` to `end`. Pass its name as ENGINE_HELD (batches) or
+    ENGINE_LOAD_HELD (loading)."""
 
     def __init__(self, file: pathlib.Path) -> None:
         self._file = file
@@ -133,7 +133,7 @@ class Server:
         self.end()
 
     def address(self, name: str) -> str:
-        """Where a port beside the main one was opened, as the log says: `gRPC on`."""
+        """Returns the address of another port, from the log. `name`: for example `gRPC on`."""
         messages = (str(record["message"]) for record in self.log())
         return next(message.split()[-1] for message in messages if name in message)
 
@@ -147,7 +147,7 @@ class Server:
         return self.process.pid
 
     def cpu_seconds(self) -> float:
-        """What the process has spent so far: unlike time, not more on a machine with other work."""
+        """Returns the CPU time so far, which does not depend on other work on the machine."""
         return cpu_seconds(self.pid)
 
     def wait_until_ready(self) -> float:
@@ -157,7 +157,7 @@ class Server:
         return time.monotonic() - self.started
 
     async def wait_until(self, metric: str, value: float | Callable[[], float]) -> None:
-        """Until `/metrics` says `value`, or what it is by then, for a metric without labels."""
+        """Waits until a metric without labels has a value. A callable is evaluated at each look."""
         async with httpx.AsyncClient() as client, asyncio.timeout(PATIENCE):
             while True:
                 text = (await client.get(f"{self.url}/metrics")).text
@@ -167,7 +167,7 @@ class Server:
                 await asyncio.sleep(0.02)
 
     def wait_for_log(self, message: str) -> dict[str, Any]:
-        """The next record whose message contains `message`."""
+        """Waits for the next record whose message contains `message`."""
         while True:
             try:
                 line = self._lines.get(timeout=PATIENCE)
@@ -182,7 +182,7 @@ class Server:
         self.process.send_signal(number)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and return the exit status."""
+        """Sends a signal. Returns the exit status."""
         self.process.send_signal(number)
         return self.wait()
 
@@ -193,24 +193,24 @@ class Server:
         return self.process.wait(PATIENCE)
 
     def processes(self) -> dict[str, int]:
-        """Of several that serve: name -> id of the last that was started."""
+        """Returns the processes that the log names: name -> id of the last one started."""
         started = [record for record in self.log() if record["message"] == "started"]
         return {record["process"]: record["pid"] for record in started}
 
     def log(self) -> list[dict[str, Any]]:
-        """All records so far."""
+        """Returns all records so far."""
         return [json.loads(line) for line in self._log]
 
     def log_of(self, message: str) -> dict[str, Any]:
-        """The last record with that message."""
+        """Returns the last record with that message."""
         return [record for record in self.log() if record["message"] == message][-1]
 
     def batches(self) -> list[int]:
-        """Sizes of the batches that a scripted engine was handed so far."""
+        """Returns the sizes of the batches that a scripted engine has received."""
         return [record["size"] for record in self.log() if record["message"] == "batch"]
 
     def errors(self) -> str:
-        """Standard error, once the process has ended."""
+        """Returns standard error. The process must have ended."""
         assert self.process.stderr is not None
         return self.process.stderr.read()
 

@@ -1,11 +1,12 @@
-"""The real service with an engine that does as the environment says.
+"""The real service with an engine that the environment controls.
 
-ENGINE_SECONDS is what a batch takes, ENGINE_WARM_UP_SECONDS what it took at warm-up,
-ENGINE_LOAD_SECONDS what loading takes, ENGINE_ERROR what it raises; `load` fails while loading.
-ENGINE_DEAD_AFTER is how many seconds a batch may take at least before the watchdog bites.
-ENGINE_STALLED_AFTER is how many it may take at least before the server is not ready.
-ENGINE_HELD and ENGINE_LOAD_HELD name files: while there is one, no batch and no loading ends.
-Run as `python -m tests.e2e.scripted`.
+Variables: ENGINE_SECONDS, the time for a batch; ENGINE_WARM_UP_SECONDS, the time for a batch at
+warm-up; ENGINE_LOAD_SECONDS, the time to load; ENGINE_ERROR, the message of the exception that each
+batch raises, or `load` to fail while loading. ENGINE_DEAD_AFTER and ENGINE_STALLED_AFTER are the
+minimum seconds of a batch until the engine counts as dead, and until the server is not ready.
+ENGINE_HELD and ENGINE_LOAD_HELD name files: while the file exists, no batch, or no loading, ends.
+
+Run it as `python -m tests.e2e.scripted`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class ScriptedEngine(FakeEngine):
 
 
 async def until_gone(file: str | None) -> None:
-    while file and os.path.exists(file):  # noqa: ASYNC110, ASYNC240  # nobody tells
+    while file and os.path.exists(file):  # noqa: ASYNC110, ASYNC240  # there is no event
         await asyncio.sleep(0.01)
 
 

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 BUSY = {"ENGINE_SECONDS": "0.3", "SHOAL_MAX_QUEUE_SIZE": "4"}
 
 
-async def test_whoever_is_refused_comes_back() -> None:
-    """More callers than may wait: the service refuses some, and in the end all are answered."""
+async def test_client_retries_until_all_requests_are_answered() -> None:
+    """With more requests than the queue holds, rejected ones are retried and all are answered."""
     with Server(*SCRIPTED, **BUSY) as server:
         server.wait_until_ready()
         async with AsyncClient(server.url) as client:
@@ -28,8 +28,8 @@ async def test_whoever_is_refused_comes_back() -> None:
     assert refused
 
 
-def test_threads_share_a_client() -> None:
-    """And each gets the answer to its own image."""
+def test_client_may_be_shared_by_threads() -> None:
+    """Each thread gets the answer to its own image."""
     with Server(*SCRIPTED, **BUSY) as server:
         server.wait_until_ready()
         with Client(server.url) as client, concurrent.futures.ThreadPoolExecutor(16) as threads:
@@ -39,8 +39,8 @@ def test_threads_share_a_client() -> None:
     assert [a.class_ for a in answers[10:]] == [a.class_ for a in answers[:6]]
 
 
-def test_a_server_is_replaced() -> None:
-    """The connections that a client keeps to the old one are no hindrance."""
+def test_client_survives_a_restart_of_the_server() -> None:
+    """Connections to the old server do not prevent requests to the new one."""
     with Server(*SCRIPTED) as old:
         old.wait_until_ready()
         with Client(old.url) as client:

@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from collections import Counter
 import httpx
 import pytest
 
+from benchmarks.processes import started
 from service.server.server import ACCEPTS
 from tests.e2e.process import PATIENCE, REAL, ROOT, SCRIPTED, Server
 from tests.service.conftest import png
@@ -45,8 +45,8 @@ def address(server: Server) -> tuple[str, int]:
 @pytest.mark.parametrize(
     ("trusted", "statuses"), [("127.0.0.1", [200, 429, 200, 429]), ("", [200, 429, 429, 429])]
 )
-def test_a_client_behind_a_proxy(trusted: str, statuses: list[int]) -> None:
-    """Is told by what the proxy says of it, where the proxy is trusted; else it is the proxy."""
+def test_proxy_names_the_client_where_it_is_trusted(trusted: str, statuses: list[int]) -> None:
+    """A trusted proxy names the client; behind another proxy, the proxy is the client."""
     limit = {"SHOAL_RATE_LIMIT": "0.01", "SHOAL_TRUSTED_PROXIES": trusted}
     with Server(*SCRIPTED, **limit) as server:
         server.wait_until_ready()
@@ -61,9 +61,8 @@ def test_a_client_behind_a_proxy(trusted: str, statuses: list[int]) -> None:
     assert found == statuses
 
 
-def test_few_descriptors() -> None:
-    """More connections than descriptors: newcomers are served, nothing spins, and a line or two say
-    so."""
+def test_server_survives_a_lack_of_descriptors() -> None:
+    """With more connections than descriptors, new clients are served at little CPU time."""
     with Server(*limited("RLIMIT_NOFILE", 64, "tests.e2e.scripted")) as server:
         server.wait_until_ready()
         with contextlib.ExitStack() as stack:
@@ -83,12 +82,12 @@ def test_few_descriptors() -> None:
         assert server.stop() == 0
     assert [re.sub(r"\d+", "N", warning)[:24] for warning in warnings] == [
         "at most N connections in",
-        "N connections are open, ",
+        "the maximum of N connect",
     ]
 
 
-def test_a_crowd_is_accepted_in_few_turns() -> None:
-    """libuv takes one connection a turn from each listener, so there are several of each socket."""
+def test_server_accepts_many_connections_in_few_turns() -> None:
+    """libuv accepts one connection per turn and listener, so each address has several listeners."""
     with Server(*SCRIPTED) as server:
         server.wait_until_ready()
         names = Counter[str]()
@@ -99,8 +98,8 @@ def test_a_crowd_is_accepted_in_few_turns() -> None:
         assert listeners == ACCEPTS
 
 
-def test_nothing_is_written() -> None:
-    """On a full or read-only disk the service starts, answers and stops as ever."""
+def test_server_needs_no_writable_disk() -> None:
+    """On a full or read-only disk the service starts, answers and stops."""
     with Server(*limited("RLIMIT_FSIZE", 0, REAL[1])) as server:
         server.wait_until_ready()
         assert httpx.post(f"{server.url}/predict", files={"img": HORSE}).status_code == 200
@@ -109,13 +108,12 @@ def test_nothing_is_written() -> None:
 
 
 @pytest.mark.parametrize("output", ["/dev/full", None])
-def test_a_log_that_nobody_gets(output: str | None) -> None:
-    """Its disk is full, or it was closed before the start: requests are answered, and the end is a
-    clean one."""
+def test_server_survives_a_log_that_cannot_be_written(output: str | None) -> None:
+    """With a full disk or closed output, requests are answered and the service stops cleanly."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     where = f">{output} 2>&1" if output else ">&- 2>&-"
-    with subprocess.Popen(
+    with started(
         ["sh", "-c", f'exec "{sys.executable}" {" ".join(SCRIPTED)} {where}'],
         cwd=ROOT,
         env={**os.environ, "SHOAL_PORT": str(port), "SHOAL_LOG_LEVEL": "debug"},
@@ -151,9 +149,9 @@ async def drip(server: Server, first: bytes, cut: asyncio.Event) -> bytes:
         writer.close()
 
 
-async def test_a_thousand_slow_clients() -> None:
-    """A byte a second each, half of them in their heads and half in their bodies: each is cut off,
-    and beside them every request is answered."""
+async def test_slow_clients_are_cut_off() -> None:
+    """A thousand clients that send a byte per second are cut off; other requests are all
+    answered."""
     limits = {"SHOAL_MAX_UPLOAD_BYTES": "100000", "SHOAL_MAX_UPLOAD_MEMORY": "1000000"}
     with Server(*SCRIPTED, **limits) as server:
         server.wait_until_ready()
@@ -172,4 +170,4 @@ async def test_a_thousand_slow_clients() -> None:
     heads, bodies = answers[1::2], answers[::2]
     assert set(heads) == {b""}
     codes = {code for answer in bodies for code in re.findall(rb'"code":"(\w+)"', answer)}
-    assert codes == {b"upload_timeout", b"queue_full"}
+    assert codes == {b"upload_timeout", b"upload_memory_full"}

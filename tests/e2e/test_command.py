@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.e2e.process import ROOT, SCRIPTED, Hold, Server
+from benchmarks.processes import started
+from tests.e2e.process import PATIENCE, ROOT, SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -54,8 +55,10 @@ def horse(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def test_a_table_in_the_order_of_the_files(server: Server, tmp_path: pathlib.Path) -> None:
-    """What was classified on standard output, what was not on standard error; status 1."""
+def test_predict_prints_a_table_in_the_order_of_the_files(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    """Predictions go to standard output and errors to standard error; the status is 1."""
     files = [tmp_path / f"{number}.png" for number in range(30)]
     for number, file in enumerate(files):
         file.write_bytes(png(number) if number != 3 else b"no image")
@@ -71,8 +74,8 @@ def test_a_table_in_the_order_of_the_files(server: Server, tmp_path: pathlib.Pat
     assert done.returncode == 1
 
 
-def test_lines_for_programs(server: Server, horse: pathlib.Path) -> None:
-    """An object a file, `-` being standard input; status 0 where all got a class."""
+def test_predict_prints_json_lines(server: Server, horse: pathlib.Path) -> None:
+    """Each file is an object, `-` is standard input, and the status is 0 if all got a class."""
     arguments = ("predict", horse, "-", "--json", "--url", server.url)
     done = shoal(*arguments, given=png(2), SHOAL_API_KEY=KEY)
     told = [json.loads(line) for line in done.stdout.splitlines()]
@@ -83,21 +86,22 @@ def test_lines_for_programs(server: Server, horse: pathlib.Path) -> None:
     assert done.returncode == 0 and not done.stderr
 
 
-def test_without_the_key(server: Server, horse: pathlib.Path) -> None:
-    """What fails for all is said once."""
+def test_predict_reports_a_missing_key_once(server: Server, horse: pathlib.Path) -> None:
+    """An error that every file would get is printed once."""
     done = shoal("predict", horse, horse, horse, "--url", server.url)
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.count("unauthorized") == done.stderr.count("\n") == 1
 
 
-def test_nobody_answers(horse: pathlib.Path) -> None:
+def test_predict_reports_a_missing_server(horse: pathlib.Path) -> None:
+    """Without a server the command ends with status 1 and one line."""
     done = shoal("predict", horse, horse, "--url", "http://127.0.0.1:9")
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.count("\n") == 1 and "Is the server running" in done.stderr
 
 
-def test_a_server_that_is_not_ready_yet(horse: pathlib.Path, hold: Hold) -> None:
-    """Says when to come back, and is asked again then."""
+def test_predict_waits_for_a_server_that_starts(horse: pathlib.Path, hold: Hold) -> None:
+    """A server that loads its model says when to retry, and the command does so."""
     with Server(*SCRIPTED, ENGINE_LOAD_HELD=str(hold)) as server, ThreadPoolExecutor(1) as pool:
         asking = pool.submit(shoal, "predict", horse, "--json", "--url", server.url)
         while server.wait_for_log("request")["code"] != "not_ready":
@@ -108,8 +112,8 @@ def test_a_server_that_is_not_ready_yet(horse: pathlib.Path, hold: Hold) -> None
     assert json.loads(done.stdout)["class"] == "horse"
 
 
-def test_no_more_time(horse: pathlib.Path) -> None:
-    """Whoever waits no longer than a moment is told so then."""
+def test_predict_reports_an_exceeded_timeout(horse: pathlib.Path) -> None:
+    """A timeout that is too short is reported with its code."""
     with Server(*SCRIPTED, ENGINE_SECONDS="20", ENGINE_WARM_UP_SECONDS="0.01") as server:
         server.wait_until_ready()
         done = shoal("predict", horse, "--json", "--timeout", "0.5", "--url", server.url)
@@ -117,9 +121,11 @@ def test_no_more_time(horse: pathlib.Path) -> None:
     assert json.loads(done.stdout)["error"]["code"] in {"timed_out", "deadline_exceeded"}
 
 
-def test_served_and_local_alike(horse: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """`shoal serve` with a flag that wins over the environment; its answer is that of a `shoal
-    predict` without a server; SIGTERM ends it with 0."""
+def test_predict_gives_the_same_answer_with_and_without_a_server(
+    horse: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """`shoal serve` with a flag that overrides the environment answers as `shoal predict` does
+    alone."""
     noise = tmp_path / "noise.bin"
     noise.write_bytes(bytes(3000))
     flags = ("--max-upload-bytes", "2000", "--no-page")
@@ -137,21 +143,23 @@ def test_served_and_local_alike(horse: pathlib.Path, tmp_path: pathlib.Path) -> 
     assert not local.stderr
 
 
-def test_no_such_model(horse: pathlib.Path) -> None:
-    """A line that lists what there is, wherever a model is loaded; status 1."""
+def test_predict_reports_an_unknown_model(horse: pathlib.Path) -> None:
+    """The command lists the available models and ends with status 1."""
     done = shoal("predict", horse, "--model", "pets")
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.count("\n") == 1 and "cifar_resnet20_v1" in done.stderr
 
 
-def test_a_wrong_setting(horse: pathlib.Path) -> None:
-    """From the environment, too, it ends with 2."""
+def test_predict_rejects_a_wrong_setting(horse: pathlib.Path) -> None:
+    """A wrong setting in the environment ends with status 2."""
     done = shoal("predict", horse, SHOAL_DEVICE="tpu")
     assert done.returncode == 2 and "SHOAL_DEVICE=tpu" in done.stderr
 
 
-def test_a_reader_that_has_seen_enough(server: Server, horse: pathlib.Path) -> None:
-    """`| head` ends it without a word, as SIGPIPE does others."""
+def test_predict_ends_silently_when_its_output_is_closed(
+    server: Server, horse: pathlib.Path
+) -> None:
+    """A closed pipe, as with `| head`, ends the command with status 141 and no message."""
     ours, theirs = os.pipe()
     os.close(ours)
     environment = os.environ | {"SHOAL_API_KEY": KEY}
@@ -161,20 +169,22 @@ def test_a_reader_that_has_seen_enough(server: Server, horse: pathlib.Path) -> N
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_ctrl_c(horse: pathlib.Path) -> None:
-    """Ends it with 130 and no traceback."""
+def test_predict_ends_on_ctrl_c(horse: pathlib.Path) -> None:
+    """Ctrl-C ends the command with status 130 and no traceback."""
     with Server(*SCRIPTED, ENGINE_SECONDS="30", ENGINE_WARM_UP_SECONDS="0.01") as server:
         server.wait_until_ready()
         command = [*COMMAND, "predict", str(horse), "--url", server.url]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        server.wait_for_log("batch")
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
-    assert (process.returncode, told) == (130, "")
+        with started(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            server.wait_for_log("batch")
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (130, "")
 
 
-def test_remote_without_mxnet(server: Server, horse: pathlib.Path) -> None:
-    """Asking a server loads neither MXNet nor the application."""
+def test_predict_with_a_server_loads_neither_mxnet_nor_the_service(
+    server: Server, horse: pathlib.Path
+) -> None:
+    """With --url, neither MXNet nor the application is imported."""
     code = (
         "import sys; from shoal.command import main\n"
         "status = main(sys.argv[1:])\n"
@@ -207,8 +217,8 @@ def script(shell: str) -> str:
         ("predict READ", "README.md"),
     ],
 )
-def test_completion(shell: str, typed: str, completed: str) -> None:
-    """Commands, flags, commands of commands and files, in the shell itself."""
+def test_completion_works_in_the_shell(shell: str, typed: str, completed: str) -> None:
+    """The shell completes commands, flags, subcommands and files."""
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell}: apt-get install {shell}")
     asking = COMPLETE[shell].replace("{typed}", typed).replace("{last}", str(len(typed.split())))

@@ -29,7 +29,7 @@ SLACK = 32
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_images_take_no_memory_of_the_server(name: str) -> None:
-    """They are answered, and what decoding them takes is not the server's."""
+    """Hostile images are answered, and the memory to decode them is not that of the server."""
     with Server(*SCRIPTED) as server:
         server.wait_until_ready()
         rest = resident(server.pid)
@@ -41,9 +41,8 @@ def test_hostile_images_take_no_memory_of_the_server(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_client_whose_images_kill_decoders_is_rejected() -> None:
-    """After some kills it gets 429, before a stream of them is a loop of restarts. Kills are
-    counted, and the images of other clients are decoded."""
+def test_client_whose_images_kill_decoders_is_rejected() -> None:
+    """After some kills the client gets 429; kills are counted, and other clients are served."""
     keys = {"SHOAL_API_KEYS": f"{ATTACKER},{OTHER}", "SHOAL_MAX_DECODE_SECONDS": "0.05"}
     expensive = encode(Image.new("RGB", (4000, 4000)), "PNG", compress_level=1)
     ordinary = encode(Image.new("RGB", (300, 300)), "PNG")

@@ -13,8 +13,8 @@ from tests.service.conftest import png
 pytestmark = pytest.mark.slow
 
 
-async def test_who_leaves_is_not_computed(hold: Hold) -> None:
-    """Of many that wait behind a slow batch, those that hang up never reach the engine."""
+async def test_disconnected_clients_are_not_computed(hold: Hold) -> None:
+    """Requests in the queue whose clients disconnect never reach the engine."""
     with Server(*SCRIPTED, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:

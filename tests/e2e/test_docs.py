@@ -1,4 +1,4 @@
-"""The description of the interface: true, complete, and served without the internet."""
+"""Tests that the OpenAPI description is complete and correct, and that /docs works offline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def predict(server: Server) -> Any:
 
 
 def test_docs_need_no_internet(server: Server) -> None:
-    """Everything that /docs loads comes from this server."""
+    """Everything that /docs loads comes from the server."""
     page = httpx.get(f"{server.url}/docs").text
     assets = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert any(asset.endswith(".js") for asset in assets) and "://" not in "".join(assets)
@@ -38,16 +38,16 @@ def test_docs_need_no_internet(server: Server) -> None:
         assert httpx.get(f"{server.url}{asset}").status_code == 200, asset
 
 
-def test_the_upload_is_described(predict: Any) -> None:
-    """A form with one binary field `img`, or the image itself."""
+def test_description_has_the_upload(predict: Any) -> None:
+    """An upload is a form with the binary field `img`, or the image itself."""
     content = predict["requestBody"]["content"]
     assert set(content) >= {"multipart/form-data", "image/jpeg", "image/png"}
     form = content["multipart/form-data"]["schema"]
     assert form["required"] == ["img"] and form["properties"]["img"]["format"] == "binary"
 
 
-def test_every_error_is_described(predict: Any) -> None:
-    """Each status with an example for each code."""
+def test_description_has_every_error(predict: Any) -> None:
+    """Each status has an example for each of its codes."""
     described = {
         (int(status), code)
         for status, response in predict["responses"].items()
@@ -69,6 +69,8 @@ def test_every_error_is_described(predict: Any) -> None:
         (408, "upload_timeout"),
         (503, "not_ready"),
         (503, "queue_full"),
+        (503, "upload_memory_full"),
+        (503, "engine_busy"),
         (503, "decode_queue_full"),
         (503, "decoder_lost"),
         (503, "decoders_down"),
@@ -83,26 +85,27 @@ def test_every_error_is_described(predict: Any) -> None:
     }
 
 
-def test_headers_are_described(server: Server, predict: Any) -> None:
-    """Those that a real answer and a real refusal carry, beside what HTTP needs."""
+def test_description_has_the_headers(server: Server, predict: Any) -> None:
+    """All headers of an answer and of an error are described, except those of HTTP itself."""
     for response in (
         httpx.post(f"{server.url}/predict", files={"img": png(7)}),
         httpx.post(f"{server.url}/predict"),
     ):
         described = predict["responses"][str(response.status_code)]["headers"]
-        ours = set(response.headers) - {"content-length", "content-type", "date"}
-        ours.remove("x-content-type-options")
-        assert ours <= {name.lower() for name in described}
+        headers = set(response.headers) - {"content-length", "content-type", "date"}
+        headers.remove("x-content-type-options")
+        assert headers <= {name.lower() for name in described}
 
 
-def test_references_lead_somewhere(server: Server) -> None:
+def test_description_has_every_schema(server: Server) -> None:
+    """Every reference leads to a schema, and every schema is referenced."""
     description = httpx.get(f"{server.url}/openapi.json").text
     shapes = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
     assert set(re.findall(r'#/components/schemas/(\w+)"', description)) == set(shapes)
 
 
-def test_answers_are_as_described(server: Server, predict: Any) -> None:
-    """The fields of a real answer are the fields of its schema."""
+def test_description_has_the_fields_of_answers(server: Server, predict: Any) -> None:
+    """An answer and an error have the fields of their schemas."""
     answer = httpx.post(f"{server.url}/predict", files={"img": png(7)}).json()
     shapes = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
     assert set(answer) == set(shapes["Prediction"]["required"])
@@ -110,8 +113,10 @@ def test_answers_are_as_described(server: Server, predict: Any) -> None:
     assert set(problem) == set(shapes["ProblemDetails"]["required"])
 
 
-def test_try_it_out(chromium: Chromium, server: Server, tmp_path: pathlib.Path) -> None:
-    """In the browser, a file is chosen, sent and answered."""
+def test_docs_can_send_a_request(
+    chromium: Chromium, server: Server, tmp_path: pathlib.Path
+) -> None:
+    """In the browser, /docs sends a chosen file and shows the answer."""
     horse = tmp_path / "horse.png"
     horse.write_bytes(png(7))
     with chromium.page() as page:

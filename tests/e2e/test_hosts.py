@@ -26,8 +26,8 @@ def server() -> Iterator[Server]:
         assert server.stop() == 0
 
 
-def test_a_rebound_name_is_refused_on_every_path(server: Server) -> None:
-    """A page whose name points to this server reads nothing but probes and metrics."""
+def test_unknown_host_is_rejected_on_every_path(server: Server) -> None:
+    """A page whose name resolves to this server reads nothing but probes and metrics."""
     rebound = {"host": f"{EVIL}:8000"}
     with httpx.Client(base_url=server.url) as client:
         description = client.get("/openapi.json").json()
@@ -53,9 +53,10 @@ def test_a_rebound_name_is_refused_on_every_path(server: Server) -> None:
         (f"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Host: {EVIL}\r\n", "421"),
     ],
 )
-async def test_answered_before_the_upload(server: Server, head: str, status: str) -> None:
-    """The answer is there while not one byte of the body has been sent, and the client was not
-    told to go on."""
+async def test_unknown_host_is_rejected_before_the_upload(
+    server: Server, head: str, status: str
+) -> None:
+    """The answer comes before a byte of the body is sent, and without 100 Continue."""
     url = httpx.URL(server.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     length = "" if head.startswith("GET") else "Expect: 100-continue\r\nContent-Length: 9000000\r\n"
@@ -69,7 +70,7 @@ async def test_answered_before_the_upload(server: Server, head: str, status: str
 
 
 def test_own_pages_and_programs_are_served(server: Server) -> None:
-    """By address and as localhost, with and without what browsers send."""
+    """Requests by address and as localhost are served, with and without headers of browsers."""
     port = httpx.URL(server.url).port
     for host in "127.0.0.1", "localhost":
         own = {"host": f"{host}:{port}", "origin": f"http://{host}:{port}"}
@@ -79,8 +80,8 @@ def test_own_pages_and_programs_are_served(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("trusted", "status"), [("127.0.0.1", 200), ("", 403)])
-def test_a_page_behind_a_proxy(trusted: str, status: int) -> None:
-    """The host that a trusted proxy forwards is the page's own; what others say is ignored."""
+def test_forwarded_host_counts_from_trusted_proxies_only(trusted: str, status: int) -> None:
+    """The host that a trusted proxy forwards is that of the page; from others it is ignored."""
     names = {"SHOAL_TRUSTED_PROXIES": trusted, "SHOAL_ALLOWED_HOSTS": "photos.example"}
     page = {
         "origin": "http://photos.example",
@@ -94,8 +95,8 @@ def test_a_page_behind_a_proxy(trusted: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_the_log_names_the_hosts(workers: str) -> None:
-    """Once, and only where the server can be reached from elsewhere."""
+def test_log_names_the_allowed_hosts_once(workers: str) -> None:
+    """The log has one line about allowed hosts if the server is reachable from other machines."""
     for host, count in ("0.0.0.0", 1), ("127.0.0.1", 0):
         with Server(*SCRIPTED, SHOAL_HOST=host, SHOAL_WORKERS=workers) as server:
             server.wait_until_ready()
@@ -120,8 +121,8 @@ def page(chromium: Chromium) -> Iterator[Page]:
         yield page
 
 
-def test_a_browser_after_rebinding(page: Page) -> None:
-    """A page of the attacker's name gets 421, whatever it asks for as its own origin."""
+def test_browser_after_dns_rebinding_gets_421(page: Page) -> None:
+    """A page of the attacker's name gets 421 for everything it requests as its own origin."""
     with Server(*SCRIPTED) as server:
         server.wait_until_ready()
         page.open(f"http://{REBOUND}:{httpx.URL(server.url).port}/")
@@ -131,9 +132,8 @@ def test_a_browser_after_rebinding(page: Page) -> None:
 
 
 @pytest.mark.parametrize("where", ["another port", "another site"])
-def test_a_browser_on_a_page_elsewhere(page: Page, where: str) -> None:
-    """Its POST is refused whether or not the other page is of the same site; a page of a named
-    origin gets its prediction."""
+def test_browser_on_another_page_is_rejected(page: Page, where: str) -> None:
+    """A POST from another page is rejected; one from an allowed origin gets its prediction."""
     picture = f"new Blob([Uint8Array.from({[*png(7)]})])"
     form = f"(form => (form.append('img', {picture}), form))(new FormData())"
     post = f"fetch(%r, {{method: 'POST', mode: %r, body: {form}}})"

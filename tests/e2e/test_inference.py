@@ -1,4 +1,4 @@
-"""The Open Inference Protocol as NVIDIA's own client speaks it, unchanged, to a real process."""
+"""Tests the Open Inference Protocol over REST with NVIDIA's client, against a real process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def client() -> Iterator[InferenceServerClient]:
 
 
 def images(*encoded: bytes, binary: bool = True) -> InferInput:
-    """As bytes behind the JSON, or as strings in base64 within."""
+    """An input with images as binary data, or as base64 in JSON."""
     tensor = InferInput("image", [len(encoded)], "BYTES")
     elements = encoded if binary else [base64.b64encode(image) for image in encoded]
     return tensor.set_data_from_numpy(np.array(elements, dtype=object), binary_data=binary)
@@ -55,12 +55,14 @@ def array(data: Any, datatype: str, binary: bool = True) -> InferInput:
 
 
 def test_health(client: InferenceServerClient) -> None:
+    """The server and its model are live and ready; other models and versions are not."""
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("fake") and client.is_model_ready("fake", "7")
     assert not client.is_model_ready("fake", "8") and not client.is_model_ready("other")
 
 
 def test_metadata(client: InferenceServerClient) -> None:
+    """Server and model metadata name the extensions and the inputs."""
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "classification"]
     about = client.get_model_metadata("fake", "7")
     assert (about["name"], about["versions"]) == ("fake", ["7"])
@@ -68,37 +70,40 @@ def test_metadata(client: InferenceServerClient) -> None:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_images(client: InferenceServerClient, binary: bool) -> None:
-    """In and out, in JSON and in binary, in a batch."""
+def test_infer_images(client: InferenceServerClient, binary: bool) -> None:
+    """Two images get all outputs, in JSON and in binary."""
     names = "class", "probability", "probabilities"
-    wanted = [InferRequestedOutput(name, binary_data=binary) for name in names]
-    result = client.infer("fake", [images(HORSE, CAT, binary=binary)], outputs=wanted)
-    classes = [b"horse", b"cat"] if binary else ["horse", "cat"]  # as the client has them
+    requested = [InferRequestedOutput(name, binary_data=binary) for name in names]
+    result = client.infer("fake", [images(HORSE, CAT, binary=binary)], outputs=requested)
+    classes = (
+        [b"horse", b"cat"] if binary else ["horse", "cat"]
+    )  # the types that the client returns
     assert list(result.as_numpy("class")) == classes
     assert np.allclose(result.as_numpy("probability"), 0.91)
     assert result.as_numpy("probabilities").shape == (2, 10)
     assert result.as_numpy("probabilities").dtype == np.float32
 
 
-def test_as_the_client_does_by_itself(client: InferenceServerClient) -> None:
-    """Everything binary, all outputs, an id and a version."""
+def test_infer_with_the_defaults_of_the_client(client: InferenceServerClient) -> None:
+    """A binary request with id and version gets all outputs."""
     result = client.infer("fake", [images(HORSE)], model_version="7", request_id="42")
     answer = result.get_response()
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("42", "fake", "7")
     assert list(result.as_numpy("class")) == [b"horse"]
 
 
-def test_a_batch_of_64(client: InferenceServerClient) -> None:
-    """In order, large ones included."""
+def test_infer_64_images(client: InferenceServerClient) -> None:
+    """The results have the order of the images, large images included."""
     sent = [png(red, side=400 if red % 5 == 0 else 32) for red in range(64)]
     result = client.infer("fake", [images(*sent)])
     assert list(result.as_numpy("probabilities").argmax(axis=1)) == [red % 10 for red in range(64)]
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_classification(client: InferenceServerClient, binary: bool) -> None:
-    wanted = InferRequestedOutput("probabilities", binary_data=binary, class_count=2)
-    result = client.infer("fake", [images(HORSE, CAT)], outputs=[wanted])
+def test_infer_with_classification(client: InferenceServerClient, binary: bool) -> None:
+    """`class_count` returns that number of most probable classes."""
+    requested = InferRequestedOutput("probabilities", binary_data=binary, class_count=2)
+    result = client.infer("fake", [images(HORSE, CAT)], outputs=[requested])
     found = [
         [str(c, "utf-8") if binary else c for c in row] for row in result.as_numpy("probabilities")
     ]
@@ -108,14 +113,15 @@ def test_classification(client: InferenceServerClient, binary: bool) -> None:
     ]
 
 
-def test_many_at_once(client: InferenceServerClient) -> None:
+def test_infer_10_requests_concurrently(client: InferenceServerClient) -> None:
+    """Each of 10 concurrent requests gets its own result."""
     requests = [client.async_infer("fake", [images(png(red))]) for red in range(10)]
     results = [request.get_result(timeout=10) for request in requests]
     assert [r.as_numpy("probabilities").argmax() for r in results] == list(range(10))
 
 
 @pytest.mark.parametrize(
-    ("model", "version", "tensor", "status", "told"),
+    ("model", "version", "tensor", "status", "expected"),
     [
         ("other", "", images(HORSE), "404", "no other"),
         ("fake", "8", images(HORSE), "404", "no other"),
@@ -133,17 +139,17 @@ def test_errors(
     version: str,
     tensor: InferInput,
     status: str,
-    told: str,
+    expected: str,
 ) -> None:
-    """The client raises its own exception, with our status and sentence."""
-    with pytest.raises(InferenceServerException, match=told) as caught:
+    """The exception of the client has the status and the detail of the problem."""
+    with pytest.raises(InferenceServerException, match=expected) as caught:
         client.infer(model, [tensor], model_version=version)
     assert caught.value.status() == status
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compression(client: InferenceServerClient, algorithm: str) -> None:
-    """Of requests is refused in words; of answers is asked for in vain, which HTTP allows."""
+    """Compressed requests are rejected. A request for a compressed answer is ignored."""
     with pytest.raises(InferenceServerException, match="Compressed bodies"):
         client.infer("fake", [images(HORSE)], request_compression_algorithm=algorithm)
     result = client.infer("fake", [images(HORSE)], response_compression_algorithm=algorithm)
@@ -151,12 +157,12 @@ def test_compression(client: InferenceServerClient, algorithm: str) -> None:
 
 
 def test_timeouts() -> None:
-    """`timeout` is the deadline: refused at once where it cannot be met, else kept."""
+    """The parameter `timeout` ends a request, or rejects it early if it cannot be met."""
     with Server(*SCRIPTED, ENGINE_SECONDS="1.5", ENGINE_WARM_UP_SECONDS="0.01") as server:
         server.wait_until_ready()
         client = connect(server)
         started = time.monotonic()
-        with pytest.raises(InferenceServerException, match="did not come in time") as late:
+        with pytest.raises(InferenceServerException, match="before its deadline") as late:
             client.infer("fake", [images(HORSE)], timeout=100_000)
         assert late.value.status() == "504" and time.monotonic() - started < 1.4
         with pytest.raises(InferenceServerException) as refused:
@@ -166,7 +172,7 @@ def test_timeouts() -> None:
 
 
 def test_not_ready() -> None:
-    """While the model is loaded: live, and nothing else."""
+    """While the model is loaded, the server is live but not ready."""
     with Server(*SCRIPTED, ENGINE_LOAD_SECONDS="30") as server:
         client = connect(server)
         assert client.is_server_live()
@@ -175,8 +181,8 @@ def test_not_ready() -> None:
             client.infer("fake", [images(HORSE)])
 
 
-async def test_who_leaves_is_not_computed(hold: Hold) -> None:
-    """Neither the images of a request, nor those of a form."""
+async def test_canceled_requests_are_not_inferred(hold: Hold) -> None:
+    """The images of a request or form whose client disconnects leave the queue."""
     with Server(*SCRIPTED, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         forms = [("img", HORSE)] * 20
@@ -203,8 +209,8 @@ async def test_who_leaves_is_not_computed(hold: Hold) -> None:
     assert sorted(left) == ["/predict/batch", "/v2/models/fake/infer"]
 
 
-async def test_who_leaves_is_not_decoded() -> None:
-    """Large images of somebody who has left are forgotten, and the connection with them."""
+async def test_canceled_requests_are_not_decoded() -> None:
+    """Large images of a client that has disconnected are not decoded any further."""
     large = png(7, side=4000)
     data = [base64.b64encode(large).decode()] * 30
     request = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [30], "data": data}]}
@@ -224,9 +230,9 @@ async def test_who_leaves_is_not_decoded() -> None:
         assert server.batches() == []
 
 
-async def test_others_are_answered_meanwhile() -> None:
-    """A body of 10 MiB, whatever is in it, keeps nobody else waiting. Other work on the machine may
-    spoil a try, not five."""
+async def test_large_bodies_do_not_delay_other_requests() -> None:
+    """Requests are answered within 0.25 s while bodies of 10 MiB are parsed. One attempt of five
+    must succeed, because other work on the machine may delay some."""
     rest = b"," * 9_000_000
     bodies = [
         b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["%s"]}]}'
@@ -254,17 +260,19 @@ async def test_others_are_answered_meanwhile() -> None:
 
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("form", ["image", "UINT8", "FP32"])
-def test_the_real_network(real: Server, model: pathlib.Path, form: str, binary: bool) -> None:
-    """Whatever form the pixels come in, NumPy agrees with the answer."""
+def test_infer_with_the_real_model(
+    real: Server, model: pathlib.Path, form: str, binary: bool
+) -> None:
+    """For each form of input, the result agrees with NumPy's."""
     pixels = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     pixels[0] = 128
     norm = versions.read_manifest(model).normalisation
     mean, std = np.array(norm.mean, np.float32), np.array(norm.std, np.float32)
-    normalised = (pixels.astype(np.float32) / 255 - mean) / std
+    normalized = (pixels.astype(np.float32) / 255 - mean) / std
     tensor = {
         "image": lambda: images(*map(bitmap, pixels), binary=binary),
         "UINT8": lambda: array(pixels, "UINT8", binary),
-        "FP32": lambda: array(normalised.transpose(0, 3, 1, 2).astype("<f4"), "FP32", binary),
+        "FP32": lambda: array(normalized.transpose(0, 3, 1, 2).astype("<f4"), "FP32", binary),
     }[form]()
     result = connect(real).infer(model.parent.name, [tensor], model_version=model.name)
     expected = probabilities(read_params(model / "net.params"), pixels)
@@ -273,7 +281,7 @@ def test_the_real_network(real: Server, model: pathlib.Path, form: str, binary: 
 
 
 def bitmap(pixels: Any) -> bytes:
-    """A BMP: nothing but the pixels behind a header."""
+    """Encode pixels as BMP, which is lossless."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "BMP")
     return out.getvalue()

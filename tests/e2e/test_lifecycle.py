@@ -21,8 +21,8 @@ HORSE = png(7)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_stop_loses_nothing(number: int, hold: Hold) -> None:
-    """Requests in flight when the signal arrives are answered; the process ends with 0."""
+async def test_stop_answers_requests_in_flight(number: int, hold: Hold) -> None:
+    """Requests in flight when the signal arrives are answered, and the exit status is 0."""
     with Server(*SCRIPTED, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
@@ -41,14 +41,14 @@ async def test_stop_loses_nothing(number: int, hold: Hold) -> None:
     assert [response.status_code for response in responses] == [200] * 32
 
 
-def test_stop_while_loading() -> None:
-    """A signal during start-up ends the process cleanly too."""
+def test_stop_while_the_model_loads() -> None:
+    """A signal during the start ends the process with status 0."""
     with Server(*REAL) as server:
         assert server.stop() == 0
 
 
-def test_an_engine_that_hangs_does_not_keep_the_process() -> None:
-    """Who waits for it is told, and the process ends in time, with 1 and a word in the log."""
+def test_stop_does_not_wait_for_an_engine_that_hangs() -> None:
+    """Waiting requests get an error, and the process ends within its timeout with status 1."""
     hung = {"ENGINE_SECONDS": "1000", "SHOAL_REQUEST_TIMEOUT": "2000"}
     with Server(*SCRIPTED, **hung, SHOAL_SHUTDOWN_TIMEOUT="1") as server:
         server.wait_until_ready()
@@ -61,12 +61,11 @@ def test_an_engine_that_hangs_does_not_keep_the_process() -> None:
             assert server.stop() == 1
             assert time.monotonic() - started < 30
             assert waiting.result().json()["code"] == "cut_off"
-        assert "does not come back" in server.log()[-1]["message"]
+        assert "did not stop in time" in server.log()[-1]["message"]
 
 
-def test_an_engine_that_dies_is_replaced() -> None:
-    """A batch that does not come back: whoever waits is told at once, the process answers
-    everybody and ends in time with a status of its own."""
+def test_dead_engine_ends_the_process() -> None:
+    """If a batch never returns, all requests get an error and the process ends with status 4."""
     dies = {"ENGINE_SECONDS": "1000", "ENGINE_WARM_UP_SECONDS": "0.001", "ENGINE_DEAD_AFTER": "2"}
     with Server(*SCRIPTED, **dies, SHOAL_REQUEST_TIMEOUT="60", SHOAL_DRAIN_DELAY="1") as server:
         server.wait_until_ready()
@@ -91,8 +90,8 @@ def test_an_engine_that_dies_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_stalled_engine_is_not_ready_until_its_batch_ends(workers: str, hold: Hold) -> None:
-    """Probes of every kind say so while the process is live, and the metric `shoal_ready` is 0."""
+async def test_stalled_engine_is_not_ready_until_its_batch_ends(workers: str, hold: Hold) -> None:
+    """Readiness probes and `shoal_ready` report a stalled engine while the process is live."""
     stalls = {"ENGINE_HELD": str(hold), "ENGINE_STALLED_AFTER": "1", "SHOAL_WORKERS": workers}
     with Server(*SCRIPTED, **stalls, SHOAL_REQUEST_TIMEOUT="120") as server:
         server.wait_until_ready()
@@ -113,8 +112,8 @@ async def test_a_stalled_engine_is_not_ready_until_its_batch_ends(workers: str, 
             assert (await client.get("/readyz")).status_code == 200
 
 
-def test_a_model_that_does_not_load_ends_the_process() -> None:
-    """No process lingers that can never be ready; the log says why."""
+def test_model_that_does_not_load_ends_the_process() -> None:
+    """The process ends with status 1, and the log says why."""
     with Server(*SCRIPTED, ENGINE_ERROR="load") as server:
         assert server.wait() == 1
         assert server.log()[-1]["message"].endswith("the engine was told to fail")
@@ -128,16 +127,16 @@ def test_a_model_that_does_not_load_ends_the_process() -> None:
         ({"SHOAL_DEVICE": "gpu:9"}, "device gpu:9 was asked for"),
     ],
 )
-def test_a_wrong_model_or_device(environment: dict[str, str], told: str) -> None:
-    """One clear line and exit status 1."""
+def test_wrong_model_or_device_ends_the_process(environment: dict[str, str], told: str) -> None:
+    """The process ends with status 1 and one line in the log."""
     with Server(*REAL, **environment) as server:
         assert server.wait() == 1
         last = server.log()[-1]
         assert told in last["message"] and "traceback" not in last
 
 
-def test_a_wrong_setting() -> None:
-    """One line a setting on standard error, exit status 2, before anything is started."""
+def test_wrong_settings_end_the_process() -> None:
+    """Each wrong setting is a line on standard error; the status is 2 and nothing is started."""
     run = subprocess.run(
         [sys.executable, "-m", "service"],
         cwd=ROOT,
@@ -152,8 +151,8 @@ def test_a_wrong_setting() -> None:
     ]
 
 
-def test_a_port_in_use() -> None:
-    """The log says which address is taken."""
+def test_port_in_use_ends_the_process() -> None:
+    """The log names the address, and the status is 3."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         run = subprocess.run(

@@ -16,8 +16,8 @@ from tests.service.conftest import png
 pytestmark = pytest.mark.slow
 
 
-def test_a_port_of_its_own() -> None:
-    """It tells of the requests to the other, is not counted itself, and ends with the process."""
+def test_metrics_port_serves_metrics_only() -> None:
+    """It has the metrics of the other port, does not count itself, and ends with the process."""
     with Server(*SCRIPTED, SHOAL_METRICS_PORT="0") as server:
         server.wait_until_ready()
         httpx.post(f"{server.url}/predict", files={"img": png(7)})
@@ -38,7 +38,8 @@ def test_a_port_of_its_own() -> None:
             assert server.stop() == 0, "though a scraper's connection is open"
 
 
-def test_a_port_in_use() -> None:
+def test_metrics_port_in_use_ends_the_process() -> None:
+    """The process ends with status 3 if the port is in use."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         run = subprocess.run(

@@ -64,10 +64,8 @@ def in_time(outcome: Samples) -> list[float]:
     return [seconds for status, seconds in ended if status == 200]
 
 
-async def test_ten_times_too_much() -> None:
-    """Every request gets its own answer in time or an immediate refusal that says when to come
-    back; goodput and memory hold. Other work on the machine may make some late in a try, not in
-    four."""
+async def test_overload_is_answered_in_time_or_rejected() -> None:
+    """Each request gets its answer in time or an immediate rejection; goodput and memory hold."""
     for _ in range(4):
         outcome, refused, grown = await flood()
         if 504 not in outcome.status and max(in_time(outcome)) < TIMEOUT + ENGINE_SECONDS:

@@ -1,4 +1,4 @@
-"""The page at `/` in a real Chromium, against a real process."""
+"""Tests the page at `/` in Chromium, against a real process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from batching import QueueFull
 from service.decoding.image import identify
+from service.errors import BadImage, NotReady, Unauthorized
+from service.http.problems import PROBLEMS
 from tests.e2e.chromium import Chromium, Page
 from tests.e2e.process import REAL, SCRIPTED, Server
 from tests.service import synthetic
@@ -23,7 +26,9 @@ pytestmark = pytest.mark.slow
 
 Write = Callable[..., pathlib.Path]
 DONE = "document.querySelectorAll('[data-state=answered], [data-state=refused]').length"
-ANSWERS = "performance.getEntriesByType('resource').filter(e => e.name.endsWith('/predict'))"
+PREDICT_ENTRIES = (
+    "performance.getEntriesByType('resource').filter(e => e.name.endsWith('/predict'))"
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def page(chromium: Chromium, server: Server) -> Iterator[Page]:
 
 @pytest.fixture
 def write(tmp_path: pathlib.Path) -> Write:
-    """Makes a file on disk."""
+    """A function that writes a file to disk."""
 
     def write(name: str, content: bytes) -> pathlib.Path:
         path = tmp_path / name
@@ -53,11 +58,14 @@ def write(tmp_path: pathlib.Path) -> Write:
 
 
 def wait_for(page: Page, cards: int) -> None:
+    """Wait until this number of cards has an answer or an error."""
     page.wait_for(f"{DONE} === {cards}")
 
 
-def test_a_dropped_picture(page: Page, server: Server, write: Write) -> None:
-    """Sentence, bars, times and model, without a complaint or a look elsewhere."""
+def test_page_shows_the_answer_to_a_dropped_picture(
+    page: Page, server: Server, write: Write
+) -> None:
+    """The card has sentence, bars, times and model, without errors or requests to other hosts."""
     page.drop("#zone", write("horse.png", png(7, side=200)))
     wait_for(page, 1)
     assert page.texts(".card h3") == ["horse.png"]
@@ -65,29 +73,29 @@ def test_a_dropped_picture(page: Page, server: Server, write: Write) -> None:
     assert page.texts(".bars .class")[0] == "horse"
     assert page.texts(".bars .share") == ["91.0 %", "1.0 %", "1.0 %", "1.0 %", "1.0 %"]
     stages = page.texts(".times dt")
-    assert stages == ["read", "decode", "queue", "infer", "there and back"]
+    assert stages == ["read", "decode", "queue", "infer", "round trip"]
     infer = float(page.texts(".times dd")[3].removesuffix(" ms"))
-    assert 99 <= infer < 1000  # uvloop's timers count whole milliseconds
-    assert "Answered by fake, version 7." in page.texts(".card .quiet")
+    assert 99 <= infer < 1000  # uvloop's timers have a resolution of one millisecond
+    assert "Classified by fake, version 7." in page.texts(".card .quiet")
     assert page.texts("#log p") == ["horse.png: horse, 91.0 %"]
     assert page.evaluate("document.querySelector('.thumbnail').width") == 200
     assert page.complaints == []
     assert {url.split("/")[2] for url in page.requests} == {server.url.split("/")[2]}
 
 
-def test_a_text_file(page: Page, write: Write) -> None:
-    """Is refused in the words of the service, without a picture of it."""
+def test_page_shows_the_error_of_a_text_file(page: Page, write: Write) -> None:
+    """A file that is not an image shows the problem of the service, and no thumbnail."""
     page.choose("#files", write("notes.txt", b"These are words, and no picture at all. " * 9))
     wait_for(page, 1)
-    assert page.texts(".sentence") == ["Not a readable image"]
+    assert page.texts(".sentence") == [PROBLEMS[BadImage].title]
     assert "Send JPEG, PNG, WebP, BMP or GIF." in page.texts(".outcome")[0]
     assert "bad_image, request " in page.texts(".trace")[0]
-    assert page.texts(".card button") == [], "trying again would not help"
+    assert page.texts(".card button") == [], "another attempt would not help"
     assert page.evaluate("document.querySelector('.pictures').checkVisibility()") is False
 
 
-def test_several_at_once(page: Page, write: Write) -> None:
-    """Each gets its own answer, in the order given, and four at most are asked about at a time."""
+def test_page_classifies_several_pictures(page: Page, write: Write) -> None:
+    """Each picture gets its own answer, in order, and at most four are sent at the same time."""
     files = [write(f"{number}.png", png(number)) for number in range(9)]
     page.choose("#files", *files[:4], write("broken.png", png(1)[:50]), *files[4:])
     wait_for(page, 10)
@@ -95,17 +103,18 @@ def test_several_at_once(page: Page, write: Write) -> None:
     assert classes == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse",
                        "ship"]  # fmt: skip
     assert page.texts(".card h3")[3:6] == ["3.png", "broken.png", "4.png"]
-    spans = page.evaluate(f"{ANSWERS}.map(e => [e.startTime, e.responseEnd])")
+    spans = page.evaluate(f"{PREDICT_ENTRIES}.map(e => [e.startTime, e.responseEnd])")
     together = [sum(begin <= at < end for begin, end in spans) for at, _ in spans]
     assert max(together) == 4
     page.choose("#files", write("later.png", png(9)))
     wait_for(page, 11)
-    assert page.texts(".card h3")[0] == "later.png", "the newest is on top"
+    assert page.texts(".card h3")[0] == "later.png", "the newest card is on top"
     page.click("#clear")
     assert page.texts(".card") == [] and page.evaluate("document.activeElement.id") == "choose"
 
 
-def test_a_pasted_picture(page: Page, write: Write) -> None:
+def test_page_classifies_a_pasted_picture(page: Page, write: Write) -> None:
+    """A picture from the clipboard is classified."""
     page.evaluate(f"""{{
         const data = new DataTransfer();
         const bytes = new Uint8Array({list(png(7))});
@@ -116,8 +125,8 @@ def test_a_pasted_picture(page: Page, write: Write) -> None:
     assert page.texts(".bars li:first-child .class") == ["horse"]
 
 
-def test_on_a_phone(page: Page, write: Write) -> None:
-    """Nothing sticks out at 360 pixels, whatever the names, and a photo can be taken."""
+def test_page_fits_a_phone(page: Page, write: Write) -> None:
+    """At a width of 360 pixels nothing overflows, even with long names, and photos can be taken."""
     page.resize(360, 740, mobile=True)
     page.send("Emulation.setTouchEmulationEnabled", enabled=True)
     page.drop("#zone", write(f"{'long' * 40}.png", png(7, side=200)), write("words.png", b"words"))
@@ -133,15 +142,15 @@ def test_on_a_phone(page: Page, write: Write) -> None:
     wait_for(page, 3)
 
 
-def test_by_keyboard_alone(page: Page, write: Write) -> None:
-    """Everything is reached by Tab, shows that it is, and answers to Enter."""
-    reached = []
+def test_page_works_by_keyboard(page: Page, write: Write) -> None:
+    """Controls are reached with Tab, show the focus, and react to Enter."""
+    focused = []
     for _ in range(9):
         page.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id"))
-        if reached[-1] == "choose":
+        focused.append(page.evaluate("document.activeElement.id"))
+        if focused[-1] == "choose":
             break
-    assert reached[-1] == "choose"
+    assert focused[-1] == "choose"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     with page.choosing(write("horse.png", png(7))):
         page.press("Enter")
@@ -152,8 +161,8 @@ def test_by_keyboard_alone(page: Page, write: Write) -> None:
     assert page.texts(".card") == []
 
 
-def test_everything_has_a_name(page: Page, write: Write) -> None:
-    """Nothing that a screen reader stops at is mute."""
+def test_page_names_everything_for_screen_readers(page: Page, write: Write) -> None:
+    """Every element that a screen reader stops at has a name."""
     page.drop("#zone", write("horse.png", png(7)))
     wait_for(page, 1)
     nodes = page.send("Accessibility.getFullAXTree")["nodes"]
@@ -165,8 +174,8 @@ def test_everything_has_a_name(page: Page, write: Write) -> None:
 NAMED = {"RootWebArea", "button", "heading", "image", "link", "log", "navigation", "region"}
 
 
-def test_busy(chromium: Chromium, write: Write) -> None:
-    """A refusal with Retry-After is told, and tried again when it says."""
+def test_page_retries_after_a_rejection(chromium: Chromium, write: Write) -> None:
+    """A rejection with Retry-After is shown, and the picture is sent again after that time."""
     one = {"SHOAL_MAX_QUEUE_SIZE": "1", "SHOAL_MAX_BATCH_SIZE": "1", "ENGINE_SECONDS": "1.2"}
     with (
         Server(*SCRIPTED, **one) as server,
@@ -181,29 +190,29 @@ def test_busy(chromium: Chromium, write: Write) -> None:
             others.append(pool.submit(send, f"{server.url}/predict"))
             asyncio.run(server.wait_until(metric, 1))
         page.choose("#files", write("horse.png", png(7)))
-        page.wait_for("document.querySelector('.outcome').innerText.includes('Tries again in ')")
-        assert page.texts(".outcome")[0].startswith("Too many requests are waiting.")
+        page.wait_for("document.querySelector('.outcome').innerText.includes('Trying again in ')")
+        assert page.texts(".outcome")[0].startswith(f"{PROBLEMS[QueueFull].title}.")
         wait_for(page, 1)
         assert page.texts(".bars li:first-child .class") == ["horse"]
         assert predictions(page) == 2
         assert [other.result().status_code for other in others] == [200, 200]
 
 
-def test_not_ready(chromium: Chromium, write: Write) -> None:
-    """A second refusal is the last, and a button tries again."""
+def test_page_retries_once(chromium: Chromium, write: Write) -> None:
+    """After a second rejection, the page offers a button to try again."""
     with Server(*SCRIPTED, ENGINE_LOAD_SECONDS="600") as server, chromium.page() as page:
         page.open(server.url)
         page.choose("#files", write("horse.png", png(7)))
         wait_for(page, 1)
-        assert page.texts(".sentence") == ["Not ready yet"]
+        assert page.texts(".sentence") == [PROBLEMS[NotReady].title]
         assert predictions(page) == 2
         assert page.texts("#model") == ["is being loaded"]
         page.click(".card button")
-        page.wait_for("document.activeElement.innerText.endsWith('Tries again in a second.')")
+        page.wait_for("document.activeElement.innerText.endsWith('Trying again in 1 second.')")
 
 
-def test_locked(chromium: Chromium, write: Write) -> None:
-    """Where keys are set the page asks for one, and sends again what was refused."""
+def test_page_asks_for_a_key(chromium: Chromium, write: Write) -> None:
+    """If the service requires a key, the page asks for it and sends the rejected picture again."""
     with Server(*SCRIPTED, SHOAL_API_KEYS=KEY) as server, chromium.page() as page:
         server.wait_until_ready()
         page.open(server.url)
@@ -211,11 +220,11 @@ def test_locked(chromium: Chromium, write: Write) -> None:
         page.choose("#files", write("horse.png", png(7)))
         for tried, key in enumerate(("wrong", KEY), start=1):
             page.wait_for("!document.getElementById('unlock').hidden")
-            assert page.texts(".sentence") == ["No valid key"]
+            assert page.texts(".sentence") == [PROBLEMS[Unauthorized].title]
             page.click("#key")
             page.send("Input.insertText", text=key)
             page.press("Enter")
-            page.wait_for(f"{ANSWERS}.length > {tried}")
+            page.wait_for(f"{PREDICT_ENTRIES}.length > {tried}")
         page.wait_for("document.querySelector('[data-state=answered]') !== null")
         assert page.texts(".sentence") == [HORSE]
         assert page.evaluate("document.getElementById('key').value") == ""
@@ -225,8 +234,8 @@ KEY = "a key of sixteen letters".replace(" ", "-")
 HORSE = "The input picture is classified as [horse], with probability 0.910."
 
 
-def test_gone(chromium: Chromium, write: Write) -> None:
-    """A service that cannot be reached is told in words, too."""
+def test_page_shows_that_the_service_is_unreachable(chromium: Chromium, write: Write) -> None:
+    """If the service does not respond, the card and the status say so."""
     with Server(*SCRIPTED) as server, chromium.page() as page:
         server.wait_until_ready()
         page.open(server.url)
@@ -237,25 +246,25 @@ def test_gone(chromium: Chromium, write: Write) -> None:
         assert page.texts(".sentence") == ["No answer"]
         assert page.texts(".card button") == ["Try again"]
         page.wait_for("document.getElementById('live').hidden")
-        assert page.texts("#live-note") == ["The service does not answer."]
+        assert page.texts("#live-note") == ["The service does not respond."]
 
 
 def predictions(page: Page) -> int:
-    """How often the page has asked for one."""
+    """Number of predictions that the page has requested."""
     return len([url for url in page.requests if url.endswith("/predict")])
 
 
 def photograph() -> Image.Image:
-    """Of nothing: smooth shapes of every colour, some fine grain, 900 x 700."""
+    """A picture of 900 x 700 pixels with smooth shapes in many colors and some noise."""
     across, down = np.meshgrid(np.linspace(0, 6, 900), np.linspace(0, 5, 700))
     waves = [np.sin(across * k + down * j) for k, j in ((1, 2), (2, -1), (3, 1))]
     grain = np.random.default_rng(5).normal(0, 12, (700, 900, 1))
     return Image.fromarray((127 + 100 * np.stack(waves, -1) + grain).clip(0, 255).astype(np.uint8))
 
 
-def test_what_the_network_sees(page: Page, write: Write) -> None:
-    """What the browser draws is what `decode` makes, but for rounding: exact where nothing is to
-    be averaged, and elsewhere off by less than one level of 255 on average."""
+def test_page_draws_the_input_of_the_network(page: Page, write: Write) -> None:
+    """The browser draws what the service decodes: exactly if nothing has to be averaged, and
+    otherwise with a difference of less than one level of 255 on average."""
     exact = synthetic.encode(synthetic.CHART, "PNG")
     turned = synthetic.exif(6)
     pictures = {
@@ -268,18 +277,18 @@ def test_what_the_network_sees(page: Page, write: Write) -> None:
     page.drop("#zone", *[write(name, content) for name, content in pictures.items()])
     wait_for(page, len(pictures))
     page.wait_for("document.querySelectorAll('.thumbnail[width=\"0\"]').length === 0")
-    for content, rgba in zip(pictures.values(), page.evaluate(SEEN), strict=True):
+    for content, rgba in zip(pictures.values(), page.evaluate(INPUTS), strict=True):
         drawn = np.array(rgba).reshape(32, 32, 4)[..., :3]
-        off = np.abs(drawn - identify(content, 10**6).decode())
-        assert off.mean() < 1 and off.max() <= (0 if content is exact else 3)
+        difference = np.abs(drawn - identify(content, 10**6).decode())
+        assert difference.mean() < 1 and difference.max() <= (0 if content is exact else 3)
 
 
-SEEN = """[...document.querySelectorAll('.seen')].map((canvas) =>
+INPUTS = """[...document.querySelectorAll('.input')].map((canvas) =>
     [...canvas.getContext('2d').getImageData(0, 0, 32, 32).data])"""
 
 
-def test_the_service_now(page: Page, write: Write) -> None:
-    """Numbers from /metrics, which rest while nobody looks."""
+def test_page_shows_the_status_of_the_service(page: Page, write: Write) -> None:
+    """The figures come from /metrics, which is not requested while the page is hidden."""
     page.drop("#zone", *[write(f"{number}.png", png(number)) for number in range(8)])
     page.wait_for("parseFloat(document.getElementById('per-second').innerText) > 0")
     assert 1 <= float(page.texts("#batch-size")[0]) <= 8
@@ -287,37 +296,37 @@ def test_the_service_now(page: Page, write: Write) -> None:
     assert unit == "ms" and 100 <= float(number) <= 1000
     assert page.texts("#model") == ["fake, version 7, on cpu"]
     page.evaluate("Object.defineProperty(document, 'hidden', { value: true })")
-    asked = looks(page)
-    assert asked >= 2
+    before = scrapes(page)
+    assert before >= 2
     page.evaluate("new Promise(resolve => setTimeout(resolve, 2500))")
-    assert looks(page) == asked
+    assert scrapes(page) == before
 
 
-def test_closed_metrics(chromium: Chromium, server: Server) -> None:
-    """Where they are not for everybody the page says so and asks no more."""
+def test_page_without_metrics(chromium: Chromium, server: Server) -> None:
+    """If the metrics are not public, the page says so and does not request them again."""
     with chromium.page() as page:
-        page.send("Page.addScriptToEvaluateOnNewDocument", source=CLOSED)
+        page.send("Page.addScriptToEvaluateOnNewDocument", source=NO_METRICS)
         page.open(server.url)
         page.wait_for("document.getElementById('live-note').innerText")
-        assert page.texts("#live-note") == ["This service does not show its metrics here."]
+        assert page.texts("#live-note") == ["This service does not publish its metrics here."]
         page.evaluate("new Promise(resolve => setTimeout(resolve, 2500))")
-        assert page.evaluate("window.looks") == 1
+        assert page.evaluate("window.scrapes") == 1
         assert page.complaints == []
 
 
-CLOSED = """
-    window.looks = 0;
-    window.fetch = async () => { window.looks += 1; return new Response("", { status: 403 }); };
+NO_METRICS = """
+    window.scrapes = 0;
+    window.fetch = async () => { window.scrapes += 1; return new Response("", { status: 403 }); };
 """
 
 
-def looks(page: Page) -> int:
-    """How often the page has read the metrics."""
+def scrapes(page: Page) -> int:
+    """Number of times that the page has requested the metrics."""
     return len([url for url in page.requests if url.endswith("/metrics")])
 
 
-def test_p99(page: Page) -> None:
-    """As Prometheus computes it from a histogram."""
+def test_page_computes_p99_like_prometheus(page: Page) -> None:
+    """The quantile of a histogram is that of Prometheus' `histogram_quantile`."""
     for buckets, expected in {
         "[]": None,
         "[[0.1, 0], [Infinity, 0]]": None,
@@ -329,15 +338,15 @@ def test_p99(page: Page) -> None:
         assert page.evaluate(code) == pytest.approx(expected), buckets
 
 
-def test_percent(page: Page) -> None:
-    """Never to a certainty that the network does not have."""
+def test_page_rounds_probabilities(page: Page) -> None:
+    """Only exact 0 and 1 are shown as 0 % and 100 %."""
     numbers = [1, 0.9996, 0.5, 0.0004, 0]
     code = f"import('/page/card.js').then(card => {numbers}.map(card.percent))"
     assert page.evaluate(code) == ["100.0 %", "> 99.9 %", "50.0 %", "< 0.1 %", "0.0 %"]
 
 
-def test_a_photo(chromium: Chromium, data: pathlib.Path) -> None:
-    """The service as it ships, and a photo of a horse."""
+def test_page_with_the_real_model(chromium: Chromium, data: pathlib.Path) -> None:
+    """The page shows the answer of the service with the default model to a photo."""
     photo = next((data / "photos").glob("horse_*"))
     with Server(*REAL) as server, chromium.page() as page:
         server.wait_until_ready()

@@ -45,16 +45,18 @@ def is_problem(response: httpx.Response, status: int, code: str) -> dict[str, An
         (413, "image_too_large", png(7, side=1001)),
     ],
 )
-def test_bad_input(server: Server, status: int, code: str, upload: bytes) -> None:
+def test_bad_input_gets_its_problem(server: Server, status: int, code: str, upload: bytes) -> None:
+    """Each kind of bad input gets the status and code of its row in the table of errors."""
     is_problem(httpx.post(f"{server.url}/predict", files={"img": upload}), status, code)
 
 
-def test_no_image(server: Server) -> None:
+def test_missing_image_gets_its_problem(server: Server) -> None:
+    """A request without an image gets 422 `missing_image`."""
     is_problem(httpx.post(f"{server.url}/predict"), 422, "missing_image")
 
 
-def test_too_large_while_it_arrives(server: Server) -> None:
-    """A body of unknown length is refused when it has grown too long, not at its end."""
+def test_body_of_unknown_length_is_rejected_at_the_limit(server: Server) -> None:
+    """A chunked body is rejected as soon as it exceeds the limit."""
 
     def endless() -> Iterator[bytes]:
         for _ in range(1000):
@@ -65,8 +67,8 @@ def test_too_large_while_it_arrives(server: Server) -> None:
     is_problem(response, 413, "body_too_large")
 
 
-def test_slow_upload(server: Server) -> None:
-    """Who does not deliver in time is told so and cut off."""
+def test_slow_upload_is_cut_off(server: Server) -> None:
+    """An upload that does not arrive in time gets 408, and the connection ends."""
     address = httpx.URL(server.url)
     with socket.create_connection((address.host, address.port or 80)) as connection:
         connection.sendall(
@@ -81,7 +83,8 @@ def test_slow_upload(server: Server) -> None:
     assert b"connection: close" in answer.lower()
 
 
-def test_engine_failure() -> None:
+def test_engine_failure_gets_its_problem() -> None:
+    """A failure of the engine gets 500 `engine_failed`."""
     with Server(*SCRIPTED, ENGINE_ERROR="secret innards") as server:
         server.wait_until_ready()
         response = httpx.post(f"{server.url}/predict", files={"img": HORSE})
@@ -95,8 +98,8 @@ async def at_once(server: Server, count: int) -> list[httpx.Response]:
         return await asyncio.gather(*posts)
 
 
-async def test_deadline_unreachable() -> None:
-    """Who could not be answered in time is refused at once and told when to come back."""
+async def test_unreachable_deadline_is_rejected_immediately() -> None:
+    """A request that cannot be answered in time is rejected with Retry-After."""
     slow = {"ENGINE_SECONDS": "1", "SHOAL_REQUEST_TIMEOUT": "2.9"}
     with Server(*SCRIPTED, **slow) as server:
         server.wait_until_ready()
@@ -108,8 +111,8 @@ async def test_deadline_unreachable() -> None:
         assert int(response.headers["retry-after"]) >= 1
 
 
-async def test_deadline_exceeded() -> None:
-    """An engine that takes longer than it did at warm-up, and than a request may: 504, in time."""
+async def test_exceeded_deadline_gets_504_in_time() -> None:
+    """If the engine takes longer than predicted, the request gets 504 at its deadline."""
     sudden = {"ENGINE_SECONDS": "20", "ENGINE_WARM_UP_SECONDS": "0.01"}
     with Server(*SCRIPTED, **sudden, SHOAL_REQUEST_TIMEOUT="0.5") as server:
         server.wait_until_ready()
@@ -118,8 +121,8 @@ async def test_deadline_exceeded() -> None:
     assert response.elapsed.total_seconds() < 15
 
 
-async def test_queue_full() -> None:
-    """More than may wait are refused at once and told when to come back."""
+async def test_full_queue_rejects_immediately() -> None:
+    """Requests beyond the queue are rejected with Retry-After."""
     with Server(*SCRIPTED, ENGINE_SECONDS="0.5", SHOAL_MAX_QUEUE_SIZE="2") as server:
         server.wait_until_ready()
         responses = await at_once(server, 16)
@@ -130,8 +133,8 @@ async def test_queue_full() -> None:
         assert int(response.headers["retry-after"]) >= 1
 
 
-def test_not_ready() -> None:
-    """While the model is loaded: alive, not ready, and requests are told to come back."""
+def test_loading_server_is_live_but_not_ready() -> None:
+    """While the model loads, `/readyz` and requests get 503 with Retry-After."""
     with Server(*SCRIPTED, ENGINE_LOAD_SECONDS="30") as server:
         alive = httpx.get(f"{server.url}/healthz")
         ready = httpx.get(f"{server.url}/readyz")
@@ -142,8 +145,8 @@ def test_not_ready() -> None:
         assert response.headers["retry-after"] == "1"
 
 
-async def test_draining() -> None:
-    """After SIGTERM `/readyz` says so while requests are still answered, and closes connections."""
+async def test_draining_server_is_not_ready_but_answers() -> None:
+    """After SIGTERM `/readyz` gets 503; requests are answered and connections closed."""
     with Server(*SCRIPTED, SHOAL_DRAIN_DELAY="2") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient() as client:

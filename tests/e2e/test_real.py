@@ -53,8 +53,8 @@ async def batches(client: httpx.AsyncClient, url: str) -> int:
     return int(float(line))
 
 
-def test_ready_soon(calibrated: pathlib.Path) -> None:
-    """After five seconds of one core, at most, the process answers; with AMX after eight."""
+def test_start_takes_bounded_cpu_time(calibrated: pathlib.Path) -> None:
+    """The process is ready after at most five CPU seconds, or eight with AMX."""
     for store in ({}, {"SHOAL_MODEL_STORE": str(calibrated.parents[1]), "SHOAL_PRECISION": "int8"}):
         with Server(*REAL, **store) as server:
             server.wait_until_ready()
@@ -62,8 +62,8 @@ def test_ready_soon(calibrated: pathlib.Path) -> None:
             assert server.cpu_seconds() < (8 if "AMX" in told else 5)
 
 
-async def test_alone(real: Server, images: Any, expected: Any) -> None:
-    """One at a time, what is served is what NumPy computes from the paper's description."""
+async def test_single_predictions_match_numpy(real: Server, images: Any, expected: Any) -> None:
+    """One at a time, predictions are what NumPy computes from the description in the paper."""
     async with httpx.AsyncClient() as client:
         for image, wanted in zip(images[:50], expected, strict=False):
             served = await predict(client, real.url, image)
@@ -71,8 +71,10 @@ async def test_alone(real: Server, images: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 16, 33, 64])
-async def test_in_company(real: Server, images: Any, expected: Any, size: int) -> None:
-    """The same in batches: each caller gets the answer to its own image."""
+async def test_batched_predictions_match_numpy(
+    real: Server, images: Any, expected: Any, size: int
+) -> None:
+    """In batches, each client gets the prediction for its own image."""
     async with httpx.AsyncClient(timeout=30) as client:
         before = await batches(client, real.url)
         requests = [predict(client, real.url, image) for image in images[:size]]
@@ -82,15 +84,16 @@ async def test_in_company(real: Server, images: Any, expected: Any, size: int) -
     assert np.abs(np.asarray(served) - expected[:size]).max() < TOLERANCE
 
 
-def test_ready_tells_what_serves(real: Server) -> None:
+def test_readyz_names_the_model(real: Server) -> None:
+    """`/readyz` names the model and the version that serve."""
     body = httpx.get(f"{real.url}/readyz").json()
     assert body["model"] == {"name": "cifar_resnet20_v1", "version": "1"}
     assert body["device"] == "cpu"
     assert list(body["latency"]) == ["1", "2", "4", "8", "16", "32", "64"]
 
 
-def test_a_horse(real: Server, data: pathlib.Path) -> None:
-    """Most photos of horses are seen as horses."""
+def test_horses_are_classified_as_horses(real: Server, data: pathlib.Path) -> None:
+    """Most photos of horses get the class horse."""
     seen = []
     for path in sorted((data / "photos").glob("horse_*")):
         with path.open("rb") as photo:
@@ -98,8 +101,8 @@ def test_a_horse(real: Server, data: pathlib.Path) -> None:
     assert seen.count("horse") > len(seen) / 2
 
 
-def test_odd_files(real: Server, data: pathlib.Path) -> None:
-    """Whatever is uploaded: an answer or a clear refusal, soon, and memory stays bounded."""
+def test_unusual_files_are_answered_or_rejected(real: Server, data: pathlib.Path) -> None:
+    """Each file gets an answer or a clear error, quickly, and memory stays bounded."""
     files = sorted((data / "odd").glob("*/*"))
     assert len(files) > 200
     for path in files:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC as NVIDIA's own client speaks it, to a real process."""
+"""Tests gRPC with NVIDIA's client and with raw frames, against a real process."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tritonclient.utils import InferenceServerException
 
 from model_store import versions
 from model_store.params import read_params
-from service.grpc.frames import (
+from service.grpc.http2_frames import (
     END_HEADERS,
     END_STREAM,
     HEAD,
     HEADERS,
     PREFACE,
     SETTINGS,
-    Heads,
+    FrameHeads,
     field,
     frame,
 )
@@ -79,6 +79,7 @@ def array(data: Any, datatype: str) -> InferInput:
 
 
 def test_health(client: InferenceServerClient) -> None:
+    """The server and its model are live and ready; another version is an error."""
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("fake") and client.is_model_ready("fake", "7")
     with pytest.raises(InferenceServerException, match="no other"):
@@ -86,6 +87,7 @@ def test_health(client: InferenceServerClient) -> None:
 
 
 def test_metadata(client: InferenceServerClient) -> None:
+    """Server and model metadata name the extensions, inputs and outputs."""
     assert client.get_server_metadata().extensions == ["binary_tensor_data", "classification"]
     about = client.get_model_metadata("fake", "7")
     assert (about.name, list(about.versions)) == ("fake", ["7"])
@@ -96,8 +98,8 @@ def test_metadata(client: InferenceServerClient) -> None:
     assert [tensor.name for tensor in about.outputs] == ["class", "probability", "probabilities"]
 
 
-def test_as_the_client_does_by_itself(client: InferenceServerClient) -> None:
-    """All outputs, an id and a version."""
+def test_infer_with_the_defaults_of_the_client(client: InferenceServerClient) -> None:
+    """A request with id and version gets all outputs."""
     result = client.infer("fake", [images(HORSE, CAT)], model_version="7", request_id="42")
     answer = result.get_response()
     assert (answer.id, answer.model_name, answer.model_version) == ("42", "fake", "7")
@@ -106,26 +108,27 @@ def test_as_the_client_does_by_itself(client: InferenceServerClient) -> None:
     assert result.as_numpy("probabilities").shape == (2, 10)
 
 
-def test_a_batch_of_64(client: InferenceServerClient) -> None:
-    """In order, large ones included."""
+def test_infer_64_images(client: InferenceServerClient) -> None:
+    """The results have the order of the images, large images included."""
     sent = [png(red, side=400 if red % 5 == 0 else 32) for red in range(64)]
-    wanted = [InferRequestedOutput("probabilities")]
-    result = client.infer("fake", [images(*sent)], outputs=wanted)
+    requested = [InferRequestedOutput("probabilities")]
+    result = client.infer("fake", [images(*sent)], outputs=requested)
     assert list(result.as_numpy("probabilities").argmax(axis=1)) == [red % 10 for red in range(64)]
-    assert result.as_numpy("class") is None, "not asked for"
+    assert result.as_numpy("class") is None, "it was not requested"
 
 
-def test_classification(client: InferenceServerClient) -> None:
-    wanted = InferRequestedOutput("probabilities", class_count=2)
-    result = client.infer("fake", [images(HORSE, CAT)], outputs=[wanted])
+def test_infer_with_classification(client: InferenceServerClient) -> None:
+    """`class_count` returns that number of most probable classes."""
+    requested = InferRequestedOutput("probabilities", class_count=2)
+    result = client.infer("fake", [images(HORSE, CAT)], outputs=[requested])
     assert [list(row) for row in result.as_numpy("probabilities")] == [
         [b"0.910000:7:horse", b"0.010000:0:airplane"],
         [b"0.910000:3:cat", b"0.010000:0:airplane"],
     ]
 
 
-async def test_many_at_once(server: Server) -> None:
-    """More than there are places to take messages in."""
+async def test_infer_100_calls_concurrently(server: Server) -> None:
+    """Each of 100 concurrent calls gets its own result."""
     async with AsyncClient(server.address("gRPC on")) as client:
         calls = [client.infer("fake", [images(png(red))]) for red in range(100)]
         results = await asyncio.gather(*calls)
@@ -133,7 +136,7 @@ async def test_many_at_once(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "version", "tensor", "status", "told"),
+    ("model", "version", "tensor", "status", "expected"),
     [
         ("other", "", images(HORSE), "NOT_FOUND", "no other"),
         ("fake", "8", images(HORSE), "NOT_FOUND", "no other"),
@@ -161,10 +164,10 @@ def test_errors(
     version: str,
     tensor: InferInput,
     status: str,
-    told: str,
+    expected: str,
 ) -> None:
-    """The client raises its own exception, with our status and sentence."""
-    with pytest.raises(InferenceServerException, match=told) as caught:
+    """The exception of the client has the status and the detail of the problem."""
+    with pytest.raises(InferenceServerException, match=expected) as caught:
         client.infer(model, [tensor], model_version=version)
     assert caught.value.status() == f"StatusCode.{status}"
 
@@ -173,25 +176,27 @@ def trailing_of(error: Any) -> dict[str, str]:
     return dict(error.trailing_metadata())
 
 
-def test_what_is_not_served(client: InferenceServerClient) -> None:
-    """Compression, streams, and the rest of Triton's methods: UNIMPLEMENTED, in words."""
+def test_unsupported_features(client: InferenceServerClient) -> None:
+    """Compression, streams and other methods of Triton get UNIMPLEMENTED."""
     with pytest.raises(InferenceServerException, match="gzip") as compressed:
         client.infer("fake", [images(HORSE)], compression_algorithm="gzip")
     with pytest.raises(InferenceServerException) as unknown:
         client.get_model_config("fake")
-    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    client.start_stream(lambda result, error: told.put(error))
-    with contextlib.suppress(InferenceServerException):  # where it has heard before it sends
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.start_stream(lambda result, error: results.put(error))
+    with contextlib.suppress(
+        InferenceServerException
+    ):  # if the client gets the error before it sends
         client.async_stream_infer("fake", [images(HORSE)])
-    streamed = told.get(timeout=10)
+    streamed = results.get(timeout=10)
     client.stop_stream()
     assert "ModelInfer" in str(streamed)
     for error in compressed.value, unknown.value, streamed:
         assert error.status() == "StatusCode.UNIMPLEMENTED"
 
 
-def test_what_comes_with_an_answer(server: Server) -> None:
-    """The id that was sent, the times of its stages; with an error its code."""
+def test_trailing_metadata(server: Server) -> None:
+    """A response has its request id and stage times, and an error has its code."""
     with grpc.insecure_channel(server.address("gRPC on")) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         request = service_pb2.ModelInferRequest(model_name="fake", raw_input_contents=[])
@@ -199,7 +204,9 @@ def test_what_comes_with_an_answer(server: Server) -> None:
         tensor.contents.bytes_contents.append(HORSE)
         answer, call = stub.ModelInfer.with_call(request, metadata=[("x-request-id", "42")])
         trailing = dict(call.trailing_metadata())
-        assert list(answer.outputs[0].contents.bytes_contents) == [b"horse"], "as it was sent"
+        assert list(answer.outputs[0].contents.bytes_contents) == [b"horse"], (
+            "typed like the request"
+        )
         assert trailing["x-request-id"] == "42"
         stages = [stage.split(";")[0] for stage in trailing["server-timing"].split(", ")]
         assert stages == ["read", "decode", "queue", "infer"]
@@ -209,20 +216,22 @@ def test_what_comes_with_an_answer(server: Server) -> None:
         assert trailing_of(refused.value)["problem-code"] == "unknown_model"
 
 
-def test_the_same_way_as_http(server: Server, client: InferenceServerClient) -> None:
-    """One batcher, one set of metrics, one log."""
+def test_grpc_shares_metrics_and_log_with_http(
+    server: Server, client: InferenceServerClient
+) -> None:
+    """Calls are in the metrics and in the log, with their gRPC status."""
     client.infer("fake", [images(HORSE)])
     text = httpx.get(f"{server.url}/metrics").text
     route = 'route="/inference.GRPCInferenceService/ModelInfer"'
     assert f'shoal_request_duration_seconds_count{{{route},status="OK"}}' in text
     assert f'shoal_request_duration_seconds_count{{{route},status="NOT_FOUND"}}' in text
     assert 'shoal_refusals_total{code="unsupported_method"} 1.0' in text
-    told = [r for r in server.log() if r.get("path") == route[7:-1] and r["status"] == "OK"]
-    assert told[-1]["client"] == "127.0.0.1" and "infer_seconds" in told[-1]
+    records = [r for r in server.log() if r.get("path") == route[7:-1] and r["status"] == "OK"]
+    assert records[-1]["client"] == "127.0.0.1" and "infer_seconds" in records[-1]
 
 
 def test_deadlines() -> None:
-    """The client's own, and `timeout`: refused at once where it cannot be met, else kept."""
+    """The client's deadline and the parameter `timeout` end a call, or reject it early."""
     engine = {"ENGINE_SECONDS": "1.5", "ENGINE_WARM_UP_SECONDS": "0.01"}
     with Server(*SCRIPTED, **RPC, **engine) as server:
         server.wait_until_ready()
@@ -233,7 +242,7 @@ def test_deadlines() -> None:
                 client.infer("fake", [images(HORSE)], **deadline)
             assert late.value.status() in (
                 "StatusCode.DEADLINE_EXCEEDED",
-                "StatusCode.UNAVAILABLE",  # once it is known what the engine takes
+                "StatusCode.UNAVAILABLE",  # once the duration of a batch is known
             )
             assert time.monotonic() - started < 1.4
         assert server.batches() == [1]
@@ -241,7 +250,7 @@ def test_deadlines() -> None:
 
 
 def test_not_ready() -> None:
-    """While the model is loaded: live, and nothing else, with the time to come again."""
+    """While the model is loaded, the server is live but not ready, and says when to retry."""
     with Server(*SCRIPTED, **RPC, ENGINE_LOAD_SECONDS="30") as server:
         client = connect(server)
         assert client.is_server_live()
@@ -255,21 +264,22 @@ def test_not_ready() -> None:
         assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("1", "1000")
 
 
-def test_keys() -> None:
-    """Predictions are for who sends a key; probes are for all."""
+def test_api_keys() -> None:
+    """Inference requires an API key; probes do not."""
     with Server(*SCRIPTED, **RPC, SHOAL_API_KEYS=KEY) as server:
         server.wait_until_ready()
         client = connect(server)
         assert client.is_server_ready() and client.is_model_ready("fake")
         for headers in {}, {"x-api-key": KEY + "?"}, {"authorization": "Bearer"}:
-            with pytest.raises(InferenceServerException, match="has a key") as refused:
+            with pytest.raises(InferenceServerException, match="requires an API key") as refused:
                 client.infer("fake", [images(HORSE)], headers=headers)
             assert refused.value.status() == "StatusCode.UNAUTHENTICATED"
         for headers in {"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}:
             client.infer("fake", [images(HORSE)], headers=headers)
 
 
-async def test_who_leaves_is_not_computed(hold: Hold) -> None:
+async def test_canceled_calls_are_not_inferred(hold: Hold) -> None:
+    """The images of a call that the client cancels leave the queue."""
     with Server(*SCRIPTED, **RPC, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with AsyncClient(server.address("gRPC on")) as client:
@@ -287,8 +297,8 @@ async def test_who_leaves_is_not_computed(hold: Hold) -> None:
     assert left == ["CANCELLED"]
 
 
-async def test_stop_loses_nothing(hold: Hold) -> None:
-    """RPCs in flight when the signal arrives are answered; the process ends with 0."""
+async def test_stop_answers_accepted_calls(hold: Hold) -> None:
+    """Calls in flight at SIGTERM are answered, and the process exits with 0."""
     with Server(*SCRIPTED, **RPC, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with AsyncClient(server.address("gRPC on")) as client:
@@ -306,8 +316,8 @@ async def test_stop_loses_nothing(hold: Hold) -> None:
     assert [r.as_numpy("probabilities").argmax() for r in results] == [n % 10 for n in range(20)]
 
 
-async def test_a_stop_waits_for_what_is_decoded() -> None:
-    """A call that has not come to the batcher yet is under way, too; a new one is refused."""
+async def test_stop_waits_for_images_in_decoders() -> None:
+    """Calls whose images are still being decoded are answered; a new call is rejected."""
     large, settings = (
         png(7, side=4000),
         {"SHOAL_DECODE_PROCESSES": "1", "SHOAL_REQUEST_TIMEOUT": "60"},
@@ -325,24 +335,24 @@ async def test_a_stop_waits_for_what_is_decoded() -> None:
     assert [list(result.as_numpy("class")) for result in results] == [[b"horse"]] * 4
 
 
-async def test_messages_share_the_memory_for_uploads() -> None:
-    """Who sends slowly, or much at once, gets no more memory than the settings say."""
+async def test_messages_share_the_upload_memory() -> None:
+    """Messages of 216 MiB in all take no more memory than the setting allows."""
     settings = {"SHOAL_MAX_UPLOAD_MEMORY": str(30 * 2**20), "ENGINE_SECONDS": "0.2"}
     with Server(*SCRIPTED, **RPC, **settings, SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         before = resident(server.pid)
         large = HORSE + bytes(9 * 2**20)
-        most = 0
+        peak = 0
         async with AsyncClient(server.address("gRPC on")) as client:
             calls = asyncio.gather(
                 *(client.infer("fake", [images(large)]) for _ in range(24)), return_exceptions=True
             )
             while not calls.done():
-                most = max(most, resident(server.pid))
+                peak = max(peak, resident(server.pid))
                 await asyncio.sleep(0.01)
         refused = [str(r) for r in calls.result() if isinstance(r, BaseException)]
-        assert len(refused) < 24 and all("queue is full" in told for told in refused)
-    assert most - before < 150 * 2**20, "of 216 MiB that were sent"
+        assert len(refused) < 24 and all("SHOAL_MAX_UPLOAD_MEMORY" in text for text in refused)
+    assert peak - before < 150 * 2**20, "of 216 MiB that were sent"
 
 
 def resident(pid: int) -> int:
@@ -351,7 +361,7 @@ def resident(pid: int) -> int:
 
 
 def begin(name: str, stream: int) -> bytes:
-    """The headers of a call whose message does not come."""
+    """The headers of a call, without its message."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -366,7 +376,7 @@ def begin(name: str, stream: int) -> bytes:
 
 @contextlib.contextmanager
 def raw(server: Server, count: int, sent: bytes = b"") -> Iterator[list[socket.socket]]:
-    """So many connections to gRPC's port, each of which sends its preface, settings and `sent`."""
+    """Open `count` connections to the gRPC port. Each sends its preface, settings and `sent`."""
     host, _, port = server.address("gRPC on").rpartition(":")
     with contextlib.ExitStack() as stack:
         found = []
@@ -381,20 +391,22 @@ def received(one: socket.socket) -> list[tuple[int, int, int]]:
     """The heads of all frames that have arrived."""
     one.setblocking(False)
     with contextlib.suppress(BlockingIOError):
-        return list(Heads().feed(one.recv(2**20)))
+        return list(FrameHeads().feed(one.recv(2**20)))
     return []
 
 
 @pytest.mark.parametrize("name", ["ModelInfer", "ModelReady"])
-async def test_idle_streams_keep_no_call_waiting(name: str) -> None:
-    """As many as there may be: calls beside them are answered while all of them still wait."""
+async def test_idle_streams_do_not_delay_calls(name: str) -> None:
+    """Calls are answered while the maximum number of idle streams waits."""
     with Server(*SCRIPTED, **RPC) as server:
         server.wait_until_ready()
         streams = b"".join(begin(name, number) for number in range(1, 201, 2))
         with raw(server, 10, streams) as connections:
-            await server.wait_until("shoal_requests_in_flight", 1001)  # and that for metrics
+            await server.wait_until(
+                "shoal_requests_in_flight", 1001
+            )  # one of them is the request for metrics
             for _ in range(5):
-                client = connect(server)  # a new connection each
+                client = connect(server)  # a new connection
                 assert client.is_model_ready("fake")
                 assert list(client.infer("fake", [images(HORSE)]).as_numpy("class")) == [b"horse"]
             assert not [
@@ -402,21 +414,21 @@ async def test_idle_streams_keep_no_call_waiting(name: str) -> None:
             ]
 
 
-async def test_more_idle_streams_than_there_may_be() -> None:
-    """The oldest end with UNAVAILABLE, and calls beside them are answered."""
+async def test_too_many_idle_streams_are_canceled() -> None:
+    """The oldest idle streams end with UNAVAILABLE, and other calls are answered."""
     with Server(*SCRIPTED, **RPC, SHOAL_MAX_QUEUE_SIZE="100") as server:
         server.wait_until_ready()
         streams = b"".join(begin("ModelInfer", number) for number in range(1, 201, 2))
         with raw(server, 10, streams):
-            await server.wait_until('shoal_refusals_total{code="queue_full"}', 900)
+            await server.wait_until('shoal_refusals_total{code="too_many_messages"}', 900)
             client = connect(server)
             assert list(client.infer("fake", [images(HORSE)]).as_numpy("class")) == [b"horse"]
-            ended = [r["status"] for r in server.log() if r.get("code") == "queue_full"]
+            ended = [r["status"] for r in server.log() if r.get("code") == "too_many_messages"]
     assert set(ended) == {"UNAVAILABLE"}
 
 
 async def test_idle_connections_make_room() -> None:
-    """More than there may be, some of which never finish their preface; none takes descriptors."""
+    """More idle connections than allowed do not keep out a new one, nor take file descriptors."""
     with Server(*SCRIPTED, **RPC, SHOAL_MAX_CONNECTIONS="32") as server:
         server.wait_until_ready()
         host, _, port = server.address("gRPC on").rpartition(":")
@@ -429,39 +441,39 @@ async def test_idle_connections_make_room() -> None:
 
 
 def test_a_client_cannot_name_a_stream(server: Server, client: InferenceServerClient) -> None:
-    """The header by which calls find their stream is the server's, also where a client sends it."""
+    """A stream name that the client sends has no effect."""
     client.infer("fake", [images(HORSE)], headers={"shoal-stream": "4711"})
 
 
 @pytest.mark.parametrize("length", [47, 14, 13, 1, 127])
 def test_a_client_cannot_hide_the_name_of_its_stream(server: Server, length: int) -> None:
-    """A header that ends before its value makes the server's header a part of it: the call or the
-    connection ends, and never with the stream that the client names."""
+    """A client can make the server's header a part of its own last header. Then the call or the
+    connection ends, and the stream that the client names is not used."""
     names = field("shoal-stream", "1") + field("shoal-stream", "0" * 32)
     block = begin("ServerMetadata", 1)[HEAD:] + names + b"\0\1z" + bytes((length,))
     with raw(server, 1, frame(HEADERS, END_HEADERS | END_STREAM, 1, block)) as (one,):
         data = b""
         while b"Failed parsing" not in data and b"The client has ended the call" not in data:
-            news = one.recv(65_536)
-            assert news, data
-            data += news
+            received_now = one.recv(65_536)
+            assert received_now, data
+            data += received_now
 
 
 @pytest.mark.parametrize("number", [2, 0])
-def test_streams_that_a_client_may_not_open(server: Server, number: int) -> None:
-    """They end the connection, since gRPC's server would ignore them forever."""
+def test_streams_with_even_numbers_end_the_connection(server: Server, number: int) -> None:
+    """Even stream numbers end the connection, since gRPC's server would ignore them."""
     with raw(server, 1, 1000 * frame(HEADERS, END_HEADERS | END_STREAM, number)) as (one,):
         data = b""
-        with contextlib.suppress(ConnectionError):  # what was not read resets the connection
-            while news := one.recv(65_536):
-                data += news
+        with contextlib.suppress(ConnectionError):  # unread data resets the connection
+            while received_now := one.recv(65_536):
+                data += received_now
     assert not data or b"its numbers are odd" in data
 
 
-@pytest.mark.parametrize("fault", ["leaves", "header"])
-def test_faults_of_clients_are_not_logged_as_errors(fault: str) -> None:
-    """Where a client leaves while it is answered, and where its header is not UTF-8."""
-    extra = b"\0\3x-a\2\xff\xfe" if fault == "header" else b""
+@pytest.mark.parametrize("error", ["disconnect", "header"])
+def test_client_errors_are_not_logged_as_errors(error: str) -> None:
+    """Disconnects during a response and headers that are not UTF-8 cause no error in the log."""
+    extra = b"\0\3x-a\2\xff\xfe" if error == "header" else b""
     with Server(*SCRIPTED, **RPC) as server:
         server.wait_until_ready()
         block = begin("ServerMetadata", 1)[HEAD:] + extra
@@ -478,18 +490,18 @@ def test_faults_of_clients_are_not_logged_as_errors(fault: str) -> None:
         assert {line["level"] for line in server.log()} <= {"info", "warning"}
 
 
-def test_pings_of_idle_clients(server: Server) -> None:
-    """They are answered, and no connection is closed for them."""
+def test_pings_of_idle_clients_are_answered(server: Server) -> None:
+    """Pings are answered, and do not close the connection."""
     with raw(server, 1, 20 * frame(0x6, 0, 0, bytes(8))) as (one,):
-        heads, kinds = Heads(), list[int]()
+        heads, kinds = FrameHeads(), list[int]()
         while kinds.count(0x6) < 20:
             data = one.recv(65_536)
             assert data, kinds
             kinds += [kind for kind, *_ in heads.feed(data)]
 
 
-def test_a_port_in_use() -> None:
-    """The log says which, and the process ends as it does for HTTP's port."""
+def test_grpc_port_in_use() -> None:
+    """The log names the port, and the exit status is the one for the HTTP port."""
     with Server(*SCRIPTED, **RPC) as server:
         port = server.address("gRPC on").rpartition(":")[2]
         run = subprocess.run(
@@ -505,16 +517,16 @@ def test_a_port_in_use() -> None:
 
 
 @pytest.mark.parametrize("form", ["image", "UINT8", "FP32"])
-def test_the_real_network(model: pathlib.Path, real: Server, form: str) -> None:
-    """Whatever form the pixels come in, NumPy agrees with the answer."""
+def test_infer_with_the_real_model(model: pathlib.Path, real: Server, form: str) -> None:
+    """For each form of input, the result agrees with NumPy's."""
     pixels = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     norm = versions.read_manifest(model).normalisation
     mean, std = np.array(norm.mean, np.float32), np.array(norm.std, np.float32)
-    normalised = (pixels.astype(np.float32) / 255 - mean) / std
+    normalized = (pixels.astype(np.float32) / 255 - mean) / std
     tensor = {
         "image": lambda: images(*map(bitmap, pixels)),
         "UINT8": lambda: array(pixels, "UINT8"),
-        "FP32": lambda: array(normalised.transpose(0, 3, 1, 2).astype("<f4"), "FP32"),
+        "FP32": lambda: array(normalized.transpose(0, 3, 1, 2).astype("<f4"), "FP32"),
     }[form]()
     result = connect(real).infer(model.parent.name, [tensor], model_version=model.name)
     expected = probabilities(read_params(model / "net.params"), pixels)

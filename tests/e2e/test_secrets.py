@@ -21,8 +21,8 @@ WRONG = "wrong-secret-of-many-letters"
 
 
 @pytest.mark.parametrize("error", ["", "the engine was told to fail"])
-def test_no_key_is_told(tmp_path: pathlib.Path, error: str) -> None:
-    """Right or wrong, in whichever header: not in the log, an answer, a description or a metric."""
+def test_keys_never_leave_the_process(tmp_path: pathlib.Path, error: str) -> None:
+    """No key, right or wrong, is in the log, an answer, a description or a metric."""
     (tmp_path / "keys").write_text(FILED)
     more = {"SHOAL_API_KEYS_FILE": str(tmp_path / "keys"), "SHOAL_LOG_LEVEL": "debug"}
     if error:

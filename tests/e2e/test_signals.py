@@ -6,7 +6,6 @@ import asyncio
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from benchmarks.processes import started
 from tests.e2e.process import PATIENCE, ROOT, SCRIPTED, Hold, Server
 from tests.service.conftest import png
 
@@ -38,9 +38,9 @@ def wait_until_handled(pid: int, number: int, ours: int = signal.SIGTERM) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_in_the_first_moments(number: int) -> None:
-    """While modules are imported: out at once, with 0 and without a word."""
-    with subprocess.Popen(
+def test_signal_during_imports_ends_the_process(number: int) -> None:
+    """While modules are imported, the process ends with status 0 and no output."""
+    with started(
         [sys.executable, "-m", "service"], cwd=ROOT, stdout=-1, stderr=-1, text=True
     ) as process:
         wait_until_handled(process.pid, number)
@@ -49,9 +49,9 @@ def test_in_the_first_moments(number: int) -> None:
     assert process.returncode == 0
 
 
-def test_hanging_up_in_the_first_moments() -> None:
-    """SIGHUP is not for ending a server, whenever it comes."""
-    with subprocess.Popen(
+def test_sighup_during_imports_does_not_end_the_process() -> None:
+    """SIGHUP does not end a process that is starting."""
+    with started(
         [sys.executable, "-m", "service"], cwd=ROOT, stdout=-1, stderr=-1, text=True
     ) as process:
         wait_until_handled(process.pid, signal.SIGTERM)
@@ -62,8 +62,8 @@ def test_hanging_up_in_the_first_moments() -> None:
     assert process.returncode == 0
 
 
-async def test_sigterm_twice(hold: Hold) -> None:
-    """Who is impatient in that way gains nothing: what is in flight is answered."""
+async def test_repeated_sigterm_answers_requests_in_flight(hold: Hold) -> None:
+    """Further SIGTERMs change nothing: requests in flight are answered."""
     with Server(*SCRIPTED, ENGINE_HELD=str(hold), SHOAL_REQUEST_TIMEOUT="60") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
@@ -84,8 +84,8 @@ async def test_sigterm_twice(hold: Hold) -> None:
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-def test_ctrl_c_after_a_signal(first: int) -> None:
-    """It leaves at once, whatever is under way and even where the engine hangs."""
+def test_second_ctrl_c_ends_the_process_immediately(first: int) -> None:
+    """SIGINT after a first signal ends the process, even if the engine hangs."""
     hung = {"ENGINE_SECONDS": "1000", "SHOAL_REQUEST_TIMEOUT": "2000"}
     with Server(*SCRIPTED, **hung, SHOAL_SHUTDOWN_TIMEOUT="60") as server:
         server.wait_until_ready()
@@ -103,7 +103,7 @@ def test_ctrl_c_after_a_signal(first: int) -> None:
 
 
 def test_sighup_reads_the_keys(tmp_path: pathlib.Path) -> None:
-    """At once; the service goes on, and a file of no use changes nothing."""
+    """SIGHUP reads the file of keys again; an unusable file changes nothing."""
     file = tmp_path / "keys"
     file.write_text(ONE)
     with Server(*SCRIPTED, SHOAL_API_KEYS_FILE=str(file)) as server:
@@ -121,13 +121,13 @@ def test_sighup_reads_the_keys(tmp_path: pathlib.Path) -> None:
         assert (status(ONE), status(TWO)) == (401, 200)
         file.write_text("")
         server.send(signal.SIGHUP)
-        server.wait_for_log("keys stay as they were")
+        server.wait_for_log("API keys were not reloaded")
         assert (status(ONE), status(TWO)) == (401, 200)
         assert server.stop() == 0
 
 
 def test_sighup_loads_the_newest_version(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
-    """As a start would; one that cannot be served changes nothing."""
+    """SIGHUP loads the version that a start would; one that cannot be loaded changes nothing."""
     store = tmp_path / "store"
     versions = store / model.parent.name
     shutil.copytree(model, versions / model.name)
@@ -144,7 +144,7 @@ def test_sighup_loads_the_newest_version(tmp_path: pathlib.Path, model: pathlib.
         (versions / "99").mkdir()
         (versions / "99" / "manifest.json").write_text("{")
         server.send(signal.SIGHUP)
-        server.wait_for_log("the model stays as it was")
+        server.wait_for_log("the model was not reloaded")
         assert serves() == model.name
         assert httpx.post(f"{server.url}/predict", files={"img": HORSE}).status_code == 200
         assert server.stop() == 0

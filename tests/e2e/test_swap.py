@@ -194,9 +194,10 @@ def _bytes(request: httpx.Request) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + request.read()
 
 
-async def test_under_load(serves_1: Server, store: pathlib.Path) -> None:
-    """Of hundreds of requests not one fails, each is answered by the version that it names, and
-    every client sees the version change once, never back."""
+async def test_load_of_a_version_under_load_loses_no_request(
+    serves_1: Server, store: pathlib.Path
+) -> None:
+    """No request fails, each answer is right for its version, and each client sees one change."""
     async with Clients(serves_1, store) as clients:
         await clients.more(300)
         loaded = await asyncio.to_thread(load, serves_1, "2")
@@ -208,8 +209,10 @@ async def test_under_load(serves_1: Server, store: pathlib.Path) -> None:
     assert clients.slowest < 5, "on a machine with other work"
 
 
-async def test_in_vain_under_load(serves_1: Server, store: pathlib.Path) -> None:
-    """What is broken is refused with its reason, and nobody notices; nor does memory."""
+async def test_broken_versions_are_rejected_under_load(
+    serves_1: Server, store: pathlib.Path
+) -> None:
+    """A broken version is rejected with its reason; requests and memory are not affected."""
 
     def cut(path: pathlib.Path) -> None:
         path.write_bytes(path.read_bytes()[:-1000])
@@ -241,7 +244,7 @@ async def test_in_vain_under_load(serves_1: Server, store: pathlib.Path) -> None
         "3": "bytes instead of",
         "4": "SHA-256",
         "5": "another shape",
-        "6": "computes nonsense",
+        "6": "computes invalid results",
         "7": "bytes where",
         "8": "it holds",
     }
@@ -249,7 +252,7 @@ async def test_in_vain_under_load(serves_1: Server, store: pathlib.Path) -> None
         for version, reason in reasons.items():
             refused = await asyncio.to_thread(load, serves_1, version)
             assert refused.status_code == 400 and reason in refused.json()["error"], refused.text
-            assert "Version 1 goes on serving" in refused.json()["error"]
+            assert "Version 1 still serves" in refused.json()["error"]
             await clients.more(20)
     assert clients.failures == []
     assert {version for heard in clients.heard for version in heard} == {"1"}
@@ -261,8 +264,8 @@ async def test_in_vain_under_load(serves_1: Server, store: pathlib.Path) -> None
         assert told[version][0] == "UNAVAILABLE" and reasons[version] in told[version][1]
 
 
-def test_as_tritons_client_does_it(serves_1: Server) -> None:
-    """Unchanged: index, load, unload; between them the model is not ready, and then it is."""
+def test_tritonclient_can_load_and_unload(serves_1: Server) -> None:
+    """NVIDIA's client can list, load and unload; between them the model is not ready."""
     client = InferenceServerClient(serves_1.url.removeprefix("http://"))
     with pytest.raises(InferenceServerException, match="admin key"):
         client.get_model_repository_index()
@@ -282,8 +285,8 @@ def test_as_tritons_client_does_it(serves_1: Server) -> None:
         client.load_model("resnet50", headers=HEADERS)
 
 
-def test_memory_stays(serves_1: Server) -> None:
-    """What a network took is free again once another serves."""
+def test_memory_of_replaced_versions_is_freed(serves_1: Server) -> None:
+    """The memory of a network is free again once another one serves."""
     for version in "21":
         assert load(serves_1, version).status_code == 200
     before = resident(serves_1)
@@ -299,8 +302,8 @@ def resident(server: Server) -> float:
     return int(kilobytes) / 1000
 
 
-async def test_a_stop_while_loading(store: pathlib.Path) -> None:
-    """Who asked for the load is answered, and the process ends with 0."""
+async def test_stop_while_a_version_loads(store: pathlib.Path) -> None:
+    """The load request is answered, and the process ends with status 0."""
     environment = {"SHOAL_MODEL_STORE": str(store), "SHOAL_MODEL_VERSION": "1"}
     with Server(*REAL, SHOAL_ADMIN_KEYS=KEY, **environment) as server:
         server.wait_until_ready()

@@ -57,8 +57,8 @@ def seconds(span: Any) -> float:
     return took
 
 
-def test_one_request_followed(collector: Collector, server: Server) -> None:
-    """From its caller's span through its stages to the batch it was computed in, and back."""
+def test_trace_follows_a_request_to_its_batch(collector: Collector, server: Server) -> None:
+    """The trace leads from the client's span through the stages to the batch, and back."""
     before = time.time_ns()
     response = httpx.post(
         f"{server.url}/predict", files={"img": HORSE}, headers={"traceparent": TRACEPARENT}
@@ -93,8 +93,8 @@ def test_one_request_followed(collector: Collector, server: Server) -> None:
     assert [record["trace_id"] for record in said] == [TRACE]
 
 
-def test_batch_mates_share_a_batch(collector: Collector, server: Server) -> None:
-    """Requests that were computed together lead to one batch, and it to each of them."""
+def test_traces_of_a_batch_are_linked(collector: Collector, server: Server) -> None:
+    """Requests that were computed together link to one batch, and it links to each of them."""
     known = len(collector.named("POST /predict"))
     with ThreadPoolExecutor(9) as pool:
         for future in [
@@ -110,8 +110,8 @@ def test_batch_mates_share_a_batch(collector: Collector, server: Server) -> None
         assert request.span_id in {back.span_id for back in batches[link.span_id].links}
 
 
-def test_a_request_that_fails(collector: Collector, server: Server) -> None:
-    """The stage that it did not get through says so."""
+def test_trace_marks_the_stage_that_failed(collector: Collector, server: Server) -> None:
+    """The span of the stage that failed has the error."""
     headers = {"traceparent": TRACEPARENT.replace(TRACE, "1" * 32)}
     answer = httpx.post(f"{server.url}/predict", files={"img": b"hello"}, headers=headers)
     assert answer.status_code == 400
@@ -124,7 +124,8 @@ def test_a_request_that_fails(collector: Collector, server: Server) -> None:
     assert [(span.status.code, span.status.message) for span in found] == [(ERROR, "BadImage")]
 
 
-def test_over_grpc(collector: Collector, server: Server) -> None:
+def test_trace_follows_a_grpc_call(collector: Collector, server: Server) -> None:
+    """A gRPC call has the spans of an HTTP request."""
     with grpc.insecure_channel(server.address("gRPC on")) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         request = service_pb2.ModelInferRequest(model_name="fake")
@@ -139,8 +140,8 @@ def test_over_grpc(collector: Collector, server: Server) -> None:
     assert below == {"read", "decode", "queue", "infer"}
 
 
-def test_what_is_not_sampled(collector: Collector, server: Server) -> None:
-    """The caller decides: no span of the request, nor of a batch of nobody else."""
+def test_requests_that_are_not_sampled_have_no_spans(collector: Collector, server: Server) -> None:
+    """If the client does not sample, neither the request nor its batch has a span."""
 
     def spans(trace: str) -> list[str]:
         return [span.name for span in collector.spans if span.trace_id.hex() == trace]
@@ -157,10 +158,12 @@ def test_what_is_not_sampled(collector: Collector, server: Server) -> None:
 
 
 def test_probes_are_not_traced(collector: Collector, server: Server) -> None:
+    """Probes and scrapes have no spans."""
     assert not [span for span in collector.spans if re.search("readyz|Ready", span.name)]
 
 
-def test_the_last_spans_are_sent_on_the_way_out() -> None:
+def test_last_spans_are_sent_at_shutdown() -> None:
+    """Spans of the last requests are exported before the process ends."""
     with Collector() as collector:
         settings = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.endpoint}/v1/traces",
@@ -175,8 +178,8 @@ def test_the_last_spans_are_sent_on_the_way_out() -> None:
     assert len(collector.spans) == 6 and collector.services == {"ours"}
 
 
-def test_a_collector_that_is_silent_keeps_nobody() -> None:
-    """Neither the requests, nor the end of the process."""
+def test_silent_collector_delays_nothing() -> None:
+    """A collector that does not answer delays neither requests nor the shutdown."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with Server(*SCRIPTED, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as server:

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from benchmarks.processes import is_running, wait_until_ended
+from service.workers.process import ARGUMENT
 from tests.e2e.process import PATIENCE, REAL, SCRIPTED, Hold, Server, wait_until_ready
 from tests.service.conftest import png
 
@@ -79,8 +80,8 @@ async def scraped(client: httpx.AsyncClient, server: Server) -> dict[str, float]
     return dict(found)
 
 
-async def test_the_real_engine() -> None:
-    """Only its process has MXNet; whoever is asked answers, and says so to every probe."""
+async def test_only_the_engine_process_has_mxnet() -> None:
+    """Every front end answers predictions and probes, and only the engine process loads MXNet."""
     with serving(*REAL) as server:
         processes = server.processes() | {"supervisor": server.pid}
         with_mxnet = {name for name, pid in processes.items() if has_mxnet(pid)}
@@ -98,9 +99,8 @@ async def test_the_real_engine() -> None:
     assert {answer.json()["model"]["name"] for answer in answers} == {"cifar_resnet20_v1"}
 
 
-async def test_one_queue(hold: Hold) -> None:
-    """What waits at both front ends is computed together, leaves when its client does, and is
-    counted once, whoever is asked."""
+async def test_front_ends_share_one_queue(hold: Hold) -> None:
+    """Requests of both front ends form joint batches, leave with their clients, and count once."""
     held = {"ENGINE_HELD": str(hold), "ENGINE_WARM_UP_SECONDS": "2"}
     with serving(*SCRIPTED, **held, **LONG) as server:
         idle = {name: connections(server.processes()[name]) for name in FRONT_ENDS}
@@ -132,8 +132,8 @@ async def test_one_queue(hold: Hold) -> None:
         assert found["shoal_request_duration_seconds_count"] == 17 + 8 + 1
 
 
-def test_other_ports() -> None:
-    """Front ends share them, too, and nobody else does."""
+def test_front_ends_share_the_other_ports() -> None:
+    """The metrics port and the gRPC port are shared by the front ends and closed to others."""
     with serving(*SCRIPTED, SHOAL_METRICS_PORT="0", SHOAL_GRPC_PORT="0") as server:
         logged = [record["message"] for record in server.log()]
         scrapes = {line for line in logged if line.startswith("metrics on")}
@@ -155,8 +155,8 @@ def test_other_ports() -> None:
         assert server.stop() == 0
 
 
-async def test_reload(shipped: pathlib.Path) -> None:
-    """On SIGHUP to the supervisor every front end reloads, and the model is loaded once for all."""
+async def test_sighup_reloads_once_for_all(shipped: pathlib.Path) -> None:
+    """On SIGHUP every front end reloads, and the model is loaded once."""
     with serving(*SCRIPTED) as server:
         before = server.processes()
         async with clients() as client:
@@ -174,8 +174,8 @@ async def test_reload(shipped: pathlib.Path) -> None:
     assert messages.count("switched") == 1
 
 
-def test_no_moment_in_which_sighup_is_deadly() -> None:
-    """Each process is born deaf to it. A chaos run killed one that Python was still starting in."""
+def test_sighup_never_kills_a_starting_process() -> None:
+    """Each process ignores SIGHUP from its first moment on."""
     minded: dict[str, bool] = {}
     with serving(*SCRIPTED) as server:
         killed = server.processes()["front-end-1"]
@@ -188,7 +188,7 @@ def test_no_moment_in_which_sighup_is_deadly() -> None:
                 with contextlib.suppress(OSError):
                     told = (process / "cmdline").read_bytes().split(b"\0")
                     status = (process / "status").read_text()
-                    if f"\nPPid:\t{server.pid}\n" in status and b"service.workers" in told:
+                    if f"\nPPid:\t{server.pid}\n" in status and ARGUMENT.encode() in told:
                         masks = (
                             status.partition(name)[2].split()[0] for name in ("SigIgn:", "SigCgt:")
                         )
@@ -198,9 +198,8 @@ def test_no_moment_in_which_sighup_is_deadly() -> None:
     assert len(minded) == 3 and all(minded.values())
 
 
-async def test_an_engine_that_is_killed(hold: Hold) -> None:
-    """Whoever waits is told at once to come back; another engine is started and found; what was
-    counted stays counted."""
+async def test_killed_engine_is_replaced(hold: Hold) -> None:
+    """Waiting requests get 503, another engine is started, and counters keep their values."""
     environment = {"ENGINE_HELD": str(hold), "ENGINE_LOAD_HELD": str(hold), **LONG}
     hold.end()
     with serving(*SCRIPTED, **environment) as server:
@@ -227,21 +226,21 @@ async def test_an_engine_that_is_killed(hold: Hold) -> None:
     assert total["shoal_refusals_total"] >= 17 and total["shoal_items_total"] == 1
 
 
-async def test_an_engine_that_fails_on_everything() -> None:
-    """Is replaced: a new process may do better."""
+async def test_engine_that_fails_on_everything_is_replaced() -> None:
+    """After several failed batches another engine process is started."""
     with serving(*SCRIPTED, ENGINE_ERROR="the fan is off") as server:
         before = server.processes()["engine"]
         async with clients() as client:
             answers = [await post(client, server) for _ in range(5)]
-        server.wait_for_log("leaving for another process")
+        server.wait_for_log("exiting to be restarted")
         server.wait_for_log("ready")
         assert server.processes()["engine"] != before
         assert server.stop() == 0
     assert {answer.json()["code"] for answer in answers} == {"engine_failed"}
 
 
-async def test_a_front_end_that_is_killed(hold: Hold) -> None:
-    """Takes its own connections and items with it, and nobody else's; another takes its place."""
+async def test_killed_front_end_is_replaced(hold: Hold) -> None:
+    """Only its own connections and requests are lost, and another one takes its place."""
     with serving(*SCRIPTED, ENGINE_HELD=str(hold), **LONG) as server:
         async with clients() as client:
             waiting = [post(client, server) for _ in range(24)]
@@ -272,9 +271,8 @@ async def test_a_front_end_that_is_killed(hold: Hold) -> None:
     assert after.pop(FRONT_ENDS[0]) != before.pop(FRONT_ENDS[0]) and after == before
 
 
-async def test_deaths_under_load() -> None:
-    """Nobody waits for long; whoever is not answered hears why, or loses the connection to the
-    front end that died; in the end all is well."""
+async def test_killed_processes_under_load() -> None:
+    """Every request is answered, gets an error, or loses its connection to a killed front end."""
     outcomes: list[tuple[str, float]] = []
     leaving = False
 
@@ -313,8 +311,8 @@ async def test_deaths_under_load() -> None:
     assert {answer.status_code for answer in last} == {200}
 
 
-async def test_a_supervisor_that_is_killed(tmp_path: pathlib.Path) -> None:
-    """Leaves no process behind, however busy they are, and no folder."""
+async def test_killed_supervisor_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    """No process and no folder is left, however busy the processes are."""
     with serving(*SCRIPTED, ENGINE_SECONDS="30", TMPDIR=str(tmp_path), **LONG) as server:
         pids = server.processes().values()
         (folder,) = os.listdir(tmp_path)
@@ -331,9 +329,8 @@ async def test_a_supervisor_that_is_killed(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("everybody", [True, False], ids=["everybody", "the supervisor"])
-async def test_stop_loses_nothing(everybody: bool, hold: Hold) -> None:
-    """Requests in flight when the signal arrives are answered by whoever has them; the service
-    ends with 0, and so do all of its processes, also where each is told to, as by systemd."""
+async def test_stop_answers_requests_in_flight(everybody: bool, hold: Hold) -> None:
+    """Requests in flight are answered and all processes end, also if each gets the signal."""
     with serving(*SCRIPTED, ENGINE_HELD=str(hold), **LONG) as server:
         async with clients() as client:
             requests = [post(client, server) for _ in range(32)]
@@ -351,8 +348,8 @@ async def test_stop_loses_nothing(everybody: bool, hold: Hold) -> None:
     assert not any(map(is_running, server.processes().values()))
 
 
-async def test_ctrl_c_twice() -> None:
-    """Leaves at once, whoever still waits; after the first, nobody new is let in."""
+async def test_second_ctrl_c_ends_all_processes_immediately() -> None:
+    """After the first SIGINT no connection is accepted; the second ends all processes."""
     with serving(*SCRIPTED, ENGINE_SECONDS="30", **LONG) as server:
         async with clients() as client:
             waiting = [post(client, server) for _ in range(4)]
@@ -370,8 +367,8 @@ async def test_ctrl_c_twice() -> None:
     assert not any(map(is_running, server.processes().values()))
 
 
-def test_a_model_that_does_not_load_ends_the_service() -> None:
-    """At once: another attempt would end the same way. The log says why."""
+def test_model_that_does_not_load_ends_the_service() -> None:
+    """The service ends with status 1 without another attempt, and the log says why."""
     with Server(*SCRIPTED, SHOAL_WORKERS="2", ENGINE_ERROR="load") as server:
         assert server.wait() == 1
         messages = [record["message"] for record in server.log()]

@@ -1,9 +1,9 @@
-"""Attacks on a server, from addresses of their own.
+"""Attacks a server from addresses of its own.
 
     python -m tests.faults.attackers NAME PORT GRPC_PORT SECONDS
 
-A process of its own, so that an honest client that is measured at the same time shares nothing but
-the machine. Says `there` when it begins, and what it sent and got as JSON when it ends.
+It runs as a separate process, so that it shares only the machine with an honest client that is
+measured at the same time. It prints `there` when it begins, and its result as JSON when it ends.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.processes import started
 from model_store.manifest import STORE
 from tests.e2e.process import ROOT
 from tests.faults import hostile
@@ -34,7 +35,7 @@ from tests.faults.wire import post
 
 HOST = "127.0.0.1"
 ATTACKERS = 4
-"""Addresses from which files are sent, one connection each."""
+"""Number of addresses that send files, with one connection each."""
 MODEL = next(folder.name for folder in STORE.iterdir() if folder.is_dir())
 INFER = f"/v2/models/{MODEL}/infer"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -44,19 +45,21 @@ SECONDS = 8.0
 
 @dataclass
 class Result:
-    """What an attack sent and what it got."""
+    """What an attack sent and received."""
 
     bytes_sent: int = 0
     requests: int = 0
     answers: Counter[str] = field(default_factory=Counter)
-    """By status; `cut off` where the server closed the connection without one."""
+    """Status -> number of answers; `cut off`: the server closed the connection without an
+    answer."""
     held: int = 0
-    """Connections that were open at the end of the attack and had no answer."""
+    """Connections that were open without an answer at the end of the attack."""
     note: str = ""
 
 
 class Field:
-    """Where an attack takes place: connects from addresses of its own and counts."""
+    """The target and the result of an attack. Opens connections from several addresses and
+    counts."""
 
     def __init__(self, port: int, grpc_port: int | None, seconds: float) -> None:
         self.port, self.grpc_port, self.seconds = port, grpc_port, seconds
@@ -67,14 +70,14 @@ class Field:
         return time.monotonic() >= self.end
 
     async def connect(self, number: int, port: int | None = None) -> Line:
-        """A connection from address 127.0.1.1 + `number`. Raises OSError."""
+        """Opens a connection from address 127.0.1.1 + `number`. Raises OSError."""
         reader, writer = await asyncio.open_connection(
             HOST, port or self.port, local_addr=(address(number), 0), limit=2**20
         )
         return Line(reader, writer, self.result)
 
     async def all(self, count: int, one: Callable[[int], Awaitable[None]]) -> None:
-        """`one(number)` for each of `count` attackers, until the attack is over."""
+        """Runs `one(number)` for each of `count` attackers until the attack is over."""
 
         async def until_over(number: int) -> None:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
@@ -96,7 +99,7 @@ class Line:
         self._result = result
 
     async def send(self, data: bytes, requests: int = 0) -> None:
-        """Raises OSError where the connection has ended."""
+        """Sends data. Raises OSError if the connection has ended."""
         if self.writer.transport.is_closing():
             raise ConnectionResetError
         self._result.requests += requests
@@ -105,7 +108,7 @@ class Line:
         await self.writer.drain()
 
     async def answer(self) -> bool:
-        """Read one answer and count it; whether the connection can be used again."""
+        """Reads one answer and counts it. Returns whether the connection can be used again."""
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
             lower = head.lower()
@@ -118,7 +121,7 @@ class Line:
         return b"connection: close" not in lower
 
     async def drop(self) -> None:
-        """Read and count what comes, until the server closes the connection."""
+        """Reads and counts answers until the server closes the connection."""
         with contextlib.suppress(OSError):
             while data := await self.reader.read(2**18):
                 if found := data.count(b"HTTP/1.1 200"):
@@ -127,12 +130,12 @@ class Line:
                     self._result.answers["not 200"] += others
 
     def receive_little(self) -> None:
-        """Let the system buffer as little as it can of what is not read."""
+        """Minimizes the receive buffer, so that the system holds little of what is not read."""
         found = self.writer.get_extra_info("socket")
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
     def is_held(self) -> bool:
-        """Whether the server has not ended the connection, as the system knows it."""
+        """Returns whether the connection is still open."""
         found = self.writer.get_extra_info("socket")
         return bool(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\1")
 
@@ -143,7 +146,7 @@ class Line:
 Attack = Callable[[Field], Awaitable[None]]
 ATTACKS: dict[str, Attack] = {}
 LASTING: dict[str, float] = {}
-"""Seconds of attacks that need longer than `SECONDS` to show anything."""
+"""Attack -> seconds, for those that need more than `SECONDS` to have an effect."""
 
 
 def attack(name: str, seconds: float | None = None) -> Callable[[Attack], Attack]:
@@ -157,7 +160,7 @@ def attack(name: str, seconds: float | None = None) -> Callable[[Attack], Attack
 
 
 def names() -> list[str]:
-    """Every attack: the files, then the others."""
+    """Returns the names of all attacks: the files first, then the others."""
     return [*hostile.FILES, *ATTACKS]
 
 
@@ -166,15 +169,15 @@ def seconds_of(name: str, usual: float = SECONDS) -> float:
 
 
 def address(number: int) -> str:
-    """An address of the loopback network that no honest client has."""
+    """Returns an address of the loopback network that no honest client uses."""
     return f"127.0.{1 + number // 250}.{1 + number % 250}"
 
 
 async def repeat(
     field: Field, number: int, request: bytes, rate: float | None = None, requests: int = 1
 ) -> None:
-    """Send `request` again and again, each after the answer to the last, on connections that are
-    kept; at most `rate` bytes per second."""
+    """Sends `request` repeatedly on connections that stay open, each after the previous answer, at
+    most `rate` bytes per second."""
     line: Line | None = None
     began, sent = time.monotonic(), 0
     try:
@@ -215,7 +218,7 @@ async def files(field: Field, images: Sequence[bytes], rate: float | None = None
 
 
 async def repeat_once(field: Field, number: int, request: bytes) -> None:
-    """On a connection of its own."""
+    """Sends a request on its own connection."""
     line = None
     try:
         line = await field.connect(number)
@@ -229,7 +232,7 @@ async def repeat_once(field: Field, number: int, request: bytes) -> None:
 
 
 async def flood(field: Field, count: int, piece: bytes, requests: int, reads: bool) -> None:
-    """`count` connections send `piece` again and again, as fast as they can."""
+    """`count` connections send `piece` repeatedly, as fast as they can."""
 
     async def one(number: int) -> None:
         while True:
@@ -258,8 +261,8 @@ async def hold(
     port: int | None = None,
     reads: bool = True,
 ) -> None:
-    """`count` connections send `first`, then `then` every `every` seconds; those that are cut off
-    come again. Those that are open at the end and have no answer are held."""
+    """`count` connections send `first`, then `then` every `every` seconds, and connect again when
+    they are cut off. Those that are open without an answer at the end count as held."""
     lines: dict[int, Line] = {}
 
     async def one(number: int) -> None:
@@ -383,7 +386,8 @@ async def stalled(field: Field) -> None:
 
 @attack("200 clients that do not read, and send one more byte", 45)
 async def unread(field: Field) -> None:
-    """Each asks for another number of pages, so that some fill the buffers with the last one."""
+    """Each connection requests a different number of pages, so that some fill the buffers with the
+    last one."""
     page = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
     lines: list[Line] = []
 
@@ -553,8 +557,8 @@ async def leavers(field: Field) -> None:
 
 @attack("Poisoned estimates: images of one pixel in every format, then photos", 12)
 async def poison(field: Field) -> None:
-    """Seconds per pixel that a server learns from one pixel with much beside it: what honest
-    clients get afterwards counts."""
+    """Makes the server learn a wrong time per pixel from images of one pixel with much other data.
+    The answers to honest clients afterwards count."""
     await files(
         field,
         [
@@ -616,13 +620,13 @@ async def grpc_webps(field: Field) -> None:
 
 @attack("gRPC, messages of millions of empty fields")
 async def grpc_fields(field: Field) -> None:
-    from tests.service.grpc.test_prescan import WORST
+    from tests.service.grpc.test_wire_prescan import WORST
 
     await messages(field, list(WORST.values()))
 
 
 async def messages(field: Field, bodies: Sequence[bytes]) -> None:
-    """`ATTACKERS` connections send the messages in turns, each after the answer to the last."""
+    """`ATTACKERS` connections send the messages in turns, each after the previous answer."""
     import grpc
 
     async def one(number: int) -> None:
@@ -642,15 +646,15 @@ async def messages(field: Field, bodies: Sequence[bytes]) -> None:
 
 
 FOLDER = "folder:"
-"""Before the path of a folder: ten addresses together send its files at `CROWD_RATE`."""
+"""Prefix of the path of a folder: ten addresses together send its files at `CROWD_RATE`."""
 CROWD, CROWD_RATE = 10, 100 * 1024
-"""Attackers' addresses, and the bytes per second that they send together."""
+"""Number of addresses, and the bytes per second that they send together."""
 UNDER_WAY = 50
-"""Requests of each that may wait for their answers."""
+"""Maximum number of requests of an address that wait for answers."""
 
 
 async def crowd(field: Field, images: Sequence[bytes]) -> None:
-    """`CROWD` addresses, each at its share of `CROWD_RATE`, whether or not they are answered."""
+    """`CROWD` addresses send their shares of `CROWD_RATE`, whether or not they get answers."""
     requests = [post("/predict", "image/png", image) for image in images]
 
     async def one(number: int) -> None:
@@ -697,10 +701,11 @@ async def run(name: str, port: int, grpc_port: int | None, seconds: float) -> Re
 def attacking(
     name: str, port: int, grpc_port: int | None, seconds: float
 ) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Within, the attack is under way; the function waits for its end and returns its result."""
+    """Runs an attack for the duration of the block. Yields a function that waits for its end and
+    returns its result."""
     command = [sys.executable, "-m", "tests.faults.attackers", name, str(port)]
     command += [str(grpc_port or 0), str(seconds)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, grace=0, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
 
         def result() -> dict[str, Any]:
@@ -709,12 +714,9 @@ def attacking(
             found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
             return found
 
-        try:
-            if process.stdout.readline() != "there\n":
-                raise RuntimeError(f"the attack {name!r} did not begin")
-            yield result
-        finally:
-            process.kill()
+        if process.stdout.readline() != "there\n":
+            raise RuntimeError(f"the attack {name!r} did not begin")
+        yield result
 
 
 def main() -> None:

@@ -1,11 +1,10 @@
-"""Each attack in turn against a real server in a memory-limited process group, beside an honest
-client:
+"""Runs each attack against a real server with limited memory, beside an honest client.
 
     python -m tests.faults.attacks [--only WORD,WORD] [--json FILE] [--photos FOLDER]
 
-Prints a Markdown table: what each attack sent, what it cost the server, what it got, and what an
-honest client noticed. Exit status 1 where the server did not survive an attack. A row whose attack
-needs gRPC is left out where the extra is not installed.
+Prints a Markdown table: what each attack sent, what it cost the server, what it received, and its
+effect on the honest client. The exit status is 1 if the server did not survive an attack. Attacks
+on gRPC are skipped if the extra is not installed.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from tests.service.synthetic import encode
 RATE = 25.0
 """Photos per second of the honest client."""
 REST = 10.0
-"""Seconds within which memory is to be back at rest; it is, up to `SLACK` MiB."""
+"""Seconds within which memory must return to its value at rest, up to `SLACK` MiB."""
 SLACK = 64.0
 
 
 @dataclass
 class Row:
-    """What one attack did."""
+    """The result of one attack."""
 
     attack: str
     seconds: float = 0.0
@@ -48,22 +47,22 @@ class Row:
     requests: int = 0
     got: str = ""
     cpu_seconds: float = 0.0
-    """Of the server, without what the honest client costs."""
+    """CPU time of the server, without that of the honest client's requests."""
     one_cpu_seconds: float = math.nan
-    """Of one such file, sent alone to an idle server; NaN where the attack is not a file."""
+    """CPU time for one such file on an idle server. NaN: the attack is not a file."""
     one_mib: float = math.nan
     """Memory above rest for that file."""
     peak_mib: float = 0.0
     after_mib: float = 0.0
-    """Above rest, 10 s after the attack or as soon as memory is back."""
+    """Memory above rest, 10 s after the attack or as soon as it has returned."""
     answered: float = 0.0
     p50_ms: float | None = None
     p99_ms: float | None = None
     survived: bool = False
     broken: str = ""
-    """Formats whose sound images are not answered any more."""
+    """Formats whose valid images are no longer answered."""
     killed: int = 0
-    """Processes that the kernel killed for want of memory."""
+    """Processes that the kernel killed because of the memory limit."""
 
 
 class Attacks:
@@ -74,7 +73,7 @@ class Attacks:
         self._cost = 0.0  # CPU seconds per second of the honest client
 
     async def measure_rest(self) -> Row:
-        """The honest client alone."""
+        """Measures the honest client alone."""
         await self._honest().run(2)
         await asyncio.to_thread(self._target.wait_until_quiet)
         self._rest = self._target.group.memory()
@@ -88,7 +87,7 @@ class Attacks:
         return _with(row, account)
 
     async def one(self, name: str) -> Row:
-        """One attack, for its time, and then until memory is back."""
+        """Runs one attack, then waits until memory has returned."""
         target, group = self._target, self._target.group
         row = Row(name, seconds=seconds_of(name, self._seconds))
         killed = group.killed()
@@ -125,12 +124,13 @@ class Attacks:
         return row
 
     async def start_again(self) -> None:
-        """A server that nothing has happened to, so that rows do not depend on their order."""
+        """Restarts the server, so that rows do not depend on their order."""
         await asyncio.to_thread(self._target.restart)
         await self._honest().run(2)
 
     async def _broken(self, end: float) -> str:
-        """Formats whose sound images are not answered with 200 by `end`, nor once after it."""
+        """Returns the formats whose valid images are not answered with 200, neither by `end` nor
+        once afterwards."""
         broken = []
         for kind, image in sound().items():
             request = post("/predict", f"image/{kind.lower()}", image, "Connection: close\r\n")
@@ -145,7 +145,7 @@ class Attacks:
         return Honest(self._target.port, self._rate, self._pictures)
 
     def _alone(self, image: bytes) -> float:
-        """CPU seconds of one request with `image`, to an idle server."""
+        """Returns the CPU seconds of one request with `image` to an idle server."""
         self._target.wait_until_quiet()
         before = self._target.group.cpu_seconds()
         request = post("/predict", "image/png", image, "Connection: close\r\n")
@@ -156,7 +156,7 @@ class Attacks:
 
 @functools.cache
 def sound() -> dict[str, bytes]:
-    """A picture of VGA size in every format."""
+    """Returns an image of VGA size in each format."""
     vga = picture(np.random.default_rng(0))
     return {
         kind: encode(vga.quantize(64) if kind == "GIF" else vga, kind)
@@ -165,7 +165,7 @@ def sound() -> dict[str, bytes]:
 
 
 async def _send(port: int, request: bytes) -> int:
-    """The status; 0 without an answer."""
+    """Returns the status, or 0 without an answer."""
     try:
         async with asyncio.timeout(30):
             reader, writer = await asyncio.open_connection(
@@ -180,7 +180,7 @@ async def _send(port: int, request: bytes) -> int:
 
 
 def got(result: dict[str, Any]) -> str:
-    """What an attacker got, in words."""
+    """Describes the answers that an attacker got."""
     answers = [
         f"{count:,} x {status}" for status, count in sorted(result.get("answers", {}).items())
     ]
@@ -245,7 +245,7 @@ def _with(row: Row, account: Account) -> Row:
 
 
 def settings(workers: int) -> dict[str, str]:
-    """The server's defaults, with gRPC where it is installed."""
+    """Returns the server's default settings, with gRPC if it is installed."""
     found = {"SHOAL_GRPC_PORT": "0"} if find_spec("grpc") else {}
     return found | ({"SHOAL_WORKERS": str(workers)} if workers > 1 else {})
 

@@ -1,10 +1,10 @@
-"""Load, bombs, slow clients, clients that leave, replaced models and kill -9, all at once:
+"""Combines load, bombs, slow and disconnecting clients, replaced models and kill -9.
 
     python -m tests.faults.chaos --minutes 30 [--workers 2]
 
-Of several processes one is killed at a time, and now and then all of them at once. Every request is
-accounted for, and every answer compared with what the version that it names computes. Exit status
-1 on any violation.
+With several processes, one is killed at a time, and sometimes all of them. Every request is
+accounted for, and every answer is compared with what its version computes. The exit status is 1 on
+any violation.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ SETTINGS = {
 }
 
 
-def most_memory(workers: int) -> int:
-    """Megabytes, by docs/reliability.md: the engine at rest and a network that is loaded beside the
-    other, uploads, and what each process that speaks HTTP decodes. What several have at rest, too.
-    """
+def memory_limit(workers: int) -> int:
+    """Returns the memory limit in MB, from docs/reliability.md: the engine, a second network while
+    it loads, uploads, and for several processes what each needs at rest and to decode."""
     return 260 + 150 + 64 + workers * 13 * 16 + (90 * (workers + 1) if workers > 1 else 0)
 
 
@@ -54,17 +53,17 @@ class Chaos:
         self, seconds: float, kill_every: float, workers: int, seed: int, store: pathlib.Path
     ) -> None:
         self.account = Account()
-        self.most_memory = 0.0
+        self.max_memory = 0.0
         self.reloads = 0
         served = {"SHOAL_MODEL_STORE": str(store), "SHOAL_MODEL_VERSION": "1"}
         self.server = Restarted(*REAL, SHOAL_WORKERS=str(workers), **served, **SETTINGS)
         self._traffic = Traffic(self.server.port, store, self.account, self.server.was_away)
         self._dice = random.Random(seed)
         self._kill_every = kill_every
-        # In turns, so that none dies more often than the supervisor puts up with.
+        # In turns, so that none dies more often than the supervisor tolerates.
         front_ends = [f"front-end-{number}" for number in range(1, workers + 1)]
         self._victims = itertools.cycle([ENGINE, *front_ends, None] if workers > 1 else [None])
-        self._most_memory = most_memory(workers)
+        self._memory_limit = memory_limit(workers)
         self._seconds = seconds
         self._end = 0.0
 
@@ -113,7 +112,7 @@ class Chaos:
             await self.server.start()
 
     async def _reload(self) -> None:
-        """By the repository's calls, and by SIGHUP; what cannot be has a reason in its answer."""
+        """Replaces the model by API calls and by SIGHUP. A rejected call must state its reason."""
         extra = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()).encode()
         while not self._over():
             await self._sleep(self._dice.uniform(0.2, 3))
@@ -134,7 +133,7 @@ class Chaos:
             await self._sleep(self._dice.uniform(0.05, 0.5))
 
     async def _alone(self, request: bytes) -> int:
-        """One request on a connection of its own; its status."""
+        """Sends one request on its own connection. Returns the status."""
         began = time.monotonic()
         connection = await self._traffic.connect()
         if connection is None:
@@ -154,7 +153,7 @@ class Chaos:
         return status
 
     async def _leave(self) -> None:
-        """Ask and hang up, before or after the answer has come."""
+        """Sends requests and disconnects, before or after the answer."""
         while not self._over():
             connection = await self._traffic.connect()
             if connection is None:
@@ -168,7 +167,7 @@ class Chaos:
             await self._sleep(self._dice.uniform(0, 0.2))
 
     async def _drip(self) -> None:
-        """A byte a second of a head or a body."""
+        """Sends a head or a body at one byte per second."""
         while not self._over():
             began = time.monotonic()
             try:
@@ -180,10 +179,10 @@ class Chaos:
             head = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nX-Slow: "
             if in_body := self._dice.random() < 0.5:
                 head += b"no\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n"
-            told = await self._until_cut(reader, writer, head)
+            answer = await self._until_cut(reader, writer, head)
             writer.close()
-            if told:
-                status, _, body = told.partition(b"\r\n\r\n")
+            if answer:
+                status, _, body = answer.partition(b"\r\n\r\n")
                 self.account.refused(int(status.split()[1]), body)
             elif self.server.was_away(began):
                 self.account.ends["cut off: the server was killed"] += 1
@@ -197,27 +196,27 @@ class Chaos:
     async def _until_cut(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes
     ) -> bytes:
-        told = asyncio.ensure_future(read_all(reader))
+        answer = asyncio.ensure_future(read_all(reader))
         writer.write(head)
-        while not told.done() and not self._over():
+        while not answer.done() and not self._over():
             writer.write(b"x")
-            await asyncio.wait({told}, timeout=1)
-        told.cancel()
+            await asyncio.wait({answer}, timeout=1)
+        answer.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            return await told
+            return await answer
         return b""
 
     async def _measure(self) -> None:
         while not self._over():
             with contextlib.suppress(OSError, IndexError):  # it is no more, or ends
-                self.most_memory = max(self.most_memory, self.server.resident())
+                self.max_memory = max(self.max_memory, self.server.resident())
             await self._sleep(0.5)
-        if self.most_memory > self._most_memory:
-            self.account.violations.append(f"{self.most_memory:.0f} MB of memory")
+        if self.max_memory > self._memory_limit:
+            self.account.violations.append(f"{self.max_memory:.0f} MB of memory")
 
     def _read_log(self) -> None:
-        """What went wrong by the server's own account. A version that is not there is our doing,
-        and so is a process that died of kill -9."""
+        """Counts errors in the log as violations, except those that this test causes: missing
+        versions and killed processes."""
         for record in self.server.server.log():
             expected = (
                 "version" in record["message"]
@@ -229,10 +228,10 @@ class Chaos:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="All faults at once, every request accounted for.")
+    parser = argparse.ArgumentParser(description="Runs all faults at the same time.")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--kill-every", type=float, default=20, help="seconds, on average")
-    parser.add_argument("--workers", type=int, default=1, help="processes that speak HTTP")
+    parser.add_argument("--workers", type=int, default=1, help="number of front ends")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -244,10 +243,10 @@ def main() -> int:
     print(chaos.account.table())
     for victim, count in sorted(chaos.server.kills.items()):
         print(f"{count:>9,}  times killed and started again: {victim}")
-    allowed = most_memory(options.workers)
+    allowed = memory_limit(options.workers)
     print(
         f"{chaos.reloads:>9,}  times another version loaded\n"
-        f"{chaos.most_memory:>9,.0f}  MB of memory at most, of {allowed:,} allowed"
+        f"{chaos.max_memory:>9,.0f}  MB of memory at most, of {allowed:,} allowed"
     )
     return report(chaos.account.violations)
 

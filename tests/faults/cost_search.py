@@ -1,11 +1,11 @@
-"""Searches for inputs that cost the server most CPU time and memory, in all and per byte sent:
+"""Searches for inputs that cost the server the most CPU time and memory, in total and per byte.
 
     python -m tests.faults.cost_search --minutes 60 [--kinds gif,png] [--corpus FOLDER]
 
-One request at a time goes to a real server, in a process group of its own; its CPU clock and its
-peak memory say what the request cost. What costs more than anything of its size so far is kept and
-mutated further. The corpus stays outside of the repository and is continued by the next run.
-Prints the worst inputs by kind. Exit status 1 if one exceeded a bound, or ended the server.
+Sends one request at a time to a real server in its own process group, and measures its CPU time and
+peak memory. An input that costs more than all others of its size is kept and mutated further. The
+corpus is outside the repository, and the next run continues it. Prints the worst inputs of each
+kind. The exit status is 1 if one exceeds a bound or ends the server.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from tests.service import synthetic
 
 CORPUS = pathlib.Path.home() / ".cache" / "shoal-cost"
 PATIENCE = 60.0
-"""Seconds that one request may take while the server computes."""
+"""Maximum seconds of one request while the server computes."""
 SILENCE = 10.0, 1.0
-"""Seconds without an answer from an idle server after which a request counts as unanswered: of the
-first such requests of a kind, and of later ones."""
+"""Seconds without an answer from an idle server until a request counts as unanswered: for the first
+such requests of a kind, and for later ones."""
 HEAD = 150
 """Bytes around an input that count as sent."""
 SHOWN = 160
-"""Inputs of at most so many bytes are printed in hexadecimal."""
+"""Inputs of at most this many bytes are printed in hexadecimal."""
 STALLS = 3
-"""Of a kind that are enough to know: later images whose width or height is 0 are left out."""
+"""Number of images of a kind with width or height 0 to record; later ones are skipped."""
 END = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 REFUSED = 429
-"""The server's answer to a client that it has had enough of."""
+"""The status for a client that has sent too many costly requests."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one request cost the server."""
+    """The cost of one request."""
 
     seconds: float
     mebibytes: float
     status: int
-    """0: no answer."""
+    """HTTP status. 0: no answer."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Elites:
         self._best: dict[tuple[str, str, int, int], tuple[float, Found]] = {}
 
     def improves(self, found: Found) -> bool:
-        """Whether it clearly costs more than what is kept in its place."""
+        """Returns whether it clearly costs more than the input kept in its place."""
         return any(
             value > 1.1 * self._best.get(place, (0.0, found))[0] + self._noise(objective)
             for place, objective, value in self._places(found)
@@ -97,7 +97,8 @@ class Elites:
                 self._best[place] = value, found
 
     def choose(self, kind: str, dice: random.Random) -> Found:
-        """The smaller of two: it is quicker to measure, and leaves more room to grow."""
+        """Chooses two inputs and returns the smaller one, which is faster to measure and has more
+        room to grow."""
         kept = [found for key, (_, found) in self._best.items() if key[0] == kind]
         return min(dice.choice(kept), dice.choice(kept), key=lambda found: found.sent)
 
@@ -117,8 +118,8 @@ class Elites:
 
 
 class Prober:
-    """Sends one request at a time and measures it. Each client address is used for a while, and
-    another after a costly request: a server may refuse a client that costs it much."""
+    """Sends one request at a time and measures it. Changes its address regularly, and after each
+    costly request, because the server may reject a client that costs it much."""
 
     def __init__(self, target: Target, dice: random.Random) -> None:
         self._target, self._dice = target, dice
@@ -127,7 +128,7 @@ class Prober:
         self._call: Callable[[bytes], int] | None = None
 
     def measure(self, kind: str, data: bytes) -> Cost:
-        """Raises Ended where the server ends by it."""
+        """Measures a request. Raises Ended if it ends the server."""
         group = self._target.group
         group.reset_peak()
         memory, cpu, killed = group.memory(), group.cpu_seconds(), group.killed()
@@ -142,7 +143,7 @@ class Prober:
         return Cost(seconds, max(0.0, group.peak() - memory), status)
 
     def forget(self) -> None:
-        """Let the next request come from another address."""
+        """Uses another address for the next request."""
         if self._line is not None:
             self._line.close()
         self._line = self._call = None
@@ -168,7 +169,7 @@ class Prober:
         return status
 
     def _is_idle(self, line: socket.socket, seconds: float) -> bool:
-        """Whether the server computes and sends nothing for `seconds`."""
+        """Returns whether the server uses no CPU and sends nothing for `seconds`."""
         before = self._target.group.cpu_seconds()
         arrived, _, _ = select.select([line], [], [], seconds)
         return not arrived and self._target.group.cpu_seconds() - before < 0.02 * seconds
@@ -200,7 +201,7 @@ class Prober:
         return self._call(data)
 
     def _wait_until_quiet(self) -> None:
-        """Work may go on behind an answer."""
+        """Waits until the server is idle, since work may continue after an answer."""
         end = time.monotonic() + PATIENCE
         before, pause = self._target.group.cpu_seconds(), 0.001
         while self._target.server.running() and time.monotonic() < end:
@@ -211,11 +212,11 @@ class Prober:
 
 
 class Ended(Exception):
-    """A request ended the server, or a process of it."""
+    """A request ended the server or one of its processes."""
 
 
 def as_request(kind: str, data: bytes) -> bytes:
-    """What is sent over HTTP."""
+    """Returns the HTTP request for an input."""
     if kind in IMAGES:
         return post("/predict", f"image/{kind}", data)
     if kind in ("form", "batch"):
@@ -230,8 +231,8 @@ def as_request(kind: str, data: bytes) -> bytes:
 
 
 def _exchange(line: socket.socket, request: bytes, is_idle: Callable[[], bool]) -> tuple[int, bool]:
-    """The first answer's status, and whether the connection can be used again. Reads until the
-    answer ends; where others may follow, until the server closes the connection or is silent."""
+    """Reads an answer. Returns its status and whether the connection can be used again. If more
+    answers may follow, reads until the server closes the connection or is silent."""
     received, last = bytearray(), request.endswith(END)
     end = time.monotonic() + PATIENCE
     try:
@@ -263,7 +264,7 @@ def _whole(received: bytearray) -> bool:
 
 
 def seeds(kind: str) -> list[bytes]:
-    """Small sound inputs, and none that is hostile."""
+    """Returns small valid inputs, none of them hostile."""
     dot = synthetic.encode(synthetic.flat("RGB", "red"), "PNG")
     if kind in IMAGES:
         name = {"jpeg": "JPEG", "webp": "WEBP"}.get(kind, kind.upper())
@@ -309,7 +310,7 @@ class Search:
 
     @property
     def unanswered(self) -> Counter[str]:
-        """Inputs that got no answer at all, by kind."""
+        """Kind -> inputs that got no answer."""
         return self._prober.unanswered
 
     def run(self) -> None:
@@ -382,7 +383,7 @@ class Search:
             self._save("finds", kind, data)
 
     def _stalled(self, found: Found) -> None:
-        """A request that the server gave up, or never answered, while it was idle."""
+        """Records a request that timed out, or got no answer while the server was idle."""
         self.stalls[found.kind] += 1
         self._save("finds", found.kind, found.data)
 
@@ -396,7 +397,8 @@ class Search:
         return bool(cost.seconds > options.max_seconds or cost.mebibytes > options.max_mib)
 
     def _confirmed(self, found: Found) -> Found:
-        """The least of three measurements, since other work on the machine adds to them."""
+        """Returns the minimum of three measurements, since other work on the machine only adds
+        cost."""
         costs = [found.cost]
         for _ in range(2):
             again = self._prober.measure(found.kind, found.data)
@@ -427,8 +429,8 @@ class Search:
         )
 
     def report(self) -> str:
-        """The worst by kind, as a Markdown table, and what is small in hexadecimal. Saves them in
-        the folder `worst` of the corpus."""
+        """Prints the worst inputs of each kind as a Markdown table, small ones in hexadecimal, and
+        saves them in the folder `worst` of the corpus."""
         lines = ["| kind | inputs | worst by | bytes | status | CPU, s | MiB | most |"]
         lines.append("|" + "---|" * 8)
         shown: dict[bytes, str] = {}

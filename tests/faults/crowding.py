@@ -1,11 +1,11 @@
-"""Whether attackers crowd out others: ten addresses send 100 KiB/s of the worst inputs together,
-beside an honest client that sends photos at a third of the server's capacity.
+"""Measures whether attackers crowd out an honest client.
 
     python -m tests.faults.crowding [--rounds 5] [--corpus FOLDER] [--json FILE]
 
-Rounds without and with the attackers take turns. Exit status 1 where the honest client's 99th
-percentile with them is more than 3 times that without, less than 95 % of its photos are answered,
-or the server ends.
+Ten addresses together send 100 KiB/s of the worst inputs, beside an honest client that sends photos
+at a third of the server's capacity. Rounds with and without the attackers alternate. The exit
+status is 1 if the attackers raise the client's 99th percentile by more than a factor of 3, less
+than 95 % of its photos are answered, or the server ends.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CAPACITY_CLIENTS = 8
 
 
 def collect(folder: pathlib.Path, corpus: pathlib.Path, without: str) -> int:
-    """Put the worst inputs into `folder`, except known ones whose names contain `without`; how
-    many there are. The costly ones per byte come first: an attacker sends one or a few of them."""
+    """Writes the worst inputs to `folder`, except known ones whose names contain `without`. Returns
+    their number. Those with the highest cost per byte come first."""
     known = [make() for name, make in WORST.items() if not without or without not in name]
     searched = [
         file.read_bytes()
@@ -66,7 +66,7 @@ WORST = {
 
 
 async def capacity(target: Target, pictures: list[bytes], seconds: float) -> float:
-    """Photos per second that are answered to clients that wait for their answers."""
+    """Returns the photos per second that clients get answered if they wait for each answer."""
     counted = 0
     end = time.monotonic() + seconds
 
@@ -154,7 +154,9 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Do attackers crowd out others?")
+    parser = argparse.ArgumentParser(
+        description="Measures whether attackers crowd out an honest client."
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10, help="of each half of a round")
     parser.add_argument(
@@ -165,7 +167,7 @@ def main() -> int:
     parser.add_argument("--leave-out", default="", help="known inputs whose names contain this")
     parser.add_argument("--workers", type=int, default=1, help="SHOAL_WORKERS")
     parser.add_argument("--mebibytes", type=int, default=LIMIT, help="memory limit of the server")
-    parser.add_argument("--json", type=pathlib.Path, help="write the figures here, too")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the results to this file")
     options = parser.parse_args()
     found = asyncio.run(run(options))
     print(table(found))

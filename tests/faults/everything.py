@@ -1,10 +1,11 @@
-"""Every attack at once with honest clients beside them, every honest request accounted for:
+"""Runs all attacks beside honest clients, and accounts for every honest request.
 
     python -m tests.faults.everything --minutes 10 [--workers 2]
 
-Two attacks at a time, in random order, from addresses of their own. Each honest request must be
-answered, and rightly, or refused with a code; no process may be killed for want of memory, and
-memory must be back at rest 10 s after the last attack. Exit status 1 on any violation.
+Two attacks run at a time, in random order, from addresses of their own. Each honest request must
+get the right answer or a rejection with a code. The kernel may kill no process because of memory,
+and memory must return to rest within 10 s after the last attack. The exit status is 1 on any
+violation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.faults.traffic import Account, Traffic, report, two_versions
 
 CLIENTS, AT_ONCE, RATE = 6, 2, 10.0
 REST, SLACK = 10.0, 64.0
-"""Seconds after which memory is to be back at rest, up to so many MiB."""
+"""Seconds within which memory must return to its value at rest, up to `SLACK` MiB."""
 
 
 class Everything:
@@ -54,8 +55,8 @@ class Everything:
                 tasks.create_task(asyncio.to_thread(self._attack, attacks))
         self.peak = group.peak()
         ended = time.monotonic()
-        self._expect(await asyncio.to_thread(target.serves), "it does not serve any more")
-        self._expect(group.killed() == killed, "a process was killed for want of memory")
+        self._expect(await asyncio.to_thread(target.serves), "the server is no longer ready")
+        self._expect(group.killed() == killed, "the kernel killed a process because of memory")
         remaining = ended + REST - time.monotonic()
         self.after = await asyncio.to_thread(target.memory_after, remaining, self.rest, SLACK)
         self._expect(
@@ -86,8 +87,8 @@ class Everything:
                 self.account.violations.append(f"{count} photos: {kind}")
 
     async def _client(self) -> None:
-        """One image after the other, on a connection for each: one that is kept may be closed by
-        the server at any time, and its client would ask again."""
+        """Sends one image after the other, each on its own connection. The server may close one
+        that is kept at any time."""
         while not self._over():
             connection = await self._traffic.connect()
             if connection is not None:
@@ -113,7 +114,7 @@ class Everything:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Every attack at once, beside honest clients.")
+    parser = argparse.ArgumentParser(description="Runs all attacks beside honest clients.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--workers", type=int, default=2, help="SHOAL_WORKERS")
     parser.add_argument("--seed", type=int, default=1)

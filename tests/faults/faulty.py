@@ -1,11 +1,11 @@
-"""The real service with an engine whose faults the pictures choose: a picture's first red value
-says its class, as with any FakeEngine, and its first green value what goes wrong with its batch.
+"""The real service with an engine whose faults the images select.
 
-It also watches the event loop and logs, when it stops, the longest that the loop was busy between
-two looks: in seconds of the CPU, so that other work on the machine does not count. And how many
-full collections of garbage there were, in which no thread runs, and how many objects kept each
-other.
-Run as `python -m tests.faults.faulty`.
+The first red value of an image is its class, as with any FakeEngine. The first green value is the
+fault of its batch. When the service stops, it logs the longest time that the event loop was held
+(in CPU seconds, so that other work on the machine does not count), the number of full garbage
+collections, and the number of objects in reference cycles.
+
+Run it as `python -m tests.faults.faulty`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Fault(enum.IntEnum):
     NONE = 0
     RAISES = 1
     NOT_A_NUMBER = 2
-    """As GluonEngine tells it: an exception in the place of that row."""
+    """As GluonEngine does: an exception in place of that row."""
     OUT_OF_MEMORY = 3
-    """Whenever the batch has more than one item."""
+    """Fails if the batch has more than one item."""
     TOO_FEW = 4
-    """Outcomes are missing."""
+    """Returns too few results."""
     HANGS = 5
     DIES = 6
-    """The whole process, as by kill -9."""
+    """Kills the whole process with SIGKILL."""
 
 
 class FaultyEngine(FakeEngine):
@@ -70,7 +70,8 @@ class FaultyEngine(FakeEngine):
 
 @contextmanager
 def watched_loop() -> Iterator[None]:
-    """Within, the loop is looked at; then the log says what was the longest it was held."""
+    """Watches the event loop for the duration of the block, then logs the longest time that it was
+    held."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
     longest, before = 0.0, time.thread_time()
@@ -97,7 +98,7 @@ def _full_collections() -> int:
 
 
 def _collected() -> int:
-    """Objects that were in cycles, ever."""
+    """Counts the objects in reference cycles so far."""
     gc.collect()
     return sum(generation["collected"] for generation in gc.get_stats())
 
@@ -110,7 +111,7 @@ async def load(settings: Settings) -> AsyncIterator[FakeEngine]:
 
 
 def picture(fault: Fault, red: int = 7) -> bytes:
-    """A BMP of one colour, 32 x 32."""
+    """Returns a BMP of one color, 32 x 32."""
     pixel = bytes([0, fault, red])  # blue, green, red
     size = 54 + 32 * 32 * 3
     head = b"BM" + np.array([size, 0, 54, 40, 32, 32], "<u4").tobytes()

@@ -1,10 +1,10 @@
-"""Fuzzes what reads others' bytes, by coverage: decoding, forms, `.params` files, and the frames
-between processes; all of them, or those that are named.
+"""Fuzzes the code that parses untrusted data, guided by coverage.
 
     python -m tests.faults.fuzz --seconds 60 --seeds FOLDER --corpus FOLDER [decode form ...]
 
-The corpus grows in its folder from run to run, and begins with the seeds and with what the tests
-make; both stay outside of the repository. Exit status 1 on a find, whose file is named.
+Targets are decoding, forms, `.params` files and the frames between processes. The corpus starts
+with the seeds and the data of the tests, and grows in its folder, which must be outside the
+repository. The exit status is 1 if an input breaks a target; its file is named.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from tests.service import synthetic
 
 TARGETS = ("decode", "form", "params", "frames")
 EXECUTED = re.compile(r"stat::number_of_executed_units: +(\d+)")
-LONGEST = 25
-"""Seconds for one input; and megabytes for the process:"""
-MEMORY = 2048
+MAX_SECONDS = 25
+"""Maximum seconds for one input."""
+MAX_MEGABYTES = 2048
+"""Maximum memory of the process."""
 
 
 def seeds(target: str) -> list[bytes]:
-    """What the tests make, where it is small."""
+    """Returns the small inputs that the tests use."""
     if target == "params":
         return sound_files()
     if target == "frames":
@@ -44,20 +45,20 @@ def seeds(target: str) -> list[bytes]:
 
 
 def streams() -> list[bytes]:
-    """Of every kind of frame one that is sound, and all of them."""
+    """Returns a valid frame of each kind, and all of them joined."""
     model = MODEL.model_dump(mode="json")
     started = {"model": model, "device": "cpu", "device_reason": "", "precision": "fp32"}
     sound = [
         frames.submit(1, 1e9, bytes(frames.IMAGE_BYTES)),
         frames.cancel(1),
         *(
-            frames.message(frames.ASK, 2, {"do": do, "name": "fake", "version": None})
+            frames.message(frames.CALL, 2, {"do": do, "name": "fake", "version": None})
             for do in ("figures", "load", "unload", "reload", "index")
         ),
         frames.message(frames.MODEL, 1, model),
         frames.answer(1, frames.Answer(0.1, 1, 1, 1, bytes(40))),
-        frames.refusal(1, frames.Refusal(1, 0.5, "full")),
-        frames.message(frames.TOLD, 2, {"answer": None}),
+        frames.error(1, frames.Error(1, 0.5, "full")),
+        frames.message(frames.RESULT, 2, {"result": None}),
         frames.message(
             frames.STATE, 0, {"started": started | {"precision_reason": ""}, "unloaded": False}
         ),
@@ -66,7 +67,7 @@ def streams() -> list[bytes]:
 
 
 def fuzz(target: str, corpus: pathlib.Path, more: pathlib.Path | None, seconds: int) -> int | None:
-    """Executions; None where something was found."""
+    """Returns the number of executions. None: an input broke the target."""
     finds = corpus / "finds"
     own = corpus / target
     given = corpus / "seeds" / target
@@ -76,7 +77,11 @@ def fuzz(target: str, corpus: pathlib.Path, more: pathlib.Path | None, seconds: 
         (given / f"{number}").write_bytes(data)
     folders = [own, given, *([more] if more and target == "decode" else [])]
     command = [sys.executable, "-m", "tests.faults.fuzz_target", target, *map(str, folders)]
-    command += [f"-max_total_time={seconds}", f"-timeout={LONGEST}", f"-rss_limit_mb={MEMORY}"]
+    command += [
+        f"-max_total_time={seconds}",
+        f"-timeout={MAX_SECONDS}",
+        f"-rss_limit_mb={MAX_MEGABYTES}",
+    ]
     command += ["-print_final_stats=1", "-max_len=20000", f"-artifact_prefix={finds}/{target}-"]
     environment = {**os.environ, "TMPDIR": os.fspath(given.parent)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -88,17 +93,21 @@ def fuzz(target: str, corpus: pathlib.Path, more: pathlib.Path | None, seconds: 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fuzzes what reads others' bytes.")
+    parser = argparse.ArgumentParser(description="Fuzzes the code that parses untrusted data.")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
-    parser.add_argument("--corpus", type=pathlib.Path, required=True, help="where it grows")
-    parser.add_argument("--seeds", type=pathlib.Path, help="folder of images to begin with, too")
+    parser.add_argument("--corpus", type=pathlib.Path, required=True, help="folder of the corpus")
+    parser.add_argument(
+        "--seeds", type=pathlib.Path, help="folder of additional images to start with"
+    )
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help=str(TARGETS))
     options = parser.parse_args()
     corpus: pathlib.Path = options.corpus.resolve()
     if corpus.is_relative_to(ROOT):
-        parser.error("the corpus is not for the repository: name another folder")
+        parser.error("the corpus must be outside the repository. Name another folder")
     if unknown := {*options.targets} - {*TARGETS}:
-        parser.error(f"no target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
+        parser.error(
+            f"unknown target: {', '.join(sorted(unknown))}. Targets are {', '.join(TARGETS)}"
+        )
     found = False
     for target in options.targets:
         executions = fuzz(target, corpus, options.seeds, options.seconds)

@@ -1,8 +1,8 @@
-"""One target for libFuzzer by way of atheris: what `fuzz.py` runs, one process a target.
+"""Runs one target with libFuzzer, through atheris. `fuzz.py` starts a process for each target.
 
     python -m tests.faults.fuzz_target decode CORPUS SEEDS -max_total_time=60
 
-Each target holds a promise for any bytes whatever; what breaks it is an exception.
+Each target keeps its promise for any bytes, or raises an exception that stops the fuzzer.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ with atheris.instrument_imports(include=["service", "model_store", "python_multi
     from service.inference.model_host import ModelHost
     from service.inference.service import Decoding, Versions
     from service.upload.multipart import Form, boundary
-    from service.workers.connection import Link
-    from service.workers.engine_client import _Engine
-    from service.workers.engine_server import EngineServer, _FrontEnd
+    from service.workers.connection import FrameConnection
+    from service.workers.engine_client import _EngineConnection
+    from service.workers.engine_server import EngineServer, _FrontEndConnection
     from service.workers.frames import BOUNDS, BadFrame, FrameReader
 
 MAX_PIXELS = 250_000
 HEAD = struct.Struct("=IBQ")
-"""Of a frame: bytes of its body, kind, number."""
+"""Layout of a frame header: bytes of the body, kind, number."""
 KNOWN = BadImage, UnsupportedImageType, ImageTooLarge, ImageTooExpensive
 _loop = asyncio.new_event_loop()
 _fuzz = pathlib.Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}.params"
 
 
 def decodes(data: bytes) -> None:
-    """An image of 32 x 32, or one of three exceptions."""
+    """Decoding returns 32 x 32 pixels or raises one of three exceptions."""
     try:
         image = identify(data, MAX_PIXELS).decode()
     except KNOWN:
@@ -57,8 +57,8 @@ def decodes(data: bytes) -> None:
 
 
 def reads_forms(data: bytes) -> None:
-    """A form is the same whether it comes whole or in pieces; the first byte says of what size, and
-    the first line is its Content-Type."""
+    """A form gives the same result in one piece or in several. The first byte is the size of the
+    pieces, the first line is the Content-Type."""
     size, (kind, _, body) = 1 + (data[0] if data else 0), data[1:].partition(b"\n")
     try:
         delimiter = boundary("multipart/form-data; boundary=" + kind.decode("latin-1"))
@@ -69,7 +69,7 @@ def reads_forms(data: bytes) -> None:
 
 
 def _form(delimiter: bytes, pieces: list[bytes]) -> list[bytes] | None:
-    form = Form(delimiter, sum(map(len, pieces)), most=2)
+    form = Form(delimiter, sum(map(len, pieces)), max_images=2)
     try:
         for piece in pieces:
             form.write(piece)
@@ -79,14 +79,14 @@ def _form(delimiter: bytes, pieces: list[bytes]) -> list[bytes] | None:
 
 
 def reads_params(data: bytes) -> None:
-    """Arrays, or BadParams."""
+    """Reading returns arrays or raises BadParams."""
     _fuzz.write_bytes(data)
     with contextlib.suppress(BadParams):
         read_params(_fuzz)
 
 
 class _NoEngine:
-    """What a hub needs of an engine that is not there."""
+    """The parts of an engine that an engine server needs, without an engine."""
 
     started = None
     unloaded = False
@@ -97,7 +97,7 @@ class _NoEngine:
 
 
 class _Wire(asyncio.Transport):
-    """Leads nowhere; remembers its end."""
+    """A transport that discards data and records its end."""
 
     ended = False
 
@@ -112,9 +112,9 @@ class _Wire(asyncio.Transport):
 
 
 def reads_frames(data: bytes) -> None:
-    """Frames are the same whether they come whole or in pieces, and each process puts up with
-    whatever the other sends, as it is or in the frame of any kind: it ends the link, or goes on.
-    The first byte says of what size the pieces are."""
+    """Frames give the same result in one piece or in several. For any data of the other process, as
+    it is or in a valid frame, a process ends the link or continues. The first byte is the size of
+    the pieces."""
     size, stream = 1 + (data[0] if data else 0), data[1:]
     pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
     assert _frames([stream]) == _frames(pieces)
@@ -139,7 +139,7 @@ def _frames(pieces: list[bytes]) -> list[tuple[int, int, bytes]] | None:
 
 async def _link(pieces: list[bytes]) -> None:
     hub = EngineServer(cast(ModelHost, _NoEngine()), cast(Versions, None), cast(Decoding, None))
-    ends: list[Link] = [_FrontEnd(hub), _Engine()]
+    ends: list[FrameConnection] = [_FrontEndConnection(hub), _EngineConnection()]
     for end in ends:
         wire = _Wire()
         end.connection_made(wire)

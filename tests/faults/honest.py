@@ -1,4 +1,4 @@
-"""An honest client: photos at a steady rate, whether or not the server keeps up."""
+"""An honest client, which sends photos at a constant rate, whether or not the server keeps up."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ PATIENCE = 10.0
 
 @dataclass
 class Account:
-    """What became of an honest client's requests; latencies in seconds, from the intended time."""
+    """Results of the requests of an honest client. Latencies are seconds from the intended
+    moment."""
 
     asked: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
-    """Of answers with 200."""
+    """Latencies of answers with status 200."""
 
     @property
     def answered(self) -> float:
@@ -37,7 +38,7 @@ class Account:
         return self.statuses["200"] / self.asked if self.asked else 0.0
 
     def percentile(self, percent: float) -> float:
-        """Seconds; infinite where no request was answered."""
+        """Returns a latency in seconds, infinite if no request was answered."""
         if not self.latencies:
             return float("inf")
         return float(np.percentile(self.latencies, percent, method="higher"))
@@ -60,7 +61,7 @@ class Account:
 
 
 class Honest:
-    """Sends photos at `rate` per second from `address`, on connections that it keeps."""
+    """Sends `rate` photos per second from `address`, on connections that it keeps."""
 
     def __init__(self, port: int, rate: float, photos: list[bytes], address: str = ADDRESS) -> None:
         self._port, self._rate, self._address = port, rate, address
@@ -68,7 +69,7 @@ class Honest:
         self._idle: list[Connection] = []
 
     async def run(self, seconds: float) -> Account:
-        """Ask for `seconds`, then wait for the last answers."""
+        """Sends requests for `seconds`, then waits for the last answers."""
         account, began = Account(), time.monotonic()
         async with asyncio.TaskGroup() as group:
             for number in range(max(1, int(self._rate * seconds))):
@@ -80,7 +81,7 @@ class Honest:
         return account
 
     async def once(self, number: int) -> int:
-        """The status of one request; 0 or less where there was no answer."""
+        """Sends one request. Returns its status, or 0 or less without an answer."""
         return await self._ask(self._requests[number % len(self._requests)], 0.0, Account())
 
     def close(self) -> None:
@@ -120,13 +121,13 @@ class Honest:
 
 @functools.cache
 def made_up(count: int = 8) -> list[bytes]:
-    """VGA pictures with the statistics of photos: smooth areas, edges and some noise."""
+    """Generates VGA images with the statistics of photos: smooth areas, edges and some noise."""
     dice = np.random.default_rng(0)
     return [_jpeg(picture(dice)) for _ in range(count)]
 
 
 def photos(folder: pathlib.Path | None, count: int = 32) -> list[bytes]:
-    """Pictures of `folder` at VGA size, or made-up ones."""
+    """Returns the photos of a folder at VGA size, or generated ones."""
     if folder is None:
         return made_up()
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
@@ -134,7 +135,7 @@ def photos(folder: pathlib.Path | None, count: int = 32) -> list[bytes]:
 
 
 def picture(dice: np.random.Generator) -> Image.Image:
-    """One of VGA size."""
+    """Generates one image."""
     coarse = Image.fromarray(dice.integers(0, 256, (12, 16, 3), np.uint8))
     smooth = coarse.resize(SIZE, Image.Resampling.BICUBIC)
     fine = Image.fromarray(dice.integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8))

@@ -1,7 +1,7 @@
-"""Files that cost a server far more than they cost their sender, made in code.
+"""Generates files that cost a server far more than their sender.
 
-`FILES` has a function for each: some take a second and hundreds of MiB to make, so a server and
-these are for different processes.
+`FILES` has a function for each of them. Some take a second and hundreds of MiB to generate, so a
+server and this module belong in different processes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tests.service import synthetic
 from tests.service.synthetic import chunk, encode, flat, png
 
 LARGEST = 10 * 2**20 - 1024
-"""Bytes that an upload may have, with a form around it."""
+"""Maximum bytes of an upload, without the form around it."""
 PIXELS = 64_000_000
 SQUARE = (8000, 8000)
 WEBP = (16383, 3906)
-"""Widest of about `PIXELS` in WebP."""
+"""The widest WebP image of about `PIXELS` pixels."""
 DISPOSAL = bytes.fromhex(
     "47494638396120002000800000000000ffffff21f90408000000002c00000000ffffffff0002024401003b"
 )
@@ -30,7 +30,7 @@ DISPOSAL = bytes.fromhex(
 PASSES = (
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
 )  # fmt: skip
-"""Of Adam7: the first column and row of each, and its steps across and down."""
+"""The passes of Adam7: first column and row, and steps across and down."""
 
 Maker = Callable[[], bytes]
 FILES: dict[str, Maker] = {}
@@ -45,7 +45,7 @@ def file(name: str) -> Callable[[Maker], Maker]:
 
 
 def _zeros(count: int) -> bytes:
-    """`count` zeros, deflated without being held at once."""
+    """Deflates `count` zeros without holding them in memory."""
     packer, piece = zlib.compressobj(9), bytes(2**20)
     packed = [packer.compress(piece) for _ in range(count // len(piece))]
     return b"".join([*packed, packer.compress(bytes(count % len(piece))), packer.flush()])
@@ -58,7 +58,7 @@ def _fill(piece: bytes, size: int = LARGEST - 10_000) -> bytes:
 def _flat_png(
     size: tuple[int, int], depth: int, color: int, interlaced: bool = False, before: bytes = b""
 ) -> bytes:
-    """All zeros; `before` are chunks ahead of the pixels."""
+    """Generates a PNG of zeros. `before`: chunks before the pixels."""
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     rows = _adam7(*size, bits) if interlaced else size[1] * (1 + -(-size[0] * bits // 8))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, color, 0, 0, interlaced))
@@ -67,7 +67,7 @@ def _flat_png(
 
 
 def _adam7(width: int, height: int, bits: int) -> int:
-    """Bytes of all seven passes."""
+    """Returns the bytes of all seven passes."""
     total = 0
     for x, y, across, down in PASSES:
         columns, rows = -(-(width - x) // across), -(-(height - y) // down)
@@ -76,7 +76,7 @@ def _adam7(width: int, height: int, bits: int) -> int:
 
 
 def _dot(*chunks: bytes) -> bytes:
-    """A PNG of one pixel, with chunks ahead of it."""
+    """Generates a PNG of one pixel with chunks before it."""
     return png(bytes(4), 8, 2, *chunks, size=(1, 1))
 
 
@@ -96,7 +96,7 @@ def _vp8x(flags: int, size: tuple[int, int]) -> tuple[bytes, bytes]:
 
 
 def lossless_webp(size: tuple[int, int]) -> bytes:
-    """One color, so that only the header says how large it is."""
+    """Generates an image of one color, so that only its header is large."""
     small = bytearray(encode(flat("RGB", "red"), "WEBP", lossless=True))
     width, height = size
     (old,) = struct.unpack_from("<I", small, 21)
@@ -109,7 +109,7 @@ def _jpeg(size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
 
 
 def _with_scans(jpeg: bytes, count: int) -> bytes:
-    """The last scan of a progressive JPEG again, until there are `count`."""
+    """Repeats the last scan of a progressive JPEG until there are `count` scans."""
     scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
     return jpeg[:-2] + scan * (count - jpeg.count(b"\xff\xda")) + jpeg[-2:]
 
@@ -132,7 +132,7 @@ def gif_disposal_2() -> bytes:
 
 @file("GIF, disposal 3, frame 65535 x 65535")
 def gif_disposal_3() -> bytes:
-    """Pillow fills the area where a color is transparent."""
+    """With a transparent color, for which Pillow fills the area."""
     return DISPOSAL.replace(b"\x21\xf9\x04\x08", b"\x21\xf9\x04\x0d")
 
 
@@ -499,19 +499,19 @@ def webp_no_height() -> bytes:
 
 
 def worst() -> list[bytes]:
-    """What cost most per byte, and most in all, of the kinds above."""
+    """The files above with the highest cost per byte or in total."""
     return [gif_disposal_2(), webp_lossless(), webp_lossless_alpha(), jpeg_scans(), png_adam7()]
 
 
 def form(images: list[bytes]) -> tuple[str, bytes]:
-    """The images as a form for `/predict/batch`: its Content-Type and its body."""
+    """Returns a form for `/predict/batch`: its Content-Type and its body."""
     part = b'--b\r\nContent-Disposition: form-data; name="img"; filename="a"\r\n\r\n'
     body = b"".join(part + image + b"\r\n" for image in images) + b"--b--\r\n"
     return "multipart/form-data; boundary=b", body
 
 
 def inference(images: list[bytes]) -> bytes:
-    """The images as JSON of the Open Inference Protocol."""
+    """Returns a JSON request of the Open Inference Protocol."""
     data = ",".join(f'"{base64.b64encode(image).decode()}"' for image in images)
     return (
         f'{{"inputs":[{{"name":"image","shape":[{len(images)}],"datatype":"BYTES","data":[{data}]}}]}}'
@@ -519,7 +519,7 @@ def inference(images: list[bytes]) -> bytes:
 
 
 def message(model: str, images: list[bytes]) -> bytes:
-    """The images as a message of the Open Inference Protocol over gRPC."""
+    """Returns a gRPC message of the Open Inference Protocol."""
     from service.grpc.messages import ModelInferRequest  # of an extra
 
     request = ModelInferRequest(model_name=model)

@@ -1,7 +1,7 @@
-"""Mutations that know formats: how a search changes a file, a form, a head, JSON or a message.
+"""Mutates images, forms, request heads, JSON and messages with knowledge of their formats.
 
-`segments` cuts data into the pieces that its format has, `sizes` finds where it states a width and
-a height, and `repair` mends checksums and lengths, so that a mutant gets past a decoder's door.
+`segments` cuts data into the pieces of its format, `sizes` finds the places that state a width and
+a height, and `repair` corrects checksums and lengths, so that a decoder reads past them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _SIGNATURE = 8
 
 
 def segments(kind: str, data: bytes) -> list[bytes]:
-    """The pieces of `data`: joined, they are `data`."""
+    """Cuts `data` into pieces. Joined, they are `data`."""
     if kind in _CUTS:
         return [piece for piece in re.split(_CUTS[kind], data) if piece]
     ends = _ENDS[kind](data) if kind in _ENDS else list(range(0, len(data), 16))
@@ -121,7 +121,7 @@ def _jpeg_ends(data: bytes) -> list[int]:
 
 
 def _gif_ends(data: bytes) -> list[int]:
-    """Each block with its sub-blocks."""
+    """Returns each block with its sub-blocks."""
     at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 128 else 0)
     ends = [6, 13, at]
     while at < len(data):
@@ -152,15 +152,15 @@ _ENDS: dict[str, Callable[[bytes], list[int]]] = {
 }
 
 _WEBP = {b"VP8X": (12, "24"), b"VP8L": (9, "14"), b"VP8 ": (14, "<HH"), b"ANMF": (14, "24")}
-"""Chunks that state a size: where, and how."""
+"""Chunk that states a size -> offset and encoding of the size."""
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Markers of a JPEG behind which its size is stated."""
+"""Markers of a JPEG that a size follows."""
 Place = tuple[int, str]
-"""Offset, and how a width and a height are written there."""
+"""Offset of a size, and how its width and height are written."""
 
 
 def sizes(kind: str, data: bytes) -> list[Place]:
-    """Where an image states its size: of itself, of its canvas, of its frames."""
+    """Returns the places where an image states the size of itself, its canvas and its frames."""
     if kind == "png":
         return [(16, ">II")] if len(data) >= 24 else []
     if kind == "bmp":
@@ -189,12 +189,13 @@ _OPTIONS: dict[str, dict[bytes, tuple[int, ...]]] = {
     "jpeg": {bytes([0xFF, frame]): (1, 4, 9, 11, 14, 17) for frame in _FRAMES}
     | {b"\xff\xdd": (5,), b"\xff\xda": (4, 6, 8)},
 }
-"""Bytes of a piece, by its beginning, that say how it is coded."""
+"""Beginning of a piece -> offsets of bytes that select an encoding."""
 _FIXED_OPTIONS = {"gif": (10,), "png": (24, 25, 28), "bmp": (28, 30)}
 
 
 def options(kind: str, data: bytes) -> list[int]:
-    """Offsets of bytes that say how an image is coded: depth, disposal, interlacing and such."""
+    """Returns the offsets of bytes that select an encoding: depth, disposal, interlacing and
+    others."""
     found = [at for at in _FIXED_OPTIONS.get(kind, ()) if at < len(data)]
     begin = 0
     for piece in segments(kind, data):
@@ -206,7 +207,7 @@ def options(kind: str, data: bytes) -> list[int]:
 
 
 def size_at(data: bytes, place: Place) -> tuple[int, int]:
-    """The width and the height that are stated at `place`."""
+    """Returns the width and the height at `place`."""
     at, form = place
     if form == "24":
         first, second = (int.from_bytes(data[at + n : at + n + 3], "little") for n in (0, 3))
@@ -219,7 +220,7 @@ def size_at(data: bytes, place: Place) -> tuple[int, int]:
 
 
 def resize(data: bytes, place: Place, width: int, height: int) -> bytes:
-    """`data` with another size stated at `place`, as far as it can be written there."""
+    """Returns `data` with another size at `place`, as far as it can be written there."""
     at, form = place
     changed = bytearray(data)
     if form == "24":
@@ -239,7 +240,7 @@ def resize(data: bytes, place: Place, width: int, height: int) -> bytes:
 
 
 def repair(kind: str, data: bytes) -> bytes:
-    """Checksums and lengths as the format wants them."""
+    """Corrects checksums and lengths."""
     if kind == "png":
         return b"".join(_checked(piece) for piece in segments(kind, data))
     if kind == "webp" and len(data) >= 12:
@@ -248,7 +249,7 @@ def repair(kind: str, data: bytes) -> bytes:
 
 
 def _checked(piece: bytes) -> bytes:
-    """A chunk of a PNG, with its checksum."""
+    """Returns a PNG chunk with its checksum."""
     if len(piece) < 12 or piece.startswith(b"\x89PNG"):
         return piece
     return piece[:-4] + struct.pack(">I", zlib.crc32(piece[4:-4]))
@@ -256,14 +257,14 @@ def _checked(piece: bytes) -> bytes:
 
 @functools.lru_cache(64)
 def deflated_zeros(power: int) -> bytes:
-    """2 ** `power` zeros."""
+    """Deflates 2 ** `power` zeros."""
     packer, piece = zlib.compressobj(9), bytes(1 << min(power, 20))
     packed = [packer.compress(piece) for _ in range(1 << max(0, power - 20))]
     return b"".join([*packed, packer.flush()])
 
 
 class Mutator:
-    """Makes mutants of at most `largest` bytes."""
+    """Generates mutants of at most `largest` bytes."""
 
     def __init__(self, dice: random.Random, largest: int) -> None:
         self._dice = dice
@@ -274,7 +275,8 @@ class Mutator:
         ]  # fmt: skip
 
     def mutate(self, kind: str, data: bytes, other: bytes) -> bytes:
-        """A mutant of `data`, which may take pieces of `other`, an input of the same kind."""
+        """Returns a mutant of `data`, which may contain pieces of `other`, an input of the same
+        kind."""
         changes = [*self._usual]
         if kind in IMAGES:
             changes += [self._size] * 4 + [self._option] * 3
@@ -286,7 +288,7 @@ class Mutator:
         return data if self._dice.random() < 0.05 else repair(kind, data)
 
     def _count(self, most: float) -> int:
-        """From 1 to `most`, each order of magnitude as likely as the other."""
+        """Returns a number from 1 to `most`; each order of magnitude is equally likely."""
         return int(math.exp(self._dice.uniform(0, math.log(max(1.0, most)))))
 
     def _range(self, pieces: list[bytes]) -> tuple[int, int]:
@@ -327,7 +329,7 @@ class Mutator:
         return b"".join(pieces[:begin] + others[first:last] + pieces[end:])
 
     def _edge(self, kind: str, data: bytes, other: bytes) -> bytes:
-        """An extreme number somewhere, more often near the beginning of a piece."""
+        """Writes an extreme number somewhere, more often near the beginning of a piece."""
         if not data:
             return data
         width = self._dice.choice((1, 1, 2, 3, 4))
@@ -357,7 +359,7 @@ class Mutator:
         return data[: self._count(len(data))]
 
     def _size(self, kind: str, data: bytes, other: bytes) -> bytes:
-        """Another size: in one place, or in all alike."""
+        """Writes another size, in one place or in all places."""
         places = sizes(kind, data)
         if not places:
             return data
@@ -369,7 +371,7 @@ class Mutator:
         return data
 
     def _option(self, kind: str, data: bytes, other: bytes) -> bytes:
-        """Another way of coding, in one byte; most are small numbers."""
+        """Changes one byte that selects an encoding, mostly to a small number."""
         offsets = options(kind, data)
         if not offsets:
             return data
@@ -378,7 +380,7 @@ class Mutator:
         return bytes(changed)
 
     def _inflate(self, kind: str, data: bytes, other: bytes) -> bytes:
-        """More zeros, deflated, in a chunk of a PNG that is deflated."""
+        """Adds zeros to a deflated chunk of a PNG."""
         pieces = segments(kind, data)
         heads = {b"IDAT": 0, b"iCCP": 3, b"zTXt": 3, b"iTXt": 6, b"fdAT": 4}
         chosen = [number for number, piece in enumerate(pieces) if piece[4:8] in heads]

@@ -1,6 +1,8 @@
-"""The real service, which says once a second how many tasks its event loop had at the fewest: what
-is left between requests, and grows if tasks are forgotten.
-Run as `python -m tests.faults.observed`."""
+"""The real service, which logs each second the minimum number of tasks of its event loop.
+
+That is the number between requests, which grows if tasks leak. Run it as
+`python -m tests.faults.observed`.
+"""
 
 from __future__ import annotations
 

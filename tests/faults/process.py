@@ -1,4 +1,4 @@
-"""One server after the other at one port, and what the system says of it."""
+"""A server that is killed and started again at the same port, and figures of its processes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import time
 from collections import Counter
 
 from benchmarks.processes import wait_until_ended
+from service.workers.process import ARGUMENT
 from service.workers.supervisor import ENGINE
 from tests.e2e.process import PATIENCE, Server, wait_until_ready
 
 ALL_READY = 12
-"""Answers in a row of as many connections after which none of several front ends is left out."""
+"""Number of connections in a row on which `/readyz` must answer 200 until all front ends are
+ready."""
 
 
 class Restarted:
-    """A service that may be killed, as a whole or one of its processes, and comes back at the same
+    """A service that tests kill, as a whole or one of its processes, and that returns at the same
     port."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
@@ -40,17 +42,18 @@ class Restarted:
         return self._server
 
     def was_away(self, since: float) -> bool:
-        """At any time from `since` on, as a whole or for some of its connections?"""
+        """Returns whether it was unavailable at any time since `since`, as a whole or for some
+        connections."""
         return self._away_since is not None or self._back_at > since
 
     async def start(self) -> None:
-        """Returns once it is ready."""
+        """Starts the service. Returns once it is ready."""
         self._server = Server(*self._arguments, **self._environment).start()
         await self._ready()
         self._is_back()
 
     async def kill(self) -> None:
-        """The whole, as by kill -9, and until nothing is left of it."""
+        """Kills the whole service with SIGKILL. Returns once all its processes have ended."""
         self.kills["all of it"] += 1
         self._away_since = time.monotonic()
         others = processes(self.server.pid).values()
@@ -59,8 +62,8 @@ class Restarted:
         await asyncio.to_thread(wait_until_ended, others, PATIENCE)
 
     async def kill_one(self, name: str) -> None:
-        """One of several processes, until another has taken its place. No client loses its
-        connection by the death of the engine's."""
+        """Kills one process, and waits until another has taken its place. Only the death of a front
+        end breaks clients' connections."""
         self.kills[name] += 1
         if name != ENGINE:
             self._away_since = time.monotonic()
@@ -74,17 +77,17 @@ class Restarted:
             self._is_back()
 
     async def stop(self) -> int:
-        """By SIGTERM; the exit status."""
+        """Stops the service with SIGTERM. Returns the exit status."""
         self._away_since = time.monotonic()
         return await asyncio.to_thread(self.server.stop)
 
     def end(self) -> None:
-        """Whatever state it is in."""
+        """Ends the service in any state."""
         if self._server is not None:
             self._server.end()
 
     def resident(self) -> float:
-        """Megabytes, of all its processes."""
+        """Returns the resident memory of all its processes in megabytes."""
         return sum(map(resident, [self.server.pid, *processes(self.server.pid).values()]))
 
     async def _ready(self) -> None:
@@ -98,18 +101,18 @@ class Restarted:
 
 
 def processes(pid: int) -> dict[str, int]:
-    """Those that the supervisor `pid` has started: name -> id, as the system knows them."""
+    """Returns the processes that the supervisor `pid` has started: name -> process id."""
     found = {}
     for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with contextlib.suppress(OSError):  # it has gone
             words = pathlib.Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if b"service.workers" in words:
+            if ARGUMENT.encode() in words:
                 found[words[-2].decode()] = int(child)
     return found
 
 
 def resident(pid: int) -> float:
-    """Megabytes."""
+    """Returns the resident memory of a process in megabytes."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 

@@ -1,14 +1,12 @@
-"""Does a series grow? The slope of its straight line, with an interval that is honest for samples
-that resemble their neighbours.
+"""Fits the slope of a series, with an interval that is right for correlated samples.
 
-Ordinary least squares on single samples takes each for news; memory that was sampled twice a
-second is not. So the series is cut into `BLOCKS` blocks, of which the means are fitted: within a
-block samples may depend on each other as they like, and between means of long blocks little is
-left of it ("batch means", Law and Kelton, Simulation Modeling and Analysis). The interval is
-Student's, with BLOCKS - 2 degrees of freedom.
+Ordinary least squares treats each sample as independent, which two memory samples within a second
+are not. So the series is cut into `BLOCKS` blocks, and their means are fitted: within a block
+samples may be correlated, and means of long blocks hardly are ("batch means", Law and Kelton,
+Simulation Modeling and Analysis). The interval is Student's, with BLOCKS - 2 degrees of freedom.
 
-Of what comes and goes with the load, and would stay if it leaked, the least of each block is fitted
-instead: others who keep the machine busy have more of it come and go, and none stay.
+For values that rise and fall with the load, and would stay high after a leak, the minimum of each
+block is fitted instead of its mean, because other work on the machine changes the mean.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from numpy.typing import NDArray
 
 BLOCKS = 20
 STUDENT = 2.101
-"""Half of 95 % on either side, at 18 degrees of freedom."""
+"""Quantile of Student's distribution for a 95 % interval with 18 degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Units an hour."""
+    """Units per hour."""
 
     value: float
     low: float
@@ -36,12 +34,12 @@ class Slope:
 
 Series = Sequence[float] | NDArray[np.float64]
 OfBlock = Callable[[NDArray[np.float64]], Any]
-"""What a block of values counts as: one number."""
+"""Reduces the values of a block to one number."""
 
 
 def slope(seconds: Series, values: Series, of_block: OfBlock = np.mean) -> Slope:
-    """Of at least two samples a block, each of which counts as its `of_block`. Raises ValueError
-    for fewer."""
+    """Fits a series with at least two samples per block. Each block counts as its `of_block`.
+    Raises ValueError if there are fewer samples."""
     if len(values) < 2 * BLOCKS:
         raise ValueError(f"{len(values)} samples, where {2 * BLOCKS} are the least")
     x = np.array([block.mean() for block in np.array_split(np.asarray(seconds), BLOCKS)]) / 3600

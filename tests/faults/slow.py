@@ -1,10 +1,9 @@
-"""Slow clients: a byte a second each, half of them in their heads and half in their bodies. They
-come one after the other, as clients do that know nothing of each other, and who is cut off comes
-again.
+"""Slow clients, which send a byte per second, half of them in the head and half in the body.
 
     python -m tests.faults.slow URL COUNT
 
-A process of its own, so that they take no time from whoever measures. Says `there` when all are.
+They connect one after the other, and again when they are cut off. They run as a separate process,
+so that they take no time from the one that measures. It prints `there` when all are connected.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from typing import cast
 import httpx
 import uvloop
 
+from benchmarks.processes import started
 from tests.e2e.process import ROOT
 from tests.e2e.test_clients import BODY, HEAD
 
 SPREAD = 6.0
-"""Seconds over which they come."""
+"""Seconds over which they connect."""
 AWAY = 2.0
-"""Seconds within which one that was cut off comes again."""
+"""Maximum seconds until a client that was cut off connects again."""
 
 
 class SlowClient(asyncio.Protocol):
@@ -49,7 +49,7 @@ class SlowClient(asyncio.Protocol):
 
 
 async def be_slow(host: str, port: int, first: bytes, after: float) -> None:
-    """From `after` seconds on, for ever."""
+    """Connects after `after` seconds, and again whenever it is cut off."""
     loop = asyncio.get_running_loop()
     await asyncio.sleep(after)
     while True:
@@ -74,14 +74,11 @@ async def crowd(url: str, count: int) -> None:
 
 @contextmanager
 def slow_clients(url: str, count: int) -> Iterator[None]:
-    """Within, all of them are there."""
+    """Runs slow clients for the duration of the block. All are connected when it begins."""
     command = [sys.executable, "-m", "tests.faults.slow", url, str(count)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "there\n"
-            yield
-        finally:
-            process.kill()
+    with started(command, grace=0, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "there\n"
+        yield
 
 
 if __name__ == "__main__":

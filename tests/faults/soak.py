@@ -1,12 +1,10 @@
-"""Mixed load at 70 % of what the server can take, for as long as you like, and whether anything
-grows by it:
+"""Runs a mixed load at 70 % of the server's capacity, and looks for growth.
 
     python -m tests.faults.soak --minutes 60
 
-The first fifth is left out; less than ten minutes are for seeing that it works, since memory takes
-longer to settle. The slope of the second half alone says whether it has. Exit status 1 if the 95 %
-interval of a slope (`slope.py` says how it is found) lies above its bound as a whole, or if a
-request failed.
+The first fifth is ignored. Memory needs more than ten minutes to settle, so shorter runs only show
+that the tool works; the slope of the second half is reported too. The exit status is 1 if the whole
+95 % interval of a slope (see `slope.py`) is above its bound, or if a request failed.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from tests.faults.traffic import Account, Traffic, report, two_versions
 CLIENTS = 16
 SHARE = 0.7
 MEASURED = 10.0
-"""Seconds in which the maximum is measured."""
+"""Seconds in which the maximum rate is measured."""
 BOUNDS = {
     "memory, MB": 4.0,
     "descriptors": 1.0,
@@ -38,9 +36,9 @@ BOUNDS = {
     "temporary files": 0.1,
     "tasks": 1.0,
 }
-"""Growth an hour that is taken for none."""
+"""Growth per hour that is tolerated."""
 OF_BLOCK = {"tasks": np.min}
-"""What of a block is fitted, where it is not the mean: a task that is forgotten stays."""
+"""Value of a block that is fitted, if not the mean. A task that leaks stays in the minimum."""
 
 
 class Soak:
@@ -76,7 +74,7 @@ class Soak:
         self.account.close()
 
     async def _ask(self, seconds: float, rate: float | None) -> None:
-        """Together at most `rate` requests a second, each client at moments of its own."""
+        """Sends at most `rate` requests per second in total, each client at its own moments."""
         began = time.monotonic()
         turns = itertools.count()
 
@@ -111,11 +109,11 @@ class Soak:
                 self.samples[name].append(value)
 
     def report(self) -> bool:
-        """Print it; whether anything grows."""
+        """Prints the results. Returns whether anything grows."""
         fifth, half = len(self.times) // 5, len(self.times) // 2
         grows = False
         print(
-            f"{'':16}{'first':>10}{'last':>10}{'an hour':>10}{'95 % interval':>20}{'bound':>8}"
+            f"{'':16}{'first':>10}{'last':>10}{'per hour':>10}{'95 % interval':>20}{'bound':>8}"
             f"{'second half':>22}"
         )
         for name, bound in BOUNDS.items():
@@ -137,17 +135,17 @@ def _interval(found: Slope) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Does anything grow under lasting load?")
+    parser = argparse.ArgumentParser(description="Looks for growth under constant load.")
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
     if options.minutes < 0.5:
-        parser.error("half a minute is the least: slopes need samples")
+        parser.error("--minutes must be at least 0.5: slopes need samples")
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
         two_versions(pathlib.Path(folder))
         soak = Soak(60 * options.minutes, pathlib.Path(folder), pathlib.Path(temporary))
         asyncio.run(soak.run())
     print(soak.account.table())
-    print(f"{soak.rate:,.0f} requests/s meant; {len(soak.times):,} samples in {BLOCKS} blocks")
+    print(f"{soak.rate:,.0f} requests/s intended; {len(soak.times):,} samples in {BLOCKS} blocks")
     grows = soak.report()
     return report(soak.account.violations) or int(grows)
 

@@ -1,8 +1,8 @@
-"""A real server in a memory-limited process group, and what it costs.
+"""A real server in a process group with limited memory, and what it costs.
 
-The group is a cgroup (v1 or v2) where this process may create one, as root usually may. Elsewhere
-the limit is not enforced, and costs are summed over the server's process tree: `Target.group` says
-which of them holds.
+The group is a cgroup (v1 or v2) if this process may create one, as root usually may. Otherwise
+memory is not limited, and costs are summed over the processes of the server. `Target.group` says
+which applies.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 class Group:
-    """A process group of at most `limit` MiB. Raises OSError where none can be created."""
+    """A process group of at most `limit` MiB. Raises OSError if none can be created."""
 
     name: str
 
     def join(self) -> list[pathlib.Path]:
-        """Files that a process writes its id to, to become a member."""
+        """Returns files to which a process writes its id to join the group."""
         raise NotImplementedError
 
     def memory(self) -> float:
-        """MiB in use."""
+        """Returns the MiB in use."""
         raise NotImplementedError
 
     def peak(self) -> float:
-        """MiB in use at most since `reset_peak`."""
+        """Returns the maximum MiB in use since `reset_peak`."""
         raise NotImplementedError
 
     def reset_peak(self) -> None:
         raise NotImplementedError
 
     def cpu_seconds(self) -> float:
-        """CPU time of all members so far, including those that ended."""
+        """Returns the CPU time of all members so far, including those that ended."""
         raise NotImplementedError
 
     def killed(self) -> int:
-        """Processes that the kernel killed for want of memory."""
+        """Returns the number of processes that the kernel killed because of the limit."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Remove the group; its processes must have ended."""
+        """Removes the group. Its processes must have ended."""
 
 
 class GroupV1(Group):
@@ -125,7 +125,7 @@ class GroupV2(Group):
         return int(os.pread(self._peak, 100, 0)) / MEBIBYTE
 
     def reset_peak(self) -> None:
-        """From Linux 6.12 on a peak belongs to the descriptor; before, it is never reset."""
+        """Resets the peak. Before Linux 6.12 it cannot be reset."""
         with contextlib.suppress(OSError):
             os.write(self._peak, b"reset")
 
@@ -141,7 +141,7 @@ class GroupV2(Group):
 
 
 class NoGroup(Group):
-    """Without a limit: what /proc says of the tree of processes that `pid` heads."""
+    """A group without a limit: values of /proc for the process `pid` and its descendants."""
 
     name = "none: memory is not limited"
 
@@ -178,7 +178,7 @@ class NoGroup(Group):
 
 
 class Target:
-    """A server that is attacked, in a group of its own of at most `limit` MiB."""
+    """A server to attack, in its own group of at most `limit` MiB."""
 
     def __init__(self, limit: int = LIMIT, **settings: str) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the server
@@ -215,16 +215,16 @@ class Target:
         self.group.close()
 
     def restart(self) -> None:
-        """Another server in the same group, at the same port."""
+        """Starts another server in the same group, at the same port."""
         self._end()
         self._start()
 
     def serves(self, patience: float = 15.0) -> bool:
-        """Whether it is ready within `patience` seconds."""
+        """Returns whether the server is ready within `patience` seconds."""
         return wait_until_ready(f"http://127.0.0.1:{self.port}", self.server.running, patience)
 
     def wait_until_quiet(self, patience: float = 30.0, share: float = 0.1) -> bool:
-        """Whether the server came to use at most `share` of a core within `patience` seconds."""
+        """Returns whether the server uses at most `share` of a core within `patience` seconds."""
         end = time.monotonic() + patience
         while time.monotonic() < end:
             began, before = time.monotonic(), self.group.cpu_seconds()
@@ -234,7 +234,7 @@ class Target:
         return False
 
     def memory_after(self, seconds: float, rest: float, slack: float) -> float:
-        """MiB in use as soon as they are at most `rest` + `slack`, or after `seconds`."""
+        """Returns the MiB in use once they are at most `rest` + `slack`, or after `seconds`."""
         end = time.monotonic() + seconds
         while (memory := self.group.memory()) > rest + slack and time.monotonic() < end:
             time.sleep(0.2)
@@ -245,7 +245,7 @@ class Target:
         self.server = Server("-c", _INTO, files, "-m", "service", **self._settings).start()
         if not self.serves(PATIENCE):
             self._end()
-            raise RuntimeError(f"The server does not start: {self.server.log()[-3:]}")
+            raise RuntimeError(f"The server did not start. Its log: {self.server.log()[-3:]}")
 
     def _end(self) -> None:
         members = tree(self.server.pid)
@@ -254,7 +254,7 @@ class Target:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of a process, and of its children that ended."""
+    """Returns the CPU time of a process and of its children that have ended."""
     with contextlib.suppress(OSError):
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ended = (int(fields[13]) + int(fields[14])) * TICK
@@ -288,6 +288,6 @@ def _remove(*folders: pathlib.Path) -> None:
                 folder.rmdir()
             except OSError as error:  # a member is still about to end
                 if time.monotonic() > end:
-                    print(f"{folder} is not removed: {error}", file=sys.stderr)
+                    print(f"{folder} cannot be removed: {error}", file=sys.stderr)
                     break
                 time.sleep(0.05)

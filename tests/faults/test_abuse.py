@@ -71,9 +71,9 @@ async def probe(url: str, until: float) -> list[float]:
     return took
 
 
-async def test_all_at_once() -> None:
-    """24 clients send whatever is hostile for 20 s: memory stays within its bound, the event loop
-    is never held for 50 ms, and a lone prober is answered all the while."""
+async def test_mixed_attack_is_bounded() -> None:
+    """24 hostile clients for 20 s: memory is bounded, the loop is never held, and a prober is
+    answered."""
     with Server(*FAULTY, **LIMITS, SHOAL_DECODE_PROCESSES="2") as server:
         server.wait_until_ready()
         requests = itertools.cycle(hostile())
@@ -118,20 +118,20 @@ async def most_memory(server: Server, requests: list[bytes]) -> tuple[float, lis
     return most - rest, [one for each in await told for one in each]
 
 
-async def test_uploads_that_never_end() -> None:
-    """24 that are complete but for a byte share what uploads may have; the others are told so."""
+async def test_incomplete_uploads_share_upload_memory() -> None:
+    """24 incomplete uploads share the memory for uploads; further ones are rejected."""
     with Server(*FAULTY, **LIMITS, SHOAL_UPLOAD_TIMEOUT="5") as server:
         server.wait_until_ready()
         unfinished = post(b"image/png", bytes(ONE))[:-1]
         most, told = await most_memory(server, [unfinished] * CLIENTS)
         assert server.stop() == 0
     print(f"{most:.0f} MB, {Counter(told)}")
-    assert {*told} == {"503 queue_full", "408 upload_timeout"}
+    assert {*told} == {"503 upload_memory_full", "408 upload_timeout"}
     assert most < BOUND + SLACK
 
 
-async def test_large_images_at_once() -> None:
-    """16 images near the pixel limit are decoded in other processes, and take no memory of this."""
+async def test_large_images_take_no_memory_of_the_server() -> None:
+    """16 images near the pixel limit are decoded in other processes."""
     patient = {"SHOAL_DECODE_PROCESSES": "16", "SHOAL_REQUEST_TIMEOUT": "60"}
     with Server(*SCRIPTED, **LIMITS, **patient) as server:
         server.wait_until_ready()

@@ -11,8 +11,9 @@ import time
 import httpx
 import pytest
 
-from service.grpc.frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, field, frame
-from service.server.connection import HEAD_BYTES, READ_BYTES
+from service.grpc.http2_frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, field, frame
+from service.server.connection import HEAD_BYTES
+from service.server.transport import READ_BYTES
 from tests.e2e.process import PATIENCE, Server
 from tests.faults.faulty import FAULTY
 from tests.faults.process import resident
@@ -68,9 +69,9 @@ async def send(server: Server, stream: bytes, until: float) -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-async def test_hostile_connections(attack: str) -> None:
-    """A hundred of them stay within the memory that the documentation states, newcomers are
-    answered beside them, and the server stops when told to."""
+async def test_hostile_connections_are_bounded(attack: str) -> None:
+    """A hundred of them stay within the stated memory; new clients and the shutdown are not
+    affected."""
     with Server(*FAULTY, SHOAL_SHUTDOWN_TIMEOUT="2") as server:
         server.wait_until_ready()
         rest, most, asked = resident(server.pid), 0.0, 0
@@ -91,8 +92,8 @@ async def test_hostile_connections(attack: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-def test_memory_is_given_back() -> None:
-    """After many connections that held as much as they could have closed."""
+def test_memory_is_returned_after_connections_close() -> None:
+    """The memory of many full connections is returned to the system."""
     large = b"GET /static-offline-docs/swagger-ui-bundle.js?" + b"q" * 60_000
     large += b" HTTP/1.1\r\nHost: shoal\r\nContent-Length: 9999999\r\n\r\n" + bytes(100_000)
     with Server(*FAULTY) as server:
@@ -122,8 +123,8 @@ def test_memory_is_given_back() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-def test_memory_of_grpc_is_given_back() -> None:
-    """After many gRPC connections with incomplete messages have closed."""
+def test_memory_is_returned_after_grpc_connections_close() -> None:
+    """The memory of many incomplete gRPC messages is returned to the system."""
     data = b"".join(frame(DATA, 0, 1, b"\0\0\x90\0\0" + bytes(15_000)) for _ in range(3))
     path = "/inference.GRPCInferenceService/ModelInfer"
     with Server(*FAULTY, SHOAL_GRPC_PORT="0") as server:
@@ -148,8 +149,8 @@ def test_memory_of_grpc_is_given_back() -> None:
     assert left <= rest + 45
 
 
-async def test_a_stop_does_not_wait_for_clients_that_do_not_read() -> None:
-    """Their requests are cut off when the shutdown timeout is over."""
+async def test_stop_does_not_wait_for_clients_that_do_not_read() -> None:
+    """Requests whose answers are not read are cut off after the shutdown timeout."""
     with Server(*FAULTY, SHOAL_SHUTDOWN_TIMEOUT="1") as server, contextlib.ExitStack() as stack:
         server.wait_until_ready()
         wanted = b"GET /openapi.json HTTP/1.1\r\nHost: shoal\r\n\r\n" * 300

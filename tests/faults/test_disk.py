@@ -9,14 +9,14 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 import pytest
 
-from tests.e2e.process import PATIENCE, REAL, ROOT
+from benchmarks.processes import started
+from tests.e2e.process import PATIENCE, REAL, ROOT, wait_until_ready
 from tests.service.conftest import png
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -33,29 +33,22 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="this system lets nobo
 
 
 @contextmanager
-def serving(before: str, log: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+def serving(before: str, log: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """The real service after the shell commands `before`, its output in the file `log`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     serve = f"exec {shlex.quote(sys.executable)} {shlex.join(REAL)} >>{log} 2>&1"
     command = ["unshare", "-rm", "sh", "-ec", f"{before}\n{serve}"]
     environment = {"SHOAL_PORT": port, "SHOAL_LOG_LEVEL": "debug", "SHOAL_LOG_FORMAT": "json"}
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, text=True)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            end = time.monotonic() + PATIENCE
-            while time.monotonic() < end:
-                assert process.poll() is None, "the process ended"
-                try:
-                    if client.get("/readyz").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.05)
-            yield client, process
-    finally:
-        process.kill()
-        process.wait()
+    url = f"http://127.0.0.1:{port}"
+    with (
+        started(
+            command, grace=0, cwd=ROOT, env={**os.environ, **environment}, text=True
+        ) as process,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        assert wait_until_ready(url, lambda: process.poll() is None), "the server is not ready"
+        yield client, process
 
 
 def answers(client: httpx.Client, count: int) -> list[int]:
@@ -63,9 +56,8 @@ def answers(client: httpx.Client, count: int) -> list[int]:
 
 
 @needs_mounts
-def test_a_disk_that_fills_up(tmp_path: pathlib.Path) -> None:
-    """The log goes to a disk of 64 KiB, where temporary files would be, too: requests are answered
-    after it is full, and the end is a clean one."""
+def test_disk_that_fills_up(tmp_path: pathlib.Path) -> None:
+    """With the log on a full disk, requests are answered and the stop is clean."""
     disk = shlex.quote(str(tmp_path))
     before = f"mount -t tmpfs -o size=64k none {disk}; export TMPDIR={disk} HOME={disk}"
     with serving(before, f"{disk}/log") as (client, process):
@@ -83,8 +75,8 @@ def test_a_disk_that_fills_up(tmp_path: pathlib.Path) -> None:
 
 
 @needs_mounts
-def test_a_read_only_disk(tmp_path: pathlib.Path) -> None:
-    """Everything is read-only, as in the container of k8s/: starts, answers, stops."""
+def test_read_only_disk(tmp_path: pathlib.Path) -> None:
+    """With a read-only file system the service starts, answers and stops."""
     before = "mount --bind / / 2>/dev/null || true; mount -o remount,bind,ro / || exit 77"
     log = tmp_path / "log"
     with log.open("w") as out:
@@ -102,8 +94,8 @@ def test_a_read_only_disk(tmp_path: pathlib.Path) -> None:
 
 
 @needs_mounts
-def test_a_network_without_names(tmp_path: pathlib.Path) -> None:
-    """Nobody is asked for any: starts, answers, stops where none can be looked up."""
+def test_network_without_name_resolution(tmp_path: pathlib.Path) -> None:
+    """Without name resolution the service starts, answers and stops."""
     files = "/etc/hosts /etc/resolv.conf /etc/nsswitch.conf"
     before = f"for file in {files}; do mount --bind /dev/null $file; done; ! getent hosts localhost"
     with serving(before, shlex.quote(str(tmp_path / "log"))) as (client, process):

@@ -50,9 +50,10 @@ async def ask(client: httpx.AsyncClient, url: str, fault: Fault, red: int) -> st
         (Fault.OUT_OF_MEMORY, {"dog": 4}),
     ],
 )
-async def test_a_culprit_fails_alone(server: Server, fault: Fault, told: dict[str, int]) -> None:
-    """Of 40 requests at once 4 bring the engine down: those are told, and 36 get their class.
-    Memory that is short for several and not for one fails nobody."""
+async def test_failing_images_fail_alone(
+    server: Server, fault: Fault, told: dict[str, int]
+) -> None:
+    """4 of 40 requests make the engine fail and get errors; the other 36 get their class."""
     async with httpx.AsyncClient(timeout=30) as client:
         culprits = [ask(client, server.url, fault, 5) for _ in range(4)]
         others = [ask(client, server.url, Fault.NONE, 7) for _ in range(36)]
@@ -68,9 +69,9 @@ def free_port() -> str:
 
 
 @pytest.mark.faults
-async def test_killed_and_started_again() -> None:
-    """kill -9 in the middle of requests: the port and the model are there again at once, nothing
-    of the old process is in the way of the new one, and nothing of it stays behind."""
+async def test_killed_server_can_start_again() -> None:
+    """After kill -9 during requests, the next process starts at once and finds nothing left
+    over."""
     with tempfile.TemporaryDirectory() as temporary:
         port = free_port()
         environment = {"SHOAL_PORT": port, "TMPDIR": temporary, "ENGINE_SECONDS": "0.2"}
@@ -90,8 +91,8 @@ async def test_killed_and_started_again() -> None:
 
 
 @pytest.mark.faults
-async def test_an_engine_that_takes_the_process_with_it() -> None:
-    """Every client's connection ends at once; nobody waits for a process that is no more."""
+async def test_engine_that_kills_the_process_ends_all_connections() -> None:
+    """Every connection ends immediately."""
     with Server(*FAULTY, ENGINE_SECONDS="0.1") as server:
         server.wait_until_ready()
         async with httpx.AsyncClient(timeout=30) as client:
@@ -103,8 +104,8 @@ async def test_an_engine_that_takes_the_process_with_it() -> None:
 
 
 @pytest.mark.faults
-async def test_a_hang_is_found_and_replaced() -> None:
-    """As a supervisor sees it: status 4, everybody answered, and the next process serves."""
+async def test_hanging_engine_ends_the_process() -> None:
+    """All requests are answered, the status is 4, and the next process serves."""
     port = free_port()
     environment = {"SHOAL_PORT": port, "ENGINE_DEAD_AFTER": "1", "SHOAL_REQUEST_TIMEOUT": "30"}
     with Server(*FAULTY, **environment) as server:

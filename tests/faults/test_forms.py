@@ -105,8 +105,8 @@ def form(boundary: bytes, body: bytes, chunk: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("name", FORMS)
-async def test_a_form(server: Server, name: str) -> None:
-    """Whole, or in chunks of any size: the same answer, and the connection serves on."""
+async def test_form_has_one_documented_answer(server: Server, name: str) -> None:
+    """In one piece or in chunks of any size, a form gets the same answer."""
     boundary, body, answer = FORMS[name]
     before = resident(server.pid)
     for chunk in (0, 1000, 7) if len(body) < 100_000 else (0, 100_000):
@@ -116,8 +116,8 @@ async def test_a_form(server: Server, name: str) -> None:
     assert resident(server.pid) - before < 30_000, "kB"
 
 
-def test_of_two_images_the_first_counts(server: Server) -> None:
-    """As the README says; the second is not looked at."""
+def test_first_of_two_images_counts(server: Server) -> None:
+    """Of two images in a form, the second is ignored."""
     first, second = picture(Fault.NONE, 3), b"no image"
     body = named(b"img", first) + named(b"img", second) + END
     headers = {"content-type": "multipart/form-data; boundary=b"}

@@ -115,28 +115,28 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("shape", AMBIGUOUS)
-async def test_what_two_could_read_differently_is_refused(server: Server, shape: str) -> None:
-    """With 400, and the connection ends before anything behind it is read."""
+async def test_ambiguous_request_is_rejected(server: Server, shape: str) -> None:
+    """It gets 400, and the connection ends before anything after it is read."""
     assert await exchange(server, AMBIGUOUS[shape] + NEXT_REQUEST) == BAD
 
 
-async def test_a_first_line_beyond_64_kib_is_refused(server: Server) -> None:
-    """As too large, wherever it is cut."""
+async def test_request_line_above_64_kib_is_rejected(server: Server) -> None:
+    """It gets 431, wherever it is split."""
     path = GET.replace(b"healthz", b"a" * 70_000) + b"\r\n"
     told = await exchange(server, path + NEXT_REQUEST)
     assert told in (["431 head_too_large"], []), "a reset may overtake the answer"
 
 
 @pytest.mark.parametrize("shape", PLAIN)
-async def test_what_is_odd_and_plain_is_answered(server: Server, shape: str) -> None:
-    """And so is the request behind it, on the same connection."""
+async def test_unusual_but_valid_request_is_answered(server: Server, shape: str) -> None:
+    """So is the request after it on the same connection."""
     request, answer = PLAIN[shape]
     assert await exchange(server, request + NEXT_REQUEST) == [answer, "200"]
 
 
 @pytest.mark.parametrize("offer", OFFERS)
-async def test_an_offer_to_upgrade_is_passed_over(server: Server, offer: str) -> None:
-    """With its body and what follows it, as it must be: Java's own client makes one each time."""
+async def test_upgrade_offer_is_ignored(server: Server, offer: str) -> None:
+    """The request and its body are answered as usual, since Java's client always offers one."""
     image = picture(Fault.NONE)
     head = POST + OFFERS[offer] + b"Content-Length: %d\r\n\r\n" % len(image)
     assert await exchange(server, head + image + NEXT_REQUEST) == ["200", "200"]
@@ -145,7 +145,7 @@ async def test_an_offer_to_upgrade_is_passed_over(server: Server, offer: str) ->
 
 
 async def test_expect_100_continue(server: Server) -> None:
-    """Who asks is told to go on, unless what it wants to send is refused already."""
+    """The client gets 100, unless its request is rejected already."""
     image = picture(Fault.NONE)
     head = POST + b"Expect: 100-continue\r\nContent-Length: "
     told = await exchange(
@@ -155,8 +155,8 @@ async def test_expect_100_continue(server: Server) -> None:
     assert await exchange(server, head + b"500000000\r\n\r\n") == ["413 body_too_large"]
 
 
-async def test_a_trailer_is_no_header(server: Server) -> None:
-    """Nothing that comes behind the body changes what came before it."""
+async def test_trailers_are_not_headers(server: Server) -> None:
+    """Fields after the body change nothing that came before it."""
     reader, writer = await asyncio.open_connection(*address(server))
     trailer = b"X-Request-ID: smuggled\r\n\r\n"
     writer.write(POST + CHUNKED + b"5\r\n12345\r\n0\r\n" + trailer + NEXT_REQUEST)
@@ -175,32 +175,32 @@ async def test_a_trailer_is_no_header(server: Server) -> None:
     ],
     ids=["trailers", "a long trailer", "a long extension"],
 )
-async def test_what_surrounds_a_body_is_bounded(server: Server, flood: bytes) -> None:
-    """30 MB around a body of 5 bytes: refused after 64 KiB, and memory holds."""
+async def test_chunk_overhead_is_bounded(server: Server, flood: bytes) -> None:
+    """30 MB around a body of 5 bytes are rejected after 64 KiB, and memory holds."""
     before = resident(server.pid)
     told = await exchange(server, POST + CHUNKED + b"5\r\n12345\r\n" + flood)
     assert told in (["431 head_too_large"], []), "a reset may overtake the answer"
     assert resident(server.pid) - before < 5_000, "kB"
 
 
-async def test_a_body_in_single_bytes_is_read(server: Server) -> None:
-    """Five times its size in chunk sizes and line ends is no flood."""
+async def test_body_in_chunks_of_one_byte_is_read(server: Server) -> None:
+    """Chunk sizes and line ends of five times its size are accepted."""
     image = picture(Fault.NONE) + bytes(100_000)
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in image) + b"0\r\n\r\n"
     assert await exchange(server, POST + CHUNKED + chunks + NEXT_REQUEST) == ["200", "200"]
 
 
 @pytest.mark.parametrize("length", [b"10", b"100000"])
-async def test_a_length_that_lies(server: Server, length: bytes) -> None:
-    """What is too much is the next request, and none; what is missing is not waited for long."""
+async def test_wrong_content_length(server: Server, length: bytes) -> None:
+    """Excess bytes are an invalid next request; missing bytes are not awaited for long."""
     image, began = picture(Fault.NONE), time.monotonic()
     told = await exchange(server, POST + b"Content-Length: " + length + b"\r\n\r\n" + image)
     assert told == (["400 bad_image", *BAD] if length == b"10" else ["408 upload_timeout"])
     assert time.monotonic() - began < SLOW_SECONDS
 
 
-async def test_chunks_without_an_end(server: Server) -> None:
-    """The upload's time is up, whatever the last chunk was to be."""
+async def test_chunks_without_an_end_time_out(server: Server) -> None:
+    """The upload ends at its timeout, whatever the last chunk claims."""
     began = time.monotonic()
     told = await exchange(server, POST + CHUNKED + b"5\r\n12345\r\n")
     assert told == ["408 upload_timeout"]

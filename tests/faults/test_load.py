@@ -66,10 +66,9 @@ def load(url: str) -> list[Job]:
     ]
 
 
-async def test_a_thousand_connections_and_ten_times_too_much() -> None:
-    """Every request is answered, with its class or with 503 and when to come back. Of those that
-    are accepted 99 in 100 are answered within the deadline; 504 is for the rest, where the machine
-    itself stalls. Memory stays within its bound and grows no more."""
+async def test_thousand_connections_at_ten_times_the_capacity() -> None:
+    """Every request is answered or rejected with Retry-After; 99 % of the accepted ones are in
+    time, and memory is bounded."""
     settings = {"ENGINE_SECONDS": str(ENGINE_SECONDS), "SHOAL_REQUEST_TIMEOUT": str(TIMEOUT)}
     with Server(*SCRIPTED, **settings) as server:
         server.wait_until_ready()

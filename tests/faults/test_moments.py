@@ -20,8 +20,8 @@ MOMENTS = 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_during_start_up(number: int) -> None:
-    """From the first line of the service to ready, the real engine loading meanwhile: exit 0."""
+def test_signal_during_start_up(number: int) -> None:
+    """At each of many moments of the start, a signal ends the process with status 0."""
     with Server(*REAL) as server:
         span = server.wait_until_ready() - 0.3
         server.stop()
@@ -36,8 +36,9 @@ def test_during_start_up(number: int) -> None:
             server.end()
 
 
-async def test_during_a_drain() -> None:
-    """SIGTERM again, SIGHUP too, at many moments of a drain: all in flight are answered, exit 0."""
+async def test_signals_during_a_drain() -> None:
+    """At each of many moments of a drain, further signals change nothing: all are answered, status
+    0."""
     for moment in range(MOMENTS):
         slow = {"ENGINE_SECONDS": "0.3", "SHOAL_DRAIN_DELAY": "0.3", "SHOAL_REQUEST_TIMEOUT": "60"}
         with Server(*SCRIPTED, **slow) as server:

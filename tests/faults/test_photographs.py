@@ -52,11 +52,11 @@ SQUARE, WIDE, WEBP = (8000, 8000), (11_300, 5_650), (6160, 6160)
     ],
     ids=lambda value: str(value) if isinstance(value, (str, dict)) else None,
 )
-async def test_photographs_are_decoded(
+async def test_photographs_up_to_the_limit_are_decoded(
     decoders: Decoders, mode: str, kind: str, options: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    """As cameras, editors and browsers write them, at 12 and at 64 megapixels (a WebP at 38), or as
-    large as the limit on bytes allows, with the default limits on CPU time and memory."""
+    """Photographs as cameras, editors and browsers write them are decoded with the default
+    limits."""
     if kind == "WEBP" and size[0] * size[1] > WEBP[0] * WEBP[1]:
         size = WEBP
     settings = Settings()

@@ -24,24 +24,23 @@ def wandering(count: int, remembers: float) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("of_block", [np.mean, np.min])
 @pytest.mark.parametrize("remembers", [0.0, 0.9, 0.97])
-def test_the_interval_is_honest(remembers: float, of_block: OfBlock) -> None:
-    """Of 200 series that do not grow, about 5 % are said to grow or shrink, also where samples
-    resemble their neighbours; least squares on samples would say so of most of those."""
+def test_slope_interval_has_its_coverage(remembers: float, of_block: OfBlock) -> None:
+    """Of 200 series without growth, about 5 % get an interval without 0, also with correlated
+    samples."""
     found = [slope(HOUR, series, of_block) for series in wandering(200, remembers)]
     wrong = sum(not one.low <= 0 <= one.high for one in found)
     assert wrong <= 200 * 0.10
 
 
-def test_growth_is_found() -> None:
-    """Three units an hour in noise of one that remembers."""
+def test_slope_finds_growth() -> None:
+    """Growth of three units per hour is found in correlated noise."""
     found = slope(HOUR, wandering(1, 0.9)[0] + 3 * HOUR / 3600)
     assert 0 < found.low < 3 < found.high
     assert found.low < found.value < found.high
 
 
-def test_what_comes_and_goes_is_not_what_stays() -> None:
-    """Tasks under load: up to 16 with ever fewer moments without any is no growth of the least;
-    one that is forgotten every quarter of an hour is."""
+def test_slope_of_minima_finds_leaks_only() -> None:
+    """Fewer idle moments are not growth; a task that leaks every quarter of an hour is."""
     random = np.random.default_rng(2)
     busy = 7.0 + random.integers(0, 17, len(HOUR)) * (random.random(len(HOUR)) < HOUR / 3600)
     assert slope(HOUR, busy).low > 1.0
@@ -49,11 +48,13 @@ def test_what_comes_and_goes_is_not_what_stays() -> None:
     assert slope(HOUR, busy + HOUR // 900, np.min).low > 1.0
 
 
-def test_nothing_moves() -> None:
+def test_slope_of_a_constant_is_zero() -> None:
+    """A constant series has slope 0."""
     flat = slope(HOUR, np.full(len(HOUR), 30.0))
     assert [flat.value, flat.low, flat.high] == pytest.approx([0, 0, 0])
 
 
-def test_too_few_samples() -> None:
+def test_slope_rejects_too_few_samples() -> None:
+    """Fewer than 40 samples raise ValueError."""
     with pytest.raises(ValueError, match="40 are the least"):
         slope([0.0] * 39, [0.0] * 39)

@@ -60,7 +60,8 @@ def test_resized_images_state_their_new_size(kind: str) -> None:
         assert (found.width, found.height) == (300, 200)
 
 
-def test_a_mutant_depends_on_the_seed_alone() -> None:
+def test_mutant_depends_on_the_seed_alone() -> None:
+    """The same seed makes the same mutant."""
     data = seeds("png")[0]
     mutants = [Mutator(random.Random(7), 1000).mutate("png", data, data) for _ in range(2)]
     assert mutants[0] == mutants[1]
@@ -80,7 +81,8 @@ def test_elites_keep_the_costliest_of_each_size() -> None:
     assert elites.choose("gif", random.Random(0)) in (large, better)
 
 
-def test_unanswered_requests_count_against_the_share() -> None:
+def test_unanswered_requests_reduce_the_share() -> None:
+    """Requests without an answer count as not answered, and do not count in percentiles."""
     account = Account(asked=4)
     account.statuses.update({"200": 3, "timed out": 1})
     account.latencies += [0.1, 0.2, 0.3]
@@ -124,7 +126,8 @@ def test_interlaced_rows_are_counted(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("grpc", "head")])
-def test_bodies_are_posted_whole(kind: str) -> None:
+def test_bodies_are_posted_complete(kind: str) -> None:
+    """A request contains the whole body."""
     body = seeds(kind)[0]
     assert body in as_request(kind, body)
 

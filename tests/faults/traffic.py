@@ -1,8 +1,8 @@
-"""Requests whose right answers are known, and an account of what became of each.
+"""Requests whose answers are known, and an account of how each request ended.
 
-Two versions of the network that ships are served in turn. The second has its outputs in reverse
-order and other names for its classes; what either answers to each image is computed by NumPy. An
-answer is right if it is what the version that it names computes.
+Two versions of the network that ships are served in turns. The second has its outputs in reverse
+order and other names of classes. NumPy computes the answer of each version to each image. An answer
+is right if it is the one of the version that it names.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tests.service.conftest import png
 IMAGES = 16
 PATIENCE = 30.0
 REFUSED = {400, 401, 404, 408, 409, 413, 415, 422, 429, 431, 503, 504}
-"""Statuses that say no; anything else that is not 200 is a violation."""
+"""Statuses of rejections. Other statuses except 200 are violations."""
 
 
 def two_versions(store: pathlib.Path) -> None:
-    """Fill a store with versions 1 and 2."""
+    """Fills a store with versions 1 and 2."""
     ours = versions.folder(manifest.STORE, NAME, "1")
     shutil.copytree(ours, store / NAME / "1")
     arrays = dict(read_params(ours / "net.params"))
@@ -43,8 +43,8 @@ def two_versions(store: pathlib.Path) -> None:
 
 
 class Account:
-    """What became of every request: answered, refused with a code, left by its client, or cut off
-    because the server was killed. All else is a violation, with the first few in words."""
+    """Counts how requests ended: answered, rejected with a code, left by the client, or cut off
+    when the server was killed. Anything else is a violation, and the first ones are described."""
 
     def __init__(self) -> None:
         self.ends: Counter[str] = Counter()
@@ -56,7 +56,7 @@ class Account:
         self.violations.append(what)
 
     def refused(self, status: int, body: bytes) -> None:
-        """An answer that is not 200."""
+        """Records an answer other than 200."""
         try:
             code = str(orjson.loads(body).get("code", "of the v2 protocol"))
         except ValueError:
@@ -67,7 +67,7 @@ class Account:
             self.violation(f"{status} {body[:200]!r}")
 
     def close(self) -> None:
-        """Everything that was asked must have ended in one way."""
+        """Checks that every request has ended in exactly one way."""
         if self.asked != self.ends.total():
             self.violations.append(f"{self.asked} requests, and {self.ends.total()} ends")
 
@@ -77,8 +77,8 @@ class Account:
 
 
 class Traffic:
-    """Asks on connections of its own. `was_killed(since)`: has the server been killed, or was it
-    away, at any time from then on?"""
+    """Sends requests on its own connections. `was_killed(since)` says whether the server was killed
+    or unavailable at any time since then."""
 
     def __init__(
         self, port: int, store: pathlib.Path, account: Account, was_killed: Callable[[float], bool]
@@ -97,7 +97,7 @@ class Traffic:
         self._pictures = [png(red) for red in reds]
 
     async def client(self, until: Callable[[], bool], pause: Callable[[], float]) -> None:
-        """One that asks one thing after the other, until told so."""
+        """Sends one request after the other until `until()`."""
         connection: Connection | None = None
         dice = random.Random()
         while not until():
@@ -114,7 +114,7 @@ class Traffic:
             connection.close()
 
     async def connect(self) -> Connection | None:
-        """None: there is no server at the moment."""
+        """Opens a connection. None: there is no server at the moment."""
         began = time.monotonic()
         try:
             return await connect("127.0.0.1", self._port)
@@ -137,7 +137,7 @@ class Traffic:
         return post("/predict/batch", "multipart/form-data; boundary=b", body)
 
     async def ask(self, connection: Connection, numbers: list[int]) -> None:
-        """Ask about the images of these numbers, and account for it."""
+        """Sends the images with these numbers, and records how the request ends."""
         self.account.asked += 1
         began = time.monotonic()
         status, body = await connection.request(self.request(numbers), PATIENCE)

@@ -1,4 +1,4 @@
-"""What kustomize makes of k8s/, as plain data.
+"""The rendered manifests of k8s/, as plain data.
 
 `COMBINATIONS` are some that together use every file; where `SHOAL_RENDERED` names a folder with
 renderings, as k8s/check makes it, all that are there.
@@ -42,7 +42,7 @@ def load(text: str) -> list[Object]:
 
 @functools.cache
 def rendered(combination: str) -> list[Object]:
-    """The objects of an overlay with components. Skips the test where there is no kubectl."""
+    """The objects of an overlay with components. Skips the test if there is no kubectl."""
     if RENDERED:
         return load((pathlib.Path(RENDERED) / f"{combination.replace(' ', '+')}.yaml").read_text())
     kubectl = os.environ.get("KUBECTL") or shutil.which("kubectl")
@@ -64,7 +64,7 @@ def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
 
 
 def pod_of(objects: list[Object]) -> Object:
-    """The pod that serves, whatever makes it."""
+    """The serving pod, created by a Deployment or an InferenceService."""
     [maker] = of_kind(objects, "Deployment", "InferenceService")
     spec = maker["spec"]
     pod: Object = spec["template"]["spec"] if maker["kind"] == "Deployment" else spec["predictor"]
@@ -78,16 +78,18 @@ def container_of(objects: list[Object]) -> Object:
 
 
 def environment_of(objects: list[Object]) -> dict[str, str]:
-    """What the container is told, in Kubernetes' order: its own entries win."""
+    """The container's environment variables. Its own entries override those of ConfigMaps."""
     container = container_of(objects)
     maps = {o["metadata"]["name"]: o["data"] for o in of_kind(objects, "ConfigMap")}
-    told: dict[str, str] = {}
+    environment: dict[str, str] = {}
     for source in container["envFrom"]:
-        told |= maps[source["configMapRef"]["name"]]
+        environment |= maps[source["configMapRef"]["name"]]
     for entry in container["env"]:
         resource = entry["valueFrom"]["resourceFieldRef"]["resource"]
-        told[entry["name"]] = container["resources"]["limits"][resource.removeprefix("limits.")]
-    return told
+        environment[entry["name"]] = container["resources"]["limits"][
+            resource.removeprefix("limits.")
+        ]
+    return environment
 
 
 def mebibytes(quantity: str) -> float:

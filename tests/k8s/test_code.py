@@ -1,4 +1,4 @@
-"""The manifests say what the code does: settings, ports, probes, times, memory."""
+"""The manifests agree with the code: settings, ports, probes, times, memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from service.app import create_app
 from service.decoding.limits import limits
 from service.http.origins import allowed_hosts
-from service.server.server import LINGER
+from service.server.server import LINGER_SECONDS
 from service.settings import PREFIX, Settings, unknown
-from service.telemetry.tracing import wanted
+from service.telemetry.tracing import enabled
 from service.workers.engine_client import MAX_DECODE_BYTES
 from service.workers.supervisor import GRACE
 from tests.fakes import FakeEngine
@@ -27,16 +27,16 @@ from tests.k8s.manifests import (
 )
 
 PREDICTED_BASE = 260
-"""MiB of a CPU process that has served a while, measured: docs/deployment.md."""
+"""Memory in MiB of a CPU process that has served for a while, measured: docs/deployment.md."""
 PODS = ("Deployment", "InferenceService")
 CONNECTION_BYTES = 260 * 1024
-"""What a hostile connection can hold, measured: docs/reliability.md."""
+"""Memory that a hostile connection can hold, measured: docs/reliability.md."""
 RPC_CONNECTION_BYTES = 160 * 1024
-"""What the relay of a gRPC connection can hold: service/grpc/relay.py."""
+"""Memory that the relay of a gRPC connection can hold: service/grpc/relay.py."""
 RPC_CALLS_BYTES = 110 * 2**20
-"""What gRPC holds for calls whose answers are not read, measured: docs/reliability.md."""
+"""Memory that gRPC holds for calls whose answers are not read, measured: docs/reliability.md."""
 MARGIN = 5
-"""Seconds between the longest stop and the kill."""
+"""Minimum number of seconds between the longest stop and the kill."""
 
 APP = create_app(Settings(), FakeEngine().load)
 
@@ -44,36 +44,36 @@ every_combination = pytest.mark.parametrize("combination", COMBINATIONS)
 
 
 def settings_of(combination: str) -> Settings:
-    told = environment_of(rendered(combination))
+    environment = environment_of(rendered(combination))
     return Settings(
         **{
             name.removeprefix(PREFIX).lower(): value  # type: ignore[arg-type]  # it converts
-            for name, value in told.items()
+            for name, value in environment.items()
             if name.startswith(PREFIX)
         }
     )
 
 
 @every_combination
-def test_settings(combination: str) -> None:
-    """Every SHOAL_ variable is a setting, and its value one that the setting takes."""
-    told = environment_of(rendered(combination))
-    assert list(unknown(told)) == []
+def test_settings_are_valid(combination: str) -> None:
+    """Every SHOAL_ variable is a setting with a valid value."""
+    environment = environment_of(rendered(combination))
+    assert list(unknown(environment)) == []
     assert settings_of(combination).device == combination.split()[0]
 
 
 @every_combination
-def test_threads_come_from_the_limit(combination: str) -> None:
-    """Threads are for the cores of the pod, not for those of the node."""
-    told = environment_of(rendered(combination))
+def test_threads_match_the_cpu_limit(combination: str) -> None:
+    """The number of threads is that of the pod's cores, not of the node's."""
+    environment = environment_of(rendered(combination))
     limit = container_of(rendered(combination))["resources"]["limits"]["cpu"]
-    assert told["SHOAL_DECODE_PROCESSES"] == told["OMP_NUM_THREADS"] == limit
+    assert environment["SHOAL_DECODE_PROCESSES"] == environment["OMP_NUM_THREADS"] == limit
     assert settings_of(combination).engine_threads < int(limit), "a core for the event loop"
 
 
 @every_combination
-def test_ports(combination: str) -> None:
-    """The container's ports are those that the service listens on."""
+def test_ports_match_the_settings(combination: str) -> None:
+    """The container's ports are those on which the service listens."""
     ports = {p["name"]: p["containerPort"] for p in container_of(rendered(combination))["ports"]}
     settings = settings_of(combination)
     listens = {"http": settings.port, "grpc": settings.grpc_port}
@@ -82,8 +82,7 @@ def test_ports(combination: str) -> None:
 
 @every_combination
 def test_service_names_are_allowed_hosts(combination: str) -> None:
-    """Clients in the cluster reach the pods by the names of their Service; so does a proxy by the
-    pods' addresses, and kubectl port-forward as localhost."""
+    """The names of the Service, the addresses of pods, and localhost are allowed hosts."""
     settings = settings_of(combination)
     hosts = allowed_hosts(settings)
     service = "shoal-predictor" if "kserve" in combination else "shoal"
@@ -95,22 +94,22 @@ def test_service_names_are_allowed_hosts(combination: str) -> None:
 
 
 @every_combination
-def test_traces(combination: str) -> None:
-    """Where they are sent, the variables are ones that count, and the pod may reach the port."""
-    told = environment_of(rendered(combination))
+def test_traces_reach_the_collector(combination: str) -> None:
+    """Where traces are sent, the variables exist, and the network policy allows the port."""
+    environment = environment_of(rendered(combination))
     if "traces" not in combination:
-        assert not wanted(told)
+        assert not enabled(environment)
         return
-    assert wanted(told)
-    port = urlsplit(told["OTEL_EXPORTER_OTLP_ENDPOINT"]).port
+    assert enabled(environment)
+    port = urlsplit(environment["OTEL_EXPORTER_OTLP_ENDPOINT"]).port
     [policy] = of_kind(rendered(combination), "NetworkPolicy")
     allowed = [p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]]
     assert allowed == [53, 53, port], "the DNS and the collector"
 
 
 @every_combination
-def test_probes(combination: str) -> None:
-    """Probes ask paths that are there; liveness never asks whether it can answer requests."""
+def test_probes_use_existing_paths(combination: str) -> None:
+    """Probes use paths that exist, and the liveness probe does not check readiness."""
     container = container_of(rendered(combination))
     kinds = ("startup", "readiness", "liveness")
     asked = [container[f"{kind}Probe"]["httpGet"] for kind in kinds]
@@ -120,11 +119,13 @@ def test_probes(combination: str) -> None:
 
 
 @every_combination
-def test_grace(combination: str) -> None:
-    """No stop, however slow, is cut short: preStop, then everything that service/ does."""
+def test_grace_period_covers_the_longest_stop(combination: str) -> None:
+    """The grace period is longer than preStop and everything that the service does at a stop."""
     pod, settings = pod_of(rendered(combination)), settings_of(combination)
     sleep = container_of(rendered(combination))["lifecycle"]["preStop"]["sleep"]["seconds"]
-    stop = settings.drain_delay + LINGER + settings.shutdown_timeout  # service/server/server.py
+    stop = (
+        settings.drain_delay + LINGER_SECONDS + settings.shutdown_timeout
+    )  # service/server/server.py
     stop += settings.shutdown_timeout  # service/inference/model_host.py: the batcher and the engine
     if settings.workers > 1:
         stop += 2 * GRACE  # service/workers/supervisor.py: for front ends, then for the engine
@@ -133,8 +134,8 @@ def test_grace(combination: str) -> None:
 
 
 @every_combination
-def test_memory(combination: str) -> None:
-    """The limit holds what the settings allow at worst, all at the same moment."""
+def test_memory_limit_covers_all_bounds(combination: str) -> None:
+    """The memory limit is sufficient if everything is at its limit at the same moment."""
     pod, settings = pod_of(rendered(combination)), settings_of(combination)
     limit = mebibytes(container_of(rendered(combination))["resources"]["limits"]["memory"])
     half = int(limit * MEBIBYTE / 2)  # what a container of this size gives decoders by default
@@ -153,8 +154,8 @@ def test_memory(combination: str) -> None:
 
 
 @every_combination
-def test_api_keys(combination: str) -> None:
-    """The file of keys lies in the Secret's volume."""
+def test_api_keys_file_is_mounted(combination: str) -> None:
+    """The file of keys is in the Secret's volume."""
     file = settings_of(combination).api_keys_file
     mounts = container_of(rendered(combination))["volumeMounts"]
     folders = [mount["mountPath"] for mount in mounts if mount["name"] == "api-keys"]
@@ -162,8 +163,8 @@ def test_api_keys(combination: str) -> None:
 
 
 @every_combination
-def test_model_store(combination: str) -> None:
-    """The store's volume is mounted where the service looks, and nobody writes to it."""
+def test_model_store_is_mounted_read_only(combination: str) -> None:
+    """The store's volume is mounted read-only at the path that the service reads."""
     if "model-store" not in combination:
         return
     store = str(settings_of(combination).model_store)
@@ -172,8 +173,8 @@ def test_model_store(combination: str) -> None:
 
 
 @every_combination
-def test_gateway(combination: str) -> None:
-    """It forwards paths that are there, not the metrics, and waits longer than the service."""
+def test_gateway_forwards_existing_paths(combination: str) -> None:
+    """The gateway forwards existing paths, but no metrics, and waits longer than the service."""
     settings = settings_of(combination)
     there = [getattr(route, "path", "") for route in APP.routes]
     for route in of_kind(rendered(combination), "HTTPRoute"):

@@ -1,4 +1,4 @@
-"""The image's recipe agrees with the project; k8s/check_image.py looks into the image."""
+"""The Dockerfile agrees with the project. k8s/check_image.py checks the built image."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ def instructions(name: str) -> list[str]:
     return re.findall(rf"^{name} +(.+)$", joined, re.MULTILINE)
 
 
-def test_default_target() -> None:
-    """The last stage is what `docker build .` makes: the one for CPUs."""
+def test_default_target_is_for_cpus() -> None:
+    """The last stage, which `docker build .` builds, is the CPU image."""
     assert [stage.split(" AS ")[1] for stage in instructions("FROM")][-2:] == ["gpu", "cpu"]
 
 
-def test_entry_point() -> None:
-    """Exec form, so that Python is process 1 and gets the signals."""
+def test_entry_point_receives_signals() -> None:
+    """The entry point has the exec form, so that Python is process 1 and receives signals."""
     assert [json.loads(value) for value in instructions("ENTRYPOINT")] == [
         ["python", "-m", "service"]
     ]
     assert not [value for value in instructions("CMD") if not value.startswith("[")]
 
 
-def test_port() -> None:
+def test_port_is_the_default() -> None:
+    """The image exposes the default of SHOAL_PORT."""
     assert instructions("EXPOSE") == [str(Settings.model_fields["port"].default)]
 
 
-def test_user() -> None:
-    """A number and not root, and the one that the manifests name."""
+def test_user_is_a_number() -> None:
+    """The user is a number, is not root, and is the one in the manifests."""
     pod = pod_of(rendered("gpu"))["securityContext"]
     assert instructions("USER") == [f"{pod['runAsUser']}:{pod['runAsGroup']}"]
 
 
-def test_version() -> None:
-    """One version in the project, the image's label and the manifests' tags."""
+def test_version_is_the_same_everywhere() -> None:
+    """The project, the image's label and the manifests' tags have the same version."""
     version = PROJECT["project"]["version"]
     assert f'org.opencontainers.image.version="{version}"' in DOCKERFILE
     for combination, device in ("gpu", "gpu"), ("cpu gateway", "cpu"):
         assert container_of(rendered(combination))["image"] == f"shoal:{version}-{device}"
 
 
-def test_what_is_copied_is_not_ignored() -> None:
-    """.dockerignore lets in what the recipe copies, and no test, tool or secret."""
+def test_dockerignore_allows_what_is_copied() -> None:
+    """.dockerignore allows what the Dockerfile copies, and no tests, tools or secrets."""
     let_in = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     copied = [
         source
@@ -64,13 +65,13 @@ def test_what_is_copied_is_not_ignored() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
-def test_no_frontend_to_pull() -> None:
-    """`# syntax=` makes a build fetch its parser first, which fails offline."""
+def test_build_needs_no_frontend_image() -> None:
+    """The Dockerfile has no `# syntax=` line, which would download a parser."""
     assert "# syntax" not in DOCKERFILE
 
 
-def test_workflows() -> None:
-    """Actions are pinned by commit, and a job may do only what it says."""
+def test_workflows_are_restricted() -> None:
+    """Actions are pinned by commit, and jobs declare their permissions."""
     workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
     assert workflows
     for path in workflows:

@@ -1,4 +1,4 @@
-"""Alerts, dashboard and autoscalers ask for metrics that the service has."""
+"""Alerts, dashboard and autoscalers use metrics that the service exports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def adapter_rules() -> list[Object]:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Every query of ours, with the name of who asks."""
+    """Every query, with the name of the alert, panel or autoscaler."""
     yield from ((alert["alert"], alert["expr"]) for alert in alerts())
     yield from dashboard_queries()
     for rule in adapter_rules():
@@ -51,8 +51,8 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def told() -> set[str]:
-    """Names of all samples that the service can tell."""
+def exported() -> set[str]:
+    """Names of all samples that the service can export."""
 
     async def text() -> str:
         async with connected(Settings(), FakeEngine()) as client:
@@ -64,16 +64,16 @@ def told() -> set[str]:
     }
 
 
-@pytest.mark.parametrize(("who", "query"), list(queries()), ids=lambda value: value[:20])
-def test_metrics_exist(told: set[str], who: str, query: str) -> None:
+@pytest.mark.parametrize(("source", "query"), list(queries()), ids=lambda value: value[:20])
+def test_queries_use_existing_metrics(exported: set[str], source: str, query: str) -> None:
     asked = set(re.findall(r"\b(?:shoal|process)_[a-z_]+\b", query)) - {"shoal"}
-    assert asked <= told or who == "datasource"
-    assert asked or who == "datasource"
+    assert asked <= exported or source == "datasource"
+    assert asked or source == "datasource"
 
 
-@pytest.mark.parametrize(("who", "query"), list(queries()), ids=lambda value: value[:20])
-def test_labels_exist(who: str, query: str) -> None:
-    """Codes, routes and stages that a query picks are ones that the service uses."""
+@pytest.mark.parametrize(("source", "query"), list(queries()), ids=lambda value: value[:20])
+def test_queries_use_existing_labels(source: str, query: str) -> None:
+    """Codes, routes and stages in a query exist."""
     codes = {problem.code for problem in problems.PROBLEMS.values()}
     for known, label in ((codes, "code"), ({"/predict"}, "route"), ({"queue"}, "stage")):
         for value in re.findall(rf'{label}=~?"([^"]+)"', query):
@@ -81,14 +81,15 @@ def test_labels_exist(who: str, query: str) -> None:
     assert query.count("(") == query.count(")") and query.count("{") == query.count("}")
 
 
-def test_the_autoscaler_asks_for_what_the_adapter_has() -> None:
+def test_autoscaler_uses_metrics_of_the_adapter() -> None:
+    """The autoscaler's metrics are those that the adapter provides."""
     [scaler] = load((COMPONENTS / "autoscale-queue/autoscaler.yaml").read_text())
     asked = {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]}
     assert asked == {rule["name"]["as"] for rule in adapter_rules()}
 
 
-def test_every_alert_says_what_to_do() -> None:
-    """Its summary is in the message, and the guide has a line on it."""
+def test_alerts_are_explained() -> None:
+    """Each alert has a summary and a severity, and the guide says what to do."""
     guide = (K8S.parent / "docs/deployment.md").read_text()
     for alert in alerts():
         assert alert["annotations"]["summary"] and alert["labels"]["severity"]

@@ -1,4 +1,4 @@
-"""What neither a schema nor the API server checks: that objects which belong together fit."""
+"""References between objects of the manifests, which neither schemas nor the API server check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.k8s.manifests import (
 
 every_combination = pytest.mark.parametrize("combination", COMBINATIONS)
 SUPPORTED_MAJORS = ["5", "6", "7", "8"]
-"""Of compute capability, by MXNet's machine code: model_store/device.py."""
+"""Major compute capabilities for which MXNet has machine code: model_store/device.py."""
 
 
 def labels_of_pod(objects: list[Object]) -> dict[str, str]:
@@ -31,8 +31,8 @@ def labels_of_pod(objects: list[Object]) -> dict[str, str]:
 
 
 @every_combination
-def test_one_namespace(combination: str) -> None:
-    """All that has one is in it, and it is there."""
+def test_objects_are_in_one_namespace(combination: str) -> None:
+    """All objects with a namespace are in the same one, which exists."""
     objects = rendered(combination)
     [namespace] = of_kind(objects, "Namespace")
     used = {o["metadata"]["namespace"] for o in objects if o["kind"] != "Namespace"}
@@ -41,6 +41,7 @@ def test_one_namespace(combination: str) -> None:
 
 @every_combination
 def test_selectors_select_the_pod(combination: str) -> None:
+    """Every selector matches the labels of the serving pod."""
     objects = rendered(combination)
     labels = labels_of_pod(objects).items()
     for o in of_kind(objects, "Deployment", "PodDisruptionBudget"):
@@ -54,8 +55,8 @@ def test_selectors_select_the_pod(combination: str) -> None:
 
 
 @every_combination
-def test_port_names(combination: str) -> None:
-    """Whoever names a port names one of the container's."""
+def test_port_names_exist(combination: str) -> None:
+    """Ports that are used by name are ports of the container."""
     objects = rendered(combination)
     names = {port["name"] for port in container_of(objects)["ports"]}
     services = of_kind(objects, "Service")
@@ -72,6 +73,7 @@ def test_port_names(combination: str) -> None:
 
 @every_combination
 def test_routes_lead_to_the_service(combination: str) -> None:
+    """Routes of the Gateway name a Service and a port that exist."""
     objects = rendered(combination)
     served = {
         (s["metadata"]["name"], port["port"])
@@ -86,8 +88,8 @@ def test_routes_lead_to_the_service(combination: str) -> None:
 
 
 @every_combination
-def test_one_autoscaler(combination: str) -> None:
-    """Two would fight; it scales what is there, and nobody else sets the number of pods."""
+def test_deployment_has_one_autoscaler(combination: str) -> None:
+    """One autoscaler scales an existing object, and nothing else sets the number of pods."""
     objects = rendered(combination)
     scalers = of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject")
     deployments = of_kind(objects, "Deployment")
@@ -103,8 +105,8 @@ def test_one_autoscaler(combination: str) -> None:
 
 
 @every_combination
-def test_volumes(combination: str) -> None:
-    """Each mount has its volume, and each volume a mount; claims exist."""
+def test_volumes_match_mounts(combination: str) -> None:
+    """Each mount has a volume, each volume has a mount, and claims exist."""
     objects = rendered(combination)
     pod, container = pod_of(objects), container_of(objects)
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -115,22 +117,22 @@ def test_volumes(combination: str) -> None:
 
 
 @every_combination
-def test_locked_down(combination: str) -> None:
-    """The restricted profile of the pod security standards, a read-only root, and no token."""
-    assert_locked_down(pod_of(rendered(combination)))
+def test_pod_is_restricted(combination: str) -> None:
+    """The pod has the restricted profile of Kubernetes, a read-only root and no token."""
+    assert_restricted(pod_of(rendered(combination)))
 
 
-def test_the_pod_that_fills_the_store() -> None:
-    """Is locked down, too; it runs the overlay's image and mounts the component's claim."""
+def test_fill_pod_is_restricted() -> None:
+    """The pod that fills the store is restricted, runs the overlay's image and mounts the claim."""
     component = K8S / "components/model-store"
     [fill] = load((component / "fill.yaml").read_text())
     [claim] = load((component / "claim.yaml").read_text())
-    assert_locked_down(fill["spec"])
+    assert_restricted(fill["spec"])
     assert fill["spec"]["containers"][0]["image"] == container_of(rendered("cpu gateway"))["image"]
     assert claim["metadata"]["name"] in str(fill["spec"]["volumes"])
 
 
-def assert_locked_down(pod: Object) -> None:
+def assert_restricted(pod: Object) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert pod["enableServiceLinks"] is False, "SHOAL_PORT would be an address"
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -148,8 +150,8 @@ def assert_locked_down(pod: Object) -> None:
 
 
 @every_combination
-def test_rollouts(combination: str) -> None:
-    """With CPUs a new pod comes first; with GPUs an old one goes first, for there is no spare."""
+def test_rollouts_suit_the_nodes(combination: str) -> None:
+    """On CPU nodes a new pod starts first. On GPU nodes an old one stops first, to free its GPU."""
     [maker] = of_kind(rendered(combination), "Deployment", "InferenceService")
     strategy = maker["spec"].get("strategy") or maker["spec"]["predictor"]["deploymentStrategy"]
     surge, away = (0, 1) if combination.startswith("gpu") else (1, 0)
@@ -157,8 +159,8 @@ def test_rollouts(combination: str) -> None:
 
 
 @every_combination
-def test_gpus(combination: str) -> None:
-    """A whole GPU of a generation that MXNet has code for, or none."""
+def test_gpus_have_a_served_generation(combination: str) -> None:
+    """A pod has no GPU, or one GPU of a generation for which MXNet has code."""
     objects = rendered(combination)
     limits, pod = container_of(objects)["resources"]["limits"], pod_of(objects)
     if combination.startswith("cpu"):

@@ -1,10 +1,9 @@
 """Damages `.params` files and reads them: python -m tests.model_store.fuzz_params --seconds 600
 
-Holds `model_store.params` to its promise for any file whatever: it is read, or it is BadParams;
-in little time; in little memory; and what was read has a place in a file and comes back from it.
-The same seed damages the same files, and the first that breaks the promise stays behind, with its
-path printed.
-The builders of sound and of forged files are here, too.
+Checks the guarantees of `model_store.params` with any file: reading it returns arrays or raises
+BadParams, takes little time and memory, and arrays that were read can be written and read again.
+The same seed gives the same files. The first file that breaks a guarantee is kept, and its path is
+printed. This module also builds the valid and the forged files of the tests.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 from model_store.params import MAX_NAME, BadParams, read_params, write_params
 
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
-# Writing one file over and over makes a disk the slowest part by far.
+# On a disk, writing the file again and again would take most of the time.
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (mkdtemp in it)
 SLACK = 1 << 16  # bytes beyond twice the file's size: buffers, names, array objects
 SECONDS = 1.0  # of CPU, for a file of a few KiB that takes a tenth of a millisecond
@@ -41,7 +40,7 @@ def forged_array(
     device: tuple[int, int] = (1, 0),
     code: int = 0,
 ) -> bytes:
-    """One array as the format has it, with whatever is wrong about it put in by hand."""
+    """One array in the format, in which every field can be forged."""
     dims = struct.pack(f"<i{len(shape)}q", len(shape) if ndim is None else ndim, *shape)
     return struct.pack("<Ii", version, storage) + dims + struct.pack("<3i", *device, code) + data
 
@@ -65,7 +64,7 @@ def forged_file(
 
 
 def sound_files(versions: Sequence[int] = (V2, V3)) -> list[bytes]:
-    """Small, so that most of what is damaged is structure; every element type."""
+    """Small files with every element type, so that most damage hits the structure."""
     kinds = [
         forged_array(bytes(range(2 * 3 * size)), shape=(2, 3), code=code, version=version)
         for code, size in enumerate((4, 8, 2, 1, 4, 1, 8))
@@ -82,7 +81,7 @@ def sound_files(versions: Sequence[int] = (V2, V3)) -> list[bytes]:
 
 
 def damaged(dice: random.Random, sound: bytes) -> bytes:
-    """The file with one to four things done to it, more often at its ends than in its middle."""
+    """The file with one to four changes, more often at its ends than in its middle."""
     content = bytearray(sound)
     for _ in range(dice.choice((1, 1, 1, 2, 3, 4))):
         if not content:
@@ -129,7 +128,7 @@ DAMAGES: list[Damage] = [_flip, _flip, _put, _number, _number, _cut, _drop, _rep
 
 
 def examine(path: Path) -> bool:
-    """Whether the file is read. AssertionError, or whatever else is raised: a broken promise."""
+    """Whether the file is read. Any exception but BadParams means that a guarantee is broken."""
     size = path.stat().st_size
     arrays, refusal = {}, ""
     tracemalloc.start()
@@ -167,20 +166,22 @@ def main() -> None:
     options = parser.parse_args()
     dice = random.Random(options.seed)
     files = sound_files()
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     path = Path(tempfile.mkdtemp(dir=IN_MEMORY), "net.params")
     until = time.monotonic() + options.seconds
     while time.monotonic() < until:
         path.write_bytes(content := damaged(dice, dice.choice(files)))
         try:
-            told["read" if examine(path) else "refused"] += 1
+            counts["read" if examine(path) else "refused"] += 1
         except BaseException:
             path.write_bytes(content)  # which a round trip may have replaced
-            print(f"seed {options.seed}, after {sum(told.values()):,} files: {path}")
+            print(f"seed {options.seed}, after {sum(counts.values()):,} files: {path}")
             raise
     path.unlink()
     path.parent.rmdir()
-    print(f"{sum(told.values()):,} files, seed {options.seed}: {dict(told)}, no promise broken")
+    print(
+        f"{sum(counts.values()):,} files, seed {options.seed}: {dict(counts)}, no guarantee broken"
+    )
 
 
 if __name__ == "__main__":

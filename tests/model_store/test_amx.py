@@ -1,4 +1,4 @@
-"""AMX: told to oneDNN only where Linux grants it, and the same integers with it."""
+"""AMX: requested only where it is used, and with the same results."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ BUCKETS, CONVOLUTIONS = 3, 20
         (True, True, {CAPACITY: "9"}, {ISA: WITH_AMX, CAPACITY: "9"}),
     ],
 )
-def test_what_onednn_is_told(
+def test_configure_sets_the_environment(
     wanted: bool, granted: bool, before: dict[str, str], after: dict[str, str]
 ) -> None:
-    """The environment wins, but for what would end the process."""
+    """Variables that are set take precedence, unless the process would be killed."""
     environment = dict(before)
     amx.configure(wanted, environment, lambda: granted)
     assert environment == after
     assert amx.enabled(environment) is (ISA in after and after[ISA] != "AVX2")
 
 
-def test_linux_is_asked_only_for_what_may_be_used() -> None:
-    """A process that does without tiles does not get a larger stack for its signals."""
+def test_configure_requests_amx_only_if_it_may_be_used() -> None:
+    """A process without AMX does not get the larger signal stack that AMX needs."""
 
     def never() -> bool:
         raise AssertionError
@@ -54,8 +54,10 @@ def test_linux_is_asked_only_for_what_may_be_used() -> None:
 
 
 @pytest.mark.parametrize("system", [("Linux", "aarch64"), ("Darwin", "x86_64")])
-def test_other_machines_have_none(monkeypatch: pytest.MonkeyPatch, system: tuple[str, str]) -> None:
-    """Another call may have that number there."""
+def test_granted_is_false_on_other_machines(
+    monkeypatch: pytest.MonkeyPatch, system: tuple[str, str]
+) -> None:
+    """The number of the system call may mean another call there."""
     monkeypatch.setattr("platform.system", lambda: system[0])
     monkeypatch.setattr("platform.machine", lambda: system[1])
     monkeypatch.setattr("ctypes.CDLL", None)
@@ -90,11 +92,11 @@ asyncio.run(main(*sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.skipif("amx_int8" not in cpu_flags(), reason="this CPU has no AMX")
-@pytest.mark.skipif(memory() < 3 * 2**30, reason="tiles are not worth this machine's memory")
-def test_the_same_answers(calibrated: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """With tiles and without, to the last bit. With them a version that takes another's place is
-    loaded in more steps than the first, of which none makes code for two convolutions."""
-    for name, settings, told in (
+@pytest.mark.skipif(memory() < 3 * 2**30, reason="this machine has too little memory for AMX")
+def test_int8_with_amx_computes_the_same(calibrated: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Results with and without AMX are equal to the last bit. With AMX, a version that replaces
+    another is loaded in more steps, each of which compiles at most one convolution."""
+    for name, settings, output in (
         ("with", {}, f"{BUCKETS * CONVOLUTIONS} True"),
         ("without", {ISA: "AVX512_CORE_BF16"}, "0 False"),
     ):
@@ -107,6 +109,6 @@ def test_the_same_answers(calibrated: pathlib.Path, tmp_path: pathlib.Path) -> N
             text=True,
             check=True,
         )
-        assert run.stdout.strip() == told
+        assert run.stdout.strip() == output
     one, two = (np.load(tmp_path / f"{name}.npy") for name in ("with", "without"))
     assert np.array_equal(one, two)

@@ -1,4 +1,4 @@
-"""Folders appear whole or not at all, and stay."""
+"""Atomic directories: they appear complete or not at all, and are on the disk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from benchmarks.processes import started
 from model_store.atomic_directory import AlreadyExists, atomic_directory
 from tests.sources import ROOT
 
@@ -25,8 +26,8 @@ def fail() -> None:
     raise RuntimeError
 
 
-def test_appears_when_it_is_whole(tmp_path: pathlib.Path) -> None:
-    """Nobody sees it before the block has ended, nor anything but it afterwards."""
+def test_directory_appears_when_the_block_succeeds(tmp_path: pathlib.Path) -> None:
+    """It is not visible before the block has ended, and nothing else is visible afterwards."""
     target = tmp_path / "store" / "pets" / "1"
     with atomic_directory(target, within=tmp_path / "store") as partial:
         (partial / "file").write_text("content")
@@ -36,31 +37,31 @@ def test_appears_when_it_is_whole(tmp_path: pathlib.Path) -> None:
     assert list((tmp_path / "store").iterdir()) == [target.parent]
 
 
-def test_a_failure_leaves_nothing(tmp_path: pathlib.Path) -> None:
-    """Not even the folders that were made for it."""
+def test_failed_block_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    """Directories that were created for it are removed too."""
     store = tmp_path / "new" / "store"
     with pytest.raises(RuntimeError):
         fill(store / "pets" / "1", store, fail)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
-    """Folders that were there stay, be they empty."""
+def test_failed_block_leaves_existing_directories(tmp_path: pathlib.Path) -> None:
+    """Directories that existed before stay, even if they are empty."""
     (tmp_path / "pets").mkdir()
     with pytest.raises(RuntimeError):
         fill(tmp_path / "pets" / "1", tmp_path, fail)
     assert list(tmp_path.iterdir()) == [tmp_path / "pets"]
 
 
-def test_a_place_that_is_taken(tmp_path: pathlib.Path) -> None:
-    """The block is not begun; the message names the place."""
+def test_existing_target_is_rejected(tmp_path: pathlib.Path) -> None:
+    """The block does not run, and the message names the target."""
     (tmp_path / "taken").mkdir()
     with pytest.raises(AlreadyExists, match="taken"):
         fill(tmp_path / "taken", tmp_path, fail)
 
 
-def test_the_slower_one_is_refused(tmp_path: pathlib.Path) -> None:
-    """What another has put there meanwhile is neither replaced nor mixed with."""
+def test_slower_writer_is_rejected(tmp_path: pathlib.Path) -> None:
+    """A directory that another writer has added meanwhile is neither replaced nor changed."""
     target = tmp_path / "1"
 
     def faster() -> None:
@@ -85,16 +86,13 @@ with atomic_directory(store / "pets" / "1", within=store) as partial:
 
 @contextmanager
 def filling(store: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that adds `pets/1` and does not end by itself."""
+    """Another process that adds `pets/1` and does not finish."""
     command = [sys.executable, "-c", FILLS, str(store)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "filling\n"
-            yield process
-        finally:
-            process.kill()
+    with started(command, grace=0, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "filling\n"
+        yield process
 
 
 def hidden(store: pathlib.Path) -> list[str]:
@@ -106,8 +104,8 @@ def add_another(store: pathlib.Path, number: int) -> None:
         (partial / "file").touch()
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: pathlib.Path) -> None:
-    """And neither what a process is still filling, nor what only looks like it."""
+def test_next_writer_removes_what_a_killed_process_left(tmp_path: pathlib.Path) -> None:
+    """Directories that are still being filled, or only have a similar name, are not removed."""
     (tmp_path / f".{'a' * 32}.partial").symlink_to(tmp_path)
     (tmp_path / ".mine.partial").mkdir()
     with filling(tmp_path):
@@ -120,16 +118,18 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: pathlib.Pat
     assert sorted(path.name for path in (tmp_path / "pets").iterdir()) == ["2", "3"]
 
 
-def test_a_failure_removes_what_was_left_too(tmp_path: pathlib.Path) -> None:
-    """Whether or not the next one succeeds."""
+def test_failing_writer_removes_what_a_killed_process_left(tmp_path: pathlib.Path) -> None:
+    """Whether or not the block succeeds."""
     (tmp_path / f".{'b' * 32}.partial" / "pets" / "7").mkdir(parents=True)
     with pytest.raises(RuntimeError):
         fill(tmp_path / "pets" / "1", tmp_path, fail)
     assert not list(tmp_path.iterdir())
 
 
-def test_on_the_disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is in it is written through before it appears, and its name afterwards."""
+def test_content_is_synced_before_the_directory_appears(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files are synced before the rename, and the parent directories after it."""
     target = tmp_path / "pets" / "1"
     synced: list[tuple[str, bool]] = []
 

@@ -1,4 +1,4 @@
-"""How many cores and how much memory there are: the machine's, or the container's."""
+"""Cgroup: the number of cores and the memory of the machine or the container."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def tree(root: pathlib.Path, files: dict[str, str]) -> tuple[pathlib.Path, pathl
         ),
     ],
 )
-def test_cores_are_the_least_of_all_that_limit_them(
+def test_cores_is_the_minimum_of_all_limits(
     tmp_path: pathlib.Path, files: dict[str, str], found: int
 ) -> None:
-    """The machine's, and the quotas of the process' groups and of those above, in both versions."""
+    """The affinity, and the quotas of the process' groups and their parents, in both versions."""
     assert cores(*tree(tmp_path, files)) == found
 
 
@@ -83,8 +83,9 @@ def test_cores_are_the_least_of_all_that_limit_them(
         ({"own": "4:memory:/docker/abc", "cgroup/memory.max": "max"}, MACHINE),
     ],
 )
-def test_memory_is_the_least_of_all_that_limit_it(
+def test_memory_is_the_minimum_of_all_limits(
     tmp_path: pathlib.Path, files: dict[str, str], found: int
 ) -> None:
-    """The machine's, and the limits of the process' groups and of those above, in both versions."""
+    """The machine's memory, and the limits of the process' groups and their parents, in both
+    versions."""
     assert memory(*tree(tmp_path, files)) == found

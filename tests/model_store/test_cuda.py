@@ -1,4 +1,4 @@
-"""Loading CUDA's libraries out of their wheels, with a stand-in for the linker."""
+"""CUDA: loading libraries from wheels, with a fake linker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEEDS = {
 
 
 class Linker:
-    """Stands in for `ctypes.CDLL`: notes what is loaded, and refuses what is named `broken`."""
+    """Replaces `ctypes.CDLL`: records what is loaded, and raises for the library `broken`."""
 
     def __init__(self) -> None:
         self.loaded: list[pathlib.Path] = []
@@ -54,8 +54,8 @@ def linker(monkeypatch: pytest.MonkeyPatch) -> Linker:
     return linker
 
 
-def test_all_are_loaded_in_order(wheels: pathlib.Path, linker: Linker) -> None:
-    """Every library by its path, and none before what it needs."""
+def test_preload_loads_all_libraries_in_order(wheels: pathlib.Path, linker: Linker) -> None:
+    """Every library is loaded by its path, after its dependencies."""
     assert cuda.preload() == []
     names = [path.name for path in linker.loaded]
     assert len(names) == len(set(names)) == len(cuda.LIBRARIES)
@@ -64,23 +64,25 @@ def test_all_are_loaded_in_order(wheels: pathlib.Path, linker: Linker) -> None:
     assert all(path.is_file() and path.is_relative_to(wheels) for path in linker.loaded)
 
 
-def test_what_is_not_there_is_passed_over(wheels: pathlib.Path, linker: Linker) -> None:
-    """The system may have it where the linker looks."""
+def test_preload_skips_missing_libraries(wheels: pathlib.Path, linker: Linker) -> None:
+    """They may be installed where the linker searches."""
     for path in wheels.glob("*/nvidia/cublas/lib/*"):
         path.unlink()
     assert cuda.preload() == []
     assert len(linker.loaded) == len(cuda.LIBRARIES) - 2
 
 
-def test_no_wheels(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, linker: Linker) -> None:
-    """Neither is it an error where there are none at all."""
+def test_preload_without_wheels_does_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, linker: Linker
+) -> None:
+    """Missing wheels are not an error."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert cuda.preload() == []
     assert linker.loaded == []
 
 
-def test_a_broken_one_is_told(wheels: pathlib.Path, linker: Linker) -> None:
-    """One that does not load is told and does not keep the others from being loaded."""
+def test_preload_reports_broken_libraries(wheels: pathlib.Path, linker: Linker) -> None:
+    """A library that fails to load is reported, and the others are loaded."""
     linker.broken = "libcufft.so.10"
     (failure,) = cuda.preload()
     assert failure.startswith("libcufft.so.10: ") and failure.endswith(": file too short")
@@ -98,6 +100,6 @@ def test_a_broken_one_is_told(wheels: pathlib.Path, linker: Linker) -> None:
         ("libgomp.so.1: cannot open shared object file", None),
     ],
 )
-def test_package(message: str, package: str | None) -> None:
-    """What to install for what the linker misses."""
+def test_package_of_names_the_wheel(message: str, package: str | None) -> None:
+    """For the name of a library in the linker's message."""
     assert cuda.package_of(message) == package

@@ -1,4 +1,4 @@
-"""Which device is taken. MXNet is stood in for by a few lines: there may be no GPU here."""
+"""Device: which device is chosen, with a fake MXNet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MXNetError(RuntimeError):
 
 
 class Array:
-    """What `mx.nd.ones` gives: adding computes, reading back raises what the device raised."""
+    """An array as of `mx.nd.ones`. Reading the sum back raises the device's error."""
 
     def __init__(self, error: str | None) -> None:
         self._error = error
@@ -56,15 +56,17 @@ NO_KERNEL = "Traceback\nCUDA: no kernel image is available for execution on the 
         ("auto", mxnet(gpus=1, error=NO_KERNEL), "cpu", "cpu context", "no kernel image"),
     ],
 )
-def test_chosen(wanted: str, mx: Any, name: str, context: str, reason: str) -> None:
-    """`auto` falls back to the CPU and says why; a name gets what it names."""
+def test_choose_takes_the_device_and_gives_the_reason(
+    wanted: str, mx: Any, name: str, context: str, reason: str
+) -> None:
+    """`auto` falls back to the CPU and says why; a name gets that device."""
     device = choose(mx, wanted)
     assert (device.name, device.context) == (name, context)
     assert reason in device.reason
 
 
 @pytest.mark.parametrize(
-    ("wanted", "mx", "told"),
+    ("wanted", "mx", "message"),
     [
         ("gpu", mxnet(cuda=False), "CPU build"),
         ("gpu", mxnet(gpus=0), "no NVIDIA GPU"),
@@ -72,29 +74,30 @@ def test_chosen(wanted: str, mx: Any, name: str, context: str, reason: str) -> N
         ("gpu", mxnet(gpus=1, error=NO_KERNEL), "Hopper"),
     ],
 )
-def test_a_gpu_asked_for_must_be_there(wanted: str, mx: Any, told: str) -> None:
-    """An explicit GPU never turns into a CPU behind the operator's back."""
-    with pytest.raises(DeviceUnavailable, match=told) as caught:
+def test_choose_rejects_a_gpu_that_is_unusable(wanted: str, mx: Any, message: str) -> None:
+    """An explicit GPU is never replaced by a CPU."""
+    with pytest.raises(DeviceUnavailable, match=message) as caught:
         choose(mx, wanted)
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wanted", ["", "tpu", "gpu:", "gpu:-1", "gpu:x", "cpu:0"])
-def test_bad_name(wanted: str) -> None:
+def test_choose_rejects_other_names(wanted: str) -> None:
+    """Names other than auto, cpu, gpu and gpu:N are rejected."""
     with pytest.raises(ValueError, match="auto, cpu, gpu"):
         choose(mxnet(), wanted)
 
 
-def test_memory() -> None:
-    """Of the GPU that computes, as MXNet tells it: free, total. A CPU has none of its own."""
+def test_gpu_memory_is_that_of_the_device() -> None:
+    """Free and total bytes of the GPU that computes; None for a CPU."""
     mx = mxnet(gpus=2)
     mx.context.gpu_memory_info = {1: (3 * 2**30, 8 * 2**30)}.get
     assert gpu_memory(mx, choose(mx, "gpu:1")) == GpuMemory(free=3 * 2**30, total=8 * 2**30)
     assert gpu_memory(mx, choose(mx, "cpu")) is None
 
 
-def test_memory_that_cannot_be_told() -> None:
-    """No batch fails for it."""
+def test_gpu_memory_is_none_if_it_cannot_be_read() -> None:
+    """No error is raised."""
 
     def fail(number: int) -> None:
         raise MXNetError("CUDA: an error")

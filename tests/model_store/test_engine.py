@@ -1,4 +1,4 @@
-"""The engine against an independent forward pass, and at its edges."""
+"""The engine compared with an independent forward pass, and its errors."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ import shutil
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
 
-from model_store import amx, backend, engine, manifest, network, probes, versions
-from model_store.architectures import build
-from model_store.batch import BadRow, BatchFormat, buckets
+from model_store import amx, backend, engine, manifest, probes, versions
+from model_store.batch import buckets
 from model_store.device import Device, DeviceUnavailable
 from model_store.engine import GluonEngine, load_engine
 from model_store.manifest import BadModel, Int8
 from model_store.network import Network
 from model_store.params import BadParams, read_params, sha256, write_params
-from model_store.precision import Precision
 from model_store.replica import Replica
 from model_store.runtime import load_mxnet
-from tests.model_store.test_manifest import GOOD, TEMPERATURE
+from tests.model_store.test_manifest import TEMPERATURE
 from tests.reference import probabilities
 
 pytestmark = [
@@ -48,7 +46,7 @@ async def loaded(model: pathlib.Path) -> AsyncIterator[GluonEngine]:
 
 @pytest.fixture(scope="module")
 def images() -> Any:
-    """64 images of coloured squares, from coarse to fine."""
+    """64 images of colored squares, from coarse to fine."""
     random = np.random.default_rng(11)
     made = []
     for number in range(64):
@@ -66,8 +64,10 @@ def expected(model: pathlib.Path, images: Any) -> Any:
 
 @pytest.mark.parametrize("size", range(1, 65))
 @on_the_engines_loop
-async def test_every_batch_size(loaded: GluonEngine, images: Any, expected: Any, size: int) -> None:
-    """A batch of any size, padded or not, gives each image what NumPy computes for it."""
+async def test_infer_computes_any_batch_size(
+    loaded: GluonEngine, images: Any, expected: Any, size: int
+) -> None:
+    """A batch of any size gives each image what NumPy computes for it."""
     rows = await loaded.infer(list(images[:size]))
     assert len(rows) == size
     for row, wanted in zip(rows, expected, strict=False):
@@ -76,8 +76,10 @@ async def test_every_batch_size(loaded: GluonEngine, images: Any, expected: Any,
 
 
 @on_the_engines_loop
-async def test_alone(loaded: GluonEngine, images: Any, expected: Any) -> None:
-    """Fifty images one by one: company changes nothing."""
+async def test_infer_computes_single_images(
+    loaded: GluonEngine, images: Any, expected: Any
+) -> None:
+    """Fifty images one by one have the same results as in a batch."""
     for image, wanted in zip(images[:50], expected, strict=False):
         (row,) = await loaded.infer([image])
         assert isinstance(row, np.ndarray)
@@ -86,7 +88,9 @@ async def test_alone(loaded: GluonEngine, images: Any, expected: Any) -> None:
 
 
 @on_the_engines_loop
-async def test_photos(loaded: GluonEngine, model: pathlib.Path, data: pathlib.Path) -> None:
+async def test_infer_computes_photographs(
+    loaded: GluonEngine, model: pathlib.Path, data: pathlib.Path
+) -> None:
     """The same holds for photographs."""
     paths = sorted((data / "photos").glob("*.jpg"))[::3][:50]
     photos = [np.asarray(Image.open(path).convert("RGB").resize((32, 32))) for path in paths]
@@ -96,16 +100,16 @@ async def test_photos(loaded: GluonEngine, model: pathlib.Path, data: pathlib.Pa
 
 
 @on_the_engines_loop
-async def test_buckets_are_warm(loaded: GluonEngine) -> None:
-    """Every bucket up to the largest batch has been run and timed before `ready`."""
+async def test_load_warms_up_every_bucket(loaded: GluonEngine) -> None:
+    """Every bucket up to the largest batch has been run and timed."""
     assert list(loaded.warm_up_seconds) == buckets(64, few=amx.enabled(os.environ))
     for seconds in loaded.warm_up_seconds.values():
         assert len(seconds) >= 3 and min(seconds) > 0
 
 
 @on_the_engines_loop
-async def test_one_thread_for_life(loaded: GluonEngine, images: Any) -> None:
-    """However many batches are asked for, one engine thread answers them."""
+async def test_engine_uses_one_thread_per_lane(loaded: GluonEngine, images: Any) -> None:
+    """However many batches are computed."""
     before = {thread.name for thread in threading.enumerate()}
     for _ in range(5):
         await loaded.infer([images[0]])
@@ -113,67 +117,9 @@ async def test_one_thread_for_life(loaded: GluonEngine, images: Any) -> None:
     assert len([name for name in before if name.startswith("engine")]) == 1
 
 
-@pytest.mark.parametrize(
-    ("size", "all_of_them", "few"),
-    [
-        (1, [1], [1]),
-        (6, [1, 2, 4, 6], [1, 4, 6]),
-        (8, [1, 2, 4, 8], [1, 4, 8]),
-        (16, [1, 2, 4, 8, 16], [1, 4, 16]),
-    ],
-)
-def test_bucket_sizes(size: int, all_of_them: list[int], few: list[int]) -> None:
-    assert buckets(size) == all_of_them
-    assert buckets(size, few=True) == few
-
-
-def two_classes() -> BatchFormat:
-    return BatchFormat(manifest.Manifest.model_validate(GOOD), [1, 2, 4])
-
-
-def test_not_a_number_fails_its_own_item() -> None:
-    """A row that is not finite is an exception in its place; its neighbours are answers."""
-    rows = np.array([[0.5, 0.5], [np.nan, 0.5], [0.1, 0.9]], dtype=np.float32)
-    good, bad, also_good = two_classes().check_rows(rows)
-    assert isinstance(bad, BadRow)
-    assert np.array_equal(cast(Any, good), rows[0])
-    assert np.array_equal(cast(Any, also_good), rows[2])
-
-
-@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 3), (3, 2, 1)])
-def test_rows_of_another_shape_are_no_answers(shape: tuple[int, ...]) -> None:
-    """Probabilities are one number for each class the manifest names."""
-    results = two_classes().check_rows(np.zeros(shape, dtype=np.float32))
-    assert [type(result) for result in results] == [BadRow] * 3
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (
-            "src/storage/./pooled_storage_manager.h:161: cudaMalloc retry failed: out of memory",
-            True,
-        ),
-        ("CUDA: Check failed: e == cudaSuccess (2 vs. 0) : out of memory", True),
-        ("Check failed: e == CUBLAS_STATUS_SUCCESS: cuBLAS: CUBLAS_STATUS_ALLOC_FAILED", True),
-        ("cuDNN: Check failed: e == CUDNN_STATUS_SUCCESS: CUDNN_STATUS_ALLOC_FAILED", True),
-        ("cpu_device_storage.h, line 74\nMXNetError: Failed to allocate CPU Memory", True),
-        ("src/storage/./pooled_storage_manager.h:62: Memory allocation failed.", True),
-        ("std::bad_alloc", True),
-        ("CUDA: an illegal memory access was encountered", False),
-        ("cudaMalloc failed: an illegal memory access was encountered", False),
-        ("CUDA: no kernel image is available for execution on the device", False),
-        ("Check failed: memory format of the weights", False),
-    ],
-)
-def test_out_of_memory(message: str, expected: bool) -> None:
-    """What a smaller batch may cure, in the words of each library, and what merely names memory."""
-    assert network.is_out_of_memory(message) is expected
-
-
 @pytest.fixture
 def copy(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """The version that ships, to be damaged, in a store of its own."""
+    """A copy of the version that ships in another store, for tests that damage it."""
     return pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / model.name))
 
 
@@ -183,8 +129,8 @@ def describe(folder: pathlib.Path, **changes: Any) -> None:
 
 
 @on_the_engines_loop
-async def test_changed_bytes_are_not_served(copy: pathlib.Path) -> None:
-    """A flipped bit in a weight loads silently in MXNet; here the checksum refuses it."""
+async def test_load_rejects_changed_bytes(copy: pathlib.Path) -> None:
+    """MXNet would load a flipped bit in a weight; the checksum differs."""
     path = copy / "net.params"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -195,8 +141,8 @@ async def test_changed_bytes_are_not_served(copy: pathlib.Path) -> None:
 
 
 @on_the_engines_loop
-async def test_another_size_is_not_read(copy: pathlib.Path) -> None:
-    """A file of another size is refused as such: not one byte of it is looked at."""
+async def test_load_rejects_another_size_unread(copy: pathlib.Path) -> None:
+    """No byte of a file with another size is read."""
     size = (copy / "net.params").stat().st_size
     (copy / "net.params").write_bytes(b"PK\x03\x04")
     with pytest.raises(BadModel, match=rf"4 bytes instead of {size:,}"):
@@ -205,7 +151,7 @@ async def test_another_size_is_not_read(copy: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"name": "pets"}, "rename the folder"),
         ({"version": "999"}, "rename the folder"),
@@ -215,17 +161,19 @@ async def test_another_size_is_not_read(copy: pathlib.Path) -> None:
     ],
 )
 @on_the_engines_loop
-async def test_wrong_network(copy: pathlib.Path, changes: dict[str, Any], told: str) -> None:
-    """Parameters of another network, or an unknown one, are refused before a batch is run."""
+async def test_load_rejects_parameters_of_another_network(
+    copy: pathlib.Path, changes: dict[str, Any], message: str
+) -> None:
+    """Before a batch is computed."""
     describe(copy, **changes)
-    with pytest.raises((BadModel, BadParams, ValueError), match=told):
+    with pytest.raises((BadModel, BadParams, ValueError), match=message):
         async with load_engine(copy, device="cpu"):
             pass
 
 
 @on_the_engines_loop
-async def test_not_finite_weights(copy: pathlib.Path) -> None:
-    """One NaN among the weights is found at load, not in the answers."""
+async def test_load_rejects_weights_that_are_not_finite(copy: pathlib.Path) -> None:
+    """One NaN among the weights is found when they are loaded."""
     arrays = {name: array.copy() for name, array in read_params(copy / "net.params").items()}
     arrays["output.weight"][0, 0] = np.nan
     write_params(copy / "net.params", arrays)
@@ -237,7 +185,8 @@ async def test_not_finite_weights(copy: pathlib.Path) -> None:
 
 
 @on_the_engines_loop
-async def test_an_explicit_gpu_must_be_there(model: pathlib.Path) -> None:
+async def test_load_rejects_a_missing_gpu(model: pathlib.Path) -> None:
+    """An explicit GPU is not replaced by the CPU."""
     with pytest.raises(DeviceUnavailable, match="gpu"):
         async with load_engine(model, device="gpu:99"):
             pass
@@ -245,7 +194,7 @@ async def test_an_explicit_gpu_must_be_there(model: pathlib.Path) -> None:
 
 @pytest.fixture
 def another(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Version 2: what ships, with its outputs in reverse order."""
+    """Version 2: the version that ships with its outputs in reverse order."""
     folder = pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / "2"))
     arrays = dict(read_params(folder / "net.params"))
     for output in "output.weight", "output.bias":
@@ -258,12 +207,11 @@ def another(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @on_the_engines_loop
-async def test_another_version_takes_over(
+async def test_replace_switches_between_batches(
     model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
 ) -> None:
-    """Batches take turns with the steps of the load. Each is computed by the version that `model`
-    named as it was handed over, the one in flight at the switch included; and never again by the
-    old one."""
+    """Batches alternate with the steps of the load. Each batch is computed by the version that
+    `model` named when it was handed over."""
     async with load_engine(model, device="cpu", max_batch_size=4) as engine:
         switched_at: list[int] = []
         batches: list[asyncio.Task[tuple[str, Any]]] = []
@@ -293,9 +241,11 @@ async def test_another_version_takes_over(
 
 
 @on_the_engines_loop
-async def test_lanes_compute_side_by_side(model: pathlib.Path, images: Any, expected: Any) -> None:
-    """Each batch in the lane that is free first, on a thread and a network of its own; every
-    image gets what NumPy computes for it, whatever the other lane does."""
+async def test_lanes_compute_at_the_same_time(
+    model: pathlib.Path, images: Any, expected: Any
+) -> None:
+    """Each lane has a thread and a network of its own, and every image gets what NumPy computes for
+    it."""
     async with load_engine(model, device="cpu", max_batch_size=16, lanes=2) as engine:
         assert engine.lanes == 2
         assert {len(seconds) for seconds in engine.warm_up_seconds.values()} == {10}
@@ -307,7 +257,7 @@ async def test_lanes_compute_side_by_side(model: pathlib.Path, images: Any, expe
                 computed.add((number, threading.get_ident()))
                 return compute(inputs)
 
-            replica.compute = infer  # type: ignore[method-assign]
+            replica.compute = infer
 
         async def serve(first: int) -> None:
             for turn in range(150):
@@ -322,16 +272,16 @@ async def test_lanes_compute_side_by_side(model: pathlib.Path, images: Any, expe
 
 
 @on_the_engines_loop
-async def test_the_lane_that_is_free_first_takes_the_next(
+async def test_first_free_lane_takes_the_next_batch(
     model: pathlib.Path, images: Any, expected: Any
 ) -> None:
-    """So nobody waits behind a batch that takes long while another lane has nothing to do; and what
-    fails, or whose caller has gone, holds nobody up."""
+    """No batch waits behind a slow one while another lane is free. A batch that fails or is
+    canceled delays no other."""
     async with load_engine(model, device="cpu", max_batch_size=2, lanes=2) as engine:
         taken, goes_on = threading.Event(), threading.Event()
         asked: list[int] = []
         unheard: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
+        asyncio.get_running_loop().set_exception_handler(lambda _, message: unheard.append(message))
 
         def computes(replica: Replica) -> Callable[[Any], Any]:
             compute = replica.compute
@@ -348,7 +298,7 @@ async def test_the_lane_that_is_free_first_takes_the_next(
             return one
 
         for replica in engine._replicas:
-            replica.compute = computes(replica)  # type: ignore[method-assign, assignment]
+            replica.compute = computes(replica)  # type: ignore[assignment]
         held = asyncio.create_task(engine.infer([images[0]]))
         await asyncio.to_thread(taken.wait, 30)
         with pytest.raises(MemoryError, match="no room"):
@@ -368,9 +318,8 @@ async def test_the_lane_that_is_free_first_takes_the_next(
 
 
 @on_the_engines_loop
-async def test_a_failure_keeps_nothing(model: pathlib.Path, images: Any) -> None:
-    """Of a batch that failed nothing is left for the garbage to be collected, which comes rarely,
-    on any thread."""
+async def test_failed_batches_are_released(model: pathlib.Path, images: Any) -> None:
+    """Without the garbage collector, which runs rarely and on any thread."""
     async with load_engine(model, device="cpu", max_batch_size=2, lanes=2) as engine:
         kept: list[weakref.ref[Any]] = []
 
@@ -379,7 +328,7 @@ async def test_a_failure_keeps_nothing(model: pathlib.Path, images: Any) -> None
             raise MemoryError("no room")
 
         for replica in engine._replicas:
-            replica.compute = fails  # type: ignore[method-assign]
+            replica.compute = fails
         gc.disable()
         try:
             for _ in range(5):
@@ -395,10 +344,10 @@ async def test_a_failure_keeps_nothing(model: pathlib.Path, images: Any) -> None
     ("device", "gpu_build", "in_order"),
     [("auto", False, True), ("cpu", True, True), ("auto", True, False), ("gpu:0", True, False)],
 )
-def test_lanes_need_mxnet_to_run_in_order(
+def test_start_backend_runs_in_order_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, device: str, gpu_build: bool, in_order: bool
 ) -> None:
-    """And a GPU, which may still be chosen, needs that it does not."""
+    """Lanes need it. A GPU, which may still be chosen, must not run in order."""
     loaded_in_order: list[bool] = []
     monkeypatch.setattr("model_store.runtime.is_gpu_build", lambda: gpu_build)
     monkeypatch.setattr(
@@ -427,7 +376,7 @@ MANY = frozenset({"avx512_vnni", "amx_int8"})
         (MANY, "int8", 64, 3.5, True),
     ],
 )
-def test_when_tiles_are_worth_their_memory(
+def test_fits_memory_needs_room_for_two_versions(
     copy: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     flags: frozenset[str],
@@ -436,8 +385,8 @@ def test_when_tiles_are_worth_their_memory(
     gib: float,
     worth_it: bool,
 ) -> None:
-    """In int8, where a container's memory holds two versions' tiles three times over: those of 21
-    convolutions in three buckets, or four."""
+    """In int8, if a third of the memory holds AMX for two versions: 21 convolutions in three
+    buckets, or four."""
     ranges = {f"tensor{number}": [-1.0, 1.0] for number in range(21)}
     describe(copy, int8={"calibrated_on": "noise", "images": 1, "ranges": ranges})
     monkeypatch.setattr(amx, "memory", lambda: int(gib * 2**30))
@@ -447,7 +396,10 @@ def test_when_tiles_are_worth_their_memory(
 
 
 @on_the_engines_loop
-async def test_a_gpu_has_one_lane(model: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_engine_has_one_lane_on_a_gpu(
+    model: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is requested."""
     gpu = Device(load_mxnet(1).cpu(), "gpu:0", "for once")
     monkeypatch.setattr(backend, "choose", lambda mx, device: gpu)
     async with load_engine(model, max_batch_size=1, precision="fp32", lanes=3) as loaded:
@@ -465,10 +417,10 @@ async def test_a_gpu_has_one_lane(model: pathlib.Path, monkeypatch: pytest.Monke
         ("int8", 4, 3),
     ],
 )
-def test_how_many_lanes_are_worth_it(
+def test_default_lanes_depend_on_cores_and_precision(
     model: pathlib.Path, monkeypatch: pytest.MonkeyPatch, precision: str, cores: int, lanes: int
 ) -> None:
-    """One a core, 4 at most; in int8 one core is left to the event loop."""
+    """One for each core, 4 at most; in int8 one core is left to the event loop."""
     ranges = Int8(calibrated_on="noise", images=1, ranges={"data": (-1.0, 1.0)})
     calibrated = versions.read_manifest(model).model_copy(update={"int8": ranges})
     monkeypatch.setattr(versions, "read_manifest", lambda folder: calibrated)
@@ -477,11 +429,11 @@ def test_how_many_lanes_are_worth_it(
 
 
 @on_the_engines_loop
-async def test_all_lanes_change_at_once(
+async def test_replace_switches_all_lanes_at_once(
     model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
 ) -> None:
-    """What was handed over before the switch is the old version's, all else the new one's; what
-    fails to load in one lane changes none."""
+    """Batches handed over before the switch are computed by the old version, all others by the new
+    one. If loading fails in one lane, no lane changes."""
     async with load_engine(model, device="cpu", max_batch_size=2, lanes=2) as engine:
         new: list[asyncio.Task[Any]] = []
 
@@ -516,20 +468,20 @@ async def test_all_lanes_change_at_once(
 
 
 @on_the_engines_loop
-async def test_what_cannot_be_loaded_changes_nothing(
+async def test_replace_changes_nothing_if_it_fails(
     model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
 ) -> None:
-    """Found before it is read, while it is built, or when it answers nonsense."""
+    """Whether it fails before reading, while building, or because results are not finite."""
     path = another / "net.params"
     arrays = {name: array.copy() for name, array in read_params(path).items()}
     async with load_engine(model, device="cpu", max_batch_size=2) as engine:
-        for value, told in ((0, "SHA-256"), (np.nan, "not finite"), (3e38, "nonsense")):
+        for value, message in ((0, "SHA-256"), (np.nan, "not finite"), (3e38, "invalid results")):
             arrays["output.weight"][:] = value
             write_params(path, arrays)
             if value:
                 described = json.loads((another / manifest.MANIFEST).read_text())["parameters"]
                 describe(another, parameters=described | {"sha256": sha256(path)})
-            with pytest.raises((BadModel, BadParams), match=told):
+            with pytest.raises((BadModel, BadParams), match=message):
                 await engine.replace(another)
             assert engine.model.version == "1"
             (row,) = await engine.infer([images[0]])
@@ -537,8 +489,8 @@ async def test_what_cannot_be_loaded_changes_nothing(
 
 
 @on_the_engines_loop
-async def test_unload_and_go_on(model: pathlib.Path, images: Any, expected: Any) -> None:
-    """One thread still: it outlives the network."""
+async def test_unload_frees_the_version(model: pathlib.Path, images: Any, expected: Any) -> None:
+    """Another version can be loaded afterwards, on the same thread."""
     async with load_engine(model, device="cpu", max_batch_size=1) as engine:
         await engine.unload()
         await engine.unload()
@@ -550,8 +502,8 @@ async def test_unload_and_go_on(model: pathlib.Path, images: Any, expected: Any)
 
 
 @on_the_engines_loop
-async def test_a_load_that_is_given_up(model: pathlib.Path, images: Any, expected: Any) -> None:
-    """Cancelled between two steps, it leaves nothing behind."""
+async def test_replace_can_be_canceled(model: pathlib.Path, images: Any, expected: Any) -> None:
+    """Between two steps; the engine continues with the version that serves."""
     async with load_engine(model, device="cpu", max_batch_size=1) as engine:
         load = asyncio.create_task(engine.replace(model))
         for _ in range(10):
@@ -563,25 +515,9 @@ async def test_a_load_that_is_given_up(model: pathlib.Path, images: Any, expecte
         assert np.abs(row - expected[0]).max() < TOLERANCE
 
 
-def test_half_precision_is_built(model: pathlib.Path) -> None:
-    """fp16 as far as a machine without a GPU goes: cast, shared by the buckets, computed down to
-    the first kernel that MXNet has for GPUs alone."""
-    mx = load_mxnet(1)
-    described = manifest.read(model)
-    device = Device(mx.cpu(), "gpu:0", "for once")
-    half = Network(mx, described, device, Precision("fp16", "as asked"), [1, 2])
-    for _ in half.load(read_params(model / "net.params")):
-        pass
-    with pytest.raises(mx.base.MXNetError, match="FP16 gemm on cpu not implemented"):
-        half.compute(np.zeros((1, 3, 32, 32), np.float32))
-    kinds = {name: np.dtype(p.dtype) for name, p in half._shared.collect_params().items()}
-    assert kinds["net_conv0_weight"] == np.float16
-    assert kinds["net_batchnorm0_gamma"] == np.float32
-
-
 @on_the_engines_loop
-async def test_the_temperature_divides_the_logits(copy: pathlib.Path, images: Any) -> None:
-    """Twice the temperature, half as sure."""
+async def test_infer_divides_logits_by_the_temperature(copy: pathlib.Path, images: Any) -> None:
+    """Probabilities are those of NumPy with the same temperature."""
     describe(copy, temperature=TEMPERATURE | {"value": 2.0})
     async with load_engine(copy, device="cpu", max_batch_size=8) as engine:
         rows = await engine.infer(list(images[:8]))
@@ -590,32 +526,14 @@ async def test_the_temperature_divides_the_logits(copy: pathlib.Path, images: An
 
 
 @on_the_engines_loop
-async def test_recorded_probes(copy: pathlib.Path) -> None:
-    """A version loads where every bucket gives what was recorded, and nowhere else: not with other
-    parameters of the right checksum, not with another normalisation."""
+async def test_load_compares_recorded_probes(copy: pathlib.Path) -> None:
+    """A version loads if every bucket gives what was recorded, and not with another
+    normalization."""
     recorded = probabilities(read_params(copy / "net.params"), probes.images())
     describe(copy, probes={"fp32": recorded.tolist()})
     async with load_engine(copy, device="cpu", max_batch_size=8):
         pass
     describe(copy, normalisation={"mean": [0, 0, 0], "std": [1, 1, 1]})
-    with pytest.raises(BadModel, match="something else than when it was added"):
+    with pytest.raises(BadModel, match="other results than when it was added"):
         async with load_engine(copy, device="cpu", max_batch_size=1):
             pass
-
-
-def test_what_mxnet_fuses_wrongly() -> None:
-    """A `_v2` network, which MXNet's fused operators compute wrongly, is computed rightly."""
-    mx = load_mxnet(1)
-    plain = build("cifar_resnet20_v2", 10)
-    plain.initialize(mx.init.Xavier())
-    inputs = np.random.default_rng(1).normal(size=(2, 3, 32, 32)).astype(np.float32)
-    wanted = mx.nd.softmax(plain(mx.nd.array(inputs))).asnumpy()
-    arrays = {n: p.data().asnumpy() for n, p in plain._collect_params_with_prefix().items()}
-    described = {"name": "v2", "architecture": "cifar_resnet20_v2", "classes": list("abcdefghij")}
-    model = manifest.Manifest.model_validate(GOOD | described)
-    device = Device(mx.cpu(), "cpu", "as asked")
-    served = Network(mx, model, device, Precision("fp32", "as asked"), [1, 2])
-    for _ in served.load(arrays):
-        pass
-    rows = BatchFormat(model, [1, 2]).probabilities(served.compute(inputs))
-    assert np.abs(rows - wanted).max() < TOLERANCE

@@ -1,4 +1,4 @@
-"""Whatever the store reads is a regular file of a bounded size, or is refused at once."""
+"""Files of the store: regular files of limited size are read, others are rejected at once."""
 
 from __future__ import annotations
 
@@ -56,15 +56,17 @@ def _link(path: pathlib.Path, make: Callable[[pathlib.Path], object]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reader", READERS)
-def test_only_regular_files_are_read(tmp_path: pathlib.Path, reader: str, kind: str) -> None:
-    """Others are refused without being waited for, as the reader's own kind of error."""
+def test_readers_reject_files_that_are_not_regular(
+    tmp_path: pathlib.Path, reader: str, kind: str
+) -> None:
+    """Every reader rejects them without waiting, with an error of its own kind."""
     read, name, errors = READERS[reader]
     KINDS[kind](tmp_path / name)
     with pytest.raises(errors):
         read(tmp_path)
 
 
-def test_links_are_followed(tmp_path: pathlib.Path) -> None:
+def test_readers_follow_links(tmp_path: pathlib.Path) -> None:
     """Kubernetes mounts volumes as links to links."""
     (tmp_path / "..data").mkdir()
     (tmp_path / "..data" / "file").write_bytes(b"content")
@@ -106,8 +108,8 @@ def described(path: pathlib.Path) -> Parameters:
     return Parameters(file=path.name, bytes=len(content), sha256=digest)
 
 
-def test_parameters_are_read_once(tmp_path: pathlib.Path) -> None:
-    """The bytes that are hashed are those that are loaded: the file is opened a single time."""
+def test_read_parameters_opens_the_file_once(tmp_path: pathlib.Path) -> None:
+    """The bytes that are hashed are the bytes that are loaded."""
     path = tmp_path / "net.params"
     write_params(path, {"weight": np.ones((3, 4), np.float32)})
     wanted = described(path)
@@ -117,8 +119,8 @@ def test_parameters_are_read_once(tmp_path: pathlib.Path) -> None:
     assert arrays["weight"].sum() == 12
 
 
-def test_a_file_that_is_exchanged_while_it_is_read(tmp_path: pathlib.Path) -> None:
-    """Changes nothing: the digest is of the bytes that were read."""
+def test_read_parameters_keeps_a_file_that_is_replaced(tmp_path: pathlib.Path) -> None:
+    """If another file is renamed over it meanwhile, the digest is of the bytes that were read."""
     path, other = tmp_path / "net.params", tmp_path / "other.params"
     write_params(path, {"weight": np.ones(4, np.float32)})
     write_params(other, {"weight": np.zeros(4, np.float32)})
@@ -131,8 +133,8 @@ def test_a_file_that_is_exchanged_while_it_is_read(tmp_path: pathlib.Path) -> No
         versions.read_parameters(path, wanted)
 
 
-def test_a_manifest_bounds_its_file(tmp_path: pathlib.Path) -> None:
-    """No manifest can ask for more than a gibibyte to be read."""
+def test_manifest_limits_the_size_of_parameters(tmp_path: pathlib.Path) -> None:
+    """No manifest can make the reader read more than a gibibyte."""
     parameters = GOOD["parameters"] | {"bytes": manifest.MAX_PARAMS_BYTES + 1}
     with pytest.raises(ValueError, match="bytes"):
         manifest.Manifest.model_validate(GOOD | {"parameters": parameters})

@@ -1,4 +1,4 @@
-"""The network in 8 bits: almost the same answers, from ranges that fit, or none at all."""
+"""Int8: almost the same results from suitable ranges, and an error for others."""
 
 from __future__ import annotations
 
@@ -44,8 +44,11 @@ async def int8(calibrated: pathlib.Path) -> AsyncIterator[GluonEngine]:
 
 
 @on_the_engines_loop
-async def test_close_to_32_bits(int8: GluonEngine, calibrated: pathlib.Path, images: Any) -> None:
-    """Most images have the same class as in NumPy, none the same numbers: 8 bits are at work."""
+async def test_int8_is_close_to_fp32(
+    int8: GluonEngine, calibrated: pathlib.Path, images: Any
+) -> None:
+    """Most images get the same class as in NumPy, but not the same numbers, because they are
+    quantized."""
     temperature = manifest.read(calibrated).temperature
     assert temperature is not None
     wanted = probabilities(
@@ -60,16 +63,18 @@ async def test_close_to_32_bits(int8: GluonEngine, calibrated: pathlib.Path, ima
 
 @pytest.mark.parametrize("size", [1, 3, 16])
 @on_the_engines_loop
-async def test_every_bucket_gives_the_same(int8: GluonEngine, images: Any, size: int) -> None:
-    """Company and padding change nothing."""
+async def test_int8_is_the_same_in_every_bucket(int8: GluonEngine, images: Any, size: int) -> None:
+    """Other images and padding change nothing."""
     whole = await store.probabilities(int8, images)
     some = await int8.infer(list(images[:size]))
     assert np.abs(np.stack(some) - whole[:size]).max() < 1e-6  # type: ignore[arg-type]
 
 
 @on_the_engines_loop
-async def test_rebuilt_alike(int8: GluonEngine, calibrated: pathlib.Path, images: Any) -> None:
-    """A second load, in a process that has built other networks since, computes the same."""
+async def test_int8_is_the_same_after_another_load(
+    int8: GluonEngine, calibrated: pathlib.Path, images: Any
+) -> None:
+    """Networks that were built in between change nothing."""
     build("cifar_resnet20_v1", 10)
     async with load_engine(calibrated, "cpu", 1, 64, "int8") as again:
         assert again.warm_up_seconds.keys() == int8.warm_up_seconds.keys()
@@ -88,8 +93,8 @@ def untrained(architecture: str) -> tuple[Any, Any]:
     return mx, network
 
 
-def test_another_architecture() -> None:
-    """Grouped convolutions can be quantised as well."""
+def test_quantizable_handles_grouped_convolutions() -> None:
+    """Another architecture can be quantized as well."""
     mx, network = untrained("cifar_resnext29_32x4d")
     quantizable = Quantizable(mx, network)
     block = quantizable.block(quantizable.observe([INPUTS]))
@@ -97,15 +102,15 @@ def test_another_architecture() -> None:
     assert 0 < np.abs(found - wanted).max() < np.abs(wanted).max() / 2
 
 
-def test_what_is_fused_wrongly() -> None:
-    """MXNet computes nonsense from a fused `_v2`: it is not put into 8 bits."""
+def test_observe_rejects_an_architecture_that_mxnet_fuses_wrongly() -> None:
+    """MXNet's fused `_v2` networks are wrong, so they are not quantized."""
     mx, network = untrained("cifar_resnet20_v2")
     with pytest.raises(BadModel, match="cannot be quantized"):
         Quantizable(mx, network).observe([INPUTS])
 
 
-def test_the_ends_stay_in_32_bits() -> None:
-    """Neither the image nor the logits are put into 8 bits."""
+def test_quantizable_leaves_both_ends_in_fp32() -> None:
+    """Neither the image nor the logits are quantized."""
     names = Quantizable(*untrained("cifar_resnet20_v1")).names
     assert len(names) == 21 and "data" not in names
     assert not [name for name in names if "fully_connected" in name or "pool" in name]
@@ -113,7 +118,7 @@ def test_the_ends_stay_in_32_bits() -> None:
 
 @pytest.fixture
 def copy(calibrated: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """The calibrated version, to be damaged."""
+    """A copy of the calibrated version, for tests that damage it."""
     return pathlib.Path(shutil.copytree(calibrated, tmp_path / calibrated.parent.name / "1"))
 
 
@@ -146,31 +151,31 @@ def lose(described: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (rename, "none for sg_mkldnn_conv"),
         (add, "no data to quantize"),
         (widen, "cannot compute with its int8.ranges"),
-        (narrow, "something else than when it was added"),
+        (narrow, "other results than when it was added"),
         (flip, "is empty"),
         (lose, "int8.ranges"),
     ],
 )
 @on_the_engines_loop
-async def test_bad_ranges(copy: pathlib.Path, change: Change, told: str) -> None:
-    """Ranges of another network, made-up ones, or no numbers: refused, and told what is wrong."""
+async def test_int8_rejects_bad_ranges(copy: pathlib.Path, change: Change, message: str) -> None:
+    """Ranges of another network, invented ones, or none: the message says what is wrong."""
     path = copy / manifest.MANIFEST
     described = json.loads(path.read_text())
     change(described)
     path.write_text(json.dumps(described))
-    with pytest.raises(BadModel, match=told):
+    with pytest.raises(BadModel, match=message):
         async with load_engine(copy, "cpu", 1, 2, "int8"):
             pass
 
 
 @on_the_engines_loop
-async def test_int8_must_be_there(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """A version that says nothing of 8 bits is not served in 8 bits."""
+async def test_int8_requires_calibration(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A version without ranges is not served in int8."""
     copy = pathlib.Path(shutil.copytree(model, tmp_path / model.parent.name / model.name))
     described = json.loads((copy / manifest.MANIFEST).read_text())
     described.pop("int8", None)

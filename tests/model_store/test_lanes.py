@@ -68,11 +68,17 @@ class BrokenLane(Lane):
 
     failures = 0
 
-    def send(self, call: Callable[[], None]) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise RuntimeError("can't start new thread")
-        super().send(call)
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        super().__init__(thread)
+        submit = self.send
+
+        def send(call: Callable[[], None]) -> object:
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("can't start new thread")
+            return submit(call)
+
+        self.send = send
 
 
 @pytest.fixture

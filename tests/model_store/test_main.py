@@ -1,4 +1,4 @@
-"""The command line where it has something to complain about: one line, and an exit status."""
+"""The command line: an error is one line and an exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.model_store.test_manifest import GOOD, write
 
 @pytest.fixture
 def store(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Two versions with something wrong around one that can be listed."""
+    """A store with a good version between two bad ones."""
     write(tmp_path / "cats" / "1", "{")
     with versions.adding(tmp_path, "pets", "3") as partial:
         manifest.write(partial, manifest.Manifest.model_validate(GOOD))
@@ -24,8 +24,10 @@ def store(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def test_list_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is wrong with one version does not hide the others."""
+def test_list_continues_after_a_bad_version(
+    store: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bad version does not hide the others."""
     assert main(["list", "--store", str(store)]) == 1
     said = capsys.readouterr()
     assert said.out == "pets 3: 2 classes, accuracy not measured\n"
@@ -34,8 +36,10 @@ def test_list_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow  # loads MXNet
-def test_verify_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every bad version gets its line, the one without parameters as well."""
+def test_verify_continues_after_a_bad_version(
+    store: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every bad version gets a line, including one without parameters."""
     assert main(["verify", "--store", str(store)]) == 1
     said = capsys.readouterr()
     assert said.out == ""
@@ -45,32 +49,34 @@ def test_verify_goes_on(store: pathlib.Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--name", "pets"], ["pets 3", "pets 4"]),
         (["--name", "pets", "--version", "4"], ["pets 4"]),
     ],
 )
-def test_verify_some(
+def test_verify_selects_by_name_and_version(
     store: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    told: list[str],
+    message: list[str],
 ) -> None:
-    """A name and a version say which; the others are left alone."""
+    """Other versions are not verified."""
     assert main(["verify", "--store", str(store), *options]) == 1
-    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == told
+    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == message
 
 
-def test_nothing_to_verify(store: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A misspelt name or store does not pass as sound."""
+def test_verify_fails_without_a_matching_version(
+    store: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelled name or store is an error."""
     assert main(["verify", "--store", str(store), "--name", "pest"]) == 2
     assert "pets 3" in capsys.readouterr().err
     assert main(["verify", "--store", str(store / "nowhere")]) == 2
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--store", "{tmp}/file"], "{tmp}/file"),
         (["--store", "{tmp}/file/store"], "{tmp}/file/store"),
@@ -78,24 +84,25 @@ def test_nothing_to_verify(store: pathlib.Path, capsys: pytest.CaptureFixture[st
         (["--store", "{tmp}/store", "--classes", "{tmp}/file/labels"], "labels"),
     ],
 )
-def test_what_the_disk_refuses(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+def test_import_reports_file_errors_in_one_line(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    """A store that cannot be written, labels that cannot be read: one line that names the path."""
+    """A store that cannot be written, or labels that cannot be read: one line that names the
+    path."""
     (tmp_path / "file").touch()
     write_params(tmp_path / "net.params", {"weight": np.ones(1, dtype=np.float32)})
     options = [option.format(tmp=tmp_path) for option in options]
     assert main(["import", str(tmp_path / "net.params"), *options]) == 2
     error = capsys.readouterr().err
-    assert told.format(tmp=tmp_path) in error and error.count("\n") == 1
+    assert message.format(tmp=tmp_path) in error and error.count("\n") == 1
 
 
-def test_training_without_its_extra(
+def test_train_without_its_extra_says_what_to_install(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is not installed is told before an epoch is trained, with what installs it."""
+    """Before an epoch is trained."""
     drawing = ("model_store.training.job", "model_store.training.plots")
     for name in [*sys.modules]:
         if name.partition(".")[0] == "matplotlib" or name in drawing:

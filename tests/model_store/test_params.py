@@ -1,4 +1,4 @@
-"""A `.params` file is read to the last byte or refused in words, whatever is in it."""
+"""Params: a `.params` file is read to the last byte or rejected with a message."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def same(left: Arrays, right: Arrays) -> bool:
         max_size=5,
     )
 )
-def test_what_was_written_is_read(path: Path, arrays: Arrays) -> None:
-    """Names, order, element types, shapes and bits survive; the same arrays are the same bytes."""
+def test_read_returns_what_was_written(path: Path, arrays: Arrays) -> None:
+    """Names, order, element types, shapes and bits are the same; equal arrays give equal bytes."""
     write_params(path, arrays)
     written = path.read_bytes()
     assert same(read_params(path), arrays)
@@ -112,8 +112,8 @@ def test_what_was_written_is_read(path: Path, arrays: Arrays) -> None:
     assert path.read_bytes() == written
 
 
-def test_layout_in_memory_does_not_matter(path: Path) -> None:
-    """Byte order and strides are the machine's matter, not the file's."""
+def test_write_ignores_the_layout_in_memory(path: Path) -> None:
+    """Byte order and strides of an array do not change the file."""
     plain = np.arange(6, dtype="<f4").reshape(2, 3)
     write_params(path, {"a": plain})
     written = path.read_bytes()
@@ -123,8 +123,8 @@ def test_layout_in_memory_does_not_matter(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reads_what_mxnet_saves(mx: Any, path: Path) -> None:
-    """A network's parameters come out as MXNet has them, and go back byte for byte."""
+def test_read_returns_what_mxnet_saved(mx: Any, path: Path) -> None:
+    """A network's parameters are as in MXNet, and are written back byte for byte."""
     net = build("cifar_resnet20_v1", classes=10)
     net.initialize(mx.init.Xavier())
     net(mx.nd.zeros((1, 3, 32, 32)))
@@ -142,7 +142,7 @@ def test_reads_what_mxnet_saves(mx: Any, path: Path) -> None:
 
 @pytest.mark.slow
 def test_mxnet_loads_what_was_written(mx: Any, path: Path) -> None:
-    """`load_parameters` takes a written file, and the network then has those values."""
+    """`load_parameters` accepts a written file, and the network then has those values."""
     net, other = build("cifar_resnet20_v1", classes=10), build("cifar_resnet20_v1", classes=10)
     for one in (net, other):
         one.initialize(mx.init.Xavier())
@@ -156,8 +156,8 @@ def test_mxnet_loads_what_was_written(mx: Any, path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=str)
-def test_every_element_type_goes_both_ways(mx: Any, path: Path, dtype: np.dtype[Any]) -> None:
-    """A type code means the same to MXNet and to us."""
+def test_element_types_are_those_of_mxnet(mx: Any, path: Path, dtype: np.dtype[Any]) -> None:
+    """A type code has the same meaning in MXNet, in both directions."""
     arrays = {"arg:fc_weight": np.arange(6, dtype=dtype).reshape(2, 3)}
     mx.nd.save(str(path), {"arg:fc_weight": mx.nd.array(*arrays.values(), dtype=dtype)})
     assert same(read_params(path), arrays)
@@ -166,8 +166,8 @@ def test_every_element_type_goes_both_ways(mx: Any, path: Path, dtype: np.dtype[
 
 
 @pytest.mark.slow
-def test_reads_what_an_export_saves(mx: Any, path: Path) -> None:
-    """`net.export` prefixes names with arg: or aux:, and they stay as they are."""
+def test_read_keeps_the_prefixes_of_an_export(mx: Any, path: Path) -> None:
+    """`net.export` adds arg: or aux: to names."""
     net = build("cifar_resnet20_v1", classes=10)
     net.initialize()
     net.hybridize()
@@ -179,7 +179,7 @@ def test_reads_what_an_export_saves(mx: Any, path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reads_numpy_mode(mx: Any, path: Path) -> None:
+def test_read_accepts_numpy_mode(mx: Any, path: Path) -> None:
     """In NumPy mode MXNet writes version 3 of an array, which may be a scalar."""
     with mx.util.np_shape(True):
         three = mx.np.array(3.0).as_nd_ndarray()
@@ -191,8 +191,8 @@ def test_reads_numpy_mode(mx: Any, path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_read_mxnet_reads_the_same(mx: Any, path: Path) -> None:
-    """No damage makes MXNet see another network than the one that was read here."""
+def test_mxnet_reads_damaged_files_the_same(mx: Any, path: Path) -> None:
+    """If a damaged file is read at all, MXNet reads the same arrays from it."""
     dice = random.Random(7)
     files = sound_files(versions=[V2])  # MXNet reads version 3 in NumPy mode only
     agreed = 0
@@ -265,8 +265,9 @@ FORGED = {
 
 
 @pytest.mark.parametrize(("content", "words"), FORGED.values(), ids=FORGED)
-def test_a_forged_file_is_refused_in_words(path: Path, content: bytes, words: str) -> None:
-    """Which file, what is wrong with it, what to do; and memory only for what is there."""
+def test_read_rejects_forged_files(path: Path, content: bytes, words: str) -> None:
+    """The message says which file, what is wrong and what to do. Memory is allocated only for bytes
+    that exist."""
     path.write_bytes(content)
     tracemalloc.start()
     with pytest.raises(BadParams) as refusal:
@@ -313,17 +314,15 @@ DISGUISED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize(("content", "kind"), DISGUISED.values(), ids=DISGUISED)
-def test_another_kind_of_file_is_called_by_its_name(
-    path: Path, content: Callable[[], bytes], kind: str
-) -> None:
-    """Whoever mixed up two files is told which one this is."""
+def test_read_names_other_formats(path: Path, content: Callable[[], bytes], kind: str) -> None:
+    """A file of another format is rejected with the name of that format."""
     path.write_bytes(content())
     with pytest.raises(BadParams, match=f"not a .params file but {kind}"):
         read_params(path)
 
 
-def test_a_pickle_is_not_opened(path: Path) -> None:
-    """What a pickle would run when loaded does not run."""
+def test_read_does_not_load_a_pickle(path: Path) -> None:
+    """Code in a pickle does not run."""
 
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -335,8 +334,8 @@ def test_a_pickle_is_not_opened(path: Path) -> None:
     assert not path.with_name("boom").exists()
 
 
-def test_what_is_not_a_file_is_refused(path: Path) -> None:
-    """A directory, nothing at all, and a pipe, which would keep a reader waiting for ever."""
+def test_read_rejects_what_is_not_a_file(path: Path) -> None:
+    """A directory, a missing file, and a pipe, which would block a reader forever."""
     with pytest.raises(BadParams, match="not a regular file"):
         read_params(path.parent)
     with pytest.raises(BadParams, match="No such file or directory"):
@@ -346,8 +345,8 @@ def test_what_is_not_a_file_is_refused(path: Path) -> None:
         read_params(path)
 
 
-def test_a_file_over_the_limit_is_refused_unread(path: Path) -> None:
-    """The limit is on the file, and is told before any of it is read."""
+def test_read_rejects_a_file_over_the_limit(path: Path) -> None:
+    """Before any of it is read."""
     path.write_bytes(forged_file())
     size = path.stat().st_size
     assert read_params(path, max_bytes=size)
@@ -358,8 +357,8 @@ def test_a_file_over_the_limit_is_refused_unread(path: Path) -> None:
         read_params(path)
 
 
-def test_a_file_that_shrinks_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its size is taken before it is read; bytes that are gone by then are missed, not made up."""
+def test_read_rejects_a_file_that_shrinks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size is taken before the file is read; missing bytes are an error."""
     path.write_bytes(forged_file())
     size_of = os.fstat
     asked: list[int] = []
@@ -377,8 +376,8 @@ def test_a_file_that_shrinks_is_refused(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_a_network_cut_off_anywhere_is_refused(path: Path) -> None:
-    """Every few kilobytes, and around the end of every array and every name."""
+def test_read_rejects_a_truncated_network(path: Path) -> None:
+    """Cut off every few kilobytes, and around the end of every array and every name."""
     arrays = network()
     write_params(path, arrays)
     assert same(read_params(path), arrays)
@@ -400,15 +399,15 @@ def test_a_network_cut_off_anywhere_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("sound", sound_files()[:4], ids=len)
-def test_a_small_file_cut_off_at_any_byte_is_refused(path: Path, sound: bytes) -> None:
-    """There is no shorter file inside a file."""
+def test_read_rejects_a_file_truncated_at_any_byte(path: Path, sound: bytes) -> None:
+    """No prefix of a file is a file."""
     for cut in range(len(sound)):
         path.write_bytes(sound[:cut])
         with pytest.raises(BadParams):
             read_params(path)
 
 
-def test_a_flipped_bit_in_the_structure_is_refused(path: Path) -> None:
+def test_read_rejects_a_flipped_bit_in_the_structure(path: Path) -> None:
     """Every bit of two arrays' structure, but for the two fields that hold no structure.
 
     The device is where the array once was. float32 and int32 are one bit apart and as long as
@@ -443,8 +442,8 @@ def test_a_flipped_bit_in_the_structure_is_refused(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_damaged_files(path: Path) -> None:
-    """Read or refused, in little time and memory, never anything else. More: fuzz_params.py."""
+def test_read_handles_two_thousand_damaged_files(path: Path) -> None:
+    """Each is read or rejected, in little time and memory. fuzz_params.py tries more."""
     dice = random.Random(1)
     read = 0
     for _ in range(2000):
@@ -455,15 +454,15 @@ def test_two_thousand_damaged_files(path: Path) -> None:
 
 @MANY
 @given(st.binary(max_size=300), st.sampled_from([b"", HEADER, HEADER + b"\1" + bytes(7)]))
-def test_byte_soup_is_refused(path: Path, soup: bytes, start: bytes) -> None:
-    """Nothing that falls out of a random generator is a network."""
+def test_read_rejects_random_bytes(path: Path, soup: bytes, start: bytes) -> None:
+    """No output of a random generator is accepted."""
     path.write_bytes(start + soup)
     assert not examine(path)
 
 
 @pytest.mark.slow
-def test_as_many_arrays_as_are_allowed(path: Path) -> None:
-    """The most a file may hold of the least an array can be stays within seconds and 16 MiB."""
+def test_read_accepts_the_maximum_number_of_arrays(path: Path) -> None:
+    """With the smallest arrays it takes seconds and 16 MiB at most."""
     one = forged_array(b"\1", version=V3, shape=(), code=3)
     names = [forged_name(str(at).encode()) for at in range(MAX_ARRAYS)]
     path.write_bytes(forged_file([one] * MAX_ARRAYS, names))
@@ -474,8 +473,8 @@ def test_as_many_arrays_as_are_allowed(path: Path) -> None:
     assert peak < 1 << 24
 
 
-def test_reading_a_network_takes_its_own_size(path: Path) -> None:
-    """Peak memory is what the file is long, since every array is read into its own place."""
+def test_read_takes_as_much_memory_as_the_file(path: Path) -> None:
+    """Peak memory is the size of the file, since every array is read directly."""
     write_params(path, network())
     tracemalloc.start()
     arrays = read_params(path)
@@ -504,10 +503,10 @@ def test_reading_a_network_takes_its_own_size(path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_has_no_place_in_a_file_leaves_the_old_one(
+def test_write_keeps_the_old_file_if_arrays_cannot_be_stored(
     path: Path, arrays: Arrays, words: str
 ) -> None:
-    """What could not be read back is not written, and nothing half written stays behind."""
+    """Arrays that could not be read back are rejected, and no partial file remains."""
     write_params(path, {"old": np.ones(1)})
     with pytest.raises(ValueError, match=words):
         write_params(path, arrays)
@@ -515,8 +514,10 @@ def test_what_has_no_place_in_a_file_leaves_the_old_one(
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up costs the new file only."""
+def test_write_keeps_the_old_file_if_the_disk_is_full(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No partial file remains."""
     write_params(path, {"old": np.ones(1)})
 
     def full(_: int) -> None:
@@ -529,8 +530,8 @@ def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.Monk
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_who_reads_the_old_file_reads_it_to_its_end(path: Path) -> None:
-    """The new file takes the old one's name, not its bytes."""
+def test_write_does_not_change_an_open_file(path: Path) -> None:
+    """The new file replaces the name of the old one, not its bytes."""
     write_params(path, {"old": np.ones(1)})
     before = path.read_bytes()
     with path.open("rb") as old:
@@ -545,8 +546,8 @@ EXPECTED = {"weight": (2, 3), "bias": (2,)}
 RIGHT: Arrays = {"weight": np.ones((2, 3), np.float32), "bias": np.ones(2, np.float16)}
 
 
-def test_what_fits_is_taken() -> None:
-    """Names in any order; half and double precision are cast by the caller."""
+def test_check_params_accepts_arrays_that_fit() -> None:
+    """Names may be in any order; the caller casts half and double precision."""
     check_params(RIGHT, EXPECTED)
     check_params(dict(reversed(RIGHT.items())), EXPECTED)
 
@@ -567,14 +568,14 @@ def test_what_fits_is_taken() -> None:
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_told_by_name(change: dict[str, Any], words: str) -> None:
-    """All that is wrong in one message, the first few of each kind."""
+def test_check_params_lists_what_does_not_fit(change: dict[str, Any], words: str) -> None:
+    """One message with all kinds of faults and the first few names of each."""
     arrays = {name: array for name, array in (RIGHT | change).items() if array is not None}
     with pytest.raises(BadParams, match=words):
         check_params(arrays, EXPECTED)
 
 
-def test_sha256_is_of_the_bytes(path: Path) -> None:
-    """As sha256sum prints it, of a file longer than one block."""
+def test_sha256_is_that_of_sha256sum(path: Path) -> None:
+    """For a file longer than one block."""
     path.write_bytes(content := random.Random(1).randbytes((1 << 20) + 1))
     assert sha256(path) == hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""Which precision is taken, and why: a table."""
+"""Precision: which one is chosen and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INT8 = {"calibrated_on": "squares", "images": 9, "ranges": {"layer": [0, 1]}}
 
 
 def described(ranges: bool = True, **accuracy: float) -> Manifest:
-    """A version with or without ranges, and what was measured of it."""
+    """A version with or without ranges, and with measured accuracies."""
     measured = [
         {"on": "squares", "images": 100, "accuracy": share, "precision": name}
         for name, share in accuracy.items()
@@ -47,35 +47,38 @@ BOTH = described(fp32=0.92, int8=0.918)
         ("fp16", BOTH, "gpu:1", (), "fp16", "as asked"),
     ],
 )
-def test_chosen(
+def test_choose_takes_the_precision_and_gives_the_reason(
     wanted: str, model: Manifest, device: str, flags: Any, name: str, reason: str
 ) -> None:
-    """`auto` needs the instructions and the measured accuracy; a name gets what it names."""
+    """`auto` needs the instructions and the measured accuracy; a name gets that precision."""
     chosen = choose(wanted, model, device, flags)
     assert chosen.name == name
     assert reason in chosen.reason
 
 
 @pytest.mark.parametrize(
-    ("wanted", "model", "device", "told"),
+    ("wanted", "model", "device", "message"),
     [
         ("int8", described(ranges=False), "cpu", "model_store calibrate"),
         ("int8", BOTH, "gpu:0", "for a CPU"),
         ("fp16", BOTH, "cpu", "for a GPU"),
     ],
 )
-def test_not_to_be_had(wanted: str, model: Manifest, device: str, told: str) -> None:
-    """What was asked for by name is not replaced in silence."""
-    with pytest.raises(PrecisionUnavailable, match=told):
+def test_choose_rejects_an_unavailable_precision(
+    wanted: str, model: Manifest, device: str, message: str
+) -> None:
+    """A precision that is requested by name is not replaced."""
+    with pytest.raises(PrecisionUnavailable, match=message):
         choose(wanted, model, device, VNNI)
 
 
-def test_no_such_precision() -> None:
+def test_choose_rejects_other_names() -> None:
+    """Other names are rejected."""
     with pytest.raises(ValueError, match=r"bf16.*fp32, int8"):
         choose("bf16", BOTH, "cpu", VNNI)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from Linux")
-def test_flags_are_read() -> None:
-    """Words such as sse2, on any x86-64."""
+def test_cpu_flags_are_those_of_this_machine() -> None:
+    """They contain sse2 on every x86-64."""
     assert {"fpu", "sse2"} <= cpu_flags()

@@ -1,4 +1,4 @@
-"""The probes: the same for ever, and compared without mercy."""
+"""Probes: images that never change, and the comparison of results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from model_store import probes
 from model_store.manifest import BadModel, PrecisionName
 
 
-def test_never_changed() -> None:
-    """Other images would make every recorded version look broken."""
+def test_images_never_change() -> None:
+    """Other images would make every recorded version fail."""
     images = probes.images()
     assert images.shape == (probes.COUNT, 32, 32, 3) and images.dtype == np.uint8
     assert (
@@ -21,16 +21,16 @@ def test_never_changed() -> None:
     )
 
 
-def test_what_was_recorded_passes() -> None:
-    """Rounding in the manifest is within the tolerance; another kernel's rounding as well."""
+def test_check_accepts_recorded_rows() -> None:
+    """Rounding in the manifest and in other kernels is within the tolerance."""
     rows = np.random.default_rng(1).dirichlet(np.ones(10), 4).astype(np.float32)
     probes.check(rows, np.array(probes.record(rows)), "fp32")
     probes.check(rows + 1e-5, np.array(probes.record(rows)), "fp32")
 
 
 @pytest.mark.parametrize(("precision", "difference"), [("fp32", 0.002), ("int8", 0.11)])
-def test_another_answer(precision: PrecisionName, difference: float) -> None:
-    """The worst row is named, with how far it is off."""
+def test_check_rejects_another_row(precision: PrecisionName, difference: float) -> None:
+    """The message names the worst row and its difference."""
     recorded = np.full((4, 2), 0.5)
     rows = recorded.astype(np.float32)
     rows[2] += (difference, -difference)
@@ -38,14 +38,15 @@ def test_another_answer(precision: PrecisionName, difference: float) -> None:
         probes.check(rows, recorded, precision)
 
 
-def test_not_a_number_is_another_answer() -> None:
+def test_check_rejects_nan() -> None:
+    """NaN differs from every number."""
     rows = np.full((4, 2), 0.5, dtype=np.float32)
     rows[1, 0] = np.nan
     with pytest.raises(BadModel, match="probe 2"):
         probes.check(rows, np.full((4, 2), 0.5), "int8")
 
 
-def test_repeated() -> None:
-    """A bucket larger than the probes is filled with them, row for row as the images."""
+def test_repeated_fills_a_bucket() -> None:
+    """A bucket larger than the number of probes gets repeated images and rows."""
     assert probes.repeated([[1, 2], [3, 4]], 5).tolist() == [[1, 2], [3, 4], [1, 2], [3, 4], [1, 2]]
     assert probes.repeated([[1, 2], [3, 4]], 1).tolist() == [[1, 2]]

@@ -1,4 +1,4 @@
-"""The reference in tests/reference.py is held against MXNet before anything is held against it."""
+"""The reference in tests/reference.py is compared with MXNet before it is used in other tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def images() -> Any:
-    """Coarse coloured squares with a little noise: as unlike one another as photographs are."""
+    """Coarse colored squares with a little noise, which differ as much as photographs do."""
     random = np.random.default_rng(5)
     squares = random.integers(0, 256, (50, 4, 4, 3)).repeat(8, axis=1).repeat(8, axis=2)
     noise = random.integers(-20, 21, (50, 32, 32, 3))
@@ -30,7 +30,7 @@ def images() -> Any:
 
 @pytest.fixture(scope="module")
 def net(images: Any) -> Any:
-    """Random weights, and running statistics moved away from 0 and 1 by training-mode passes."""
+    """A network with random weights, whose running statistics are not 0 and 1."""
     try:
         mx = load_mxnet(threads=1)
         net = build("cifar_resnet20_v1", classes=10)
@@ -51,8 +51,8 @@ def net(images: Any) -> Any:
     return net
 
 
-def test_agrees_with_mxnet(net: Any, images: Any, tmp_path: Path) -> None:
-    """Paper and framework compute the same probabilities from the same file."""
+def test_reference_agrees_with_mxnet(net: Any, images: Any, tmp_path: Path) -> None:
+    """The NumPy reference and MXNet compute the same probabilities from the same file."""
     mx = load_mxnet(threads=1)
     net.save_parameters(str(tmp_path / "net.params"))
 
@@ -64,15 +64,15 @@ def test_agrees_with_mxnet(net: Any, images: Any, tmp_path: Path) -> None:
     assert np.abs(ours.sum(axis=1) - 1).max() < 1e-12
 
 
-def test_epsilon_is_the_network_s(net: Any) -> None:
-    """The one number of the network that no `.params` file carries."""
+def test_reference_has_the_epsilon_of_the_network(net: Any) -> None:
+    """It is the only number of the network that is not in a `.params` file."""
     layers = [layer for layer in _layers(net) if type(layer).__name__ == "BatchNorm"]
     assert len(layers) == 21
     assert {layer._kwargs["eps"] for layer in layers} == {EPSILON}
 
 
-def test_every_array_takes_part(net: Any, images: Any, tmp_path: Path) -> None:
-    """An array that the reference passes over would go unchecked, so it refuses one."""
+def test_reference_rejects_an_unused_array(net: Any, images: Any, tmp_path: Path) -> None:
+    """An array that the reference ignored would not be checked."""
     net.save_parameters(str(tmp_path / "net.params"))
     arrays = read_params(tmp_path / "net.params")
     with pytest.raises(AssertionError, match="no part of the network"):

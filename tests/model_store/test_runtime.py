@@ -1,4 +1,4 @@
-"""The door to MXNet: what is set before its import, and what is said where that fails."""
+"""The runtime: what is set before MXNet is imported, and what an error says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_THERE = "cannot open shared object file: No such file or directory"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No MXNet was loaded, it is the CPU build, and nothing that concerns it is set."""
+    """MXNet is not loaded, it is the CPU build, and none of its variables is set."""
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
     monkeypatch.setattr(runtime, "is_gpu_build", lambda: False)
     monkeypatch.setattr("ctypes.PyDLL", Library)
@@ -30,7 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 class Library:
-    """Any function is its own name."""
+    """A library whose functions are their own names."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -40,7 +40,7 @@ class Library:
 
 
 def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
-    """An importer that notes the environment it is called in, or raises."""
+    """An importer that records the environment it is called in, or raises `result`."""
 
     def import_module(name: str) -> types.ModuleType:
         if result is not None:
@@ -56,7 +56,7 @@ def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError(f"libcuda.so.1: {NOT_THERE}"), "driver"),
         (OSError(f"libcudart.so.11.0: {NOT_THERE}"), "nvidia-cuda-runtime-cu11"),
@@ -67,19 +67,21 @@ def importing(result: Exception | None) -> Callable[[str], types.ModuleType]:
         (ModuleNotFoundError("No module named 'distutils'", name="distutils"), "setuptools"),
     ],
 )
-def test_in_words(environment: pytest.MonkeyPatch, error: Exception, told: str) -> None:
-    """A linker's or an import's error becomes a line that says what to install."""
+def test_load_mxnet_says_what_to_install(
+    environment: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    """An error of the linker or the import becomes one line."""
     environment.setattr("importlib.import_module", importing(error))
-    with pytest.raises(MXNetUnavailable, match=told) as caught:
+    with pytest.raises(MXNetUnavailable, match=message) as caught:
         load_mxnet(1)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("in_order", "engine"), [(False, None), (True, "NaiveEngine")])
-def test_set_before_the_import(
+def test_load_mxnet_sets_the_environment_before_the_import(
     environment: pytest.MonkeyPatch, in_order: bool, engine: str | None
 ) -> None:
-    """What MXNet and OpenMP read only once is set when MXNet is imported."""
+    """MXNet and OpenMP read the variables only once."""
     environment.setattr("importlib.import_module", importing(None))
     seen = load_mxnet(3, in_order).environment
     assert seen["OMP_NUM_THREADS"] == "3"
@@ -88,8 +90,8 @@ def test_set_before_the_import(
     assert seen.get("MXNET_ENGINE_TYPE") == engine
 
 
-def test_the_environment_wins(environment: pytest.MonkeyPatch) -> None:
-    """An operator who sets a variable knows why."""
+def test_load_mxnet_keeps_variables_that_are_set(environment: pytest.MonkeyPatch) -> None:
+    """An operator who sets a variable has a reason."""
     environment.setenv("OMP_WAIT_POLICY", "ACTIVE")
     environment.setenv("MXNET_ENGINE_TYPE", "ThreadedEngine")
     environment.setattr("importlib.import_module", importing(None))
@@ -98,10 +100,11 @@ def test_the_environment_wins(environment: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("scheduler", "kept"), [(None, True), ("ThreadedEngine", False)])
-def test_brief_calls_keep_the_interpreter_lock(
+def test_load_mxnet_makes_short_calls_keep_the_interpreter_lock(
     environment: pytest.MonkeyPatch, scheduler: str | None, kept: bool
 ) -> None:
-    """Where none of them waits for another thread, which might wait for the lock."""
+    """Only without a scheduler of threads: otherwise a call may wait for a thread that waits for
+    the lock."""
     if scheduler is not None:
         environment.setenv("MXNET_ENGINE_TYPE", scheduler)
     environment.setattr("importlib.import_module", importing(None))
@@ -110,15 +113,15 @@ def test_brief_calls_keep_the_interpreter_lock(
     assert functions == expected
 
 
-def test_an_inherited_number_of_threads_does_not(environment: pytest.MonkeyPatch) -> None:
-    """The number asked for is the number there is, whatever a shell or an image has set."""
+def test_load_mxnet_overrides_omp_num_threads(environment: pytest.MonkeyPatch) -> None:
+    """The requested number is used, even if a shell or an image sets another one."""
     environment.setenv("OMP_NUM_THREADS", "7")
     environment.setattr("importlib.import_module", importing(None))
     assert load_mxnet(3).environment["OMP_NUM_THREADS"] == "3"
 
 
-def test_the_second_call_changes_nothing(environment: pytest.MonkeyPatch) -> None:
-    """The module of the first is returned, and the environment still says how it was loaded."""
+def test_load_mxnet_twice_returns_the_same_module(environment: pytest.MonkeyPatch) -> None:
+    """The second call changes no variable."""
     first = types.ModuleType("mxnet")
     environment.setitem(sys.modules, "mxnet", first)
     environment.setenv("OMP_NUM_THREADS", "7")
@@ -127,10 +130,10 @@ def test_the_second_call_changes_nothing(environment: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(("gpu_build", "loaded"), [(True, ["cuda", "mxnet"]), (False, ["mxnet"])])
-def test_cuda_comes_first(
+def test_load_mxnet_loads_cuda_first(
     environment: pytest.MonkeyPatch, gpu_build: bool, loaded: list[str]
 ) -> None:
-    """The GPU build finds CUDA's libraries in the process when it is imported."""
+    """The GPU build finds CUDA's libraries in the process."""
     order: list[str] = []
 
     def preload() -> list[str]:
@@ -149,10 +152,10 @@ def test_cuda_comes_first(
     assert order == loaded
 
 
-def test_a_scheduler_says_its_name_to_nobody(
+def test_load_mxnet_hides_the_name_of_the_scheduler(
     environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """MXNet's own line on standard error; what comes after it is seen."""
+    """Only MXNet's own line on standard error is hidden."""
 
     def import_module(name: str) -> types.ModuleType:
         module = importing(None)(name)
@@ -165,8 +168,8 @@ def test_a_scheduler_says_its_name_to_nobody(
     assert capfd.readouterr().err == "something else"
 
 
-def test_a_broken_library_is_told_where_the_import_fails(environment: pytest.MonkeyPatch) -> None:
-    """A library that MXNet misses although it is there: the line says what is wrong with it."""
+def test_load_mxnet_reports_a_broken_library(environment: pytest.MonkeyPatch) -> None:
+    """If MXNet misses a library that exists, the message says what is wrong with it."""
     environment.setattr(runtime, "is_gpu_build", lambda: True)
     environment.setattr("model_store.cuda.preload", lambda: ["/x/libnccl.so.2: file too short"])
     environment.setattr("importlib.import_module", importing(OSError(f"libnccl.so.2: {NOT_THERE}")))
@@ -176,15 +179,15 @@ def test_a_broken_library_is_told_where_the_import_fails(environment: pytest.Mon
         load_mxnet(1)
 
 
-def test_unknown_architecture() -> None:
-    """The message lists what is known; nothing is imported for it."""
+def test_build_rejects_an_unknown_architecture() -> None:
+    """The message lists all names; MXNet is not imported."""
     with pytest.raises(UnknownArchitecture, match="cifar_resnet20_v1, cifar_resnet56_v1"):
         build("resnet50", 10)
 
 
 @pytest.mark.slow
-def test_every_architecture_can_be_built_beside_pillow() -> None:
-    """GluonCV's networks come without its package, which would let truncated images through."""
+def test_build_makes_every_architecture_without_gluoncvs_package() -> None:
+    """The package would make Pillow accept truncated images."""
     code = (
         "import sys\n"
         "from PIL import ImageFile\n"

@@ -1,4 +1,4 @@
-"""Bringing one's own network, by the command line, and verifying what is there."""
+"""The store: importing a network on the command line, and verifying versions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
 def run_here(
     capsys: pytest.CaptureFixture[str], *arguments: str | pathlib.Path
 ) -> subprocess.CompletedProcess[str]:
-    """The same without another process."""
+    """Run the command in this process."""
     command = [*map(str, arguments)]
     status = main(command)
     said = capsys.readouterr()
@@ -42,10 +42,10 @@ def params(model: pathlib.Path) -> pathlib.Path:
     return model / "net.params"
 
 
-def test_import(
+def test_import_adds_a_version(
     params: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file from anywhere becomes a version with its own classes, and can be verified."""
+    """A file becomes a version with its own classes, which can be verified."""
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(ANIMALS) + "\n")
     done = run("import", params, "--store", tmp_path, "--name", "zoo", "--classes", labels)
@@ -61,7 +61,7 @@ def test_import(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["--arch", "cifar_resnet56_v1"], "missing"),
         (["--arch", "resnet50"], "cifar_resnet20_v1"),
@@ -73,22 +73,23 @@ def test_import(
         (["--version", "../2"], "version"),
     ],
 )
-def test_a_wrong_import(
+def test_import_rejects_what_does_not_fit(
     params: pathlib.Path,
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     more: list[str],
-    told: str,
+    message: str,
 ) -> None:
-    """One line that says what does not fit, and nothing is left: not a folder, not the store."""
+    """One line says what does not fit. No folder remains, not even that of the store."""
     into = ("--store", tmp_path / "new" / "store", "--name", "zoo")
     failed = run_here(capsys, "import", params, *into, *more)
     assert failed.returncode == 2
-    assert told in failed.stderr and failed.stderr.count("\n") == 1
+    assert message in failed.stderr and failed.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_none(tmp_path: pathlib.Path) -> None:
+def test_import_rejects_a_missing_file(tmp_path: pathlib.Path) -> None:
+    """A missing file is an error in one line."""
     (tmp_path / "net.params").write_bytes(b"\x80\x04pickle")
     failed = run("import", tmp_path / "net.params", "--store", tmp_path)
     assert failed.returncode == 2 and "pickle" in failed.stderr
@@ -97,7 +98,7 @@ def test_a_file_that_is_none(tmp_path: pathlib.Path) -> None:
 def test_verify_finds_damage(
     model: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights changed after the fact are told, and so is whatever comes after them."""
+    """Changed weights are reported, and so are the results of the versions after them."""
     for version in ("1", "2", "3"):
         copy = pathlib.Path(shutil.copytree(model, tmp_path / "cifar_resnet20_v1" / version))
         described = json.loads((copy / manifest.MANIFEST).read_text()) | {"version": version}

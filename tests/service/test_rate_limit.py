@@ -41,15 +41,16 @@ def wait(rates: RateLimiter, now: float, client: str = "a") -> float | None:
         (0.5, 2, [(0, None), (0, None), (0, 2), (1, 1), (2, None), (2, 2)]),
     ],
 )
-def test_a_burst_and_then_the_rate(
+def test_take_allows_a_burst_and_then_the_rate(
     rate: float, burst: int, asked: list[tuple[float, float | None]]
 ) -> None:
-    """Who may not ask yet is told for how long, and asking too early costs nothing."""
+    """A rejected client is told how long to wait, and rejections cost nothing."""
     rates = RateLimiter(rate, burst)
     assert [(now, wait(rates, now)) for now, _ in asked] == asked
 
 
-def test_clients_do_not_share() -> None:
+def test_take_counts_clients_separately() -> None:
+    """Images of one client do not count for another."""
     rates = RateLimiter(1, 1)
     assert [wait(rates, 0, client) for client in "abab"] == [None, None, 1, 1]
 
@@ -62,9 +63,11 @@ def test_clients_do_not_share() -> None:
         max_size=60,
     ),
 )
-def test_over_any_span(rate: float, burst: int, requests: list[tuple[float, int]]) -> None:
-    """Whatever a client sends, a request is accepted only if it sent fewer than burst + rate x span
-    images before it; and always if the client waited as told."""
+def test_take_limits_the_images_of_any_period(
+    rate: float, burst: int, requests: list[tuple[float, int]]
+) -> None:
+    """A request is accepted only below burst + rate x time, and always after the wait that was
+    told."""
     rates, now, taken = RateLimiter(rate, burst), 0.0, list[tuple[float, int]]()
     for pause, images in requests:
         now += pause
@@ -81,8 +84,8 @@ def test_over_any_span(rate: float, burst: int, requests: list[tuple[float, int]
             sent += images
 
 
-def test_a_debt_is_worked_off() -> None:
-    """A request's other images count when they are known, beyond the burst, for that long."""
+def test_owe_rejects_until_the_debt_is_paid_off() -> None:
+    """Further images of a request count beyond the burst, and the client waits for them."""
     rates = RateLimiter(2, 4)
     assert wait(rates, 0) is None
     rates.owe("a", 63, 0)
@@ -93,8 +96,8 @@ def test_a_debt_is_worked_off() -> None:
     assert wait(rates, 30.5) == 0.5
 
 
-def test_debts_do_not_keep_other_clients() -> None:
-    """A client in debt is remembered; those that came after it and are full again are not."""
+def test_debts_do_not_keep_other_clients_in_memory() -> None:
+    """A client in debt is remembered, and later clients with a full bucket are forgotten."""
     rates = RateLimiter(1, 1)
     rates.take("a", 0)
     rates.owe("a", 1_000_000, 0)
@@ -104,8 +107,8 @@ def test_debts_do_not_keep_other_clients() -> None:
     assert wait(rates, 10_000, "a") == 1_000_001 - 10_000
 
 
-def test_a_full_bucket_is_forgotten() -> None:
-    """What is remembered of many clients goes as new ones come."""
+def test_full_buckets_are_forgotten() -> None:
+    """Clients whose buckets are full are forgotten as new ones come."""
     rates = RateLimiter(1, 1)
     for number in range(1000):
         rates.take(number, 0)
@@ -121,8 +124,8 @@ def test_a_full_bucket_is_forgotten() -> None:
     assert len(rates) < 1000
 
 
-def test_who_asks_at_all_times_does_not_keep_the_others() -> None:
-    """The memory is that of the clients of a moment, not of a day."""
+def test_busy_client_does_not_keep_others_in_memory() -> None:
+    """Memory is needed for the clients of the moment, not for all of a day."""
     rates = RateLimiter(10, 2)
     for number in range(10_000):
         rates.take("always", number / 10)
@@ -130,9 +133,9 @@ def test_who_asks_at_all_times_does_not_keep_the_others() -> None:
     assert len(rates) < 10
 
 
-def test_no_more_are_remembered_than_allowed() -> None:
-    """However many ask at the same moment; the one that asked longest ago goes first."""
-    rates = RateLimiter(1, 1, most=3)
+def test_number_of_remembered_clients_is_limited() -> None:
+    """At the maximum, the client whose last request is the oldest is forgotten."""
+    rates = RateLimiter(1, 1, max_clients=3)
     for client in "abcd":
         rates.take(client, 0)
     assert len(rates) == 3
@@ -151,8 +154,8 @@ def test_no_more_are_remembered_than_allowed() -> None:
         ("not:an:address", "not:an:address"),
     ],
 )
-def test_what_tells_addresses_apart(address: str, expected: str) -> None:
-    """Nobody is somebody else by choosing another of his own 2^64 addresses."""
+def test_network_identifies_clients(address: str, expected: str) -> None:
+    """All addresses of an IPv6 network are one client."""
     assert network(address) == expected
 
 
@@ -162,8 +165,8 @@ async def limited() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_who_asks_too_often(limited: httpx.AsyncClient) -> None:
-    """429 with the seconds to wait, before the upload is read."""
+async def test_too_many_images_get_429(limited: httpx.AsyncClient) -> None:
+    """The answer is 429 with Retry-After, before the upload is read."""
 
     async def untouched() -> AsyncIterator[bytes]:
         yield b""
@@ -179,8 +182,8 @@ async def test_who_asks_too_often(limited: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/fake/infer"])
-async def test_wherever_images_are_sent(limited: httpx.AsyncClient, path: str) -> None:
-    """All ways to the network count; probes, metrics and pages do not."""
+async def test_all_endpoints_for_images_are_limited(limited: httpx.AsyncClient, path: str) -> None:
+    """All endpoints that accept images are limited; probes, metrics and pages are not."""
     for _ in range(2):
         assert (await limited.post("/predict", files={"img": HORSE})).status_code == 200
     assert (await limited.post(path, files={"img": HORSE})).status_code == 429
@@ -202,8 +205,7 @@ IMAGES = {"small": HORSE, "large": png(7, side=200), "broken": b"hello", "empty"
 @pytest.mark.parametrize("count", [1, 3, 5, 8])
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 async def test_all_images_count(count: int, image: bytes) -> None:
-    """Those of a batch and of an inference request as well as those of single requests, whether
-    they can be decoded or not."""
+    """Images of batches and inference requests count, whether they can be decoded or not."""
     pixels = {"name": "pixels", "datatype": "UINT8", "shape": [count, 32, 32, 3]}
     for path, sent in (
         ("/predict/batch", {"files": [("img", image)] * count}),
@@ -227,15 +229,16 @@ async def test_all_images_count(count: int, image: bytes) -> None:
     ],
 )
 async def test_requests_without_known_images_count_as_one(path: str, sent: dict[str, Any]) -> None:
-    """They were rejected before any image was found in them."""
+    """A request that is rejected before an image is found counts as one image."""
     settings = Settings(rate_limit=0.001, rate_burst=5)
     async with connected(settings, FakeEngine()) as client:
         assert 400 <= (await client.post(path, **sent)).status_code < 429
         assert await accepted(client) == 4
 
 
-async def test_by_key_where_keys_are_set() -> None:
-    """A key is a client, wherever it is used from; who has none is told 401 and costs nobody."""
+async def test_keys_identify_clients() -> None:
+    """A key is one client at all addresses, and a request without a key gets 401 and costs
+    nothing."""
     settings = Settings(api_keys=SecretStr(f"{ONE},{TWO}"), rate_limit=0.01, rate_burst=1)
     async with connected(settings, FakeEngine()) as client:
 
@@ -248,13 +251,14 @@ async def test_by_key_where_keys_are_set() -> None:
         assert [await post(key) for key in (ONE, "", ONE, TWO, TWO)] == [200, 401, 429, 200, 429]
 
 
-async def test_nobody_is_limited_by_default(client: httpx.AsyncClient) -> None:
+async def test_there_is_no_limit_by_default(client: httpx.AsyncClient) -> None:
+    """Without the setting, requests are not limited."""
     for _ in range(50):
         assert (await client.post("/predict", files={"img": HORSE})).status_code == 200
 
 
-def test_what_is_left_and_given_back() -> None:
-    """A debt is negative, and giving back never fills a bucket beyond its burst."""
+def test_left_and_give_back() -> None:
+    """A debt is negative, and returned images never fill a bucket beyond its burst."""
     rates = RateLimiter(2, 10)
     assert rates.left("a", 0) == 10
     rates.owe("a", 14, 0)

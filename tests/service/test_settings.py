@@ -1,15 +1,11 @@
-"""Settings: read from the environment, checked, explained, and listed in the README."""
+"""Settings: read from the environment, checked and explained."""
 
 from __future__ import annotations
-
-import pathlib
 
 import pytest
 
 from service import settings
 from service.settings import BadSettings, load_settings, unknown
-
-README = pathlib.Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +15,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+def test_load_settings_reads_the_environment(environment: pytest.MonkeyPatch) -> None:
+    """Settings are read from variables with the prefix."""
     environment.setenv("SHOAL_PORT", "9000")
     environment.setenv("SHOAL_DEVICE", "gpu:1")
     environment.setenv("SHOAL_REQUEST_TIMEOUT", "0.25")
@@ -47,12 +44,14 @@ def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
         ("SHOAL_ALLOWED_HOSTS", "a.example/path", "not a host name"),
         ("SHOAL_ALLOWED_HOSTS", "a.*.example", "not a host name"),
         ("SHOAL_ALLOWED_HOSTS", "bücher.example", "in ASCII"),
-        ("SHOAL_CORS_ORIGINS", "https://a.example/path", "no origin"),
+        ("SHOAL_CORS_ORIGINS", "https://a.example/path", "not an origin"),
         ("SHOAL_METRICS_NEED_KEY", "true", "SHOAL_API_KEYS_FILE"),
     ],
 )
-def test_out_of_bounds(environment: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
-    """A wrong setting is named with its value and its bound, and nothing else is said."""
+def test_load_settings_rejects_invalid_values(
+    environment: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    """The error names the setting, its value and its bound, and nothing else."""
     environment.setenv(name, value)
     with pytest.raises(BadSettings) as caught:
         load_settings()
@@ -60,7 +59,8 @@ def test_out_of_bounds(environment: pytest.MonkeyPatch, name: str, value: str, t
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_every_wrong_one_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
+def test_load_settings_names_all_invalid_settings(environment: pytest.MonkeyPatch) -> None:
+    """All invalid settings are named in one error."""
     environment.setenv("SHOAL_PORT", "-1")
     environment.setenv("SHOAL_DECODE_PROCESSES", "0")
     with pytest.raises(BadSettings) as caught:
@@ -71,8 +71,8 @@ def test_every_wrong_one_is_told_at_once(environment: pytest.MonkeyPatch) -> Non
     ]
 
 
-def test_slips_of_the_pen() -> None:
-    """A variable that is almost a setting is pointed out; Kubernetes' own are not."""
+def test_unknown_variables_are_reported() -> None:
+    """A variable that resembles a setting is reported, and Kubernetes' own variables are not."""
     environment = {
         "SHOAL_MAX_BATCHSIZE": "8",
         "SHOAL_PORT": "80",
@@ -82,11 +82,6 @@ def test_slips_of_the_pen() -> None:
         "PATH": "/bin",
     }
     assert list(unknown(environment)) == [
-        "SHOAL_COFFEE is no setting and is ignored",
-        "SHOAL_MAX_BATCHSIZE is no setting and is ignored; SHOAL_MAX_BATCH_SIZE is",
+        "SHOAL_COFFEE is not a setting and is ignored",
+        "SHOAL_MAX_BATCHSIZE is not a setting and is ignored; did you mean SHOAL_MAX_BATCH_SIZE?",
     ]
-
-
-def test_readme_lists_them() -> None:
-    """The table in the README is the one printed from the class."""
-    assert settings.table() in README.read_text()

@@ -1,22 +1,22 @@
-// Wires the page: pictures come in, each gets a card, at most four are asked about at a time.
+// Controls the page: shows a card for each added picture, and sends at most four at the same time.
 
 import { Card, percent } from "./card.js";
 import * as live from "./live.js";
-import { lanes, predictPatiently, useKey } from "./predict.js";
+import { createQueue, predictWithRetry, setKey } from "./predict.js";
 
-const AT_A_TIME = 4;
-const LOGGED = 20;
+const MAX_CONCURRENT = 4;
+const MAX_LOG_LINES = 20;
 const byId = (id) => document.getElementById(id);
-const inLane = lanes(AT_A_TIME);
+const runQueued = createQueue(MAX_CONCURRENT);
 
 let cards = [];
-let leaving = new AbortController();
+let clearing = new AbortController();
 
-function take(files) {
+function addFiles(files) {
   byId("notice").hidden = files.length > 0;
   if (files.length === 0) {
-    byId("notice").textContent = "That was no file. Save the picture first, then drop it here.";
-    tell(byId("notice").textContent);
+    byId("notice").textContent = "This is not a file. Save the picture first, then drop it here.";
+    announce(byId("notice").textContent);
   }
   const added = [...files].map((file) => new Card(file));
   cards = [...added, ...cards];
@@ -26,27 +26,27 @@ function take(files) {
 }
 
 function enqueue(card) {
-  const { signal } = leaving; // that of now: a later one belongs to other cards
-  inLane(() => classify(card, signal));
+  const { signal } = clearing; // the current one: `clear` creates another for later cards
+  runQueued(() => classify(card, signal));
 }
 
 async function classify(card, signal) {
   if (signal.aborted) return;
-  card.sends();
+  card.showSent();
   showProgress();
   const drawn = card.draw();
   try {
-    const answer = await predictPatiently(card.file, signal, (refusal) => card.pauses(refusal));
-    card.answers(answer);
-    tell(`${card.name}: ${answer.class}, ${percent(answer.probability)}`);
+    const answer = await predictWithRetry(card.file, signal, (error) => card.showPause(error));
+    card.showAnswer(answer);
+    announce(`${card.name}: ${answer.class}, ${percent(answer.probability)}`);
   } catch (error) {
     if (signal.aborted) return;
-    card.fails(error, () => enqueue(card));
-    if (error.wantsKey) byId("unlock").hidden = false;
-    tell(`${card.name}: ${error.message}`);
+    card.showError(error, () => enqueue(card));
+    if (error.needsKey) byId("unlock").hidden = false;
+    announce(`${card.name}: ${error.message}`);
   }
   showProgress();
-  await drawn; // the lane is free when memory for the picture is, too
+  await drawn; // the next picture starts when the memory of this one is free
 }
 
 function showProgress() {
@@ -55,17 +55,17 @@ function showProgress() {
   byId("progress").textContent = done < cards.length ? `${done} of ${cards.length}` : "";
 }
 
-/** For screen readers, which hear of each outcome as it comes. */
-function tell(text) {
+/** Adds a line to the log that screen readers read aloud. */
+function announce(text) {
   const line = document.createElement("p");
   line.textContent = text;
   byId("log").append(line);
-  if (byId("log").childElementCount > LOGGED) byId("log").firstElementChild.remove();
+  if (byId("log").childElementCount > MAX_LOG_LINES) byId("log").firstElementChild.remove();
 }
 
 function clear() {
-  leaving.abort();
-  leaving = new AbortController();
+  clearing.abort();
+  clearing = new AbortController();
   cards = [];
   byId("cards").replaceChildren();
   byId("log").replaceChildren();
@@ -75,22 +75,23 @@ function clear() {
 
 function unlock(event) {
   event.preventDefault();
-  useKey(byId("key").value.trim());
+  setKey(byId("key").value.trim());
   byId("key").value = "";
   byId("unlock").hidden = true;
   byId("choose").focus();
-  for (const card of cards.filter((each) => each.wantsKey)) enqueue(card);
+  for (const card of cards.filter((card) => card.needsKey)) enqueue(card);
 }
 
-function opens(button, input) {
+/** Lets a button open the dialog of a file input. */
+function connect(button, input) {
   byId(button).addEventListener("click", () => byId(input).click());
   byId(input).addEventListener("change", ({ target }) => {
-    take(target.files);
+    addFiles(target.files);
     target.value = ""; // so that the same file can be chosen again
   });
 }
 
-/** Anywhere on the page: a picture dropped beside the zone must not replace the page. */
+/** Accepts drops on the whole page. Otherwise, a drop beside the zone would replace the page. */
 function acceptDrops() {
   const highlight = (on) => byId("zone").classList.toggle("over", on);
   document.addEventListener("dragover", (event) => {
@@ -103,15 +104,15 @@ function acceptDrops() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     highlight(false);
-    take(event.dataTransfer.files);
+    addFiles(event.dataTransfer.files);
   });
 }
 
-opens("choose", "files");
-opens("photograph", "camera");
+connect("choose", "files");
+connect("photograph", "camera");
 acceptDrops();
 document.addEventListener("paste", ({ clipboardData }) => {
-  if (clipboardData.files.length > 0) take(clipboardData.files);
+  if (clipboardData.files.length > 0) addFiles(clipboardData.files);
 });
 byId("clear").addEventListener("click", clear);
 byId("unlock").addEventListener("submit", unlock);

@@ -1,8 +1,8 @@
-// One picture on the page and what became of it.
+// Shows one picture on the page, with its answer or its error.
 
 import { draw } from "./picture.js";
 
-const TOP = 5;
+const MAX_BARS = 5;
 const template = document.getElementById("card");
 
 export class Card {
@@ -12,53 +12,53 @@ export class Card {
     this.file = file;
     this.name = file.name || "Pasted picture";
     this.isDone = false;
-    this.wantsKey = false;
+    this.needsKey = false;
     this.element = template.content.firstElementChild.cloneNode(true);
     this.element.querySelector("h3").textContent = this.name;
     this.#outcome = this.element.querySelector(".outcome");
-    this.#show("waits", paragraph("Waits for its turn."));
+    this.#show("waits", paragraph("Waiting to be sent."));
   }
 
   async draw() {
-    const [thumbnail, seen] = this.element.querySelectorAll("canvas");
-    const isDrawn = await draw(this.file, thumbnail, seen);
+    const [thumbnail, input] = this.element.querySelectorAll("canvas");
+    const isDrawn = await draw(this.file, thumbnail, input);
     this.element.classList.toggle("undrawn", !isDrawn);
   }
 
-  sends() {
+  showSent() {
     this.isDone = false;
-    this.wantsKey = false;
-    this.#show("waits", paragraph("Sent. Waits for the answer."));
+    this.needsKey = false;
+    this.#show("waits", paragraph("Sent. Waiting for the answer."));
   }
 
-  pauses(refusal) {
-    const seconds = refusal.retryAfter;
-    const when = seconds === 1 ? "a second" : `${seconds} seconds`;
-    this.#show("waits", paragraph(`${refusal.title}. Tries again in ${when}.`));
+  showPause(error) {
+    const seconds = error.retryAfter;
+    const when = seconds === 1 ? "1 second" : `${seconds} seconds`;
+    this.#show("waits", paragraph(`${error.title}. Trying again in ${when}.`));
   }
 
-  answers(answer) {
+  showAnswer(answer) {
     const { model, stages, roundTrip } = answer;
     this.isDone = true;
     this.#show(
       "answered",
       paragraph(answer.message, "sentence"),
       bars(answer.probabilities),
-      times([...stages, ["there and back", roundTrip]]),
-      paragraph(`Answered by ${model.name}, version ${model.version}.`, "quiet"),
+      times([...stages, ["round trip", roundTrip]]),
+      paragraph(`Classified by ${model.name}, version ${model.version}.`, "quiet"),
     );
   }
 
-  fails(refusal, retry) {
+  showError(error, retry) {
     this.isDone = true;
-    this.wantsKey = refusal.wantsKey ?? false;
-    const traces = [refusal.code, refusal.requestId && `request ${refusal.requestId}`];
-    const trace = traces.filter(Boolean).join(", ");
+    this.needsKey = error.needsKey ?? false;
+    const details = [error.code, error.requestId && `request ${error.requestId}`];
+    const trace = details.filter(Boolean).join(", ");
     this.#show(
       "refused",
-      paragraph(refusal.title ?? "The answer cannot be read", "sentence"),
-      paragraph(refusal.wantsKey ? "Enter a key above, and this picture is sent again." : refusal.message),
-      ...((refusal.isPassing ?? true) ? [this.#retryButton(retry)] : []),
+      paragraph(error.title ?? "The answer cannot be read", "sentence"),
+      paragraph(error.needsKey ? "Enter a key above to send this picture again." : error.message),
+      ...((error.isTemporary ?? true) ? [this.#retryButton(retry)] : []),
       ...(trace ? [paragraph(trace, "quiet trace")] : []),
     );
   }
@@ -67,8 +67,8 @@ export class Card {
     const button = element("button", "plain", "Try again");
     button.type = "button";
     button.addEventListener("click", () => {
-      this.element.focus(); // the button is about to go, and would take the focus with it
-      this.#show("waits", paragraph("Waits for its turn."));
+      this.element.focus(); // the button is removed, and the focus would be lost
+      this.#show("waits", paragraph("Waiting to be sent."));
       retry();
     });
     return button;
@@ -80,11 +80,11 @@ export class Card {
   }
 }
 
-/** The most probable classes, as words for everyone and as bars for those who see them. */
+/** The most probable classes, as text and as bars. */
 function bars(probabilities) {
-  const best = Object.entries(probabilities).sort(([, a], [, b]) => b - a).slice(0, TOP);
+  const best = Object.entries(probabilities).sort(([, a], [, b]) => b - a).slice(0, MAX_BARS);
   const list = element("ol", "bars");
-  list.setAttribute("role", "list"); // Safari takes it away where no numbers are shown
+  list.setAttribute("role", "list"); // Safari removes the role from lists without numbers
   list.setAttribute("aria-label", "Most probable classes");
   for (const [name, probability] of best) {
     const bar = element("span", "bar");
@@ -96,10 +96,10 @@ function bars(probabilities) {
   return list;
 }
 
-function times(pairs) {
+function times(stages) {
   const list = element("dl", "times");
-  list.setAttribute("aria-label", "Where the time went");
-  for (const [stage, milliseconds] of pairs) {
+  list.setAttribute("aria-label", "Time of each stage");
+  for (const [stage, milliseconds] of stages) {
     const pair = element("div");
     pair.append(element("dt", "", stage), element("dd", "", `${milliseconds.toFixed(1)} ms`));
     list.append(pair);
@@ -107,7 +107,7 @@ function times(pairs) {
   return list;
 }
 
-/** Rounded, and never to a certainty that the network does not have. */
+/** Formats a probability. Only exactly 1 is shown as 100 %, and only exactly 0 as 0 %. */
 export function percent(probability) {
   if (probability > 0.9994 && probability < 1) return "> 99.9 %";
   if (probability < 0.0005 && probability > 0) return "< 0.1 %";
@@ -119,8 +119,8 @@ function paragraph(text, className = "") {
 }
 
 function element(tag, className = "", text = "") {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.textContent = text;
-  return made;
+  const created = document.createElement(tag);
+  if (className) created.className = className;
+  created.textContent = text;
+  return created;
 }

@@ -1,26 +1,26 @@
-// What the service does now, from two readings of its /metrics. Rests while nobody looks.
+// Shows figures of the service, computed from its /metrics. Pauses while the page is hidden.
 
-const EVERY = 2000;
-const READINGS = 6; // with the newest, these look ten seconds back
+const INTERVAL = 2000; // milliseconds
+const MAX_SAMPLES = 6; // the first and the last are ten seconds apart
 const PREDICT = 'route="/predict"';
-const show = (id) => (text) => (document.getElementById(id).textContent = text);
-const strip = document.getElementById("live");
-const note = show("live-note");
+const setText = (id) => (text) => (document.getElementById(id).textContent = text);
+const panel = document.getElementById("live");
+const setNote = setText("live-note");
 const fields = {
-  perSecond: show("per-second"),
-  batchSize: show("batch-size"),
-  p99: show("p99"),
-  model: show("model"),
+  perSecond: setText("per-second"),
+  batchSize: setText("batch-size"),
+  p99: setText("p99"),
+  model: setText("model"),
 };
 
-let readings = [];
-let clock = null;
+let samples = [];
+let timer = null;
 
-/** Keeps the strip up to date from now on. */
+/** Starts to update the figures. */
 export function start() {
-  clock = setInterval(update, EVERY);
+  timer = setInterval(update, INTERVAL);
   document.addEventListener("visibilitychange", () => {
-    readings = []; // those from before would tell of long ago
+    samples = []; // older samples would span the time in which the page was hidden
     update();
   });
   update();
@@ -30,72 +30,75 @@ async function update() {
   if (document.hidden) return;
   let response;
   try {
-    response = await fetch("metrics", { signal: AbortSignal.timeout(EVERY) });
+    response = await fetch("metrics", { signal: AbortSignal.timeout(INTERVAL) });
   } catch {
-    hide("The service does not answer.");
+    hide("The service does not respond.");
     return;
   }
   if (response.ok) {
-    present(reading(await response.text(), performance.now() / 1000));
+    show(parseMetrics(await response.text(), performance.now() / 1000));
   } else {
-    hide("This service does not show its metrics here.");
-    if (response.status < 500) clearInterval(clock); // it is no use to ask again
+    hide("This service does not publish its metrics here.");
+    if (response.status < 500) clearInterval(timer); // further requests would fail as well
   }
 }
 
 function hide(reason) {
-  readings = [];
-  strip.hidden = true;
-  note(reason);
+  samples = [];
+  panel.hidden = true;
+  setNote(reason);
 }
 
-function present(newest) {
-  // A smaller count: the service has started anew, or another of several has answered.
-  if (readings.length > 0 && newest.predictions < readings.at(-1).predictions) readings = [];
-  readings = [...readings, newest].slice(-READINGS);
-  const now = difference(readings[0], newest);
-  fields.perSecond(now.perSecond === null ? "…" : now.perSecond.toFixed(1));
-  fields.batchSize(now.batchSize === null ? "–" : now.batchSize.toFixed(1));
-  fields.p99(now.p99 === null ? "–" : duration(now.p99));
+function show(newest) {
+  // A smaller count means that the service was restarted, or that another instance responded.
+  if (samples.length > 0 && newest.predictions < samples.at(-1).predictions) samples = [];
+  samples = [...samples, newest].slice(-MAX_SAMPLES);
+  const change = difference(samples[0], newest);
+  fields.perSecond(change.perSecond === null ? "…" : change.perSecond.toFixed(1));
+  fields.batchSize(change.batchSize === null ? "–" : change.batchSize.toFixed(1));
+  fields.p99(change.p99 === null ? "–" : duration(change.p99));
   fields.model(newest.model ?? "is being loaded");
-  strip.hidden = false;
-  note("Over the last ten seconds, all clients together.");
+  panel.hidden = false;
+  setNote("All clients, over the last ten seconds.");
 }
 
-/** What the strip needs of Prometheus' text format. */
-export function reading(text, at) {
-  const found = { at, predictions: 0, batches: 0, items: 0, buckets: new Map(), model: null };
+/** Reads the figures that the panel needs from Prometheus' text format. `at`: time in seconds. */
+export function parseMetrics(text, at) {
+  const sample = { at, predictions: 0, batches: 0, items: 0, buckets: new Map(), model: null };
   for (const [, name, labels = "", number] of text.matchAll(/^(\w+)(?:\{(.*)\})? (\S+)$/gm)) {
     const value = Number(number);
     const label = (key) => labels.match(`(?:^|,)${key}="([^"]*)"`)?.[1];
-    if (name === "shoal_batch_size_count") found.batches += value;
-    if (name === "shoal_batch_size_sum") found.items += value;
+    if (name === "shoal_batch_size_count") sample.batches += value;
+    if (name === "shoal_batch_size_sum") sample.items += value;
     if (name === "shoal_model_info") {
-      found.model = `${label("model")}, version ${label("version")}, on ${label("device")}`;
+      sample.model = `${label("model")}, version ${label("version")}, on ${label("device")}`;
     }
     if (!labels.includes(PREDICT)) continue;
-    if (name === "shoal_request_duration_seconds_count") found.predictions += value;
+    if (name === "shoal_request_duration_seconds_count") sample.predictions += value;
     if (name === "shoal_request_duration_seconds_bucket") {
       const le = Number(label("le").replace("+Inf", "Infinity"));
-      found.buckets.set(le, (found.buckets.get(le) ?? 0) + value);
+      sample.buckets.set(le, (sample.buckets.get(le) ?? 0) + value);
     }
   }
-  return found;
+  return sample;
 }
 
-/** What happened between two readings; null where nothing did. */
+/** The figures between two samples. A figure is null if nothing happened between them. */
 export function difference(older, newer) {
   const seconds = newer.at - older.at;
   const batches = newer.batches - older.batches;
-  const since = [...newer.buckets].map(([le, count]) => [le, count - (older.buckets.get(le) ?? 0)]);
+  const buckets = [...newer.buckets].map(([le, count]) => [le, count - (older.buckets.get(le) ?? 0)]);
   return {
     perSecond: seconds > 0 ? (newer.predictions - older.predictions) / seconds : null,
     batchSize: batches > 0 ? (newer.items - older.items) / batches : null,
-    p99: quantile(0.99, since),
+    p99: quantile(0.99, buckets),
   };
 }
 
-/** As Prometheus' histogram_quantile: linear within the bucket. Pairs of bound and count so far. */
+/**
+ * Computes a quantile like Prometheus' histogram_quantile, linear within a bucket.
+ * `buckets`: pairs of upper bound and cumulative count.
+ */
 export function quantile(share, buckets) {
   const sorted = [...buckets].sort(([a], [b]) => a - b);
   const total = sorted.at(-1)?.[1] ?? 0;

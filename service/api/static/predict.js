@@ -1,52 +1,55 @@
-// Asks the service about a picture. Knows HTTP and nothing of the page.
+// Sends pictures to the service. This module does not depend on the page.
 
-const LONGEST_PAUSE = 60;
-let headers = { Accept: "application/json" };
+const MAX_PAUSE = 60; // seconds
+let headers = {};
 
-/** From now on, sends a key: not as Authorization, which a proxy in front may want for itself. */
-export function useKey(key) {
-  headers = { ...headers, "X-API-Key": key };
+/** Sends this key with every request. Not as Authorization, which a proxy in front may use. */
+export function setKey(key) {
+  headers = { "X-API-Key": key };
 }
 
-/** Why there is no answer, in words for people. */
-export class Refusal extends Error {
+/** Why a picture was not classified, in words for people. */
+export class PredictError extends Error {
   constructor(problem, { status = 0, retryAfter = NaN } = {}) {
     super(problem.detail);
     this.title = problem.title;
     this.code = problem.code;
     this.requestId = problem.request_id;
     this.retryAfter = retryAfter;
-    this.wantsKey = status === 401;
-    // What may be different next time: the service was busy, or the connection broke.
-    this.isPassing = status === 0 || status === 408 || status >= 500;
+    this.needsKey = status === 401;
+    // Another attempt may succeed: the service was busy, or the connection broke.
+    this.isTemporary = status === 0 || status === 408 || status >= 500;
   }
 }
 
-/** Runs at most `limit` jobs at a time, first come first served. */
-export function lanes(limit) {
+/** Returns a function that queues jobs. At most `limit` jobs run at the same time, in order. */
+export function createQueue(limit) {
   const waiting = [];
   let running = 0;
-  const proceed = () => {
+  const runNext = () => {
     while (running < limit && waiting.length > 0) {
       running += 1;
       waiting.shift()().finally(() => {
         running -= 1;
-        proceed();
+        runNext();
       });
     }
   };
   return (job) => {
     waiting.push(job);
-    proceed();
+    runNext();
   };
 }
 
-/** The answer; after a refusal with Retry-After, the second try's. `onPause` is told of the first. */
-export async function predictPatiently(file, signal, onPause) {
+/**
+ * Classifies a picture. After an error with Retry-After, it calls `onPause` with the error, waits,
+ * and tries a second time.
+ */
+export async function predictWithRetry(file, signal, onPause) {
   try {
     return await predict(file, signal);
   } catch (error) {
-    if (!(error.retryAfter <= LONGEST_PAUSE)) throw error;
+    if (!(error.retryAfter <= MAX_PAUSE)) throw error;
     onPause(error);
     await pause(error.retryAfter, signal);
     return predict(file, signal);
@@ -58,7 +61,7 @@ async function predict(file, signal) {
   body.append("img", file);
   const started = performance.now();
   const response = await send({ method: "POST", headers, body, signal });
-  if (!response.ok) throw await refusal(response);
+  if (!response.ok) throw await errorOf(response);
   const answer = await response.json();
   const stages = parseServerTiming(response.headers.get("Server-Timing") ?? "");
   return { ...answer, stages, roundTrip: performance.now() - started };
@@ -69,24 +72,24 @@ async function send(request) {
     return await fetch("predict", request);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal({
+    throw new PredictError({
       title: "No answer",
-      detail: "The service could not be reached, or the connection broke. Try again.",
+      detail: "The service cannot be reached, or the connection broke. Try again.",
     });
   }
 }
 
-async function refusal(response) {
+async function errorOf(response) {
   const { status } = response;
   const retryAfter = status === 503 ? Number(response.headers.get("Retry-After") ?? NaN) : NaN;
   const isProblem = response.headers.get("Content-Type")?.startsWith("application/problem+json");
   const problem = isProblem
     ? await response.json()
-    : { title: `Refused with status ${status}`, detail: "Something before the service refused it." };
-  return new Refusal(problem, { status, retryAfter });
+    : { title: `Rejected with status ${status}`, detail: "A proxy in front of the service rejected the request." };
+  return new PredictError(problem, { status, retryAfter });
 }
 
-/** `read;dur=0.1, infer;dur=2.5` as pairs of stage and milliseconds. */
+/** Parses `read;dur=0.1, infer;dur=2.5` into pairs of stage and milliseconds. */
 export function parseServerTiming(header) {
   return [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, stage, ms]) => [stage, Number(ms)]);
 }

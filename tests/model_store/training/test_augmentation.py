@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from model_store.training import cifar10
-from model_store.training.augmentation import GREY, PADDING, augment, mix_up
+from model_store.training.augmentation import GRAY, PADDING, augment, mix_up
 from model_store.training.cifar10 import SIDE
 from model_store.training.recipe import Recipe
 
@@ -60,10 +60,10 @@ def test_augment_small(images: cifar10.Images) -> None:
 
 
 def test_cutout() -> None:
-    """A grey square, whole or cut by an edge, is blanked in each image; any pixel can be in it."""
+    """A gray square, whole or cut by an edge, is blanked in each image; any pixel can be in it."""
     white = np.full((2000, SIDE, SIDE, 3), 255, dtype=np.uint8)
     crops = augment(white, Recipe(cutout=8), SIDE - 2, np.random.default_rng(6))
-    blanked = (crops == GREY).all(axis=3)
+    blanked = (crops == GRAY).all(axis=3)
     assert (blanked | (crops == 255).all(axis=3)).all()
     assert blanked.any(axis=0).all()
     rows, columns = blanked.any(axis=2).sum(axis=1), blanked.any(axis=1).sum(axis=1)

@@ -1,4 +1,4 @@
-"""What `calibrate` makes of a version, and what `evaluate` says of both."""
+"""The version that `calibrate` adds, and the figures that `evaluate` prints."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_same_network(found: Manifest, calibrated: pathlib.Path, model: pathlib.
 
 
 def test_measured_in_both(found: Manifest) -> None:
-    """fp32 and int8 on every test image."""
+    """Accuracy is measured in fp32 and int8, on every test image."""
     assert [one.precision for one in found.measured] == ["fp32", "int8"]
     assert [one.images for one in found.measured] == [16, 16]
     assert found.int8 is not None and found.int8.images == 80
 
 
 def test_temperature(found: Manifest, calibrated: pathlib.Path, tiny: pathlib.Path) -> None:
-    """Fitted on the images at even places: no other temperature makes their labels likelier."""
+    """The temperature makes the labels of the images at even places most likely."""
     assert found.temperature is not None
     test = cifar10.read_test(tiny)
     arrays = read_params(calibrated / "net.params")
@@ -62,7 +62,7 @@ def test_temperature(found: Manifest, calibrated: pathlib.Path, tiny: pathlib.Pa
 
 
 def test_probes_are_tempered(found: Manifest, calibrated: pathlib.Path) -> None:
-    """What is recorded is what will be served: of this temperature."""
+    """The recorded probes have the temperature that is served."""
     assert found.temperature is not None
     wanted = probabilities(
         read_params(calibrated / "net.params"),
@@ -73,10 +73,10 @@ def test_probes_are_tempered(found: Manifest, calibrated: pathlib.Path) -> None:
     assert np.array(found.probes["int8"]).shape == wanted.shape
 
 
-def test_again(
+def test_calibrating_again(
     calibrated: pathlib.Path, tiny: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A calibrated version is calibrated from what it was before: the same comes out."""
+    """Calibrating a calibrated version gives the same temperature and ranges."""
     store = calibrated.parents[1]
     options = ["--data", str(tiny), "--store", str(store), "--device", "cpu", "--threads", "1"]
     assert main(["calibrate", "cifar_resnet20_v1/1", *options]) == 0
@@ -92,7 +92,7 @@ def test_other_classes(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """CIFAR-10's images say nothing of a network of other classes."""
+    """A network of other classes is rejected."""
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"animal {number}" for number in range(10)))
     store = str(tmp_path / "store")
@@ -112,7 +112,7 @@ def test_evaluate(
     capsys: pytest.CaptureFixture[str],
     precision: str,
 ) -> None:
-    """What the manifest says was measured can be measured by anyone; as JSON, whole."""
+    """`evaluate` measures the figures of the manifest, and writes all of them as JSON."""
     pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
     options = ["--data", str(tiny), "--store", str(calibrated.parents[1]), "--version", "1"]
     options += ["--threads", "1", "--precision", precision]
@@ -132,7 +132,7 @@ def test_evaluate(
 def test_evaluate_to_standard_output(
     calibrated: pathlib.Path, tiny: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing but the JSON."""
+    """With `--json -`, standard output has only the JSON."""
     options = ["--data", str(tiny), "--store", str(calibrated.parents[1]), "--version", "1"]
     options += ["--threads", "1", "--precision", "fp32"]
     assert main(["evaluate", *options, "--json", "-"]) == 0

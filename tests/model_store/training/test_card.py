@@ -1,4 +1,4 @@
-"""The model card: what it asks of a service, and what it tells."""
+"""The model card, and the predictions that it gets from a service."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 
 from model_store import manifest
 from model_store.manifest import BadModel, Manifest
-from model_store.training.card import ask, write_card
+from model_store.training.card import predict_photos, write_card
 from tests.model_store.test_manifest import GOOD
 
 MODEL = Manifest.model_validate(GOOD)
 
 
 class Service(http.server.BaseHTTPRequestHandler):
-    """Takes everything for a cat, with a probability of 0.75; refuses what is empty of sense."""
+    """Predicts a cat with a probability of 0.75; rejects the body `nonsense`."""
 
     protocol_version = "HTTP/1.1"
     ready: ClassVar[dict[str, Any]] = {
@@ -70,40 +70,42 @@ def photos(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_photos(url: str, photos: pathlib.Path) -> None:
-    """Each file named after a class is predicted and counted; others are left alone."""
-    seen = ask(url, MODEL, photos)
+    """Each file that is named after a class is predicted and counted; other files are ignored."""
+    seen = predict_photos(url, MODEL, photos)
     assert seen.by_class == {"cat": (2, 2), "dog": (0, 1)}
     assert (seen.right, seen.all, seen.precision, seen.probability) == (2, 3, "int8", 0.75)
 
 
-def test_a_photo_that_is_refused(url: str, photos: pathlib.Path) -> None:
-    """A file that cannot be predicted is named, and no share of the rest is given."""
+def test_rejected_photo(url: str, photos: pathlib.Path) -> None:
+    """The error names a file that the service rejects; no result of the others is given."""
     (photos / "dog_1.jpg").write_bytes(b"nonsense")
     with pytest.raises(BadModel, match=r"dog_1.jpg.*not an image"):
-        ask(url, MODEL, photos)
+        predict_photos(url, MODEL, photos)
 
 
-def test_another_version(url: str, photos: pathlib.Path) -> None:
-    """A card does not tell of one version what another one did."""
+def test_another_version_is_served(url: str, photos: pathlib.Path) -> None:
+    """A service of another version is rejected, with the settings to start the right one."""
     with pytest.raises(BadModel, match="SHOAL_MODEL_VERSION=4"):
-        ask(url, MODEL.model_copy(update={"version": "4"}), photos)
+        predict_photos(url, MODEL.model_copy(update={"version": "4"}), photos)
 
 
-def test_nobody_there(photos: pathlib.Path) -> None:
+def test_no_service(photos: pathlib.Path) -> None:
+    """The error says to start the service."""
     with pytest.raises(BadModel, match="start the service first"):
-        ask("http://127.0.0.1:1", MODEL, photos)
+        predict_photos("http://127.0.0.1:1", MODEL, photos)
 
 
 def test_no_photo(url: str, tmp_path: pathlib.Path) -> None:
+    """A folder without files named after classes is rejected."""
     with pytest.raises(BadModel, match="CLASS_1"):
-        ask(url, MODEL, tmp_path)
+        predict_photos(url, MODEL, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's own
 def test_card(calibrated: pathlib.Path, tiny: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Accuracy in each precision, calibration, recipe and limits, from what was measured; the
-    version stays what it was."""
+    """The card has the accuracy in each precision, the temperature and the recipe; writing it does
+    not change the manifest."""
     pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
     folder = pathlib.Path(shutil.copytree(calibrated, tmp_path / "cifar_resnet20_v1" / "1"))
     before = (folder / manifest.MANIFEST).read_bytes()

@@ -1,4 +1,4 @@
-"""Checkpoints: one that is whole, whatever happens, and none of another run."""
+"""There is always a complete checkpoint, and it belongs to its run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def names(folder: pathlib.Path) -> list[str]:
 
 
 def test_progress_comes_back(tmp_path: pathlib.Path) -> None:
-    """What is read is what was saved, to the last bit."""
+    """The progress that is read equals the progress that was saved."""
     progress = Progress()
     progress.count(np.array([0.1, 0.2], dtype=np.float32), right=1)
     progress.close_epoch(accuracy=1 / 3, learning_rate=0.1)
@@ -40,12 +40,13 @@ def test_progress_comes_back(tmp_path: pathlib.Path) -> None:
     assert checkpoint.progress_of(saved) == progress
 
 
-def test_none_yet(tmp_path: pathlib.Path) -> None:
+def test_no_checkpoint_yet(tmp_path: pathlib.Path) -> None:
+    """Without a checkpoint, there is no newest one."""
     assert checkpoint.newest(tmp_path / "nowhere") is None
 
 
-def test_one_takes_the_place_of_the_other(tmp_path: pathlib.Path) -> None:
-    """The older goes, and so does what a killed process left; what else is there stays."""
+def test_saving_removes_older_checkpoints(tmp_path: pathlib.Path) -> None:
+    """Older and incomplete checkpoints are removed; other files stay."""
     (tmp_path / ".killed.partial" / "step-00000001").mkdir(parents=True)
     (tmp_path / "training.png").touch()
     save(tmp_path, Progress(step=1))
@@ -54,15 +55,17 @@ def test_one_takes_the_place_of_the_other(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_failed_save_keeps_the_older(tmp_path: pathlib.Path) -> None:
-    """A full disk costs the steps since, not the run."""
+    """If saving fails, the older checkpoint stays."""
     save(tmp_path, Progress(step=1))
     with pytest.raises(OSError, match="full"):
         save(tmp_path, Progress(step=2), fails=True)
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_a_power_cut_leaves_one(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The older stays until the newer is on the disk: its files, itself, and its name."""
+def test_saving_survives_a_power_cut(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older checkpoint stays until files, folder and name of the newer one are on disk."""
     save(tmp_path, Progress(step=1))
     synced = []
 
@@ -85,7 +88,7 @@ def test_a_power_cut_leaves_one(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
     ],
 )
 def test_of_another_run(tmp_path: pathlib.Path, origin: Origin, told: str) -> None:
-    """A run goes on with its own recipe, data and threads; else a line says what differs."""
+    """A run continues only with its own recipe, data and threads; the error says what differs."""
     save(tmp_path, Progress(step=1))
     saved = tmp_path / "step-00000001"
     checkpoint.check_origin(saved, ORIGIN)

@@ -1,4 +1,4 @@
-"""ONNX Runtime computes from an exported file what MXNet computes from the version."""
+"""ONNX Runtime computes the same from an exported file as MXNet from the version."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def served(folder: pathlib.Path, images: Any) -> Any:
 
 
 def check(folder: pathlib.Path, path: pathlib.Path) -> Any:
-    """One image and five: the batch size is open."""
+    """Compare with MXNet for one image and for five: the batch size is free."""
     model = manifest.read(folder)
     images = np.random.default_rng(2).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     mean, std = model.normalisation.mean, model.normalisation.std
@@ -49,7 +49,7 @@ def check(folder: pathlib.Path, path: pathlib.Path) -> Any:
 
 
 def test_the_version_that_ships(calibrated: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Temperature and softmax are in the graph; the metadata say what goes in and comes out."""
+    """Temperature and softmax are in the graph; the metadata have classes and normalization."""
     path = tmp_path / "net.onnx"
     options = ["--store", str(calibrated.parents[1]), "--onnx", str(path)]
     assert main(["export", "cifar_resnet20_v1/1", *options]) == 0
@@ -62,7 +62,7 @@ def test_the_version_that_ships(calibrated: pathlib.Path, tmp_path: pathlib.Path
 
 @pytest.mark.parametrize("architecture", ["cifar_resnet20_v2", "cifar_resnext29_32x4d"])
 def test_other_architectures(architecture: str, tmp_path: pathlib.Path) -> None:
-    """BatchNorm without a scale and before convolutions; grouped convolutions."""
+    """BatchNorm without a scale or before convolutions, and grouped convolutions, are exported."""
     mx = load_mxnet(1)
     network = build(architecture, 10)
     network.initialize(mx.init.Xavier(magnitude=3))
@@ -78,7 +78,7 @@ def test_other_architectures(architecture: str, tmp_path: pathlib.Path) -> None:
 
 
 def test_no_translation() -> None:
-    """An operator that is not known is named, not left out."""
+    """An unknown operator is an error that names it."""
     from model_store.training.export import _steps
 
     node = {"op": "Dropout", "name": "drop", "names": ["x"], "attrs": {"p": "0.5"}}

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from benchmarks.processes import started
 from model_store import manifest
 from model_store.__main__ import main
 from model_store.params import read_params
 from model_store.training import cifar10
+from model_store.training.checkpoint import Progress
+from model_store.training.recipe import Recipe
 
 pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
 pytestmark = pytest.mark.slow
@@ -51,6 +57,37 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+class Steps:
+    """A run of two epochs of three steps, which records the steps that are saved."""
+
+    def __init__(self) -> None:
+        self.recipe = Recipe(epochs=2, batch_size=1)
+        self.batches = self
+        self.per_epoch, self.steps = 3, 6
+        self.progress = Progress()
+        self.saved: list[int] = []
+
+    def run(self, held_out: cifar10.Split) -> Iterator[Progress]:
+        while self.progress.step < self.steps:
+            self.progress.count(np.zeros(1, dtype=np.float32), right=1)
+            if self.progress.step % self.per_epoch == 0:
+                self.progress.close_epoch(accuracy=None, learning_rate=0.1)
+            yield self.progress
+
+    def save(self, folder: pathlib.Path) -> None:
+        self.saved.append(self.progress.step)
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0.0, [1, 2, 3, 4, 5, 6]), (math.inf, [3, 6])])
+def test_checkpoints_by_time(tmp_path: pathlib.Path, seconds: float, saved: list[int]) -> None:
+    """A checkpoint is saved after every epoch, and within an epoch when the time has passed."""
+    from model_store.training.job import _run
+
+    steps, none = Steps(), cifar10.Split(np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int64))
+    _run(cast(Any, steps), none, tmp_path, seconds)
+    assert steps.saved == saved
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     work = tmp_path_factory.mktemp("uninterrupted")
@@ -80,13 +117,14 @@ def test_interrupted_and_resumed(
     data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """Ctrl-C in the middle of an epoch loses nothing: the same command ends in the same bytes."""
-    stopped = subprocess.Popen(command(data, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     saved = tmp_path / "saved"
-    while not list(saved.glob("step-*")):  # the first epoch is done
-        assert stopped.poll() is None
-        time.sleep(0.01)
-    stopped.send_signal(signal.SIGINT)
-    _, said = stopped.communicate(timeout=60)
+    training = command(data, tmp_path)
+    with started(training, cwd=ROOT, stderr=subprocess.PIPE, text=True) as stopped:
+        while not list(saved.glob("step-*")):  # the first epoch is done
+            assert stopped.poll() is None
+            time.sleep(0.01)
+        stopped.send_signal(signal.SIGINT)
+        _, said = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, said
     assert "the same command goes on from here" in said
     assert not (tmp_path / "cifar_resnet20_v1").exists()

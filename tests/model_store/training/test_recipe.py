@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from model_store.training.recipe import Recipe
+from tests.sources import ROOT
 
 
 @pytest.mark.parametrize(("step", "side"), [(0, 24), (49, 24), (50, 32), (99, 32)])
@@ -45,3 +48,10 @@ def test_teachers() -> None:
     """Teachers are separated by commas."""
     assert Recipe(teacher="a/1,b/2").teachers == ("a/1", "b/2")
     assert Recipe().teachers == ()
+
+
+def test_every_option_is_documented() -> None:
+    """docs/training.md explains every option that decides the weights."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    options = [f"`--{field.name.replace('_', '-')}`" for field in dataclasses.fields(Recipe)]
+    assert [option for option in options if option not in page] == []

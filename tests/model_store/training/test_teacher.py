@@ -1,4 +1,4 @@
-"""Teachers: which versions can teach, what they say, and the file that keeps it."""
+"""Versions that can be teachers, their logits, and the file that keeps the logits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows(number: int) -> np.ndarray[Any, np.dtype[np.float16]]:
 
 
 def test_memory_keeps_each_place(tmp_path: pathlib.Path) -> None:
-    """What was put comes back bit for bit, also in the next process; other places are unknown."""
+    """Stored logits are read back bit for bit, also from a new object; other places are unknown."""
     first = memory(tmp_path / "new" / "folder")
     places = [
         Place(side, view, number) for side in (24, 32) for view in (0, 1) for number in (0, 2)
@@ -48,7 +48,7 @@ def test_memory_keeps_each_place(tmp_path: pathlib.Path) -> None:
 
 
 def test_memory_of_half_a_batch(tmp_path: pathlib.Path) -> None:
-    """A batch of which a row is missing is not known: a killed process may have written half."""
+    """A batch with a missing row is unknown: a killed process may have written half of it."""
     torn = rows(1)
     torn[2] = 0
     kept = memory(tmp_path)
@@ -82,7 +82,7 @@ def test_memory_is_shared(tmp_path: pathlib.Path, same: dict[str, Any]) -> None:
 
 
 def test_other_classes_cannot_teach(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """A version that tells other classes apart is rejected."""
+    """A version with other classes is rejected."""
     described = versions.read_manifest(model)
     reversed_classes = {"classes": tuple(reversed(cifar10.CLASSES)), "version": "1"}
     folder = tmp_path / described.name / "1"
@@ -96,8 +96,8 @@ def test_other_classes_cannot_teach(model: pathlib.Path, tmp_path: pathlib.Path)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's own
 def test_logits(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Teachers say what the reference says, two of them their mean; a known batch is not computed
-    again."""
+    """The logits agree with the reference; two teachers give their mean; a known batch is not
+    computed again."""
     mx = load_mxnet(threads=1)
     version = read_version(model.parents[1], f"{model.parent.name}/{model.name}")
     arrays = {name: array * 1 for name, array in version.arrays.items()}

@@ -165,10 +165,11 @@ async def test_as_many_as_allowed(client: httpx.AsyncClient, settings: Settings)
 
 async def test_forms_count_toward_the_upload_memory(client: httpx.AsyncClient) -> None:
     """All bytes of a form count until its images are decoded, and none afterwards."""
-    more = asyncio.Event()
+    begun, more = asyncio.Semaphore(0), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
         yield bytes(90_000)
+        begun.release()  # the service asks for more: it has read the first part
         await more.wait()
 
     def raw(content: Any) -> asyncio.Task[httpx.Response]:
@@ -176,7 +177,8 @@ async def test_forms_count_toward_the_upload_memory(client: httpx.AsyncClient) -
         return asyncio.create_task(client.post("/predict", content=content, headers=headers))
 
     waiting = [raw(slow()), raw(slow())]
-    await asyncio.sleep(0.05)
+    for _ in waiting:
+        await begun.acquire()
     refused = await post(client, *[HORSE + bytes(15_000)] * 3)
     assert (refused.status_code, refused.json()["code"]) == (503, "upload_memory_full")
     more.set()

@@ -35,6 +35,7 @@ from service.errors import (
     ImageTooLarge,
 )
 from tests.fakes import Clock
+from tests.waiting import until
 
 PIXELS = bytes(32 * 32 * 3)
 ANSWER = 0, PIXELS
@@ -53,6 +54,7 @@ class Process:
         self.used_at: float | None = None
         self.is_busy = False
         self.closed = self.killed = False
+        self.is_alive = True
         self.images = 0
         self.image_seconds = self.held_seconds = 0.0
         self._template = template
@@ -201,13 +203,6 @@ def ask(
 
 def _has(kills: list[str], number: int) -> bool:
     return len(kills) == number
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let others run until `condition` holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what it says, no event does
-            await asyncio.sleep(0)
 
 
 async def test_pool_returns_pixels_and_raises_faults(
@@ -524,9 +519,7 @@ async def test_pool_is_down_where_no_decoder_can_be_started(
         with pytest.raises(DecodersDown):
             await decoders.run(ORDINARY, b"client", 10)
         template.failures = 0
-        async with asyncio.timeout(10):
-            while decoders.is_down:  # noqa: ASYNC110  # the attempts are some milliseconds apart
-                await asyncio.sleep(0.001)
+        await until(lambda: not decoders.is_down)
         await decoders.run(ORDINARY, b"client", 10)
 
 
@@ -539,9 +532,7 @@ async def test_pool_ends_a_decoder_that_computes_without_an_image(
         await decoders.run(ORDINARY, b"client", 10)
         assert not any(process.killed for process in template.forked)
         template.unasked = True
-        async with asyncio.timeout(10):
-            while not all(process.killed for process in template.forked):  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+        await until(lambda: all(process.killed for process in template.forked))
 
 
 async def test_pool_blames_no_client_for_a_decoder_that_stands_still(
@@ -722,6 +713,23 @@ async def test_pool_is_down_where_the_start_of_decoders_takes_long(
         template.starts.set()
         await until(lambda: not decoders.is_down)
         await decoders.run(ORDINARY, b"client", 10)
+
+
+async def test_pool_is_down_where_no_decoder_is_alive(
+    template: FakeTemplate, clock: Clock, kills: list[str]
+) -> None:
+    """An idle decoder that has ended is replaced later, but does not count."""
+    async with running(template, kills.append, clock) as decoders:
+        await until(lambda: len(template.forked) == 3)
+        await decoders.run(ORDINARY, b"client", 10)
+        template.failures = 1
+        template.outcomes += [CRASH]
+        await decoders.run(ORDINARY, b"client", 10)
+        await until(lambda: template.failures == 0)
+        assert not decoders.is_down
+        for process in template.forked:
+            process.is_alive = False
+        assert decoders.is_down
 
 
 async def test_pool_starts_again_at_once_when_the_template_ends(

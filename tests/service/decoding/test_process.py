@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.processes import started, wait_until_ended
 from service.decoding.image import as_pixels, identify
 from service.decoding.launch import Template
 from service.decoding.picture import Fault
@@ -106,7 +107,7 @@ async def test_process_is_not_killed_for_time_in_which_it_does_not_run(
     assert (await decoding)[0] == 0
 
 
-async def test_process_that_crashes_is_noticed(process: DecoderProcess) -> None:
+async def test_process_that_crashes_is_noticed(template: Template, process: DecoderProcess) -> None:
     """Whatever ends it: its caller is told at once."""
     os.kill(process.pid, signal.SIGSTOP)
     image = identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS)
@@ -116,6 +117,8 @@ async def test_process_that_crashes_is_noticed(process: DecoderProcess) -> None:
     with pytest.raises(DecoderEnded) as ended:
         await decoding
     assert ended.value.killed_for is None
+    await template.reap(process)
+    assert not process.is_alive
 
 
 async def test_processes_share_nothing_with_the_server(
@@ -152,23 +155,14 @@ asyncio.run(main())
 """
 
 
-async def test_killing_the_server_ends_all_decoders() -> None:
+def test_killing_the_server_ends_all_decoders() -> None:
     """Nothing of them is left, though the server had no time to end them."""
-    server = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVER, stdout=subprocess.PIPE
-    )
-    assert server.stdout is not None
-    line = await server.stdout.readline()
-    pidfds = [os.pidfd_open(int(pid)) for pid in line.split()]
-    server.kill()
-    await server.wait()
-    for pidfd in pidfds:
-        ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(pidfd, ended.set)
-        async with asyncio.timeout(60):
-            await ended.wait()
-        asyncio.get_running_loop().remove_reader(pidfd)
-        os.close(pidfd)
+    with started([sys.executable, "-c", SERVER], grace=0, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        pids = [int(pid) for pid in server.stdout.readline().split()]
+        assert len(pids) == 2
+        server.kill()
+        assert wait_until_ended(pids, 60)
 
 
 async def test_closing_the_template_ends_all_decoders(template: Template) -> None:
@@ -300,15 +294,14 @@ async def test_process_says_when_it_lacks_memory(template: Template, kind: str, 
 @pytest.fixture
 async def captured() -> AsyncIterator[tuple[DecoderProcess, socket.socket, int]]:
     """A decoder that does what the test does: the server's side, its socket, and its file."""
-    sleeper = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220  # it does not wait
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    file = os.memfd_create("image")
-    process = DecoderProcess(sleeper.pid, ours, os.dup(file))
-    yield process, theirs, file
-    process.close()
-    theirs.close()
-    os.close(file)
-    sleeper.wait()
+    with started(["sleep", "600"], grace=0) as sleeper:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        file = os.memfd_create("image")
+        process = DecoderProcess(sleeper.pid, ours, os.dup(file))
+        yield process, theirs, file
+        process.close()
+        theirs.close()
+        os.close(file)
 
 
 async def test_captured_decoder_cannot_answer_for_the_next_image(

@@ -1,4 +1,4 @@
-"""Our messages are the protocol's: names, numbers and types as NVIDIA's client has them."""
+"""Tests that our messages have the names, numbers and types of NVIDIA's client."""
 
 from __future__ import annotations
 
@@ -27,39 +27,41 @@ def fields(message: Any) -> dict[str, tuple[int, int, bool, str]]:
 
 
 def messages(of: Any) -> dict[str, Any]:
-    """By name, with those inside of others."""
-    found = {}
+    """All messages by name, nested ones included."""
+    by_name = {}
     for message in of:
-        found[message.full_name] = message
-        found |= messages(message.nested_types)
-    return found
+        by_name[message.full_name] = message
+        by_name |= messages(message.nested_types)
+    return by_name
 
 
 @pytest.mark.parametrize("name", messages(OURS.message_types_by_name.values()))
-def test_message(name: str) -> None:
+def test_message_has_the_fields_of_the_protocol(name: str) -> None:
+    """Each message has the same fields as the message of the same name in NVIDIA's client."""
     ours = messages(OURS.message_types_by_name.values())[name]
     theirs = messages(THEIRS.message_types_by_name.values())[name]
     assert fields(ours) == fields(theirs)
 
 
-def test_methods() -> None:
+def test_methods_have_the_messages_of_the_protocol() -> None:
+    """Each method has the same request and response type as in NVIDIA's client."""
     theirs = THEIRS.services_by_name["GRPCInferenceService"]
     assert SERVICE.full_name == theirs.full_name
     for method in SERVICE.methods:
-        there = theirs.methods_by_name[method.name]
-        assert method.input_type.full_name == there.input_type.full_name
-        assert method.output_type.full_name == there.output_type.full_name
+        same = theirs.methods_by_name[method.name]
+        assert method.input_type.full_name == same.input_type.full_name
+        assert method.output_type.full_name == same.output_type.full_name
 
 
-def test_the_description_is_of_the_text_beside_it() -> None:
-    """`make proto` was run: the text has the same messages, and the same fields in each."""
+def test_compiled_description_matches_the_proto_file() -> None:
+    """The compiled description has the fields and methods of the text, so `make proto` was run."""
     text = re.sub(r"//.*", "", DESCRIPTION.with_suffix(".proto").read_text())
-    said = re.findall(r"(\w+) = (\d+);", text)
+    in_text = re.findall(r"(\w+) = (\d+);", text)
     described = [
         (field.name, str(field.number))
         for message in messages(OURS.message_types_by_name.values()).values()
         if not message.GetOptions().map_entry
         for field in message.fields
     ]
-    assert sorted(said) == sorted(described)
+    assert sorted(in_text) == sorted(described)
     assert set(re.findall(r"rpc (\w+)", text)) == set(SERVICE.methods_by_name)

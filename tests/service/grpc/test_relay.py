@@ -1,4 +1,4 @@
-"""What a client may do to a gRPC connection: real sockets, and a gRPC server that is played."""
+"""Tests the relay with real sockets and a fake gRPC server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from itertools import pairwise
 
 import pytest
 
-from service.grpc import relay, turn
-from service.grpc.frames import (
+from service.grpc import connection_streams, frame_credit, frame_filter, relay, turn_limit
+from service.grpc.http2_frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -23,11 +23,11 @@ from service.grpc.frames import (
     PREFACE,
     RST_STREAM,
     SETTINGS,
-    Heads,
+    FrameHeads,
     field,
     frame,
 )
-from service.grpc.front import Front
+from service.grpc.listener import RelayListener
 from service.grpc.streams import Stream, Streams
 from service.server.connection_limit import Connections
 from service.upload.body import UploadMemory
@@ -38,19 +38,19 @@ PING = 0x6
 START = PREFACE + frame(SETTINGS, 0, 0)
 CALL = frame(HEADERS, END_HEADERS, 1, b"call")
 ANSWER = frame(HEADERS, END_HEADERS | END_STREAM, 1, b"answer")
-MOST = 2
+MAX_CONNECTIONS = 2
 
 
 class Wire:
-    """A front with two connections at most, and what its gRPC server receives."""
+    """A listener for at most two connections, and the connections to its fake gRPC server."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.connections = Connections(MOST)
-        self.budget = UploadMemory(2**20)
-        self.streams = Streams(self.budget, 8)
+        self.connections = Connections(MAX_CONNECTIONS)
+        self.memory = UploadMemory(2**20)
+        self.streams = Streams(self.memory, 8)
         self.path = str(folder / "grpc")
-        self.front = Front(self.connections, self.streams, self.path)
-        self.cores = asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
+        self.relays = RelayListener(self.connections, self.streams, self.path)
+        self.servers = asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
         self.writers: list[asyncio.StreamWriter] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
 
@@ -63,7 +63,7 @@ class Wire:
         return reader, writer
 
     async def stream(self) -> Stream:
-        """The only one, as soon as there is one."""
+        """Wait for the only stream."""
         await until(lambda: len(self.streams) > 0)
         (stream,) = self.streams
         return stream
@@ -71,8 +71,8 @@ class Wire:
 
 @pytest.fixture
 async def wire(tmp_path: pathlib.Path) -> AsyncIterator[Wire]:
-    async with wired(tmp_path) as found:
-        yield found
+    async with wired(tmp_path) as wire:
+        yield wire
 
 
 @asynccontextmanager
@@ -81,17 +81,17 @@ async def wired(folder: pathlib.Path) -> AsyncIterator[Wire]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire.writers.append(writer)
-        await wire.cores.put((reader, writer))
+        await wire.servers.put((reader, writer))
 
-    core = await asyncio.start_unix_server(serve, wire.path)
-    await wire.front.start([wire.listener])
+    server = await asyncio.start_unix_server(serve, wire.path)
+    await wire.relays.start([wire.listener])
     try:
         yield wire
     finally:
-        wire.front.stop_accepting()
-        wire.front.stop()
-        core.close()
-        for _ in range(10):  # turns of the loop in which accepted connections reach `serve`
+        wire.relays.stop_accepting()
+        wire.relays.stop()
+        server.close()
+        for _ in range(10):  # turns of the event loop until accepted connections reach `serve`
             await asyncio.sleep(0)
         for writer in wire.writers:
             writer.transport.abort()
@@ -100,25 +100,25 @@ async def wired(folder: pathlib.Path) -> AsyncIterator[Wire]:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110  # a protocol's state, of which no event tells
+        while not holds():  # noqa: ASYNC110  # no event tells of a protocol's state
             await asyncio.sleep(0.001)
 
 
 async def reason(reader: asyncio.StreamReader) -> str:
-    """The text of the GOAWAY with which the connection ends."""
+    """The text of the GOAWAY that ends the connection."""
     async with asyncio.timeout(PATIENCE):
         data = await reader.read()
-    *_, (kind, _, _) = Heads().feed(data)
+    *_, (kind, _, _) = FrameHeads().feed(data)
     assert kind == GOAWAY
     return data.rpartition(b"\0\0\0\x0b")[2].decode()
 
 
 async def arrived(wire: Wire, count: int) -> None:
-    await until(lambda: wire.budget.held == count)
+    await until(lambda: wire.memory.held == count)
 
 
-async def test_frames_pass_unchanged_but_for_one_header(wire: Wire) -> None:
-    """In pieces of any size; the header is a frame behind the client's own headers."""
+async def test_relay_adds_one_header_and_changes_nothing_else(wire: Wire) -> None:
+    """The frames arrive unchanged, with one frame inserted after the client's headers."""
     sent = START + CALL + frame(DATA, END_STREAM, 1, b"message")
     _, writer = await wire.connect(b"")
     at = 0
@@ -127,54 +127,56 @@ async def test_frames_pass_unchanged_but_for_one_header(wire: Wire) -> None:
         writer.write(sent[at : at + size])
         await asyncio.sleep(0)
         at += size
-    core, _ = await wire.cores.get()
+    server, _ = await wire.servers.get()
     name = field("shoal-stream", (await wire.stream()).name)
     named = frame(CONTINUATION, END_HEADERS, 1, name)
     expected = (
         START + frame(HEADERS, 0, 1, b"call") + named + frame(DATA, END_STREAM, 1, b"message")
     )
-    assert await core.readexactly(len(expected)) == expected
+    assert await server.readexactly(len(expected)) == expected
     assert (await wire.stream()).client == "127.0.0.1"
 
 
-async def test_bytes_are_held_until_the_call_ends(wire: Wire) -> None:
-    """By the answer, by either side's reset, and by the end of the connection."""
+async def test_relay_counts_bytes_until_the_call_ends(wire: Wire) -> None:
+    """A response, a reset by either side, and the end of the connection release the bytes."""
     reset = frame(RST_STREAM, 0, 1, bytes(4))
-    for ends in "answer", "client", "core", "connection":
+    for ends in "answer", "client", "server", "connection":
         _, writer = await wire.connect(START + CALL + frame(DATA, 0, 1, bytes(1000)))
-        _, core = await wire.cores.get()
+        _, server = await wire.servers.get()
         await arrived(wire, 1000)
         if ends == "client":
             writer.write(reset)
         elif ends == "connection":
             writer.close()
         else:
-            core.write(ANSWER if ends == "answer" else reset)
+            server.write(ANSWER if ends == "answer" else reset)
         await arrived(wire, 0)
         assert not len(wire.streams)
         writer.close()
 
 
 @pytest.mark.parametrize("sent", [b"", PREFACE[:10]])
-async def test_a_preface_must_be_complete_in_time(
+async def test_preface_must_be_complete_in_time(
     wire: Wire, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A connection without a complete preface is closed after `HEAD_SECONDS`."""
     monkeypatch.setattr(relay, "HEAD_SECONDS", 0.1)
     reader, _ = await wire.connect(sent)
     assert await ended(reader)
 
 
-async def test_another_protocol_is_refused(wire: Wire) -> None:
+async def test_relay_rejects_another_protocol(wire: Wire) -> None:
+    """A connection that begins with anything but the preface is closed."""
     reader, _ = await wire.connect(b"GET / HTTP/1.1\r\n\r\n")
     assert await reader.read() == b""
-    assert wire.cores.empty()
+    assert wire.servers.empty()
 
 
 BLOCK = frame(HEADERS, 0, 1, b"call")
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "expected"),
     [
         (BLOCK + 3 * frame(CONTINUATION, 0, 1, bytes(11_000)), "longer than 32768 bytes"),
         (BLOCK + frame(PING, 0, 0, bytes(8)), "interrupted"),
@@ -189,17 +191,19 @@ BLOCK = frame(HEADERS, 0, 1, b"call")
         (CALL + frame(DATA, 0, 0, bytes(1000)), "stream 0, which is not open"),
     ],
 )
-async def test_what_no_client_may_send(wire: Wire, sent: bytes, told: str) -> None:
-    """The connection ends, and the client is told why."""
+async def test_relay_rejects_frames_that_are_not_allowed(
+    wire: Wire, sent: bytes, expected: str
+) -> None:
+    """The connection is closed with the reason."""
     reader, _ = await wire.connect(START + sent)
-    assert told in await reason(reader)
+    assert expected in await reason(reader)
 
 
-async def test_a_header_block_must_be_complete_in_time(
+async def test_header_block_must_be_complete_in_time(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where its frames go on and on without a byte."""
-    monkeypatch.setattr(relay, "HEAD_SECONDS", 0.2)
+    """Empty frames in the block do not extend the time."""
+    monkeypatch.setattr(frame_filter, "HEAD_SECONDS", 0.2)
     reader, writer = await wire.connect(START + BLOCK)
     ended = asyncio.ensure_future(reader.read())
     while not ended.done():
@@ -234,53 +238,57 @@ FLOODS = {flood: 10_000 * one for flood, one in REPEATED.items()} | {
 
 
 @pytest.mark.parametrize("flood", FLOODS)
-async def test_frames_without_a_message_are_taken_slowly(
+async def test_frames_without_a_message_are_relayed_slowly(
     wire: Wire, flood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No more than allowed are passed on, and a flood that goes on ends the connection."""
+    """At most the allowed number is relayed, and a lasting flood ends the connection."""
     monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.5)
     begin = BEGINS.get(flood, b"")
     reader, _ = await wire.connect(START + CALL + begin + FLOODS[flood])
-    core, _ = await wire.cores.get()
+    server, _ = await wire.servers.get()
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.timeout(PATIENCE):
-        passed = len(list(Heads().feed((await core.read())[len(PREFACE) :])))
+        passed = len(list(FrameHeads().feed((await server.read())[len(PREFACE) :])))
     seconds = loop.time() - began
-    assert passed <= relay.FRAMES_AT_ONCE + relay.FRAMES_PER_SECOND * (seconds + 1) + 4
+    assert (
+        passed <= frame_credit.FRAMES_AT_ONCE + frame_credit.FRAMES_PER_SECOND * (seconds + 1) + 4
+    )
     assert await ended(reader)
 
 
 @pytest.mark.parametrize("flood", ["pings", "calls that are reset"])
-async def test_connecting_again_allows_no_further_frames(
+async def test_connecting_again_gives_no_further_credit(
     wire: Wire, flood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connections of a client together may send as many frames as one."""
+    """All connections of a client together may send as many frames as one."""
     monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.1)
     loop = asyncio.get_running_loop()
     began, passed = loop.time(), 0
     for _ in range(5):
         reader, writer = await wire.connect(START + FLOODS[flood])
-        core, _ = await wire.cores.get()
+        server, _ = await wire.servers.get()
         async with asyncio.timeout(PATIENCE):
-            passed += len(list(Heads().feed((await core.read())[len(PREFACE) :])))
+            passed += len(list(FrameHeads().feed((await server.read())[len(PREFACE) :])))
         assert await ended(reader)
         writer.close()
-    allowed = relay.FRAMES_AT_ONCE + relay.FRAMES_PER_SECOND * (loop.time() - began + 1)
-    assert passed <= allowed + 5 * relay.RESET_COST
+    allowed = frame_credit.FRAMES_AT_ONCE + frame_credit.FRAMES_PER_SECOND * (
+        loop.time() - began + 1
+    )
+    assert passed <= allowed + 5 * frame_credit.RESET_COST
 
 
-async def answered_calls(wire: Wire, most: int, message: bytes, beside: bytes = b"") -> int:
-    """Make up to `most` calls on one connection, 50 at a time. Returns the number of answers until
-    the connection has ended."""
+async def answered_calls(wire: Wire, limit: int, message: bytes, beside: bytes = b"") -> int:
+    """Make up to `limit` calls on one connection, 50 at a time. Returns the number of responses
+    until the connection has ended."""
     reader, writer = await wire.connect()
-    core, answers = await wire.cores.get()
-    await core.readexactly(len(PREFACE))
+    server, answers = await wire.servers.get()
+    await server.readexactly(len(PREFACE))
 
     async def answer() -> None:
-        heads = Heads()
+        heads = FrameHeads()
         with suppress(ConnectionError):
-            while data := await core.read(65_536):
+            while data := await server.read(65_536):
                 for kind, _, number in heads.feed(data):
                     if kind == HEADERS:
                         ends = END_HEADERS | END_STREAM
@@ -289,7 +297,7 @@ async def answered_calls(wire: Wire, most: int, message: bytes, beside: bytes = 
     answering, count = asyncio.ensure_future(answer()), 0
     with suppress(asyncio.IncompleteReadError, ConnectionError):
         async with asyncio.timeout(PATIENCE):
-            while count < most:
+            while count < limit:
                 for number in range(2 * count + 1, 2 * count + 101, 2):
                     writer.write(frame(HEADERS, END_HEADERS, number))
                     writer.write(frame(DATA, END_STREAM, number, message) + beside)
@@ -300,86 +308,88 @@ async def answered_calls(wire: Wire, most: int, message: bytes, beside: bytes = 
     return count
 
 
-@pytest.mark.parametrize("message", [b"", bytes(relay.USEFUL_BYTES - 1)])
-async def test_answered_calls_without_a_message_are_taken_slowly(
+@pytest.mark.parametrize("message", [b"", bytes(frame_credit.USEFUL_BYTES - 1)])
+async def test_responses_without_a_message_give_no_credit(
     wire: Wire, message: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their answers allow no further frames. Messages of a few bytes do not either."""
+    """Calls with an empty or very short message are relayed slowly, although they are answered."""
     monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.5)
     began = (loop := asyncio.get_running_loop()).time()
     count = await answered_calls(wire, 4_000, message)
     seconds = loop.time() - began
-    assert count <= relay.FRAMES_AT_ONCE + relay.FRAMES_PER_SECOND * (seconds + 1)
+    assert count <= frame_credit.FRAMES_AT_ONCE + frame_credit.FRAMES_PER_SECOND * (seconds + 1)
 
 
-@pytest.mark.parametrize(("size", "pings"), [(relay.USEFUL_BYTES, 0), (9 * relay.USEFUL_BYTES, 6)])
-async def test_frames_of_calls_that_are_answered_pass_at_any_rate(
+@pytest.mark.parametrize(
+    ("size", "pings"), [(frame_credit.USEFUL_BYTES, 0), (9 * frame_credit.USEFUL_BYTES, 6)]
+)
+async def test_responses_to_messages_give_credit(
     wire: Wire, size: int, pings: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answers to calls with a message allow further frames: calls, and what clients send beside
-    them."""
+    """Calls with a message, and the frames that clients send beside them, are relayed at any
+    rate."""
     monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.1)
-    count = 2 * relay.FRAMES_AT_ONCE
+    count = 2 * frame_credit.FRAMES_AT_ONCE
     beside = pings * frame(PING, 0, 0, bytes(8))
     assert await answered_calls(wire, count, bytes(size), beside) == count
 
 
-async def test_calls_in_one_turn_of_the_event_loop_are_bounded(
+async def test_calls_in_one_turn_of_the_event_loop_are_limited(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all connections together, and all calls are passed on."""
+    """The limit is for all connections together, and all calls are relayed in the end."""
     calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 501, 2))
-    monkeypatch.setattr(turn, "CALLS", 10)
+    monkeypatch.setattr(turn_limit, "CALLS", 10)
     counts = [0]
     async with wired(tmp_path) as wire:
-        for _ in range(MOST):
+        for _ in range(MAX_CONNECTIONS):
             await wire.connect(START + calls)
         async with asyncio.timeout(PATIENCE):
-            while counts[-1] < MOST * 250:
+            while counts[-1] < MAX_CONNECTIONS * 250:
                 await asyncio.sleep(0)
                 counts.append(len(wire.streams))
     # A turn of this task may span parts of several turns.
-    assert max(after - before for before, after in pairwise(counts)) <= 5 * turn.CALLS
+    assert max(after - before for before, after in pairwise(counts)) <= 5 * turn_limit.CALLS
 
 
-async def test_open_calls_of_a_connection_are_bounded(wire: Wire) -> None:
-    """Also where gRPC's server does not answer them."""
+async def test_open_calls_of_a_connection_are_limited(wire: Wire) -> None:
+    """The limit holds also if gRPC's server does not answer the calls."""
     calls = (frame(HEADERS, END_HEADERS, number) for number in range(1, 601, 2))
     reader, _ = await wire.connect(START + b"".join(calls))
-    assert f"more than {relay.OPEN_STREAMS} calls" in await reason(reader)
+    assert f"more than {connection_streams.OPEN_STREAMS} calls" in await reason(reader)
     await until(lambda: not len(wire.streams))
 
 
-async def test_a_call_without_a_handler_ends(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In time, with its connection; one with a handler goes on."""
+async def test_call_without_a_handler_ends(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call without a handler ends in time, with its connection; a call with a handler goes on."""
     handled, _ = await wire.connect(START + CALL)
     stream = await wire.stream()
     assert wire.streams.claim(stream.name) is stream
-    monkeypatch.setattr(relay, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(connection_streams, "READ_SECONDS", 0.1)
     ignored, _ = await wire.connect(START + CALL)
     assert await ended(ignored)
     await until(lambda: list(wire.streams) == [stream])
     assert not handled.at_eof()
 
 
-async def test_a_call_that_is_claimed_counts_once(wire: Wire) -> None:
-    """However often handlers ask for its name, its connection makes room after the answer."""
+async def test_call_that_is_claimed_counts_once(wire: Wire) -> None:
+    """However often its name is claimed, its connection can be replaced after the response."""
     reader, _ = await wire.connect(START + CALL)
-    _, core = await wire.cores.get()
+    _, server = await wire.servers.get()
     stream = await wire.stream()
     assert wire.streams.claim(stream.name) is stream
     assert [wire.streams.claim(stream.name) for _ in range(3)] == [None] * 3
     stream.take()
     wire.streams.answer(stream)
-    core.write(ANSWER)
+    server.write(ANSWER)
     assert await reader.readexactly(len(ANSWER))
-    for _ in range(MOST):
+    for _ in range(MAX_CONNECTIONS):
         await wire.connect(START)
     assert "waited longest" in await reason(reader)
 
 
-async def test_the_connection_of_the_oldest_unread_answer_makes_room(wire: Wire) -> None:
-    """All its calls end at once, and the client is told why."""
+async def test_expelled_connection_ends_its_calls(wire: Wire) -> None:
+    """All calls of the connection end immediately, and the client gets the reason."""
     reader, _ = await wire.connect(START + CALL)
     stream = await wire.stream()
     stream.expel()
@@ -388,51 +398,52 @@ async def test_the_connection_of_the_oldest_unread_answer_makes_room(wire: Wire)
 
 
 async def ended(reader: asyncio.StreamReader) -> bool:
-    """Whether the connection ends; its last bytes may be lost where more was sent than read."""
+    """Wait for the end of the connection. Its last bytes are lost if not all was read."""
     with suppress(ConnectionError):
         async with asyncio.timeout(PATIENCE):
             await reader.read()
     return True
 
 
-async def test_waiting_connections_make_room(wire: Wire) -> None:
-    """One with a message under way waits, too; one whose message is being answered does not."""
+async def test_new_connection_replaces_a_waiting_one(wire: Wire) -> None:
+    """A connection with an incomplete message waits; one whose message is handled does not."""
     busy, _ = await wire.connect(START + CALL)
     (await wire.stream()).take()
     slow, _ = await wire.connect(START + CALL + frame(DATA, 0, 1, b"x"))
     await arrived(wire, 1)
     newest, _ = await wire.connect(START)
     assert "waited longest" in await reason(slow)
-    await wire.cores.get()
-    assert len(wire.connections.connections) == MOST
+    await wire.servers.get()
+    assert len(wire.connections.connections) == MAX_CONNECTIONS
     assert not busy.at_eof() and not newest.at_eof()
 
 
-async def test_no_room_where_all_are_busy(wire: Wire) -> None:
-    """A newcomer is told to come back, until an answer has been sent."""
-    for _ in range(MOST):
+async def test_new_connection_is_rejected_if_all_are_busy(wire: Wire) -> None:
+    """The new client is asked to try again. After a response, a new connection is accepted."""
+    for _ in range(MAX_CONNECTIONS):
         await wire.connect(START + CALL)
-        _, core = await wire.cores.get()
-    await until(lambda: len(wire.streams) == MOST)
+        _, server = await wire.servers.get()
+    await until(lambda: len(wire.streams) == MAX_CONNECTIONS)
     for stream in wire.streams:
         stream.take()
     refused, _ = await wire.connect(b"")
     assert "Try again" in await reason(refused)
-    core.write(ANSWER)
-    await until(lambda: len(wire.streams) < MOST)
+    server.write(ANSWER)
+    await until(lambda: len(wire.streams) < MAX_CONNECTIONS)
     await wire.connect(START)
-    await wire.cores.get()
+    await wire.servers.get()
 
 
-async def test_a_client_that_does_not_take_its_answer(
+async def test_client_that_does_not_read_is_disconnected(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is disconnected: where it does not read, and where it allows no byte of the answer."""
-    monkeypatch.setattr(relay, "READ_SECONDS", 0.2)
+    """That is so if the client does not read, and if its flow control allows no byte."""
+    for module in relay, connection_streams:
+        monkeypatch.setattr(module, "READ_SECONDS", 0.2)
     _, writer = await wire.connect(START + CALL)
-    _, core = await wire.cores.get()
+    _, server = await wire.servers.get()
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    core.write(1000 * frame(DATA, 0, 1, bytes(16_000)))
+    server.write(1000 * frame(DATA, 0, 1, bytes(16_000)))
     await until(lambda: not wire.connections.connections)
     reader, _ = await wire.connect(START + CALL)
     stream = await wire.stream()
@@ -441,9 +452,10 @@ async def test_a_client_that_does_not_take_its_answer(
     assert await ended(reader)
 
 
-async def test_a_server_that_leaves_takes_the_client_with_it(wire: Wire) -> None:
+async def test_end_of_the_server_ends_the_client_connection(wire: Wire) -> None:
+    """The client gets everything the server sent, and then the end of the connection."""
     reader, _ = await wire.connect(START)
-    _, core = await wire.cores.get()
-    core.write(ANSWER)
-    core.close()
+    _, server = await wire.servers.get()
+    server.write(ANSWER)
+    server.close()
     assert await reader.read() == ANSWER

@@ -1,4 +1,4 @@
-"""The setting, where the packages are missing."""
+"""Tests SHOAL_GRPC_PORT without the packages of the extra `grpc`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from service.settings import BadSettings, Settings
 from tests.fakes import FakeEngine
 
 
-def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A setting that cannot be followed ends the start, and says what to install."""
+def test_grpc_port_requires_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the packages, the start fails with an error that says what to install."""
     for module in [name for name in sys.modules if name.startswith("service.grpc")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "grpc", None)

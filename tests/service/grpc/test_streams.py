@@ -1,11 +1,10 @@
-"""Which messages may arrive, and what they take together."""
+"""Tests the limits of arriving messages and of streams without a handler."""
 
 from __future__ import annotations
 
 import pytest
 
-from batching import QueueFull
-from service.errors import BodyTooLarge, UploadMemoryFull
+from service.errors import BodyTooLarge, TooManyMessages, UploadMemoryFull
 from service.grpc.streams import IDLE, Stream, Streams
 from service.server.connection_limit import PROGRESS_BYTES
 from service.upload.body import UploadMemory
@@ -15,53 +14,53 @@ def ignore(*_: object) -> None:
     pass
 
 
-def failed(*streams: Stream) -> list[Stream]:
-    return [stream for stream in streams if isinstance(stream.fault, QueueFull)]
+def canceled(*streams: Stream) -> list[Stream]:
+    return [stream for stream in streams if isinstance(stream.fault, TooManyMessages)]
 
 
-def test_bytes_count_as_they_arrive() -> None:
-    """They count until the handler has the message or the stream is closed."""
-    budget = UploadMemory(100)
-    streams = Streams(budget, 8)
+def test_streams_count_bytes_as_they_arrive() -> None:
+    """Bytes count until the handler has the message or the stream is closed."""
+    memory = UploadMemory(100)
+    streams = Streams(memory, 8)
     taken, closed = (streams.open("::1", ignore, ignore) for _ in range(2))
     for stream in taken, closed:
         streams.receive(stream, 10)
         streams.receive(stream, 20)
-    assert budget.held == 60
+    assert memory.held == 60
     taken.take()
-    assert budget.held == 30
+    assert memory.held == 30
     streams.close(closed)
     streams.close(taken)
-    assert budget.held == 0 and len(streams) == 0
+    assert memory.held == 0 and len(streams) == 0
 
 
-def test_a_message_beyond_the_memory_fails() -> None:
-    """Its handler is told at once, or when it starts."""
+def test_streams_fail_a_message_beyond_the_memory() -> None:
+    """A handler gets the error immediately if it waits for the message, or when it begins."""
     streams = Streams(UploadMemory(100), 8)
     early, late = (streams.open("::1", ignore, ignore) for _ in range(2))
-    told: list[Exception] = []
-    late.share.begin(told.append)
+    errors: list[Exception] = []
+    late.lease.begin(errors.append)
     streams.receive(early, 90)
     streams.receive(late, 20)
-    assert isinstance(told[0], UploadMemoryFull) and late.fault is told[0]
+    assert isinstance(errors[0], UploadMemoryFull) and late.fault is errors[0]
     streams.receive(early, 20)
-    assert isinstance(early.fault, BodyTooLarge), "more than there is in all"
+    assert isinstance(early.fault, BodyTooLarge), "it is larger than the whole memory"
 
 
-def test_the_message_that_stalled_longest_makes_room() -> None:
-    """Progress counts, not age; a complete message keeps its place."""
+def test_streams_cancel_the_message_that_stalled_longest() -> None:
+    """Progress decides, not age. A complete message is not canceled."""
     streams = Streams(UploadMemory(2 * PROGRESS_BYTES), 3)
     complete, slow, idle = (streams.open("::1", ignore, ignore) for _ in range(3))
     streams.receive(slow, PROGRESS_BYTES)
     streams.complete(complete)
     streams.open("::1", ignore, ignore)
-    assert failed(complete, slow, idle) == [], "the complete message left a place"
+    assert canceled(complete, slow, idle) == [], "the complete message does not count"
     streams.open("::1", ignore, ignore)
-    assert failed(complete, slow, idle) == [idle]
+    assert canceled(complete, slow, idle) == [idle]
 
 
-def test_a_few_bytes_are_no_progress() -> None:
-    """Only `PROGRESS_BYTES` are, in pieces of any size, however often bytes arrive."""
+def test_streams_count_few_bytes_as_no_progress() -> None:
+    """Only `PROGRESS_BYTES` are progress, in pieces of any size."""
     streams = Streams(UploadMemory(9 * PROGRESS_BYTES), 3)
     trickle, steady, other = (streams.open("::1", ignore, ignore) for _ in range(3))
     for _ in range(PROGRESS_BYTES // 8):
@@ -70,13 +69,13 @@ def test_a_few_bytes_are_no_progress() -> None:
         streams.receive(trickle, 1)
     for expected in [trickle], [trickle, other], [trickle, other, steady]:
         streams.open("::1", ignore, ignore)
-        assert failed(trickle, other, steady) == expected
+        assert canceled(trickle, other, steady) == expected
 
 
 @pytest.mark.parametrize("addresses", [["10.0.0.1"], ["2001:db8::1", "2001:db8::2"]])
-def test_the_network_with_most_messages_makes_room(addresses: list[str]) -> None:
-    """However often a client opens streams, a slow message of another one keeps its place. The
-    addresses of one network count together."""
+def test_streams_cancel_messages_of_the_network_with_most(addresses: list[str]) -> None:
+    """A client that opens many streams does not cancel a slow message of another. The addresses of
+    one network count together."""
     streams = Streams(UploadMemory(9 * PROGRESS_BYTES), 8)
     slow = streams.open("10.9.9.9", ignore, ignore)
     flood = [streams.open(addresses[n % len(addresses)], ignore, ignore) for n in range(1000)]
@@ -85,24 +84,24 @@ def test_the_network_with_most_messages_makes_room(addresses: list[str]) -> None
     assert [stream for stream in flood if stream.fault is None] == flood[-6:]
 
 
-def test_networks_with_one_message_each() -> None:
-    """The one that has made no progress for the longest time makes room."""
+def test_streams_of_networks_with_one_message_each() -> None:
+    """The message without progress for the longest time is canceled."""
     streams = Streams(UploadMemory(9 * PROGRESS_BYTES), 3)
     first, second, third = (streams.open(f"10.0.0.{n}", ignore, ignore) for n in range(3))
     streams.receive(first, PROGRESS_BYTES)
     streams.open("10.0.0.9", ignore, ignore)
-    assert failed(first, second, third) == [second]
+    assert canceled(first, second, third) == [second]
 
 
-def test_any_number_of_idle_streams() -> None:
-    """However many arrive, those that have not failed are at most as many as allowed."""
+def test_streams_limit_arriving_messages() -> None:
+    """However many streams open, only the allowed number continues to arrive."""
     streams = Streams(UploadMemory(100), 4)
     opened = [streams.open("::1", ignore, ignore) for _ in range(1000)]
     assert [stream for stream in opened if stream.fault is None] == opened[-4:]
 
 
-def test_claim_knows_open_streams_only() -> None:
-    """A stream is claimed once, before it is closed."""
+def test_claim_finds_an_open_stream_once() -> None:
+    """A stream can be claimed once, before it is closed. Other names find no stream."""
     streams = Streams(UploadMemory(100), 4)
     used, closed = (streams.open("::1", ignore, ignore) for _ in range(2))
     streams.close(closed)
@@ -111,8 +110,8 @@ def test_claim_knows_open_streams_only() -> None:
         assert streams.claim(name) is None
 
 
-def test_names_are_not_guessable() -> None:
-    """Names have one length and do not follow from each other."""
+def test_stream_names_are_not_guessable() -> None:
+    """Names have the same length and do not follow from each other."""
     streams = Streams(UploadMemory(100), 4)
     names = [streams.open("::1", ignore, ignore).name for _ in range(1000)]
     assert {len(name) for name in names} == {32}
@@ -120,7 +119,7 @@ def test_names_are_not_guessable() -> None:
 
 
 class Connection:
-    """A connection whose streams are closed where it is closed."""
+    """A connection that closes its streams when it is closed."""
 
     def __init__(self, streams: Streams) -> None:
         self.closed = False
@@ -137,9 +136,9 @@ class Connection:
             self._all.close(stream)
 
 
-def test_streams_without_a_handler_are_bounded() -> None:
-    """Beyond the bound, the connection with the oldest is closed: of those without a handler, and
-    of those with an unread answer. Streams with a handler do not count."""
+def test_streams_limit_those_without_a_handler() -> None:
+    """Beyond the limit, the connection with the oldest stream is closed. Streams whose handler has
+    not begun and streams with an unread response count; streams with a handler do not."""
     streams = Streams(UploadMemory(100), 4)
     handled, ignored, unread, honest = (Connection(streams) for _ in range(4))
     for stream in handled.open(IDLE):

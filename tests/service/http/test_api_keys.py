@@ -56,8 +56,8 @@ def allows(keys: ApiKeys, key: str) -> bool:
         ({"authorization": "Bearer wrong-wrong-wrong", "x-api-key": ONE}, False),
     ],
 )
-def test_a_key_must_be_one_of_them(headers: dict[str, str], allowed: bool) -> None:
-    """As a bearer token or in a header of its own; whole, and alone."""
+def test_check_accepts_listed_keys_only(headers: dict[str, str], allowed: bool) -> None:
+    """A listed key is accepted as a bearer token or in X-API-Key, complete and alone."""
     keys = ApiKeys(f"{ONE}, {TWO}")
     if allowed:
         keys.check(headers)
@@ -66,14 +66,15 @@ def test_a_key_must_be_one_of_them(headers: dict[str, str], allowed: bool) -> No
             keys.check(headers)
 
 
-def test_nobody_is_asked_where_there_are_none() -> None:
+def test_check_accepts_all_requests_without_keys() -> None:
+    """Without keys, no key is required."""
     keys = ApiKeys()
     keys.check({})
     assert not keys.required
 
 
-def test_a_file_is_read_again_when_it_changes(file: pathlib.Path, clock: Clock) -> None:
-    """A key that was added is good, one that was removed is not, a second later."""
+def test_key_file_is_read_again_when_it_changes(file: pathlib.Path, clock: Clock) -> None:
+    """A second after a change, added keys are accepted and removed keys are not."""
     keys = ApiKeys(file=file, clock=clock)
     assert allows(keys, ONE) and not allows(keys, TWO)
     file.write_text(f"{ONE}\n{TWO}\n")
@@ -87,10 +88,10 @@ def test_a_file_is_read_again_when_it_changes(file: pathlib.Path, clock: Clock) 
 
 
 @pytest.mark.parametrize("content", [None, b"", b"short", b"\xff" * 20])
-def test_a_file_that_is_of_no_use_changes_nothing(
+def test_invalid_key_file_changes_nothing(
     file: pathlib.Path, clock: Clock, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Gone, empty or torn: the keys of before stay, and the log says so once."""
+    """When the file is gone, empty or invalid, the keys stay valid, and one error is logged."""
     keys = ApiKeys(file=file, clock=clock)
     if content is None:
         file.unlink()
@@ -98,12 +99,12 @@ def test_a_file_that_is_of_no_use_changes_nothing(
         file.write_bytes(content)
     for clock.now in (1.1, 2.2, 3.3):
         assert allows(keys, ONE) and not allows(keys, "short") and not allows(keys, "")
-    assert len([record for record in caplog.records if "stay as they were" in record.message]) == 1
+    assert len([record for record in caplog.records if "were not reloaded" in record.message]) == 1
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n", b"short", b"\xff" * 20])
-def test_a_file_must_hold_keys_at_the_start(file: pathlib.Path, content: bytes | None) -> None:
-    """A server that was meant to be closed does not start open."""
+def test_key_file_must_contain_keys_at_the_start(file: pathlib.Path, content: bytes | None) -> None:
+    """Without keys in the file, the server does not start."""
     if content is None:
         file.unlink()
     else:
@@ -112,8 +113,9 @@ def test_a_file_must_hold_keys_at_the_start(file: pathlib.Path, content: bytes |
         ApiKeys(file=file)
 
 
-def test_a_short_key_is_refused_without_being_told() -> None:
-    with pytest.raises(BadSettings, match="SHOAL_API_KEYS: a key is shorter") as refused:
+def test_short_key_is_rejected_without_being_shown() -> None:
+    """The error for a short key does not contain it."""
+    with pytest.raises(BadSettings, match="SHOAL_API_KEYS: a key has fewer") as refused:
         ApiKeys(f"{ONE},tiny-secret")
     assert "tiny" not in str(refused.value)
 
@@ -129,8 +131,8 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/fake/infer"])
-async def test_wherever_images_are_sent(client: httpx.AsyncClient, path: str) -> None:
-    """No way around it; what tells of the server and its model stays open."""
+async def test_all_endpoints_for_images_require_a_key(client: httpx.AsyncClient, path: str) -> None:
+    """Every endpoint that accepts images requires a key; those that describe the server do not."""
     refused = await client.post(path, files={"img": png(7)})
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
     headers = {"authorization": f"Bearer {ONE}"}
@@ -143,8 +145,8 @@ async def test_wherever_images_are_sent(client: httpx.AsyncClient, path: str) ->
             assert methods["post"]["security"] == [{"bearer": []}, {"key": []}]
 
 
-async def test_who_has_none_is_told_how_to_send_one(client: httpx.AsyncClient) -> None:
-    """401 as a problem, before the upload is looked at; probes and docs stay open."""
+async def test_missing_key_gets_401_before_the_upload(client: httpx.AsyncClient) -> None:
+    """A request without a key gets 401, with how to send one, before its body is read."""
     files = {"img": png(7)}
     refused = await client.post("/predict", files=files)
     assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
@@ -158,8 +160,8 @@ async def test_who_has_none_is_told_how_to_send_one(client: httpx.AsyncClient) -
 @pytest.mark.parametrize(
     "path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/v2/health/live"]
 )
-async def test_metrics_may_want_one_too(path: str) -> None:
-    """Where the settings say so; what else is open stays open."""
+async def test_metrics_require_a_key_if_set(path: str) -> None:
+    """With `SHOAL_METRICS_NEED_KEY`, /metrics requires a key, and other open paths do not."""
     settings = Settings(api_keys=SecretStr(ONE), metrics_need_key=True)
     async with connected(settings, FakeEngine()) as client:
         assert (await client.get("/metrics")).status_code == 401
@@ -168,17 +170,17 @@ async def test_metrics_may_want_one_too(path: str) -> None:
         assert (await client.get(path)).status_code == 200
 
 
-def test_metrics_on_a_port_of_their_own_want_none() -> None:
-    """Who asks for both is told that they do not go together."""
+def test_metrics_port_and_metrics_key_exclude_each_other() -> None:
+    """Setting a metrics port and a key for metrics is an error."""
     settings = Settings(api_keys=SecretStr(ONE), metrics_need_key=True, metrics_port=0)
     with pytest.raises(BadSettings, match="SHOAL_METRICS_PORT"):
         create_app(settings, FakeEngine().load)
 
 
-async def test_no_key_is_ever_told(
+async def test_keys_are_never_shown(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not in the description, the log, an error or the settings' own text; how to send one is."""
+    """Keys are not in the API description, the log, errors or the text of the settings."""
     caplog.set_level("DEBUG")
     wrong = {"authorization": f"Bearer {TWO}"}
     refused = await client.post("/predict", headers=wrong)

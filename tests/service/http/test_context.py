@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from service.errors import BadTimeout
 from service.http.context import MAX_ACCEPT, RequestContext, context_of, request_id
@@ -101,3 +103,26 @@ def test_server_timing_is_in_milliseconds() -> None:
     sent = context()
     sent.timing |= {"read": 0.0001, "infer": 0.0025}
     assert sent.server_timing() == "read;dur=0.100, infer;dur=2.500"
+
+
+async def test_disconnect_cancels_the_task() -> None:
+    """From `cancel_on_disconnect` on, a disconnect cancels the task that called it."""
+    sent = context()
+
+    async def work() -> None:
+        sent.cancel_on_disconnect()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    sent.disconnect()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_an_earlier_disconnect_is_an_error() -> None:
+    """A client that has disconnected already gets no work done."""
+    sent = context()
+    sent.disconnect()
+    with pytest.raises(ClientDisconnect):
+        sent.cancel_on_disconnect()

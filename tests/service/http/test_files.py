@@ -8,14 +8,14 @@ from fastapi import Request
 from starlette.types import Message
 
 from service.api.documentation import FOLDER, MEDIA_TYPES
-from service.http.files import PIECE, serve
+from service.http.files import PIECE_BYTES, serve
 
 FILES = [f"/static-offline-docs/{name}" for name in MEDIA_TYPES]
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", *FILES])
 async def test_documentation_is_sent_once(client: httpx.AsyncClient, path: str) -> None:
-    """A client that has the content gets 304 without it; HEAD gets the headers."""
+    """A client that has the content gets 304 without it, and HEAD gets the headers."""
     full = await client.get(path)
     assert full.status_code == 200 and full.headers["cache-control"] == "no-cache"
     etag = {"if-none-match": full.headers["etag"]}
@@ -29,7 +29,7 @@ async def test_documentation_is_sent_once(client: httpx.AsyncClient, path: str) 
 
 @pytest.mark.parametrize("path", FILES)
 async def test_documentation_has_its_files(client: httpx.AsyncClient, path: str) -> None:
-    """Each is complete and has its type."""
+    """Each file of the documentation is complete and has its media type."""
     name = path.rpartition("/")[2]
     response = await client.get(path)
     assert response.content == (FOLDER / name).read_bytes()
@@ -38,14 +38,16 @@ async def test_documentation_has_its_files(client: httpx.AsyncClient, path: str)
 
 @pytest.mark.parametrize("path", ["", "redoc.standalone.js", "../core.py", "nothing.css"])
 async def test_documentation_has_no_other_files(client: httpx.AsyncClient, path: str) -> None:
-    """Other files, also those of the package, are not found."""
+    """Other files of the package are not served."""
     response = await client.get(f"/static-offline-docs/{path}".replace("..", "%2e%2e"))
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+@pytest.mark.parametrize(
+    "size", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES]
+)
 async def test_files_are_sent_in_pieces(size: int) -> None:
-    """A connection is given at most PIECE bytes at once, and all of them in all."""
+    """A connection gets at most PIECE_BYTES bytes at once, and all bytes in the end."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -60,5 +62,5 @@ async def test_files_are_sent_in_pieces(size: int) -> None:
     start, *pieces = sent
     assert (b"content-length", str(size).encode()) in start["headers"]
     assert sum(len(piece["body"]) for piece in pieces) == size
-    assert max(len(piece["body"]) for piece in pieces) <= PIECE
+    assert max(len(piece["body"]) for piece in pieces) <= PIECE_BYTES
     assert [piece["more_body"] for piece in pieces] == [True] * (len(pieces) - 1) + [False]

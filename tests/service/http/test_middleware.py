@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 
 import httpx
 import pytest
@@ -14,8 +15,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from batching import QueueFull
 from service.http import problems
-from service.http.context import context_of
-from service.http.middleware import FastPath, FastRoute
+from service.http.context import RequestContext, context_of
+from service.http.middleware import FastPath, FastRoute, RequestMiddleware
+from service.http.origins import Guard
+from service.settings import Settings
 
 router = APIRouter(route_class=FastRoute)
 
@@ -145,3 +148,66 @@ async def test_fast_path_passes_on_the_lifespan() -> None:
 
     await FastPath(app, router.routes)({"type": "lifespan"}, receive, send)
     assert seen == [{"type": "lifespan"}]
+
+
+class FakeMetrics:
+    """Records how requests ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, str | None]] = []
+
+    def begin_request(self) -> None:
+        pass
+
+    def end_request(
+        self, route: str, status: str, seconds: float, stages: Mapping[str, float], code: str | None
+    ) -> None:
+        self.ended.append((status, code))
+
+
+class FakeState:
+    draining = False
+
+
+@pytest.mark.parametrize(
+    ("disconnected", "canceled", "ended"),
+    [
+        (True, False, ("499", "client_left")),
+        (False, True, ("503", "cut_off")),
+        (True, True, ("503", "cut_off")),
+    ],
+)
+async def test_request_middleware_tells_a_disconnect_from_a_shutdown(
+    disconnected: bool, canceled: bool, ended: tuple[str, str]
+) -> None:
+    """A request whose client disconnects ends without an answer. One that the server cancels gets
+    an answer, also if its client disconnects at the same time."""
+    contexts = list[RequestContext]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        contexts.append(context_of(scope))
+        context_of(scope).cancel_on_disconnect()
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    metrics = FakeMetrics()
+    middleware = RequestMiddleware(app, metrics, FakeState(), Guard(Settings()), "127.0.0.1")
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "headers": [(b"host", b"localhost")],
+    }
+    task = asyncio.create_task(middleware(scope, receive, send))
+    await asyncio.sleep(0)
+    if disconnected:
+        contexts[0].disconnect()
+    if canceled:
+        task.cancel()
+    await task
+    assert metrics.ended == [ended]

@@ -29,16 +29,16 @@ async def test_gather_cancels_the_others_after_a_failure() -> None:
 
     async def step(item: float) -> None:
         try:
-            await slow(item)
+            if item < 0:
+                raise BadImage("negative")
+            await asyncio.Event().wait()
         finally:
             ended.append(item)
 
-    began = asyncio.get_running_loop().time()
     with pytest.raises(BadImage, match="negative") as caught:
         await gather(step, [30.0, -1.0, 30.0])
     assert caught.value.__notes__ == ["This is image 1 of the request, counted from 0."]
     assert sorted(ended) == [-1.0, 30.0, 30.0]
-    assert asyncio.get_running_loop().time() - began < 5
 
 
 async def test_gather_does_not_number_a_single_item() -> None:

@@ -17,8 +17,14 @@ import uvicorn
 
 from service.http.context import CONTEXT
 from service.server import connection as connections
-from service.server.connection import HEAD_BYTES, READ_BYTES, Connection, Incoming, Outgoing
-from service.server.connection_limit import PROGRESS_BYTES, Connections, bound, descriptors
+from service.server.connection import HEAD_BYTES, Connection
+from service.server.connection_limit import (
+    PROGRESS_BYTES,
+    Connections,
+    descriptors_per_connection,
+    usable_limit,
+)
+from service.server.transport import READ_BYTES, Incoming, Outgoing
 from service.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -59,14 +65,23 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def listening(
-    app: App = refuses, most: int = 100, keep_alive: int = 1
+    app: App = refuses,
+    most: int = 100,
+    keep_alive: int = 1,
+    lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Where a server of `app` listens that has at most so many connections."""
+    """The address of a server of `app` with at most `most` connections. `lost` is called when a
+    connection is lost."""
     config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
     state = Connections(most)
 
+    class Reporting(Connection):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            lost()
+
     def accept() -> Incoming:
-        return Incoming(Connection(config=config, server_state=state, app_state={}))
+        return Incoming(Reporting(config=config, server_state=state, app_state={}))
 
     server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     try:
@@ -100,16 +115,16 @@ def problem(answer: bytes) -> Any:
     return json.loads(body)
 
 
-async def test_silence() -> None:
-    """A connection on which nothing ever arrives is closed after the keep-alive time."""
+async def test_silent_connection_is_closed() -> None:
+    """A connection on which nothing arrives is closed after the keep-alive time."""
     async with client() as (reader, _):
         began = asyncio.get_running_loop().time()
         assert await reader.read() == b""
         assert 0.9 < asyncio.get_running_loop().time() - began < 5
 
 
-async def test_half_a_head() -> None:
-    """A byte now and then does not keep a connection open: the head has its time in all."""
+async def test_slow_head_is_closed() -> None:
+    """Single bytes do not keep a connection open: a head has one deadline."""
     async with client() as (reader, writer):
         for byte in HEAD:
             writer.write(bytes([byte]))
@@ -122,24 +137,24 @@ async def test_half_a_head() -> None:
 
 
 @pytest.mark.parametrize("flood", [b"x: y\r\n" * 20_000, b"x: " + bytes([121]) * 120_000])
-async def test_a_head_without_end(flood: bytes) -> None:
-    """Many headers or a long one: 431, and the connection ends."""
+async def test_large_head_gets_431(flood: bytes) -> None:
+    """Too many headers, or too long ones, get 431 and close the connection."""
     async with client() as (reader, writer):
         writer.write(HEAD + flood)
         told = problem(await reader.read())
         assert (told["status"], told["code"]) == (431, "head_too_large")
 
 
-async def test_not_http() -> None:
-    """What cannot be read as HTTP is told so as every other error is."""
+async def test_malformed_request_gets_a_problem() -> None:
+    """Data that is not HTTP gets 400 with a problem document."""
     async with client() as (reader, writer):
         writer.write(b"\x16\x03\x01 hello\r\n\r\n")
         told = problem(await reader.read())
         assert (told["status"], told["code"]) == (400, "bad_request")
 
 
-async def test_who_goes_on_after_a_refusal_is_cut_off() -> None:
-    """The answer can be read; what is sent after it is not read for ever."""
+async def test_rejected_client_that_goes_on_is_closed() -> None:
+    """The client can read the answer, and what it sends afterwards is read for a limited time."""
     async with client() as (reader, writer):
         writer.write(HEAD + b"Content-Length: 1000000000\r\n\r\n")
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
@@ -150,8 +165,8 @@ async def test_who_goes_on_after_a_refusal_is_cut_off() -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_who_ends_after_a_refusal_may_ask_again() -> None:
-    """A short rest is read, the connection serves on, and is closed when it falls idle."""
+async def test_rejected_client_that_ends_may_send_again() -> None:
+    """After a short rest of the request, the connection serves further requests."""
     async with client() as (reader, writer):
         writer.write(HEAD + b"Content-Length: 10\r\n\r\n12345")
         await reader.readuntil(b"ok")
@@ -162,8 +177,8 @@ async def test_who_ends_after_a_refusal_may_ask_again() -> None:
         assert await reader.read() == b""
 
 
-async def test_who_does_not_read_is_cut_off() -> None:
-    """An answer that nobody takes does not wait for ever."""
+async def test_client_that_does_not_read_is_closed() -> None:
+    """An answer that is not read does not wait forever."""
     async with client(floods) as (reader, writer):
         writer.write(GET)
         await asyncio.sleep(1.0)
@@ -174,8 +189,8 @@ async def test_who_does_not_read_is_cut_off() -> None:
         assert received < 50_000_000
 
 
-async def test_a_request_that_takes_long_is_left_alone() -> None:
-    """None of the bounds touches a client that waits for its answer."""
+async def test_slow_request_is_not_closed() -> None:
+    """No deadline applies to a client that waits for its answer."""
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -219,8 +234,8 @@ class Sent(asyncio.Transport):
         pass
 
 
-async def test_an_answer_is_one_write() -> None:
-    """Head and body go out together, as soon as the answer is complete."""
+async def test_answer_is_one_write() -> None:
+    """Head and body are sent in one call, as soon as the answer is complete."""
     transport = Sent()
     sent_by_then: list[bytes] = []
 
@@ -237,8 +252,8 @@ async def test_an_answer_is_one_write() -> None:
     connection.connection_lost(None)
 
 
-async def test_much_is_not_gathered() -> None:
-    """What a client does not read must be felt by who writes it, and soon."""
+async def test_outgoing_gathers_a_limited_amount() -> None:
+    """Data beyond the limit is written at once, so that flow control notices a slow client."""
     outgoing = Outgoing(transport := Sent())
     outgoing.write(bytes(40_000))
     assert transport.sent == []
@@ -246,8 +261,8 @@ async def test_much_is_not_gathered() -> None:
     assert transport.sent == [bytes(80_000)]
 
 
-async def test_what_is_written_goes_out_when_the_turn_ends() -> None:
-    """Also where an answer is not complete for long."""
+async def test_outgoing_writes_when_the_turn_ends() -> None:
+    """An incomplete answer is sent at the end of the turn."""
     outgoing = Outgoing(transport := Sent())
     outgoing.write(b"a")
     outgoing.write(b"b")
@@ -258,8 +273,8 @@ async def test_what_is_written_goes_out_when_the_turn_ends() -> None:
     assert transport.sent == [b"ab", b"c"]
 
 
-async def test_closing_sends_what_was_written() -> None:
-    """And nothing is written to a connection that has been closed."""
+async def test_outgoing_writes_before_it_closes() -> None:
+    """Closing sends what was gathered, and nothing is written afterwards."""
     outgoing = Outgoing(transport := Sent())
     outgoing.write(b"a")
     outgoing.close()
@@ -268,10 +283,10 @@ async def test_closing_sends_what_was_written() -> None:
     assert (transport.sent, transport.closed) == ([b"a"], True)
 
 
-async def test_the_one_that_waits_longest_makes_room(
+async def test_oldest_waiting_connection_makes_room(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Be it idle, silent, or in the middle of a head; the log says so once."""
+    """The connection that has waited longest is closed for a new one, and one warning is logged."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 60)
     async with listening(most=3, keep_alive=60) as address, asyncio.timeout(PATIENCE):
         newcomers = []
@@ -292,8 +307,8 @@ async def test_the_one_that_waits_longest_makes_room(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-async def test_no_room_where_all_are_busy() -> None:
-    """A newcomer is told to come back, and those who are served are left alone."""
+async def test_new_connection_is_rejected_when_all_are_busy() -> None:
+    """The client gets 503, and the connections with requests are not affected."""
     done = asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -346,10 +361,10 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize(("app", "sent"), UNFINISHED.values(), ids=UNFINISHED)
-async def test_a_connection_that_waits_for_its_client_makes_room(
+async def test_waiting_connection_makes_room(
     app: App, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the server waits for: a head, a body, the rest after an answer, or to be read."""
+    """A connection makes room while it waits for a head, a body, its rest, or a reader."""
     for name in ("HEAD_SECONDS", "REST_SECONDS", "READ_SECONDS"):
         monkeypatch.setattr(connections, name, 60)
 
@@ -378,7 +393,7 @@ def on_a_wire(app: App, state: Connections) -> tuple[Connection, Sent]:
 
 
 async def test_connections_make_room_by_their_last_progress() -> None:
-    """A byte now and then is no progress; an upload in progress makes room last."""
+    """Single bytes are no progress, and an upload in progress makes room last."""
     state = Connections(4)
     (upload, _), (slow, _), (silent, _) = (on_a_wire(reads, state) for _ in range(3))
     idle, _ = on_a_wire(refuses, state)
@@ -401,8 +416,8 @@ async def test_connections_make_room_by_their_last_progress() -> None:
         one.connection_lost(None)
 
 
-async def test_a_connection_keeps_its_place_while_its_client_reads() -> None:
-    """From its complete request on, unless the client stops reading."""
+async def test_connection_with_a_complete_request_stays() -> None:
+    """From its complete request on, a connection stays unless its client stops reading."""
     begun = asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -428,8 +443,8 @@ async def test_a_connection_keeps_its_place_while_its_client_reads() -> None:
     one.connection_lost(None)
 
 
-async def test_a_connection_whose_answer_has_begun_makes_room() -> None:
-    """Each part that is sent is progress."""
+async def test_connection_whose_answer_has_begun_makes_room() -> None:
+    """A connection may make room while its answer is sent, and each sent part is progress."""
     go_on = asyncio.Event()
 
     async def in_parts(scope: Any, receive: Any, send: Any) -> None:
@@ -457,8 +472,8 @@ async def test_a_connection_whose_answer_has_begun_makes_room() -> None:
     other.connection_lost(None)
 
 
-async def test_a_client_that_sent_too_much_is_read_until_it_has_seen_why() -> None:
-    """Also where reading had been paused by requests before."""
+async def test_client_that_sent_too_much_can_read_the_answer() -> None:
+    """The rest of its data is read, also where reading was paused before."""
     one, wire = on_a_wire(refuses, Connections(1))
     one.data_received(GET + b"\r\n" * HEAD_BYTES)
     while not one._discarding:  # noqa: ASYNC110  # its turns
@@ -467,8 +482,8 @@ async def test_a_client_that_sent_too_much_is_read_until_it_has_seen_why() -> No
     one.connection_lost(None)
 
 
-async def test_a_body_is_not_kept_once_its_answer_has_begun() -> None:
-    """A client that sends a body that no route reads, and does not read, holds none of it."""
+async def test_body_is_dropped_once_its_answer_has_begun() -> None:
+    """The body of a client that does not read is not kept."""
     resume = asyncio.Event()
 
     async def answers(scope: Any, receive: Any, send: Any) -> None:
@@ -500,7 +515,7 @@ async def test_a_body_is_not_kept_once_its_answer_has_begun() -> None:
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 4096, 4096, None),
     ],
 )
-def test_descriptors(
+def test_usable_limit_depends_on_descriptors(
     limits: tuple[int, int],
     wanted: int,
     possible: int,
@@ -508,20 +523,20 @@ def test_descriptors(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The limit is raised as far as may be; with fewer than wanted the log says what to do."""
+    """The soft limit is raised as far as allowed, and a warning says what to do about fewer."""
     soft = [limits[0]]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
-    assert bound(wanted) == possible
+    assert usable_limit(wanted) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
 
 
-def test_descriptors_of_relayed_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With gRPC there may be as many connections of both kinds as there are descriptors for."""
-    assert descriptors(Settings()) == 1
+def test_usable_limit_counts_grpc_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gRPC, the descriptors suffice for as many connections of either kind."""
+    assert descriptors_per_connection(Settings()) == 1
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    assert bound(4096, descriptors(Settings(grpc_port=0))) == 240
+    assert usable_limit(4096, descriptors_per_connection(Settings(grpc_port=0))) == 240
 
 
 @pytest.mark.parametrize(
@@ -532,7 +547,7 @@ def test_descriptors_of_decoders(
 ) -> None:
     """Connections leave those that the decoders take; of very few, each gets a part."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
-    assert bound(4096, decoders=decoders) == possible
+    assert usable_limit(4096, decoders=decoders) == possible
 
 
 BODIES = {
@@ -543,18 +558,21 @@ BODIES = {
 
 
 @pytest.mark.parametrize(("length", "body", "there"), BODIES.values(), ids=BODIES)
-async def test_what_the_application_is_told_of_its_client(
+async def test_context_tells_the_application_about_its_client(
     length: bytes, body: bytes, there: bool
 ) -> None:
-    """Whether the body is there as it is called, and that the client leaves."""
+    """The context says whether the body is complete, and that the client disconnects."""
     whole: list[bool] = []
     left = asyncio.Event()
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
         whole.append(scope[CONTEXT].body_complete)
-        scope[CONTEXT].disconnect.watch(left.set)
+        scope[CONTEXT].cancel_on_disconnect()
         await receive()
-        await asyncio.sleep(PATIENCE)
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            left.set()
 
     async with client(waits) as (_, writer):
         writer.write(HEAD + b"Content-Length: " + length + b"\r\n\r\n")
@@ -568,8 +586,8 @@ async def test_what_the_application_is_told_of_its_client(
     assert whole == [there]
 
 
-async def test_what_is_sent_ahead_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing behind a request is parsed or read before that request is answered."""
+async def test_pipelined_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes behind a request are neither parsed nor read before that request is answered."""
     seen: list[Connection] = []
     begun = asyncio.Event()
     complete = Connection.on_message_complete
@@ -596,16 +614,16 @@ OFFER = b"GET / HTTP/1.1\r\nHost: shoal\r\nConnection: upgrade\r\nUpgrade: h2c\r
 
 
 @pytest.mark.parametrize("one", [GET, OFFER, b"\r\n" * 50 + GET])
-async def test_all_that_is_sent_ahead_is_answered(one: bytes) -> None:
-    """However many requests one read holds."""
+async def test_pipelined_requests_are_all_answered(one: bytes) -> None:
+    """All requests are answered, however many arrive in one read."""
     async with client() as (reader, writer):
         writer.write(one * 3000)
         for _ in range(3000):
             await reader.readuntil(b"ok")
 
 
-async def test_answers_come_before_the_refusal_of_what_follows() -> None:
-    """A request that is malformed does not cost the request before it its answer."""
+async def test_answer_precedes_the_rejection_of_the_next_request() -> None:
+    """A malformed request does not affect the answer to the request before it."""
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(0.1)
@@ -619,8 +637,8 @@ async def test_answers_come_before_the_refusal_of_what_follows() -> None:
 
 @pytest.mark.parametrize("fields", [b"x: y\r\n" * 200, b"a:\r\n" * 15_000])
 @pytest.mark.parametrize("end", [b"", b"\r\n"])
-async def test_many_small_headers(fields: bytes, end: bytes) -> None:
-    """The number of headers and of trailers is bounded, since each costs more than its bytes."""
+async def test_number_of_headers_is_limited(fields: bytes, end: bytes) -> None:
+    """Too many small headers or trailers get 431."""
     async with client() as (reader, writer):
         writer.write(GET[:-2] + fields + end)
         assert problem(await reader.read())["code"] == "head_too_large"
@@ -635,8 +653,8 @@ async def test_many_small_headers(fields: bytes, end: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"\r\n", GET + b"\r\n"], ids=["first", "after an answer"])
-async def test_a_blank_line_does_not_keep_a_connection(sent: bytes) -> None:
-    """Bytes that begin no request do not stop the keep-alive time."""
+async def test_blank_line_does_not_keep_a_connection_open(sent: bytes) -> None:
+    """Bytes that do not begin a request do not stop the keep-alive time."""
     async with client() as (reader, writer):
         writer.write(sent)
         if sent != b"\r\n":
@@ -660,11 +678,7 @@ async def unread(
     the server has no connection any more."""
     left = asyncio.Event()
 
-    async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[CONTEXT].disconnect.watch(left.set)
-        await app(scope, receive, send)
-
-    async with listening(tells, most=most) as address, asyncio.timeout(PATIENCE):
+    async with listening(app, most=most, lost=left.set) as address, asyncio.timeout(PATIENCE):
         with socket.socket() as stubborn:
             stubborn.setblocking(False)
             loop = asyncio.get_running_loop()
@@ -686,31 +700,30 @@ async def unread(
 
 @pytest.mark.parametrize("sent", [GET, GET * 3, GET + b"POST / HT"])
 @pytest.mark.parametrize("app", [floods, closes])
-async def test_who_does_not_read_is_cut_off_whatever_it_sends(app: App, sent: bytes) -> None:
-    """Neither more bytes nor the end of the answer stop the time that a client has to read."""
+async def test_client_that_sends_but_does_not_read_is_closed(app: App, sent: bytes) -> None:
+    """Neither further bytes nor the end of the answer stop the deadline for reading."""
     async with unread(app, sent) as (_, left):
         await left.wait()
 
 
-async def test_who_does_not_read_and_half_closes_is_cut_off() -> None:
-    """The end of what the client sends closes the connection, and closing does not wait for it."""
+async def test_half_closed_connection_that_does_not_read_is_closed() -> None:
+    """The end of what the client sends closes the connection without waiting for it."""
     left = asyncio.Event()
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
-        scope[CONTEXT].disconnect.watch(left.set)
         headers = [(b"content-length", b"50000000")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": bytes(50_000_000)})
 
-    async with listening(tells) as address, asyncio.timeout(PATIENCE):
+    async with listening(tells, lost=left.set) as address, asyncio.timeout(PATIENCE):
         with socket.create_connection(address) as stubborn:
             stubborn.sendall(GET)
             stubborn.shutdown(socket.SHUT_WR)
             await left.wait()
 
 
-async def test_who_does_not_read_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A newcomer takes the place of a connection whose answers are complete and unread, at once."""
+async def test_connection_with_an_unread_answer_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new connection replaces one whose answers are complete and unread."""
     monkeypatch.setattr(connections, "READ_SECONDS", 60)
     answered = asyncio.Event()
 
@@ -729,8 +742,8 @@ async def test_who_does_not_read_makes_room(monkeypatch: pytest.MonkeyPatch) -> 
         writer.close()
 
 
-async def test_what_was_answered_is_released() -> None:
-    """An idle connection keeps nothing of its last request."""
+async def test_answered_request_is_released() -> None:
+    """An idle connection holds no memory of its last request."""
     config = uvicorn.Config(refuses, lifespan="off", log_config=None)
     one = Connection(config=config, server_state=Connections(9), app_state={})
     one.connection_made(Sent())
@@ -740,8 +753,8 @@ async def test_what_was_answered_is_released() -> None:
     one.connection_lost(None)
 
 
-async def test_incoming_is_read_in_bounded_pieces() -> None:
-    """However much has arrived."""
+async def test_incoming_reads_a_limited_number_of_bytes() -> None:
+    """Data is passed on in pieces of at most READ_BYTES."""
     received: list[bytes] = []
     config = uvicorn.Config(refuses, lifespan="off", log_config=None)
     one = Connection(config=config, server_state=Connections(9), app_state={})

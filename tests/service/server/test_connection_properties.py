@@ -15,11 +15,11 @@ from service.server.connection import (
     HEAD_BYTES,
     HEAD_FIELDS,
     PIECE_BYTES,
-    READ_BYTES,
     TURN,
     Connection,
 )
 from service.server.connection_limit import Connections
+from service.server.transport import READ_BYTES
 
 TURNS = 100_000
 """Turns of the event loop after which a connection is stuck."""

@@ -10,8 +10,8 @@ import pytest
 from service.server.listening import bind
 
 
-def test_one_port() -> None:
-    """All front ends have the same addresses, also where the port is any that is free."""
+def test_bind_gives_all_front_ends_one_port() -> None:
+    """All front ends have the same addresses, also with port 0."""
     found = bind("127.0.0.1", 0, 3)
     try:
         names = Counter(each.getsockname() for sockets in found for each in sockets)
@@ -21,8 +21,8 @@ def test_one_port() -> None:
         close(found)
 
 
-def test_connections_are_spread() -> None:
-    """Each gets its share of the connections, without anybody's doing."""
+def test_connections_are_spread_over_front_ends() -> None:
+    """The kernel gives each front end a share of the connections."""
     found = bind("127.0.0.1", 0, 2)
     clients = []
     try:
@@ -40,8 +40,8 @@ def test_connections_are_spread() -> None:
 
 
 @pytest.mark.parametrize("shares", [True, False])
-def test_a_taken_port(shares: bool) -> None:
-    """Is refused in words, also where its owner would share it with anybody."""
+def test_bind_rejects_a_port_in_use(shares: bool) -> None:
+    """A port in use raises OSError with the address, even if its owner allows sharing."""
     with socket.socket() as taken:
         if shares:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.server.connection_limit import Connections
-from service.server.memory import MANY, MANY_BYTES, Memory, give_back
+from service.server.memory import MIN_BYTES, MIN_CONNECTIONS, Memory, give_back
 from service.upload.body import UploadMemory
 
 
@@ -20,15 +20,15 @@ def opened(connections: Connections, count: int) -> None:
 
 
 def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> None:
-    """Not at rest, not while they are open, and not for a few."""
+    """Memory is returned once, after half of many connections have closed."""
     memory = Memory([connections := Connections(1000)], UploadMemory(0))
     assert not memory.is_worth_giving_back()
-    opened(connections, MANY - 1)
+    opened(connections, MIN_CONNECTIONS - 1)
     connections.connections.clear()
     assert not memory.is_worth_giving_back()
-    opened(connections, 10 * MANY)
+    opened(connections, 10 * MIN_CONNECTIONS)
     assert not memory.is_worth_giving_back()
-    while len(connections.connections) > 5 * MANY:
+    while len(connections.connections) > 5 * MIN_CONNECTIONS:
         assert not memory.is_worth_giving_back()
         connections.connections.pop()
     assert memory.is_worth_giving_back()
@@ -37,33 +37,33 @@ def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> No
     assert memory.is_worth_giving_back()
 
 
-def test_the_connections_of_each_port_count() -> None:
-    """Those of one port close while those of the other stay open."""
+def test_memory_watches_the_connections_of_each_port() -> None:
+    """Connections of one port can close while those of another stay open."""
     ports = [Connections(1000), Connections(1000)]
     memory = Memory(ports, UploadMemory(0))
     for closing, other in (ports, reversed(ports)):
-        opened(other, 10 * MANY - other.held)
-        opened(closing, 2 * MANY - closing.held)
+        opened(other, 10 * MIN_CONNECTIONS - other.held)
+        opened(closing, 2 * MIN_CONNECTIONS - closing.held)
         closing.connections.clear()
         assert memory.is_worth_giving_back()
         assert not memory.is_worth_giving_back()
 
 
-def test_uploads_count() -> None:
-    """Memory is given back once after half of many bytes were freed, with no connection closed."""
-    memory = Memory([Connections(1000)], budget := UploadMemory(4 * MANY_BYTES))
+def test_memory_watches_uploads() -> None:
+    """Memory is returned once after half of many bytes were freed, with no connection closed."""
+    memory = Memory([Connections(1000)], budget := UploadMemory(4 * MIN_BYTES))
     small, large = budget.lease(), budget.lease()
-    small.add(MANY_BYTES - 1)
+    small.add(MIN_BYTES - 1)
     small.release()
     assert not memory.is_worth_giving_back()
-    small.add(MANY_BYTES)
-    large.add(MANY_BYTES)
+    small.add(MIN_BYTES)
+    large.add(MIN_BYTES)
     assert not memory.is_worth_giving_back()
     large.release()
     assert memory.is_worth_giving_back()
     assert not memory.is_worth_giving_back()
 
 
-def test_give_back_does_nothing_that_is_noticed() -> None:
-    """On any system."""
+def test_give_back_works_on_any_system() -> None:
+    """Returning memory raises nothing, with and without glibc."""
     give_back()

@@ -31,8 +31,8 @@ def record(**extra: object) -> logging.LogRecord:
     return made
 
 
-def test_json() -> None:
-    """A JSON object a line: time in UTC, level, message, and the record's fields."""
+def test_json_formatter_writes_one_object_per_line() -> None:
+    """A line is a JSON object with the time in UTC, level, message and fields."""
     line = JsonFormatter().format(record(fields={"status": 200, "path": '/a"b\n'}))
     assert "\n" not in line
     assert json.loads(line) == {
@@ -44,7 +44,8 @@ def test_json() -> None:
     }
 
 
-def test_traceback_in_one_json_line() -> None:
+def test_json_formatter_writes_tracebacks_in_one_line() -> None:
+    """A traceback is a field of the JSON object."""
     try:
         raise ValueError("why")
     except ValueError:
@@ -52,7 +53,8 @@ def test_traceback_in_one_json_line() -> None:
     assert "\n" not in line and "ValueError: why" in json.loads(line)["traceback"]
 
 
-def test_text() -> None:
+def test_text_formatter_writes_fields_after_the_message() -> None:
+    """A line has time, level, message and fields."""
     line = TextFormatter().format(record(fields={"status": 200}))
     assert line.endswith("info     hello you  status=200")
 
@@ -73,8 +75,8 @@ def output(descriptor: int) -> Output:
     return made
 
 
-def test_what_cannot_be_written_is_lost(capfd: pytest.CaptureFixture[str]) -> None:
-    """A full disk, a closed pipe, a closed descriptor: no error, nothing on standard error."""
+def test_output_drops_lines_that_cannot_be_written(capfd: pytest.CaptureFixture[str]) -> None:
+    """A full disk or a closed descriptor raises nothing and writes nothing to standard error."""
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
@@ -87,8 +89,8 @@ def test_what_cannot_be_written_is_lost(capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr() == ("", "")
 
 
-def test_lost_lines_are_counted(pipe: tuple[int, int]) -> None:
-    """The next one that can be written says how many; half a line does not spoil another."""
+def test_output_counts_dropped_lines(pipe: tuple[int, int]) -> None:
+    """The next line that can be written is preceded by the number of dropped lines."""
     reader, writer = pipe
     os.set_blocking(writer, False)
     os.write(writer, b"x" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) - 4096))
@@ -108,26 +110,26 @@ def test_lost_lines_are_counted(pipe: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_standard_streams_that_were_closed() -> None:
-    """Are not those of a client later: what opens next gets another descriptor."""
+def test_closed_standard_streams_are_opened() -> None:
+    """Files and sockets that are opened later do not get descriptors 0 to 2."""
     code = (
-        "import os; from service.telemetry.logs import _keep_standard_streams; "
-        "_keep_standard_streams(); print(os.open('/', 0))"
+        "import os; from service.telemetry.logs import _open_standard_streams; "
+        "_open_standard_streams(); print(os.open('/', 0))"
     )
     command = ["sh", "-c", f'exec {sys.executable} -c "{code}" <&- 2>&-']
     assert subprocess.run(command, stdout=subprocess.PIPE).stdout == b"3\n"
 
 
-def test_a_client_cannot_forge_a_line() -> None:
-    """What moves a cursor or begins a line is shown, not done."""
+def test_text_formatter_escapes_control_characters() -> None:
+    """Line breaks and terminal sequences in a field are escaped."""
     line = TextFormatter().format(record(fields={"path": "/x\n12:00:00 info \x1b[31m", "size": 3}))
     assert line.endswith(r"path='/x\n12:00:00 info \x1b[31m'  size=3") and line.isprintable()
 
 
-async def test_one_line_a_request(
+async def test_log_request_writes_one_line(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each request is told once: who, what, how it ended, and where the time went."""
+    """The line of a request has its client, route, status and the time of each stage."""
     caplog.set_level(logging.INFO)
     files = {"img": png(7)}
     await client.post("/predict?key=secret", files=files, headers={"x-request-id": "one"})
@@ -147,14 +149,14 @@ async def test_one_line_a_request(
 
 @pytest.mark.parametrize("text", ["x", "%00", "%F0%9F%98%80"])
 @pytest.mark.parametrize("method", ["GET", "POST", "X"])
-async def test_lines_of_requests_are_bounded(
+async def test_log_request_cuts_long_texts(
     settings: Settings,
     engine: FakeEngine,
     caplog: pytest.LogCaptureFixture,
     method: str,
     text: str,
 ) -> None:
-    """A client cannot fill the disk with long paths and headers: the log has their beginning."""
+    """Long paths and headers are cut."""
     caplog.set_level(logging.INFO)
     path = "/" + text * (60_000 // len(text))
     forwarded = "x" * 60_000  # by a trusted proxy that does not check it
@@ -174,7 +176,7 @@ async def test_lines_of_requests_are_bounded(
     ("level", "method", "told"),
     [(logging.INFO, "GET", 0), (logging.DEBUG, "GET", 1), (logging.INFO, "DELETE", 1)],
 )
-async def test_probes_that_find_all_well_are_not_told(
+async def test_successful_probes_are_logged_at_debug(
     client: httpx.AsyncClient,
     caplog: pytest.LogCaptureFixture,
     path: str,
@@ -182,7 +184,7 @@ async def test_probes_that_find_all_well_are_not_told(
     method: str,
     told: int,
 ) -> None:
-    """They come every few seconds: told only when debugging, or when something is wrong."""
+    """Successful probes are logged at debug, and failed ones at info."""
     caplog.clear()
     caplog.set_level(level)
     await client.request(method, path)
@@ -224,8 +226,8 @@ def told(stream: Packets) -> Iterator[logging.Logger]:
     handler.close()
 
 
-async def test_lines_of_a_turn_are_one_write(told: logging.Logger, stream: Packets) -> None:
-    """What a turn of the loop logs is written when it ends, in order; and so in the next turn."""
+async def test_output_writes_once_per_turn(told: logging.Logger, stream: Packets) -> None:
+    """The lines of one turn of the event loop are written in order, in one call."""
     told.info("a")
     told.info("b")
     assert stream.writes == []
@@ -235,20 +237,21 @@ async def test_lines_of_a_turn_are_one_write(told: logging.Logger, stream: Packe
     assert stream.writes == ["a\nb\n", "c\n"]
 
 
-async def test_a_warning_does_not_wait(told: logging.Logger, stream: Packets) -> None:
-    """It may be the last that the process says; what was before it comes before it."""
+async def test_output_writes_warnings_immediately(told: logging.Logger, stream: Packets) -> None:
+    """A warning is written at once, after the lines before it."""
     told.info("a")
     told.warning("b")
     assert stream.writes == ["a\nb\n"]
 
 
-def test_without_a_loop_lines_are_written_at_once(told: logging.Logger, stream: Packets) -> None:
+def test_output_writes_immediately_without_a_loop(told: logging.Logger, stream: Packets) -> None:
+    """Outside of an event loop, each line is written at once."""
     told.info("a")
     assert stream.writes == ["a\n"]
 
 
-def test_a_line_that_cannot_be_made_is_lost(stream: Packets) -> None:
-    """It ends no request, and the next line says that one was lost."""
+def test_output_drops_records_that_cannot_be_formatted(stream: Packets) -> None:
+    """A record that cannot be formatted raises nothing and counts as dropped."""
 
     class Unprintable:
         def __str__(self) -> str:
@@ -262,8 +265,10 @@ def test_a_line_that_cannot_be_made_is_lost(stream: Packets) -> None:
     assert line == "hello you"
 
 
-async def test_another_thread_writes_at_once(told: logging.Logger, stream: Packets) -> None:
-    """And with its line those that waited for the end of the loop's turn."""
+async def test_output_writes_immediately_in_other_threads(
+    told: logging.Logger, stream: Packets
+) -> None:
+    """A record of another thread is written at once, after the lines that wait."""
     told.info("a")
     thread = threading.Thread(target=told.info, args=["b"])
     thread.start()
@@ -271,8 +276,8 @@ async def test_another_thread_writes_at_once(told: logging.Logger, stream: Packe
     assert stream.writes == ["a\nb\n"]
 
 
-def test_nothing_is_lost_when_the_loop_ends(told: logging.Logger, stream: Packets) -> None:
-    """A line of its last moment is written by `logging.shutdown`, and later loops go on."""
+def test_output_writes_the_last_lines_of_a_loop(told: logging.Logger, stream: Packets) -> None:
+    """Lines of the last turn of a loop are written by `logging.shutdown`, and later loops work."""
 
     async def last_word() -> None:
         asyncio.get_running_loop().stop()

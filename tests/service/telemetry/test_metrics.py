@@ -1,21 +1,18 @@
-"""/metrics: read by Prometheus' own parser, and adding up to what was sent."""
+"""Tests of `/metrics`, read with Prometheus' own parser."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import subprocess
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batching import BatchReport
 from model_store.device import GpuMemory
 from service.settings import Settings
-from service.telemetry.histogram import Histogram
 from service.telemetry.metrics import Metrics
 from tests.fakes import FakeEngine
 from tests.service.conftest import connected, png
@@ -41,8 +38,8 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[f"shoal_{name}", frozenset(labels.items())]
 
 
-async def test_requests_add_up(client: httpx.AsyncClient) -> None:
-    """Each request is counted once, by route and status; refusals by their code, too."""
+async def test_metrics_count_each_request_once(client: httpx.AsyncClient) -> None:
+    """Requests are counted by route and status, and refusals by their code."""
     for upload in png(7), png(3), b"hello":
         await client.post("/predict", files={"img": upload})
     for path in "/nope/1", "/nope/2":
@@ -51,15 +48,19 @@ async def test_requests_add_up(client: httpx.AsyncClient) -> None:
     count = "request_duration_seconds_count"
     assert value(samples, count, route="/predict", status="200") == 2
     assert value(samples, count, route="/predict", status="400") == 1
-    assert value(samples, count, route="other", status="404") == 2, "no label from a client"
+    assert value(samples, count, route="other", status="404") == 2, (
+        "labels contain no path that a client sent"
+    )
     assert value(samples, "refusals_total", code="bad_image") == 1
     assert value(samples, "refusals_total", code="not_found") == 2
     for stage, times in {"read": 3, "decode": 2, "queue": 2, "infer": 2}.items():
         assert value(samples, "stage_duration_seconds_count", stage=stage) == times
 
 
-async def test_each_refused_image_of_many_counts(client: httpx.AsyncClient) -> None:
-    """The request is one that was answered; two of its images were refused."""
+async def test_metrics_count_each_refused_image_of_a_batch_request(
+    client: httpx.AsyncClient,
+) -> None:
+    """A request with two bad images is one answered request and two refusals."""
     files = [("img", upload) for upload in (png(7), b"hello", b"hello")]
     await client.post("/predict/batch", files=files)
     samples = await scrape(client)
@@ -68,8 +69,8 @@ async def test_each_refused_image_of_many_counts(client: httpx.AsyncClient) -> N
     assert value(samples, count, route="/predict/batch", status="200") == 1
 
 
-async def test_batches_add_up(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """Items, batches, and the places that were padded, as the engine saw them."""
+async def test_metrics_count_batches(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Items, batches and padding agree with the batches that the engine received."""
     engine.seconds = 0.02
     await asyncio.gather(*(client.post("/predict", files={"img": png(7)}) for _ in range(6)))
     samples = await scrape(client)
@@ -83,8 +84,10 @@ async def test_batches_add_up(client: httpx.AsyncClient, engine: FakeEngine) -> 
     assert 0.019 * len(engine.batches) <= busy < 1
 
 
-async def test_what_is_true_now(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """Who waits, what is in flight, what a batch is expected to take, and what answers."""
+async def test_metrics_show_the_current_state(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """A scrape shows the queue, batches in flight, expected durations and the model."""
     engine.seconds = 0.1
     first, *waiting = [
         asyncio.create_task(client.post("/predict", files={"img": png(7)})) for _ in range(4)
@@ -100,8 +103,8 @@ async def test_what_is_true_now(client: httpx.AsyncClient, engine: FakeEngine) -
     assert value(await scrape(client), "queue_length") == 0
 
 
-def test_what_a_batch_tells() -> None:
-    """Failures, departures, retries and lack of memory are counted as reported."""
+def test_count_batch_counts_each_field_of_a_report() -> None:
+    """Failures, cancellations, retries and lack of memory are counted as reported."""
     metrics = Metrics()
     for out_of_memory in False, True:
         metrics.count_batch(
@@ -127,8 +130,8 @@ def test_what_a_batch_tells() -> None:
     assert value(samples, "batch_duration_seconds_sum") == 0.4
 
 
-async def test_a_client_that_leaves() -> None:
-    """Is counted as a cancellation and not as a refusal."""
+def test_end_request_counts_a_disconnect_as_cancellation() -> None:
+    """A request whose client disconnected is a cancellation and not a refusal."""
     metrics = Metrics()
     metrics.begin_request()
     metrics.end_request("/predict", "499", 0.1, {"decode": 0.001}, "client_left")
@@ -138,42 +141,10 @@ async def test_a_client_that_leaves() -> None:
     assert value(samples, "request_duration_seconds_sum", route="/predict", status="499") == 0.1
 
 
-@pytest.mark.parametrize(
-    "amounts", [[], [0.1], [0.1, 0.1, 0.3, 7.0, 0.0], [0.1, 0.25, 5.0, 5.1, float("inf")]]
-)
-def test_many_values_count_as_one_by_one(amounts: list[float]) -> None:
-    """On a bound, between two, and beyond the last; of a child with labels, too."""
-    one, other = CollectorRegistry(), CollectorRegistry()
-    histograms = [
-        Histogram("seconds", "Of each.", ["route"], buckets=(0.1, 0.25, 5.0), registry=registry)
-        for registry in (one, other)
-    ]
-    by_one, at_once = [histogram.labels("a") for histogram in histograms]
-    for amount in amounts:
-        by_one.observe(amount)
-    at_once.observe_all(amounts)
-    tell_apart = re.compile(r"seconds_created.*")  # the moment it was made
-    texts = [tell_apart.sub("", generate_latest(r).decode()) for r in (one, other)]
-    assert texts[0] == texts[1] and 'seconds_sum{route="a"}' in texts[0]
-
-
-async def test_what_ends_in_a_turn_is_counted_when_it_ends() -> None:
-    """Nobody need ask: of several processes another one tells what this one has counted."""
-    metrics = Metrics()
-    for seconds in 0.1, 0.2:
-        metrics.begin_request()
-        metrics.begin_request()
-        metrics.end_request("/predict", "200", seconds, {"read": seconds}, None)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-    samples = parsed(generate_latest(metrics._registry).decode())
-    assert value(samples, "request_duration_seconds_count", route="/predict", status="200") == 2
-    assert value(samples, "stage_duration_seconds_sum", stage="read") == pytest.approx(0.3)
-    assert value(samples, "requests_in_flight") == 2
-
-
-async def test_requests_in_flight(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """From the head to the end of the answer, whatever it is; the scrape is one itself."""
+async def test_metrics_count_requests_in_flight(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """A request is in flight from its head to the end of its answer, and the scrape is one."""
     engine.seconds = 0.1
     asked = [asyncio.create_task(client.post("/predict", files={"img": png(7)})) for _ in range(3)]
     await engine.called.wait()
@@ -183,7 +154,10 @@ async def test_requests_in_flight(client: httpx.AsyncClient, engine: FakeEngine)
     assert value(await scrape(client), "requests_in_flight") == 1
 
 
-async def test_what_a_batch_was_padded_to(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_metrics_count_batches_by_bucket(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """Batches are counted by the size that they were padded to."""
     files = [("img", png(red)) for red in range(8)]
     await client.post("/predict/batch", files=files)
     await client.post("/predict", files={"img": png(7)})
@@ -193,8 +167,8 @@ async def test_what_a_batch_was_padded_to(client: httpx.AsyncClient, engine: Fak
     assert value(samples, "stage_duration_seconds_count", stage="assemble") == 2
 
 
-async def test_memory_of_the_gpu(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """Where the engine knows it."""
+async def test_metrics_show_gpu_memory(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """GPU memory is shown where the engine reports it."""
     assert not [name for name, _ in await scrape(client) if "gpu" in name]
     engine.gpu_memory = GpuMemory(free=3 * 2**30, total=8 * 2**30)
     samples = await scrape(client)
@@ -202,15 +176,15 @@ async def test_memory_of_the_gpu(client: httpx.AsyncClient, engine: FakeEngine) 
     assert value(samples, "gpu_memory_bytes", state="used") == 5 * 2**30
 
 
-async def test_a_port_of_its_own(engine: FakeEngine) -> None:
-    """Then the main port has no /metrics, and does not describe it."""
+async def test_metrics_port_serves_metrics_alone(engine: FakeEngine) -> None:
+    """With a metrics port, the main port has no /metrics and does not describe it."""
     async with connected(Settings(metrics_port=0), engine) as client:
         assert (await client.get("/metrics")).status_code == 404
         assert "/metrics" not in (await client.get("/openapi.json")).json()["paths"]
 
 
-async def test_promtool_has_nothing_to_say(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """Prometheus' own linter."""
+async def test_metrics_pass_promtool(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Prometheus' own linter accepts the metrics."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("no promtool: apt-get install prometheus")
@@ -223,8 +197,8 @@ async def test_promtool_has_nothing_to_say(client: httpx.AsyncClient, engine: Fa
     assert (run.returncode, run.stdout + run.stderr) == (0, b"")
 
 
-async def test_names(client: httpx.AsyncClient) -> None:
-    """By Prometheus' conventions: our prefix, base units, `_total` on counters."""
+async def test_metric_names_follow_conventions(client: httpx.AsyncClient) -> None:
+    """Names have the prefix `shoal_`, base units, and `_total` for counters."""
     await client.post("/predict", files={"img": png(7)})
     families = list(text_string_to_metric_families((await client.get("/metrics")).text))
     ours = [family for family in families if not family.name.startswith(("process_", "python_"))]

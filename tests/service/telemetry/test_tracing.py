@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from service.settings import Settings
 from service.telemetry.tracing import TraceId, Tracing, from_environment
 from tests.fakes import FakeEngine
 from tests.service.conftest import connected, png
+from tests.waiting import until
 
 HERE = "http://127.0.0.1:1"
 CALLER = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
@@ -55,7 +55,10 @@ class Kept(SpanProcessor):
         {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_TRACES_EXPORTER": "none"},
     ],
 )
-def test_off(environment: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_tracing_is_off_by_default(
+    environment: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without OpenTelemetry's variables, or with those that disable it, there is no tracing."""
     assert from_environment(environment) is None
     assert not caplog.records
 
@@ -69,22 +72,24 @@ def test_off(environment: dict[str, str], caplog: pytest.LogCaptureFixture) -> N
         {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
     ],
 )
-async def test_on(environment: dict[str, str]) -> None:
+async def test_tracing_is_on_with_an_endpoint(environment: dict[str, str]) -> None:
+    """With an endpoint, there is tracing."""
     tracing = from_environment(environment)
     assert tracing is not None
     await tracing.close()
 
 
-def test_a_protocol_that_is_not_spoken(caplog: pytest.LogCaptureFixture) -> None:
-    """Predictions are worth more than traces: a word in the log, and no end of the process."""
+def test_tracing_is_off_with_an_unknown_protocol(caplog: pytest.LogCaptureFixture) -> None:
+    """An unknown protocol is logged as a warning, and the process continues without tracing."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}
     assert from_environment(environment) is None
     assert "'http/json' is not one of http/protobuf, grpc" in caplog.text
 
 
-def test_without_the_packages(
+def test_tracing_is_off_without_its_packages(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Missing packages are logged as a warning."""
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
     assert from_environment({"OTEL_EXPORTER_OTLP_ENDPOINT": HERE}) is None
     assert "pip install 'shoal[otel]'" in caplog.text
@@ -98,8 +103,10 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     return kept
 
 
-async def test_each_image_of_a_request(kept: Kept, engine: FakeEngine, settings: Settings) -> None:
-    """Has its own decode, queue and infer; a batch has one link to the request they are of."""
+async def test_each_image_has_its_own_spans(
+    kept: Kept, engine: FakeEngine, settings: Settings
+) -> None:
+    """Each image has decode, queue and infer spans; a batch links once to each request."""
     async with connected(settings, engine) as client:
         await client.post("/predict/batch", files=[("img", png(red)) for red in range(3)])
     (batch,) = kept.named("batch")
@@ -113,19 +120,21 @@ async def test_each_image_of_a_request(kept: Kept, engine: FakeEngine, settings:
     assert [link.context.span_id for link in batch.links] == [request.context.span_id]
 
 
-async def test_a_batch_is_nobodys_child() -> None:
-    """Not even of the request that had the model loaded, whose context the batcher may run in."""
+async def test_batch_span_has_no_parent() -> None:
+    """A batch is the root of a trace, even if the batcher runs in the context of a request."""
     kept, image = Kept(), np.zeros((32, 32, 3), np.uint8)
     tracing = Tracing(kept)
-    with tracing.requested("load", {}, {}), tracing.seated(image):
+    with tracing.request_span("load", {}, {}), tracing.waiting(image):
         await tracing.batches(FakeEngine().infer)([image])
     (batch,) = kept.named("batch")
     (load,) = kept.named("load")
     assert batch.parent is None and batch.context.trace_id != load.context.trace_id
 
 
-async def test_who_leaves(kept: Kept, engine: FakeEngine, settings: Settings) -> None:
-    """A request that ran out of time says where; nothing of it is kept for a later batch."""
+async def test_timed_out_request_ends_its_spans(
+    kept: Kept, engine: FakeEngine, settings: Settings
+) -> None:
+    """The span of the stage that timed out has the error, and nothing of the request is kept."""
     engine.seconds = 0.5
     engine.warm_up_seconds = {8: [0.001] * 3}
     async with connected(settings, engine) as client:
@@ -135,13 +144,14 @@ async def test_who_leaves(kept: Kept, engine: FakeEngine, settings: Settings) ->
         (queue,) = kept.named("queue")
         assert queue.status.description == "TimeoutError"
         tracing: Tracing = client._transport.app.state.service.tracing  # type: ignore[attr-defined]
-        assert not tracing._seats
-        async with asyncio.timeout(10):
-            while not kept.named("batch"):  # noqa: ASYNC110  # nobody tells
-                await asyncio.sleep(0.01)
+        assert not tracing._images
+        await until(lambda: kept.named("batch"))
 
 
-async def test_an_engine_that_fails(kept: Kept, engine: FakeEngine, settings: Settings) -> None:
+async def test_failed_stage_has_an_error(
+    kept: Kept, engine: FakeEngine, settings: Settings
+) -> None:
+    """The span of a stage that fails has the error."""
     engine.error = RuntimeError("broken")
     async with connected(settings, engine) as client:
         assert (await client.post("/predict", files={"img": png(7)})).status_code == 500
@@ -149,13 +159,13 @@ async def test_an_engine_that_fails(kept: Kept, engine: FakeEngine, settings: Se
     assert not batch.status.is_ok and batch.events[0].name == "exception"
 
 
-async def test_the_trace_in_the_log(
+async def test_log_lines_name_their_trace(
     kept: Kept,
     engine: FakeEngine,
     settings: Settings,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each line that belongs to a request names its trace; others do not."""
+    """Log lines of a request have its trace ID, and others have none."""
     caplog.handler.addFilter(TraceId())
     caplog.set_level("INFO")
     async with connected(settings, engine) as client:
@@ -165,9 +175,10 @@ async def test_the_trace_in_the_log(
     assert "trace_id" not in by_message["ready"]
 
 
-async def test_off_there_are_no_ids(
+async def test_log_lines_have_no_trace_without_tracing(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Without tracing, log lines have no trace ID."""
     caplog.set_level("INFO")
     await client.post("/predict", files={"img": png(7)}, headers=CALLER)
     assert "trace_id" not in str([getattr(record, "fields", {}) for record in caplog.records])

@@ -43,7 +43,7 @@ class Arriving(Lease):
 
 def begin(uploads: ExitStack, memory: UploadMemory, held: int = 0) -> Arriving:
     """A body that is arriving until `uploads` is closed, and holds `held` bytes."""
-    lease = Arriving(memory, memory.max_bytes, 30)
+    lease = Arriving(memory, 10 * memory.max_bytes, 30)
     uploads.enter_context(lease)
     lease.begin(lease.record)
     uploads.callback(lease.end)

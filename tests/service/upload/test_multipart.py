@@ -29,7 +29,7 @@ def form(*parts: tuple[bytes, bytes], end: bytes = b"--\r\n") -> bytes:
 
 def parsed(body: bytes, size: int = 2**20) -> bytes | None:
     """By the parser alone, in pieces of `size`; None where it finds no image."""
-    parser = Form(BOUNDARY, -1, most=1)
+    parser = Form(BOUNDARY, -1, max_images=1)
     try:
         for at in range(0, len(body), size):
             parser.write(body[at : at + size])
@@ -128,7 +128,7 @@ def test_form_has_the_data_that_the_parser_finds(parts: list[bytes], size: int) 
         parser.write(data)
     except FormParserError:
         found = found[:1]
-    reader = Form(BOUNDARY, -1, most=1)
+    reader = Form(BOUNDARY, -1, max_images=1)
     try:
         for at in range(0, len(data), size):
             reader.write(data[at : at + size])
@@ -169,8 +169,8 @@ def test_form_may_have_its_boundary_within_its_data() -> None:
     """As often as it may have parts, as long as it ends no part."""
     near = DELIMITER + b"x"
     assert parsed(form((IMG, near * 60))) == near * 60
-    reader = Form(BOUNDARY, -1, most=1)
-    with pytest.raises(MissingImage, match=r"63 parts .* or its boundary within its data"):
+    reader = Form(BOUNDARY, -1, max_images=1)
+    with pytest.raises(MissingImage, match=r"63 parts .* or contains its boundary as data"):
         reader.write(form((IMG, near * 66)))
 
 
@@ -184,7 +184,7 @@ def test_form_may_have_padding_behind_a_delimiter(padding: bytes, image: bytes |
 
 def test_headers_of_parts_have_few_parameters() -> None:
     """Each takes a microsecond on the event loop."""
-    reader = Form(BOUNDARY, -1, most=1)
+    reader = Form(BOUNDARY, -1, max_images=1)
     with pytest.raises(MissingImage, match="more than 1,024 parameters"):
         reader.write(form((IMG + b"; x" * MAX_PARAMETERS, b"pixels")) + b"more")
     assert parsed(form((IMG + b"; x" * (MAX_PARAMETERS - 3), b"pixels")) + b"more") == b"pixels"
@@ -195,9 +195,9 @@ def test_headers_of_parts_have_few_parameters() -> None:
     [
         (";" * 65_000, "more than 1,024 parameters"),
         (";a=b" * 16_000, "more than 1,024 parameters"),
-        ("; boundary=" + "b" * 71, "boundary has 71 bytes, and 70 are allowed"),
-        ('; boundary=""', "names no boundary"),
-        ("", "names no boundary"),
+        ("; boundary=" + "b" * 71, "boundary of the form has 71 bytes; the maximum is 70"),
+        ('; boundary=""', "has no boundary"),
+        ("", "has no boundary"),
     ],
 )
 def test_boundary_of_a_content_type_is_refused(parameters: str, told: str) -> None:

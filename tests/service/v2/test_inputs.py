@@ -1,4 +1,4 @@
-"""Inference requests: every form an image may have, and every way to get it wrong."""
+"""Tests inference requests over REST: every form of an image, and malformed requests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from model_store.engine import Image
 from service.errors import BadInference, TooManyImages
 from service.v2.inputs import InferInputs, header_length, parse
-from service.v2.outputs import Wanted
-from service.v2.prescan import MAX_OUTLINE
+from service.v2.json_prescan import MAX_REMAINDER
+from service.v2.outputs import RequestedOutput
 from tests.fakes import MODEL
 
 MAX_IMAGES = 8
@@ -33,7 +33,7 @@ FLOATS: npt.NDArray[np.float32] = ((PIXELS.astype(np.float32) / 255 - MEAN) / ST
 
 
 def image(**changes: Any) -> dict[str, Any]:
-    """An input; None takes a member away."""
+    """An input with some members changed, or removed by None."""
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [BASE64]} | changes
     return {name: value for name, value in tensor.items() if value is not None}
 
@@ -48,7 +48,7 @@ def floats(**changes: Any) -> dict[str, Any]:
 
 
 def behind(tensor: dict[str, Any], size: int | None) -> dict[str, Any]:
-    """The same, with its elements behind the JSON."""
+    """The same tensor, with its elements after the JSON."""
     kept = {name: value for name, value in tensor.items() if name != "data"}
     return kept | {"parameters": {"binary_data_size": size}}
 
@@ -64,39 +64,41 @@ def strings(*elements: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-def encoded(call: InferInputs) -> list[bytes]:
-    assert not call.pixels
-    return [b"".join(pieces) for pieces in call.encoded]
+def encoded(inputs: InferInputs) -> list[bytes]:
+    assert not inputs.pixels
+    return [b"".join(pieces) for pieces in inputs.encoded]
 
 
-def seen(call: InferInputs) -> Image:
-    """What the network will see."""
-    assert not call.encoded
-    assert all(p.dtype == np.uint8 and p.shape == (32, 32, 3) for p in call.pixels)
-    return np.stack(call.pixels)
+def decoded(inputs: InferInputs) -> Image:
+    """The 8-bit pixels that the model will get."""
+    assert not inputs.encoded
+    assert all(p.dtype == np.uint8 and p.shape == (32, 32, 3) for p in inputs.pixels)
+    return np.stack(inputs.pixels)
 
 
 @pytest.mark.parametrize(
     ("shape", "data"),
     [([2], ["aGk=", "eW91"]), ([2, 1], ["aGk=", "eW91"]), ([2, 1], [["aGk="], ["eW91"]])],
 )
-def test_images_in_base64(shape: list[int], data: Any) -> None:
+def test_parse_images_in_base64(shape: list[int], data: Any) -> None:
+    """Base64 images are accepted flat and nested."""
     assert encoded(parsed(image(shape=shape, data=data))) == [b"hi", b"you"]
 
 
-def test_a_large_image_in_base64() -> None:
-    """The bound on JSON is not one on images."""
+def test_parse_a_large_image_in_base64() -> None:
+    """The limit of the JSON does not apply to images in base64."""
     large = PHOTO * 4000
     text = base64.b64encode(large).decode()
-    assert len(text) > MAX_OUTLINE
+    assert len(text) > MAX_REMAINDER
     assert encoded(parsed(image(shape=[2], data=[text, BASE64]))) == [large, PHOTO]
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=MAX_IMAGES))
-def test_images_in_binary(images: list[bytes]) -> None:
+def test_parse_images_in_binary(images: list[bytes]) -> None:
+    """Images of any content and length are accepted as binary data."""
     binary = strings(*images)
-    call = parsed(behind(image(shape=[len(images)]), len(binary)), binary=binary)
-    assert encoded(call) == images
+    inputs = parsed(behind(image(shape=[len(images)]), len(binary)), binary=binary)
+    assert encoded(inputs) == images
 
 
 def escaped(text: str) -> str:
@@ -114,18 +116,18 @@ ELEMENTS = PLACEHOLDERS | st.sampled_from([LARGE, BASE64, escaped(BASE64), "", "
 
 
 @given(st.lists(ELEMENTS, max_size=MAX_IMAGES - 1), st.integers(0, 2), st.sampled_from("dn"))
-def test_elements_are_no_more_than_the_body(texts: list[str], more: int, key: str) -> None:
-    """Whatever the strings of a JSON are, and however often its members are repeated, its elements
-    together have at most the bytes of the body, and each has those of its own string."""
+def test_elements_are_no_larger_than_the_body(texts: list[str], more: int, key: str) -> None:
+    """For any strings and repeated members in the JSON, each element has the bytes of its own
+    string, and all elements together have at most as many bytes as the body."""
     data = f'["{LARGE * 2}"' + "".join(f',"{text}"' for text in texts) + "]"
     other = {"d": f',"data":{data}', "n": f',"{LARGE}":"{LARGE}"'}[key] * more
     tensor = (
         f'{{"name":"image","shape":[{len(texts) + 1}],"datatype":"BYTES","data":{data}{other}}}'
     )
     body = f'{{"inputs":[{tensor}]}}'.encode()
-    call = parse(body, None, MODEL, MAX_IMAGES)
+    inputs = parse(body, None, MODEL, MAX_IMAGES)
     total = 0
-    for text, pieces in zip([LARGE * 2, *texts], call.encoded, strict=True):
+    for text, pieces in zip([LARGE * 2, *texts], inputs.encoded, strict=True):
         try:
             found = b"".join(pieces)
         except BadInference:
@@ -136,53 +138,58 @@ def test_elements_are_no_more_than_the_body(texts: list[str], more: int, key: st
 
 
 @pytest.mark.parametrize("flat", [True, False])
-def test_pixels_in_json(flat: bool) -> None:
+def test_parse_pixels_in_json(flat: bool) -> None:
+    """UINT8 pixels in JSON are accepted flat and nested."""
     data = (PIXELS.ravel() if flat else PIXELS).tolist()
-    call = parsed(pixels(shape=list(PIXELS.shape), data=data))
-    assert np.array_equal(seen(call), PIXELS)
+    inputs = parsed(pixels(shape=list(PIXELS.shape), data=data))
+    assert np.array_equal(decoded(inputs), PIXELS)
 
 
-def test_pixels_in_binary() -> None:
+def test_parse_pixels_in_binary() -> None:
+    """UINT8 pixels are accepted as binary data."""
     tensor = behind(pixels(shape=list(PIXELS.shape)), PIXELS.size)
-    assert np.array_equal(seen(parsed(tensor, binary=PIXELS.tobytes())), PIXELS)
+    assert np.array_equal(decoded(parsed(tensor, binary=PIXELS.tobytes())), PIXELS)
 
 
 @pytest.mark.parametrize("flat", [True, False])
-def test_normalised_in_json(flat: bool) -> None:
-    """As the tutorial's transforms compute them, in FP32: back to the very pixels."""
+def test_parse_normalized_pixels_in_json(flat: bool) -> None:
+    """Pixels that the tutorial's transforms normalized in FP32 are restored exactly."""
     data = (FLOATS.ravel() if flat else FLOATS).tolist()
-    assert np.array_equal(seen(parsed(floats(shape=list(FLOATS.shape), data=data))), PIXELS)
+    assert np.array_equal(decoded(parsed(floats(shape=list(FLOATS.shape), data=data))), PIXELS)
 
 
-def test_normalised_in_binary() -> None:
+def test_parse_normalized_pixels_in_binary() -> None:
+    """Normalized FP32 pixels are accepted as binary data."""
     tensor = behind(floats(shape=list(FLOATS.shape)), FLOATS.nbytes)
-    assert np.array_equal(seen(parsed(tensor, binary=FLOATS.tobytes())), PIXELS)
+    assert np.array_equal(decoded(parsed(tensor, binary=FLOATS.tobytes())), PIXELS)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_every_pixel_survives_normalising(kind: Any) -> None:
-    """0 to 255 in each channel."""
+def test_every_pixel_survives_normalization(kind: Any) -> None:
+    """All values from 0 to 255 are restored in each channel, from FP32 and FP64."""
     every = np.arange(3072, dtype=np.uint8).reshape(1, 32, 32, 3)
-    normalised = (every.astype(kind) / kind(255) - MEAN.astype(kind)) / STD.astype(kind)
-    sent = normalised.transpose(0, 3, 1, 2).astype("<f4")
-    assert np.array_equal(seen(parsed(behind(floats(), sent.nbytes), binary=sent.tobytes())), every)
+    normalized = (every.astype(kind) / kind(255) - MEAN.astype(kind)) / STD.astype(kind)
+    sent = normalized.transpose(0, 3, 1, 2).astype("<f4")
+    assert np.array_equal(
+        decoded(parsed(behind(floats(), sent.nbytes), binary=sent.tobytes())), every
+    )
 
 
-ELSEWHERE = {
+NOT_EXACT = {
     "another mean": ((PIXELS[:1].astype(np.float32) / 255 - 0.5) / STD).transpose(0, 3, 1, 2),
     "another std": ((PIXELS[:1].astype(np.float32) / 255 - MEAN) / 0.247).transpose(0, 3, 1, 2),
-    "not normalised": PIXELS[:1].astype(np.float32).transpose(0, 3, 1, 2),
+    "not normalized": PIXELS[:1].astype(np.float32).transpose(0, 3, 1, 2),
     "between pixels": FLOATS[:1] + np.float32(0.5 / 255 / 0.2),
-    "too bright": FLOATS[:1] + np.float32(300),
-    "no number": np.full((1, 3, 32, 32), np.nan, np.float32),
-    "endless": np.full((1, 3, 32, 32), np.inf, np.float32),
+    "too large": FLOATS[:1] + np.float32(300),
+    "not a number": np.full((1, 3, 32, 32), np.nan, np.float32),
+    "infinite": np.full((1, 3, 32, 32), np.inf, np.float32),
     "large": np.full((1, 3, 32, 32), 3e38, np.float32),
 }
 
 
-@pytest.mark.parametrize("wrong", ELSEWHERE.values(), ids=ELSEWHERE)
-def test_what_would_have_to_be_rounded_is_refused(wrong: Any) -> None:
-    """Nothing is computed for other values than those that were sent."""
+@pytest.mark.parametrize("wrong", NOT_EXACT.values(), ids=NOT_EXACT)
+def test_parse_rejects_pixels_that_are_not_exact(wrong: Any) -> None:
+    """FP32 values that are not those of 8-bit pixels are rejected, not rounded."""
     tensor = behind(floats(), wrong.nbytes)
     with pytest.raises(BadInference, match=r"8-bit pixels, with mean \[0.4914"):
         parsed(tensor, binary=wrong.astype("<f4").tobytes())
@@ -192,21 +199,21 @@ def test_what_would_have_to_be_rounded_is_refused(wrong: Any) -> None:
     ("timeout", "seconds"),
     [(None, None), (0, None), (1, 1e-6), (250_000, 0.25), (2**63 - 1, 2**63 / 1e6)],
 )
-def test_timeout(timeout: int | None, seconds: float | None) -> None:
-    """In microseconds, as Triton has it; 0 is the server's own."""
+def test_parse_timeout(timeout: int | None, seconds: float | None) -> None:
+    """The timeout is in microseconds, as in Triton. 0 and a missing timeout mean None."""
     parameters = {} if timeout is None else {"timeout": timeout}
     assert parsed(image(), parameters=parameters).seconds == seconds
 
 
-def test_outputs() -> None:
-    """All, where none is named; in the order of the request, where some are."""
+def test_parse_outputs() -> None:
+    """Named outputs keep the order of the request. Without names, all outputs are requested."""
     assert parsed(image()).reply.outputs == [
-        Wanted("class", False),
-        Wanted("probability", False),
-        Wanted("probabilities", False),
+        RequestedOutput("class", False),
+        RequestedOutput("probability", False),
+        RequestedOutput("probabilities", False),
     ]
     assert parsed(image(), outputs=[]).reply.outputs == parsed(image()).reply.outputs
-    call = parsed(
+    inputs = parsed(
         image(),
         id="42",
         parameters={"binary_data_output": True},
@@ -215,22 +222,25 @@ def test_outputs() -> None:
             {"name": "class", "parameters": {"binary_data": False}},
         ],
     )
-    assert call.reply.outputs == [Wanted("probabilities", True, 2), Wanted("class", False)]
-    assert call.reply.id == "42"
+    assert inputs.reply.outputs == [
+        RequestedOutput("probabilities", True, 2),
+        RequestedOutput("class", False),
+    ]
+    assert inputs.reply.id == "42"
 
 
-def test_what_is_not_known_is_passed_over() -> None:
-    """Parameters of others' extensions, and what Triton's own examples have beside them."""
-    call = parsed(
+def test_parse_ignores_unknown_parameters() -> None:
+    """Parameters of other extensions, and members in Triton's examples, are ignored."""
+    inputs = parsed(
         image(parameters={"content_type": "image/png"}),
         model_name="x",
         parameters={"priority": 1, "sequence_id": 7},
-        outputs=[{"name": "class", "parameters": {"colour": "blue"}}],
+        outputs=[{"name": "class", "parameters": {"color": "blue"}}],
     )
-    assert encoded(call) == [PHOTO]
+    assert encoded(inputs) == [PHOTO]
 
 
-def wants(name: str = "class", **parameters: Any) -> dict[str, Any]:
+def output(name: str = "class", **parameters: Any) -> dict[str, Any]:
     return {"outputs": [{"name": name, "parameters": parameters}]}
 
 
@@ -252,17 +262,17 @@ MALFORMED: dict[str, tuple[list[Any], bytes | None, dict[str, Any]]] = {
     "negative timeout": ([image()], None, {"parameters": {"timeout": -1}}),
     "huge timeout": ([image()], None, {"parameters": {"timeout": 10**400}}),
     "outputs of text": ([image()], None, {"outputs": "class"}),
-    "unknown output": ([image()], None, wants("logits")),
+    "unknown output": ([image()], None, output("logits")),
     "an output twice": ([image()], None, {"outputs": [{"name": "class"}] * 2}),
     "many outputs": ([image()], None, {"outputs": [{"name": "class"}] * 1000}),
     "output without name": ([image()], None, {"outputs": [{}]}),
-    "binary of number": ([image()], None, wants(binary_data=1)),
+    "binary of number": ([image()], None, output(binary_data=1)),
     "binary of all of text": ([image()], None, {"parameters": {"binary_data_output": "yes"}}),
-    "classification of text": ([image()], None, wants("probabilities", classification="2")),
-    "classification of truth": ([image()], None, wants("probabilities", classification=True)),
-    "negative classification": ([image()], None, wants("probabilities", classification=-1)),
-    "classification of class": ([image()], None, wants("class", classification=1)),
-    "output in shared memory": ([image()], None, wants(shared_memory_region="x")),
+    "classification of text": ([image()], None, output("probabilities", classification="2")),
+    "classification of truth": ([image()], None, output("probabilities", classification=True)),
+    "negative classification": ([image()], None, output("probabilities", classification=-1)),
+    "classification of class": ([image()], None, output("class", classification=1)),
+    "output in shared memory": ([image()], None, output(shared_memory_region="x")),
     "input in shared memory": (
         [image(data=None, parameters={"shared_memory_region": "x"})],
         None,
@@ -306,7 +316,7 @@ MALFORMED: dict[str, tuple[list[Any], bytes | None, dict[str, Any]]] = {
     "channels first in data": ([pixels(data=PIXELS[:1].transpose(0, 3, 1, 2).tolist())], None, {}),
     "lists and numbers": ([pixels(data=[[1], 2])], None, {}),
     "floats of text": ([floats(data=["1"] * 3072)], None, {}),
-    "binary that nobody claims": ([image()], ONE, {}),
+    "binary data of no input": ([image()], ONE, {}),
     "data and binary": ([image(parameters={"binary_data_size": len(ONE)})], ONE, {}),
     "size without binary": ([behind(image(), len(ONE))], None, {}),
     "size too small": ([behind(image(), len(ONE) - 1)], ONE, {}),
@@ -328,11 +338,13 @@ MALFORMED: dict[str, tuple[list[Any], bytes | None, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("inputs", "binary", "members"), MALFORMED.values(), ids=MALFORMED)
-def test_malformed(inputs: list[Any], binary: bytes | None, members: dict[str, Any]) -> None:
-    """Each is refused with a sentence."""
+@pytest.mark.parametrize(("tensors", "binary", "members"), MALFORMED.values(), ids=MALFORMED)
+def test_parse_rejects_malformed_requests(
+    tensors: list[Any], binary: bytes | None, members: dict[str, Any]
+) -> None:
+    """Malformed requests are rejected with a sentence of reasonable length."""
     with pytest.raises(BadInference) as caught:
-        encoded(parsed(*inputs, binary=binary, **members))
+        encoded(parsed(*tensors, binary=binary, **members))
     assert 20 < len(str(caught.value)) < 400 and str(caught.value).endswith(".")
 
 
@@ -351,13 +363,14 @@ def test_malformed(inputs: list[Any], binary: bytes | None, members: dict[str, A
         b"\x89PNG\r\n",
     ],
 )
-def test_no_json(text: bytes) -> None:
+def test_parse_rejects_invalid_json(text: bytes) -> None:
+    """A body that is not a JSON object with inputs is rejected."""
     with pytest.raises(BadInference):
         parse(text, None, MODEL, MAX_IMAGES)
 
 
-def test_too_many_images() -> None:
-    """Told by the shape, whatever the data."""
+def test_parse_limits_the_number_of_images() -> None:
+    """The shape alone decides, before the data is decoded."""
     for tensor in image(shape=[9], data=[]), pixels(shape=[10**30, 32, 32, 3], data=[]):
         with pytest.raises(TooManyImages, match="8 are allowed"):
             parsed(tensor)
@@ -365,20 +378,23 @@ def test_too_many_images() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 10_000])
-def test_a_header_longer_than_the_body(size: int) -> None:
-    with pytest.raises(BadInference, match="begins with JSON"):
+def test_parse_rejects_a_header_that_does_not_fit_the_body(size: int) -> None:
+    """The JSON has at least one byte and at most as many bytes as the body."""
+    with pytest.raises(BadInference, match="with which the body begins"):
         parse(b"{}", size, MODEL, MAX_IMAGES)
 
 
 @pytest.mark.parametrize(("text", "length"), [(None, None), ("0", 0), ("17", 17), ("007", 7)])
-def test_header_length(text: str | None, length: int | None) -> None:
+def test_header_length_is_a_decimal_number(text: str | None, length: int | None) -> None:
+    """Decimal numbers are accepted, and a missing header is None."""
     assert header_length(text) == length
 
 
 @pytest.mark.parametrize(
     "text", ["", "-1", "+1", "1.5", "1e3", " 1", "²", "\u0661", "0x10", "1_0", "9" * 5000]
 )
-def test_bad_header_length(text: str) -> None:
+def test_header_length_rejects_other_texts(text: str) -> None:
+    """Signs, spaces, fractions, other digits and very long numbers are rejected."""
     with pytest.raises(BadInference, match="Inference-Header-Content-Length"):
         header_length(text)
 
@@ -403,17 +419,19 @@ tensors = st.fixed_dictionaries(
 
 
 @given(st.lists(tensors, max_size=2), json_values, json_values, st.binary(max_size=40))
-def test_nothing_else_goes_wrong(inputs: Any, parameters: Any, outputs: Any, binary: bytes) -> None:
-    """Whatever is sent is understood or refused."""
-    text = json.dumps({"inputs": inputs, "parameters": parameters, "outputs": outputs}).encode()
+def test_parse_raises_no_other_exceptions(
+    tensors: Any, parameters: Any, outputs: Any, binary: bytes
+) -> None:
+    """Any JSON values, with or without binary data, are accepted or rejected with a problem."""
+    text = json.dumps({"inputs": tensors, "parameters": parameters, "outputs": outputs}).encode()
     for header in None, len(text):
         with contextlib.suppress(BadInference, TooManyImages):
             encoded(parse(text + binary, header, MODEL, MAX_IMAGES))
 
 
 @given(st.binary(max_size=60), st.integers(1, 4), st.booleans())
-def test_noise_as_binary(noise: bytes, count: int, prefixed: bool) -> None:
-    """A binary tensor is its elements to the last byte, or refused."""
+def test_parse_uses_binary_data_to_the_last_byte(noise: bytes, count: int, prefixed: bool) -> None:
+    """Binary data is the elements to its last byte, or the request is rejected."""
     binary = strings(noise) + noise if prefixed else noise
     tensor = behind(image(shape=[count]), len(binary))
     with contextlib.suppress(BadInference):

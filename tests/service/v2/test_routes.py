@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP: its paths, its answers and its errors."""
+"""Tests the Open Inference Protocol over REST: its paths, responses and errors."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.service.conftest import connected, png
+from tests.service.telemetry.test_metrics import scrape, value
 
 INFER = "/v2/models/fake/infer"
 HORSE, CAT = png(7), png(3)
@@ -33,7 +34,7 @@ def body(*images: bytes, **members: Any) -> dict[str, Any]:
 
 
 def in_binary(*images: bytes, **members: Any) -> dict[str, Any]:
-    """A request with the images behind the JSON."""
+    """A request with the images as binary data after the JSON."""
     binary = b"".join(struct.pack("<I", len(data)) + data for data in images)
     tensor = image(*images)
     del tensor["data"]
@@ -44,7 +45,7 @@ def in_binary(*images: bytes, **members: Any) -> dict[str, Any]:
 
 
 def is_error(response: httpx.Response, status: int) -> str:
-    """The sentence of an error in the protocol's shape."""
+    """Check that the response is an error of the protocol, and return its text."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert list(response.json()) == ["error"]
@@ -54,10 +55,10 @@ def is_error(response: httpx.Response, status: int) -> str:
 
 
 @pytest.mark.parametrize("in_json", [True, False])
-async def test_requests_hold_no_more_than_their_body(
+async def test_infer_needs_no_more_memory_than_the_body(
     settings: Settings, engine: FakeEngine, in_json: bool
 ) -> None:
-    """While images are taken out of it, body and images together are as large as the body."""
+    """While images are extracted, the body and the images together are as large as the body."""
     photo = os.urandom(4 * 2**20)
     size = 2**23
     content = {"content": json.dumps(body(photo)).encode()} if in_json else in_binary(photo)
@@ -77,7 +78,8 @@ async def test_requests_hold_no_more_than_their_body(
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
-async def test_the_server(client: httpx.AsyncClient, path: str) -> None:
+async def test_server_metadata(client: httpx.AsyncClient, path: str) -> None:
+    """The server reports its name, version and extensions, with or without a trailing slash."""
     assert (await client.get(path)).json() == {
         "name": "shoal",
         "version": "0.2.0",
@@ -86,12 +88,14 @@ async def test_the_server(client: httpx.AsyncClient, path: str) -> None:
 
 
 async def test_health(client: httpx.AsyncClient) -> None:
+    """A server with a loaded model is live and ready."""
     assert (await client.get("/v2/health/live")).json() == {"live": True}
     assert (await client.get("/v2/health/ready")).json() == {"ready": True}
 
 
 @pytest.mark.parametrize("model", ["fake", "fake/versions/7"])
-async def test_the_model(client: httpx.AsyncClient, model: str) -> None:
+async def test_model_with_and_without_a_version(client: httpx.AsyncClient, model: str) -> None:
+    """Readiness, metadata and inference are served for the model and for its version."""
     ready = await client.get(f"/v2/models/{model}/ready")
     assert ready.json() == {"name": "fake", "ready": True}
     about = (await client.get(f"/v2/models/{model}")).json()
@@ -110,15 +114,15 @@ async def test_the_model(client: httpx.AsyncClient, model: str) -> None:
 @pytest.mark.parametrize(
     "model", ["other", "fake/versions/8", "other/versions/7", "fake/versions/"]
 )
-async def test_another_model(client: httpx.AsyncClient, model: str) -> None:
-    """404, and which one is served, for every path below it."""
+async def test_unknown_models_and_versions(client: httpx.AsyncClient, model: str) -> None:
+    """All paths of a model or version that is not served return 404."""
     for path in "", "/ready":
         is_error(await client.get(f"/v2/models/{model}{path}"), 404)
     is_error(await client.post(f"/v2/models/{model}/infer", json=body(HORSE)), 404)
 
 
-async def test_json(client: httpx.AsyncClient) -> None:
-    """Images in base64, answers in JSON, in the order of the images."""
+async def test_infer_json(client: httpx.AsyncClient) -> None:
+    """Images in base64 get JSON outputs in the order of the images."""
     response = await client.post(INFER, json=body(HORSE, png(3, side=300), id="42"))
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
@@ -131,8 +135,8 @@ async def test_json(client: httpx.AsyncClient) -> None:
     assert probabilities["shape"] == [2, 10] and len(probabilities["data"]) == 20
 
 
-async def test_binary(client: httpx.AsyncClient) -> None:
-    """The header says where the JSON of the answer ends."""
+async def test_infer_binary(client: httpx.AsyncClient) -> None:
+    """A header gives the length of the JSON, which binary outputs follow."""
     outputs = [{"name": "class", "parameters": {"binary_data": True}}]
     response = await client.post(INFER, **in_binary(HORSE, CAT, outputs=outputs))
     assert response.headers["content-type"] == "application/octet-stream"
@@ -143,7 +147,8 @@ async def test_binary(client: httpx.AsyncClient) -> None:
     assert response.content[length:] == b"\5\0\0\0horse\3\0\0\0cat"
 
 
-async def test_pixels(client: httpx.AsyncClient) -> None:
+async def test_infer_pixels(client: httpx.AsyncClient) -> None:
+    """Pixels are inferred without a decode stage."""
     pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
     pixels[0, ..., 0], pixels[1, ..., 0] = 7, 3
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": [2, 32, 32, 3]}
@@ -153,13 +158,14 @@ async def test_pixels(client: httpx.AsyncClient) -> None:
     assert stages == ["read", "queue", "infer"]
 
 
-async def test_each_is_an_item_of_its_own(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_infer_batches_single_images(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Each image of a request is an item of its own in the batcher."""
     await client.post(INFER, json=body(*[HORSE] * 12))
     assert engine.batches == [8, 4]
 
 
 BAD = {
-    "nothing": (400, {}),
+    "empty body": (400, {}),
     "no JSON": (400, {"content": b"hello"}),
     "an image": (400, {"content": HORSE}),
     "header of text": (
@@ -178,7 +184,7 @@ BAD = {
         400,
         {"json": body(HORSE), "headers": {"x-request-timeout": "soon"}},
     ),
-    "no image in it": (400, {"json": body(b"hello")}),
+    "not an image": (400, {"json": body(b"hello")}),
     "cut short": (400, {"json": body(HORSE[:50])}),
     "an empty image": (422, {"json": body(b"")}),
     "TIFF": (415, {"json": body(b"II*\0" + bytes(100))}),
@@ -190,31 +196,31 @@ BAD = {
 
 
 @pytest.mark.parametrize(("status", "request_"), BAD.values(), ids=BAD)
-async def test_bad_input(
+async def test_infer_rejects_bad_requests(
     client: httpx.AsyncClient, engine: FakeEngine, status: int, request_: dict[str, Any]
 ) -> None:
-    """Refused in the protocol's shape, and nothing is computed."""
+    """A bad request gets an error of the protocol, and nothing is inferred."""
     is_error(await client.post(INFER, **request_), status)
     assert engine.batches == []
 
 
-async def test_which_image_is_bad(client: httpx.AsyncClient) -> None:
-    """The protocol has one error a request; it says which of many is meant."""
+async def test_error_names_the_bad_image(client: httpx.AsyncClient) -> None:
+    """The error of a request with several images gives the position of the bad one."""
     response = await client.post(INFER, json=body(HORSE, CAT, b"hello"))
     assert is_error(response, 400).endswith("This is image 2 of the request, counted from 0.")
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v2/nope"), ("POST", "/v2/models")])
-async def test_elsewhere(client: httpx.AsyncClient, method: str, path: str) -> None:
-    """What is not served is told in the protocol's shape, too; other paths keep theirs."""
+async def test_errors_of_unknown_paths(client: httpx.AsyncClient, method: str, path: str) -> None:
+    """Unknown paths below /v2 get an error of the protocol; other paths get problem details."""
     is_error(await client.request(method, path), 404)
     is_error(await client.get(INFER), 405)
     for near in "/v2x", "/v3":
         assert (await client.get(near)).json()["code"] == "not_found"
 
 
-async def test_a_deadline(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """In microseconds; within the server's own, and at once where it cannot be met."""
+async def test_timeout(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """The timeout in microseconds holds, is rejected early if it cannot be met, and is capped."""
     response = await client.post(INFER, json=body(HORSE, parameters={"timeout": 1}))
     assert response.status_code in (503, 504) and engine.batches == []
     engine.seconds = 0.3
@@ -225,8 +231,8 @@ async def test_a_deadline(client: httpx.AsyncClient, engine: FakeEngine) -> None
     assert response.status_code == 200
 
 
-async def test_all_or_nothing(engine: FakeEngine) -> None:
-    """Where one of many is refused, none of them is computed in vain, and all may come again."""
+async def test_infer_answers_all_images_or_none(engine: FakeEngine) -> None:
+    """If one image does not fit into the queue, the whole request is rejected."""
     async with connected(Settings(max_queue_size=2), engine) as client:
         response = await client.post(INFER, json=body(*[HORSE] * 20))
         assert "queue of requests is full" in is_error(response, 503)
@@ -235,14 +241,15 @@ async def test_all_or_nothing(engine: FakeEngine) -> None:
         assert (await client.post(INFER, json=body(HORSE, CAT))).status_code == 200
 
 
-async def test_the_engine_fails(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_engine_failure(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """A failure of the engine is a 500 without internal details."""
     engine.error = RuntimeError("secret innards")
     response = await client.post(INFER, json=body(HORSE))
     assert "innards" not in is_error(response, 500)
 
 
-async def test_the_unexpected(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody foresaw has the protocol's shape, too."""
+async def test_unexpected_error(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unexpected exceptions get an error of the protocol, too."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("secret innards")
@@ -252,7 +259,7 @@ async def test_the_unexpected(client: httpx.AsyncClient, monkeypatch: pytest.Mon
 
 
 async def test_not_ready(engine: FakeEngine, settings: Settings) -> None:
-    """Alive, and nothing else; draining is not ready either."""
+    """While the model is loaded or the server drains, it is live but not ready."""
     async with connected(settings, engine) as client:
         service = client._transport.app.state.service  # type: ignore[attr-defined]
         loaded, service.engine.loaded = service.engine.loaded, None
@@ -270,6 +277,7 @@ async def test_not_ready(engine: FakeEngine, settings: Settings) -> None:
 
 
 async def test_not_live(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """A server whose engine fails on every batch is not live."""
     engine.error = RuntimeError("gone")
     for _ in range(10):
         await client.post(INFER, json=body(HORSE))
@@ -277,7 +285,7 @@ async def test_not_live(client: httpx.AsyncClient, engine: FakeEngine) -> None:
 
 
 async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
-    """A body weighs its bytes until its images are decoded, and nothing afterwards."""
+    """A body counts toward the upload memory until its images have been decoded."""
     more = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -285,7 +293,8 @@ async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
         await more.wait()
 
     waiting = [asyncio.create_task(client.post(INFER, content=slow())) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    while value(await scrape(client), "upload_memory_bytes") < 180_000:  # noqa: ASYNC110  # no event
+        await asyncio.sleep(0.001)
     large = body(HORSE, HORSE + bytes(30_000))
     is_error(await client.post(INFER, json=large), 503)
     more.set()
@@ -295,8 +304,8 @@ async def test_uploads_share_a_budget(client: httpx.AsyncClient) -> None:
         assert (await client.post(INFER, json=large)).status_code == 200
 
 
-async def test_routes_in_the_metrics(client: httpx.AsyncClient) -> None:
-    """By the route, not by what a client calls the model."""
+async def test_metrics_are_labeled_by_route(client: httpx.AsyncClient) -> None:
+    """The label is the route, not the name of the model that the client sent."""
     await client.post(INFER, json=body(HORSE))
     await client.post("/v2/models/nope/infer", json=body(HORSE))
     text = (await client.get("/metrics")).text

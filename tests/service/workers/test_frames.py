@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from service.workers import frames
 from service.workers.frames import (
     ANSWER,
-    ASK,
     BOUNDS,
+    CALL,
     CANCEL,
+    ERROR,
     IMAGE_BYTES,
     MODEL,
-    REFUSAL,
+    RESULT,
     STATE,
     SUBMIT,
-    TOLD,
     Answer,
     BadFrame,
+    Error,
     Frame,
     FrameReader,
-    Refusal,
 )
 
 HEAD = struct.Struct("=IBQ")
@@ -42,8 +42,8 @@ said = st.one_of(
     st.tuples(st.just("submit"), numbers, seconds, st.binary(min_size=1, max_size=9)),
     st.tuples(st.just("cancel"), numbers),
     st.tuples(st.just("answer"), numbers, st.builds(Answer, seconds, counts, counts, counts, rows)),
-    st.tuples(st.just("refusal"), numbers, st.builds(Refusal, st.integers(0, 255), seconds, texts)),
-    st.tuples(st.just("message"), st.sampled_from([ASK, TOLD, STATE, MODEL]), numbers, contents),
+    st.tuples(st.just("error"), numbers, st.builds(Error, st.integers(0, 255), seconds, texts)),
+    st.tuples(st.just("message"), st.sampled_from([CALL, RESULT, STATE, MODEL]), numbers, contents),
 )
 
 
@@ -69,9 +69,9 @@ def meant(what: tuple, frame: Frame) -> None:  # type: ignore[type-arg]
     elif name == "answer":
         assert (frame.kind, frame.number) == (ANSWER, arguments[0])
         assert frames.read_answer(frame.body) == arguments[1]
-    elif name == "refusal":
-        assert (frame.kind, frame.number) == (REFUSAL, arguments[0])
-        read, sent = frames.read_refusal(frame.body), arguments[1]
+    elif name == "error":
+        assert (frame.kind, frame.number) == (ERROR, arguments[0])
+        read, sent = frames.read_error(frame.body), arguments[1]
         assert read[:2] == sent[:2]
         assert read.detail.encode()[:1000] == sent.detail.encode()[:1000]
     else:
@@ -80,8 +80,8 @@ def meant(what: tuple, frame: Frame) -> None:  # type: ignore[type-arg]
 
 
 @given(st.lists(said, max_size=5), st.data())
-def test_round_trip(what: list[tuple], data: st.DataObject) -> None:  # type: ignore[type-arg]
-    """What is written is read, in this order, wherever the stream is cut."""
+def test_frames_round_trip(what: list[tuple], data: st.DataObject) -> None:  # type: ignore[type-arg]
+    """Frames are read as they were written, in the same order, in pieces of any size."""
     stream = b"".join(written(one) for one in what)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     reader, found = FrameReader(), []
@@ -93,8 +93,8 @@ def test_round_trip(what: list[tuple], data: st.DataObject) -> None:  # type: ig
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5))
-def test_anything(pieces: list[bytes]) -> None:
-    """Whatever arrives is frames within their bounds or BadFrame, and nothing else."""
+def test_frame_reader_accepts_any_bytes(pieces: list[bytes]) -> None:
+    """Any bytes are frames within their bounds, or raise BadFrame."""
     reader = FrameReader()
     try:
         for piece in pieces:
@@ -107,17 +107,17 @@ def test_anything(pieces: list[bytes]) -> None:
 READERS = {
     SUBMIT: frames.read_submit,
     ANSWER: frames.read_answer,
-    REFUSAL: frames.read_refusal,
-    ASK: frames.read_message,
-    TOLD: frames.read_message,
+    ERROR: frames.read_error,
+    CALL: frames.read_message,
+    RESULT: frames.read_message,
     STATE: frames.read_message,
     MODEL: frames.read_message,
 }
 
 
 @given(st.sampled_from(sorted(READERS)), st.binary(max_size=64), st.integers(0, 4000))
-def test_any_body(kind: int, start: bytes, length: int) -> None:
-    """A body of a length that its kind may have is read or is a BadFrame."""
+def test_body_readers_accept_any_body(kind: int, start: bytes, length: int) -> None:
+    """A body of an allowed length is read, or raises BadFrame."""
     body = start.ljust(length, b"\xff")
     if not BOUNDS[kind][0] <= len(body) <= BOUNDS[kind][1]:
         return
@@ -126,8 +126,8 @@ def test_any_body(kind: int, start: bytes, length: int) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(BOUNDS))
-def test_bounds(kind: int) -> None:
-    """A head that promises too much or too little is refused before any of its body has come."""
+def test_frame_reader_checks_the_length_in_the_head(kind: int) -> None:
+    """A head with a length out of bounds is rejected before its body arrives."""
     fewest, most = BOUNDS[kind]
     for length in {fewest, most}:
         assert FrameReader().feed(HEAD.pack(length, kind, 1)) == (
@@ -140,8 +140,8 @@ def test_bounds(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 9, 255])
-def test_unknown_kinds(kind: int) -> None:
-    """Are no frames, whatever their length."""
+def test_frame_reader_rejects_unknown_kinds(kind: int) -> None:
+    """A frame of an unknown kind is rejected, whatever its length."""
     for length in 0, 1, 100:
         with pytest.raises(BadFrame):
             FrameReader().feed(HEAD.pack(length, kind, 1))
@@ -153,36 +153,36 @@ def test_unknown_kinds(kind: int) -> None:
         (SUBMIT, struct.pack("=d", math.nan) + bytes(IMAGE_BYTES)),
         (SUBMIT, struct.pack("=d", math.inf) + bytes(IMAGE_BYTES)),
         (ANSWER, struct.pack("=dIII", 0.1, 1, 1, 1) + b"abc"),
-        (REFUSAL, struct.pack("=Bd", 1, -1.0)),
-        (REFUSAL, struct.pack("=Bd", 1, math.nan)),
-        (REFUSAL, struct.pack("=Bd", 1, math.inf)),
-        (ASK, b"[]"),
-        (TOLD, b"{"),
+        (ERROR, struct.pack("=Bd", 1, -1.0)),
+        (ERROR, struct.pack("=Bd", 1, math.nan)),
+        (ERROR, struct.pack("=Bd", 1, math.inf)),
+        (CALL, b"[]"),
+        (RESULT, b"{"),
         (STATE, b"\xff\xfe"),
         (STATE, b"{" * 1000),
     ],
 )
-def test_bodies_that_mean_nothing(kind: int, body: bytes) -> None:
-    """Numbers that are none, rows that are cut, and what is no JSON object."""
+def test_body_readers_reject_invalid_bodies(kind: int, body: bytes) -> None:
+    """Numbers that are not finite, cut rows, and JSON that is not an object are rejected."""
     with pytest.raises(BadFrame):
         READERS[kind](body)
 
 
-def test_a_long_detail_is_cut() -> None:
-    """Also within a character; the frame stays within its bounds."""
-    told = Refusal(1, 0.5, "é" * 2000 + "x")
-    (frame,) = FrameReader().feed(frames.refusal(7, told))
-    assert frames.read_refusal(frame.body).detail == "é" * 512
+def test_error_cuts_a_long_detail() -> None:
+    """A long detail is cut to the bounds of the frame, also within a character."""
+    told = Error(1, 0.5, "é" * 2000 + "x")
+    (frame,) = FrameReader().feed(frames.error(7, told))
+    assert frames.read_error(frame.body).detail == "é" * 512
 
 
-def test_a_message_that_is_too_long() -> None:
-    """Is refused where it is written: the reader would end the link."""
+def test_message_rejects_long_content() -> None:
+    """A message that is too long raises ValueError where it is written."""
     with pytest.raises(ValueError, match="at most"):
-        frames.message(TOLD, 1, {"text": "x" * 2**20})
+        frames.message(RESULT, 1, {"text": "x" * 2**20})
 
 
-def test_small_pieces_cost_little() -> None:
-    """A large frame in pieces of one byte is put together once, not once a piece."""
+def test_frame_reader_joins_small_pieces_once() -> None:
+    """A large frame in pieces of one byte is joined once."""
     stream = frames.message(STATE, 0, {"text": "x" * 1_000_000})
     started = time.process_time()
     reader = FrameReader()

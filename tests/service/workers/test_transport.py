@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -35,12 +35,13 @@ from service.rate_limit import Client
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.workers import frames
-from service.workers.connection import HIGH_WATER, Link
+from service.workers.connection import HIGH_WATER, FrameConnection
 from service.workers.engine_client import MAX_DECODE_BYTES, SOCKET, DecoderClient, EngineClient
 from service.workers.engine_server import EngineServer
 from service.workers.error_codec import Unexpected
 from tests.fakes import MODEL, FakeEngine
 from tests.service.v2.test_repository import add
+from tests.waiting import until
 
 LIMITS = Limits(ordinary=1, expensive=1, expensive_memory=2**29, max_seconds=1.0)
 
@@ -55,6 +56,7 @@ class FakeDecoders:
     max_memory = LIMITS.expensive_memory
     waiting = 0
     is_down = False
+    descriptors = 0
 
     def __init__(self) -> None:
         self.asked: list[tuple[EncodedImage, Client]] = []
@@ -115,7 +117,7 @@ class Pair:
     async def front_end_decoders(self) -> AsyncIterator[DecoderClient]:
         remote = DecoderClient(str(self.folder), LIMITS)
         async with remote.running():
-            await until(lambda: remote._link)
+            await until(lambda: remote._connection)
             yield remote
 
     async def until_queued(self, count: int) -> None:
@@ -124,12 +126,6 @@ class Pair:
 
 async def outcomes(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not happened():  # noqa: ASYNC110  # nobody tells
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -147,8 +143,8 @@ def pair(tmp_path: pathlib.Path, engine: FakeEngine) -> Iterator[Pair]:
         yield pair
 
 
-async def test_an_answer(pair: Pair) -> None:
-    """Says what the network found, which version it was, and how long it took."""
+async def test_submit_returns_the_answer_of_the_engine(pair: Pair) -> None:
+    """The answer has the probabilities, the model that computed them, and the durations."""
     async with pair.engine(), pair.front_end() as remote:
         answers = await asyncio.gather(*(remote.submit(image(red), 5) for red in range(8)))
         for red, answer in enumerate(answers):
@@ -159,8 +155,8 @@ async def test_an_answer(pair: Pair) -> None:
             assert answer.batch_size <= answer.bucket <= 8
 
 
-async def test_what_is_ready(pair: Pair) -> None:
-    """A front end knows what serves and how it does."""
+async def test_engine_client_reports_model_and_stats(pair: Pair) -> None:
+    """A front end knows which model serves, and its stats."""
     async with pair.engine(), pair.front_end() as remote:
         ours, theirs = remote.loaded, pair.local.loaded
         assert ours is not None and theirs is not None
@@ -168,8 +164,8 @@ async def test_what_is_ready(pair: Pair) -> None:
         assert await remote.stats() == await pair.local.stats()
 
 
-async def test_batches_fill_across_front_ends(pair: Pair, engine: FakeEngine) -> None:
-    """What waits is computed together, whoever brought it."""
+async def test_engine_server_batches_across_front_ends(pair: Pair, engine: FakeEngine) -> None:
+    """Images of several front ends are computed in one batch."""
     engine.goes_on.clear()
     async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
         first = asyncio.create_task(one.submit(image(0), 60))
@@ -182,8 +178,8 @@ async def test_batches_fill_across_front_ends(pair: Pair, engine: FakeEngine) ->
     assert engine.batches == [1, 8]
 
 
-async def test_refusals(pair: Pair, engine: FakeEngine) -> None:
-    """The front end raises what the batcher raised, with the seconds to wait."""
+async def test_submit_raises_what_the_batcher_raised(pair: Pair, engine: FakeEngine) -> None:
+    """The front end raises the batcher's exception, with its `retry_after`."""
     engine.warm_up_seconds = {8: [0.5] * 3}
     engine.goes_on.clear()
     async with pair.engine(), pair.front_end() as remote:
@@ -204,8 +200,8 @@ async def test_refusals(pair: Pair, engine: FakeEngine) -> None:
             await remote.submit(image(3), 60)
 
 
-async def test_an_engine_that_fails(pair: Pair, engine: FakeEngine) -> None:
-    """Is told to the caller of each item."""
+async def test_submit_raises_the_failure_of_the_engine(pair: Pair, engine: FakeEngine) -> None:
+    """When the engine fails on an item, the front end raises EngineFailed."""
     engine.error = RuntimeError("the fan is off")
     async with pair.engine(), pair.front_end() as remote:
         with pytest.raises(EngineFailed, match="the fan is off"):
@@ -230,11 +226,10 @@ class Odd(FakeEngine):
         return rows
 
 
-async def test_an_answer_that_cannot_be_sent(
+async def test_engine_server_reports_an_answer_that_cannot_be_sent(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its request fails at once, the cause is in the log of the engine's process, and the next
-    request over the same link is answered."""
+    """The request fails at once, the log has the cause, and the next request is answered."""
     settings = Settings(model="fake", model_version="7", model_store=tmp_path)
     engine = Odd()
     engine.odd = 1
@@ -247,8 +242,10 @@ async def test_an_answer_that_cannot_be_sent(
             assert np.argmax((await remote.submit(image(1), 60)).value.probabilities) == 1
 
 
-async def test_an_error_that_cannot_be_told(pair: Pair, engine: FakeEngine) -> None:
-    """Ends the link, and with it each request that waits for it; the next link works."""
+async def test_engine_server_closes_a_connection_when_an_error_cannot_be_sent(
+    pair: Pair, engine: FakeEngine
+) -> None:
+    """All requests on the connection fail, and the next connection works."""
     async with pair.engine(), pair.front_end() as remote, asyncio.timeout(10):
         engine.error = Unprintable()
         with pytest.raises(NotReady):
@@ -274,12 +271,12 @@ class BrokenTransport(asyncio.Transport):
 
 
 @pytest.mark.parametrize("arrives", [b"", frames.message(frames.STATE, 0, {})])
-async def test_a_link_that_fails_is_closed(arrives: bytes) -> None:
-    """Where it cannot write, or where what arrives raises: the end of the link completes the
-    requests that wait for it, which frames that were lost would not."""
+async def test_frame_connection_closes_when_it_fails(arrives: bytes) -> None:
+    """A connection that cannot write, or whose subclass raises, is closed, so that its requests
+    end."""
 
-    class Broken(Link):
-        def received(self, frame: frames.Frame) -> None:
+    class Broken(FrameConnection):
+        def frame_received(self, frame: frames.Frame) -> None:
             raise LookupError
 
     link, transport = Broken(), BrokenTransport()
@@ -292,7 +289,7 @@ async def test_a_link_that_fails_is_closed(arrives: bytes) -> None:
     assert transport.aborted
 
 
-async def test_time_is_up(pair: Pair, engine: FakeEngine) -> None:
+async def test_submit_raises_timeout_at_the_deadline(pair: Pair, engine: FakeEngine) -> None:
     """The front end watches the deadline, also of an item that is being computed."""
     engine.seconds = 0.6
     engine.warm_up_seconds = {8: [0.001] * 3}
@@ -303,8 +300,8 @@ async def test_time_is_up(pair: Pair, engine: FakeEngine) -> None:
         assert np.argmax((await remote.submit(image(1), 5)).value.probabilities) == 1
 
 
-async def test_who_is_cancelled_leaves_the_queue(pair: Pair, engine: FakeEngine) -> None:
-    """In the engine's process, at once; nobody computes it."""
+async def test_canceled_item_leaves_the_queue(pair: Pair, engine: FakeEngine) -> None:
+    """A canceled item leaves the queue of the engine process and is not computed."""
     engine.goes_on.clear()
     async with pair.engine(), pair.front_end() as remote:
         first = asyncio.create_task(remote.submit(image(0), 60))
@@ -318,8 +315,8 @@ async def test_who_is_cancelled_leaves_the_queue(pair: Pair, engine: FakeEngine)
     assert engine.batches == [1, 1]
 
 
-async def test_a_front_end_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
-    """Takes its items with it, and nobody else's."""
+async def test_items_of_a_lost_front_end_leave_the_queue(pair: Pair, engine: FakeEngine) -> None:
+    """When a front end disconnects, its items leave the queue, and those of others stay."""
     engine.goes_on.clear()
     async with pair.engine(), pair.front_end() as kept:
         first = asyncio.create_task(kept.submit(image(0), 60))
@@ -336,13 +333,13 @@ async def test_a_front_end_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
     assert engine.batches == [1, 1]
 
 
-async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
-    """Whoever waits hears so at once; whoever comes, too; and its successor is found."""
+async def test_engine_client_reconnects(pair: Pair, engine: FakeEngine) -> None:
+    """When the connection is lost, all requests raise NotReady, and the client connects again."""
     engine.goes_on.clear()
     async with pair.engine(), pair.front_end() as remote:
         waiting = [asyncio.create_task(remote.submit(image(0), 60)) for _ in range(3)]
         await until(engine.called.is_set)
-        for link in tuple(pair.hub.links):
+        for link in tuple(pair.hub.connections):
             link.close()
         assert [type(error) for error in await outcomes(waiting)] == [NotReady] * 3
         engine.goes_on.set()
@@ -354,18 +351,18 @@ async def test_an_engine_that_is_gone(pair: Pair, engine: FakeEngine) -> None:
         assert np.argmax(answer.value.probabilities) == 4
 
 
-async def test_the_moment_in_which_the_link_is_lost(pair: Pair) -> None:
-    """Nothing more is sent into it: nobody would hear what becomes of that."""
+async def test_submit_raises_not_ready_after_disconnect(pair: Pair) -> None:
+    """After the connection was lost, nothing is sent on it."""
     async with pair.engine(), pair.front_end() as remote:
-        assert remote._link is not None
-        remote._link.lost()
+        assert remote._connection is not None
+        remote._connection.disconnected()
         assert remote.loaded is None
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
 
 
-async def test_another_version(pair: Pair) -> None:
-    """Loaded through one front end it serves for all, and each answer says who computed it."""
+async def test_load_changes_the_version_of_all_front_ends(pair: Pair) -> None:
+    """A version that one front end loads serves for all, and answers name their version."""
     async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
         assert await one.load("fake", "8") == Identity(name="fake", version="8")
         assert pair.loads == ["loaded"]
@@ -379,8 +376,8 @@ async def test_another_version(pair: Pair) -> None:
         assert (await one.submit(image(7), 5)).value.model.version == "7"
 
 
-async def test_a_version_that_is_computing(pair: Pair, engine: FakeEngine) -> None:
-    """When another takes its place still answers under its own name."""
+async def test_answer_names_the_version_that_computed_it(pair: Pair, engine: FakeEngine) -> None:
+    """A batch of the old version answers with its name after another version was loaded."""
     engine.goes_on.clear()
     async with pair.engine(), pair.front_end() as remote:
         old = asyncio.create_task(remote.submit(image(7), 5))
@@ -392,8 +389,8 @@ async def test_a_version_that_is_computing(pair: Pair, engine: FakeEngine) -> No
         assert (await new).value.model.version == "8"
 
 
-async def test_no_version(pair: Pair) -> None:
-    """Unloaded through one front end it is gone for all, and they know that it was wanted so."""
+async def test_unload_unloads_for_all_front_ends(pair: Pair) -> None:
+    """A model that one front end unloads is unloaded for all, and they raise Unloaded."""
     async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
         await one.unload("fake")
         await until(lambda: two.loaded is None)
@@ -406,40 +403,42 @@ async def test_no_version(pair: Pair) -> None:
         assert not one.unloaded
 
 
-async def test_a_load_that_fails(pair: Pair, engine: FakeEngine) -> None:
-    """Is told in the words of the repository, and nothing has changed."""
+async def test_load_raises_what_the_repository_raised(pair: Pair, engine: FakeEngine) -> None:
+    """A failed load raises LoadFailed, and the version that served goes on."""
     engine.load_error = BadModel("its SHA-256 differs")
     async with pair.engine(), pair.front_end() as remote:
-        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 goes on serving"):
+        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 still serves"):
             await remote.load("fake", "8")
         with pytest.raises(UnknownModel):
             await remote.load("other")
         with pytest.raises(Unexpected):
-            await remote._ask({"do": "dance"})
+            await remote._call({"do": "dance"})
         assert pair.loads == ["failed"]
         assert (await remote.submit(image(7), 5)).value.model.version == "7"
 
 
-async def test_before_the_model_is_loaded(pair: Pair) -> None:
-    """There is a link and nothing is ready; a submit that comes too early is refused."""
+async def test_submit_raises_not_ready_before_the_model_is_loaded(pair: Pair) -> None:
+    """Connected to an engine process without a model, a submit raises NotReady."""
     remote = EngineClient(str(pair.folder))
     async with pair.hub.serving(pair.address.dup()), remote.running():
-        await until(lambda: pair.hub.links)
+        await until(lambda: pair.hub.connections)
         assert remote.loaded is None
         with pytest.raises(NotReady):
             await remote.submit(image(0), 5)
 
 
-async def test_an_engine_that_does_not_read(pair: Pair) -> None:
-    """Costs a front end no more memory than a few mebibytes: then it refuses."""
+async def test_submit_rejects_when_the_engine_does_not_read(pair: Pair) -> None:
+    """A front end keeps a few MiB for an engine that does not read, and then raises EngineBusy."""
     remote = EngineClient(str(pair.folder))
     async with remote.running(), asyncio.timeout(30):
         accepted, _ = await asyncio.to_thread(pair.address.accept)
         with accepted:
-            await until(lambda: remote._link)
+            await until(lambda: remote._connection)
             fits = HIGH_WATER // frames.IMAGE_BYTES
             waiting = [asyncio.create_task(remote.submit(image(0), 30)) for _ in range(fits * 2)]
-            await asyncio.sleep(0.1)
+            connection = remote._connection
+            assert connection is not None
+            await until(lambda: connection.congested)
             with pytest.raises(EngineBusy):
                 await remote.submit(image(0), 30)
             for task in waiting:
@@ -457,10 +456,10 @@ async def test_an_engine_that_does_not_read(pair: Pair) -> None:
     ],
     ids=["http", "an answer", "no deadline", "a number twice"],
 )
-async def test_who_sends_nonsense(
+async def test_engine_server_closes_connections_with_bad_frames(
     pair: Pair, engine: FakeEngine, nonsense: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Is cut off, with a line in the log; others are served on."""
+    """A connection with bad frames is closed and logged, and others are served."""
     async with pair.engine(), pair.front_end() as remote:
         reader, writer = await asyncio.open_unix_connection(str(pair.folder / SOCKET))
         writer.write(nonsense)
@@ -469,7 +468,7 @@ async def test_who_sends_nonsense(
                 while await reader.read(1000):
                     pass
         writer.close()
-        assert "link between two processes is broken" in caplog.text
+        assert "connection between two processes failed" in caplog.text
         assert isinstance((await remote.submit(image(1), 5)).value, Classification)
 
 
@@ -477,20 +476,22 @@ async def test_who_sends_nonsense(
     "nonsense",
     [
         frames.answer(1, frames.Answer(0.1, 1, 1, 9, bytes(40))),
-        frames.refusal(1, frames.Refusal(99, 0.0, "")),
+        frames.error(1, frames.Error(99, 0.0, "")),
         frames.submit(1, 1.0, bytes(frames.IMAGE_BYTES)),
         frames.message(frames.STATE, 0, {"started": {}}),
         frames.message(frames.MODEL, 1, {"name": "fake"}),
     ],
     ids=["no such model", "no such reason", "a submit", "half a state", "half a model"],
 )
-async def test_an_engine_that_sends_nonsense(pair: Pair, nonsense: bytes) -> None:
-    """Is left, and whoever waits hears so at once."""
+async def test_engine_client_closes_connections_with_bad_frames(
+    pair: Pair, nonsense: bytes
+) -> None:
+    """A connection with bad frames is closed, and its requests raise NotReady."""
     remote = EngineClient(str(pair.folder))
     async with remote.running(), asyncio.timeout(10):
         accepted, _ = await asyncio.to_thread(pair.address.accept)
         with accepted:
-            await until(lambda: remote._link)
+            await until(lambda: remote._connection)
             waiting = asyncio.create_task(remote.submit(image(0), 5))
             await asyncio.sleep(0)
             accepted.sendall(nonsense)
@@ -502,8 +503,8 @@ def encoded(width: int, size: int = 100) -> EncodedImage:
     return EncodedImage(bytes(size), "WebP lossless", width, 1, 64_000_000)
 
 
-async def test_decoders_of_the_engine_process_decode_for_front_ends(pair: Pair) -> None:
-    """The image and its client arrive as they were sent, the pixels and errors as they are."""
+async def test_decoder_client_decodes_in_the_engine_process(pair: Pair) -> None:
+    """The decoders get the image and its client, and the front end gets pixels or the exception."""
     async with pair.engine(), pair.front_end_decoders() as remote:
         sent = encoded(7, 1_000_000)
         assert (await remote.run(sent, b"client", 5) == 7).all()
@@ -513,8 +514,8 @@ async def test_decoders_of_the_engine_process_decode_for_front_ends(pair: Pair) 
             await remote.run(sent, b"client", 5)
 
 
-async def test_decoding_ends_with_the_request_it_is_for(pair: Pair) -> None:
-    """A request that is canceled, and a front end that is gone, leave no work behind."""
+async def test_decoding_is_canceled_with_its_request(pair: Pair) -> None:
+    """Decoding ends when its request is canceled or its front end disconnects."""
     pair.decoders.goes_on.clear()
     async with pair.engine():
         async with pair.front_end_decoders() as remote:
@@ -526,15 +527,15 @@ async def test_decoding_ends_with_the_request_it_is_for(pair: Pair) -> None:
         assert isinstance((await outcomes(tasks))[1], NotReady)
 
 
-async def test_images_in_memory_twice_are_bounded(pair: Pair) -> None:
-    """A front end hands over so many bytes at a time and rejects further images."""
+async def test_decoder_client_limits_the_bytes_that_it_sends(pair: Pair) -> None:
+    """Images beyond `MAX_DECODE_BYTES` are rejected: both processes hold a copy."""
     pair.decoders.goes_on.clear()
     async with pair.engine(), pair.front_end_decoders() as remote:
         large = encoded(1, MAX_DECODE_BYTES - 10)
-        task = asyncio.create_task(remote.run(large, b"client", 5))
+        task = asyncio.create_task(remote.run(large, b"client", 60))
         await until(lambda: pair.decoders.asked)
         with pytest.raises(DecodeQueueFull):
-            await remote.run(encoded(1), b"client", 5)
+            await remote.run(encoded(1), b"client", 60)
         pair.decoders.goes_on.set()
         await task
-        await remote.run(encoded(1), b"client", 5)
+        await remote.run(encoded(1), b"client", 60)

@@ -1,0 +1,74 @@
+"""Encodes HTTP/2 frames, and finds their heads in a byte stream (RFC 9113, section 4).
+
+A frame has a head of 9 bytes: length of its payload (3 bytes), type, flags, and stream (4 bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEAD = 9
+"""Number of bytes of a head."""
+MAX_PAYLOAD = 16_384
+"""Maximum number of bytes of a payload, unless a setting allows more (section 6.5.2)."""
+
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x7, 0x9
+END_STREAM, END_HEADERS = 0x1, 0x4
+ENHANCE_YOUR_CALM = 0xB
+"""Error code: the peer may be generating excessive load (section 7)."""
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Encode a frame of type `kind`."""
+    head = len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big")
+    return head + payload
+
+
+def goaway(reason: str) -> bytes:
+    """Encode the frame that closes a connection.
+
+    It states that no request was processed, so clients may repeat unanswered requests.
+    """
+    payload = bytes(4) + ENHANCE_YOUR_CALM.to_bytes(4, "big") + reason.encode()
+    return frame(GOAWAY, 0, 0, payload)
+
+
+def field(name: str, value: str) -> bytes:
+    """Encode a header field that neither uses nor changes the state of the header compression.
+
+    It is a literal without indexing and with a new name (RFC 7541, section 6.2.2). `name` and
+    `value` must be shorter than 127 bytes.
+    """
+    parts = (name.encode(), value.encode())
+    return b"\0" + b"".join(bytes((len(part),)) + part for part in parts)
+
+
+class FrameHeads:
+    """Finds the heads of frames in a stream of bytes that arrives in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._skip = 0
+
+    @property
+    def at_frame_boundary(self) -> bool:
+        """Whether all frames so far are complete."""
+        return not self._head and not self._skip
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, int, int]]:
+        """Yield type, flags and stream of every frame whose head ends in `data`."""
+        at = min(self._skip, len(data))
+        self._skip -= at
+        while at < len(data):
+            head = self._head + data[at : at + HEAD - len(self._head)]
+            at += len(head) - len(self._head)
+            if len(head) < HEAD:
+                self._head = head
+                return
+            self._head = b""
+            size = int.from_bytes(head[:3], "big")
+            yield head[3], head[4], int.from_bytes(head[5:], "big")
+            skipped = min(size, len(data) - at)
+            at += skipped
+            self._skip = size - skipped

@@ -1,0 +1,43 @@
+"""Limits the calls that all relays together start in one turn of the event loop.
+
+Starting a call takes about 0.3 ms of the event loop, even without a message. With the limit, a turn
+stays short, however many calls arrive at the same time. Waiting relays continue in the order in
+which they began to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+CALLS = 64
+"""Maximum number of calls in one turn."""
+
+
+class TurnLimit:
+    """Counts the calls of the current turn, and queues relays for later turns."""
+
+    def __init__(self) -> None:
+        self._left = CALLS
+        self._waiting = deque[Callable[[], None]]()
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether no further call may start in this turn."""
+        return self._left <= 0
+
+    def count_call(self) -> None:
+        """Count one call. Also allowed if the limit is reached."""
+        if self._left == CALLS:
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+        self._left -= 1
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call `resume` in a later turn. Only allowed if the limit is reached."""
+        self._waiting.append(resume)
+
+    def _begin_turn(self) -> None:
+        self._left = CALLS
+        while self._waiting and not self.is_reached:
+            self._waiting.popleft()()

@@ -1,0 +1,170 @@
+"""Decodes the data of an input tensor, in JSON or binary, into encoded images or 8-bit pixels.
+
+All functions are pure. They raise BadInference for data that does not match the tensor's datatype
+and shape.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model_store.manifest import Normalization
+from service.errors import BadInference
+from service.v2.json_prescan import LongStrings
+from service.v2.schemas import RequestInput
+
+TOLERANCE = 0.02
+"""Maximum distance of a denormalized pixel from a whole number. Rounding in FP32 causes about
+1e-4."""
+PIECE = 512 * 1024
+"""Characters of base64 that are decoded per step, in about a millisecond. A multiple of four."""
+
+Encoded = Iterable[bytes]
+"""The bytes of an encoded image, in pieces. Producing a piece takes about a millisecond,
+and raises BadInference if the image is not valid base64."""
+Numbers = npt.NDArray[np.float64]
+"""The elements of a numeric tensor, in its shape."""
+Pixels = npt.NDArray[np.uint8]
+"""Shape (n, 32, 32, 3): n images of height x width x RGB."""
+Elements = list[Encoded] | Numbers
+"""The elements of a tensor: a list for datatype BYTES, an array for UINT8 and FP32."""
+
+
+def from_binary(tensor: RequestInput, data: memoryview) -> Elements:
+    """The elements of `tensor`, whose binary data is `data`."""
+    if tensor.datatype == "BYTES":
+        return _binary_strings(data, tensor.shape[0])
+    return _binary_numbers(data, tensor)
+
+
+def from_json(tensor: RequestInput, long_strings: LongStrings) -> Elements:
+    """The elements in the `data` of `tensor`. `long_strings`: replaced by placeholders there."""
+    if tensor.datatype == "BYTES":
+        return _json_strings(tensor, long_strings)
+    return _json_numbers(tensor)
+
+
+def whole_pixels(numbers: Numbers) -> Pixels:
+    """UINT8 pixels of shape (n, 32, 32, 3) as uint8, in the same shape."""
+    if not ((numbers >= 0) & (numbers <= 255)).all():
+        raise BadInference("An element of the input 'pixels' is not a UINT8 (0 to 255).")
+    return numbers.astype(np.uint8)
+
+
+def denormalized(numbers: Numbers, normalization: Normalization) -> Pixels:
+    """Convert normalized FP32 pixels, shape (n, 3, 32, 32), back to the 8-bit pixels they come
+    from, shape (n, 32, 32, 3)."""
+    mean, std = normalization.mean, normalization.std
+    with np.errstate(invalid="ignore", over="ignore"):
+        pixels = 255 * (numbers.transpose(0, 2, 3, 1) * std + mean)
+        whole = np.rint(pixels)
+        exact = (abs(pixels - whole) < TOLERANCE) & (whole >= 0) & (whole <= 255)
+    if not exact.all():
+        raise BadInference(
+            "The input 'pixels' of FP32 is not (pixel / 255 - mean) / std of 8-bit pixels, with "
+            f"mean {list(mean)} and std {list(std)} for red, green and blue. The model takes 8-bit "
+            "pixels, and these values would have to be rounded. Send UINT8, or the encoded image."
+        )
+    result: Pixels = whole.astype(np.uint8)
+    return result
+
+
+def base64_pieces(text: str | memoryview) -> Iterator[bytes]:
+    """Decode base64 in pieces of about a millisecond each. Raises BadInference.
+
+    A view is copied, and each piece of the copy is freed when it has been decoded. Once the body
+    behind the view has been freed, text and result together take no more memory than the text.
+    """
+    copy: Any = bytes if isinstance(text, memoryview) else str
+    pieces = [copy(text[start : start + PIECE]) for start in range(0, len(text), PIECE)]
+    pieces.reverse()
+    return _decode_base64(pieces)
+
+
+def _decode_base64(pieces: list[str | bytes]) -> Iterator[bytes]:
+    """Decode `pieces`, the last one first, and remove them from the list."""
+    while pieces:
+        try:
+            decoded = binascii.a2b_base64(pieces.pop(), strict_mode=True)
+        except ValueError as error:
+            raise BadInference(NOT_BASE64) from error
+        if len(decoded) < PIECE // 4 * 3 and pieces:  # padding before the end
+            raise BadInference(NOT_BASE64)
+        yield decoded
+        del decoded
+
+
+NOT_BASE64 = (
+    "An element of the input 'image' is not valid base64 (RFC 4648, with padding). In JSON, an "
+    "image is a base64 string; as binary data after the JSON, it is sent as its own bytes."
+)
+
+
+def _binary_strings(data: memoryview, count: int) -> list[Encoded]:
+    """Each element is its length as a little-endian uint32, followed by that many bytes."""
+    elements: list[Encoded] = []
+    start = 0
+    while start + 4 <= len(data) and len(elements) < count:
+        (size,) = struct.unpack_from("<I", data, start)
+        start += 4 + size
+        elements.append((bytes(data[start - size : start]),))
+    if len(elements) != count or start != len(data):
+        raise BadInference(
+            f"The binary data is not {count} elements of BYTES. Each element is its length as a "
+            "little-endian uint32, followed by that many bytes."
+        )
+    return elements
+
+
+def _binary_numbers(data: memoryview, tensor: RequestInput) -> Numbers:
+    dtype = np.dtype(np.uint8 if tensor.datatype == "UINT8" else "<f4")
+    if len(data) != (size := math.prod(tensor.shape) * dtype.itemsize):
+        raise BadInference(
+            f"The binary data has {len(data):,} bytes, but {tensor.datatype} {tensor.shape} needs "
+            f"{size:,}."
+        )
+    return np.frombuffer(data, dtype).astype(np.float64).reshape(tensor.shape)
+
+
+def _json_strings(tensor: RequestInput, long_strings: LongStrings) -> list[Encoded]:
+    texts = _flatten(tensor)
+    if set(map(type, texts)) != {str}:
+        raise BadInference("An element of the input 'image' is not a string.")
+    return [base64_pieces(long_strings.get(text, text)) for text in texts]
+
+
+def _json_numbers(tensor: RequestInput) -> Numbers:
+    allowed = {int} if tensor.datatype == "UINT8" else {int, float}
+    flat = _flatten(tensor)
+    if not set(map(type, flat)) <= allowed:
+        raise BadInference(f"An element of the input 'pixels' is not a {tensor.datatype}.")
+    try:
+        return np.array(flat, dtype=np.float64).reshape(tensor.shape)
+    except OverflowError:
+        raise BadInference(
+            f"An element of the input 'pixels' is not a {tensor.datatype}."
+        ) from None
+
+
+def _flatten(tensor: RequestInput) -> list[Any]:
+    """The elements of `data`, which is either flat or nested according to the shape."""
+    flat = tensor.data or []
+    if flat and type(flat[0]) is list:
+        for size in tensor.shape[1:]:
+            if any(type(row) is not list or len(row) != size for row in flat):
+                raise BadInference(f"'data' is not nested according to the shape {tensor.shape}.")
+            flat = list(chain.from_iterable(flat))
+    if len(flat) != math.prod(tensor.shape):
+        raise BadInference(
+            f"'data' has {len(flat):,} elements, but the shape {tensor.shape} needs "
+            f"{math.prod(tensor.shape):,}."
+        )
+    return flat
