@@ -25,7 +25,7 @@ from service.decoding.process import (
     DecoderProcess,
     StartFailed,
 )
-from service.decoding.trust import DISTRUST_SECONDS, KILLS
+from service.decoding.trust import DISTRUST_SECONDS, KILLS, Trust
 from service.errors import (
     BadImage,
     DecoderLost,
@@ -744,3 +744,14 @@ async def test_pool_starts_again_at_once_when_the_template_ends(
     async with asyncio.timeout(10):
         while len(template.forked) < 6:  # noqa: ASYNC110  # the attempts are milliseconds apart
             await asyncio.sleep(0.001)
+
+
+async def test_attempts_put_an_image_back_once(clock: Clock) -> None:
+    """Also where its decoder was lost and the template ended, one right after the other."""
+    places = lane.Lane(decoders=1, memory=1, max_seconds=1.0)
+    decoding = attempts.Attempts(places, places, Trust(), print, clock)
+    answer: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
+    job = lane.Job(ORDINARY, b"client", 1.0, 10.0, answer)
+    places.put(job)
+    decoding._try_again(job, places)
+    assert places.queue.seconds_until_done(b"client", 1.0) == pytest.approx(3.0)
