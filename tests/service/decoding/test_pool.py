@@ -754,4 +754,4 @@ async def test_attempts_put_an_image_back_once(clock: Clock) -> None:
     job = lane.Job(ORDINARY, b"client", 1.0, 10.0, answer)
     places.put(job)
     decoding._try_again(job, places)
-    assert places.queue.seconds_until_done(b"client", 1.0) == pytest.approx(3.0)
+    assert places.queue.seconds_until_done(b"client", 1.0) == pytest.approx(2.0)
