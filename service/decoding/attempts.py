@@ -1,18 +1,18 @@
-"""Attempts: lets a decoder decode an image, and decides what follows from how that ended.
+"""Attempts: lets a decoder decode an image, and decides what the result means.
 
-What follows, for the image, for its client (`trust`), and for the decoder:
-- Pixels, or a fault of the image: they are the answer. The decoder decodes the next image.
-- An image that took more CPU time than its header says: its client is distrusted. Begun as an
-  ordinary image, it is begun again as an expensive one; as an expensive one it fails and counts
-  against its client.
-- An image that lacked memory or crashed its decoder: an ordinary one is begun again as an expensive
-  one. In a decoder that has decoded others, these may be the cause, so the image is decoded once
-  more in a new one. Only there it fails, and counts against its client.
-- A decoder that was ended from outside: its image is tried once more. That its image is late after
-  a long time, in which little was computed, is not the fault of its client either.
+It decides for the image, for its client (`trust`) and for the decoder:
+- Pixels, or a fault of the image, are the answer. The decoder decodes the next image.
+- An image that took more CPU time than its header says makes its client distrusted. If it was
+  decoded as an ordinary image, it is begun again as an expensive one. If it was an expensive one, it
+  fails and counts against its client.
+- An ordinary image that lacked memory or crashed its decoder is begun again as an expensive one.
+  For an expensive image, earlier images in the same decoder may be the cause, so it is decoded
+  again in a new decoder. If it fails there, it counts against its client.
+- An image whose decoder was ended from outside is tried once more. An image that is late although
+  it used little CPU time was stopped by something else. Neither counts against the client.
 
-A decoder that may be in the wrong, or under the control of an image, is replaced in all of these
-cases but the first. Its client is charged for the replacement, unless it was ended from outside.
+In all cases but the first the decoder is replaced, since an image may have taken it over. The client
+is charged for the replacement, unless the decoder was ended from outside.
 """
 
 from __future__ import annotations
