@@ -137,8 +137,9 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
     """Maximum number of open connections, lowered if the process may have too few descriptors
-    (`ulimit -n`). At the limit, a new connection replaces the one that has waited for its client
-    longest. gRPC may have as many in addition, which take three descriptors each."""
+    (`ulimit -n`). At the limit, a new connection replaces one of the client with the most,
+    which has waited for its client longest. gRPC may have as many in addition, which take three
+    descriptors each."""
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Seconds after which an idle connection is closed. Set it higher than the idle timeout of a
     load balancer in front."""

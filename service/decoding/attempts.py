@@ -2,17 +2,17 @@
 
 It decides for the image, for its client (`trust`) and for the decoder:
 - Pixels, or a fault of the image, are the answer. The decoder decodes the next image.
-- An image that took more CPU time than its header says makes its client distrusted. If it was
-  decoded as an ordinary image, it is begun again as an expensive one. If it was an expensive one, it
-  fails and counts against its client.
+- An image that took more CPU time than its header says makes its client distrusted. An ordinary one
+  is begun again as an expensive one. An expensive one that took more than any image may fails, and
+  counts against its client.
 - An ordinary image that lacked memory or crashed its decoder is begun again as an expensive one.
   For an expensive image, earlier images in the same decoder may be the cause, so it is decoded
   again in a new decoder. If it fails there, it counts against its client.
 - An image whose decoder was ended from outside is tried once more. An image that is late although
   it used little CPU time was stopped by something else. Neither counts against the client.
 
-In all cases but the first the decoder is replaced, since an image may have taken it over. The client
-is charged for the replacement, unless the decoder was ended from outside.
+In all cases but the first the decoder is replaced, since an image may have taken it over. The
+client is charged for the replacement, unless the decoder was ended from outside.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from service.decoding.image import EncodedImage, Pixels
@@ -18,7 +18,7 @@ MAX_UNDERESTIMATE = 4.0
 """How many times its estimate an image may take. Those of ordinary photos are right within 2.5."""
 MAX_WAITING = 4096
 """Maximum number of images that wait, of ordinary and of expensive ones each."""
-SLOW_START_SECONDS = 5.0
+SLOW_START_SECONDS = 3.0
 """Time that the start of a decoder takes after which it counts as failed, until it is ready."""
 
 
@@ -82,28 +82,36 @@ class Lane:
         finally:
             self.processes.discard(process)
             process.close()
-        await _reap(template, process)
+        with self._fails_if_slow():
+            await _reap(template, process)
 
     async def _start(self, template: Template) -> DecoderProcess:
         """Raises StartFailed."""
-        slow = asyncio.get_running_loop().call_later(SLOW_START_SECONDS, self.mark_failed)
         try:
-            process = await template.fork(self.memory, self.nicer)
-            try:
-                await process.ready()
-            except BaseException as error:
-                process.close()
-                if isinstance(error, StartFailed):
-                    await _reap(template, process)
-                raise
+            with self._fails_if_slow():
+                process = await template.fork(self.memory, self.nicer)
+                try:
+                    await process.ready()
+                except BaseException as error:
+                    process.close()
+                    if isinstance(error, StartFailed):
+                        await _reap(template, process)
+                    raise
         except StartFailed:
             self.mark_failed()
             raise
-        finally:
-            slow.cancel()
         self.cannot_start = False
         self.processes.add(process)
         return process
+
+    @contextmanager
+    def _fails_if_slow(self) -> Iterator[None]:
+        """While this takes long, a decoder cannot be started: the template may be stopped."""
+        timer = asyncio.get_running_loop().call_later(SLOW_START_SECONDS, self.mark_failed)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def mark_failed(self) -> None:
         """Decoders cannot be started now."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Protocol
 
+from service.grpc.read_buffers import ReadBuffers
 from service.grpc.streams import Stream, Streams
 from service.grpc.timers import Timers
 from service.server.transport import READ_SECONDS
@@ -53,6 +54,7 @@ class ConnectionStreams:
         self._all_streams = streams
         self._timers = timers
         self._open: dict[int, Stream] = {}
+        self._buffers = ReadBuffers()
         self._handled = 0
         """Number of complete messages that are being handled."""
         self.last = 0
@@ -76,9 +78,11 @@ class ConnectionStreams:
         self._open[number] = stream
         return stream
 
-    def receive(self, stream: Stream, size: int) -> None:
-        """Count `size` bytes of the stream's message."""
-        self._all_streams.receive(stream, size)
+    def receive(self, stream: Stream | None, size: int) -> None:
+        """Count `size` bytes of the stream's message. None: the stream is closed."""
+        if stream is not None:
+            self._all_streams.receive(stream, size)
+        self._buffers.add(size, stream)
 
     def complete(self, stream: Stream) -> None:
         """Called when the stream's message is complete."""
@@ -91,6 +95,7 @@ class ConnectionStreams:
         if stream is None:
             return
         self._all_streams.close(stream)
+        self._buffers.remove(stream)
         if stream.taken and not stream.answered:
             self._end_handling()
 
@@ -108,6 +113,7 @@ class ConnectionStreams:
             self._timers.start(number, READ_SECONDS, self._connection.abort)
         elif stream.taken:
             self._all_streams.complete(stream)
+            self._buffers.remove(stream)
             self._handled += 1
             self._connection.set_busy(True)
         else:

@@ -158,12 +158,13 @@ class FrameFilter:
         if number > self._streams.last or not number % 2:
             raise BadFrame(f"data belongs to stream {number}, which is not open")
         stream = self._streams.get(number)
+        if size:
+            self._streams.receive(stream, size)
         if stream is None:  # the client does not know yet that the stream is closed
             self.credit -= 1
             return
-        if size:
-            self._streams.receive(stream, size)
+        is_useful = size >= USEFUL_BYTES or (size and flags & END_STREAM)
+        if stream.complete or not is_useful:
+            self.credit -= 1
         if flags & END_STREAM:
             self._streams.complete(stream)
-        elif size < USEFUL_BYTES:
-            self.credit -= 1

@@ -69,7 +69,7 @@ def intercepted(
         headers = {key: str(value) for key, value in context.invocation_metadata() or ()}
         stream = streams.claim(headers.pop(STREAM_HEADER, ""))
         if stream is None:
-            await context.abort(grpc.StatusCode.CANCELLED, "The client has ended the call.")
+            return await _abort(context, "CANCELLED", "The client has ended the call.")
         call = Call(context, headers, stream)
         try:
             with _span(tracing, route, call):
@@ -101,11 +101,26 @@ async def _answer(call: Call, route: str, method: Method, metrics: Metrics) -> A
             log.exception("unexpected error", extra={"fields": {"request_id": call.request_id}})
         detail = problems.to_dict(problem, error, call.request_id)["detail"]
         metadata = _metadata(call, problem, error)
-        await call.context.abort(grpc.StatusCode[status], detail, metadata)
     finally:
         seconds = time.perf_counter() - started
         metrics.end_request(route, status, seconds, call.timing, code)
         _log(call, route, status, seconds, code)
+    # Not in the `except` block: gRPC's exception would refer to `error`, and so to the message.
+    return await _abort(call.context, status, detail, metadata)
+
+
+async def _abort(
+    context: Context, status: str, detail: str, metadata: tuple[tuple[str, str], ...] = ()
+) -> None:
+    """End the call with an error.
+
+    gRPC keeps its exception with the call, and raises it again after the handler. Its traceback
+    would refer to the call, so that both would stay until the next garbage collection.
+    """
+    try:
+        await context.abort(grpc.StatusCode[status], detail, metadata)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = None
 
 
 def _log(call: Call, route: str, status: str, seconds: float, code: str | None) -> None:

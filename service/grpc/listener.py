@@ -6,7 +6,7 @@ import asyncio
 import socket
 from functools import partial
 
-from service.grpc.frame_credit import new_limiter
+from service.grpc.frame_credit import FrameLimiter
 from service.grpc.relay import Relay
 from service.grpc.streams import Streams
 from service.grpc.turn_limit import TurnLimit
@@ -27,7 +27,7 @@ class RelayListener:
             path: The Unix socket of gRPC's server.
         """
         self._connections = connections
-        self._relay = partial(Relay, connections, streams, path, new_limiter(), TurnLimit())
+        self._relay = partial(Relay, connections, streams, path, FrameLimiter(), TurnLimit())
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Accept connections on `sockets`."""

@@ -6,8 +6,8 @@ creates a relay for each connection, which checks the frames (`frame_filter`) an
 over a local socket.
 
 Guarantees
-- There are at most SHOAL_MAX_CONNECTIONS connections. A new one replaces the one that has been
-  waiting longest. A connection waits unless one of its complete messages is being handled.
+- There are at most SHOAL_MAX_CONNECTIONS connections. A new one replaces another
+  (`connection_limit`). A connection waits unless one of its complete messages is being handled.
 - The connection preface is complete within `HEAD_SECONDS`.
 - A client that sends more frames without a message than its credit (`frame_credit`) is read more
   slowly, and is disconnected if this lasts for `FLOOD_SECONDS`. It is not disconnected immediately,
@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from service.grpc.connection_streams import ConnectionStreams
-from service.grpc.frame_credit import FRAMES_PER_SECOND, FrameCredit
+from service.grpc.frame_credit import FRAMES_PER_SECOND, FrameCredit, FrameLimiter
 from service.grpc.frame_filter import BadFrame, FrameFilter
 from service.grpc.http2_frames import (
     DATA,
@@ -42,14 +42,12 @@ from service.grpc.server_connection import ServerConnection
 from service.grpc.streams import Streams
 from service.grpc.timers import Timers
 from service.grpc.turn_limit import TurnLimit
-from service.rate_limit import RateLimiter
+from service.rate_limit import network
 from service.server.connection import HEAD_SECONDS
 from service.server.connection_limit import Connections
 from service.server.transport import READ_SECONDS
 
 FLOOD_SECONDS = 30.0
-RETRY_SECONDS = 0.1
-"""Time until a client without credit is read again."""
 BUFFERED = 16_384
 """Bytes in the write buffer of one side above which the other side is not read."""
 _INBOX = memoryview(bytearray(32_768))
@@ -64,7 +62,7 @@ class Relay(asyncio.BufferedProtocol):
         connections: Connections,
         streams: Streams,
         path: str,
-        frame_limiter: RateLimiter,
+        frame_limiter: FrameLimiter,
         turn: TurnLimit,
     ) -> None:
         """
@@ -99,17 +97,16 @@ class Relay(asyncio.BufferedProtocol):
         self._credit = FrameCredit(self._frame_limiter, client)
         self._streams = ConnectionStreams(self, client, self._all_streams, self._timers)
         self._filter = FrameFilter(self._streams, self._timers, self._turn, self.abort)
-        if not self._connections.admit():
+        self.network = network(client)
+        if not self._connections.admit(self):
             transport.write(frame(SETTINGS, 0, 0))
             self.disconnect("too many connections: all of them are busy. Try again in a second")
             return
-        self._connections.connections.add(self)  # type: ignore[arg-type]
-        self._connections.mark_waiting(self)
         self._timers.start("preface", HEAD_SECONDS, self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.mark_busy(self)
-        self._connections.connections.discard(self)
+        self._connections.remove(self)
+        self._credit.stop_waiting(self._read_again)
         self._timers.cancel_all()
         self._streams.close_all()
         if self._connecting is not None:
@@ -145,7 +142,7 @@ class Relay(asyncio.BufferedProtocol):
 
     def make_room(self) -> None:
         """Close the connection for a new one."""
-        self.disconnect("too many connections: this one waited longest. Connect again when needed")
+        self.disconnect("too many connections: another client takes this place. Try again later")
 
     def disconnect(self, reason: str) -> None:
         """Close the connection, after a GOAWAY with the reason if the client reads."""
@@ -160,9 +157,9 @@ class Relay(asyncio.BufferedProtocol):
     def set_busy(self, busy: bool) -> None:
         """Whether one of the connection's messages is being handled."""
         if busy:
-            self._connections.mark_busy(self)
-        elif not self._transport.is_closing():
-            self._connections.mark_waiting(self)
+            self._connections.waiting.pop(self, None)
+        elif self in self._connections.connections:
+            self._connections.waiting[self] = None
 
     def _close_within(self, seconds: float) -> None:
         self._transport.close()
@@ -221,12 +218,11 @@ class Relay(asyncio.BufferedProtocol):
             self._turn.wait(self._begin_turn)
         if self._filter.credit <= 0:
             self.pause("credit")
-            self._timers.start("credit", RETRY_SECONDS, self._read_again)
+            self._credit.wait(self._read_again)
             if "flood" not in self._timers:
                 self._timers.start("flood", FLOOD_SECONDS, self._end_flood)
 
     def _read_again(self) -> None:
-        self._timers.cancel("credit")
         self._relay()
         if self._filter.credit > 0:
             self.resume("credit")

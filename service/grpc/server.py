@@ -16,7 +16,7 @@ from service.grpc.listener import RelayListener
 from service.grpc.methods import Methods
 from service.grpc.streams import IDLE, Streams
 from service.inference.service import Service
-from service.server.connection_limit import Connections, descriptors_per_connection, usable_limit
+from service.server.connection_limit import Connections, usable_limit
 from service.server.listening import bind, join
 from service.settings import Settings
 from service.telemetry.logs import log
@@ -79,10 +79,8 @@ class RpcServer:
         path = f"{self._folder.name}/grpc"
         self._server.add_insecure_port(f"unix:{path}")
         await self._server.start()
-        descriptors = descriptors_per_connection(settings)
         decoders = self._service.decoders.descriptors
-        limit = usable_limit(settings.max_connections, descriptors, decoders)
-        self.connections = Connections(limit)
+        self.connections = Connections(usable_limit(settings, decoders))
         self._listener = RelayListener(self.connections, streams, path)
         await self._listener.start(sockets)
         address = f"[{host}]" if ":" in host else host

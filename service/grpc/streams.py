@@ -66,6 +66,8 @@ class Stream:
         """Whether the handler has the message."""
         self.answered = False
         """Whether the handler has ended."""
+        self.complete = False
+        """Whether no more bytes of a message are expected."""
         self._on_progress = on_progress
         self.expel = expel
 
@@ -73,6 +75,13 @@ class Stream:
         """Make the handler raise `fault`, now or when it waits for the message."""
         self.fault = self.fault or fault
         self.lease.reject(fault)
+
+    def keep(self, size: int) -> None:
+        """Count `size` bytes of other messages, which gRPC's server keeps because of this one."""
+        try:
+            self.lease.keep(size)
+        except UploadMemoryFull as error:
+            self.fail(error)
 
     def take(self) -> None:
         """Called when the handler has the message. From now on, the handler counts its bytes."""
@@ -175,7 +184,8 @@ class Streams:
             stream.fail(error)
 
     def complete(self, stream: Stream) -> None:
-        """Called when the message is complete."""
+        """Called when the message is complete, or is not received any further."""
+        stream.complete = True
         arriving = self._arriving.get(stream.network, OrderedDict())
         if stream in arriving:
             del arriving[stream]

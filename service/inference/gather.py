@@ -31,13 +31,25 @@ async def gather(stage: Stage[In, Out], items: Iterable[In], pause: bool = False
                 tasks.append(group.create_task(stage(item)))
                 if pause:
                     await asyncio.sleep(0)
-    except ExceptionGroup as failed:
-        first: Exception = failed.exceptions[0]
-        for number, task in enumerate(tasks):
-            if len(tasks) > 1 and not task.cancelled() and task.exception() is first:
-                first.add_note(f"This is image {number} of the request, counted from 0.")
-        raise first from None
-    return [task.result() for task in tasks]
+        return [task.result() for task in tasks]
+    except (ExceptionGroup, asyncio.CancelledError) as error:
+        failure = error.with_traceback(None)  # it refers to a frame that refers to `error`
+    first = _first_failure(failure, tasks)
+    try:
+        raise first
+    finally:
+        del failure, first, tasks  # the traceback refers to this frame
+
+
+def _first_failure(failure: BaseException, tasks: list[asyncio.Task[Out]]) -> BaseException:
+    """The exception of the item that failed first, with a note which one it is."""
+    if not isinstance(failure, ExceptionGroup):
+        return failure
+    first: Exception = failure.exceptions[0]
+    for number, task in enumerate(tasks):
+        if len(tasks) > 1 and not task.cancelled() and task.exception() is first:
+            first.add_note(f"This is image {number} of the request, counted from 0.")
+    return first
 
 
 def returning_errors(stage: Stage[In, Out]) -> Stage[In | Exception, Out | Exception]:

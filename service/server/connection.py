@@ -27,8 +27,9 @@ requests before it answers the first. This class guarantees:
     same time after the connection is closed.
 
   A connection that misses a deadline is aborted, because closing would wait for the client to read.
-- **Fair use of connections.** A connection can be closed to make room for a new one
-  (`connection_limit`) unless it has a complete request whose answer has not begun.
+- **Fair use of connections.** A connection can be closed to make room for a new one. One with a
+  complete request whose answer has not begun is closed only if its client has the most connections
+  (`connection_limit`). A request that is interrupted gets 503 if its answer has not begun.
 - **Limited framing.** The framing of a body (chunk sizes, chunk extensions, trailers) has the same
   limits as a head. Trailers are ignored.
 
@@ -59,6 +60,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from service.http import problems
 from service.http.context import CONTEXT, RequestContext
+from service.rate_limit import network
 from service.server.connection_limit import PROGRESS_BYTES, Connections
 from service.server.transport import READ_BYTES, READ_SECONDS, Deadline, Outgoing
 
@@ -109,7 +111,9 @@ class Connection(HttpToolsProtocol):
     """Whether received data is dropped, because the connection closes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        admitted = self.server_state.admit()
+        peer = transport.get_extra_info("peername")
+        self.network = network(str(peer[0])) if peer else ""
+        admitted = self.server_state.admit(self)
         self._outgoing = Outgoing(transport, self._wait_for_reader)
         self._context = _RELEASED
         self._head = Deadline(self.loop, transport.abort)
@@ -125,9 +129,16 @@ class Connection(HttpToolsProtocol):
         self._wait_for_request()
 
     def make_room(self) -> None:
-        """Close in favor of a new connection."""
-        self._outgoing.flush()
-        self.transport.abort()
+        """Close in favor of a new connection. The client gets 503 if it has begun a request whose
+        answer has not begun."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        is_asked = self._in_head or (cycle is not None and not cycle.response_started)
+        if not is_asked or self._read.running:
+            self._outgoing.flush()
+            self.transport.abort()
+            return
+        self._reject(problems.TOO_MANY_CONNECTIONS)
+        self._rest.start(REST_SECONDS)
 
     def timeout_keep_alive_handler(self) -> None:
         self.transport.abort()
@@ -136,7 +147,7 @@ class Connection(HttpToolsProtocol):
         for deadline in self._head, self._rest, self._read:
             deadline.stop()
         self._unset_keepalive_if_required()
-        self.server_state.mark_busy(self)
+        self.server_state.remove(self)
         if self._context is not _RELEASED:
             self._context.disconnect()
         super().connection_lost(exc)
@@ -153,7 +164,7 @@ class Connection(HttpToolsProtocol):
         self._new_bytes += len(data)
         if self._new_bytes >= PROGRESS_BYTES:
             self._new_bytes = 0
-            self.server_state.mark_progress(self)
+            self._mark_progress()
         self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
@@ -292,13 +303,13 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             if self.parser is not None:  # the connection is not lost yet
-                self.server_state.mark_waiting(self)
+                self._mark_waiting()
             return
         self._release()
         if self.cycle.more_body:
             self._unset_keepalive_if_required()
             self._rest.start(REST_SECONDS)
-        self.server_state.mark_waiting(self)
+        self._mark_waiting()
         if self._unparsed:
             self._parse(self._unparsed)
 
@@ -317,7 +328,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self._context.body_complete = True
         if not (self.cycle.response_complete or self.flow.write_paused):
-            self.server_state.mark_busy(self)
+            self.server_state.waiting.pop(self, None)
         self.flow.resume_reading()  # large bodies pause reading, and a disconnect must be noticed
         if self.cycle.response_complete:  # it was answered before its end
             self._rest.stop()
@@ -328,23 +339,33 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
-        self.server_state.mark_waiting(self)
+        self._mark_waiting()
+
+    def _mark_waiting(self) -> None:
+        """The server waits for the client."""
+        if self in self.connections:  # not when it has been replaced already
+            self.server_state.waiting[self] = None
+
+    def _mark_progress(self) -> None:
+        """If the connection is waiting, it is now the last one to be replaced."""
+        if self in self.server_state.waiting:
+            self.server_state.waiting.move_to_end(self)
 
     def _wait_for_reader(self) -> None:
-        self.server_state.mark_waiting(self)
-        self.server_state.mark_progress(self)
+        self._mark_waiting()
+        self._mark_progress()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._read.start(READ_SECONDS)
-        self.server_state.mark_waiting(self)
+        self._mark_waiting()
         if self.cycle is not None and self.cycle.response_started:  # type: ignore[redundant-expr]
             self.cycle.body = bytearray()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._read.stop()
-        self.server_state.mark_progress(self)
+        self._mark_progress()
         if self._unparsed:
             self._parse_soon()
 
@@ -384,8 +405,8 @@ class Connection(HttpToolsProtocol):
         self._head.stop()
         self._rest.start(REST_SECONDS)
         self.transport.write_eof()
-        self.server_state.mark_waiting(self)
+        self._mark_waiting()
 
     def _close(self) -> None:
         self.transport.close()
-        self.server_state.mark_waiting(self)
+        self._mark_waiting()

@@ -26,11 +26,7 @@ from starlette.types import ASGIApp
 from service.exit_status import ExitStatus
 from service.inference.service import Service
 from service.server.connection import Connection
-from service.server.connection_limit import (
-    Connections,
-    descriptors_per_connection,
-    usable_limit,
-)
+from service.server.connection_limit import METRICS_CONNECTIONS, Connections, usable_limit
 from service.server.listening import join
 from service.server.memory import CHECK_TICKS, Memory, give_back
 from service.server.reload import reload
@@ -75,10 +71,8 @@ class Server(uvicorn.Server):
         """
         super().__init__(_config(app, settings, settings.port, lifespan=True))
         self._service: Service = app.state.service
-        descriptors = descriptors_per_connection(settings)
         decoders = self._service.decoders.descriptors
-        limit = usable_limit(settings.max_connections, descriptors, decoders)
-        self._connections = Connections(limit)
+        self._connections = Connections(usable_limit(settings, decoders))
         self.server_state = self._connections
         self._listeners: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
@@ -178,7 +172,7 @@ class SidePort(uvicorn.Server):
             port: The port. 0: any free one.
         """
         super().__init__(_config(app, settings, port, lifespan=False))
-        self.server_state = self.connections = Connections(settings.max_connections)
+        self.server_state = self.connections = Connections(METRICS_CONNECTIONS)
         self._shared = settings.workers > 1
 
     async def start(self) -> None:

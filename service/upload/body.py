@@ -131,6 +131,14 @@ class Lease:
             raise self.too_large()
         self._memory.add(self, count)
 
+    def keep(self, count: int) -> None:
+        """Count `count` bytes that are kept because of this body, and are not bytes of it.
+
+        Raises UploadMemoryFull.
+        """
+        self._memory.add(self, count)
+        self._held_before += count  # they do not make it faster
+
     def begin(self, reject: Callable[[Exception], None]) -> None:
         """The body is arriving from now on. `reject` is called once if it is too slow."""
         self._reject = reject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.process import ROOT, SCRIPTED, Server
+from service.server.connection_limit import METRICS_CONNECTIONS
+from tests.e2e.process import PATIENCE, ROOT, SCRIPTED, Server
 from tests.service.conftest import png
 
 pytestmark = pytest.mark.slow
@@ -36,6 +38,23 @@ def test_metrics_port_serves_metrics_only() -> None:
             assert ("/metrics", "200") not in counts
             assert scraper.get("/predict").status_code == 404
             assert server.stop() == 0, "though a scraper's connection is open"
+
+
+def test_metrics_port_bounds_its_connections() -> None:
+    """Whatever `SHOAL_MAX_CONNECTIONS` is: further ones take the place of the oldest."""
+    with (
+        Server(*SCRIPTED, SHOAL_METRICS_PORT="0") as server,
+        contextlib.ExitStack() as connections,
+    ):
+        server.wait_until_ready()
+        url = httpx.URL(server.address("metrics on"))
+        first, *_ = [
+            connections.enter_context(socket.create_connection((url.host, url.port or 0)))
+            for _ in range(METRICS_CONNECTIONS + 1)
+        ]
+        first.settimeout(PATIENCE)
+        assert first.recv(1) == b""
+        assert httpx.get(url.join("/metrics")).status_code == 200
 
 
 def test_metrics_port_in_use_ends_the_process() -> None:

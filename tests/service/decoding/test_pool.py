@@ -126,6 +126,9 @@ class FakeTemplate:
         """What was done to decoders: kill, reap, fork."""
         self.goes_on, self.something_began = asyncio.Event(), asyncio.Event()
         self.goes_on.set()
+        self.reaps = asyncio.Event()
+        """Whether reaping goes on."""
+        self.reaps.set()
         self.starts = asyncio.Event()
         """Whether forking goes on."""
         self.starts.set()
@@ -149,6 +152,7 @@ class FakeTemplate:
     async def reap(self, process: DecoderProcess) -> int:
         if self.has_ended:
             raise StartFailed("the template has ended")
+        await self.reaps.wait()
         self.events.append("reap")
         return self.exit_code
 
@@ -713,6 +717,23 @@ async def test_pool_is_down_where_the_start_of_decoders_takes_long(
         template.starts.set()
         await until(lambda: not decoders.is_down)
         await decoders.run(ORDINARY, b"client", 10)
+
+
+async def test_pool_is_down_where_ended_decoders_are_not_reaped(
+    decoders: Decoders, template: FakeTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the template was stopped, and an operator killed all decoders."""
+    monkeypatch.setattr(lane, "SLOW_START_SECONDS", 0.01)
+    await until(lambda: len(template.forked) == 3)
+    template.reaps.clear()
+    for process in template.forked:
+        process.is_alive = False
+    template.outcomes.append(DecoderGone())
+    waiting = ask(decoders, EXPENSIVE)
+    await until(lambda: decoders.is_down)
+    template.reaps.set()
+    await waiting
+    assert not decoders.is_down
 
 
 async def test_pool_is_down_where_no_decoder_is_alive(

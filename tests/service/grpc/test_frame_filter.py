@@ -91,7 +91,10 @@ async def test_filter_does_not_name_trailers() -> None:
         (frame(DATA, 0, 1), 1),
         (frame(DATA, 0, 1, bytes(USEFUL_BYTES - 1)), 1),
         (frame(DATA, 0, 1, bytes(USEFUL_BYTES)), 0),
-        (frame(DATA, END_STREAM, 1), 0),
+        (frame(DATA, END_STREAM, 1), 1),
+        (frame(DATA, END_STREAM, 1, b"x"), 0),
+        (frame(DATA, END_STREAM, 1, b"x") + frame(DATA, 0, 1, bytes(1000)), 1),
+        (frame(DATA, END_STREAM, 1, b"x") + frame(DATA, END_STREAM, 1, bytes(1000)), 1),
         (frame(RST_STREAM, 0, 1, bytes(4)) + frame(DATA, 0, 1, bytes(1000)), RESET_COST + 1),
     ],
 )

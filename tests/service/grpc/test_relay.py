@@ -55,9 +55,11 @@ class Wire:
         self.listener = socket.create_server(("127.0.0.1", 0))
 
     async def connect(
-        self, sent: bytes = START
+        self, sent: bytes = START, address: str = "127.0.0.1"
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(*self.listener.getsockname())
+        reader, writer = await asyncio.open_connection(
+            *self.listener.getsockname(), local_addr=(address, 0)
+        )
         writer.write(sent)
         self.writers.append(writer)
         return reader, writer
@@ -155,6 +157,19 @@ async def test_relay_counts_bytes_until_the_call_ends(wire: Wire) -> None:
         writer.close()
 
 
+async def test_bytes_that_an_incomplete_message_keeps_are_held(wire: Wire) -> None:
+    """gRPC's server keeps the bytes of an answered call in the buffer that it filled for both."""
+    other = frame(HEADERS, END_HEADERS, 3, b"call") + frame(DATA, END_STREAM, 3, bytes(10_000))
+    await wire.connect(START + CALL + frame(DATA, 0, 1, bytes(256)) + other)
+    _, server = await wire.servers.get()
+    await arrived(wire, 10_256)
+    server.write(frame(HEADERS, END_HEADERS | END_STREAM, 3, b"answer"))
+    await until(lambda: len(wire.streams) == 1)
+    assert wire.memory.held == 10_256
+    server.write(ANSWER)
+    await arrived(wire, 0)
+
+
 @pytest.mark.parametrize("sent", [b"", PREFACE[:10]])
 async def test_preface_must_be_complete_in_time(
     wire: Wire, sent: bytes, monkeypatch: pytest.MonkeyPatch
@@ -222,11 +237,14 @@ REPEATED = {
     "empty data": frame(DATA, 0, 1),
     "a byte of data each": frame(DATA, 0, 1, b"x"),
     "data of a closed stream": frame(DATA, 0, 1, bytes(1000)),
+    "empty ends of a message": frame(DATA, END_STREAM, 1),
+    "data behind the end of a message": frame(DATA, 0, 1, bytes(1000)),
     "trailers": frame(HEADERS, END_HEADERS, 1),
     "empty continuations": frame(CONTINUATION, 0, 3),
 }
 BEGINS = {
     "data of a closed stream": frame(RST_STREAM, 0, 1, bytes(4)),
+    "data behind the end of a message": frame(DATA, END_STREAM, 1, b"x"),
     "empty continuations": frame(HEADERS, 0, 3),
 }
 FLOODS = {flood: 10_000 * one for flood, one in REPEATED.items()} | {
@@ -385,7 +403,7 @@ async def test_call_that_is_claimed_counts_once(wire: Wire) -> None:
     assert await reader.readexactly(len(ANSWER))
     for _ in range(MAX_CONNECTIONS):
         await wire.connect(START)
-    assert "waited longest" in await reason(reader)
+    assert "another client takes this place" in await reason(reader)
 
 
 async def test_expelled_connection_ends_its_calls(wire: Wire) -> None:
@@ -412,10 +430,25 @@ async def test_new_connection_replaces_a_waiting_one(wire: Wire) -> None:
     slow, _ = await wire.connect(START + CALL + frame(DATA, 0, 1, b"x"))
     await arrived(wire, 1)
     newest, _ = await wire.connect(START)
-    assert "waited longest" in await reason(slow)
+    assert "another client takes this place" in await reason(slow)
     await wire.servers.get()
     assert len(wire.connections.connections) == MAX_CONNECTIONS
     assert not busy.at_eof() and not newest.at_eof()
+
+
+async def test_busy_connections_of_a_crowd_make_room_for_another_client(wire: Wire) -> None:
+    """Where one client has all places with complete messages, its newest connection ends, and gets
+    the reason."""
+    crowd = []
+    for count in range(1, MAX_CONNECTIONS + 1):
+        crowd.append(await wire.connect(START + CALL))
+        await until(lambda count=count: len(wire.streams) == count)  # type: ignore[misc]
+    for stream in wire.streams:
+        stream.take()
+    other, _ = await wire.connect(START, "127.0.0.2")
+    assert "another client takes this place" in await reason(crowd[-1][0])
+    assert not crowd[0][0].at_eof() and not other.at_eof()
+    assert len(wire.connections.connections) == MAX_CONNECTIONS
 
 
 async def test_new_connection_is_rejected_if_all_are_busy(wire: Wire) -> None:

@@ -19,7 +19,7 @@ from service.http.context import context_of
 from service.http.middleware import RequestMiddleware
 from service.http.origins import PROBE_PATHS, AllowedHosts, Guard, is_loopback
 from service.http.problems import PROBLEMS, documented
-from service.http.proxies import ProxyHeaders
+from service.http.proxies import MAX_BYTES, MAX_NAMES, ProxyHeaders
 from service.settings import Settings, host_name, split
 from tests.fakes import FakeEngine
 from tests.service.conftest import png
@@ -258,17 +258,74 @@ async def test_what_browsers_may_send(
     assert await status(settings, method, "/predict", sent, peer) == code
 
 
-async def test_forwarded_hosts_on_several_lines() -> None:
-    """A name behind the first line counts, too."""
-    seen = list[list[str]]()
+async def forwarded(*lines: tuple[str, str], peer: str = PROXY) -> tuple[list[bytes], str]:
+    """The forwarded hosts and the client of a request with these headers, if `PROXY` is trusted."""
+    scope = {
+        "type": "http",
+        "client": (peer, 1),
+        "headers": [(name.encode(), value.encode()) for name, value in lines],
+    }
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append([host.decode() for host in context_of(scope).forwarded_hosts])
+        seen.append((context_of(scope).forwarded_hosts, scope["client"][0]))
 
-    lines = [(b"x-forwarded-host", HERE.encode()), (b"x-forwarded-host", EVIL.encode())]
-    scope = {"type": "http", "client": (PROXY, 1), "headers": lines}
+    seen: list[tuple[list[bytes], str]] = []
     await ProxyHeaders(application, PROXY)(scope, None, None)  # type: ignore[arg-type]
-    assert seen == [[HERE, EVIL]]
+    return seen[0]
+
+
+async def test_forwarded_hosts_on_several_lines() -> None:
+    """A name behind the first line counts, too."""
+    hosts, _ = await forwarded(("x-forwarded-host", HERE), ("x-forwarded-host", EVIL))
+    assert hosts == [HERE.encode(), EVIL.encode()]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [",".join([HERE] * (MAX_NAMES + 1)), "," * MAX_NAMES + HERE, " " * MAX_BYTES + HERE],
+    ids=["names", "empty names", "bytes"],
+)
+@pytest.mark.parametrize("lines", [1, 17])
+async def test_forwarded_hosts_are_bounded(value: str, lines: int) -> None:
+    """A header of too many names or bytes is one name, which is rejected."""
+    size = -(-len(value) // lines)
+    parts = [value[at : at + size] for at in range(0, len(value), size)]
+    hosts, _ = await forwarded(*(("x-forwarded-host", part) for part in parts))
+    assert len(hosts) == 1
+    allowed = AllowedHosts("localhost", [HERE])
+    assert allowed.accepts(HERE.encode()) and not allowed.accepts(hosts[0])
+
+
+@pytest.mark.parametrize("before", [0, MAX_NAMES - 2, MAX_NAMES, 4000])
+@pytest.mark.parametrize("forged", [PROXY, EVIL, "", "x" * MAX_BYTES, "x" * (MAX_BYTES - 20)])
+@pytest.mark.parametrize("lines", [1, 2])
+async def test_forwarded_addresses_are_bounded(before: int, forged: str, lines: int) -> None:
+    """The client is the last address that is not trusted, whatever it has sent before that."""
+    sent = ",".join([forged] * before)
+    own = f"203.0.113.5, {PROXY}"
+    headers = [sent, own] if lines == 2 else [f"{sent},{own}"]
+    assert await forwarded(*(("x-forwarded-for", value) for value in headers)) == (
+        [],
+        "203.0.113.5",
+    )
+
+
+async def test_forwarded_addresses_that_are_read_are_bounded() -> None:
+    """uvicorn's middleware gets at most so many of them, however long the header is."""
+    lines = [(b"x-forwarded-for", b",".join([PROXY.encode()] * 400)) for _ in range(10)]
+    scope = {"type": "http", "client": (PROXY, 1), "headers": lines}
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        ((_, value),) = scope["headers"]
+        assert value.count(b",") == MAX_NAMES - 1
+        assert scope["client"] == (PROXY, 0)
+
+    await ProxyHeaders(application, PROXY)(scope, None, None)  # type: ignore[arg-type]
+
+
+async def test_forwarded_addresses_of_other_peers_are_ignored() -> None:
+    """A peer that is not trusted remains the client."""
+    assert await forwarded(("x-forwarded-for", "203.0.113.5"), peer=CLIENT) == ([], CLIENT)
 
 
 @pytest.fixture

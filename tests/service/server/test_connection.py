@@ -18,12 +18,7 @@ import uvicorn
 from service.http.context import CONTEXT
 from service.server import connection as connections
 from service.server.connection import HEAD_BYTES, Connection
-from service.server.connection_limit import (
-    PROGRESS_BYTES,
-    Connections,
-    descriptors_per_connection,
-    usable_limit,
-)
+from service.server.connection_limit import PROGRESS_BYTES, Connections, usable_limit
 from service.server.transport import READ_BYTES, Incoming, Outgoing
 from service.settings import Settings
 
@@ -286,7 +281,7 @@ async def test_outgoing_writes_before_it_closes() -> None:
 async def test_oldest_waiting_connection_makes_room(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The connection that has waited longest is closed for a new one, and one warning is logged."""
+    """It may be idle, silent, or in the middle of a head, which gets 503. The log says so once."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 60)
     async with listening(most=3, keep_alive=60) as address, asyncio.timeout(PATIENCE):
         newcomers = []
@@ -299,7 +294,8 @@ async def test_oldest_waiting_connection_makes_room(
             reader, writer = await asyncio.open_connection(*address)
             writer.write(GET)
             await reader.readuntil(b"ok")
-            assert await waiting[0].read() == b""
+            answer = await waiting[0].read()
+            assert answer.startswith(b"HTTP/1.1 503") if waiting is half else not answer
             waiting[1].close()
             newcomers.append(writer)
         for writer in newcomers:
@@ -385,6 +381,65 @@ async def test_waiting_connection_makes_room(
                 writer.close()
 
 
+async def test_requests_of_a_crowd_make_room_for_another_client() -> None:
+    """One that has all places with complete requests: its newest gets 503, and the other client is
+    answered."""
+    begun, done = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        if scope["client"][0] != "127.0.0.2":
+            begun.release()
+            await done.wait()
+        await refuses(scope, receive, send)
+
+    async with listening(slow, most=3) as address, asyncio.timeout(PATIENCE):
+        crowd = []
+        for _ in range(3):
+            crowd.append(await asyncio.open_connection(*address))
+            crowd[-1][1].write(GET)
+            await begun.acquire()
+        reader, writer = await asyncio.open_connection(*address, local_addr=("127.0.0.2", 0))
+        writer.write(GET)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.close()
+        told = problem(answer := await crowd[2][0].read())
+        assert told["code"] == "too_many_connections" and b"retry-after: 1\r\n" in answer
+        done.set()
+        for reader, _ in crowd[:2]:
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        for _, writer in crowd:
+            writer.close()
+
+
+INTERRUPTED: dict[str, tuple[App, bytes, bool]] = {
+    "silent": (refuses, b"", False),
+    "idle": (refuses, GET, False),
+    "half a head": (refuses, HEAD, True),
+    "half a head behind an answer": (refuses, GET + HEAD, True),
+    "half a body": (reads, POST + b"\r\nx", True),
+    "begun answer": (floods, GET, False),
+}
+
+
+@pytest.mark.parametrize(("app", "sent", "is_told"), INTERRUPTED.values(), ids=INTERRUPTED)
+async def test_a_connection_that_makes_room(app: App, sent: bytes, is_told: bool) -> None:
+    """The client gets 503 where it has begun a request, and no part of the answer was sent."""
+    one, wire = on_a_wire(app, state := Connections(1))
+    if sent:
+        one.data_received(sent)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    before = len(wire.sent)
+    state.remove(one)
+    one.make_room()
+    assert wire.closed
+    assert b"".join(wire.sent[before:]).startswith(b"HTTP/1.1 503") == is_told
+    for task in one.tasks:
+        task.cancel()
+    one.connection_lost(None)
+    assert not state.waiting and not state.held
+
+
 def on_a_wire(app: App, state: Connections) -> tuple[Connection, Sent]:
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     one = Connection(config=config, server_state=state, app_state={})
@@ -408,10 +463,11 @@ async def test_connections_make_room_by_their_last_progress() -> None:
     for one in upload, slow, silent, idle:
         one.make_room = partial(ended.append, one)  # type: ignore[method-assign]
     for _ in range(4):
-        state.connections.add(on_a_wire(reads, Connections(9))[0])
-        assert state.admit()
+        newcomer, _ = on_a_wire(reads, Connections(9))
+        assert state.admit(newcomer)
+        state.waiting.pop(newcomer)
     assert ended == [slow, silent, idle, upload]
-    assert not state.admit()
+    assert not state.admit(newcomer)
     for one in ended:
         one.connection_lost(None)
 
@@ -427,17 +483,19 @@ async def test_connection_with_a_complete_request_stays() -> None:
     state = Connections(1)
     one, wire = on_a_wire(slow, state)
     one.data_received(POST.replace(b"100000", b"2") + b"\r\n1")
-    assert list(state._waiting) == [one]
+    assert list(state.waiting) == [one]
     one.data_received(b"2")
     await begun.wait()
-    assert not state.admit()
+    newcomer, _ = on_a_wire(slow, Connections(9))
+    assert not state.admit(newcomer)
     one.pause_writing()
-    assert list(state._waiting) == [one]
+    assert list(state.waiting) == [one]
     one.resume_writing()
-    assert list(state._waiting) == [one], "it is no faster than an upload"
-    assert state.admit() and wire.closed
+    assert list(state.waiting) == [one], "it is no faster than an upload"
+    assert state.admit(newcomer) and wire.closed
+    state.waiting.pop(newcomer)
     one.resume_writing()
-    assert not state._waiting, "it has given its place away"
+    assert not state.waiting, "it has given its place away"
     for task in one.tasks:
         task.cancel()
     one.connection_lost(None)
@@ -457,15 +515,15 @@ async def test_connection_whose_answer_has_begun_makes_room() -> None:
     state = Connections(2)
     one, _ = on_a_wire(in_parts, state)
     one.data_received(GET)
-    assert not state._waiting
+    assert not state.waiting
     for _ in range(3):
         await asyncio.sleep(0)
     other, _ = on_a_wire(reads, state)
-    assert list(state._waiting) == [one, other]
+    assert list(state.waiting) == [one, other]
     go_on.set()
     for _ in range(3):
         await asyncio.sleep(0)
-    assert list(state._waiting) == [other, one]
+    assert list(state.waiting) == [other, one]
     for task in one.tasks:
         task.cancel()
     one.connection_lost(None)
@@ -527,16 +585,23 @@ def test_usable_limit_depends_on_descriptors(
     soft = [limits[0]]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
-    assert usable_limit(wanted) == possible
+    assert usable_limit(Settings(max_connections=wanted), 0) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
 
 
-def test_usable_limit_counts_grpc_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With gRPC, the descriptors suffice for as many connections of either kind."""
-    assert descriptors_per_connection(Settings()) == 1
+@pytest.mark.parametrize(
+    ("ports", "possible"),
+    [({}, 960), ({"grpc_port": 0}, 240), ({"metrics_port": 0}, 896)],
+    ids=["one port", "grpc", "metrics"],
+)
+def test_usable_limit_counts_the_descriptors_of_all_ports(
+    ports: dict[str, int], possible: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be as many gRPC connections as over HTTP, and a few to the port for metrics."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    assert usable_limit(4096, descriptors_per_connection(Settings(grpc_port=0))) == 240
+    settings = Settings(max_connections=4096, **ports)  # type: ignore[arg-type]
+    assert usable_limit(settings, 0) == possible
 
 
 @pytest.mark.parametrize(
@@ -547,7 +612,7 @@ def test_descriptors_of_decoders(
 ) -> None:
     """Connections leave those that the decoders take; of very few, each gets a part."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
-    assert usable_limit(4096, decoders=decoders) == possible
+    assert usable_limit(Settings(max_connections=4096), decoders) == possible
 
 
 BODIES = {

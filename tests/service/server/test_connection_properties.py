@@ -176,7 +176,7 @@ async def fed(stream: bytes, sizes: list[int], ahead: bool) -> tuple[list[bytes]
     closed = wire.closing
     connection.connection_lost(None)
     await asyncio.gather(*connection.tasks)
-    assert not connection.server_state._waiting
+    assert not connection.server_state.waiting and not connection.server_state._networks
     return bodies, wire, closed
 
 

@@ -10,13 +10,14 @@ from service.upload.body import UploadMemory
 class Open:
     """A connection."""
 
+    network = "192.0.2.1"
+
     def make_room(self) -> None: ...
 
 
 def opened(connections: Connections, count: int) -> None:
     for _ in range(count):
-        assert connections.admit()
-        connections.connections.add(Open())  # type: ignore[arg-type]
+        assert connections.admit(Open())
 
 
 def test_memory_is_given_back_once_after_half_of_many_connections_closed() -> None:
