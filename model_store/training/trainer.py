@@ -138,12 +138,12 @@ class Trainer:
         self._optimizer.set_learning_rate(recipe.learning_rate_at(self.progress.step, self.steps))
         inputs = self._to_device(batch.images)
         targets = self._mx.nd.array(batch.targets, ctx=self.device.context)
-        taught = self._taught(batch, inputs)
+        expected = self._teacher_probabilities(batch, inputs)
         with self._mx.autograd.record():
             logits = self._net(inputs)
             losses = self._loss(logits, targets)
-            if taught is not None:
-                divergence = self._divergence(logits / recipe.temperature, taught)
+            if expected is not None:
+                divergence = self._divergence(logits / recipe.temperature, expected)
                 # Times the square, gradients are as large as those of the labels.
                 divergence = divergence * recipe.temperature**2
                 losses = (1 - recipe.teacher_weight) * losses + recipe.teacher_weight * divergence
@@ -151,7 +151,7 @@ class Trainer:
         self._optimizer.step(len(batch.images))
         return losses, logits
 
-    def _taught(self, batch: Batch, inputs: Any) -> Any:
+    def _teacher_probabilities(self, batch: Batch, inputs: Any) -> Any:
         """Probabilities (n, classes) of the teachers, at the recipe's temperature; None without."""
         if self._teachers is None:
             return None

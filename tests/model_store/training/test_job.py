@@ -126,13 +126,13 @@ def test_interrupted_and_resumed(
         stopped.send_signal(signal.SIGINT)
         _, output = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, output
-    assert "the same command goes on from here" in output
+    assert "run the same command to continue" in output
     assert not (tmp_path / "cifar_resnet20_v1").exists()
 
     resumed = run(command(data, tmp_path))
 
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from step" in resumed.stdout
+    assert "continuing from step" in resumed.stdout
     ours = read_params(tmp_path / "cifar_resnet20_v1" / "1" / "net.params")
     theirs = read_params(uninterrupted / "net.params")
     assert list(ours) == list(theirs)
