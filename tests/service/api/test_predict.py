@@ -298,9 +298,10 @@ async def test_predict_releases_the_upload_before_the_engine(
     engine.goes_on.clear()
     answer = asyncio.create_task(client.post("/predict", files={"img": HORSE}))
     await engine.called.wait()
-    assert service.uploads.held == 0
+    held = service.uploads.held
     engine.goes_on.set()
     assert (await answer).status_code == 200
+    assert held == 0
 
 
 async def test_predict_ignores_what_follows_the_image(client: httpx.AsyncClient) -> None:
