@@ -96,6 +96,10 @@ class Decoding(Protocol):
         """Maximum number of bytes of memory for decoding one image."""
 
     @property
+    def descriptors(self) -> int:
+        """File descriptors of this process that the decoders may take."""
+
+    @property
     def is_down(self) -> bool:
         """Whether decoder processes cannot be started."""
 

@@ -133,26 +133,26 @@ class Connections(ServerState):
             )
 
 
-def usable_limit(settings: Settings) -> int:
+def usable_limit(settings: Settings, decoders: int) -> int:
     """The maximum number of HTTP connections, which is also that of gRPC connections.
 
     It is `max_connections`, or fewer if the process may not have enough descriptors. Raises the
     soft limit of the process on descriptors if necessary and allowed.
+
+    Args:
+        settings: The settings of the server.
+        decoders: Number of descriptors that are kept for the decoder processes.
     """
     requested = settings.max_connections
     # A gRPC connection takes three descriptors, since it is relayed.
     each = 1 if settings.grpc_port is None else 4
     others = OTHER_DESCRIPTORS + (0 if settings.metrics_port is None else METRICS_CONNECTIONS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = each * requested + others
-    unlimited = resource.RLIM_INFINITY
-    if soft != unlimited and soft < needed:
-        raised = needed if hard == unlimited else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-        soft = raised
-    if soft == unlimited or soft >= needed:
+    needed = each * requested + others + decoders
+    soft = raise_descriptor_limit(needed)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
         return requested
-    possible = max(soft - others, soft // 2) // each
+    free = max(soft - decoders, soft // 2)
+    possible = max(free - others, free // 2) // each
     if possible >= requested:
         return requested
     log.warning(
@@ -161,3 +161,14 @@ def usable_limit(settings: Settings) -> int:
         *(possible, requested, soft, possible),
     )
     return possible
+
+
+def raise_descriptor_limit(needed: int) -> int:
+    """Raise the soft limit of the process on descriptors to `needed`, as far as that is allowed.
+    Returns the soft limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < needed:
+        soft = needed if hard == unlimited else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft

@@ -105,7 +105,8 @@ class DecoderClient(_Client):
             limits: The limits of the decoders.
         """
         super().__init__(folder)
-        self.max_memory = limits.expensive_memory
+        self.max_memory = limits.max_image_memory
+        self.descriptors = 0  # of this process
         self.is_down = False
         """Always False: the engine process includes the state of its decoders in its stats."""
         self._bytes = 0
