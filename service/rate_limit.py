@@ -12,14 +12,16 @@ of images in the request, the request takes a token for each further image, even
 empty. The client then has a debt, and its requests are rejected until the debt is paid off.
 
 Guarantees
-- A request is accepted only if the images that the server has counted for its client in any period
-  before are fewer than `burst` plus `rate` for each second of the period.
+- A request is accepted only if this holds for every period that ends at that moment: the images
+  that were counted for its client are fewer than `burst` plus `rate` for each second.
 - A debt of n images is paid off in `n / rate` seconds.
 - A debt comes only from requests that were accepted before their images were counted. These are at
-  most `burst` requests, and `rate` requests for each second that an upload may take.
+  most `burst` requests, and `rate` requests for each second that an upload may take. The number of
+  images per request is limited, too.
 - At most `max_clients` clients are remembered. A client with a full bucket can be forgotten without
   effect. If there are too many clients, the client whose last request is the oldest gets a full
-  bucket early. An attacker gains nothing by this: so many addresses have as many buckets anyway.
+  bucket early. A client with that many addresses gains nothing, because each address has a bucket
+  of its own anyway.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ MAX_CLIENTS = 65_536
 Client = bytes | str
 """Identifier of a client: the digest of its API key, or its network if it sent no key."""
 NETWORK_BITS = 64
-"""Number of leading bits of an IPv6 address that identify a client, because a client can usually use
-all addresses of such a network."""
+"""Number of leading bits of an IPv6 address that identify a client. A client can usually use all
+addresses that begin with the same bits."""
 
 
 class RateLimiter:
@@ -97,7 +99,8 @@ class RateLimiter:
         if full_at <= now or len(self._full_at) > self._max_clients:
             del self._full_at[first]
         elif full_at - now > self._ahead + self._seconds:
-            self._full_at.move_to_end(first)  # else a client with a debt would keep the clients behind it
+            # A client with a debt would otherwise keep the clients after it from being forgotten.
+            self._full_at.move_to_end(first)
 
 
 def network(address: str) -> str:

@@ -20,7 +20,8 @@ class Incoming(asyncio.BufferedProtocol):
     Without this class, uvloop would pass up to 250 KiB at a time.
     """
 
-    _buffer = memoryview(bytearray(READ_BYTES))  # shared by all connections: each read is used at once
+    _buffer = memoryview(bytearray(READ_BYTES))
+    """Buffer of all connections. `buffer_updated` copies the bytes before the next read."""
 
     def __init__(self, connection: asyncio.Protocol) -> None:
         """
