@@ -184,7 +184,7 @@ class Settings(BaseSettings):
             variable = f"{PREFIX}{info.field_name}".upper()
             service = variable.lower().replace("_", "-").removesuffix("-port")
             raise ValueError(
-                f"Kubernetes sets this variable for a service named '{service}'. Set "
+                f"Kubernetes sets this variable for a service named '{service}': set "
                 f"enableServiceLinks: false in the pod, or set {variable} to a number"
             )
         return value
