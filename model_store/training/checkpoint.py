@@ -59,7 +59,9 @@ class Progress:
     step: int = 0
     loss: float = 0.0
     right: int = 0
+    """Images of the current epoch that were classified correctly, after augmentation."""
     seen: int = 0
+    """Images of the current epoch that were trained on."""
     epochs: list[Epoch] = field(default_factory=list)
 
     def count(self, losses: npt.NDArray[np.float32], right: int) -> None:

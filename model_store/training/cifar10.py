@@ -62,11 +62,11 @@ def read_test(folder: pathlib.Path) -> Split:
 
 def fingerprint(*splits: Split) -> str:
     """SHA-256 of every label and pixel, in order and by split."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for split in splits:
         for array in (split.labels, split.images):
-            whole.update(hashlib.sha256(array.tobytes()).digest())
-    return whole.hexdigest()
+            digest.update(hashlib.sha256(array.tobytes()).digest())
+    return digest.hexdigest()
 
 
 def held_out(split: Split, count: int) -> tuple[Split, Split]:

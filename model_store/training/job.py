@@ -70,7 +70,7 @@ def train(
     train_split, held_out = cifar10.held_out(whole, recipe.held_out)
     batches = Batches(recipe, train_split)
     start = read_version(store, recipe.start) if recipe.start else None
-    teachers = [read_version(store, called) for called in recipe.teachers]
+    teachers = [read_version(store, name) for name in recipe.teachers]
     origin = Origin(
         recipe,
         cifar10.fingerprint(whole, test),
@@ -89,7 +89,7 @@ def train(
     training = Trainer(origin, device, batches, arrays, teachers, memory)
     if saved is not None:
         training.load(saved)
-        print(f"going on from step {training.progress.step} of {training.steps}", flush=True)
+        print(f"continuing from step {training.progress.step} of {training.steps}", flush=True)
     print(f"training on {training.device.name} ({training.device.reason})", flush=True)
     _run(training, held_out, checkpoints)
     measured = held_out if recipe.held_out else test
@@ -134,7 +134,7 @@ def _run(
             if stopped:
                 raise Interrupted(
                     f"stopped at step {progress.step} of {training.steps}, saved in {checkpoints}; "
-                    "the same command goes on from here"
+                    "run the same command to continue"
                 )
 
 

@@ -66,7 +66,7 @@ def _png_header(data: bytes) -> Header:
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     bits = depth * _PNG_SAMPLES.get(color, 1)
     _reject_without_pixels("PNG", data, height * (1 + width * bits // 8) // _MAX_INFLATION)
-    return "PNG" if color in (2, 6) else "PNG palette", width, height
+    return "PNG" if color in (2, 4, 6) else "PNG palette", width, height
 
 
 def _gif_header(data: bytes) -> Header:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
 _MAX_SCANNED_PIXELS = 20 * 64_000_000
-_MAX_JUNK = 1024
+_MAX_JUNK = 4096
+"""Maximum number of bytes between the segments of one image, which decoders skip."""
 _SCANS_BYTES = 64 * 1024
 
 _BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
@@ -75,12 +76,15 @@ def has_too_many_parts(data: bytes, pixels: int) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Each marker and the position behind it, until the image ends."""
-    position, end = 2, 2 + _MAX_JUNK
-    while found := _MARKER.search(data, position, end):
-        marker, position = data[found.end() - 1], found.end()
+    """Each marker and the position behind it, until the image ends or has too much junk."""
+    position, junk, in_scan = 2, _MAX_JUNK, False
+    while found := _MARKER.search(data, position, len(data) if in_scan else position + junk + 2):
+        marker = data[found.end() - 1]
         if marker == _END_OF_IMAGE:
             return
+        if not in_scan:
+            junk -= found.start() - position
+        position = found.end()
         yield marker, position
         position += int.from_bytes(data[position : position + 2], "big")
-        end = len(data) if marker == _START_OF_SCAN else position + _MAX_JUNK
+        in_scan = marker == _START_OF_SCAN

@@ -37,10 +37,17 @@ class Template:
     def __init__(self) -> None:
         self.sample_seconds = 0.0
         """CPU seconds that decoding a sample takes on this machine."""
+        self.ended = asyncio.Event()
+        """Set when the process has ended or its answers cannot be told apart any more. No decoder
+        can be forked then."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._messages: asyncio.Queue[bytes] = asyncio.Queue()
         self._one_at_a_time = asyncio.Lock()
-        self.has_ended = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self.ended.is_set()
 
     async def start(self) -> None:
         """Start the process and time its sample. Raises StartFailed."""
@@ -66,6 +73,7 @@ class Template:
                     f"the template of the decoders cannot be started: {error}"
                 ) from error
         self._control = ours
+        asyncio.get_running_loop().add_reader(ours, self._read)
         self.sample_seconds = json.loads(await self._receive())
 
     async def fork(self, memory: int, nicer: int) -> DecoderProcess:
@@ -79,64 +87,81 @@ class Template:
             StartFailed: The system allows no further process or descriptor, or the template has
                 ended.
         """
-        with ExitStack() as opened:
-            try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                opened.enter_context(theirs)
-                opened.callback(ours.close)
-                file = _file_in_memory()
-                opened.callback(os.close, file)
-                readable = opened.enter_context(_read_only(file))
-            except OSError as error:
-                raise StartFailed(f"a decoder process cannot be started: {error}") from error
-            pid = await self._ask(template.FORK, memory, nicer, theirs.fileno(), readable.fileno())
-            if pid == 0:
-                raise StartFailed("the system allows no further process")
-            return DecoderProcess(pid, ours.dup(), os.dup(file))
+        async with self._one_at_a_time:
+            with ExitStack() as kept, ExitStack() as lent:
+                try:
+                    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                    lent.enter_context(theirs)
+                    kept.callback(ours.close)
+                    file = _file_in_memory()
+                    kept.callback(os.close, file)
+                    readable = lent.enter_context(_read_only(file))
+                except OSError as error:
+                    raise StartFailed(f"a decoder process cannot be started: {error}") from error
+                descriptors = theirs.fileno(), readable.fileno()
+                pid = await self._ask(template.FORK, memory, nicer, *descriptors)
+                if pid == 0:
+                    raise StartFailed("the system allows no further process")
+                kept.pop_all()
+                return DecoderProcess(pid, ours, file)
 
     async def reap(self, process: DecoderProcess) -> int:
-        """How `process`, which has ended or is to end, ended: its exit code, or minus the signal.
+        """How `process`, which has ended or is to end, ended: its exit code, minus the signal, or
+        `template.LIVED_ON`.
 
         Raises StartFailed where the template has ended, and all decoders with it.
         """
-        if process.exit_code is None:
-            process.exit_code = await self._ask(template.REAP, process.pid)
-        return process.exit_code
+        async with self._one_at_a_time:
+            if process.exit_code is None:
+                process.exit_code = await self._ask(template.REAP, process.pid)
+            return process.exit_code
 
     def close(self) -> None:
         """Kill the template. The kernel then kills all decoders."""
-        self.has_ended = True
+        self.ended.set()
         if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control)
             self._control.close()
+            self._control = None
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     async def _ask(self, what: int, value: int, nicer: int = 0, *descriptors: int) -> int:
         """The result of an order. Raises StartFailed."""
-        async with self._one_at_a_time:
-            assert self._control is not None
-            try:
-                order = template.ORDER.pack(what, value, nicer)
-                socket.send_fds(self._control, [order], descriptors)
-                (result,) = template.RESULT.unpack(await self._receive())
-            except BaseException as error:
-                # A later answer would be taken for that to the next order.
-                self.has_ended = True
-                if isinstance(error, OSError):
-                    raise StartFailed(f"the template of the decoders is gone: {error}") from error
-                raise
+        if self._control is None or self.has_ended:
+            raise StartFailed("the template of the decoders has ended")
+        try:
+            order = template.ORDER.pack(what, value, nicer)
+            socket.send_fds(self._control, [order], descriptors)
+            (result,) = template.RESULT.unpack(await self._receive())
+        except BaseException as error:
+            self.ended.set()  # a later answer would be taken for that to the next order
+            if isinstance(error, OSError):
+                raise StartFailed(f"the template of the decoders is gone: {error}") from error
+            raise
         assert isinstance(result, int)
         return result
 
-    async def _receive(self) -> bytes:
-        """The template's next message. Raises StartFailed."""
+    def _read(self) -> None:
+        """Take a message of the template, or notice its end."""
         assert self._control is not None
         try:
+            message = self._control.recv(template.MAX_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            asyncio.get_running_loop().remove_reader(self._control)
+            self.ended.set()
+        self._messages.put_nowait(message)
+
+    async def _receive(self) -> bytes:
+        """The template's next message. Raises StartFailed."""
+        try:
             async with asyncio.timeout(START_SECONDS):
-                message = await asyncio.get_running_loop().sock_recv(
-                    self._control, template.MAX_MESSAGE
-                )
+                message = await self._messages.get()
         except TimeoutError as error:
             raise StartFailed("the template of the decoders does not answer") from error
         if not message:

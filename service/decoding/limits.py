@@ -12,9 +12,18 @@ ORDINARY_MEMORY = 88 * MIB
 EXPENSIVE_MEMORY = 544 * MIB
 """Bytes that a decoder for expensive images may take: 64 megapixels of progressive JPEG."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
+HEAP_MEMORY = 48 * MIB
+"""Bytes that decoding may take beyond `EncodedImage.memory`: those that the allocator takes in
+advance or cannot use again. Images of medium size need most."""
+LARGE_HEAP_MEMORY = 32 * MIB
+"""The same for the largest images, whose buffers are allocated one by one."""
+ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
+"""Maximum `EncodedImage.memory` of an ordinary image."""
 RESTING_MEMORY = 12 * MIB
 """Bytes that each decoder, and the template, takes before its first image, not counting memory that
 they share."""
+DESCRIPTORS, FORK_DESCRIPTORS = 3, 8
+"""File descriptors of the server for each decoder, and for those that are started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +39,19 @@ class Limits:
     max_seconds: float
     """CPU time for one image, in seconds."""
 
+    @property
+    def max_image_memory(self) -> int:
+        """Maximum `EncodedImage.memory` of an image that is decoded."""
+        return self.expensive_memory - LARGE_HEAP_MEMORY
+
     def most_pixels(self, kind: str) -> int:
         """Maximum number of pixels of an image of this kind, by the memory that it takes."""
-        return self.expensive_memory // BYTES_PER_PIXEL[kind]
+        return self.max_image_memory // BYTES_PER_PIXEL[kind]
+
+    @property
+    def descriptors(self) -> int:
+        """File descriptors of the server that all decoders may take together."""
+        return DESCRIPTORS * (self.ordinary + self.expensive) + FORK_DESCRIPTORS
 
     @property
     def memory(self) -> int:

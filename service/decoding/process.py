@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import socket
 import time
@@ -18,11 +19,12 @@ from contextlib import suppress
 
 from service.decoding import template
 from service.decoding.image import EncodedImage
+from service.decoding.limits import HEAP_MEMORY
 
 START_SECONDS = 30.0
 """Time in which the template must answer, also on a busy machine."""
-MIN_WAIT = 0.005
-"""Minimum number of seconds between two reads of a decoder's CPU time."""
+MIN_WAIT, MAX_WAIT = 0.005, 1.0
+"""Minimum and maximum number of seconds between two checks of a decoder that has an image."""
 IDLE_CPU_SECONDS = 0.25
 """CPU time that a decoder may use between two images: to free memory."""
 
@@ -50,7 +52,7 @@ class DecoderProcess:
     def __init__(self, pid: int, link: socket.socket, file: int) -> None:
         """
         Args:
-            pid: Its process id, which is its own until the template has reaped it.
+            pid: Its process id, which is its own until the template has reaped it, or has ended.
             link: The socket to it.
             file: A writable descriptor of the file that it reads images from.
         """
@@ -60,12 +62,17 @@ class DecoderProcess:
         self.used_at: float | None = None
         """When its last image began, in the event loop's time; None: it has freed memory since."""
         self.is_busy = False
+        self.images = 0
+        """Number of images that it was given."""
         self.image_seconds = 0.0
         """CPU seconds that its last image took."""
+        self.held_seconds = 0.0
+        """Seconds that its last image has had it, as of the last check (`_check`)."""
         self.exit_code: int | None = None
         """How it ended, as `Template.reap` says; None: it was not reaped."""
         self._link = link
         self._file = file
+        self._pidfd = _open_pidfd(pid)
         self._length = 0
         self._loop = asyncio.get_running_loop()
         self._seconds = 0.0
@@ -87,7 +94,7 @@ class DecoderProcess:
         self, image: EncodedImage, max_seconds: float, patience: float
     ) -> tuple[int, bytes]:
         """Decode an image, and kill the process if that takes more than `max_seconds` of CPU time,
-        or more than `patience` seconds in all: then the image is of no use any more.
+        or more than `patience` seconds in which the server ran: then its request has ended.
 
         Returns: 0 and the pixels, or a `Fault` and the repr of an exception. Not to be trusted.
 
@@ -97,11 +104,13 @@ class DecoderProcess:
             OSError: There is no memory for a copy of the image.
         """
         self._check_silent()
+        self.images += 1
         self.used_at = now = self._loop.time()
+        self.held_seconds = 0.0
         self.is_busy = True
         began = self._cpu_seconds()
-        limits = began + max_seconds, now + patience
-        self._timer = self._loop.call_later(min(max_seconds, patience), self._kill_after, *limits)
+        wait = min(max_seconds, patience, MAX_WAIT)
+        self._timer = self._loop.call_later(wait, self._check, began + max_seconds, patience, now)
         try:
             self._send(image)
             answer = await self._receive()
@@ -119,7 +128,16 @@ class DecoderProcess:
         self._length = 0
         with suppress(OSError):
             os.truncate(self._file, 0)
-            self._link.send(template.REQUEST.pack(0, b"", 0, 0, 0))
+            self._link.send(template.REQUEST.pack(0, 0, b"", 0, 0, 0))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended. Where there are no pidfds, as outside Linux: True."""
+        if self._pidfd is None:
+            return True
+        ended = select.poll()
+        ended.register(self._pidfd, select.POLLIN)
+        return not ended.poll(0)
 
     def computes_for_itself(self) -> bool:
         """Whether it has used much CPU time since its last image ended."""
@@ -128,8 +146,10 @@ class DecoderProcess:
 
     def kill(self) -> None:
         """Kill it. Its caller learns that it has ended."""
-        if self.exit_code is None:  # or its process id may be another's
-            with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            elif self.exit_code is None:  # otherwise its process id may be another's
                 os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
@@ -137,6 +157,8 @@ class DecoderProcess:
         self.kill()
         self._link.close()
         os.close(self._file)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
 
     def _check_silent(self) -> None:
         """Raises DecoderGone where it has sent something that was not asked for: it would be taken
@@ -166,8 +188,10 @@ class DecoderProcess:
         if os.pwrite(self._file, image.data, 0) != length:
             raise OSError("there is not enough memory for the image")
         size = image.width, image.height, image.max_pixels
+        memory = image.memory + HEAP_MEMORY
+        request = template.REQUEST.pack(length, memory, image.format.encode(), *size)
         try:
-            self._link.send(template.REQUEST.pack(length, image.format.encode(), *size))
+            self._link.send(request)
         except ConnectionError as error:
             raise DecoderGone from error
 
@@ -178,15 +202,28 @@ class DecoderProcess:
         except ConnectionError:
             return b""
 
-    def _kill_after(self, cpu_seconds: float, end: float) -> None:
-        """Kill it if it has used `cpu_seconds` since its start, or if it is `end` in the event
-        loop's time; else check again later. Time in which it does not run, as on a busy machine,
-        is not CPU time."""
-        left = cpu_seconds - self._cpu_seconds()
-        rest = end - self._loop.time()
-        if left <= 0 or rest <= 0:
-            self._killed_for = "cpu_time" if left <= 0 else "time"
+    def _check(self, max_cpu_seconds: float, patience: float, checked_at: float) -> None:
+        """Kill it if it has used `max_cpu_seconds` since its start, or if its image has had it for
+        `patience` seconds; otherwise check again later.
+
+        Time in which it does not run, as on a busy machine, is not CPU time. If the server did not
+        run since the last check, the decoder did probably not run either: that time does not count.
+        """
+        now = self._loop.time()
+        self.held_seconds += min(now - checked_at, MAX_WAIT)
+        cpu_left = max_cpu_seconds - self._cpu_seconds()
+        time_left = patience - self.held_seconds
+        if cpu_left <= 0 or time_left <= 0:
+            self._killed_for = "cpu_time" if cpu_left <= 0 else "time"
             self.kill()
         else:
-            wait = max(min(left, rest), MIN_WAIT)
-            self._timer = self._loop.call_later(wait, self._kill_after, cpu_seconds, end)
+            wait = min(max(min(cpu_left, time_left), MIN_WAIT), MAX_WAIT)
+            self._timer = self._loop.call_later(wait, self._check, max_cpu_seconds, patience, now)
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """A descriptor of the process, which no other process gets after its end. None: there is none
+    to be had, as outside Linux."""
+    with suppress(OSError, AttributeError):
+        return os.pidfd_open(pid)
+    return None

@@ -79,7 +79,8 @@ class RpcServer:
         path = f"{self._folder.name}/grpc"
         self._server.add_insecure_port(f"unix:{path}")
         await self._server.start()
-        self.connections = Connections(usable_limit(settings))
+        decoders = self._service.decoders.descriptors
+        self.connections = Connections(usable_limit(settings, decoders))
         self._listener = RelayListener(self.connections, streams, path)
         await self._listener.start(sockets)
         address = f"[{host}]" if ":" in host else host

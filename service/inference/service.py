@@ -86,6 +86,10 @@ class Decoding(Protocol):
         """Maximum number of bytes that decoding one image may take."""
 
     @property
+    def descriptors(self) -> int:
+        """File descriptors of this process that the decoders may take."""
+
+    @property
     def is_down(self) -> bool:
         """Whether decoder processes cannot be started."""
 

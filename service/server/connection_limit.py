@@ -39,8 +39,8 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 OTHER_DESCRIPTORS = 64
-"""Number of descriptors that are reserved for everything except connections. If the process may
-open fewer than twice as many, half of them are reserved."""
+"""Number of descriptors for everything except connections and decoder processes. Under a low limit
+on descriptors, half of the limit is reserved instead."""
 METRICS_CONNECTIONS = 64
 """Maximum number of open connections to the port for metrics."""
 LOG_INTERVAL = 60.0
@@ -146,27 +146,27 @@ class Connections(ServerState):
             )
 
 
-def usable_limit(settings: Settings) -> int:
+def usable_limit(settings: Settings, decoders: int) -> int:
     """Return the maximum number of HTTP connections, which gRPC connections have as well.
 
     The result is `settings.max_connections`, or less if the process may not open enough
     descriptors. If necessary and allowed, this function raises the soft limit of the process on
     descriptors.
+
+    Args:
+        settings: Settings of the server.
+        decoders: Number of descriptors that are reserved for the decoder processes.
     """
     requested = settings.max_connections
     # A gRPC connection needs three descriptors, because the server relays it.
     each = 1 if settings.grpc_port is None else 4
     others = OTHER_DESCRIPTORS + (0 if settings.metrics_port is None else METRICS_CONNECTIONS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = each * requested + others
-    unlimited = resource.RLIM_INFINITY
-    if soft != unlimited and soft < needed:
-        raised = needed if hard == unlimited else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-        soft = raised
-    if soft == unlimited or soft >= needed:
+    needed = each * requested + others + decoders
+    soft = raise_descriptor_limit(needed)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
         return requested
-    possible = max(soft - others, soft // 2) // each
+    free = max(soft - decoders, soft // 2)
+    possible = max(free - others, free // 2) // each
     if possible >= requested:
         return requested
     log.warning(
@@ -175,3 +175,16 @@ def usable_limit(settings: Settings) -> int:
         *(possible, requested, soft, possible),
     )
     return possible
+
+
+def raise_descriptor_limit(needed: int) -> int:
+    """Raise the soft limit of the process on descriptors to `needed`, or as far as is allowed.
+
+    Returns the soft limit that is then in effect. Never lowers the limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < needed:
+        soft = needed if hard == unlimited else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft

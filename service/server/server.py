@@ -72,9 +72,10 @@ class Server(uvicorn.Server):
             settings: Settings that `app` was created with.
         """
         super().__init__(_config(app, settings, settings.port, lifespan=True))
-        self._connections = Connections(usable_limit(settings))
-        self.server_state = self._connections
         self._service: Service = app.state.service
+        decoders = self._service.decoders.descriptors
+        self._connections = Connections(usable_limit(settings, decoders))
+        self.server_state = self._connections
         self._listeners: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
         self._shutdown_timeout = settings.shutdown_timeout

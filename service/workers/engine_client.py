@@ -110,7 +110,9 @@ class DecoderClient(_Client):
             limits: Limits of the decoder processes.
         """
         super().__init__(folder)
-        self.max_memory = limits.expensive_memory
+        self.max_memory = limits.max_image_memory
+        self.descriptors = 0
+        """Number of descriptors of this process that the decoders need: none."""
         self.is_down = False
         """Always False: the stats of the engine process include the state of the decoders."""
         self._bytes = 0

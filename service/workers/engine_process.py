@@ -10,6 +10,7 @@ from functools import partial
 
 from service.exit_status import ExitStatus
 from service.inference.model_host import exit_status
+from service.server.connection_limit import OTHER_DESCRIPTORS, raise_descriptor_limit
 from service.server.memory import Memory, give_back
 from service.telemetry.logs import log
 from service.workers.bootstrap import Bootstrap, watch_supervisor
@@ -39,6 +40,7 @@ async def run(
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     watch_supervisor(bootstrap, partial(loop.call_soon_threadsafe, stop.set))
     server = create_server(stop.set)
+    raise_descriptor_limit(OTHER_DESCRIPTORS + server.decoders.descriptors)
     (listening,) = bootstrap.open_sockets()
     async with server.serving(listening), server.decoders.running(), server.local.running():
         returning = asyncio.create_task(_return_memory(server))

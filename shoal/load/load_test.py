@@ -27,8 +27,8 @@ ARRIVALS = {"poisson": poisson, "constant": constant}
 FIRST_RATE, MIN_RATE = 50.0, 1.0
 """Rate in requests per second at which `--find-max` begins, and rate below which it gives up."""
 PRECISION = 1.05
-"""Ratio at which `--find-max` stops: the lowest rate that misses the SLO divided by the highest rate
-that meets the SLO."""
+"""Ratio at which `--find-max` stops: the lowest rate that misses the SLO, divided by the highest
+rate that meets the SLO."""
 ANSWER_TIMEOUT = 30.0
 """Maximum number of seconds to wait for each answer before the load."""
 
