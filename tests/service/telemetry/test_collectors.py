@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -12,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
+from benchmarks.processes import started
 from model_store.device import Device, GpuMemory
 from model_store.manifest import Identity
 from service.telemetry.collectors import PIDS, EngineCollector, ProcessesCollector
@@ -98,17 +101,16 @@ def test_engine_collector_leaves_out_what_is_unknown(loaded: Loaded | None) -> N
 
 def test_processes_collector_labels_each_process(tmp_path: pathlib.Path) -> None:
     """Each process has its own samples, and each metric is described once."""
-    pids = {"supervisor": os.getpid(), "engine": os.getppid()}
-    (tmp_path / PIDS).write_bytes(orjson.dumps(pids))
-    collector = ProcessesCollector(str(tmp_path))
-    registry = CollectorRegistry()
-    registry.register(collector)
-    text = generate_latest(registry).decode()
-    for name, pid in pids.items():
+    with started([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        pids = {"supervisor": os.getpid(), "engine": child.pid}
+        (tmp_path / PIDS).write_bytes(orjson.dumps(pids))
+        registry = CollectorRegistry()
+        registry.register(ProcessesCollector(str(tmp_path)))
+        text = generate_latest(registry).decode()
+        starts = {name: start_time(pid) for name, pid in pids.items()}
+    for name, start in starts.items():
         line = f'process_start_time_seconds{{process="{name}"}} '
-        started = float(text.partition(line)[2].split()[0])
-        ticks = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-        assert started - boot_time() == pytest.approx(ticks / os.sysconf("SC_CLK_TCK"), abs=0.01)
+        assert float(text.partition(line)[2].split()[0]) == pytest.approx(start, abs=0.005)
     assert text.count("# TYPE process_resident_memory_bytes ") == 1
 
 
@@ -126,7 +128,8 @@ def processes(metrics: Iterable[Metric]) -> set[str]:
     return {sample.labels["process"] for metric in metrics for sample in metric.samples}
 
 
-def boot_time() -> float:
-    """When the machine started, in seconds since 1970."""
-    text = pathlib.Path("/proc/stat").read_text()
-    return float(text.partition("\nbtime ")[2].split()[0])
+def start_time(pid: int) -> float:
+    """When a process started, in seconds since 1970."""
+    booted = float(pathlib.Path("/proc/stat").read_text().partition("\nbtime ")[2].split()[0])
+    ticks = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return booted + int(ticks) / os.sysconf("SC_CLK_TCK")
