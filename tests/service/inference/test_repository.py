@@ -104,7 +104,7 @@ async def test_load_failure_says_what_still_serves(
         one.engine.load_error = error
         with pytest.raises(LoadFailed) as caught:
             await one.repository.load("fake", "8")
-        assert str(caught.value) == f"fake 8 was not loaded: {reason}. Version 7 still serves."
+        assert str(caught.value) == f"fake 8 was not loaded: {reason}. Version 7 stays loaded."
         (version,) = [v for v in await one.repository.index() if v["version"] == "8"]
         assert (version["state"], version["reason"]) == ("UNAVAILABLE", reason)
         await one.repository.unload("fake")

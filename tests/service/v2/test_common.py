@@ -66,7 +66,7 @@ class FakePipeline:
         model = self.current_model()
         self.inferred.append(int(image[0, 0, 0]))
         await asyncio.sleep(0)
-        return Classification(model, np.float32([image[0, 0, 0]]))
+        return Classification(model, np.array([image[0, 0, 0]], np.float32))
 
 
 def pipeline(serving: str = "7") -> tuple[FakePipeline, Pipeline]:
@@ -128,9 +128,10 @@ class Host:
 
 def service(model: Manifest | None) -> Service:
     """A service with an engine only."""
-    loaded = model and LoadedModel(
-        model, FakeEngine.device, FakeEngine.precision, cast(Any, "submit")
-    )
+    loaded = None
+    if model is not None:
+        submit = cast(Any, "submit")
+        loaded = LoadedModel(model, FakeEngine.device, FakeEngine.precision, submit)
     names = "settings decoders repository uploads keys admin_keys rate_limiter metrics tracing"
     return Service(engine=cast(Any, Host(loaded)), **dict.fromkeys(names.split(), cast(Any, None)))
 

@@ -131,7 +131,7 @@ async def test_load_raises_what_the_repository_raised(pair: Pair, engine: FakeEn
     """A failed load raises LoadFailed, and the version that served goes on."""
     engine.load_error = BadModel("its SHA-256 differs")
     async with pair.engine(), pair.front_end() as remote:
-        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 still serves"):
+        with pytest.raises(LoadFailed, match=r"SHA-256 differs.+7 stays loaded"):
             await remote.load("fake", "8")
         with pytest.raises(UnknownModel):
             await remote.load("other")
