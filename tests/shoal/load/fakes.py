@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,12 +38,24 @@ async def served(handle: Handle) -> AsyncIterator[str]:
         yield f"http://{host}:{port}/predict"
 
 
-async def load(url: str, expected: str | None = None, **settings: Any) -> Samples:
-    """Generates a load of half a second."""
+async def load(
+    url: str,
+    expected: str | None = None,
+    requests: Sequence[bytes] | None = None,
+    **settings: Any,
+) -> Samples:
+    """Generates a load of half a second.
+
+    Args:
+        url: Where to send requests.
+        expected: The class that answers must name. None: any class.
+        requests: The requests. None: one that ends with `pixels`.
+        settings: Other fields of the job.
+    """
     picture = Picture("a.jpg", b"pixels", None)
-    request = images.request(urllib.parse.urlsplit(url), picture, raw=True)
+    requests = requests or [images.request(urllib.parse.urlsplit(url), picture, raw=True)]
     defaults: dict[str, Any] = {"duration": 0.5, "timeout": 60.0, "seed": 1, "times": None}
-    job = Job(url=url, requests=[request], expected=[expected], **{**defaults, **settings})
+    job = Job(url, requests, [expected] * len(requests), **{**defaults, **settings})
     return await Generator(job, lambda answered, failed: None).run()
 
 

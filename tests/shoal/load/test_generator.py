@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from tests.shoal.load.fakes import good, load, read_one, response, served
+from shoal.load.generator import Generator, Job
+from tests.shoal.load.fakes import HORSE, good, load, read_one, response, served
+from tests.waiting import until
 
 
 @pytest.mark.slow
@@ -122,3 +124,94 @@ async def test_generator_counts_refused_connections_as_failures() -> None:
         pass
     samples = await load(url, times=[0.0, 0.1, 0.2])
     assert samples.status == [0, 0, 0]
+
+
+@pytest.mark.slow
+async def test_generator_chooses_requests_by_its_seed() -> None:
+    """Each request is one of the job's, chosen at random; the same seed gives the same ones."""
+    received: list[bytes] = []
+
+    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            received.append(await reader.readuntil(b"."))
+            writer.write(response())
+
+    async def sent(url: str, seed: int) -> list[bytes]:
+        received.clear()
+        times = [0.01 * n for n in range(40)]
+        requests = [b"one.", b"two.", b"three."]
+        await load(url, requests=requests, times=times, seed=seed)
+        return received.copy()
+
+    async with served(record) as url:
+        first, again, other = [await sent(url, seed) for seed in (1, 1, 2)]
+    assert sorted(first) == sorted(again) != sorted(other)
+    assert set(first) == {b"one.", b"two.", b"three."}
+
+
+@pytest.mark.slow
+async def test_generator_counts_bytes() -> None:
+    """Whole requests count as sent, and bodies of answers as received."""
+    async with served(good) as url:
+        samples = await load(url, requests=[b"\r\n\r\npixels"], times=[0.0, 0.1, 0.2])
+    assert samples.bytes_sent == 3 * len(b"\r\n\r\npixels")
+    assert samples.bytes_received == 3 * len(HORSE)
+    assert len(samples.send_lag) == 3 and min(samples.send_lag) >= 0
+    assert samples.cpu_share > 0
+
+
+@pytest.mark.slow
+async def test_open_loop_waits_for_answers_after_its_duration() -> None:
+    """The run ends with the last answer, however late it is."""
+    times = [0.0, 0.4]
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_one(reader)
+            await asyncio.sleep(0.6)  # the load ends after 0.5 s
+            writer.write(response())
+
+    async with served(late) as url:
+        samples = await load(url, times=times)
+    assert samples.status == [200, 200]
+    assert samples.intended == pytest.approx(times)
+    assert min(samples.latency) > 0.6
+
+
+@pytest.mark.slow
+async def test_closed_loop_sends_nothing_after_its_duration() -> None:
+    """Each connection ends with the answer to its last request; nothing was late to be sent."""
+    answers = 0
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answers
+        while True:
+            await read_one(reader)
+            await asyncio.sleep(0.6)  # the load ends after 0.5 s
+            answers += 1
+            writer.write(response())
+
+    async with served(late) as url, asyncio.timeout(60):
+        samples = await load(url, concurrency=3)
+    assert samples.status == [200] * 3 and answers == 3
+    assert samples.send_lag == []
+
+
+@pytest.mark.slow
+async def test_generator_reports_progress() -> None:
+    """The function gets the numbers of requests that were answered and that failed so far."""
+    answers = iter([response(), response(b"", "503 Service Unavailable"), response()])
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_one(reader)
+            writer.write(next(answers))
+
+    async with served(answer) as url:
+        reports: list[tuple[int, int]] = []
+        job = Job(url, [b"\r\n\r\npixels"], [None], 60.0, 60.0, seed=1, times=[0.0, 0.1, 0.2])
+        running = asyncio.create_task(Generator(job, lambda *counts: reports.append(counts)).run())
+        await until(lambda: reports and reports[-1] == (2, 1))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert all(answered <= 2 and failed <= 1 for answered, failed in reports)
