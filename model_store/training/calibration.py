@@ -95,7 +95,7 @@ async def calibrate(
             "int8": await _outputs(partial, test.images, "cpu", threads, "int8"),
         }
         if device != "cpu":
-            with suppress(PrecisionUnavailable):  # `auto` found no GPU
+            with suppress(PrecisionUnavailable):  # there is no GPU
                 outputs["fp16"] = await _outputs(partial, test.images, device, threads, "fp16")
         manifest.write(partial, _described(model, outputs, test))
         await store.verify(partial)
@@ -129,14 +129,14 @@ def _described(
     temperature = _temperature(outputs["fp32"].test, test)
     measured = []
     for name, rows in outputs.items():
-        found = evaluate(tempered(rows.test, temperature.value), test.labels, model.classes)
+        evaluation = evaluate(tempered(rows.test, temperature.value), test.labels, model.classes)
         measured.append(
             Measurement(
                 on=f"CIFAR-10, the {len(test.images):,} images of test_batch.bin",
-                images=found.images,
+                images=evaluation.images,
                 precision=name,
-                accuracy=found.accuracy,
-                negative_log_likelihood=round(found.negative_log_likelihood, 4),
+                accuracy=evaluation.accuracy,
+                negative_log_likelihood=round(evaluation.negative_log_likelihood, 4),
             )
         )
     return model.model_copy(

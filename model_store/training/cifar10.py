@@ -69,12 +69,12 @@ def read_test(folder: pathlib.Path) -> Split:
 
 
 def fingerprint(*splits: Split) -> str:
-    """Return a SHA-256 of all labels and pixels of the splits, in hexadecimal."""
-    whole = hashlib.sha256()
+    """SHA-256 of every label and pixel, in order and by split."""
+    digest = hashlib.sha256()
     for split in splits:
         for array in (split.labels, split.images):
-            whole.update(hashlib.sha256(array.tobytes()).digest())
-    return whole.hexdigest()
+            digest.update(hashlib.sha256(array.tobytes()).digest())
+    return digest.hexdigest()
 
 
 def held_out(split: Split, count: int) -> tuple[Split, Split]:

@@ -93,29 +93,29 @@ def _evaluate(options: argparse.Namespace) -> int:
     folder = versions.folder(options.store, options.name, version)
     test = cifar10.read_test(options.data)
     with _progress(len(test.images)) as done:
-        found, precision = asyncio.run(
+        evaluation, precision = asyncio.run(
             measurement.evaluate(
                 folder, test, options.device, options.threads, options.precision, done
             )
         )
     if options.picture is not None:
-        from model_store.training.plots import draw
+        from model_store.training.plots import draw_evaluation
 
-        draw(found, options.picture)
+        draw_evaluation(evaluation, options.picture)
     about = {
         "name": options.name,
         "version": version,
         "precision": precision.name,
         "precision_reason": precision.reason,
     }
-    whole = json.dumps(about | found.model_dump(), indent=2) + "\n"
+    text = json.dumps(about | evaluation.model_dump(), indent=2) + "\n"
     if str(options.json) == "-":
-        sys.stdout.write(whole)
+        sys.stdout.write(text)
         return 0
     if options.json is not None:
-        options.json.write_text(whole, encoding="utf-8")
+        options.json.write_text(text, encoding="utf-8")
     print(f"{options.name} {version} in {precision.name} ({precision.reason})")
-    print(_summary(found))
+    print(_summary(evaluation))
     return 0
 
 
@@ -129,20 +129,23 @@ def _progress(images: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _summary(found: Evaluation) -> str:
-    """Return a table of each class's accuracy and most frequent error, and the overall results."""
-    names = list(found.by_class)
+def _summary(evaluation: Evaluation) -> str:
+    """Accuracy and most frequent mistake of each class, and the figures of all images."""
+    names = list(evaluation.by_class)
     lines = []
     for label, name in enumerate(names):
-        others = [0 if at == label else count for at, count in enumerate(found.confusion[label])]
+        others = [
+            0 if at == label else count for at, count in enumerate(evaluation.confusion[label])
+        ]
         worst = max(range(len(names)), key=others.__getitem__)
-        taken = f"   {others[worst]:3} taken for {names[worst]}" if others[worst] else ""
-        share = found.by_class[name]
-        lines.append(f"{name:12} " + ("no image" if share is None else f"{share:7.2%}{taken}"))
-    lines.append(f"{'all':12} {found.accuracy:7.2%} of {found.images:,} images")
+        mistake = f"   {others[worst]:3} predicted as {names[worst]}" if others[worst] else ""
+        share = evaluation.by_class[name]
+        lines.append(f"{name:12} " + ("no image" if share is None else f"{share:7.2%}{mistake}"))
+    lines.append(f"{'all':12} {evaluation.accuracy:7.2%} of {evaluation.images:,} images")
     lines.append(
-        f"calibration error {found.calibration_error:.2%} ({len(found.reliability)} bins), "
-        f"negative log likelihood {found.negative_log_likelihood:.4f}"
+        f"calibration error {evaluation.calibration_error:.2%} "
+        f"({len(evaluation.reliability)} bins), "
+        f"negative log likelihood {evaluation.negative_log_likelihood:.4f}"
     )
     return "\n".join(lines)
 
@@ -163,10 +166,11 @@ def _calibrate(options: argparse.Namespace) -> int:
     model = manifest.read(target)
     for one in model.measured:
         print(f"{one.precision}: accuracy {one.accuracy:.2%} on {one.on}")
-    if (found := model.temperature) is not None:
+    if (temperature := model.temperature) is not None:
         print(
-            f"temperature {found.value}: calibration error {found.calibration_error_before:.2%} -> "
-            f"{found.calibration_error:.2%} on {found.measured_on}"
+            f"temperature {temperature.value}: calibration error "
+            f"{temperature.calibration_error_before:.2%} -> "
+            f"{temperature.calibration_error:.2%} on {temperature.measured_on}"
         )
     print(f"{target}: created from version {source}")
     return 0

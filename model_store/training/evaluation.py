@@ -21,12 +21,9 @@ Labels = npt.NDArray[np.int64]
 """Index of the class of each image: int64 (images,)."""
 
 BINS = 15
-"""Number of reliability bins."""
-LEAST = 1e-30
-"""Lower limit of a probability before its logarithm is computed. The logarithm of 0 is infinite and
-would make all means infinite."""
-HOTTEST, COLDEST = 20.0, 0.05
-"""Maximum and minimum temperature that are tried."""
+MIN_PROBABILITY = 1e-30
+"""Smallest probability whose logarithm is taken: that of 0 would dominate all means."""
+MAX_TEMPERATURE, MIN_TEMPERATURE = 20.0, 0.05
 STEPS = 60
 """Number of steps of the search for a temperature."""
 GOLDEN = (5**0.5 - 1) / 2
@@ -134,7 +131,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
         scaled = logits * inverse
         return _negative_log_likelihood(scaled - _log_sum(scaled), labels)
 
-    low, high = 1 / HOTTEST, 1 / COLDEST
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     for _ in range(STEPS):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         if loss(left) < loss(right):
@@ -151,9 +148,9 @@ def tempered(probabilities: Probabilities, temperature: float) -> Probabilities:
     return rows
 
 
-def _reliability(sure: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> list[Bin]:
+def _reliability(probabilities: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> list[Bin]:
     edges = np.linspace(0, 1, BINS + 1)
-    places = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, BINS - 1)
+    places = np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, BINS - 1)
     bins = []
     for place in range(BINS):
         inside = places == place
@@ -163,7 +160,7 @@ def _reliability(sure: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) ->
                 above=float(edges[place]),
                 to=float(edges[place + 1]),
                 images=count,
-                probability=float(sure[inside].mean()) if count else None,
+                probability=float(probabilities[inside].mean()) if count else None,
                 accuracy=float(right[inside].mean()) if count else None,
             )
         )
@@ -175,11 +172,11 @@ def _negative_log_likelihood(logarithms: npt.NDArray[np.float64], labels: Labels
 
 
 def _log_sum(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    greatest = logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(logits - greatest).sum(axis=1, keepdims=True))
-    whole: npt.NDArray[np.float64] = greatest + total
-    return whole
+    maximum = logits.max(axis=1, keepdims=True)
+    total = np.log(np.exp(logits - maximum).sum(axis=1, keepdims=True))
+    logarithms: npt.NDArray[np.float64] = maximum + total
+    return logarithms
 
 
 def _safe(probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    return np.maximum(probabilities.astype(np.float64), LEAST)
+    return np.maximum(probabilities.astype(np.float64), MIN_PROBABILITY)

@@ -48,24 +48,26 @@ def export(folder: pathlib.Path, path: pathlib.Path) -> None:
         raise ModuleNotFoundError(f"{error}: install the extra 'shoal[export]'") from error
     model = versions.read_manifest(folder)
     nodes, arrays = _graph(model, folder)
-    made = _translated(nodes, arrays)
-    made += _probabilities(nodes[-1]["name"], model.temperature.value if model.temperature else 1)
+    translated = _translated(nodes, arrays)
+    translated += _probabilities(
+        nodes[-1]["name"], model.temperature.value if model.temperature else 1
+    )
     graph = onnx.helper.make_graph(
-        made,
+        translated,
         f"{model.name}_{model.version}",
         [_described(INPUT, 3, SIDE, SIDE)],
         [_described(OUTPUT, len(model.classes))],
         [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
-    whole = onnx.helper.make_model(
+    exported = onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="shoal",
     )
-    onnx.helper.set_model_props(whole, _metadata(model))
-    onnx.checker.check_model(whole, full_check=True)
-    onnx.save(whole, path)
+    onnx.helper.set_model_props(exported, _metadata(model))
+    onnx.checker.check_model(exported, full_check=True)
+    onnx.save(exported, path)
 
 
 def _graph(model: Manifest, folder: pathlib.Path) -> tuple[list[Node], Arrays]:
@@ -95,13 +97,13 @@ def _run_all(steps: Generator[None, None, Any]) -> Any:
 
 
 def _translated(nodes: list[Node], arrays: Arrays) -> list[Any]:
-    made = []
+    translated = []
     for node in nodes:
         for number, (op, inputs, attributes) in enumerate(steps := list(_steps(node)), start=1):
             last = number == len(steps)
             output = node["name"] if last else f"{node['name']}_{number}"
-            made.append(_node(op, inputs, output, **attributes))
-    return made
+            translated.append(_node(op, inputs, output, **attributes))
+    return translated
 
 
 def _steps(node: Node) -> Iterator[tuple[str, list[str], dict[str, Any]]]:

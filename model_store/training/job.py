@@ -76,7 +76,7 @@ def train(
     train_split, held_out = cifar10.held_out(whole, recipe.held_out)
     batches = Batches(recipe, train_split)
     start = read_version(store, recipe.start) if recipe.start else None
-    teachers = [read_version(store, called) for called in recipe.teachers]
+    teachers = [read_version(store, name) for name in recipe.teachers]
     origin = Origin(
         recipe,
         cifar10.fingerprint(whole, test),
@@ -140,7 +140,7 @@ def _run(
             if stopped:
                 raise Interrupted(
                     f"stopped at step {progress.step} of {training.steps}, saved in {checkpoints}; "
-                    "the same command continues the run"
+                    "run the same command to continue"
                 )
 
 

@@ -1,9 +1,8 @@
 """Teachers: networks that another network learns from, and a file that stores their logits.
 
-A view is one augmented form of the whole training set. A recipe may use the same views again in
-later epochs, so that teachers compute each view only once. Training runs with the same views share
-the file, even if their seeds, lengths or architectures differ. If a run stops while it writes the
-file, the logits of at most one batch are lost and are computed again.
+A view is one augmented form of the key training set. Teachers compute each view once; runs that
+see the same views share the file, whatever their seed, length or architecture. A run that stops
+while the file is written loses at most the rows of its last batch, and computes them again.
 """
 
 from __future__ import annotations
@@ -86,9 +85,9 @@ class Memory:
             OSError: The file cannot be opened.
         """
         views = {name: getattr(recipe, name) for name in OF_IMAGES}
-        whole = json.dumps([views, batches, *sources]).encode()
+        key = json.dumps([views, batches, *sources]).encode()
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"teacher-{hashlib.sha256(whole).hexdigest()[:16]}.logits"
+        path = folder / f"teacher-{hashlib.sha256(key).hexdigest()[:16]}.logits"
         path.touch()
         shape = (len(SIDES), recipe.views, batches, recipe.batch_size, len(cifar10.CLASSES))
         with path.open("r+b") as file:
@@ -133,11 +132,11 @@ class Teachers:
         """
         if self._memory is None or place is None:
             return self._compute(inputs)
-        kept = self._memory.get(place)
-        if kept is None:
-            kept = self._compute(inputs)
-            self._memory.put(place, kept)
-        return kept
+        rows = self._memory.get(place)
+        if rows is None:
+            rows = self._compute(inputs)
+            self._memory.put(place, rows)
+        return rows
 
     def _compute(self, inputs: Any) -> Logits:
         total = sum(network(inputs) for network in self._networks)

@@ -97,8 +97,8 @@ class Trainer:
         while progress.step < self.steps:
             batch = self.batches.at(progress.step)
             losses, logits = self._step(batch)
-            right = int((logits.asnumpy().argmax(axis=1) == batch.targets.argmax(axis=1)).sum())
-            progress.count(losses.asnumpy(), right)
+            correct = int((logits.asnumpy().argmax(axis=1) == batch.targets.argmax(axis=1)).sum())
+            progress.count(losses.asnumpy(), correct)
             if progress.step % AVERAGE_EVERY == 0:
                 self._update_average(self.recipe.averaging**AVERAGE_EVERY)
             if progress.step % self.batches.per_epoch == 0:
@@ -107,13 +107,13 @@ class Trainer:
             yield progress
 
     def accuracy(self, split: cifar10.Split) -> float:
-        """Return the share of the images that the averaged network classifies correctly."""
-        right = 0
+        """Share of the images of `split` that the averaged network classifies correctly."""
+        correct = 0
         for start in range(0, len(split.images), 500):
             part = slice(start, start + 500)
             logits = self._average(self._to_device(split.images[part])).asnumpy()
-            right += int((logits.argmax(axis=1) == split.labels[part]).sum())
-        return right / len(split.images)
+            correct += int((logits.argmax(axis=1) == split.labels[part]).sum())
+        return correct / len(split.images)
 
     def probabilities(self, images: cifar10.Images) -> Probabilities:
         """Compute the probabilities of images with the averaged network: float32 (n, classes)."""
@@ -148,24 +148,21 @@ class Trainer:
         self._optimizer.set_learning_rate(recipe.learning_rate_at(self.progress.step, self.steps))
         inputs = self._to_device(batch.images)
         targets = self._mx.nd.array(batch.targets, ctx=self.device.context)
-        taught = self._taught(batch, inputs)
+        expected = self._teacher_probabilities(batch, inputs)
         with self._mx.autograd.record():
             logits = self._net(inputs)
             losses = self._loss(logits, targets)
-            if taught is not None:
-                divergence = self._divergence(logits / recipe.temperature, taught)
-                # Multiplied by the square, these gradients are as large as those of the labels.
+            if expected is not None:
+                divergence = self._divergence(logits / recipe.temperature, expected)
+                # Times the square, gradients are as large as those of the labels.
                 divergence = divergence * recipe.temperature**2
                 losses = (1 - recipe.teacher_weight) * losses + recipe.teacher_weight * divergence
         losses.backward()
         self._optimizer.step(len(batch.images))
         return losses, logits
 
-    def _taught(self, batch: Batch, inputs: Any) -> Any:
-        """Return the teachers' probabilities (n, classes) at the recipe's temperature.
-
-        Returns None if there are no teachers.
-        """
+    def _teacher_probabilities(self, batch: Batch, inputs: Any) -> Any:
+        """Probabilities (n, classes) of the teachers, at the recipe's temperature; None without."""
         if self._teachers is None:
             return None
         logits = self._teachers.logits(batch.place, inputs)
