@@ -205,7 +205,7 @@ class Source:
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes read so far, in hexadecimal.
 
-        After `arrays`, it is that of the whole file.
+        After `arrays`, these are all bytes of the file.
         """
         return self._digest.hexdigest()
 
@@ -297,7 +297,7 @@ def _read_name(source: Source, what: str) -> str:
         name = encoded.decode()
     except UnicodeDecodeError:
         raise source.bad(f"{what} is not UTF-8: {encoded[:40]!r}") from None
-    # MXNet ends a name at a NUL, and would load another name than the one checked here.
+    # MXNet ends a name at a NUL byte, so it would load another name than this module returns.
     if not name.isprintable():
         raise source.bad(f"{what} is not printable: {name[:40]!r}")
     return name
