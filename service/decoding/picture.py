@@ -166,8 +166,8 @@ def _scale_transparent_color(image: Image.Image, depth: int) -> None:
 
 
 _SPARE = 3
-"""Minimum ratio of the size of an image before the last resizing step to `SIDE`. With 3, the result is the
-same as with a single filter over all pixels, except for invisible differences."""
+"""Minimum ratio to `SIDE` of the size of an image before the last resizing step. With 3, the result
+has no visible differences to that of a single filter over all pixels."""
 _TILE = 1024
 
 
