@@ -6,7 +6,8 @@ Guarantees
 - Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. The
   times of two clients differ by at most one job of each client per decoder.
 - Before the first job of a new client, every other client receives a limited time: at most one job,
-  the cost of the new job, and the errors of its estimates. The number of its jobs has no influence.
+  the cost of the new job, and the errors of its own estimates. The number of its waiting jobs has
+  no influence.
 - A client that sends a cheap job from time to time waits for about two expensive jobs of others,
   not for one job of each client, if the estimates are correct.
 - A client gets no credit for pauses. If a client has received more than its share, the excess
