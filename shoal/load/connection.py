@@ -89,9 +89,9 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def _finish(self, status: int) -> None:
+    def _finish(self, status: int, body: bytes = b"") -> None:
         on_answer, self._on_answer = self._on_answer, None
-        body, self._body = b"".join(self._body), []
+        self._body.clear()
         if on_answer is not None:
             on_answer(status, body)
 
@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
         """Ends the request: its answer is complete."""
         if not self._parser.should_keep_alive():
             self.close()
-        self._finish(self._parser.get_status_code())
+        self._finish(self._parser.get_status_code(), b"".join(self._body))
 
 
 async def connect(
