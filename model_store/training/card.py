@@ -1,7 +1,7 @@
-"""Card: writes MODEL_CARD.md, a description of a version (`python -m model_store card NAME/VERSION`).
+"""Writes the model card of a version: `python -m model_store card NAME/VERSION`.
 
-The card is written into the version's folder. It is documentation only: no code reads it, and it
-can be written again at any time. The sections follow Mitchell et al. 2019, Model Cards for Model
+MODEL_CARD.md is written into the version's folder. It is documentation only: no code reads it, and
+it can be written again at any time. The sections follow Mitchell et al. 2019, Model Cards for Model
 Reporting, arXiv 1810.03993.
 """
 
