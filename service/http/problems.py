@@ -1,8 +1,8 @@
 """Maps exceptions to the error responses that clients get.
 
 Error responses are `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`,
-`code` and `request_id`. Endpoints below `/v2` return `{"error": detail}` instead, as their protocol
-defines it. All errors are in the table `PROBLEMS`, so endpoints catch no exceptions.
+`code` and `request_id`. Endpoints below `/v2` return `{"error": detail}` instead, which their
+protocol requires. The table `PROBLEMS` lists all expected errors.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ SERVER_TIMING = {
     "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
 }
 MAX_RETRY_AFTER = 60
-"""Maximum of Retry-After, in seconds. Its value is an estimate, so a high value may be wrong."""
+"""Maximum of Retry-After, in seconds. Longer times would be too uncertain, since the time is an
+estimate."""
 RETRY_AFTER = {
     "description": "Seconds after which the client should retry.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_RETRY_AFTER},
@@ -395,7 +396,7 @@ def answer(problem: Problem, error: Exception | None, request_id: str, path: str
 
 
 async def handle(request: Request, error: Exception) -> Response:
-    """Build the response for an exception in `HANDLED`. Starlette calls it as exception handler."""
+    """Build the response for an exception in `HANDLED`. Starlette calls this function."""
     problem = problem_for(error)
     if isinstance(error, HTTPException) and error.status_code == 405:
         error.headers = _allowed(request)
