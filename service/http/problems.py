@@ -152,7 +152,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "repository_off",
         "The model repository is disabled",
         "Models cannot be loaded or unloaded over the network, because this server has no admin "
-        "key. Its operator can set one with SHOAL_ADMIN_KEYS or SHOAL_ADMIN_KEYS_FILE.",
+        "key. The operator of this server can set a key with SHOAL_ADMIN_KEYS or "
+        "SHOAL_ADMIN_KEYS_FILE.",
     ),
     BadRepositoryCall: Problem(
         400, "bad_repository_call", "Invalid request to the model repository"
@@ -190,8 +191,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "too_many_messages",
         "Too many gRPC messages are arriving",
-        "Too many gRPC messages were arriving at the same time, and this one was canceled to make "
-        "room for a newer one. Try again after the number of seconds in retry-after.",
+        "Too many gRPC messages were arriving at the same time, and this message was canceled. Try "
+        "again after the number of seconds in retry-after.",
         retry_after=1,
     ),
     UploadMemoryFull: Problem(
@@ -222,8 +223,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "decoder_lost",
         "The decoder process was killed",
-        "Another process, or the operating system because memory ran out, killed the process that "
-        "decoded this image. Try again after the number of seconds in Retry-After.",
+        "The process that decoded this image was killed, for example because memory ran out. Try "
+        "again after the number of seconds in Retry-After.",
         retry_after=1,
     ),
     DecodersDown: Problem(
@@ -267,8 +268,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "engine_dead",
         "The engine is dead",
-        "The engine did not finish a batch, and this process ends. Try again after the number of "
-        "seconds in Retry-After, when another process may have replaced it.",
+        "The engine did not finish a batch, so this process ends. Another process may replace it. "
+        "Try again after the number of seconds in Retry-After.",
         retry_after=1,
         closes=True,
     ),

@@ -188,7 +188,9 @@ class ModelHost:
             if self._batcher is None:
                 await self._start_batcher(engine)
             fields = {"before": before.model.version} if before else {}
-            log.info("switched", extra={"fields": _log_fields(engine, began) | fields})
+            log.info(
+                "switched to another version", extra={"fields": _log_fields(engine, began) | fields}
+            )
             return engine.model
 
     async def unload(self) -> Manifest:
@@ -207,7 +209,10 @@ class ModelHost:
             await self._open.aclose()  # drains the batcher
             self._batcher = None
             await engine.unload()
-            log.info("unloaded", extra={"fields": {"model": model.name, "version": model.version}})
+            log.info(
+                "the model was unloaded",
+                extra={"fields": {"model": model.name, "version": model.version}},
+            )
             return model
 
     @asynccontextmanager

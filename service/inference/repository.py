@@ -129,10 +129,12 @@ class Repository:
         self._count("failed")
         why = str(error)
         if not isinstance(error, EXPECTED):
-            log.error("loading failed unexpectedly", exc_info=error)
+            log.error("loading a version failed unexpectedly", exc_info=error)
             why = f"{type(error).__name__}: {why.strip().partition(chr(10))[0]}"
         self._failed[version] = why
-        log.warning("not loaded", extra={"fields": {"version": version, "reason": why}})
+        log.warning(
+            "the version was not loaded", extra={"fields": {"version": version, "reason": why}}
+        )
         started = self._host.loaded
         state = (
             f"Version {started.model.version} stays loaded" if started else "No version is loaded"
