@@ -1,4 +1,4 @@
-"""The commands `evaluate`, `calibrate`, `card` and `export` of `python -m model_store`."""
+"""Commands: `evaluate`, `calibrate`, `card` and `export` of `python -m model_store`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,29 @@ Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Arg
 
 def add_commands(command: Command) -> None:
     evaluate = command("evaluate", _evaluate, "measure a version on CIFAR-10's test images")
-    evaluate.add_argument("--name", default="cifar_resnet20_v1", help="(%(default)s)")
-    evaluate.add_argument("--version", help="(the highest)")
+    evaluate.add_argument(
+        "--name", default="cifar_resnet20_v1", help="name of the model (default: %(default)s)"
+    )
+    evaluate.add_argument("--version", help="number of the version (default: the highest)")
     _add_data(evaluate)
     _add_device(evaluate)
-    evaluate.add_argument("--precision", choices=CHOICES, default="auto", help="(%(default)s)")
+    evaluate.add_argument(
+        "--precision",
+        choices=CHOICES,
+        default="auto",
+        help="precision of the computation (default: %(default)s)",
+    )
     evaluate.add_argument(
         "--json",
         type=pathlib.Path,
         metavar="FILE",
-        help="file for all figures; - for standard output",
+        help="JSON file that all results are written to; - writes them to standard output",
     )
     evaluate.add_argument(
         "--picture",
         type=pathlib.Path,
         metavar="FILE",
-        help="file for a PNG of the confusion matrix and the reliability",
+        help="PNG file that the confusion matrix and the reliability diagram are drawn to",
     )
 
     calibrated = command(
@@ -51,9 +58,12 @@ def add_commands(command: Command) -> None:
     _add_data(calibrated)
     _add_device(calibrated)
     calibrated.add_argument(
-        "--into", type=pathlib.Path, metavar="FOLDER", help="store for the new version (the same)"
+        "--into",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="folder of the store that the new version is added to (default: the same store)",
     )
-    calibrated.add_argument("--version", help="number of the new version (the next one)")
+    calibrated.add_argument("--version", help="number of the new version (default: the next one)")
 
     card = command("card", _card, "write MODEL_CARD.md and its picture beside a version's manifest")
     _add_model(card)
@@ -63,15 +73,19 @@ def add_commands(command: Command) -> None:
         "--photos",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="folder of files named CLASS_* that the service predicts",
+        help="folder of labeled photographs, named CLASS_*, that the service classifies",
     )
     card.add_argument(
-        "--url", default="http://127.0.0.1:8000", help="address of the service (%(default)s)"
+        "--url",
+        default="http://127.0.0.1:8000",
+        help="address of the service, which must serve this version (default: %(default)s)",
     )
 
-    export = command("export", _export, "write a version as an ONNX file")
+    export = command("export", _export, "write a version to an ONNX file")
     _add_model(export)
-    export.add_argument("--onnx", type=pathlib.Path, metavar="FILE", required=True)
+    export.add_argument(
+        "--onnx", type=pathlib.Path, metavar="FILE", required=True, help="path of the ONNX file"
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -107,7 +121,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress(images: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar on a terminal. The yielded function adds a number of images."""
+    """Show a progress bar if standard error is a terminal.
+
+    The yielded function adds a number of images to the progress.
+    """
     with tqdm(total=images, unit="image", leave=False, disable=None) as bar:
         yield bar.update
 
@@ -155,7 +172,7 @@ def _calibrate(options: argparse.Namespace) -> int:
             f"{temperature.calibration_error_before:.2%} -> "
             f"{temperature.calibration_error:.2%} on {temperature.measured_on}"
         )
-    print(f"{target}: made from version {source}")
+    print(f"{target}: created from version {source}")
     return 0
 
 
@@ -188,13 +205,15 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _named(options: argparse.Namespace) -> tuple[str, str]:
-    """Name and number of the version that NAME or NAME/VERSION means."""
+    """Return the name and the number of the version that NAME or NAME/VERSION means."""
     name, _, version = options.model.partition("/")
     return name, version or versions.latest(options.store, name)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="NAME[/VERSION]", help="(the highest version)")
+    parser.add_argument(
+        "model", metavar="NAME[/VERSION]", help="model and version (default: the highest version)"
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -208,7 +227,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N (%(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="CPU threads (%(default)s)"
+        "--device", default="auto", help="auto, cpu, gpu or gpu:N (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="number of CPU threads (default: %(default)s)",
     )

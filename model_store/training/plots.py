@@ -1,4 +1,7 @@
-"""Figures of an evaluation and of a training run. Needs matplotlib, of the extra `train`."""
+"""Draws plots of an evaluation and of a training run.
+
+This module needs matplotlib, which the extra `train` installs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def draw_evaluation(evaluation: Evaluation, path: pathlib.Path) -> None:
 
 
 def draw_progress(progress: Progress, path: pathlib.Path) -> None:
-    """Loss and accuracy by epoch, as a PNG."""
+    """Draw the loss and the accuracy by epoch, and write them to a PNG file."""
     epochs = range(1, len(progress.epochs) + 1)
     figure = Figure(figsize=(9, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)

@@ -1,18 +1,24 @@
-"""Attempts: lets a decoder decode an image, and decides what the result means.
+"""Sends images to decoder processes ("decoders"), and handles their results.
 
-It decides for the image, for its client (`trust`) and for the decoder:
-- Pixels, or a fault of the image, are the answer. The decoder decodes the next image.
-- An image that took more CPU time than its header says makes its client distrusted. An ordinary one
-  is begun again as an expensive one. An expensive one that took more than any image may fails, and
-  counts against its client.
-- An ordinary image that lacked memory or crashed its decoder is begun again as an expensive one.
-  For an expensive image, earlier images in the same decoder may be the cause, so it is decoded
-  again in a new decoder. If it fails there, it counts against its client.
-- An image whose decoder was ended from outside is tried once more. An image that is late although
-  it used little CPU time was stopped by something else. Neither counts against the client.
+Ordinary images need little CPU time and memory according to their headers. All other images are
+expensive. Each kind has its own decoders, which form a lane. The result of an attempt has these
+consequences:
+- If the decoder returns pixels or says that the image is invalid, the request is answered, and the
+  decoder decodes the next image.
+- If an image took more CPU time than estimated from its header, its client is distrusted for a
+  while: all its images count as expensive (`trust`). If an ordinary image exceeded its limit on CPU
+  time, it is decoded again as an expensive image. If an expensive image exceeded its limit, it is
+  rejected, and the killed decoder counts against the client.
+- If an ordinary image lacked memory or crashed its decoder, it is decoded again as an expensive
+  image. If this happened to an expensive image in a used decoder, earlier images may be the cause:
+  the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
+  and the failure counts against the client.
+- If something outside the service ended the decoder, the image is decoded once more. If an image
+  exceeds its time limit with little CPU time, something else has stopped the decoder. Neither case
+  counts against the client.
 
-In all cases but the first the decoder is replaced, since an image may have taken it over. The
-client is charged for the replacement, unless the decoder was ended from outside.
+In all cases except the first, the decoder is replaced, because a malicious image may control it.
+The replacement is charged to the client unless something outside the service ended the decoder.
 """
 
 from __future__ import annotations
@@ -34,17 +40,18 @@ from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from service.telemetry.logs import log
 
 LEAST_LIE = 0.005
-"""CPU seconds that an image must take beyond a multiple of its estimate to make it a wrong one."""
+"""Number of CPU seconds above `MAX_UNDERESTIMATE` x the estimate that an image may take without
+consequences."""
 MAX_LOSSES = 1
-"""How many decoders of an image may be ended from outside before it fails."""
+"""Maximum number of decoders of one image that something outside ended before the image fails."""
 STALL_SECONDS = 5.0
-"""Seconds that a decoder may go on with an image whose time is up."""
+"""Number of seconds that a decoder may go on after the deadline of its image."""
 REPLACEMENT_SECONDS = 0.02
-"""CPU seconds that are charged for the replacement of a decoder."""
+"""Number of CPU seconds that a client is charged for the replacement of a decoder."""
 
 
 class Attempts:
-    """Decodes the images of two lanes."""
+    """Decodes the images of both lanes."""
 
     def __init__(
         self,
@@ -56,12 +63,12 @@ class Attempts:
     ) -> None:
         """
         Args:
-            ordinary: Decoders of ordinary images.
-            expensive: Decoders of expensive images, also of those that turn out to be expensive.
-            trust: Records what images did to decoders.
-            on_kill: Called with the reason when a decoder ends before its time: `cpu_time`,
-                `crash`, or `lost`, where something else did.
-            clock: Monotonic time in seconds.
+            ordinary: Lane of ordinary images.
+            expensive: Lane of expensive images, and of ordinary images that exceeded a limit.
+            trust: Record of the clients whose images ended decoders or exceeded their estimates.
+            on_kill: Function that is called with the reason when a decoder ends unexpectedly:
+                `cpu_time`, `crash`, or `lost` if something outside the service ended it.
+            clock: Function that returns the time of a monotonic clock, in seconds.
         """
         self._ordinary = ordinary
         self._expensive = expensive
@@ -70,7 +77,10 @@ class Attempts:
         self._clock = clock
 
     async def decode_next(self, template: Template, process: DecoderProcess, lane: Lane) -> bool:
-        """Let `process` decode the next image. Returns whether it can decode another."""
+        """Let `process` decode the next image of `lane`, when there is one.
+
+        Returns whether `process` can decode another image.
+        """
         job = await lane.take()
         process.image_seconds = 0.0
         goes_on = canceled = False
@@ -78,7 +88,7 @@ class Attempts:
             with on_error(reject, job.answer):
                 try:
                     goes_on = await self._decode(job, template, process, lane)
-                except asyncio.CancelledError:  # the template has ended, and all decoders with it
+                except asyncio.CancelledError:  # the template, and so all decoders, have ended
                     canceled = True
                     self._try_again(job, lane)
         finally:
@@ -90,7 +100,10 @@ class Attempts:
     async def _decode(
         self, job: Job, template: Template, process: DecoderProcess, lane: Lane
     ) -> bool:
-        """Let `process` decode the image of `job`. Returns whether it can decode another."""
+        """Let `process` decode the image of `job`.
+
+        Returns whether `process` can decode another image.
+        """
         if not self._is_worth_it(job):
             return True
         if lane is self._ordinary and not self._trust.believes(job.client, self._clock()):
@@ -99,7 +112,7 @@ class Attempts:
         try:
             patience = job.deadline - self._clock() + STALL_SECONDS
             fault, content = await process.decode(job.image, lane.max_cpu_seconds(job), patience)
-        except DecoderGone:  # before it saw the image
+        except DecoderGone:  # the decoder had ended before it received the image
             lane.put(job)
             return False
         except DecoderEnded as end:
@@ -121,24 +134,24 @@ class Attempts:
         return True
 
     def _is_worth_it(self, job: Job) -> bool:
-        """Whether `job` can still be answered; if it is too late or not allowed, it fails."""
+        """Whether `job` can still be answered. Fails the job if it is too late or not allowed."""
         now = self._clock()
         late = now + job.seconds - job.deadline
         if late > 0 and (self._ordinary.queue or self._expensive.queue):
-            _fail(job, DeadlineUnreachable("images took longer to decode than foreseen", late))
+            _fail(job, DeadlineUnreachable("decoding took longer than estimated", late))
         if (wait := self._trust.wait(job.client, now)) > 0:
             _fail(job, DecodersKilled(wait))
         return not job.answer.done()  # its client may have disconnected
 
     def _answer(self, job: Job, process: DecoderProcess, content: bytes) -> bool:
-        """Complete `job` with its pixels. Returns whether `process` can decode another image."""
+        """Answer `job` with pixels. Returns whether `process` can decode another image."""
         if not job.answer.done():
             job.answer.set_result(as_pixels(content))
         if process.image_seconds <= MAX_UNDERESTIMATE * job.seconds + LEAST_LIE:
             return True
         self._trust.lied(job.client, self._clock())
         process.image_seconds += REPLACEMENT_SECONDS
-        return False  # under the control of an image, it could make all clients distrusted
+        return False  # a decoder under an attacker's control could make all clients distrusted
 
     async def _ended(
         self,
@@ -148,10 +161,10 @@ class Attempts:
         lane: Lane,
         end: DecoderEnded,
     ) -> None:
-        """The decoder of `job` was killed, or crashed."""
+        """Handle the end of the decoder `process` of `job`."""
         if end.killed_for == "cpu_time":
             await self._failed(job, template, process, lane, "cpu_time")
-        elif end.killed_for == "time":  # its request has ended long ago
+        elif end.killed_for == "time":  # the deadline of the request has passed
             self._on_kill("lost")
             process.image_seconds = max(process.image_seconds, process.held_seconds)
         elif await self._was_killed(template, process):
@@ -161,20 +174,27 @@ class Attempts:
             await self._failed(job, template, process, lane, "crash")
 
     async def _was_killed(self, template: Template, process: DecoderProcess) -> bool:
-        """Whether the kernel, an operator, or the end of the template ended `process`."""
+        """Whether the kernel, an operator or the end of the template has ended `process`."""
         try:
             result = await template.reap(process)
         except StartFailed:
             return True
-        if result == template_process.LIVED_ON:  # it closed its socket, and computed until killed
+        if result == template_process.LIVED_ON:  # the decoder closed its socket but did not exit
             process.image_seconds += template_process.EXIT_SECONDS
         return result == -signal.SIGKILL
 
     async def _failed(
         self, job: Job, template: Template, process: DecoderProcess, lane: Lane, reason: str
     ) -> None:
-        """The image of `job` took too much of `process`: `cpu_time` or `memory`, or caused a
-        `crash`."""
+        """Handle a failed attempt to decode the image of `job`.
+
+        Args:
+            job: Job with the image.
+            template: Template of the decoders.
+            process: Decoder that failed.
+            lane: Lane of `process`.
+            reason: Limit that the image exceeded (`cpu_time` or `memory`), or `crash`.
+        """
         if reason != "memory":
             self._on_kill(reason)
         process.image_seconds += REPLACEMENT_SECONDS
@@ -208,7 +228,7 @@ class Attempts:
                 process.image_seconds += new.image_seconds
 
     def _try_again(self, job: Job, lane: Lane) -> None:
-        """The decoder of `job` was ended, but not by its image."""
+        """Put `job` back into its lane after something else than its image ended the decoder."""
         job.losses += 1
         if job.losses > MAX_LOSSES:
             _fail(job, DecoderLost())

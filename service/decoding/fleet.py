@@ -1,10 +1,14 @@
-"""Fleet: keeps the decoder processes running.
+"""Keeps the decoder processes ("decoders") running.
 
-Promises
-- There is a decoder for each place of each lane, as far as the system allows. One that has ended is
-  replaced at once, and where none can be started, it is tried again every second.
-- If the template ends, all decoders do. A new template and new decoders are started.
-- A decoder that computes without an image is replaced, and idle ones return freed memory.
+The decoders of ordinary images form one lane, and those of expensive images another. All decoders
+are forked from one process, the template.
+
+Guarantees
+- Each lane has its number of decoders, as far as the system allows. A decoder that has ended is
+  replaced immediately. If it cannot be started, the start is tried again every second.
+- If the template ends, all its decoders end. A new template and new decoders are then started.
+- A decoder that uses CPU time without an image is replaced.
+- Idle decoders return freed memory to the operating system.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ from service.decoding.process import DecoderProcess, StartFailed
 from service.telemetry.logs import log
 
 IDLE_SECONDS = 2.0
-"""Idle time after which a decoder returns its freed memory to the system."""
+"""Number of seconds after which an idle decoder returns freed memory to the operating system."""
 RETRY_SECONDS = 1.0
-"""Between two attempts to start a decoder where the system does not allow it."""
+"""Number of seconds between two attempts to start a decoder."""
 
 DecodeNext = Callable[[Template, DecoderProcess, Lane], Awaitable[bool]]
 
@@ -34,13 +38,13 @@ class Fleet:
     ) -> None:
         """
         Args:
-            lanes: What decoders there are to be.
-            decode_next: Waits for an image of the lane and lets the process decode it. Returns
-                whether the process can decode another image.
-            template: Creates the template that decoders are forked from.
+            lanes: Lanes to run decoders for.
+            decode_next: Coroutine that waits for an image of a lane and lets a decoder decode the
+                image. It returns whether the decoder can decode another image.
+            template: Function that creates the template process.
         """
         self.costs = Costs()
-        """Estimates by what the template measured on this machine."""
+        """Estimates of CPU time, adjusted to the speed of this machine."""
         self._lanes = lanes
         self._decode_next = decode_next
         self._new_template = template
@@ -51,7 +55,7 @@ class Fleet:
         while True:
             try:
                 await self._run_template()
-            except Exception as error:  # noqa: BLE001  # images need decoders
+            except Exception as error:  # noqa: BLE001  # the service cannot work without decoders
                 for lane in self._lanes:
                     lane.mark_failed()
                 log.error("%s; starting them again in %g s", _first(error), RETRY_SECONDS)
@@ -60,7 +64,7 @@ class Fleet:
     async def _run_template(self) -> None:
         """Run decoders until their template ends.
 
-        Raises StartFailed, or an ExceptionGroup of what ended a decoder's task.
+        Raises StartFailed, or an ExceptionGroup with the exceptions of the decoders' tasks.
         """
         template = self._new_template()
         try:
@@ -76,8 +80,10 @@ class Fleet:
             template.close()
 
     async def _keep(self, template: Template, lane: Lane) -> None:
-        """Run a decoder of `lane`, and replace it when it ends. Raises StartFailed when the
-        template has ended."""
+        """Run a decoder of `lane`, and replace it when it ends.
+
+        Raises StartFailed when the template has ended.
+        """
         while True:
             try:
                 async with lane.decoder(template) as process:
@@ -97,20 +103,20 @@ class Fleet:
             idle = [p for lane in self._lanes for p in lane.processes if not p.is_busy]
             for process in idle:
                 if process.computes_for_itself():
-                    log.warning("a decoder computes without an image, and is replaced")
+                    log.warning("a decoder uses CPU time without an image and is replaced")
                     process.kill()
                 elif process.used_at and process.used_at < before:
                     process.free_memory()
 
     def _log_restrictions(self, process: DecoderProcess) -> None:
-        """Log the restrictions of `process`, once for decoders with the same."""
+        """Log the restrictions of `process`, unless the same restrictions were logged before."""
         if process.restrictions not in self._logged:
             self._logged.append(process.restrictions)
             log.info("decoder started", extra={"fields": {"restrictions": process.restrictions}})
 
 
 async def _watch(template: Template) -> None:
-    """Raises StartFailed when `template` has ended."""
+    """Wait until `template` has ended, and then raise StartFailed."""
     await template.ended.wait()
     raise StartFailed("the template of the decoders has ended")
 

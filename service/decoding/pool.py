@@ -1,19 +1,21 @@
-"""Decoders: accepts images for decoder processes, and rejects those that cannot be decoded in time.
+"""Decodes images in decoder processes ("decoders"), and rejects images that would be late.
 
-Promises
-- What an image does to its decoder does not affect the server: decoders are processes that the
-  kernel restricts (`sandbox`). A decoder that takes too much CPU time is killed, one that ends is
-  replaced (`fleet`), and only the request with that image fails (`attempts`).
+Guarantees
+- An image cannot harm the server by exploiting a decoder: the kernel restricts these processes
+  (`sandbox`). A decoder that takes too much CPU time is killed. A decoder that ends is replaced
+  (`fleet`), and only the request with its image fails (`attempts`).
 - All decoders together take at most `Limits.memory`.
-- Clients get equal shares of decode time when several of them wait (`queue`), and a client whose
-  images have ended several decoders is rejected for a while (`trust`).
-- Expensive images have decoders of their own, at a lower priority, so ordinary images do not wait
-  for them. An image that turns out to be more expensive than its header says is begun again there.
-  If it took too much CPU time, all images of its client are decoded there for a minute.
-- An image is rejected at once if it would not be decoded in time, by the estimates of its cost and
-  of the images that wait. Images whose client has disconnected or whose time is up are not begun.
+- Waiting clients get equal shares of decode time (`queue`). A client whose images have ended
+  several decoders is rejected for a while (`trust`).
+- Ordinary images do not wait for expensive images, which have decoders of their own at a lower
+  priority. If an ordinary image exceeds its limits, it is decoded again as an expensive image. If
+  it took too much CPU time, all images of its client count as expensive for a minute.
+- An image is rejected immediately if it would be decoded too late. This is predicted from the
+  estimated costs of the image and of the waiting images. An image is dropped from the queue when
+  its client disconnects or its deadline passes.
 
-The cost of an image is estimated from its header (`costs`) and from measurements at the start.
+The cost of an image is its CPU time. It is estimated from the header of the image (`costs`) and
+from a measurement at the start of the service.
 """
 
 from __future__ import annotations
@@ -36,11 +38,12 @@ from service.rate_limit import Client
 from service.telemetry.logs import log
 
 ORDINARY_SECONDS = 0.05
-"""CPU seconds up to which an image is ordinary, by its estimate."""
+"""Maximum estimated CPU seconds of an ordinary image."""
 ORDINARY_LIMIT = 0.12
-"""CPU seconds after which an ordinary image is begun again as an expensive one."""
+"""Number of CPU seconds after which an ordinary image is decoded again as an expensive image."""
 NICER = 5
-"""Niceness of the decoders of expensive images (nice(2)): a third of the weight of others."""
+"""Niceness of the decoders of expensive images (nice(2)). It gives them a third of the CPU time of
+other processes when CPUs are busy."""
 
 
 class Decoders:
@@ -55,17 +58,17 @@ class Decoders:
     ) -> None:
         """
         Args:
-            limits: Number of decoders, and what they may take.
-            on_kill: Called with the reason when a decoder ends before its time: `cpu_time`,
-                `crash`, or `lost`, where something else did.
-            clock: Monotonic time in seconds.
-            template: Creates the template that decoders are forked from.
+            limits: Number of decoders, and their limits on memory and CPU time.
+            on_kill: Function that is called with the reason when a decoder ends unexpectedly:
+                `cpu_time`, `crash`, or `lost` if something outside the service ended it.
+            clock: Function that returns the time of a monotonic clock, in seconds.
+            template: Function that creates the process that decoders are forked from.
         """
         self.limits = limits
         self.max_memory = limits.max_image_memory
-        """Maximum number of bytes that decoding one image may take."""
+        """Maximum number of bytes of memory that decoding one image may take."""
         self.descriptors = limits.descriptors
-        """File descriptors of this process that the decoders may take."""
+        """Maximum number of file descriptors of this process that the decoders need."""
         self._clock = clock
         self._trust = Trust()
         self._ordinary = Lane(limits.ordinary, ORDINARY_MEMORY, ORDINARY_LIMIT)
@@ -78,18 +81,18 @@ class Decoders:
 
     @property
     def is_down(self) -> bool:
-        """Whether there is no decoder at all, and none can be started."""
+        """Whether there are no decoders and none can be started."""
         cannot_start = any(lane.cannot_start for lane in self._lanes)
         return cannot_start and not any(lane.has_decoder for lane in self._lanes)
 
     @property
     def waiting(self) -> int:
-        """Images that wait for a decoder."""
+        """Number of images that wait for a decoder."""
         return len(self._ordinary.queue) + len(self._expensive.queue)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Decoders run within this context. Does not wait until they have started."""
+        """Run decoders within the context. This does not wait until they have started."""
         log.info("%s", self.limits, extra={"fields": self._pixel_limits()})
         task = asyncio.create_task(self._fleet.run())
         try:
@@ -102,21 +105,21 @@ class Decoders:
         """Decode `image`.
 
         Args:
-            image: The image.
-            client: Identifies the client, which shares decode time with others.
-            max_seconds: Seconds from now within which the pixels are needed.
+            image: Image to decode.
+            client: Identifier of the client. Clients get equal shares of decode time.
+            max_seconds: Maximum number of seconds from now until the pixels are needed.
 
         Raises:
             BadImage: The image is damaged, or crashed its decoder.
-            ImageTooLarge: The image has more pixels than its header says, and than are allowed.
+            ImageTooLarge: The image has more pixels than its header says and than are allowed.
             ImageTooExpensive: Decoding took more CPU time or memory than one image may take.
-            DeadlineUnreachable: The image would be late: raised at once, or later if other images
-                took longer than estimated.
+            DeadlineUnreachable: The image would be decoded too late. This is raised immediately, or
+                later if other images took longer than estimated.
             TimeoutError: `max_seconds` have passed.
-            DecodeQueueFull: Too many images wait, or this one made room for another client's.
+            DecodeQueueFull: Too many images wait, or an image of another client replaced this one.
             DecodersKilled: Images of this client have ended too many decoders.
-            DecoderLost: Its decoder was ended from outside, more than once.
-            DecodersDown: No decoder for such an image can be started.
+            DecoderLost: Something outside the service ended the decoder of the image, twice.
+            DecodersDown: No decoder for this image can be started.
         """
         now = self._clock()
         if (wait := self._trust.wait(client, now)) > 0:
@@ -139,9 +142,9 @@ class Decoders:
         finally:
             for lane in self._lanes:
                 lane.queue.discard(job)
-            del answer, job  # an exception would refer to itself by this frame in its traceback
+            del answer, job  # breaks a reference cycle: exception -> traceback -> future
 
     def _pixel_limits(self) -> dict[str, object]:
-        """Maximum megapixels of an image by the memory that it takes, for the log."""
+        """Return the maximum megapixels of each kind of image, for the log."""
         megapixels = {kind: self.limits.most_pixels(kind) / 1e6 for kind in BYTES_PER_PIXEL}
         return {"max_megapixels": {kind: round(each, 1) for kind, each in megapixels.items()}}

@@ -1,9 +1,10 @@
-"""The server's side of a decoder process: sends it images, reads its answers, and kills it.
+"""The server's side of a decoder process ("decoder"): sends images, reads answers, and kills it.
 
-Decoders are assumed to be hostile: the server checks the first byte and the length of their
-answers, reads their CPU time from the kernel, and leaves the limit on memory to the kernel
-(`service.decoding.sandbox`). An image is copied into a file in memory that the decoder can only
-read, when its turn comes. That takes 5 us for a photo of 40 KB and 3 ms for 10 MiB.
+A malicious image may control its decoder, so the server does not trust decoders. The server checks
+the first byte and the length of each answer, and reads the CPU time of a decoder from the kernel.
+The kernel enforces the limit on memory (`service.decoding.sandbox`). When a decoder is to decode an
+image, the server copies the image into a file in memory that the decoder can only read. This takes
+5 us for a photo of 40 KB and 3 ms for 10 MiB.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from service.decoding.image import EncodedImage
 from service.decoding.limits import HEAP_MEMORY
 
 START_SECONDS = 30.0
-"""Time in which the template must answer, also on a busy machine."""
+"""Maximum number of seconds in which the template, which decoders are forked from, must respond. It is
+long because the machine may be busy."""
 MIN_WAIT, MAX_WAIT = 0.005, 1.0
-"""Minimum and maximum number of seconds between two checks of a decoder that has an image."""
+"""Minimum and maximum number of seconds between two checks of a decoder during an image."""
 IDLE_CPU_SECONDS = 0.25
-"""CPU time that a decoder may use between two images: to free memory."""
+"""Maximum CPU seconds that a decoder may use between two images, for example to free memory."""
 
 
 class StartFailed(Exception):
@@ -34,14 +36,18 @@ class StartFailed(Exception):
 
 
 class DecoderGone(Exception):
-    """The process had ended, or misbehaved, before it was given the image."""
+    """The process had ended, or sent unexpected data, before it received the image."""
 
 
 class DecoderEnded(Exception):
-    """The process ended before it answered; `killed_for`: what the server killed it for, if it did:
-    `cpu_time` or `time`."""
+    """The process ended before it answered."""
 
     def __init__(self, killed_for: str | None = None) -> None:
+        """
+        Args:
+            killed_for: Limit for which the server killed the process: `cpu_time` or `time`. None:
+                the server did not kill the process.
+        """
         super().__init__(f"was killed for its {killed_for}" if killed_for else "ended")
         self.killed_for = killed_for
 
@@ -52,24 +58,27 @@ class DecoderProcess:
     def __init__(self, pid: int, link: socket.socket, file: int) -> None:
         """
         Args:
-            pid: Its process id, which is its own until the template has reaped it, or has ended.
-            link: The socket to it.
-            file: A writable descriptor of the file that it reads images from.
+            pid: Process id. No other process gets the same id before `Template.reap`, or before the
+                template has ended.
+            link: Socket that is connected to the process.
+            file: Writable descriptor of the file from which the process reads images.
         """
         self.pid = pid
         self.restrictions: list[str] = []
-        """Names of its restrictions (`sandbox.confine`), for the log."""
+        """Names of the restrictions of the process (`sandbox.confine`), for the log."""
         self.used_at: float | None = None
-        """When its last image began, in the event loop's time; None: it has freed memory since."""
+        """Time when its last image began, in seconds of the event loop's clock. None: the process
+        has freed its memory since then, or has had no image."""
         self.is_busy = False
+        """Whether the process is decoding an image."""
         self.images = 0
-        """Number of images that it was given."""
+        """Number of images that the process has received."""
         self.image_seconds = 0.0
-        """CPU seconds that its last image took."""
+        """CPU seconds of the last image."""
         self.held_seconds = 0.0
-        """Seconds that its last image has had it, as of the last check (`_check`)."""
+        """Number of seconds from the start of the last image to the last check (`_check`)."""
         self.exit_code: int | None = None
-        """How it ended, as `Template.reap` says; None: it was not reaped."""
+        """Result of `Template.reap`. None: the process was not reaped."""
         self._link = link
         self._file = file
         self._pidfd = _open_pidfd(pid)
@@ -80,7 +89,7 @@ class DecoderProcess:
         link.setblocking(False)
 
     async def ready(self) -> None:
-        """Wait until it is confined. Raises StartFailed where it is not, soon."""
+        """Wait until the process is restricted. Raises StartFailed after `START_SECONDS`."""
         try:
             async with asyncio.timeout(START_SECONDS):
                 message = await self._receive()
@@ -93,15 +102,22 @@ class DecoderProcess:
     async def decode(
         self, image: EncodedImage, max_seconds: float, patience: float
     ) -> tuple[int, bytes]:
-        """Decode an image, and kill the process if that takes more than `max_seconds` of CPU time,
-        or more than `patience` seconds in which the server ran: then its request has ended.
+        """Decode an image. The process is killed if it exceeds a limit.
 
-        Returns: 0 and the pixels, or a `Fault` and the repr of an exception. Not to be trusted.
+        Args:
+            image: Image to decode.
+            max_seconds: Maximum CPU seconds of the image.
+            patience: Maximum number of seconds of the image. Time in which the server was stopped
+                does not count.
+
+        Returns:
+            0 and the pixels, or a `Fault` and the repr of an exception. A malicious image may have
+            chosen these values.
 
         Raises:
-            DecoderGone: The process had ended, or sent something, before.
-            DecoderEnded: The process was killed, or crashed.
-            OSError: There is no memory for a copy of the image.
+            DecoderGone: The process had ended, or sent data, before it received the image.
+            DecoderEnded: The process was killed or crashed.
+            OSError: There is not enough memory for a copy of the image.
         """
         self._check_silent()
         self.images += 1
@@ -123,7 +139,7 @@ class DecoderProcess:
         return answer[0], answer[1:]
 
     def free_memory(self) -> None:
-        """Tell it to return freed memory to the system, and free its copy of the last image."""
+        """Tell the process to return freed memory to the system. Also clears the file with the image."""
         self.used_at = None
         self._length = 0
         with suppress(OSError):
@@ -132,7 +148,7 @@ class DecoderProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended. Where there are no pidfds, as outside Linux: True."""
+        """Whether the process has not ended. Always True on systems without pidfds."""
         if self._pidfd is None:
             return True
         ended = select.poll()
@@ -140,20 +156,20 @@ class DecoderProcess:
         return not ended.poll(0)
 
     def computes_for_itself(self) -> bool:
-        """Whether it has used much CPU time since its last image ended."""
+        """Whether the process has used much CPU time since this was last called or an image ended."""
         before = self._seconds
         return self._cpu_seconds() - before > IDLE_CPU_SECONDS
 
     def kill(self) -> None:
-        """Kill it. Its caller learns that it has ended."""
+        """Kill the process. `decode` and `ready` then raise an exception."""
         with suppress(ProcessLookupError):
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            elif self.exit_code is None:  # otherwise its process id may be another's
+            elif self.exit_code is None:  # later, another process may have the same id
                 os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill it, and close its descriptors."""
+        """Kill the process, and close the descriptors of this object."""
         self.kill()
         self._link.close()
         os.close(self._file)
@@ -161,8 +177,10 @@ class DecoderProcess:
             os.close(self._pidfd)
 
     def _check_silent(self) -> None:
-        """Raises DecoderGone where it has sent something that was not asked for: it would be taken
-        for the answer to the next image."""
+        """Check that the process has not sent data without a request.
+
+        Such data would be mistaken for the answer to the next image. Raises DecoderGone.
+        """
         try:
             self._link.recv(1)
         except BlockingIOError:
@@ -172,18 +190,20 @@ class DecoderProcess:
         raise DecoderGone
 
     def _cpu_seconds(self) -> float:
-        """CPU seconds that it has used since its start; the last known value if it has ended."""
-        with suppress(OSError):  # it has ended, or this is not Linux
-            # The clock of another process: clock_getcpuclockid(3).
+        """Return the CPU seconds of the process since its start, or the last known value."""
+        with suppress(OSError):  # the process has ended, or this is not Linux
+            # This is the CPU clock of the process: clock_getcpuclockid(3).
             self._seconds = time.clock_gettime((~self.pid << 3) | 2)
         return self._seconds
 
     def _send(self, image: EncodedImage) -> None:
-        """Copy `image` into the file and tell the process. Raises DecoderGone, and OSError where
-        there is no memory."""
+        """Copy `image` into the file, and tell the process to decode it.
+
+        Raises DecoderGone if the process has ended, and OSError if there is not enough memory.
+        """
         length = len(image.data)
         if length < self._length:
-            os.truncate(self._file, length)  # nothing of another client's image stays behind it
+            os.truncate(self._file, length)  # removes bytes of an earlier image
         self._length = length
         if os.pwrite(self._file, image.data, 0) != length:
             raise OSError("there is not enough memory for the image")
@@ -196,18 +216,22 @@ class DecoderProcess:
             raise DecoderGone from error
 
     async def _receive(self) -> bytes:
-        """Its next message; empty: it has ended."""
+        """Return the next message of the process. Empty: the process has ended."""
         try:
             return await self._loop.sock_recv(self._link, template.MAX_MESSAGE)
         except ConnectionError:
             return b""
 
     def _check(self, max_cpu_seconds: float, patience: float, checked_at: float) -> None:
-        """Kill it if it has used `max_cpu_seconds` since its start, or if its image has had it for
-        `patience` seconds; otherwise check again later.
+        """Kill the process if it has exceeded a limit. Otherwise schedule the next check.
 
-        Time in which it does not run, as on a busy machine, is not CPU time. If the server did not
-        run since the last check, the decoder did probably not run either: that time does not count.
+        If the server was stopped between two checks, the decoder was probably stopped, too. So the
+        time between two checks counts as `MAX_WAIT` at most.
+
+        Args:
+            max_cpu_seconds: Maximum CPU seconds of the process since its start.
+            patience: Maximum number of seconds of the current image.
+            checked_at: Time of the last check, in seconds of the event loop's clock.
         """
         now = self._loop.time()
         self.held_seconds += min(now - checked_at, MAX_WAIT)
@@ -222,8 +246,10 @@ class DecoderProcess:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    """A descriptor of the process, which no other process gets after its end. None: there is none
-    to be had, as outside Linux."""
+    """Open a pidfd, a descriptor that identifies a process even after its end.
+
+    Returns None if the system has no pidfds or the process does not exist.
+    """
     with suppress(OSError, AttributeError):
         return os.pidfd_open(pid)
     return None
