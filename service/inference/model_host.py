@@ -188,9 +188,7 @@ class ModelHost:
             if self._batcher is None:
                 await self._start_batcher(engine)
             fields = {"before": before.model.version} if before else {}
-            log.info(
-                "switched to another version", extra={"fields": _log_fields(engine, began) | fields}
-            )
+            log.info("switched", extra={"fields": _log_fields(engine, began) | fields})
             return engine.model
 
     async def unload(self) -> Manifest:
@@ -209,10 +207,7 @@ class ModelHost:
             await self._open.aclose()  # drains the batcher
             self._batcher = None
             await engine.unload()
-            log.info(
-                "the model was unloaded",
-                extra={"fields": {"model": model.name, "version": model.version}},
-            )
+            log.info("unloaded", extra={"fields": {"model": model.name, "version": model.version}})
             return model
 
     @asynccontextmanager

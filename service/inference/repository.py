@@ -132,9 +132,7 @@ class Repository:
             log.error("loading a version failed unexpectedly", exc_info=error)
             why = f"{type(error).__name__}: {why.strip().partition(chr(10))[0]}"
         self._failed[version] = why
-        log.warning(
-            "the version was not loaded", extra={"fields": {"version": version, "reason": why}}
-        )
+        log.warning("not loaded", extra={"fields": {"version": version, "reason": why}})
         started = self._host.loaded
         state = (
             f"Version {started.model.version} stays loaded" if started else "No version is loaded"
