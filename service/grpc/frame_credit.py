@@ -1,14 +1,14 @@
-"""Limits the rate of the frames of gRPC clients that carry no part of a message.
+"""Limits the rate at which gRPC clients may send frames without message data.
 
-Such frames, for example PING, SETTINGS, RST_STREAM and empty DATA, cause work for the server. Each
-client network may send `FRAMES_PER_SECOND` of these frames, and `FRAMES_AT_ONCE` in a burst. The
-number of frames that the network may still send is its credit. All connections of the network share
-the credit, so a client gets no additional credit from a new connection. Each response to a message
-adds credit.
+Such frames, for example PING, SETTINGS, RST_STREAM and empty DATA, cause work for the server. A
+client network is an IPv4 address or an IPv6 network. Each network may send `FRAMES_PER_SECOND` of
+these frames, and `FRAMES_AT_ONCE` in a burst. The number of frames that a network may still send is
+its credit. All connections of a network share the credit, so a client gets no additional credit
+from a new connection. Each response to a message adds credit.
 
 A relay passes on the frames of one connection. If its network has no credit, the relay waits in a
-queue of the network. Every `RETRY_SECONDS`, the relays that have waited the longest continue: one
-for each frame of the credit.
+queue of the network. Every `RETRY_SECONDS`, as many relays continue as the network has frames of
+credit. The relays that have waited the longest continue first.
 """
 
 from __future__ import annotations

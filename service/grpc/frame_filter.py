@@ -6,8 +6,8 @@ Guarantees
 - DATA frames belong to a stream that was opened.
 - New streams have odd and increasing numbers (RFC 9113, section 5.1.1). gRPC's server would ignore
   other numbers without a response.
-- Frames that carry no part of a message use up the credit of the client (`frame_credit`). Without
-  credit, no frame is relayed.
+- Frames without message data use up the credit of the client (`frame_credit`). Without credit, no
+  frame is relayed.
 - The number of calls that start in one turn of the event loop is limited (`turn_limit`).
 
 The filter adds the header `STREAM_HEADER` to each call. The header has the name of the stream, so
@@ -51,7 +51,7 @@ class BadFrame(Exception):
 
 
 class FrameFilter:
-    """Removes complete frames from the received data of a client, up to the limits."""
+    """Removes complete frames from the received data of a client, as far as the limits allow."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class FrameFilter:
         self._turn = turn
         self._abort = abort
         self.credit = 0.0
-        """Number of frames without a part of a message that may still be relayed."""
+        """Number of frames without message data that may still be relayed."""
         self.waits_for_turn = False
         """Whether `take` stopped at a call that must wait for a later turn of the event loop."""
         self._block_stream = 0

@@ -6,8 +6,8 @@ a few bytes in a buffer also keeps the bytes of other messages there, even if th
 answered long ago. These bytes count toward the upload memory, too: when a message has been handed
 out, its bytes are counted for another message in the same buffer.
 
-This module does not know where the buffers of gRPC's server begin, and assumes positions. The real
-buffers take at most twice the memory that is counted here.
+The real buffers of gRPC's server may begin and end at other positions than this module assumes. The
+real buffers take at most twice the memory that this module counts.
 """
 
 from __future__ import annotations

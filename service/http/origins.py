@@ -1,8 +1,8 @@
 """Checks the host of requests, and rejects cross-site requests of browsers.
 
 Any web page can make a browser send requests, even to servers that only the user of the browser can
-reach: servers on localhost or behind a firewall. Two checks protect such servers. Both are made
-before the body of a request is read.
+reach: servers on localhost or behind a firewall. Two checks protect such servers. Both checks take
+place before the body of a request is read.
 
 - Host: In an attack by DNS rebinding, the owner of attacker.example lets that name resolve to the
   address of this server. The browser then treats both as the same origin, so a page of
@@ -36,7 +36,7 @@ from service.settings import PREFIX, Settings, host_name, split
 BROWSER_HEADERS = frozenset({b"origin", b"sec-fetch-site", b"x-forwarded-host"})
 """Headers that `Guard.check` reads besides Host."""
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
-"""Paths that monitoring requests every few seconds. Requests for them may name any host."""
+"""Paths for monitoring systems. Requests for these paths may name any host."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods whose requests change nothing (RFC 9110, section 9.2.1)."""
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
