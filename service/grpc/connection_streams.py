@@ -79,7 +79,8 @@ class ConnectionStreams:
         return stream
 
     def receive(self, stream: Stream | None, size: int) -> None:
-        """Count `size` bytes of the stream's message. None: the stream is closed."""
+        """Count `size` bytes of the stream's message. None: they belong to no message that is
+        kept."""
         if stream is not None:
             self._all_streams.receive(stream, size)
         self._buffers.add(size, stream)

@@ -2,7 +2,8 @@
 
 Such frames are PING, SETTINGS, RST_STREAM, empty DATA and others. Each client network may send
 `FRAMES_PER_SECOND`, after a burst of `FRAMES_AT_ONCE`. All its connections share this credit, so
-connecting again gives no further burst. The response to a call with a message gives new credit.
+connecting again gives no further burst. The response to a call gives new credit if a handler has
+read its message.
 
 Relays without credit wait in one queue for each network. Every `RETRY_SECONDS` as many of them
 continue as the network may send frames by then, the longest waiting first.
@@ -20,11 +21,12 @@ from service.rate_limit import RateLimiter, network
 FRAMES_PER_SECOND = 200.0
 FRAMES_AT_ONCE = 1000
 FRAMES_PER_RESPONSE = 9.0
-"""Maximum credit for one response. It covers the headers, acknowledgments, window updates and pings
-of a call."""
+"""Maximum credit for the response to a message that a handler has read. It covers the headers,
+acknowledgments, window updates and pings of a call."""
 USEFUL_BYTES = 256
 """Bytes of a message that give credit for one frame. DATA frames with fewer bytes count as frames
-without a message, unless they end one. So do those behind the end of a message."""
+without a message, unless they end one. So do those behind the end of a message. Control frames,
+unknown frames and CONTINUATION count as one more frame for every `USEFUL_BYTES` of payload."""
 RESET_COST = 4.0
 """Number of frames that one RST_STREAM counts as, since work for its stream is lost."""
 
@@ -89,7 +91,7 @@ class FrameCredit:
         self._limiter.credit.owe(self._network, frames, now)
 
     def add_for_response(self, message_bytes: int) -> None:
-        """Give credit for the response to a message of `message_bytes`."""
+        """Give credit for the response to a message of `message_bytes` that a handler has read."""
         frames = min(FRAMES_PER_RESPONSE, message_bytes // USEFUL_BYTES)
         self._limiter.credit.give_back(self._network, frames)
 

@@ -2,7 +2,10 @@
 
 Guarantees
 - A header block has at most `HEAD_BYTES` and is complete within `HEAD_SECONDS`.
-- A frame has at most `MAX_PAYLOAD` bytes of payload, and DATA belongs to a stream that was opened.
+- A frame has at most `MAX_PAYLOAD` bytes of payload, and control frames have one of the sizes in
+  `CONTROL_SIZES`. DATA belongs to a stream that was opened.
+- Frames of unknown types are discarded, as RFC 9113 allows (sections 4.1 and 5.5).
+- All bytes that are relayed are counted in `read_buffers`.
 - New streams have odd and increasing numbers (RFC 9113, section 5.1.1). gRPC's server would ignore
   others without a response.
 - Frames without a message use up the client's credit (`frame_credit`). Without credit, no frame is
@@ -23,6 +26,7 @@ from service.grpc.connection_streams import OPEN_STREAMS, ConnectionStreams
 from service.grpc.frame_credit import RESET_COST, USEFUL_BYTES
 from service.grpc.http2_frames import (
     CONTINUATION,
+    CONTROL_SIZES,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -37,6 +41,8 @@ from service.grpc.timers import Timers
 from service.grpc.turn_limit import TurnLimit
 from service.server.connection import HEAD_SECONDS
 
+KNOWN = {DATA, HEADERS, CONTINUATION, *CONTROL_SIZES}
+"""Types of frames that are relayed."""
 STREAM_HEADER = "shoal-stream"
 HEAD_BYTES = 32 * 1024
 """Maximum number of bytes of a compressed header block. gRPC rejects more than 16 KiB
@@ -85,41 +91,49 @@ class FrameFilter:
         BadFrame.
         """
         self.waits_for_turn = False
-        begin = at = 0
+        at = 0
         taken: list[bytes] = []
         while self.credit > 0 and len(data) - at >= HEAD:
             size = int.from_bytes(data[at : at + 3], "big")
             end = at + HEAD + size
-            if size > MAX_PAYLOAD:
-                raise BadFrame(f"a frame is larger than {MAX_PAYLOAD} bytes")
+            kind, flags = data[at + 3], data[at + 4]
+            _check_size(kind, size)
             if len(data) < end:
                 break
-            kind, flags = data[at + 3], data[at + 4]
             if kind == HEADERS and self._turn.is_reached:
                 self.waits_for_turn = True
                 break
             number = int.from_bytes(data[at + 5 : at + HEAD], "big") & 0x7FFFFFFF
-            if kind in (HEADERS, CONTINUATION) or self._block_stream:
-                if name_frame := self._read_headers(kind, flags, number, size):
-                    data[at + 4] &= ~END_HEADERS  # the frame with the name follows
-                    taken += (bytes(data[begin:end]), name_frame)
-                    begin = end
-            elif kind == DATA:
-                self._read_data(flags, number, size)
-            else:
-                self.credit -= RESET_COST if kind == RST_STREAM else 1
-                if kind == RST_STREAM:
-                    self._streams.close(number)
+            relayed = self._read(kind, flags, number, bytes(data[at:end]))
+            if kind != DATA:  # `_read_data` counts those
+                self._streams.receive(None, len(relayed))
+            if relayed:
+                taken.append(relayed)
             at = end
-        taken.append(bytes(data[begin:at]))
         del data[:at]
         return taken
+
+    def _read(self, kind: int, flags: int, number: int, data: bytes) -> bytes:
+        """Check a frame and count it toward the credit. Returns the bytes to relay: none for a
+        frame of an unknown type."""
+        size = len(data) - HEAD
+        if kind in (HEADERS, CONTINUATION) or self._block_stream:
+            if name_frame := self._read_headers(kind, flags, number, size):
+                return data[:4] + bytes((flags & ~END_HEADERS,)) + data[5:] + name_frame
+        elif kind == DATA:
+            self._read_data(flags, number, size)
+        elif kind == RST_STREAM:
+            self.credit -= RESET_COST
+            self._streams.close(number)
+        else:
+            self.credit -= _cost(size)
+        return data if kind in KNOWN else b""
 
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes:
         """Check a frame of a header block. If it completes the headers of a new stream, return the
         frame to insert after it; otherwise return no bytes."""
         if self._block_stream:
-            self.credit -= 1
+            self.credit -= _cost(size)
             if kind != CONTINUATION or number != self._block_stream:
                 raise BadFrame("a header block is interrupted")
         else:
@@ -158,6 +172,7 @@ class FrameFilter:
         if number > self._streams.last or not number % 2:
             raise BadFrame(f"data belongs to stream {number}, which is not open")
         stream = self._streams.get(number)
+        self._streams.receive(None, HEAD)
         if size:
             self._streams.receive(stream, size)
         if stream is None:  # the client does not know yet that the stream is closed
@@ -168,3 +183,15 @@ class FrameFilter:
             self.credit -= 1
         if flags & END_STREAM:
             self._streams.complete(stream)
+
+
+def _check_size(kind: int, size: int) -> None:
+    if size > MAX_PAYLOAD:
+        raise BadFrame(f"a frame is larger than {MAX_PAYLOAD} bytes")
+    if kind in CONTROL_SIZES and size not in CONTROL_SIZES[kind]:
+        raise BadFrame(f"a frame of type {kind} may not have {size} bytes of payload")
+
+
+def _cost(size: int) -> float:
+    """Credit for a frame without a message that has `size` bytes of payload."""
+    return 1 + size // USEFUL_BYTES

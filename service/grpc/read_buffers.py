@@ -1,9 +1,10 @@
 """Counts the memory that gRPC's server keeps for the incomplete messages of one connection.
 
 gRPC's server reads a connection into buffers of `BUFFER_BYTES`, and keeps a buffer as long as one
-message in it is incomplete. So a few bytes of such a message keep the bytes of other messages that
-were answered long ago. These bytes count toward the upload memory, too: when a message leaves the
-buffers, the bytes that it leaves behind count for another one in the same buffer.
+message in it is incomplete. So a few bytes of such a message keep everything else in the buffer:
+messages that were answered long ago, headers, and all other frames. These bytes count toward the
+upload memory, too: when a message leaves the buffers, the bytes that it leaves behind count for
+another one in the same buffer.
 
 The true buffers begin elsewhere and end elsewhere, so they take at most twice what is counted here.
 """
@@ -33,8 +34,8 @@ class ReadBuffers:
         """The buffers in which each stream has bytes."""
 
     def add(self, size: int, stream: Stream | None) -> None:
-        """Add bytes of a message, which its lease counts already. None: the stream is closed, and
-        gRPC's server drops the bytes."""
+        """Add bytes of a message, which its lease counts already. None: the bytes belong to no
+        message that is kept. They are heads or other frames, or their stream is closed."""
         while size:
             part = min(size, self._room)
             if stream is None:

@@ -48,7 +48,8 @@ SOCKET = "engine.sock"
 RECONNECT_PAUSE = 0.1
 """Seconds between two attempts to connect to the engine process."""
 MAX_DECODE_BYTES = 64 * 2**20
-"""Maximum number of bytes of the images that a front end has sent to be decoded."""
+"""Maximum number of bytes of the images that a front end has sent to be decoded, and of its frames
+that are not sent yet."""
 STATS_TIMEOUT = 2.0
 """Seconds in which the engine process reports its stats, unless it hangs."""
 
@@ -119,11 +120,13 @@ class DecoderClient(_Client):
         """Decode an image, as `Decoders.run` does.
 
         Also raises NotReady, and DecodeQueueFull when the images that this front end has sent take
-        more than `MAX_DECODE_BYTES`: both processes hold a copy.
+        more than `MAX_DECODE_BYTES`: both processes hold a copy. Unsent frames count although
+        their requests were canceled: the engine process may have stopped reading.
         """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         size = len(image.data)
-        if self._bytes and self._bytes + size > MAX_DECODE_BYTES:
+        held = max(self._bytes, connection.unsent_bytes)
+        if held and held + size > MAX_DECODE_BYTES:
             raise DecodeQueueFull
         self._bytes += size
         try:
