@@ -4,8 +4,7 @@ Such frames, for example PING, SETTINGS, RST_STREAM and empty DATA, cause work f
 client network is an IPv4 address or an IPv6 network. Each network may send `FRAMES_PER_SECOND` of
 these frames, and `FRAMES_AT_ONCE` in a burst. The number of frames that a network may still send is
 its credit. All connections of a network share the credit, so a client gets no additional credit
-from a new connection. Each response to a message that a handler has
-read adds credit.
+from a new connection. Each response to a message that a handler has read adds credit.
 
 A relay passes on the frames of one connection. If its network has no credit, the relay waits in a
 queue of the network. Every `RETRY_SECONDS`, as many relays continue as the network has frames of
