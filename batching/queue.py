@@ -25,7 +25,7 @@ class Waiting(Protocol):
 
     @property
     def deadline(self) -> float:
-        """Time at which the item's caller stops waiting."""
+        """Time by which the item must be answered."""
 
 
 W = TypeVar("W", bound=Waiting)
