@@ -66,7 +66,7 @@ class FakePipeline:
         model = self.current_model()
         self.inferred.append(int(image[0, 0, 0]))
         await asyncio.sleep(0)
-        return Classification(model, np.float32([image[0, 0, 0]]))
+        return Classification(model, np.array([image[0, 0, 0]], np.float32))
 
 
 def pipeline(serving: str = "7") -> tuple[FakePipeline, Pipeline]:
