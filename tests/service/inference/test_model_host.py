@@ -96,14 +96,14 @@ async def test_model_host_loads_in_the_background() -> None:
     hosted = Hosted(Slow())
     async with hosted.host.running():
         with pytest.raises(NotReady) as caught:
-            _ = hosted.host.batcher
+            await hosted.submit()
         assert caught.type is NotReady and await hosted.host.stats() is None
         with pytest.raises(NotReady):
             await hosted.host.unload()
         load.set()
         await until(lambda: hosted.host.loaded)
-        assert hosted.events == ["change"]
         assert await hosted.submit() == "7"
+    assert hosted.events == ["change"]
 
 
 async def test_model_host_reports_a_model_that_does_not_load() -> None:
@@ -112,10 +112,13 @@ async def test_model_host_reports_a_model_that_does_not_load() -> None:
     class Broken(FakeEngine):
         @asynccontextmanager
         async def load(self, settings: Settings) -> AsyncIterator[FakeEngine]:
-            raise BadModel("its SHA-256 differs")
+            if self.load_error is not None:
+                raise self.load_error
             yield self
 
-    hosted = Hosted(Broken())
+    engine = Broken()
+    engine.load_error = BadModel("its SHA-256 differs")
+    hosted = Hosted(engine)
     async with hosted.host.running():
         await until(lambda: hosted.events)
     assert hosted.events == ["failure"]

@@ -128,9 +128,10 @@ class Host:
 
 def service(model: Manifest | None) -> Service:
     """A service with an engine only."""
-    loaded = model and LoadedModel(
-        model, FakeEngine.device, FakeEngine.precision, cast(Any, "submit")
-    )
+    loaded = None
+    if model is not None:
+        submit = cast(Any, None)
+        loaded = LoadedModel(model, FakeEngine.device, FakeEngine.precision, submit)
     names = "settings decoders repository uploads keys admin_keys rate_limiter metrics tracing"
     return Service(engine=cast(Any, Host(loaded)), **dict.fromkeys(names.split(), cast(Any, None)))
 
