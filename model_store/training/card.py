@@ -1,7 +1,7 @@
-"""Card: writes MODEL_CARD.md, a description of a version (`python -m model_store card NAME/VERSION`).
+"""Writes the model card of a version: `python -m model_store card NAME/VERSION`.
 
-The card is written into the version's folder. It is documentation only: no code reads it, and it
-can be written again at any time. The sections follow Mitchell et al. 2019, Model Cards for Model
+MODEL_CARD.md is written into the version's folder. It is documentation only: no code reads it, and
+it can be written again at any time. The sections follow Mitchell et al. 2019, Model Cards for Model
 Reporting, arXiv 1810.03993.
 """
 
@@ -105,7 +105,7 @@ def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
     """
     paths = sorted(p for p in photos.iterdir() if p.name.partition("_")[0] in model.classes)
     if not paths:
-        raise BadModel(f"{photos}: no file has a name CLASS_*, where CLASS is one of its classes")
+        raise BadModel(f"{photos}: no file is named CLASS_*, where CLASS is a class of the model")
     address = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(address.netloc, timeout=TIMEOUT)
     try:

@@ -251,7 +251,7 @@ class Relay(asyncio.BufferedProtocol):
         for kind, flags, number in self._responses.feed(data):
             ended = kind in (HEADERS, DATA) and flags & END_STREAM
             if ended or kind == RST_STREAM:
-                if ended and (stream := self._streams.get(number)):
+                if ended and (stream := self._streams.get(number)) and stream.taken:
                     self._credit.add_for_response(stream.received)
                 self._streams.close(number)
 

@@ -98,7 +98,7 @@ class Guard:
             settings: The settings with the allowed hosts and origins.
         """
         self.accepted = set[bytes]()
-        """Hosts that were accepted before, at most `CACHED_HOSTS`."""
+        """Hosts that were accepted before: at most `CACHED_HOSTS`, and `MAX_HOST_BYTES` each."""
         self._hosts = allowed_hosts(settings)
         self._origins = frozenset(origin.encode() for origin in split(settings.cors_origins))
         self._any_origin = ANY.encode() in self._origins
@@ -112,7 +112,7 @@ class Guard:
             for name in hosts:
                 if not self._hosts.accepts(name):
                     raise _unknown(name)
-            if len(self.accepted) < CACHED_HOSTS:
+            if len(self.accepted) < CACHED_HOSTS and len(host) <= MAX_HOST_BYTES:
                 self.accepted.add(host)
         if scope["method"] in SAFE_METHODS or self._any_origin:
             return

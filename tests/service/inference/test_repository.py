@@ -27,7 +27,9 @@ def store(tmp_path: pathlib.Path) -> pathlib.Path:
     """Versions 7, 8 and 10 of the model that is served, and a folder of another model."""
     for version in "7", "8", "10":
         add(tmp_path, version)
+    add(tmp_path, "99")
     shutil.copytree(tmp_path / "fake", tmp_path / "other")
+    shutil.rmtree(tmp_path / "fake" / "99")
     return tmp_path
 
 
