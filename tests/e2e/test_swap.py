@@ -245,7 +245,7 @@ async def test_broken_versions_are_rejected_under_load(
         "4": "SHA-256",
         "5": "another shape",
         "6": "computes invalid results",
-        "7": "bytes where",
+        "7": "bytes, but only",
         "8": "it holds",
     }
     async with Clients(serves_1, store) as clients:
