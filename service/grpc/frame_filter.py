@@ -1,18 +1,23 @@
-"""Checks and counts the frames of one gRPC client before they are relayed.
+"""Checks and counts the HTTP/2 frames of one gRPC client before they reach gRPC's server.
 
 Guarantees
-- A header block has at most `HEAD_BYTES` and is complete within `HEAD_SECONDS`.
-- A frame has at most `MAX_PAYLOAD` bytes of payload, and DATA belongs to a stream that was opened.
+- A header block has at most `HEAD_BYTES` bytes, and is complete within `HEAD_SECONDS`.
+- A frame has at most `MAX_PAYLOAD` bytes of payload. A control frame has one of the sizes in
+  `CONTROL_SIZES`.
+- Frames of unknown types are discarded, as RFC 9113 allows (sections 4.1 and 5.5).
+- All bytes that are relayed are counted (`read_buffers`).
+- DATA frames belong to a stream that was opened.
 - New streams have odd and increasing numbers (RFC 9113, section 5.1.1). gRPC's server would ignore
-  others without a response.
-- Frames without a message use up the client's credit (`frame_credit`). Without credit, no frame is
-  relayed.
-- All connections together start a limited number of calls in one turn of the event loop.
+  other numbers without a response.
+- Frames without message data use up the credit of the client (`frame_credit`). Without credit, no
+  frame is relayed.
+- The number of calls that start in one turn of the event loop is limited (`turn_limit`).
 
-The filter adds a header with the name of the stream to each call, so that its handler finds the
-stream. The header follows the client's headers, and the last header of a name counts. A client can
-make it a part of its own last header by announcing a longer value than it sends. Then the call has
-no existing name and is rejected.
+The filter adds the header `STREAM_HEADER` to each call. The header has the name of the stream, so
+that the handler of the call can find the stream. If a client sends the same header, the added
+header replaces it, since it comes last. If the client's last header announces a longer value than
+the client sends, the added header becomes a part of that value. Then the call has no valid name,
+and is rejected.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from service.grpc.connection_streams import OPEN_STREAMS, ConnectionStreams
 from service.grpc.frame_credit import RESET_COST, USEFUL_BYTES
 from service.grpc.http2_frames import (
     CONTINUATION,
+    CONTROL_SIZES,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -37,18 +43,21 @@ from service.grpc.timers import Timers
 from service.grpc.turn_limit import TurnLimit
 from service.server.connection import HEAD_SECONDS
 
+KNOWN = {DATA, HEADERS, CONTINUATION, *CONTROL_SIZES}
+"""Types of frames that are relayed."""
 STREAM_HEADER = "shoal-stream"
+"""Header with the name of the stream, for the handler."""
 HEAD_BYTES = 32 * 1024
-"""Maximum number of bytes of a compressed header block. gRPC rejects more than 16 KiB
-uncompressed."""
+"""Maximum number of bytes of a compressed header block. gRPC's server rejects header blocks with
+more than 16 KiB after decompression."""
 
 
 class BadFrame(Exception):
-    """The client sent a frame that is not allowed."""
+    """The client sent an invalid frame."""
 
 
 class FrameFilter:
-    """Takes complete frames out of a client's data, as far as they may be relayed now."""
+    """Removes complete frames from the received data of a client, as far as the limits allow."""
 
     def __init__(
         self,
@@ -61,72 +70,85 @@ class FrameFilter:
         Args:
             streams: The streams of the connection.
             timers: The timers of the connection.
-            turn: Limits the calls of all connections.
-            abort: Closes the connection.
+            turn: Limits the calls that all connections start in one turn of the event loop.
+            abort: Function that closes the connection immediately.
         """
         self._streams = streams
         self._timers = timers
         self._turn = turn
         self._abort = abort
         self.credit = 0.0
-        """Number of frames without a message that may still be relayed."""
+        """Number of frames without message data that may still be relayed."""
         self.waits_for_turn = False
-        """Whether `take` stopped at a call that has to wait for a later turn."""
+        """Whether `take` stopped at a call that must wait for a later turn of the event loop."""
         self._block_stream = 0
-        """Stream of the incomplete header block, or 0."""
+        """Stream number of the incomplete header block. 0: no header block is incomplete."""
         self._block_bytes = 0
         self._ends_stream = False
-        """Whether the header block ends its stream."""
+        """Whether the client sends nothing on the stream after the header block."""
 
     def take(self, data: bytearray) -> list[bytes]:
         """Remove complete frames from the start of `data`, and return them for gRPC's server.
 
-        Stops when the credit is used up, or at a call that has to wait for a later turn. Raises
-        BadFrame.
+        The method stops when the credit is used up, or at a call that must wait for a later turn of
+        the event loop. Raises BadFrame if a frame is invalid.
         """
         self.waits_for_turn = False
-        begin = at = 0
+        at = 0
         taken: list[bytes] = []
         while self.credit > 0 and len(data) - at >= HEAD:
             size = int.from_bytes(data[at : at + 3], "big")
             end = at + HEAD + size
-            if size > MAX_PAYLOAD:
-                raise BadFrame(f"a frame is larger than {MAX_PAYLOAD} bytes")
+            kind, flags = data[at + 3], data[at + 4]
+            _check_size(kind, size)
             if len(data) < end:
                 break
-            kind, flags = data[at + 3], data[at + 4]
             if kind == HEADERS and self._turn.is_reached:
                 self.waits_for_turn = True
                 break
             number = int.from_bytes(data[at + 5 : at + HEAD], "big") & 0x7FFFFFFF
-            if kind in (HEADERS, CONTINUATION) or self._block_stream:
-                if name_frame := self._read_headers(kind, flags, number, size):
-                    data[at + 4] &= ~END_HEADERS  # the frame with the name follows
-                    taken += (bytes(data[begin:end]), name_frame)
-                    begin = end
-            elif kind == DATA:
-                self._read_data(flags, number, size)
-            else:
-                self.credit -= RESET_COST if kind == RST_STREAM else 1
-                if kind == RST_STREAM:
-                    self._streams.close(number)
+            relayed = self._read(kind, flags, number, bytes(data[at:end]))
+            if kind != DATA:  # `_read_data` counts the bytes of DATA frames
+                self._streams.receive(None, len(relayed))
+            if relayed:
+                taken.append(relayed)
             at = end
-        taken.append(bytes(data[begin:at]))
         del data[:at]
         return taken
 
+    def _read(self, kind: int, flags: int, number: int, data: bytes) -> bytes:
+        """Check a complete frame, and subtract its cost from the credit.
+
+        The method returns the bytes to relay. It returns no bytes for a frame of an unknown type.
+        """
+        size = len(data) - HEAD
+        if kind in (HEADERS, CONTINUATION) or self._block_stream:
+            if name_frame := self._read_headers(kind, flags, number, size):
+                return data[:4] + bytes((flags & ~END_HEADERS,)) + data[5:] + name_frame
+        elif kind == DATA:
+            self._read_data(flags, number, size)
+        elif kind == RST_STREAM:
+            self.credit -= RESET_COST
+            self._streams.close(number)
+        else:
+            self.credit -= _cost(size)
+        return data if kind in KNOWN else b""
+
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes:
-        """Check a frame of a header block. If it completes the headers of a new stream, return the
-        frame to insert after it; otherwise return no bytes."""
+        """Check a frame of a header block.
+
+        If the frame completes the headers of a new stream, the method returns the frame with the
+        name of the stream, to be inserted next. Otherwise, it returns no bytes.
+        """
         if self._block_stream:
-            self.credit -= 1
+            self.credit -= _cost(size)
             if kind != CONTINUATION or number != self._block_stream:
-                raise BadFrame("a header block is interrupted")
+                raise BadFrame("a header block is interrupted by another frame")
         else:
             if kind == CONTINUATION:
-                raise BadFrame("a header block has no beginning")
+                raise BadFrame("a CONTINUATION frame does not follow a HEADERS frame")
             if not number % 2:
-                raise BadFrame(f"a client may not open stream {number}: its numbers are odd")
+                raise BadFrame(f"a client may not open stream {number}: the number must be odd")
             self._block_stream, self._block_bytes = number, 0
             self._ends_stream = bool(flags & END_STREAM)
         self._block_bytes += size
@@ -142,7 +164,7 @@ class FrameFilter:
 
     def _end_headers(self, number: int) -> bytes:
         self.credit -= 1
-        if number <= self._streams.last:  # trailers
+        if number <= self._streams.last:  # the block has the trailers of an earlier stream
             if self._ends_stream and (stream := self._streams.get(number)):
                 self._streams.complete(stream)
             return b""
@@ -156,11 +178,12 @@ class FrameFilter:
 
     def _read_data(self, flags: int, number: int, size: int) -> None:
         if number > self._streams.last or not number % 2:
-            raise BadFrame(f"data belongs to stream {number}, which is not open")
+            raise BadFrame(f"a DATA frame belongs to stream {number}, which was never opened")
         stream = self._streams.get(number)
+        self._streams.receive(None, HEAD)
         if size:
             self._streams.receive(stream, size)
-        if stream is None:  # the client does not know yet that the stream is closed
+        if stream is None:  # the server has closed the stream, and the client may not know it yet
             self.credit -= 1
             return
         is_useful = size >= USEFUL_BYTES or (size and flags & END_STREAM)
@@ -168,3 +191,16 @@ class FrameFilter:
             self.credit -= 1
         if flags & END_STREAM:
             self._streams.complete(stream)
+
+
+def _check_size(kind: int, size: int) -> None:
+    """Raise BadFrame if a frame of type `kind` may not have `size` bytes of payload."""
+    if size > MAX_PAYLOAD:
+        raise BadFrame(f"a frame is larger than {MAX_PAYLOAD} bytes")
+    if kind in CONTROL_SIZES and size not in CONTROL_SIZES[kind]:
+        raise BadFrame(f"a frame of type {kind} may not have {size} bytes of payload")
+
+
+def _cost(size: int) -> float:
+    """Credit that a frame with `size` bytes of payload uses up if it carries no message."""
+    return 1 + size // USEFUL_BYTES

@@ -91,6 +91,16 @@ def task(batcher: Batcher[int, int], item: int, timeout: float = 100.0) -> async
     return asyncio.get_running_loop().create_task(batcher.submit(item, timeout))
 
 
+async def outcomes(*tasks: asyncio.Task[object]) -> list[object]:
+    """Waits for all tasks and returns their results and exceptions, in order."""
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def now() -> float:
+    """Seconds on the clock of the running loop."""
+    return asyncio.get_running_loop().time()
+
+
 class Reports(list[BatchReport]):
     """An `on_batch` that records all reports."""
 

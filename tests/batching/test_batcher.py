@@ -19,16 +19,8 @@ from batching import (
     LatencyTable,
     QueueFull,
 )
-from tests.batching.fakes import FakeEngine, Reports, batcher, table, task
+from tests.batching.fakes import FakeEngine, Reports, batcher, now, outcomes, table, task
 from tests.batching.virtual_time import virtual_time
-
-
-async def outcomes(*tasks: asyncio.Task[object]) -> list[object]:
-    return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 @virtual_time
@@ -171,20 +163,6 @@ async def test_cancel_removes_an_item_from_the_queue() -> None:
 
 
 @virtual_time
-async def test_cancel_during_a_batch_drops_one_result() -> None:
-    """The other items of the batch get their results."""
-    engine, reports = FakeEngine(), Reports()
-    async with batcher(engine, on_batch=reports) as b:
-        gone, kept = task(b, 1), task(b, 2)
-        await asyncio.sleep(0.5)
-        gone.cancel()
-        assert (await kept).value == 4
-
-    assert engine.batches == [[1, 2]]
-    assert (reports[0].answered, reports[0].gone) == (1, 1)
-
-
-@virtual_time
 async def test_submit_times_out_at_the_deadline() -> None:
     """The caller gets TimeoutError at the deadline, not when the engine returns."""
     engine = FakeEngine(lambda size: 10.0)
@@ -211,79 +189,6 @@ async def test_late_items_are_rejected_and_not_computed() -> None:
 
 
 @virtual_time
-async def test_a_result_that_is_an_exception_fails_its_item_only() -> None:
-    """The exception is kept as the cause."""
-    engine = FakeEngine()
-    engine.bad = {2}
-    async with batcher(engine) as b:
-        results = await outcomes(*(task(b, item) for item in (1, 2, 3)))
-
-    assert isinstance(results[1], EngineFailed)
-    assert isinstance(results[1].__cause__, ValueError)
-    assert [getattr(result, "value", None) for result in results] == [2, None, 6]
-    assert engine.batches == [[1, 2, 3]]
-
-
-@virtual_time
-async def test_a_failing_batch_is_halved_until_one_item_fails() -> None:
-    """The other items do not fail, and those that were computed are not computed again."""
-    engine, reports = FakeEngine(), Reports()
-    engine.poison = {2}
-    async with batcher(engine, on_batch=reports) as b:
-        results = await outcomes(*(task(b, item) for item in range(4)))
-        assert b.healthy
-
-    assert isinstance(results[2], EngineFailed)
-    assert isinstance(results[2].__cause__, RuntimeError)
-    assert [getattr(result, "value", None) for result in results] == [0, 2, None, 6]
-    assert engine.batches == [[0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
-    assert (reports[0].answered, reports[0].failed, reports[0].retries) == (3, 1, 4)
-
-
-@virtual_time
-async def test_halves_leave_out_canceled_items() -> None:
-    """A half that is computed again contains only items that still wait."""
-    engine = FakeEngine()
-    engine.poison = {0}
-    async with batcher(engine) as b:
-        tasks = [task(b, item) for item in range(4)]
-        await asyncio.sleep(0.5)
-        tasks[3].cancel()
-        await outcomes(*tasks)
-
-    assert engine.batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2]]
-
-
-@virtual_time
-async def test_halves_leave_out_late_items() -> None:
-    """Items that would be late in the second attempt are rejected."""
-    engine = FakeEngine()
-    engine.poison = {0}
-    async with batcher(engine) as b:
-        tasks = [task(b, item, 1.9 if item < 2 else 9) for item in range(4)]
-        results = await outcomes(*tasks)
-
-    for late in results[:2]:
-        assert isinstance(late, DeadlineUnreachable)
-        assert late.retry_after == pytest.approx(2.0 - 1.9)
-    assert [getattr(result, "value", None) for result in results[2:]] == [4, 6]
-    assert engine.batches == [[0, 1, 2, 3], [2, 3]]
-
-
-@virtual_time
-async def test_halves_keep_items_that_can_be_in_time() -> None:
-    """Each item needs its own time only, not that of the halves after it: 2.5 s for four, 1.5 s for
-    two and 1 s for one."""
-    engine = FakeEngine(lambda size: 0.5 + 0.5 * size)
-    engine.poison = {1}
-    async with batcher(engine) as b:
-        results = await outcomes(*(task(b, n, timeout) for n, timeout in enumerate([5.1, 9, 9, 9])))
-
-    assert [getattr(result, "value", None) for result in results] == [0, None, 4, 6]
-    assert engine.batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3]]
-
-
-@virtual_time
 async def test_submit_counts_the_halves_still_to_be_computed() -> None:
     """An item is rejected if it could have been in time only without the failure."""
     engine = FakeEngine()
@@ -294,69 +199,6 @@ async def test_submit_counts_the_halves_still_to_be_computed() -> None:
         with pytest.raises(DeadlineUnreachable):
             await b.submit(9, 2.4)
         await outcomes(*tasks)
-
-
-@virtual_time
-async def test_failed_batches_change_no_prediction() -> None:
-    """However long they take."""
-    engine = FakeEngine(lambda size: 5.0)
-    engine.broken = True
-    async with batcher(engine, latency=(learned := table())) as b:
-        margin = b.margin
-        for _ in range(5):
-            await outcomes(task(b, 1))
-        assert len(engine.batches) == 5
-        assert (learned.seconds(1), b.margin) == (1.0, margin)
-
-
-@virtual_time
-async def test_none_in_place_of_results_fails_the_batch() -> None:
-    """The runner continues, and no batch counts as in flight."""
-
-    async def forgetful(items: Sequence[int]) -> Sequence[int]:
-        return None if items == [0] else items  # type: ignore[return-value]
-
-    engine = FakeEngine()
-    b = Batcher(forgetful, latency=table(), max_batch_size=8, max_queue_size=8, clock=now)
-    async with b:
-        with pytest.raises(EngineFailed):
-            await b.submit(0, 10)
-        assert b.in_flight == 0 and b.healthy
-        assert (await b.submit(1, 10)).value == 1
-    assert engine.batches == []
-
-
-@virtual_time
-async def test_a_wrong_number_of_results_fails_the_batch() -> None:
-    """No caller gets the result of another item."""
-
-    async def infer(items: Sequence[int]) -> list[int | Exception]:
-        return [0] * (len(items) - 1 if len(items) > 1 else 1)
-
-    engine = FakeEngine()
-    engine.infer = infer  # type: ignore[method-assign]  # the fake of a fake
-    async with batcher(engine) as b:
-        results = await outcomes(task(b, 1), task(b, 2))
-
-    assert [getattr(result, "batch_size", None) for result in results] == [1, 1]
-
-
-@virtual_time
-async def test_out_of_memory_limits_batches_for_a_while() -> None:
-    """No item fails. Batches are smaller than the bucket that did not fit; later it is tried
-    again."""
-    engine, reports = FakeEngine(), Reports()
-    engine.memory = 4
-    async with batcher(engine, on_batch=reports) as b:
-        results = await asyncio.gather(*(task(b, item) for item in range(16)))
-        assert [result.value for result in results] == [2 * item for item in range(16)]
-        assert [len(batch) for batch in engine.batches] == [8, 4, 4, 4, 4]
-        assert [report.out_of_memory for report in reports] == [True, False, False]
-
-        engine.memory = 8
-        await asyncio.sleep(60)
-        await asyncio.gather(*(task(b, item) for item in range(8)))
-    assert len(engine.batches[-1]) == 8
 
 
 @virtual_time
@@ -661,49 +503,6 @@ async def test_on_batch_may_raise(caplog: pytest.LogCaptureFixture) -> None:
         assert [(await b.submit(item, 9)).value for item in (1, 2)] == [2, 4]
         assert b.healthy
     assert "on_batch failed" in caplog.text
-
-
-@virtual_time
-async def test_report_describes_a_batch() -> None:
-    """Sizes, times and counts of one batch."""
-    reports = Reports()
-    engine = FakeEngine(lambda size: 1.5)
-    async with batcher(engine, latency=table(), on_batch=reports) as b:
-        first = task(b, 0)
-        await asyncio.sleep(0.5)
-        await asyncio.gather(first, *(task(b, item) for item in range(1, 4)))
-
-    assert reports[1] == BatchReport(
-        size=3,
-        bucket=4,
-        infer_seconds=1.5,
-        predicted_seconds=1.0,
-        answered=3,
-        failed=0,
-        gone=0,
-        retries=0,
-        out_of_memory=False,
-    )
-
-
-@pytest.mark.parametrize("broken", [False, True])
-@virtual_time
-async def test_report_counts_canceled_items_once(broken: bool) -> None:
-    """They count neither as answered nor as failed, whatever their results are."""
-    reports = Reports()
-    engine = FakeEngine()
-    engine.broken = broken
-    async with batcher(engine, on_batch=reports) as b:
-        tasks = [task(b, 0), task(b, 1), task(b, 2, 1.2), task(b, 3, 1.2)]
-        await asyncio.sleep(0.5)
-        tasks[1].cancel()
-        engine.seconds = lambda size: 5.0
-        await outcomes(*tasks)
-
-    (report,) = reports
-    kept = 3 if not broken else 1
-    assert (report.answered, report.failed)[broken] == kept
-    assert report.answered + report.failed + report.gone == 4 and report.gone == 4 - kept
 
 
 @pytest.mark.parametrize(

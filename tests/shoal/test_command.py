@@ -12,7 +12,7 @@ import pytest
 from service.app import create_app
 from service.settings import Settings
 from shoal import __version__
-from shoal.command import COMMANDS, main, parser
+from shoal.command import COMMANDS, main
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -73,19 +73,6 @@ def test_predict_rejects_a_model_together_with_a_url(capsys: pytest.CaptureFixtu
     """Flags that would have no effect are an error."""
     assert main(["predict", "a.png", "--url", "http://127.0.0.1:9", "--model", "pets"]) == 2
     assert "--model" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://shoal:80", "http://shoal:80/predict"),
-        ("http://shoal/", "http://shoal/predict"),
-        ("https://shoal/v1/predict?x=1", "https://shoal/v1/predict?x=1"),
-    ],
-)
-def test_bench_adds_predict_to_a_url_without_a_path(url: str, expected: str) -> None:
-    """A URL without a path gets /predict; another path is kept."""
-    assert parser({"bench"}).parse_args(["bench", url, "--rate", "1"]).url == expected
 
 
 def test_models_reports_errors_under_its_own_name(

@@ -98,7 +98,7 @@ def test_a_file_too_short_for_its_pixels_is_rejected_by_its_header(kind: str) ->
     data = encode(Image.new("RGB", (4000, 4000)), kind)
 
     assert identify(data, MAX_PIXELS).pixels == 16_000_000
-    with pytest.raises(BadImage, match="cut short"):
+    with pytest.raises(BadImage, match="truncated"):
         identify(data[:700], MAX_PIXELS)
 
 
@@ -489,7 +489,7 @@ def test_bombs_cost_little(data: bytes) -> None:
 @pytest.mark.parametrize("name", ["jpeg scans", "jpeg segments behind the frame header"])
 def test_a_jpeg_in_countless_pieces_is_refused(name: str) -> None:
     """A few bytes each, but a scan visits every block of the image, which may be a large one."""
-    with pytest.raises(BadImage, match="pieces"):
+    with pytest.raises(BadImage, match="segments or scans"):
         decode(synthetic.bombs()[name], MAX_PIXELS)
 
 

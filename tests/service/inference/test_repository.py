@@ -106,11 +106,11 @@ async def test_load_failure_says_what_still_serves(
         one.engine.load_error = error
         with pytest.raises(LoadFailed) as caught:
             await one.repository.load("fake", "8")
-        assert str(caught.value) == f"fake 8 was not loaded: {reason}. Version 7 still serves."
+        assert str(caught.value) == f"fake 8 was not loaded: {reason}. Version 7 stays loaded."
         (version,) = [v for v in await one.repository.index() if v["version"] == "8"]
         assert (version["state"], version["reason"]) == ("UNAVAILABLE", reason)
         await one.repository.unload("fake")
-        with pytest.raises(LoadFailed, match="No version is served"):
+        with pytest.raises(LoadFailed, match="No version is loaded"):
             await one.repository.load("fake", "8")
     assert one.counted == ["failed", "failed"]
     traceback = [record for record in caplog.records if record.exc_info]
@@ -125,7 +125,7 @@ async def test_load_failure_names_the_version_even_without_a_number(store: pathl
         with pytest.raises(LoadFailed, match=r"^fake 10 was not loaded: damaged"):
             await one.repository.load("fake")
         shutil.rmtree(store / "fake")
-        with pytest.raises(LoadFailed, match=r"^fake the version that a start would load was not"):
+        with pytest.raises(LoadFailed, match=r"^fake \(version at startup\) was not loaded"):
             await one.repository.load("fake")
 
 

@@ -523,7 +523,7 @@ def test_usable_limit_depends_on_descriptors(
     soft = [limits[0]]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
-    assert usable_limit(Settings(max_connections=wanted)) == possible
+    assert usable_limit(Settings(max_connections=wanted), 0) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
 
@@ -538,7 +538,19 @@ def test_usable_limit_counts_the_descriptors_of_all_ports(
 ) -> None:
     """There may be as many gRPC connections as over HTTP, and a few to the port for metrics."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    assert usable_limit(Settings(max_connections=4096, **ports)) == possible  # type: ignore[arg-type]
+    settings = Settings(max_connections=4096, **ports)  # type: ignore[arg-type]
+    assert usable_limit(settings, 0) == possible
+
+
+@pytest.mark.parametrize(
+    ("limit", "decoders", "possible"), [(1024, 101, 859), (200, 101, 50), (1 << 20, 101, 4096)]
+)
+def test_descriptors_of_decoders(
+    limit: int, decoders: int, possible: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections leave those that the decoders take; of very few, each gets a part."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert usable_limit(Settings(max_connections=4096), decoders) == possible
 
 
 BODIES = {

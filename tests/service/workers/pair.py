@@ -41,6 +41,7 @@ class FakeDecoders:
     max_memory = LIMITS.expensive_memory
     waiting = 0
     is_down = False
+    descriptors = 0
 
     def __init__(self) -> None:
         self.asked: list[tuple[EncodedImage, Client]] = []
