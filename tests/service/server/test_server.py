@@ -17,7 +17,7 @@ from starlette.routing import Route
 from service.app import create_app
 from service.exit_status import ExitStatus
 from service.server.connection_limit import METRICS_CONNECTIONS, Connections
-from service.server.server import Server, SidePort
+from service.server.server import ACCEPT_SECONDS, Server, SidePort
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.waiting import until
@@ -118,6 +118,7 @@ async def test_server_answers_new_connections_while_it_drains() -> None:
         before.close()
         one.server.handle_exit(signal.SIGTERM, None)
         await until(lambda: one.server._service.draining)
+        await asyncio.sleep(3 * ACCEPT_SECONDS)
         during = await one.connect()
         assert (await during.get("/readyz")).startswith("http/1.1 503")
         during.close()
