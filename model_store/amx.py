@@ -79,16 +79,16 @@ def enabled(environment: MutableMapping[str, str]) -> bool:
 
 
 def fits_memory(folder: pathlib.Path, wanted_precision: str, bucket_count: int) -> bool:
-    """Whether a version should be computed with AMX.
+    """Whether a version should run with AMX.
 
-    The CPU must have AMX, the version must be computed in int8, and there must be enough memory.
-    While a version is replaced, two versions are loaded. Both together may take at most a third of
-    the memory for AMX.
+    The CPU must have AMX, the version must run in int8, and there must be enough memory. While a
+    version is replaced, two versions are loaded. For both together, AMX may take at most a third of
+    the machine's memory.
 
     Args:
         folder: Folder of the version.
         wanted_precision: As in `precision.choose`.
-        bucket_count: Number of buckets, which are the batch sizes that the network can compute.
+        bucket_count: Number of buckets, which are the batch sizes that the network can run.
 
     Raises:
         BadModel: The manifest of the version is invalid.

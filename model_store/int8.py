@@ -129,11 +129,12 @@ class Quantizable:
         return self._block(symbol.get_backend_symbol(BACKEND))
 
     def prefixes(self, block: Any) -> Iterator[Any]:
-        """Yield parts of `block`, from its input to its first int8 convolution, its second, etc.
+        """Yield growing parts of `block`, which all begin at its input.
 
-        When oneDNN computes a convolution for the first time, it compiles the convolution. With
-        AMX, Intel's matrix unit, this takes up to 0.1 s. Equal convolutions share the code. If the
-        parts are computed in order, each step compiles only one convolution.
+        The first part ends at the first int8 convolution, the second part at the second, and so on.
+        When oneDNN runs a convolution for the first time, it compiles the convolution. With AMX,
+        Intel's matrix unit, this takes up to 0.1 s. Equal convolutions share the code. If the parts
+        are run in order, each step compiles only one convolution.
         """
         inner = block(self._mx.sym.var(INPUT)).get_internals()
         for name in inner.list_outputs():

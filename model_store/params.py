@@ -247,7 +247,7 @@ def _read_list(source: Source) -> Arrays:
             raise source.bad(f"the name {name!r} occurs twice")
         result[name] = array
     if source.left:
-        raise source.bad(f"{source.left:,} bytes follow the last name")
+        raise source.bad(f"unexpected data at the end of the file ({source.left:,} B)")
     return result
 
 

@@ -4,24 +4,24 @@ This module does no I/O and reads no clock: callers pass the current time, in se
 
 Each client has a token bucket. As in the generic cell rate algorithm (ITU-T I.371), the bucket is
 stored as one number: the time at which it will be full again. A request is rejected if that time is
-more than a full burst in the future. Rejected requests take no tokens, so a client that waits for
-the time in `Retry-After` is accepted.
+more than `(burst - 1) / rate` seconds in the future, so that the bucket has less than one token.
+Rejected requests take no tokens, so a client that waits for the time in `Retry-After` is accepted.
 
 A request takes one token when it begins, before its body is read. When the server knows the number
 of images in the request, the request takes a token for each further image, even if the bucket is
 empty. The client then has a debt, and its requests are rejected until the debt is paid off.
 
 Guarantees
-- A request is accepted only if this holds for every period that ends at that moment: the images
-  that were counted for its client in the period are fewer than `burst` plus `rate` per second.
+- In any t seconds before a request is accepted, fewer than `burst + rate * t` images were counted
+  for its client.
 - A debt of n images is paid off in `n / rate` seconds.
-- A debt comes only from requests that were accepted before their images were counted. These are at
-  most `burst` requests, and `rate` requests for each second that an upload may take. The number of
-  images per request is limited, too.
+- A debt comes only from requests that were accepted before their images were counted. There are at
+  most `burst + rate * upload_timeout` such requests. The number of images per request is limited,
+  too.
 - At most `max_clients` clients are remembered. A client with a full bucket can be forgotten without
-  effect. If there are too many clients, the client whose last request is the oldest gets a full
-  bucket early. A client with that many addresses gains nothing, because each address has a bucket
-  of its own anyway.
+  effect. If there are more clients, the one whose last request is the oldest is forgotten. Its next
+  request starts with a full bucket. A client with that many addresses gains nothing, because each
+  address has a bucket of its own anyway.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class RateLimiter:
         return 1 + (self._ahead - ahead) / self._seconds
 
     def give_back(self, client: Hashable, images: float) -> None:
-        """Return the tokens of `images` that were counted but not computed."""
+        """Put tokens back into the bucket of `client`, for `images` counted but not classified."""
         if client in self._full_at:
             self._full_at[client] -= images * self._seconds
 

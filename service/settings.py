@@ -125,9 +125,9 @@ class Settings(BaseSettings):
     are counted when their number is known. Requests beyond the limit are rejected with 429.
     Default: no limit."""
     rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Maximum number of images that a client may send at once. A request with more images is
-    accepted. The next requests of the same client are then rejected until all its images are within
-    the rate limit again. Default: the rate limit, at least 1."""
+    """Maximum number of images that a client may send at once. A single request may exceed this
+    number. Further requests of the client are then rejected until all its images are within the
+    rate limit again. Default: the rate limit, at least 1."""
     allowed_hosts: str = ""
     """Host names, separated by commas, that are accepted in the header `Host`. IP addresses,
     localhost and the name in `SHOAL_HOST` are always accepted. `*.example.com`: all names below
@@ -244,8 +244,8 @@ class Settings(BaseSettings):
     def share(self, count: int) -> Settings:
         """Return the settings of one of `count` front ends, which are processes that serve HTTP.
 
-        Each front end gets an equal share of `max_upload_memory`, but at least one upload, and of
-        `max_connections`.
+        Each front end gets an equal share of `max_connections` and of `max_upload_memory`. Its share
+        of the memory is at least `max_upload_bytes`.
         """
         memory = max(self.max_upload_memory // count, self.max_upload_bytes)
         connections = max(self.max_connections // count, 1)
@@ -263,7 +263,7 @@ def split(value: str) -> list[str]:
 
 
 def host_name(host: str) -> str | None:
-    """Return the name or IP address in `host`, which may have a port, in lower case.
+    """Return the name or IP address in `host`, in lower case and without the port.
 
     The result has neither the brackets of an IPv6 address nor a dot at the end. It is None if
     `host` is not valid.

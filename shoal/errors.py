@@ -8,7 +8,8 @@ NoPrediction
     Problem              the service answered with an error: status, code, detail, request id
         Rejected         4xx: the same image will be rejected again
             Unauthorized 401: the API key is missing or wrong
-        Unavailable      429, 503: the service was busy, starting or stopping until the timeout
+        Unavailable      429, 503: every attempt until the timeout was rejected, because of the rate
+                         limit or because the service was busy, starting or stopping
         Failed           another 5xx: the service failed
 """
 
@@ -81,7 +82,10 @@ class Unauthorized(Rejected):
 
 
 class Unavailable(Problem):
-    """429, 503: the service was busy, starting or stopping until the timeout."""
+    """429, 503: every attempt until the timeout was rejected.
+
+    The reason is the rate limit, or that the service was busy, starting or stopping.
+    """
 
 
 class Failed(Problem):

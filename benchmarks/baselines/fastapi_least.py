@@ -1,9 +1,10 @@
-"""Runs a FastAPI service that computes this network and does as little else as possible.
+"""Runs a minimal FastAPI service, which runs Shoal's network and does as little else as possible.
 
-It shows how much CPU time Shoal's other features take. The service uses Shoal's connections, engine
-and settings, and FastAPI's router. It reads the body of each request, computes a blank image, and
-sends a fixed answer. It computes all waiting requests in one batch, up to `MAX_BATCH`. It does not
-decode the body, has no deadlines, metrics or logs, and does not predict times.
+The service shows how much CPU time Shoal's other features take. It uses Shoal's HTTP server, engine
+and settings, and FastAPI's router. It reads the body of each request, runs the network on a blank
+image, and sends a fixed answer. It collects all waiting requests in one batch, up to `MAX_BATCH`.
+It does not decode the body, has no deadlines, metrics or logs, and does not estimate how long
+batches take.
 
 python -m benchmarks.baselines.fastapi_least
 """

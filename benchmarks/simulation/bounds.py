@@ -1,7 +1,7 @@
-"""Bounds: computes upper bounds of the number of answers that any policy can reach.
+"""Computes upper bounds on the number of requests that any batching policy can answer in time.
 
-The bounds hold for given arrivals and a device whose times have no noise. A request must be
-answered within the SLO, the service level objective, which is a number of seconds.
+The bounds hold for given arrival times and a device whose batch times are deterministic. A request
+must be answered within the SLO, the service level objective, which is a number of seconds.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ def fluid(
     *,
     known_from: float = 0.0,
 ) -> list[Request]:
-    """Simulates a device that computes requests one by one at its maximum rate, without batches.
+    """Simulates a device that processes requests one by one at its maximum rate, without batches.
 
     A request is rejected if it cannot be answered within the SLO. All other requests are accepted.
-    No policy can reach more answers: in any interval, the device computes at most its capacity
-    times the length of the interval, and each request must be answered within one SLO after its
-    arrival.
+    No policy can reach more answers: in any interval, the device can process at most its capacity
+    (requests per second) times the length of the interval, and each request must be answered within
+    one SLO after its arrival.
 
     Args:
-        arrivals: Arrival times of the requests in increasing seconds.
+        arrivals: Arrival times of the requests in seconds, in ascending order.
         device: The device.
         slo: Seconds within which a request must be answered.
         half_time: Time in seconds at which the device becomes slower.
         known_from: Time in seconds from which the change of the device is known. Before that time,
-            a request is accepted if it could be answered by the device without the change. As many
-            of the accepted requests as possible are answered.
+            a request is accepted if a device that never becomes slower could answer it within the
+            SLO. As many of the accepted requests as possible are answered.
 
     Returns:
         The requests with their results.
@@ -47,11 +47,11 @@ def fluid(
     after = device.capacity(slo / device.slower) / device.slower
 
     def requests_done(t: float) -> float:
-        """Returns the number of requests that the device can compute until the time `t`."""
+        """Returns the number of requests that the device can finish until the time `t`."""
         return before * min(t, half_time) + after * max(t - half_time, 0.0)
 
     def time_of(work: float) -> float:
-        """Returns the time at which the device can have computed `work` requests."""
+        """Returns the earliest time by which the device can finish `work` requests."""
         first = before * half_time
         return work / before if work <= first else half_time + (work - first) / after
 
@@ -83,12 +83,12 @@ def clairvoyant(arrivals: Sequence[float], device: Device, slo: float) -> float:
 
         free[j][g] = min(free[j-1][g], over n: max(free[j-n][g-n], arrival j) + T(n))
 
-    T(n) is the time of a batch of n requests. A batch is considered only if it ends within one SLO
-    after the arrival of its first request. If the device can be idle when a request arrives, only
-    the state with the most answers is kept.
+    T(n) is the time that a batch of n requests takes. A batch is considered only if it ends within
+    one SLO after the arrival of its first request. Of the states in which the device is idle when a
+    request arrives, only the one with the most answers is kept.
 
     Args:
-        arrivals: Arrival times of the requests in increasing seconds.
+        arrivals: Arrival times of the requests in seconds, in ascending order.
         device: The device.
         slo: Seconds within which a request must be answered.
     """

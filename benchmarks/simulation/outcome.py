@@ -40,8 +40,8 @@ class Figures:
 def figures(requests: Sequence[Request], slo: float) -> Figures:
     """Computes the results of a run.
 
-    Requests in the first three SLOs of the run and in the last SLO are not counted. The first
-    requests find an empty queue, and the last requests do not compete with later requests. An
+    Requests that arrive in the first `3 * slo` seconds or the last `slo` seconds of the run are not
+    counted: the first requests find an empty queue, and the last do not compete with later ones. An
     accepted request that was not answered has an infinite latency.
 
     Args:
@@ -63,5 +63,5 @@ def figures(requests: Sequence[Request], slo: float) -> Figures:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Returns the smallest value that is not exceeded by at least `share` of the values."""
+    """Returns the smallest value such that at least `share` of all values are not larger."""
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else math.nan

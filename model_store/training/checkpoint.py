@@ -133,8 +133,8 @@ def check_origin(saved: pathlib.Path, origin: Origin) -> None:
         "recipe": f"with another recipe, {state.get('recipe')}: use the same options",
         "data": "from other images or labels: use the same --data",
         "threads": f"with another number of threads: use --threads {state.get('threads')}",
-        "start": "from another network: restore the version that --start names",
-        "teachers": "with other teachers: restore the versions that --teacher names",
+        "start": "from other initial parameters: use the same --start, with unchanged parameters",
+        "teachers": "with other teachers: use the same --teacher, with unchanged parameters",
     }
     for what, fault in faults.items():
         if state.get(what) != wanted[what]:

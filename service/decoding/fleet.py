@@ -4,8 +4,9 @@ The decoders of ordinary images form one lane, and those of expensive images ano
 are forked from one process, the template.
 
 Guarantees
-- Each lane has its number of decoders, as far as the system allows. A decoder that has ended is
-  replaced immediately. If the system allows no new process, the start is tried again every second.
+- Each lane has the configured number of decoders, or as many as the system allows. A decoder that
+  has ended is replaced immediately. If the system allows no new process, the start is tried again
+  every second.
 - If the template ends, all its decoders end. A new template and new decoders are then started.
 - A decoder that uses CPU time without an image is replaced.
 - Idle decoders return freed memory to the operating system.
@@ -58,7 +59,11 @@ class Fleet:
             except Exception as error:  # noqa: BLE001  # the service cannot work without decoders
                 for lane in self._lanes:
                     lane.mark_failed()
-                log.error("%s; starting them again in %g s", _first(error), RETRY_SECONDS)
+                log.error(
+                    "%s; starting the template and all decoders again in %g s",
+                    _first(error),
+                    RETRY_SECONDS,
+                )
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _run_template(self) -> None:

@@ -24,9 +24,9 @@ from service.decoding.limits import HEAP_MEMORY
 
 START_SECONDS = 30.0
 """Maximum number of seconds in which the template, which decoders are forked from, must respond.
-The machine may be busy."""
+The limit is high because the machine may be busy."""
 MIN_WAIT, MAX_WAIT = 0.005, 1.0
-"""Minimum and maximum number of seconds between two checks of a decoder during an image."""
+"""Minimum and maximum number of seconds between two checks of a decoder that decodes an image."""
 IDLE_CPU_SECONDS = 0.25
 """Maximum CPU seconds that a decoder may use between two images, for example to free memory."""
 
@@ -48,7 +48,8 @@ class DecoderEnded(Exception):
             killed_for: Limit for which the server killed the process: `cpu_time` or `time`. None:
                 the server did not kill the process.
         """
-        super().__init__(f"was killed for its {killed_for}" if killed_for else "ended")
+        limit = "CPU time" if killed_for == "cpu_time" else killed_for
+        super().__init__(f"was killed: it exceeded its limit on {limit}" if limit else "ended")
         self.killed_for = killed_for
 
 
@@ -58,8 +59,8 @@ class DecoderProcess:
     def __init__(self, pid: int, link: socket.socket, file: int) -> None:
         """
         Args:
-            pid: Process id. No other process gets the same id before `Template.reap`, or before the
-                template has ended.
+            pid: Process id. It is not reused until `Template.reap` is called or the template ends,
+                whichever is first.
             link: Socket that is connected to the process.
             file: Writable descriptor of the file from which the process reads images.
         """
@@ -67,8 +68,8 @@ class DecoderProcess:
         self.restrictions: list[str] = []
         """Names of the restrictions of the process (`sandbox.confine`), for the log."""
         self.used_at: float | None = None
-        """Time when its last image began, in seconds of the event loop's clock. None: the process
-        has freed its memory since then, or has had no image."""
+        """Time when decoding of its last image began, in seconds of the event loop's clock. None:
+        the process has freed its memory since then, or has had no image."""
         self.is_busy = False
         """Whether the process is decoding an image."""
         self.images = 0
@@ -106,9 +107,9 @@ class DecoderProcess:
 
         Args:
             image: Image to decode.
-            max_seconds: Maximum CPU seconds of the image.
-            patience: Maximum number of seconds of the image. Time in which the server was stopped
-                does not count.
+            max_seconds: Maximum CPU seconds for decoding the image.
+            patience: Maximum wall-clock time in seconds for decoding the image. Time in which the
+                server was suspended (SIGSTOP) does not count.
 
         Returns:
             0 and the pixels, or a `Fault` and the repr of an exception. A malicious image may have
@@ -225,12 +226,12 @@ class DecoderProcess:
     def _check(self, max_cpu_seconds: float, patience: float, checked_at: float) -> None:
         """Kill the process if it has exceeded a limit. Otherwise schedule the next check.
 
-        If the server was stopped between two checks, the decoder was probably stopped, too. So the
-        time between two checks counts as `MAX_WAIT` at most.
+        If the server was suspended (SIGSTOP) between two checks, the decoder was probably suspended,
+        too. So the time between two checks counts as `MAX_WAIT` at most.
 
         Args:
             max_cpu_seconds: Maximum CPU seconds of the process since its start.
-            patience: Maximum number of seconds of the current image.
+            patience: Maximum wall-clock time in seconds for decoding the current image.
             checked_at: Time of the last check, in seconds of the event loop's clock.
         """
         now = self._loop.time()

@@ -62,8 +62,8 @@ class Stream:
         self.received = 0
         """Number of bytes of the message that have arrived."""
         self.progress_number = 0
-        """Number of the last progress of the message. Later progress of any message has a higher
-        number."""
+        """Sequence number of the message's most recent progress. Later progress of any message has
+        a higher number."""
         self.fault: Exception | None = None
         """The reason why receiving the message has failed. None: it has not failed."""
         self.claimed = False
@@ -84,7 +84,10 @@ class Stream:
         self.lease.reject(fault)
 
     def keep(self, size: int) -> None:
-        """Count `size` bytes of other messages that gRPC's server keeps because of this message."""
+        """Count `size` bytes of other data for this message.
+
+        gRPC's server cannot free the data yet, because this message has bytes in the same buffer.
+        """
         try:
             self.lease.keep(size)
         except UploadMemoryFull as error:

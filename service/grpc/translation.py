@@ -83,8 +83,9 @@ def request(message: Any, model: Manifest, max_images: int) -> InferInputs:
         return infer_inputs(checked, _typed_elements(tensor, contents), model)
     if len(raw) != 1 or contents.ByteSize():
         raise BadInference(
-            f"The request has one input, but {len(raw)} raw_input_contents"
-            f"{' and contents' if contents.ByteSize() else ''}. Send each tensor once."
+            f"The request has one input, but the number of entries in raw_input_contents is "
+            f"{len(raw)}{', and contents also has data' if contents.ByteSize() else ''}. Send the "
+            "tensor as one entry of raw_input_contents or in contents."
         )
     return infer_inputs(checked, from_binary(tensor, memoryview(raw[0])), model)
 

@@ -111,8 +111,8 @@ def _decode_base64(pieces: list[str | bytes]) -> Iterator[bytes]:
 
 
 NOT_BASE64 = (
-    "An element of the input 'image' is not valid base64 (RFC 4648, with padding). In JSON, send "
-    "images as base64 strings. After the JSON, send the bytes of the image files as binary data."
+    "An element of the input 'image' is not valid base64 (RFC 4648, with padding). Send images as "
+    "base64 strings in the JSON, or as raw image files in the binary data after the JSON."
 )
 
 

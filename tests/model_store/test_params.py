@@ -262,8 +262,8 @@ FORGED = {
     "a NUL in a name": (forged_file(names=[forged_name(b"a\0b")]), r"not printable: 'a\x00b'"),
     "an escape": (forged_file(names=[forged_name(b"\x1b[31m")]), "not printable"),
     "the same name": (forged_file([forged_array()] * 2, [ONE, ONE]), "name 'a' occurs twice"),
-    "more": (forged_file() + b"!", "1 bytes follow the last name"),
-    "a file behind it": (forged_file() * 2, "bytes follow the last name"),
+    "more": (forged_file() + b"!", "unexpected data at the end of the file (1 B)"),
+    "a file behind it": (forged_file() * 2, "unexpected data at the end of the file"),
 }
 
 

@@ -120,7 +120,7 @@ BAD = {
     "no input": (ModelInferRequest(model_name="fake"), "inputs"),
     "no elements": (message(), "'bytes_contents' has 0 elements"),
     "raw and typed": (both(), "and contents"),
-    "two raw contents": (message(raw_input_contents=[b"", b""]), "2 raw_input_contents"),
+    "two raw contents": (message(raw_input_contents=[b"", b""]), "raw_input_contents is 2"),
     "another type's elements": (typed_as("int_contents"), "'uint_contents' has 0"),
     "not a UINT8": (too_bright(), "not a UINT8"),
     "raw of another length": (message(raw_input_contents=[b"\1\0\0\0"]), "consist of 1 elements"),
