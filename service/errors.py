@@ -144,7 +144,7 @@ class Unloaded(NotReady):
 
 
 class Stalled(NotReady):
-    """The engine has been computing one batch for much longer than predicted."""
+    """The engine has been running one batch for much longer than predicted."""
 
 
 class NotLive(Exception):

@@ -16,7 +16,7 @@ class ExitStatus(IntEnum):
     CANNOT_LISTEN = 3
     """A port is not available. Uvicorn exits with the same status in this case."""
     ENGINE_DEAD = 4
-    """The engine, which computes the batches, did not return from a batch."""
+    """The engine, which runs the batches, did not return from a batch."""
     ENGINE_FAILING = 70
     """The engine failed on every recent batch. Only the engine process exits with this status, and
     the supervisor restarts it."""

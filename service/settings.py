@@ -65,16 +65,17 @@ class Settings(BaseSettings):
     """Folder of the model store, which contains the models. Default: the store that is installed
     with the package."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
-    """Device that computes: auto, cpu, gpu or gpu:N. auto: a GPU if one works, else the CPU."""
+    """Device that runs the network: auto, cpu, gpu or gpu:N. auto: a GPU if one works, else the
+    CPU."""
     precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
     """Precision of the computation: auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 if the
     machine has instructions for it and the version was measured to be as accurate as in fp32; else
     fp32."""
     engine_threads: int = Field(default=1, ge=1, le=256)
-    """Number of CPU threads that compute each batch."""
+    """Number of CPU threads for each batch."""
     engine_lanes: int | None = Field(default=None, ge=1, le=64)
-    """Number of batches that a CPU computes at the same time. A GPU always computes one batch at a
-    time. Default: the number of CPU cores, at most 4. With int8 the default is one less, because
+    """Number of batches that run on a CPU at the same time. A GPU always runs one batch at a time.
+    Default: the number of CPU cores, at most 4. With int8 the default is one less, because
     the event loop needs a core."""
 
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
@@ -82,7 +83,7 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(default=1024, ge=1, le=65_536)
     """Maximum number of images in the queue. Further images are rejected with 503."""
     max_queue_delay: float = Field(default=0.0, ge=0, le=60)
-    """Maximum number of seconds that an idle engine waits for further images before it computes an
+    """Maximum number of seconds that an idle engine waits for further images before it runs an
     incomplete batch. 0: the engine does not wait."""
     request_timeout: Seconds = 5.0
     """Maximum number of seconds from the end of the upload to the answer. Requests that cannot be
@@ -244,7 +245,7 @@ class Settings(BaseSettings):
     def share(self, count: int) -> Settings:
         """Return the settings of one of `count` front ends, which are processes that serve HTTP.
 
-        Each front end gets an equal share of `max_connections` and of `max_upload_memory`. Its share
+        Each front end gets an equal part of `max_connections` and of `max_upload_memory`. Its part
         of the memory is at least `max_upload_bytes`.
         """
         memory = max(self.max_upload_memory // count, self.max_upload_bytes)

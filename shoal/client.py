@@ -5,7 +5,7 @@
 
 When the service is busy, its answer says when to retry. A client then waits and retries, until the
 client's `timeout` ends. Each request contains the remaining time, so that the service does not
-compute images for a client that has stopped waiting. Errors are exceptions of `shoal.errors`. A
+classify images for a client that has stopped waiting. Errors are exceptions of `shoal.errors`. A
 client reuses its connections, so create one client and use it for all requests.
 """
 

@@ -62,7 +62,8 @@ def add_commands(command: Command) -> None:
         "--into",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="folder of the store that the new version is added to (default: its store)",
+        help="folder of the store that the new version is added to "
+        "(default: the store of the original version)",
     )
     calibrated.add_argument("--version", help="number of the new version (default: the next one)")
 

@@ -11,7 +11,7 @@ from service.http.problems import MAX_RETRY_AFTER
 
 
 class Model(BaseModel):
-    """The model that computed the result."""
+    """The model that produced the result."""
 
     name: str = Field(examples=["cifar_resnet20_v1"])
     version: str = Field(examples=["1"])
@@ -62,7 +62,7 @@ class Ready(BaseModel):
         examples=["measured 92.40% accurate in int8, 92.46% in fp32"],
     )
     latency: dict[str, float] = Field(
-        description="Predicted time to compute a batch, in seconds, for each batch size",
+        description="Predicted duration of a batch in seconds, for each batch size",
         examples=[{"1": 0.0011, "16": 0.0081}],
     )
 

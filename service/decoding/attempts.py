@@ -14,7 +14,7 @@ consequences:
   the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
   and the failure counts against the client.
 - If something outside the service ended the decoder, the image is decoded once more. If an image
-  exceeds its time limit with little CPU time, something else has stopped the decoder. Neither case
+  exceeds its time limit with little CPU time, something else has delayed the decoder. Neither case
   counts against the client.
 
 In all cases except the first, the decoder is replaced, because a malicious image may control it.

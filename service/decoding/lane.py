@@ -115,7 +115,7 @@ class Lane:
     def _fails_if_slow(self) -> Iterator[None]:
         """Mark the start of decoders as failed if the context takes too long.
 
-        The template, which decoders are forked from, may be stopped.
+        The template, which decoders are forked from, may be suspended (SIGSTOP).
         """
         timer = asyncio.get_running_loop().call_later(SLOW_START_SECONDS, self.mark_failed)
         try:

@@ -226,7 +226,7 @@ class DecoderProcess:
     def _check(self, max_cpu_seconds: float, patience: float, checked_at: float) -> None:
         """Kill the process if it has exceeded a limit. Otherwise schedule the next check.
 
-        If the server was suspended (SIGSTOP) between two checks, the decoder was probably suspended,
+        If the server was suspended (SIGSTOP) between two checks, the decoder was probably suspended
         too. So the time between two checks counts as `MAX_WAIT` at most.
 
         Args:

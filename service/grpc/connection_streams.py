@@ -1,6 +1,6 @@
 """Keeps track of the open streams of one connection.
 
-A stream carries one RPC. The handler of a stream is the coroutine that computes its response.
+A stream carries one RPC. The handler of a stream is the coroutine that returns its response.
 
 Guarantees
 - A connection has at most `OPEN_STREAMS` open streams.

@@ -1,7 +1,7 @@
 """Wraps the methods of all RPCs, to add a request ID, a log line, metrics and a trace span.
 
 The interceptor also turns exceptions into gRPC statuses. For HTTP, `http.middleware` and
-`http.problems` have the same tasks. Clients get `x-request-id` and `server-timing` as trailing
+`http.problems` do the same. Clients get `x-request-id` and `server-timing` as trailing
 metadata. Errors also have a `problem-code`. If a retry may succeed, errors also have the time to
 wait, as `retry-after` in seconds and as `grpc-retry-pushback-ms` in milliseconds. Clients with a
 retry policy apply `grpc-retry-pushback-ms` automatically

@@ -1,6 +1,6 @@
 """Limits the number of arriving gRPC messages, and their memory.
 
-A stream carries one RPC, and its handler is the coroutine that computes the response. gRPC's server
+A stream carries one RPC, and its handler is the coroutine that returns the response. gRPC's server
 hands out complete messages only, so the `relay` counts the bytes that have arrived.
 
 Guarantees
@@ -8,7 +8,7 @@ Guarantees
   treated like slow uploads over HTTP (`upload.body`).
 - At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels
   another message. The canceled message belongs to the client network with the most arriving
-  messages. Within that network, it is the message without progress for the longest time. So a
+  messages. Of that network's messages, it is the one whose last progress is the oldest. So a
   client with many idle or slow streams does not delay other clients.
 - A message makes progress each time `PROGRESS_BYTES` of it have arrived, as on HTTP connections.
 - At most `IDLE` streams have no handler: the handler has not begun, or it has ended and the client
@@ -152,8 +152,8 @@ class Streams:
     def _stalled(self) -> Stream:
         """Return the stream whose message is to be canceled.
 
-        If several networks have the same number of arriving messages, the result is the stream
-        without progress for the longest time among them.
+        It belongs to the network with the most arriving messages, or to one of these networks if
+        there are several. Of their streams, it is the one whose last progress is the oldest.
         """
         oldest = [(len(streams), next(iter(streams))) for streams in self._arriving.values()]
         return max(oldest, key=lambda item: (item[0], -item[1].progress_number))[1]

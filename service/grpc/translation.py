@@ -3,7 +3,7 @@
 A request message is converted to the InferenceRequest of REST, so the same checks apply. The
 elements of the input are in `raw_input_contents`, encoded like binary data of REST, or in
 `contents`, as a list with the type of the elements. The response has its elements in the same form
-as the request. All functions are pure.
+as the elements of the request. All functions are pure.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def response(reply: Reply, model: Manifest, rows: Sequence[Probabilities]) -> An
 
     Args:
         reply: The id and the outputs of the response.
-        model: The model that computed the probabilities.
+        model: The model that returned the probabilities.
         rows: The probabilities of each image, float32 of shape (classes,).
     """
     raw = reply.outputs[0].binary  # all outputs have the same form

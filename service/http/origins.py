@@ -11,7 +11,7 @@ place before the body of a request is read.
   control: IP addresses, localhost, the name in `SHOAL_HOST` and the names in `SHOAL_ALLOWED_HOSTS`.
   Probes and metrics are exempt.
 - Cross-site requests: A page of another origin cannot read responses of this server, but it could
-  make browsers send requests that compute or change something. Browsers mark such requests with
+  make browsers send requests that start work or change state. Browsers mark such requests with
   `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/). Over plain HTTP, some browsers send only
   `Origin` (RFC 6454). A request with neither header does not come from a web page. Go's
   `http.CrossOriginProtection` uses the same algorithm.
@@ -84,7 +84,7 @@ class AllowedHosts:
 
 
 class Guard:
-    """Rejects requests for unknown hosts, and cross-site requests that compute or change something.
+    """Rejects requests for unknown hosts, and cross-site requests that start work or change state.
 
     The body of a request is not needed for the check.
     """

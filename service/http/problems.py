@@ -171,8 +171,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         501,
         "unsupported_method",
         "Unsupported method",
-        "Streaming inference is not supported. Send each request with ModelInfer: concurrent "
-        "requests are computed in one batch.",
+        "Streaming inference is not supported. Send each request with ModelInfer: the server "
+        "collects concurrent requests into batches.",
     ),
     UnsupportedEncoding: Problem(
         415,
@@ -261,7 +261,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         500,
         "engine_failed",
         "The network failed on this image",
-        "The network could not compute this image. Other images are not affected. Try again. If "
+        "The network could not classify this image. Other images are not affected. Try again. If "
         "this error occurs again, report the request ID.",
     ),
     EngineDead: Problem(
@@ -291,7 +291,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "engine_stalled",
         "The engine is stalled",
-        "The engine has been computing one batch for more than ten times the predicted time. This "
+        "The engine has been running one batch for more than ten times the predicted time. This "
         "server is ready again when the batch ends.",
         retry_after=1,
     ),

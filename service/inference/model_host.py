@@ -1,12 +1,12 @@
 """Runs the engine and its batcher in this process, from loading the model to the shutdown.
 
-The engine computes batches with the model. The batcher collects images of concurrent requests into
+The engine runs the model on batches. The batcher collects images of concurrent requests into
 batches. The model is loaded in the background, so the process can respond to probes meanwhile. If
 the model cannot be loaded, the process could never become ready, so `on_failure` is called to end
 the process.
 
 Another version of the model can replace the current version at any time. The batcher and the
-requests in its queue stay, and the new version computes the next batch.
+requests in its queue stay, and the next batch runs on the new version.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WATCH_INTERVAL = 1.0
 
 
 class Engine(Protocol):
-    """Computes batches. `model_store.engine.GluonEngine` documents the members."""
+    """Runs batches. `model_store.engine.GluonEngine` documents the members."""
 
     @property
     def model(self) -> Manifest: ...

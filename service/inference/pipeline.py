@@ -1,4 +1,4 @@
-"""Implements the stages of a request: read the upload, decode its images, and compute them.
+"""Implements the stages of a request: read the upload, and decode and classify its images.
 
 HTTP and gRPC requests use the same stages. Only reading the upload and building the response differ
 between protocols, and are not part of this module. Before the upload is read, the pipeline checks
@@ -61,7 +61,7 @@ class Pipeline:
         if service.rate_limiter is not None:
             service.rate_limiter.take(self._client(), time.monotonic())
         self.model = self.current_model()
-        """The model that was loaded when the request began. A newer version may compute it."""
+        """The model that was loaded when the request began. A newer version may answer it."""
         self._timing = timing
         self._timeout = timeout
         self._deadline = math.inf
@@ -148,7 +148,7 @@ class Pipeline:
     ) -> None:
         """Record the duration of a stage.
 
-        `batch`: span of the batch that computed the image. None: the stage computed no image, or
+        `batch`: span of the batch that contained the image. None: the stage is not inference, or
         the batch is not traced.
         """
         self._timing[stage] = max(ended - began, self._timing.get(stage, 0.0))
@@ -161,7 +161,7 @@ class Pipeline:
 
 
 class BatchEngine(Protocol):
-    """Computes batches. `model` is the version that the next call of `infer` will use."""
+    """Runs batches. `model` is the version that the next call of `infer` will use."""
 
     @property
     def model(self) -> Manifest: ...
@@ -170,7 +170,7 @@ class BatchEngine(Protocol):
 
 
 def classifier(engine: BatchEngine) -> Infer[Image, Classification]:
-    """Return a function that computes a batch and adds the model to each result.
+    """Return a function that runs a batch and adds the model to each result.
 
     The batcher calls this function.
     """

@@ -5,7 +5,7 @@ process (`workers.engine_client`). Both cases have the same interfaces, which th
 
 The model is loaded after the server has started to listen. Until the model is loaded, `/healthz`
 returns 200 and `/readyz` returns 503. Another version of the model can replace the current version
-at any time, so each classification contains the model that computed it.
+at any time, so each classification contains the model that produced it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Classification:
     """The result for one image."""
 
     model: Manifest
-    """The model and version that computed the result."""
+    """The model and version that produced the result."""
     probabilities: Probabilities
     """Probabilities of the model's classes, in their order: float32 of shape (classes,)."""
 
@@ -53,9 +53,9 @@ class LoadedModel:
 
     model: Manifest
     device: Device
-    """The device that computes the model."""
+    """The device that runs the model."""
     precision: Precision
-    """The precision in which the model is computed."""
+    """The precision in which the model runs."""
     submit: Submit
     """Classifies an image with the model."""
 
@@ -138,7 +138,7 @@ class Service:
 
     settings: Settings
     engine: Engine
-    """Computes images."""
+    """Classifies images."""
     decoders: Decoding
     """Decodes images."""
     repository: Versions

@@ -115,7 +115,7 @@ class Outgoing(asyncio.Transport):
 
 
 class Deadline:
-    """A timer that calls a function after a time, unless the timer is stopped before."""
+    """A timer that calls a function after a time, unless the timer is canceled before."""
 
     __slots__ = ("_loop", "_missed", "_timer")
 

@@ -1,4 +1,4 @@
-"""A snapshot of the state of the engine, which computes batches, and of its queue."""
+"""A snapshot of the state of the engine, which runs batches, and of its queue."""
 
 from __future__ import annotations
 

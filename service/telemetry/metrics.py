@@ -2,7 +2,7 @@
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, and `_total` for counters.
 The process that answers a request counts the request, its stages and its problem when the request
-ends. The process that computes a batch counts the batch. Current values, such as the queue length,
+ends. The process that runs a batch counts the batch. Current values, such as the queue length,
 are read when Prometheus scrapes the metrics (`collectors`). Clients choose no label values.
 
 A service with several processes uses the multiprocess mode of prometheus_client. Each process
@@ -94,7 +94,7 @@ class Metrics:
             registry=registry,
         )
         self._padding = Counter(
-            "shoal_padding_items", "Rows of padding that were computed.", registry=registry
+            "shoal_padding_items", "Rows of padding in batches.", registry=registry
         )
         self._batch_seconds = Histogram(
             "shoal_batch_duration_seconds",

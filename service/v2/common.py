@@ -1,9 +1,9 @@
 """Implements the parts of the Open Inference Protocol v2 that REST and gRPC share.
 
 These parts are the metadata of the server and the model, the check of the requested model, and the
-stages from the inputs of a request to its classifications. The batcher may compute the images of a
-request in different batches. If one image fails, the whole request fails. One version of one model
-is loaded at a time.
+stages from the inputs of a request to its classifications. The images of a request may be in
+different batches. If one image fails, the whole request fails. One version of one model is loaded
+at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXTENSIONS = ["binary_tensor_data", "classification"]
 REPOSITORY = "model_repository"
 """Name of the extension that loads and unloads versions."""
 PLATFORM = "mxnet_gluon"
-"""Name of the framework that computes the model, for the metadata."""
+"""Name of the framework that runs the model, for the metadata."""
 
 
 def server_metadata(version: str, repository: bool) -> dict[str, Any]:
@@ -96,8 +96,9 @@ async def decoded(pipeline: Pipeline, inputs: InferInputs) -> list[Image]:
 async def by_one_version(pipeline: Pipeline, images: Sequence[Image]) -> list[Classification]:
     """Classify all images with the same version of the model.
 
-    A response names one version. If another version is loaded during the request, the new version
-    computes the images of the old version again. Raises the exceptions of `Pipeline.infer`.
+    A response names one version. If another version is loaded during the request, the images that
+    the old version classified are classified again by the new version. Raises the exceptions of
+    `Pipeline.infer`.
     """
     results = await gather(pipeline.infer, images)
     while any(result.model != results[0].model for result in results):

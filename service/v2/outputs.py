@@ -1,4 +1,4 @@
-"""Builds the outputs of an inference response from the probabilities that the model computed.
+"""Builds the outputs of an inference response from the probabilities that the model returned.
 
 For n images, the outputs are:
     class          BYTES [n]            name of the most probable class
@@ -85,7 +85,7 @@ def output_tensors(
 
     Args:
         reply: The id and the outputs of the response.
-        model: The model that computed the probabilities.
+        model: The model that returned the probabilities.
         rows: The probabilities of each image, float32 of shape (classes,).
     """
     stacked = np.stack(rows)
@@ -100,7 +100,7 @@ def serialize(
 
     Args:
         reply: The id and the outputs of the response.
-        model: The model that computed the probabilities.
+        model: The model that returned the probabilities.
         rows: The probabilities of each image, float32 of shape (classes,).
 
     Returns:

@@ -112,7 +112,8 @@ async def load(request: Request) -> Response:
 
     The server verifies, loads, warms up and tests the new version. Meanwhile, the current version
     answers requests. The server then switches versions between two batches, so no request fails.
-    Each response names the version that computed it. If the load fails, the current version stays.
+    Each response names the version that classified its images. If the load fails, the current
+    version stays.
 
     Without `parameters.version`, the server loads the version that it would load at startup. The
     change lasts until the next restart of the server.

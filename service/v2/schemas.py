@@ -89,7 +89,7 @@ class ResponseOutput(BaseModel):
 
 
 class InferenceResponse(BaseModel):
-    """The outputs for all images of a request, and the model that computed them."""
+    """The outputs for all images of a request, and the model that produced them."""
 
     model_name: str = Field(examples=["cifar_resnet20_v1"])
     model_version: str = Field(examples=["1"])

@@ -63,7 +63,7 @@ class EngineServer:
         self._reloading: asyncio.Task[Identity] | None = None
         self.connections: set[_FrontEndConnection] = set()
         self.models: list[Manifest] = []
-        """All models that have computed answers. Frames refer to a model by its index + 1."""
+        """All models that have answered requests. Frames refer to a model by its index + 1."""
 
     @asynccontextmanager
     async def serving(self, listening: socket.socket) -> AsyncIterator[None]:

@@ -40,7 +40,7 @@ class Run:
     statuses: dict[str, int]
     """Number of requests by HTTP status, `failed` or `timed out`."""
     different: int
-    """Number of answers with another class than the same image got before the load."""
+    """Number of answers with another class than the class of the same image before the load."""
     bytes_sent: int
     """Number of bytes of all requests."""
     bytes_received: int
