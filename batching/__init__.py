@@ -1,8 +1,8 @@
-"""Dynamic micro-batching: items that arrive at about the same time are computed together.
+"""Dynamic micro-batching: items that arrive at about the same time are processed in one batch.
 
 This package uses only the standard library and depends on neither HTTP nor tensors. `Batcher` is
 the entry point. `policy` contains the batching rules. `latency` and `timeline` predict how long the
-engine takes; the engine is the function that computes a batch.
+engine takes; the engine is the function that runs a batch.
 """
 
 from batching.batcher import Batcher

@@ -37,7 +37,7 @@ class BatchReport:
     bucket: int
     """Size that the engine padded the batch to."""
     infer_seconds: float
-    """Time from forming the batch to its last result. If the engine was still computing earlier
+    """Time from forming the batch to its last result. If the engine was still running earlier
     batches, this includes the wait for them."""
     predicted_seconds: float
     """Prediction of `infer_seconds`, made when the batch was formed."""
@@ -50,4 +50,4 @@ class BatchReport:
     retries: int
     """Number of additional engine calls that were made to find the items that cause an error."""
     out_of_memory: bool
-    """Whether the device ran out of memory while it computed the batch."""
+    """Whether the device ran out of memory while it ran the batch."""

@@ -8,7 +8,7 @@ batch begins when the first lane is free.
 
 The latency table predicts the time of a batch. The margin is the share of a predicted time that is
 kept in reserve. Both learn from each batch that ends. They do not learn from batches that were
-handed over before a `switch`, because another engine computed those batches.
+handed over before a `switch`, because another engine ran those batches.
 
 The time of a batch is not divided by the number of busy lanes. Every lane has its own CPU core, and
 the table learns how long a batch takes while other lanes are busy.

@@ -8,8 +8,8 @@ to another server. The engine recovers as soon as that batch ends.
 The engine is dead if one batch takes a hundred times its predicted time. The likely causes are a
 driver that hangs, a deadlock, or a device that is gone. Only a new process helps.
 
-At most `STEP` seconds count between two checks. If the whole process was stopped for a minute, the
-engine could not compute during that minute, so the minute must not count.
+At most `STEP` seconds count between two checks. If the process was suspended for a minute, the
+engine could not run during that minute, so the minute must not count.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEP = 2.0
 
 
 class Watchdog:
-    """Measures how long the oldest batch in flight has been computed.
+    """Measures how long the oldest batch in flight has been running.
 
     A batch is in flight from when it is handed to the engine until the engine returns it.
     """

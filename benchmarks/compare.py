@@ -1,11 +1,11 @@
-"""Compares Shoal with other servers that compute the same network under the same load.
+"""Compares Shoal with other servers that run the same network under the same load.
 
     make bench                    (after `make bench-rivals`, which installs the other servers)
     python -m benchmarks.compare --minutes 2
 
 In each round, the servers are started and measured one after the other. Rounds are repeated until
 the time limit is reached, and the results are medians of the rounds. The load generator runs on the
-same machine as the servers. The network computes in fp32, except in Shoal's int8 server, and on one
+same machine as the servers. The network runs in fp32, except in Shoal's int8 server, and on one
 OpenMP thread per process. The results are written to bench.json, bench.md and bench.png.
 """
 

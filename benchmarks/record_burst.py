@@ -39,7 +39,7 @@ async def client(request: bytes, connected: asyncio.Barrier) -> None:
 
 
 async def record() -> list[float]:
-    """Returns the seconds from the first arrival to each arrival, in increasing order."""
+    """Returns the seconds from the first arrival to each arrival, in ascending order."""
     moments: list[float] = []
     original = Arrivals.record
 

@@ -9,7 +9,7 @@ these images are averaged. The table shows for each way:
 - how many of these the service's own way classifies incorrectly (gained), and how many pictures
   only the service's own way classifies correctly (lost);
 - the p-value of these two numbers, by a two-sided sign test;
-- the number of images that the network computes for a picture;
+- the number of images that the network classifies for a picture;
 - the CPU time of resizing a decoded picture.
 """
 
@@ -150,7 +150,7 @@ class Result:
     right: npt.NDArray[np.bool_]
     """Whether each picture is classified correctly."""
     seen: int
-    """Number of images that the network computes for each picture."""
+    """Number of images that the network classifies for each picture."""
     milliseconds: float
     """CPU milliseconds of resizing a picture. The minimum of three runs is taken for each picture,
     and the minimums are averaged over all pictures."""

@@ -24,8 +24,8 @@ Then the program prints, for each target, the number of cells that meet it. If a
 target, a reference may explain the miss. A reference is a policy that knows more than the batcher.
 It explains the miss if its result is not worse than the batcher's and also misses the target. This
 is evidence, but not a proof, that the target cannot be met. The references are:
-- The clairvoyant policy knows all arrivals in advance. It is computed for devices with one lane,
-  and without noise. A lane computes one batch at a time.
+- The clairvoyant policy knows all arrivals in advance. Its result is computed for devices with one
+  lane, which is a thread that runs one batch at a time, and without noise.
 - If the device becomes slower in the middle of the run: the policy of the bound, but it detects the
   change only when the first batch after the change has ended.
 - If the device becomes slower, and with `--hindsight`: Shoal, with the device's exact times known

@@ -1,6 +1,6 @@
 """AMX: requests and enables Intel's matrix unit, which Linux lets a process use only on request.
 
-oneDNN is the library that computes MXNet's operators on a CPU. With AMX, oneDNN computes int8
+oneDNN is the library that runs MXNet's operators on a CPU. With AMX, oneDNN runs int8
 convolutions in half the time, with the same results. MXNet's version of oneDNN (2.4.4) uses AMX
 only if an environment variable enables it, and does not request permission from Linux. A process
 that uses AMX without permission is killed by SIGILL. docs/decisions/0034-tiles.md describes how

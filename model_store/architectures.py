@@ -41,7 +41,7 @@ class UnknownArchitecture(ValueError):
 def build(architecture: str, classes: int, **gluon: Any) -> Any:
     """Return a new network whose parameters have no values yet.
 
-    The network computes float32 logits (n, classes) from float32 (n, 3, 32, 32).
+    The network returns float32 logits (n, classes) for float32 (n, 3, 32, 32).
 
     Args:
         architecture: One of `ARCHITECTURES`.

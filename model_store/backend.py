@@ -1,4 +1,4 @@
-"""Backend: makes the networks that the engine computes, on one device, with MXNet."""
+"""Backend: makes the networks that the engine runs, on one device, with MXNet."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from model_store.runtime import is_for_cpu, load_mxnet
 
 
 class Backend:
-    """Makes networks that MXNet computes on one device."""
+    """Makes networks that MXNet runs on one device."""
 
     def __init__(self, mx: Any, device: Device) -> None:
         """
         Args:
             mx: The module `mxnet`.
-            device: Device that computes the networks.
+            device: Device that runs the networks.
         """
         self.device = device
         self._mx = mx
@@ -41,13 +41,13 @@ def start_backend(device: str, threads: int, with_amx: bool) -> Backend:
 
     Args:
         device: As in `device.choose`.
-        threads: Number of CPU threads that compute one operator.
+        threads: Number of CPU threads that run one operator.
         with_amx: Whether to use AMX, Intel's matrix unit, if the CPU has it.
 
     Raises:
         MXNetUnavailable, DeviceUnavailable, ValueError.
     """
-    # On a CPU, operators run in order: each operator is computed on the thread that calls it, so
-    # lanes compute at the same time. On a GPU, the thread would have to wait after every operator.
+    # On a CPU, operators run in order: each operator runs on the thread that calls it, so lanes run
+    # at the same time. On a GPU, the thread would have to wait after every operator.
     mx = load_mxnet(threads, is_for_cpu(device), with_amx)
     return Backend(mx, choose(mx, device))

@@ -1,6 +1,6 @@
 """Batch: converts images to a network's input, and the network's logits to probabilities.
 
-This module uses NumPy only and is independent of the library that computes the network. A batch is
+This module uses NumPy only and is independent of the library that runs the network. A batch is
 padded to the next bucket. The buckets are the sizes 1, 2, 4, 8 and so on, up to the largest batch.
 """
 

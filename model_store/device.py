@@ -1,4 +1,4 @@
-"""Device: chooses the device that computes networks.
+"""Device: chooses the device that runs networks.
 
 A user requests `auto`, `cpu`, `gpu` or `gpu:N`. `auto` means the first GPU if MXNet can compute on
 it, and otherwise the CPU. If a user requests a GPU that is missing or cannot compute, an error is

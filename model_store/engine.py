@@ -4,7 +4,7 @@ Batches are computed in lanes at the same time. A lane is a thread that computes
 time. The engine has one lane on a GPU and several on a CPU; docs/decisions/0027-lanes.md gives the
 reasons. Each lane has its own replica, which is a loaded copy of the version.
 
-One version is active. `replace` loads another version while the active version still computes
+One version is active. `replace` loads another version while the active version still runs
 batches, and then makes the new version active. If the new version cannot be loaded, nothing
 changes.
 """
@@ -54,7 +54,7 @@ class HandedBatch:
     """A batch that was handed to the engine, with the future that its caller awaits."""
 
     replicas: Sequence[Replica]
-    """Replicas of the version that computes the batch, one for each lane."""
+    """Replicas of the version for the batch, one for each lane."""
     inputs: Inputs
     """Normalized images of the batch."""
     answer: asyncio.Future[tuple[Rows, float]]
@@ -109,7 +109,7 @@ class GluonEngine:
 
     @property
     def device(self) -> Device:
-        """Device that computes the batches."""
+        """Device that runs the batches."""
         return self._backend.device
 
     @property
@@ -201,7 +201,7 @@ class GluonEngine:
         Args:
             folder: Folder of the new version.
             on_switch: Function that is called when the new version becomes active, before it
-                computes its first batch. The previous version still computes the batches that were
+                computes its first batch. The previous version still runs the batches that were
                 handed over earlier. None: no function is called.
 
         Raises:
@@ -296,7 +296,7 @@ async def load_engine(
         max_batch_size: Maximum number of images in a batch. None: 16 on a CPU, where larger batches
             are not more efficient, and 64 on a GPU.
         precision: auto, fp32, int8 or fp16; see `precision.choose`.
-        lanes: Number of batches that a CPU computes at the same time. A GPU always computes one.
+        lanes: Number of batches that run on a CPU at the same time. A GPU always runs one.
             None: the number of cores, but at most 4; in int8 one less, but at least 1.
 
     Raises:

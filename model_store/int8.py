@@ -1,13 +1,13 @@
-"""Int8: builds a network that computes in 8-bit integers on a CPU.
+"""Int8: builds a network that runs in 8-bit integers on a CPU.
 
 The network is built from its fp32 parameters and a table of ranges. The range of a tensor is the
 minimum and maximum of its values on some training images. It defines which numbers the 8-bit
 integers represent.
 
 Convolutions read and write 8-bit tensors. A convolution is fused with the BatchNorm, the addition
-and the ReLU that follow it. oneDNN, the library that computes MXNet's operators on a CPU, quantizes
+and the ReLU that follow it. oneDNN, the library that runs MXNet's operators on a CPU, quantizes
 the weights when they are first used, with one scale for each output channel. The first convolution,
-the pooling and the last layer are computed in fp32. They take a twentieth of the time, and in int8
+the pooling and the last layer run in fp32. They take a twentieth of the time, and in int8
 they would cause most of the loss of accuracy.
 
 No graph and no quantized weights are stored. Both are derived from the architecture and the
@@ -72,7 +72,7 @@ class Quantizable:
         """Names of the tensors whose ranges are needed."""
 
     def observe(self, batches: Sequence[Any]) -> dict[str, tuple[float, float]]:
-        """Compute the network in fp32, and return the range of each tensor.
+        """Run the network in fp32, and return the range of each tensor.
 
         Args:
             batches: Normalized images, each batch float32 (n, 3, 32, 32).
@@ -99,7 +99,7 @@ class Quantizable:
         return {name: (low[name], max(high[name], low[name] + MIN_WIDTH)) for name in low}
 
     def block(self, ranges: Ranges) -> Any:
-        """Return a Gluon block that computes in int8 and shares the network's parameters.
+        """Return a Gluon block that runs in int8 and shares the network's parameters.
 
         Args:
             ranges: Range of each tensor in `names`.

@@ -36,7 +36,7 @@ Forward: TypeAlias = Callable[[], Any]
 
 
 class Network:
-    """A version's network. Batches can be computed after `load` and before `close`."""
+    """A version's network. It can run batches after `load` and before `close`."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Network:
         Args:
             mx: The module `mxnet`.
             model: Manifest with the architecture, the classes and the ranges for int8.
-            device: Device that computes the network.
+            device: Device that runs the network.
             precision: Precision that `precision.choose` returned for this version and device.
-            buckets: Batch sizes that the network can compute, in increasing order.
+            buckets: Batch sizes that the network can run, in ascending order.
         """
         self._mx = mx
         self._model = model
@@ -70,7 +70,7 @@ class Network:
 
         Args:
             arrays: Parameters by name.
-            beside: Whether another version computes batches between the steps. True: loading is
+            beside: Whether another version runs batches between the steps. True: loading is
                 divided into shorter steps. False: loading takes less time in total.
 
         Raises:
@@ -178,7 +178,7 @@ class Network:
 
 
 class _Direct:
-    """Computes a network by calling its compiled graph directly.
+    """Runs a network by calling its compiled graph directly.
 
     Calling the MXNet network itself would run 0.2 ms more of Python code. That code may have to
     wait for the interpreter lock while the event loop is busy.
@@ -201,7 +201,7 @@ class _Direct:
 
 
 def _in_half(network: Any, inputs: Any) -> Forward:
-    """Return a function that computes a network in float16 and returns float32 logits.
+    """Return a function that runs a network in float16 and returns float32 logits.
 
     All casts run on the device.
     """

@@ -1,4 +1,4 @@
-"""Precision: chooses the precision in which a version is computed on a device.
+"""Precision: chooses the precision in which a version runs on a device.
 
 A user requests `auto`, `fp32`, `int8` or `fp16`. `auto` means int8 on a CPU and fp16 on a GPU under
 two conditions: the machine has instructions for that precision, and the measured accuracy in that

@@ -1,4 +1,4 @@
-"""Replica: a loaded copy of a version, which one lane computes.
+"""Replica: a loaded copy of a version, which one lane runs.
 
 A lane is a thread that computes one batch at a time. A replica loads the network, runs some warm-up
 batches of every bucket (batch size), and checks the probabilities of the probe images. Probe images
@@ -26,7 +26,7 @@ WARM_UP_RUNS = 5
 
 
 class Replica:
-    """A loaded copy of a version. Batches can be computed after `load` and before `close`.
+    """A loaded copy of a version. It can run batches after `load` and before `close`.
 
     All methods except those of `format` must be called on the lane's thread.
     """
@@ -38,8 +38,8 @@ class Replica:
         Args:
             network: Network that is not loaded yet, and that no other replica uses.
             model: The version's manifest.
-            precision: Precision in which the network computes.
-            buckets: Batch sizes that the network can compute, in increasing order.
+            precision: Precision in which the network runs.
+            buckets: Batch sizes that the network can run, in ascending order.
         """
         self.model = model
         self.precision = precision

@@ -40,7 +40,7 @@ KEEP_LOCK = (
     "MXNDArrayGetStorageType",
     "MXNDArrayFree",
 )
-"""MXNet's C functions, other than computing the network, that its Python package calls for each
+"""MXNet's C functions, other than running the network, that its Python package calls for each
 batch."""
 
 
@@ -68,9 +68,9 @@ def load_mxnet(threads: int, in_order: bool = False, with_amx: bool = False) -> 
     OMP_NUM_THREADS. All other environment variables that are already set remain as they are.
 
     Args:
-        threads: Number of OpenMP threads that compute one operator.
-        in_order: Whether every operator is computed immediately, on the thread that calls it.
-            MXNet's default scheduler computes the operators of all threads on one thread. In
+        threads: Number of OpenMP threads that run one operator.
+        in_order: Whether every operator runs immediately, on the thread that calls it.
+            MXNet's default scheduler runs the operators of all threads on one thread. In
             training, the default scheduler also reads BatchNorm's statistics while they are
             updated, so two equal runs have different results.
         with_amx: Whether to use AMX, Intel's matrix unit, if the CPU has it; see `amx`.

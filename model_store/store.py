@@ -124,7 +124,7 @@ async def probabilities(
     """Compute the probabilities of images, float32 (n, classes).
 
     Args:
-        engine: Computes the images in batches of its largest size.
+        engine: Runs the network on the images, in batches of its largest size.
         images: uint8 (n, 32, 32, 3).
         done: Function that is called after each batch with the number of images in the batch. The
             default does nothing.

@@ -37,7 +37,7 @@ not_empty = asyncio.Event()
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
-    """Yields the engine, while tasks compute the waiting requests."""
+    """Yields the engine, while tasks run the network for the waiting requests."""
     async with load_engine(settings) as engine:
         runners = [asyncio.create_task(compute(engine)) for _ in range(IN_FLIGHT)]
         yield engine
@@ -46,7 +46,7 @@ async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
 
 
 async def compute(engine: GluonEngine) -> None:
-    """Computes batches of the waiting requests, until the task is canceled."""
+    """Runs batches for the waiting requests, until the task is canceled."""
     while True:
         while not waiting:
             not_empty.clear()
@@ -60,7 +60,7 @@ async def compute(engine: GluonEngine) -> None:
 
 
 async def predict(request: Request) -> Response:
-    """Waits until a batch with this request is computed, and returns a fixed answer."""
+    """Waits until the batch of this request is done, and returns a fixed answer."""
     await request.body()
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting.append(answer)

@@ -1,4 +1,4 @@
-"""Loads and computes Shoal's default network, for the servers that Shoal is compared with.
+"""Loads and runs Shoal's default network, for the servers that Shoal is compared with.
 
 The network is loaded once and compiled for each batch size. It uses one OpenMP thread and is as
 fast as in Shoal in fp32. So a comparison shows the differences between the servers only.

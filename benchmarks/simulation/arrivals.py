@@ -1,4 +1,4 @@
-"""Arrivals: generates the times at which requests arrive, in increasing seconds.
+"""Arrivals: generates the times at which requests arrive, in seconds, in ascending order.
 
 In all functions, `rate` is the mean number of requests per second, `count` is the approximate
 number of requests, and the times depend only on the arguments and the `seed`.

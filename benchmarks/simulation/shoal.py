@@ -27,7 +27,7 @@ def shoal(
     """Runs the batcher with the given arrivals, and returns the requests with their results.
 
     Args:
-        arrivals: Arrival times of the requests in increasing seconds.
+        arrivals: Arrival times of the requests in seconds, in ascending order.
         clockwork: The simulated device.
         slo: Timeout of every request in seconds.
         max_in_flight: Maximum number of batches that the device has not returned. None: the number

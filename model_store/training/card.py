@@ -32,7 +32,7 @@ class Photos:
     """Class -> number of its photographs that were classified correctly, and number of all its
     photographs."""
     precision: str
-    """Precision in which the service computes."""
+    """Precision in which the service runs the version."""
     probability: float
     """Mean probability of the predicted classes."""
 

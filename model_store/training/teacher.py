@@ -1,7 +1,7 @@
 """Teachers: networks that another network learns from, and a file that stores their logits.
 
 A view is one augmented form of the whole training set. A recipe may use the same views again in
-later epochs, so that teachers compute each view only once. Training runs with the same views share
+later epochs, so that teachers run on each view only once. Training runs with the same views share
 the file, even if their seeds, lengths or architectures differ. If a run stops while it writes the
 file, the logits of at most one batch are lost and are computed again.
 """
@@ -114,9 +114,9 @@ class Teachers:
         """
         Args:
             mx: The module `mxnet`, which the calling thread must have loaded.
-            context: MXNet's context of the device that computes the networks.
+            context: MXNet's context of the device that runs the networks.
             versions: Versions of the networks, at least one.
-            memory: Stores the logits. None: logits are not stored, and every batch is computed.
+            memory: Stores the logits. None: logits are not stored, and teachers run on every batch.
 
         Raises:
             BadParams: Parameters do not fit their architecture.

@@ -50,7 +50,7 @@ class Trainer:
             batches: Batches of images to train on.
             start: Weights that the run starts from. None: random weights.
             teachers: Networks that the network learns from. Empty: it learns from labels only.
-            memory: Stores the logits of the teachers. None: the teachers compute every batch.
+            memory: Stores the logits of the teachers. None: the teachers run on every batch.
 
         Raises:
             BadParams: `start` or the parameters of a teacher do not fit the architecture.
