@@ -1,9 +1,9 @@
 """BatchRun: hands one batch to the engine and answers its items.
 
-If a batch fails, its two halves are computed one after the other, and halves that fail are halved
-again. So only the items that cause the error fail. Items are answered as soon as their half is
-computed. Items whose callers have canceled are not computed again. A batch that does not fit into
-memory is halved in the same way, and the size of later batches is limited.
+If a batch fails, its two halves are run one after the other, and halves that fail are halved again.
+So only the items that cause the error fail. The items of a half are answered when the half ends. If
+the caller of an item has canceled, the item is not processed again. A batch that does not fit into
+memory is halved, too, and the size of later batches is limited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 Infer = Callable[[Sequence[In]], Awaitable[Sequence[Out | Exception]]]
-"""Computes a batch and returns one result for each item, in order. A result may be an exception; it
+"""Runs a batch and returns one result for each item, in order. A result may be an exception; it
 fails only the item at its position.
 
 The returned sequence may have an attribute `computed_at`: the time at which the engine finished the
@@ -56,7 +56,7 @@ class Entry(Generic[In, Out]):
 
 
 class BatchRun(Generic[In, Out]):
-    """Computes one batch. Each instance can be used once."""
+    """Runs one batch. Each instance can be used once."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class BatchRun(Generic[In, Out]):
         """
         Args:
             batch: Entries of the batch, at least one.
-            infer: The engine: computes a batch.
+            infer: The engine: runs a batch.
             policy: Learns how long the batch takes and whether the batch fits into memory.
             clock: Returns the current time in seconds.
             on_return: Function that is called each time the engine returns from a call.
@@ -82,13 +82,13 @@ class BatchRun(Generic[In, Out]):
         self._calls = self._answered = self._failed = 0
         self._out_of_memory = False
         self.computed = False
-        """Whether the engine computed at least one item of the batch.
+        """Whether the engine returned a result for at least one item of the batch.
 
         An item counts even if its caller had canceled.
         """
 
     async def run(self) -> BatchReport:
-        """Compute the batch, and answer or fail every entry in it.
+        """Run the batch, and answer or fail every entry in it.
 
         Errors of the engine are passed to the entries and are not raised.
         """
@@ -122,7 +122,7 @@ class BatchRun(Generic[In, Out]):
                 entry.fail(EngineDead("the engine did not come back from this item's batch"))
 
     async def _compute(self, entries: Sequence[Entry[In, Out]]) -> None:
-        """Compute and answer `entries`. If that fails, compute them in two halves."""
+        """Run `entries` as one batch and answer them. If that fails, run each half separately."""
         timeline = self._policy.timeline
         handed = self._clock()
         in_flight = timeline.begin(len(entries), handed)
@@ -161,7 +161,7 @@ class BatchRun(Generic[In, Out]):
         await self._compute_again(second)
 
     async def _compute_again(self, entries: Sequence[Entry[In, Out]]) -> None:
-        """Compute the entries that still wait and can still meet their deadlines."""
+        """Run the entries that still wait and can still meet their deadlines."""
         now = self._clock()
         soonest = self._policy.timeline.begins_at(now) + self._policy.table.seconds(1)
         for entry in entries:

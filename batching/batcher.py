@@ -1,10 +1,10 @@
 """Batcher: callers submit one item each, and the engine receives batches.
 
-The engine is the function `infer` that computes a batch. Guarantees:
+The engine is the function `infer` that runs a batch. Guarantees:
 - Every call of `submit` ends exactly once: with an answer, a rejection, EngineFailed, or
   TimeoutError at the deadline. If the call is canceled, its item is removed from the queue.
 - An item is rejected on arrival if its answer is predicted to be late. An accepted item is not
-  computed if its caller has canceled or if its deadline can no longer be met.
+  processed if its caller has canceled or if its deadline can no longer be met.
 - The queue has a maximum size, and every item has a deadline.
 - If a batch fails, no items of other batches fail.
 - An error in the policy, the clock or the latency table fails the affected items immediately. The
@@ -12,7 +12,7 @@ The engine is the function `infer` that computes a batch. Guarantees:
 
 There are `max_in_flight` tasks. Each of them forms a batch, hands it to the engine and answers its
 items. Only one task forms a batch at a time. `policy` decides when a batch is formed and how large
-it is, and `batch_run` computes the batch. All code runs on one event loop.
+it is, and `batch_run` runs the batch. All code runs on one event loop.
 
 The default clock is `time.monotonic` instead of the event loop's clock. A batch may take less than
 a millisecond, which is the resolution of uvloop's clock. That clock also does not advance while a
@@ -61,12 +61,12 @@ class Batcher(Generic[In, Out]):
     ) -> None:
         """
         Args:
-            infer: Computes a batch; see `batch_run.Infer`.
+            infer: Runs a batch; see `batch_run.Infer`.
             latency: Predicts the seconds of a batch, and learns from each batch.
             max_batch_size: Maximum number of items in a batch, at most `latency.largest`.
             max_queue_size: Maximum number of items in the queue.
             max_in_flight: Maximum number of batches that the engine has not returned.
-            lanes: Number of batches that the engine computes at the same time. The engine queues
+            lanes: Number of batches that the engine runs at the same time. The engine queues
                 further batches. Values above `max_in_flight` count as `max_in_flight`.
             max_queue_delay: Seconds that an item may wait for others while the engine is idle.
             max_failures: Number of failed batches in a row after which `healthy` is false.
@@ -116,7 +116,7 @@ class Batcher(Generic[In, Out]):
         item: In,
         timeout: float,  # noqa: ASYNC109  # used for predictions, not only enforced
     ) -> Answer[Out]:
-        """Compute `item` in a batch.
+        """Process `item` in a batch.
 
         Args:
             item: Passed to `infer` unchanged.
@@ -271,7 +271,7 @@ class Batcher(Generic[In, Out]):
         return self._policy.timeline.busy_seconds(self._clock())
 
     async def _run(self) -> None:
-        """Form and compute batches until the batcher is drained.
+        """Form and run batches until the batcher is drained.
 
         Each of the `max_in_flight` tasks runs this method.
         """
@@ -285,9 +285,9 @@ class Batcher(Generic[In, Out]):
                     entry.fail(EngineFailed("the batcher has stopped"))
 
     async def _run_next_batch(self) -> bool:
-        """Form and compute one batch. Returns False if the batcher is drained.
+        """Form and run one batch. Returns False if the batcher is drained.
 
-        If computing the batch raises an error, the items of the batch fail. If forming a batch
+        If running the batch raises an error, the items of the batch fail. If forming a batch
         raises an error, all items in the queue fail, because the error would occur again.
         """
         batch: list[Entry[In, Out]] | None = None

@@ -1,22 +1,22 @@
 """Errors that a caller of the batcher receives instead of an answer.
 
 This module does not depend on HTTP. If the deadline passes while an item waits or is being
-computed, the caller receives the built-in TimeoutError.
+processed, the caller receives the built-in TimeoutError.
 """
 
 from __future__ import annotations
 
 
 class Refused(Exception):
-    """The item was rejected and is not computed."""
+    """The item was rejected and is not processed."""
 
     def __init__(self, detail: str, retry_after: float) -> None:
         """
         Args:
             detail: Why the item was rejected.
             retry_after: Predicted number of seconds after which the same request would be accepted.
-                The prediction does not hold if the request's timeout is shorter than the time of
-                computing one item.
+                The prediction does not hold if the request's timeout is shorter than the time that
+                a batch of one item takes.
         """
         super().__init__(detail)
         self.retry_after = retry_after

@@ -1,7 +1,7 @@
 """Policy: decides when a batch is formed, how large it is, and which requests are rejected.
 
 This module does no I/O and reads no clock: callers pass the current time. A lane is a part of the
-engine that computes one batch at a time. T(n) is the predicted number of seconds that a batch of n
+engine that runs one batch at a time. T(n) is the predicted number of seconds that a batch of n
 items takes. The margin is the share of a predicted time that is kept in reserve.
 
 The rules use the deadlines of the items in the queue, the earliest first. They plan how the items
@@ -11,7 +11,7 @@ is predicted to end, with the margin added, before the item's deadline. The rule
 - If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
   just before a lane is free. So batches grow with the load.
 - If some lanes are busy and others are free, a small batch waits until the first busy lane is free,
-  unless an item would be late. A batch is small if batches of its size compute fewer items per
+  unless an item would be late. A batch is small if batches of its size process fewer items per
   second than arrive (see `KEEPING_UP`). Lanes share the CPU cores, and small batches use the cores
   inefficiently.
 - A batch is as large as its first deadline and the memory allow. Some items are left for the next
@@ -33,7 +33,7 @@ from batching.memory import MemoryCap
 from batching.timeline import Lanes, Timeline
 
 KEEPING_UP = 0.6
-"""Minimum rate at which batches must compute items, as a share of the arrival rate. The value was
+"""Minimum rate at which batches must process items, as a share of the arrival rate. The value was
 found by simulation. With a smaller value, batches are too small under overload. With a larger
 value, too many items are rejected when the load is just below the engine's capacity."""
 
@@ -59,7 +59,7 @@ class Policy:
         Args:
             table: Predicts the seconds of a batch, and learns from each batch.
             max_batch_size: Maximum number of items in a batch, at most `table.largest`.
-            lanes: Number of batches that the engine computes at the same time.
+            lanes: Number of batches that the engine runs at the same time.
         """
         self.table = table
         self.timeline = Timeline(table, lanes)
@@ -69,7 +69,7 @@ class Policy:
         self._lanes = lanes
 
     def switch(self, table: LatencyTable) -> None:
-        """Use `table` from the next batch on, because another engine computes the batches.
+        """Use `table` from the next batch on, because another engine runs the batches.
 
         The memory limit and the arrival rate learned so far are dropped. Batches in flight are
         still considered in predictions.

@@ -2,7 +2,7 @@
 
 This module does no I/O and reads no clock: callers pass the current time, in seconds.
 
-A lane is a part of the engine that computes one batch at a time. The lanes share one queue of
+A lane is a part of the engine that runs one batch at a time. The lanes share one queue of
 batches, which is first in, first out. So if all lanes are busy when a batch is handed over, the
 batch begins when the first lane is free.
 
@@ -92,7 +92,7 @@ class Timeline:
         """
         Args:
             table: Predicts the seconds of a batch, and learns from each batch.
-            lanes: Number of batches that the engine computes at the same time.
+            lanes: Number of batches that the engine runs at the same time.
         """
         self.table = table
         self.margin = Margin(table.spread)

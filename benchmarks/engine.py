@@ -2,7 +2,7 @@
 
     python -m benchmarks.engine
 
-The engine computes batches in lanes, which are threads that compute one batch at a time. The
+The engine runs batches in lanes, which are threads that run one batch at a time. The
 program measures several combinations of precision, lanes, OpenMP threads per lane and batches in
 flight, each in its own process. For each batch size, it measures the engine alone, and then while
 another process keeps one core busy. Only the ratio of the two is meaningful, because the speed of a
@@ -44,7 +44,7 @@ class Choice:
 
     precision: str
     lanes: int
-    """Number of batches that are computed at the same time."""
+    """Number of batches that run at the same time."""
     threads: int
     """Number of OpenMP threads for each lane."""
     in_flight: int
@@ -87,7 +87,7 @@ class Measured:
 
 
 async def compute(engine: GluonEngine, size: int, in_flight: int, seconds: float) -> float:
-    """Computes batches for some seconds, and returns the number of images per second.
+    """Runs batches for some seconds, and returns the number of images per second.
 
     Args:
         engine: The engine.

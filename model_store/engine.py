@@ -1,6 +1,6 @@
 """Engine: computes class probabilities for batches of images.
 
-Batches are computed in lanes at the same time. A lane is a thread that computes one batch at a
+Several lanes run batches at the same time. A lane is a thread that runs one batch at a
 time. The engine has one lane on a GPU and several on a CPU; docs/decisions/0027-lanes.md gives the
 reasons. Each lane has its own replica, which is a loaded copy of the version.
 
@@ -41,7 +41,7 @@ MEMORY_INTERVAL = 1.0
 """Minimum seconds between two readings of a GPU's memory."""
 SWITCH_INTERVAL = 0.001
 """Seconds after which the event loop gives the interpreter lock to a lane that waits for the lock.
-Between two batches a lane needs the lock for microseconds, and computes nothing while it waits.
+Between two batches a lane needs the lock for microseconds, and does no other work while it waits.
 Python's default is 0.005."""
 MAX_LANES = 4
 """Default maximum number of lanes on a CPU."""
@@ -114,7 +114,7 @@ class GluonEngine:
 
     @property
     def lanes(self) -> int:
-        """Number of batches that the engine computes at the same time."""
+        """Number of batches that the engine runs at the same time."""
         return len(self._lanes)
 
     @property
@@ -143,7 +143,7 @@ class GluonEngine:
         return {bucket: [s for one in by_lane for s in one[bucket]] for bucket in by_lane[0]}
 
     async def infer(self, images: Sequence[Image]) -> Results[Probabilities | Exception]:
-        """Compute a batch of images.
+        """Run a batch of images.
 
         Args:
             images: At most `max_batch_size` images.
@@ -159,7 +159,7 @@ class GluonEngine:
         started = time.perf_counter()
         replicas = self._serving
         batch_format = replicas[0].format
-        inputs = batch_format.assemble(images)  # on this thread, while lanes compute other batches
+        inputs = batch_format.assemble(images)  # on this thread, while lanes run other batches
         if self.on_assembled is not None:
             self.on_assembled(time.perf_counter() - started)
         batch = HandedBatch(replicas, inputs, asyncio.get_running_loop().create_future())
@@ -170,7 +170,7 @@ class GluonEngine:
             logits, computed_at = await batch.answer
         except BaseException:
             with suppress(ValueError):  # a lane has already taken the batch
-                self._handed.remove(batch)  # no lane computes the batch of a canceled call
+                self._handed.remove(batch)  # no lane runs the batch of a canceled call
             raise
         finally:
             # Breaks a reference cycle: batch -> exception -> traceback -> this frame -> batch.
@@ -201,7 +201,7 @@ class GluonEngine:
         Args:
             folder: Folder of the new version.
             on_switch: Function that is called when the new version becomes active, before it
-                computes its first batch. The previous version still runs the batches that were
+                runs its first batch. The previous version still runs the batches that were
                 handed over earlier. None: no function is called.
 
         Raises:
@@ -253,7 +253,7 @@ class GluonEngine:
         return zip(self._lanes, replicas, strict=False)
 
     def _compute_next(self, lane: int) -> None:
-        """Compute the next batch, if one waits. Must be called on the thread of `lane`.
+        """Run the next batch, if one waits. Must be called on the thread of `lane`.
 
         For every batch, this method is called in all lanes. The first free lane takes the batch.
         """
@@ -292,7 +292,7 @@ async def load_engine(
     Args:
         folder: Folder of the version.
         device: auto, cpu, gpu or gpu:N.
-        threads: Number of CPU threads that compute one batch.
+        threads: Number of CPU threads that run one batch.
         max_batch_size: Maximum number of images in a batch. None: 16 on a CPU, where larger batches
             are not more efficient, and 64 on a GPU.
         precision: auto, fp32, int8 or fp16; see `precision.choose`.
@@ -341,7 +341,7 @@ def default_lanes(folder: pathlib.Path, wanted_precision: str) -> int:
     """Return the default number of lanes on a CPU for a version.
 
     In int8, one core is left for the event loop: preparing a batch takes the event loop more CPU
-    time than the network takes to compute the batch.
+    time than the network takes to run the batch.
 
     Args:
         folder: Folder of the version.

@@ -1,4 +1,4 @@
-"""Lane: a thread that computes one batch at a time.
+"""Lane: a thread that runs one batch at a time.
 
 Each lane has its own replica, which is a loaded copy of the network. All work on a replica runs on
 the thread of its lane: loading, computing, reading results and freeing. If several threads call the

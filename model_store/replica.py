@@ -1,11 +1,11 @@
 """Replica: a loaded copy of a version, which one lane runs.
 
-A lane is a thread that computes one batch at a time. A replica loads the network, runs some warm-up
+A lane is a thread that runs one batch at a time. A replica loads the network, runs some warm-up
 batches of every bucket (batch size), and checks the probabilities of the probe images. Probe images
 are test images for which the manifest contains the expected probabilities. If any of this fails,
 the replica is not used.
 
-Loading is divided into steps. Between two steps, the lane can compute batches of the version that
+Loading is divided into steps. Between two steps, the lane can run batches of the version that
 is still active. The longest step is the first batch of the largest bucket.
 """
 
@@ -90,7 +90,7 @@ class Replica:
         self.warm_up_seconds[bucket] = tuple(seconds)
 
     def _first_run(self, images: Sequence[Image]) -> None:
-        """Compute the first batch, which compiles the network, and check that it is finite."""
+        """Run the first batch, which compiles the network, and check that it is finite."""
         called = f"{self.model.name} {self.model.version}"
         try:
             rows = self._infer(images)

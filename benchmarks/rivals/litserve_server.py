@@ -1,4 +1,4 @@
-"""Runs a LitServe server: uvicorn, and one worker that decodes images and computes batches.
+"""Runs a LitServe server: uvicorn, and one worker that decodes images and runs batches.
 
 python -m benchmarks.rivals.litserve_server
 """

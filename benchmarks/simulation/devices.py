@@ -2,7 +2,7 @@
 
 The mean time T(n) of a batch of n items is given by a formula, and each batch has random noise.
 Some devices pad batches to a bucket, which is one of a few sizes. One device has several lanes,
-which compute one batch each at the same time. One device becomes slower in the middle of a run.
+which run one batch each at the same time. One device becomes slower in the middle of a run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ POWERS_OF_TWO = tuple(2**power for power in range(7))
 
 @dataclass(frozen=True)
 class Device:
-    """A device that computes one batch at a time in each lane.
+    """A device that runs one batch at a time in each lane.
 
     Lanes do not affect each other's speed.
     """
@@ -83,7 +83,7 @@ class Clockwork:
         return min(self._free)
 
     def compute(self, size: int, now: float) -> float:
-        """Computes a batch of `size` items in the first free lane, and returns the time it ends."""
+        """Runs a batch of `size` items in the first free lane, and returns the time it ends."""
         lane = self._free.index(self.free_at)
         begins = max(now, self._free[lane])
         changed = begins >= self._half_time

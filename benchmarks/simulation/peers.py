@@ -2,7 +2,7 @@
 
 The policies follow the control flow of these servers, but not their code. They are improved in two
 points: the queue is first in, first out, and a request whose deadline has passed is dropped before
-it is computed instead of afterwards. If a device has several lanes, which compute one batch each at
+it is computed instead of afterwards. If a device has several lanes, which run one batch each at
 the same time, there is a worker for each lane. All workers share one queue. The first free worker
 takes the next batch, and only one worker collects requests at a time.
 """

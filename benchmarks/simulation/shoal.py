@@ -33,7 +33,7 @@ def shoal(
         max_in_flight: Maximum number of batches that the device has not returned. None: the number
             of lanes.
         prepare: Seconds that the host needs to prepare each batch for the device. The device can
-            compute another batch in that time.
+            run another batch in that time.
         informed: Whether the batcher gets the device's exact times after the device has become
             slower. It gets them when the second batch that began after the change has ended. This
             is supported only with one batch in flight.
