@@ -128,14 +128,14 @@ class Timeline:
         return self._lanes_in_flight(now).free_at
 
     def lanes(self, now: float) -> Lanes:
-        """Return the time at which each lane has computed its batches and the reserved batches."""
+        """Return the time at which each lane has finished its batches and the reserved batches."""
         lanes = self._lanes_in_flight(now)
         if self._reserved:
             lanes.take(self._reserved)
         return lanes
 
     def drained_by(self, now: float) -> float:
-        """Return an upper bound of the time at which all batches are computed, as in `lanes`."""
+        """Return an upper bound of the time at which all batches are finished, as in `lanes`."""
         last, behind = now, self._reserved
         for index, batch in enumerate(self._in_flight):
             if index < self._lanes:
@@ -154,8 +154,8 @@ class Timeline:
     def reserve(self, size: int) -> Iterator[None]:
         """Reserve the time of a batch of `size` items within the block.
 
-        If a batch fails, it is computed again in two halves. While the first half is computed,
-        the time of the second half is reserved.
+        If a batch fails, it runs again in two halves. While the first half runs, the time of the
+        second half is reserved.
         """
         seconds = self.table.seconds(size)
         self._reserved += seconds
@@ -165,7 +165,7 @@ class Timeline:
             self._reserved -= seconds
 
     def _lanes_in_flight(self, now: float) -> Lanes:
-        """Return the time at which each lane has computed the batches in flight."""
+        """Return the time at which each lane has finished the batches in flight."""
         ends = [batch.expected_end(now) for batch in self._in_flight[: self._lanes]]
         lanes = Lanes(ends + [now] * (self._lanes - len(ends)))
         for batch in self._in_flight[self._lanes :]:
@@ -206,7 +206,7 @@ class Timeline:
         Args:
             batch: As returned by `begin`.
             now: Current time.
-            computed: Whether the engine computed the batch. Nothing is learned from a batch that
+            computed: Whether the engine finished the batch. Nothing is learned from a batch that
                 failed.
             computed_at: Time at which the engine finished the batch. A time after `now` counts as
                 `now`. None: `now`.

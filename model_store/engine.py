@@ -1,8 +1,8 @@
 """Engine: computes class probabilities for batches of images.
 
-Several lanes run batches at the same time. A lane is a thread that runs one batch at a
-time. The engine has one lane on a GPU and several on a CPU; docs/decisions/0027-lanes.md gives the
-reasons. Each lane has its own replica, which is a loaded copy of the version.
+Several lanes run batches at the same time. A lane is a thread that runs one batch at a time. The
+engine has one lane on a GPU and several on a CPU; docs/decisions/0027-lanes.md gives the reasons.
+Each lane has its own replica, which is a loaded copy of the version.
 
 One version is active. `replace` loads another version while the active version still runs
 batches, and then makes the new version active. If the new version cannot be loaded, nothing

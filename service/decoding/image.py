@@ -218,7 +218,7 @@ def _usual_jpeg(data: bytes) -> Header | None:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Return the same as `jpeg.is_plain`, but faster for most JPEGs."""
+    """Return the result of `jpeg.is_plain`, but faster for most JPEGs."""
     usual = jpeg.USUAL.match(data)
     if usual is not None and usual["scan"]:
         return usual["scanned"] == usual["components"][:1]

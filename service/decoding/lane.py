@@ -15,8 +15,8 @@ from service.errors import DecodeQueueFull
 from service.rate_limit import Client
 
 MAX_UNDERESTIMATE = 4.0
-"""Maximum ratio of the CPU time of an image to its estimate. The ratio of ordinary photos is below
-2.5."""
+"""Maximum ratio of the CPU time for decoding an image to its estimate. The ratio of ordinary photos
+is below 2.5."""
 MAX_WAITING = 4096
 """Maximum number of waiting images of a lane."""
 SLOW_START_SECONDS = 3.0
@@ -36,7 +36,7 @@ class Job:
     deadline: float
     """Time at which the pixels are needed, in seconds of the pool's clock."""
     answer: asyncio.Future[Pixels]
-    """Future pixels or exception."""
+    """Future that receives the pixels or an exception."""
     losses: int = 0
     """Number of decoders of this image that something outside the service ended."""
 
@@ -50,9 +50,9 @@ class Lane:
     memory: int
     """Maximum number of bytes of memory of each process."""
     max_seconds: float
-    """Maximum CPU seconds of an image in this lane."""
+    """Maximum CPU seconds for decoding an image in this lane."""
     min_seconds: float = 0.02
-    """CPU seconds that every image may take, even if its estimate is lower."""
+    """CPU seconds that decoding any image may take, even if its estimate is lower."""
     nicer: int = 0
     """Increment of the niceness of the processes (nice(2))."""
     queue: FairQueue[Job] = field(default_factory=lambda: FairQueue(MAX_WAITING))

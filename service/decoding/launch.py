@@ -41,7 +41,7 @@ class Template:
         self.sample_seconds = 0.0
         """CPU seconds that decoding the sample images takes on this machine."""
         self.ended = asyncio.Event()
-        """Set when the process has ended, or when an answer to it may belong to another request.
+        """Set when the process has ended, or when its next answer may belong to another request.
         Decoders can then no longer be forked."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None

@@ -75,7 +75,7 @@ class DecoderProcess:
         self.images = 0
         """Number of images that the process has received."""
         self.image_seconds = 0.0
-        """CPU seconds of the last image."""
+        """CPU seconds for decoding the last image."""
         self.held_seconds = 0.0
         """Number of seconds from the start of the last image to the last check (`_check`)."""
         self.exit_code: int | None = None

@@ -30,7 +30,7 @@ class Ranking(Generic[M]):
         return member in self._keys
 
     def set(self, member: M, value: float) -> None:
-        """Add `member`, or change its value. Its place is after all members with the same value.
+        """Add `member`, or change its value. Other members with this value precede `member`.
 
         A member that already has this value keeps its place.
         """

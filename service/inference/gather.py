@@ -42,7 +42,7 @@ async def gather(stage: Stage[In, Out], items: Iterable[In], pause: bool = False
     try:
         raise first
     finally:
-        del failure, first, tasks  # breaks the same cycle for the new traceback
+        del failure, first, tasks  # otherwise, the new traceback would form such a cycle
 
 
 def _first_failure(failure: BaseException, tasks: list[asyncio.Task[Out]]) -> BaseException:

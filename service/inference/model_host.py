@@ -313,7 +313,7 @@ class ModelHost:
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
-        """Context manager for a load or unload, which does not allow a second one at the same time.
+        """Context manager for a load or unload. Rejects a second load or unload meanwhile.
 
         Raises Draining during the shutdown, NotReady during the startup, and ChangeUnderWay if
         another load or unload is in progress.

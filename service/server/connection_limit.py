@@ -48,8 +48,8 @@ LOG_INTERVAL = 60.0
 PROGRESS_BYTES = 4096
 """Number of received bytes that count as progress."""
 CROWD = 16
-"""Number whose reciprocal is a share of all connections. A network with a larger share loses busy
-connections even if other networks have waiting connections."""
+"""A network with more than 1/`CROWD` of all connections loses busy connections, even if other
+networks have waiting connections."""
 
 
 class Replaceable(Protocol):

@@ -17,7 +17,8 @@ from shoal.load.generator import Samples
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 BUSY = 0.9
-"""CPU time of a generator, as a share of a core, above which it may distort the results."""
+"""CPU time of a generator, as a share of one core, above which the generator may distort the
+results."""
 LAG = 0.002
 """Delay of requests by the generator, in seconds at the 99th percentile, above which the generator
 may distort the results."""
