@@ -1,4 +1,4 @@
-# The commands of the project. `make` lists them, and CONTRIBUTING.md says when to use which.
+# The commands of the project. `make` lists them, and CONTRIBUTING.md says when to use each.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -6,17 +6,17 @@
 MAKEFLAGS += --no-print-directory
 
 EXTRA ?= cpu
-# PYTHON=... names the Python that creates .venv. Default: the first of these that is suitable.
+# PYTHON=... names the Python that creates .venv. Default: the first suitable Python of this list.
 PYTHONS := python3.11 python3.12 python3
 
 # One environment for each engine, because mxnet and mxnet-cu112 install the same files.
 VENV := $(if $(filter gpu,$(EXTRA)),.venv-gpu,.venv)
 RUN := $(VENV)/bin/python
-# Installs exactly what the lock file lists, by hash, and runs no code of a package.
+# Installs exactly the packages of a lock file, checks their hashes, and runs no code of them.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-input \
 	--require-hashes --no-deps --only-binary :all: -r
 INSTALL := $(RUN) $(PIP_INSTALL)
-# HOST and PORT set SHOAL_HOST and SHOAL_PORT. Other SHOAL_* variables are passed on.
+# HOST and PORT set SHOAL_HOST and SHOAL_PORT. Other SHOAL_* variables are used as they are.
 ADDRESS := $(if $(HOST),SHOAL_HOST=$(HOST)) $(if $(PORT),SHOAL_PORT=$(PORT))
 
 ifeq ($(filter cpu gpu,$(EXTRA)),)
@@ -28,16 +28,16 @@ endif
 help: ## list all commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo
-	@echo "make serve PORT=9000 SHOAL_LOG_LEVEL=debug   settings: see docs/configuration.md, or the environment"
-	@echo "make serve EXTRA=gpu                         on an NVIDIA GPU (3 GB to download, once)"
+	@echo "make serve PORT=9000 SHOAL_LOG_LEVEL=debug   serve with settings: docs/configuration.md"
+	@echo "make serve EXTRA=gpu                         serve on an NVIDIA GPU (the first start downloads 3 GB)"
 
-serve: $(VENV)/$(EXTRA) ## install what is missing, and serve on http://127.0.0.1:8000
+serve: $(VENV)/$(EXTRA) ## install missing packages, and serve on http://127.0.0.1:8000
 	@$(ADDRESS) exec $(RUN) -m service
 
-test: $(VENV)/dev ## run all tests but those of test-faults; ARGS="-k decode -x" for pytest
+test: $(VENV)/dev ## run all tests except test-faults; ARGS="-k decode -x" for pytest
 	$(RUN) -m pytest -m "not faults" $(ARGS)
 
-check: $(VENV)/dev ## check format, lint, types and fast tests, before every commit
+check: $(VENV)/dev ## check format, lint and types, and run the fast tests; use before every commit
 	$(RUN) -m ruff format --check --quiet
 	$(RUN) -m ruff check --quiet
 	$(RUN) -m mypy
@@ -51,13 +51,13 @@ format: $(VENV)/dev ## format the code and apply fixes of the linter
 	$(RUN) -m ruff format --quiet
 
 train: $(VENV)/train ## train a network on CIFAR-10: make train DATA=FOLDER
-	@$(if $(DATA),,echo "make train DATA=FOLDER: the folder with CIFAR-10's binary version" >&2; exit 2)
+	@$(if $(DATA),,echo "make train needs DATA=FOLDER: the folder with CIFAR-10's binary version" >&2; exit 2)
 	@exec $(RUN) -m model_store train --data $(DATA) $(ARGS)
 
 load-test: $(VENV)/train ## measure a running server: make load-test ARGS="--rate 200"
 	@exec $(RUN) -m benchmarks.load_test $(ARGS)
 
-simulate: $(VENV)/train ## compare batching policies on virtual time
+simulate: $(VENV)/train ## compare batching policies in virtual time
 	$(RUN) -m benchmarks.simulate $(ARGS)
 
 lock: $(VENV)/uv ## update the lock files in requirements/
@@ -82,7 +82,7 @@ clean: ## remove environments, caches and other generated files
 	rm -rf .venv .venv-gpu .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# --- Environments. Each contains a file for every lock file that was installed there. -----------
+# --- Environments. Each contains a marker file for every installed lock file. -------------------
 
 $(VENV)/$(EXTRA): requirements/$(EXTRA).lock
 	@$(FIND_PYTHON); \
@@ -98,7 +98,7 @@ $(VENV)/%: requirements/%.lock $(VENV)/$(EXTRA)
 
 $(VENV)/dev: $(VENV)/train # some tests train a network
 
-# The dependencies in pyproject.toml, each in the lowest version that it allows.
+# The dependencies in pyproject.toml, each in its lowest allowed version.
 LOWEST := cpu grpc otel train dev
 
 $(VENV)/lowest/installed: requirements/lowest.lock | $(VENV)/$(EXTRA)
@@ -129,8 +129,8 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-# Tools, each in its own environment. requirements/tools/*.in name their versions. KServe is installed
-# without its dependencies, because only its classes are read.
+# Tools, each in its own environment. requirements/tools/*.in list their versions. KServe is installed
+# without its dependencies, because only the definitions of its resources are used.
 TOOLS := uv protoc cyclonedx manifests kserve policies
 
 $(VENV)/uv $(VENV)/protoc $(VENV)/cyclonedx: $(VENV)/%: requirements/tools/%.lock | $(VENV)/$(EXTRA)
@@ -151,7 +151,7 @@ sbom: $(VENV)/cyclonedx ## write a CycloneDX file for each lock file to build/
 	done
 	@ls build/shoal-$(VERSION)-*.cdx.json
 
-# The index that the files name, even if this machine uses a mirror.
+# Package index in the files, even if this machine uses a mirror.
 PYPI := https://pypi.org/simple
 
 # The constraint gives a package the same version in all lock files, so that they can be combined.
@@ -166,7 +166,7 @@ LOCK = $(COMPILE) pyproject.toml
 test-faults: $(VENV)/dev ## run the tests with faults and hostile clients; takes some minutes
 	$(RUN) -m pytest tests/faults $(ARGS)
 
-chaos: $(VENV)/dev ## load, faults and kill -9 at the same time; ARGS="--minutes 30"
+chaos: $(VENV)/dev ## run load, faults and kill -9 at the same time; ARGS="--minutes 30"
 	@exec $(RUN) -m tests.faults.chaos $(ARGS)
 
 soak: $(VENV)/dev ## look for leaks under constant load; ARGS="--minutes 60"
@@ -180,13 +180,13 @@ fuzz: $(VENV)/dev ## fuzz decoders, forms, .params files and frames; ARGS="--sec
 attacks: $(VENV)/dev ## run each attack and measure its cost; ARGS="--only GIF --json FILE"
 	@exec $(RUN) -m tests.faults.attacks $(ARGS)
 
-cost-search: $(VENV)/dev ## search for inputs of the highest cost; ARGS="--minutes 60"
+cost-search: $(VENV)/dev ## search for the inputs that cost the server most; ARGS="--minutes 60"
 	@exec $(RUN) -m tests.faults.cost_search $(ARGS)
 
-crowding: $(VENV)/dev ## measure an honest client beside ten attackers; ARGS="--rounds 5"
+crowding: $(VENV)/dev ## measure an honest client during an attack of ten clients; ARGS="--rounds 5"
 	@exec $(RUN) -m tests.faults.crowding $(ARGS)
 
-everything: $(VENV)/dev ## run all attacks beside honest clients; ARGS="--minutes 10"
+everything: $(VENV)/dev ## run all attacks and honest clients at the same time; ARGS="--minutes 10"
 	@exec $(RUN) -m tests.faults.everything $(ARGS)
 
 # --- Benchmarks. Each competitor has its own environment below .bench/. -------------------------
@@ -197,7 +197,7 @@ BASELINES := flask
 RIVALS := mosec litserve bentoml
 OTHERS := $(BASELINES:%=baselines/%) $(RIVALS:%=rivals/%)
 
-bench: $(VENV)/train $(BASELINES:%=.bench/%/installed) ## compare with Flask, FastAPI and the installed rivals
+bench: $(VENV)/train $(BASELINES:%=.bench/%/installed) ## compare Shoal with Flask, FastAPI and the installed competitors
 	$(RUN) -m benchmarks.compare $(ARGS)
 
 bench-rivals: $(RIVALS:%=.bench/%/installed) ## install Mosec, LitServe and BentoML for `make bench`
@@ -205,10 +205,10 @@ bench-rivals: $(RIVALS:%=.bench/%/installed) ## install Mosec, LitServe and Bent
 budget: $(VENV)/train ## measure the CPU time of each stage of a request
 	$(RUN) -m benchmarks.budget $(ARGS)
 
-side-by-side: $(VENV)/train ## compare Mosec, Shoal and a minimal server in turns
+side-by-side: $(VENV)/train ## measure Mosec, Shoal and a minimal server alternately
 	$(RUN) -m benchmarks.side_by_side $(ARGS)
 
-bench-engine: $(VENV)/train ## measure lanes, threads and batch sizes on this CPU
+bench-engine: $(VENV)/train ## measure concurrent batches, threads and batch sizes on this CPU
 	$(RUN) -m benchmarks.engine $(ARGS)
 
 .bench/flask/installed: benchmarks/baselines/flask.lock
@@ -243,7 +243,7 @@ VERSION := $(shell sed -n '/^version = /{s/[^"]*"\(.*\)"/\1/p;q}' pyproject.toml
 
 BASE := docker.io/library/python:3.11-slim-bookworm
 
-pin-base: ## pin the base image in the Dockerfile by its current digest
+pin-base: ## pin the Dockerfile's base image to its current digest
 	@digest=$$($(DOCKER) buildx imagetools inspect --format '{{.Manifest.Digest}}' $(BASE)) \
 		&& sed -i "s|^ARG BASE=.*|ARG BASE=$(BASE)@$$digest|" Dockerfile \
 		&& grep '^ARG BASE=' Dockerfile

@@ -1,7 +1,8 @@
 """Dynamic micro-batching: items that arrive at about the same time are computed together.
 
-Uses the standard library only and knows neither HTTP nor tensors. `Batcher` is the entry point.
-`policy` holds the rules; `latency` and `timeline` predict how long the engine takes.
+This package uses only the standard library and depends on neither HTTP nor tensors. `Batcher` is
+the entry point. `policy` contains the batching rules. `latency` and `timeline` predict how long the
+engine takes; the engine is the function that computes a batch.
 """
 
 from batching.batcher import Batcher

@@ -1,9 +1,9 @@
 """BatchRun: hands one batch to the engine and answers its items.
 
-If the whole batch fails, it is computed again in halves, until only the items that cause the error
-fail. Items that were computed are answered meanwhile, and items whose callers have canceled are not
-computed again. A batch that does not fit into memory is halved as well, and limits the size of the
-batches that follow.
+If a batch fails, its two halves are computed one after the other, and halves that fail are halved
+again. So only the items that cause the error fail. Items are answered as soon as their half is
+computed. Items whose callers have canceled are not computed again. A batch that does not fit into
+memory is halved in the same way, and the size of later batches is limited.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 Infer = Callable[[Sequence[In]], Awaitable[Sequence[Out | Exception]]]
-"""Computes a batch: one result for each item, in order. A result that is an exception fails its
-item only.
+"""Computes a batch and returns one result for each item, in order. A result may be an exception; it
+fails only the item at its position.
 
-The sequence may have an attribute `computed_at`: when the engine finished the batch, by the
-batcher's clock. Without it, a busy event loop that receives results late would make the engine look
-slow."""
+The returned sequence may have an attribute `computed_at`: the time at which the engine finished the
+batch, by the batcher's clock. If it is missing, the time at which the event loop received the
+results is used, and a busy event loop makes the engine look slow."""
 
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[In, Out]):
-    """An item in the queue or in a batch, and its caller's future."""
+    """An item in the queue or in a batch, and the future that its caller awaits."""
 
     item: In
     arrived: float
+    """Time of arrival in seconds, by the batcher's clock."""
     deadline: float
+    """Deadline in seconds, by the batcher's clock."""
     answer: asyncio.Future[Answer[Out]]
 
     @property
     def waiting(self) -> bool:
-        """False once it is answered, failed or canceled."""
+        """Whether the item was not answered, failed or canceled yet."""
         return not self.answer.done()
 
     def fail(self, error: Exception) -> None:
-        """Fail the item. Does nothing if it no longer waits."""
+        """Fail the item with `error`. Does nothing if the item no longer waits."""
         if self.waiting:
             self.answer.set_exception(error)
 
@@ -54,7 +56,7 @@ class Entry(Generic[In, Out]):
 
 
 class BatchRun(Generic[In, Out]):
-    """One batch. Use an instance once."""
+    """One batch. Each instance can run once."""
 
     def __init__(
         self,
@@ -66,11 +68,11 @@ class BatchRun(Generic[In, Out]):
     ) -> None:
         """
         Args:
-            batch: At least one entry.
-            infer: Computes a batch.
-            policy: Learns how long the batch takes, and whether it fits into memory.
-            clock: Current time in seconds.
-            on_return: Called each time the engine returns from a call.
+            batch: Entries of the batch, at least one.
+            infer: The engine: computes a batch.
+            policy: Learns how long the batch takes and whether the batch fits into memory.
+            clock: Returns the current time in seconds.
+            on_return: Function that is called each time the engine returns from a call.
         """
         self._batch = batch
         self._infer = infer
@@ -80,12 +82,15 @@ class BatchRun(Generic[In, Out]):
         self._calls = self._answered = self._failed = 0
         self._out_of_memory = False
         self.computed = False
-        """Whether the engine computed any item, even if its caller had canceled."""
+        """Whether the engine computed at least one item of the batch.
+
+        An item counts even if its caller had canceled.
+        """
 
     async def run(self) -> BatchReport:
-        """Compute the batch and end every entry in it.
+        """Compute the batch, and answer or fail every entry in it.
 
-        Raises only exceptions that end the task.
+        Errors of the engine are passed to the entries and are not raised.
         """
         batch = self._batch
         try:
@@ -110,14 +115,14 @@ class BatchRun(Generic[In, Out]):
         )
 
     def abandon(self) -> None:
-        """Fail all entries that wait, because the engine was given up."""
+        """Fail all entries that still wait, because the engine is dead."""
         for entry in self._batch:
             if entry.waiting:
                 self._failed += 1
                 entry.fail(EngineDead("the engine did not come back from this item's batch"))
 
     async def _compute(self, entries: Sequence[Entry[In, Out]]) -> None:
-        """Compute and answer `entries`, in halves if the whole fails."""
+        """Compute and answer `entries`. If that fails, compute them in two halves."""
         timeline = self._policy.timeline
         handed = self._clock()
         in_flight = timeline.begin(len(entries), handed)
@@ -192,7 +197,7 @@ class BatchRun(Generic[In, Out]):
 
 
 def engine_failed(cause: BaseException) -> EngineFailed:
-    """The error for an item whose batch raised `cause`."""
+    """Return the error for an item whose batch raised `cause`."""
     error = EngineFailed("the engine failed on this item")
     error.__cause__ = cause
     return error

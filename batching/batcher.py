@@ -1,20 +1,22 @@
 """Batcher: callers submit one item each, and the engine receives batches.
 
-Guarantees
-- Every `submit` ends exactly once: with an answer, a rejection, EngineFailed, or TimeoutError at
-  its deadline. Canceling it removes its item from the queue.
-- Requests that cannot be answered in time are rejected on arrival where that is predictable. An
-  accepted item is not computed if its caller has canceled or its deadline can no longer be met.
-- Waiting is bounded: the queue has a maximum size, and every item has a deadline.
-- A batch that fails fails its own items only. The batcher continues.
-- An error in the policy, the clock or the latency table fails the requests concerned at once. The
-  batcher continues with the next ones.
+The engine is the function `infer` that computes a batch. Guarantees:
+- Every call of `submit` ends exactly once: with an answer, a rejection, EngineFailed, or
+  TimeoutError at the deadline. If the call is canceled, its item is removed from the queue.
+- An item is rejected on arrival if its answer is predicted to be late. An accepted item is not
+  computed if its caller has canceled or if its deadline can no longer be met.
+- The queue has a maximum size, and every item has a deadline.
+- If a batch fails, no items of other batches fail.
+- An error in the policy, the clock or the latency table fails the affected items immediately. The
+  batcher continues with later items.
 
-`max_in_flight` tasks each form a batch, hand it over and answer it; only one forms a batch at a
-time. `policy` decides when and which; `batch_run` computes it. All code runs on one event loop.
+There are `max_in_flight` tasks. Each of them forms a batch, hands it to the engine and answers its
+items. Only one task forms a batch at a time. `policy` decides when a batch is formed and how large
+it is, and `batch_run` computes the batch. All code runs on one event loop.
 
-Time is `time.monotonic`, not the loop's clock: uvloop's clock has a resolution of one millisecond
-and does not advance while callbacks run, and a batch may take less than a millisecond.
+The default clock is `time.monotonic` instead of the event loop's clock. A batch may take less than
+a millisecond, which is the resolution of uvloop's clock. That clock also does not advance while a
+callback runs.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ log = logging.getLogger(__name__)
 
 
 class Batcher(Generic[In, Out]):
-    """An asynchronous context manager: entering starts it, leaving drains it."""
+    """Forms batches of the submitted items and answers their callers.
+
+    It is an asynchronous context manager: entering starts the batcher, and leaving drains it.
+    """
 
     def __init__(
         self,
@@ -60,13 +65,13 @@ class Batcher(Generic[In, Out]):
             latency: Predicts the seconds of a batch, and learns from each batch.
             max_batch_size: Maximum number of items in a batch, at most `latency.largest`.
             max_queue_size: Maximum number of items in the queue.
-            max_in_flight: Maximum number of batches handed to the engine at the same time.
-            lanes: Batches that the engine computes at the same time. Lanes in excess of
-                `max_in_flight` are never used.
+            max_in_flight: Maximum number of batches that the engine has not returned.
+            lanes: Number of batches that the engine computes at the same time. The engine queues
+                further batches. Values above `max_in_flight` count as `max_in_flight`.
             max_queue_delay: Seconds that an item may wait for others while the engine is idle.
-            max_failures: Failed batches in a row after which the batcher is not `healthy`.
-            on_batch: Receives a report after each batch. None: no reports.
-            clock: Current time in seconds.
+            max_failures: Number of failed batches in a row after which `healthy` is false.
+            on_batch: Function that receives a report after each batch. None: no reports.
+            clock: Returns the current time in seconds.
 
         Raises:
             ValueError: An argument is out of range.
@@ -114,14 +119,17 @@ class Batcher(Generic[In, Out]):
         """Compute `item` in a batch.
 
         Args:
-            item: Passed to `infer` as it is.
+            item: Passed to `infer` unchanged.
             timeout: Seconds until the deadline.
 
         Raises:
-            Draining, QueueFull, EngineDead: At once.
-            DeadlineUnreachable: At once, or later if batches take longer than predicted.
+            Draining: The batcher accepts no new items.
+            QueueFull: The queue holds its maximum number of items.
+            DeadlineUnreachable: The answer would be late. Raised on arrival, or later if batches
+                take longer than predicted.
             TimeoutError: The deadline passed.
-            EngineFailed: The engine failed on this item, or is dead (EngineDead).
+            EngineDead: The engine does not return from a batch.
+            EngineFailed: The engine failed on this item.
         """
         entry = self.enqueue(item, timeout)
         timer = self._loop.call_later(timeout, entry.expire)
@@ -132,13 +140,21 @@ class Batcher(Generic[In, Out]):
             raise
         finally:
             timer.cancel()
-            del entry  # an exception's traceback holds this frame, and the entry the exception
+            # Breaks a reference cycle: entry -> exception -> traceback -> this frame -> entry.
+            del entry
 
     def enqueue(self, item: In, timeout: float) -> Entry[In, Out]:
-        """Do the part of `submit` that does not wait.
+        """Add `item` to the queue and return its entry, without waiting for the answer.
 
-        For callers that wait for `entry.answer` and watch the deadline themselves. They call
-        `cancel` if they stop waiting. Raises Draining, QueueFull, DeadlineUnreachable, EngineDead.
+        The caller must await `entry.answer`, enforce the deadline, and call `cancel` if it stops
+        waiting.
+
+        Args:
+            item: As in `submit`.
+            timeout: As in `submit`.
+
+        Raises:
+            Draining, QueueFull, DeadlineUnreachable, EngineDead: As in `submit`.
         """
         now, queue, policy = self._clock(), self._queue, self._policy
         policy.arrivals.record(now)
@@ -158,29 +174,30 @@ class Batcher(Generic[In, Out]):
         return entry
 
     def cancel(self, entry: Entry[In, Out]) -> None:
-        """Remove an entry whose caller stops waiting. Does nothing if it is answered."""
+        """Cancel an entry whose caller stops waiting. Does nothing if `entry` is answered."""
         self._queue.discard(entry)
         entry.answer.cancel()
 
     def switch(self, latency: LatencyTable) -> None:
-        """Continue with another engine behind `infer`, from the next batch on.
+        """Predict with another table from the next batch on, because `infer` uses another engine.
 
-        Items in the queue keep waiting. Batches in flight do not change the new table.
+        Items in the queue keep waiting. Nothing is learned from batches that were handed over
+        before.
 
         Args:
             latency: Predicts the new engine's batches.
 
         Raises:
-            ValueError: Its buckets differ from those of the current table.
+            ValueError: The buckets of `latency` differ from those of the current table.
         """
         self._policy.switch(latency)
         self._failures = 0
         self._wake_if_due()
 
     async def drain(self) -> None:
-        """Reject new items, answer those in the queue, and return when no batch is in flight.
+        """Reject new items, answer the items in the queue, and return when all batches have ended.
 
-        Has no timeout: a caller whose engine may hang must set one.
+        There is no timeout. If the engine may hang, the caller must set a timeout.
         """
         self._draining = True
         self._alarm.wake()
@@ -188,23 +205,23 @@ class Batcher(Generic[In, Out]):
             await asyncio.wait(self._runners)
 
     def engine_is_dead(self) -> bool:
-        """Whether the engine will not return from a batch, by the rule in `watchdog`.
+        """Check whether the engine is dead, as defined in `watchdog`.
 
-        Call this about once a second.
+        Callers must call this method about once per second.
         """
         self._dead |= self._watchdog.check(self._policy.timeline.current, self._clock())
         return self._dead
 
     @property
     def engine_is_stalled(self) -> bool:
-        """Whether the engine is stalled, by the rule in `watchdog`.
+        """Whether the engine is stalled, as defined in `watchdog`.
 
-        Requires that `engine_is_dead` is called about once a second.
+        This requires that `engine_is_dead` is called about once per second.
         """
         return self._watchdog.stalled(self._policy.timeline.current)
 
     def abandon(self) -> None:
-        """Give the engine up: fail all items, and every new one, with EngineDead.
+        """Stop using the engine: fail all items, including later items, with EngineDead.
 
         `drain` still waits until the engine returns, which may never happen.
         """
@@ -217,9 +234,10 @@ class Batcher(Generic[In, Out]):
 
     @property
     def healthy(self) -> bool:
-        """False if a runner or the engine is dead, or if `max_failures` batches in a row failed.
+        """Whether the batcher can answer items.
 
-        A batch counts as failed if the engine computed no item of it.
+        It cannot if one of its tasks has ended, if the engine is dead, or if the latest
+        `max_failures` batches failed. A batch counts as failed if none of its items was computed.
         """
         return (
             (self._draining or 0 < self._live_runners == self._max_in_flight)
@@ -234,26 +252,29 @@ class Batcher(Generic[In, Out]):
 
     @property
     def in_flight(self) -> int:
-        """Number of batches handed to the engine that have not come back."""
+        """Number of batches that the engine has not returned."""
         return len(self._policy.timeline)
 
     @property
     def size_limit(self) -> int:
-        """Current maximum batch size: below `max_batch_size` after memory ran out."""
+        """Current maximum batch size, which is below `max_batch_size` after memory ran out."""
         return self._policy.size_limit(self._clock())
 
     @property
     def margin(self) -> float:
-        """Share of a predicted time that is kept in reserve, as learned so far."""
+        """Share of a predicted time that is currently kept in reserve."""
         return self._policy.timeline.margin.share
 
     @property
     def busy_seconds(self) -> float:
-        """Total seconds in which the engine computed. Counts half if half of the lanes compute."""
+        """Seconds that the engine has computed so far, averaged over all lanes."""
         return self._policy.timeline.busy_seconds(self._clock())
 
     async def _run(self) -> None:
-        """Form and compute batches until drained. One task for each batch in flight."""
+        """Form and compute batches until the batcher is drained.
+
+        Each of the `max_in_flight` tasks runs this method.
+        """
         try:
             while await self._run_next_batch():
                 pass
@@ -264,14 +285,14 @@ class Batcher(Generic[In, Out]):
                     entry.fail(EngineFailed("the batcher has stopped"))
 
     async def _run_next_batch(self) -> bool:
-        """Form and compute one batch; False if drained.
+        """Form and compute one batch. Returns False if the batcher is drained.
 
-        An error fails the batch it happened in. An error while a batch is formed fails all items in
-        the queue, because it would happen again for them.
+        If computing the batch raises an error, the items of the batch fail. If forming a batch
+        raises an error, all items in the queue fail, because the error would occur again.
         """
         batch: list[Entry[In, Out]] | None = None
         try:
-            if batch := await self._next_batch():  # empty only if drained
+            if batch := await self._next_batch():  # empty only if the batcher is drained
                 await self._compute(batch)
         except Exception as error:
             self._failures += 1
@@ -281,10 +302,10 @@ class Batcher(Generic[In, Out]):
         return batch is None or bool(batch)
 
     async def _next_batch(self) -> list[Entry[In, Out]]:
-        """Wait until a batch is due and form it.
+        """Wait until the next batch is due, form the batch and return it.
 
-        Batches are formed as late as possible: the queue grows while the engine is busy, so batch
-        sizes grow with the load.
+        Batches are formed as late as possible. The queue grows while the engine is busy, so batches
+        grow with the load.
         """
         async with self._forming:
             while self._queue or not self._draining:
@@ -310,7 +331,7 @@ class Batcher(Generic[In, Out]):
                 log.exception("on_batch failed")
 
     def _form_batch(self, now: float) -> list[Entry[In, Out]]:
-        """Take the next batch from the queue. Fails entries that can no longer be in time."""
+        """Take the next batch from the queue, and fail entries that can no longer be in time."""
         late, size = self._policy.form_batch(self._queue.deadlines, now)
         if late:
             retry_after = self._policy.drained_at(len(self._queue) - late, now) - now
@@ -319,7 +340,7 @@ class Batcher(Generic[In, Out]):
         return [entry for entry in self._queue.take(size) if entry.waiting]
 
     def _due_at(self, now: float) -> float:
-        """When the next batch should be formed; infinity if the queue is empty."""
+        """Return the time at which the next batch should be formed; infinity for an empty queue."""
         if not self._queue:
             return math.inf
         wait_until = now
@@ -328,5 +349,8 @@ class Batcher(Generic[In, Out]):
         return self._policy.due_at(self._queue.deadlines, wait_until, now)
 
     def _wake_if_due(self) -> None:
-        """Wake the sleeping runner if a batch is due before its alarm. Called on every change."""
+        """Wake the task that waits in `_next_batch` if a batch is due earlier than it expects.
+
+        Must be called after every change that can make a batch due earlier.
+        """
         self._alarm.wake_if_earlier(lambda: self._due_at(self._clock()))

@@ -1,8 +1,8 @@
 """Completes an answer with an error when the callback that should complete it raises.
 
-The event loop only logs an exception of a callback, and the request that waits for its answer would
-wait until its deadline. So code that completes an answer outside of the awaiting task runs within
-`on_error`.
+If a callback raises, the event loop only logs the exception. A request whose answer the callback
+should have completed would wait until its deadline. So code that completes an answer outside of the
+task that awaits the answer runs within `on_error`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 class on_error:  # noqa: N801  # a statement: `with on_error(...):`
     """`with on_error(fail, *arguments):` calls `fail(*arguments, error)` if the block raises.
 
-    The exception is not raised again: `fail` must report it. Exceptions that end a task or a
-    process (CancelledError, KeyboardInterrupt, SystemExit) are raised again, after `fail` was
-    called with a RuntimeError that has them as its cause.
+    The exception is suppressed, so `fail` must report it. Exceptions that end a task or a process
+    (CancelledError, KeyboardInterrupt, SystemExit) are not suppressed. For such an exception,
+    `fail` is called with a RuntimeError whose cause is the exception.
     """
 
     __slots__ = ("_arguments", "_fail")
@@ -28,7 +28,7 @@ class on_error:  # noqa: N801  # a statement: `with on_error(...):`
     def __init__(self, fail: Callable[..., object], *arguments: object) -> None:
         """
         Args:
-            fail: Called with `arguments` and then the exception.
+            fail: Function that is called with `arguments`, followed by the exception.
             arguments: First arguments of `fail`.
         """
         self._fail = fail
@@ -54,9 +54,11 @@ def reject(answer: asyncio.Future[Any], error: Exception) -> None:
 
 
 def raisable(error: BaseException) -> Exception:
-    """`error` itself if a future accepts it, otherwise a RuntimeError with `error` as its cause.
+    """Return an error that a future can be completed with: `error`, or a RuntimeError caused by it.
 
-    Futures do not accept StopIteration, nor exceptions that are not subclasses of Exception.
+    A RuntimeError replaces StopIteration, because futures do not accept it. It also replaces
+    exceptions that are not subclasses of Exception, because such an exception would end the task
+    that awaits the future.
     """
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error

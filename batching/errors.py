@@ -1,7 +1,7 @@
-"""Errors that end an item's request instead of an answer. They know nothing of HTTP.
+"""Errors that a caller of the batcher receives instead of an answer.
 
-If the deadline passes while an item waits or is being computed, the error is the built-in
-TimeoutError.
+This module does not depend on HTTP. If the deadline passes while an item waits or is being
+computed, the caller receives the built-in TimeoutError.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ class Refused(Exception):
         """
         Args:
             detail: Why the item was rejected.
-            retry_after: Seconds after which the same request would be accepted, as predicted now.
-                Does not hold for a request whose timeout is shorter than the engine takes for
-                one item.
+            retry_after: Predicted number of seconds after which the same request would be accepted.
+                It is meaningless for a request whose timeout is shorter than the time of
+                computing one item.
         """
         super().__init__(detail)
         self.retry_after = retry_after
@@ -27,8 +27,10 @@ class QueueFull(Refused):
 
 
 class DeadlineUnreachable(Refused):
-    """The answer would be late. Detected on arrival, or later if batches took longer than
-    predicted."""
+    """The answer would be late.
+
+    Raised on arrival, or later if batches took longer than predicted.
+    """
 
 
 class Draining(Refused):
@@ -37,7 +39,7 @@ class Draining(Refused):
     def __init__(self, detail: str = "shutting down", retry_after: float = 1.0) -> None:
         """
         Args:
-            detail: What happened.
+            detail: Why the item was rejected.
             retry_after: Seconds after which another server may accept the request.
         """
         super().__init__(detail, retry_after)
@@ -48,4 +50,7 @@ class EngineFailed(Exception):
 
 
 class EngineDead(EngineFailed):
-    """The engine did not return from a batch and was given up. The item did not cause this."""
+    """The engine did not return from a batch, and the batcher no longer uses the engine.
+
+    The item did not cause this error.
+    """

@@ -1,18 +1,25 @@
-"""LatencyTable and Margin: how long the engine takes, measured at warm-up and corrected by every
-batch. Pure: nothing here asks for the time.
+"""LatencyTable and Margin: predict how long the engine takes for a batch.
 
-`LatencyTable` predicts T(n), the seconds that a batch of n items takes. Its rules:
-- A larger batch is never predicted to be faster than a smaller one.
-- One outlier changes nothing: an error is corrected only as far as the previous error agrees.
-- A batch corrects the prediction for another size only by the ratio of the two sizes. So a long
-  series of single items says little about a full batch.
-- A lasting change, such as a throttled device, is followed within a few batches. An error that two
-  sizes in a row agree on applies to all sizes. If it may be noise, it does not apply to sizes whose
-  latest batch was predicted correctly.
-- A size that was slow is tried again. If it has not run for many batches, it is predicted to be no
-  slower than the sizes that do run, in the proportions of the warm-up.
+The engine is measured at warm-up, and every batch corrects the prediction. This module does no I/O
+and reads no clock.
 
-`Margin` learns how reliable T(n) is: the share of a predicted time to keep in reserve.
+`LatencyTable` predicts T(n), the seconds that the engine takes for a batch of n items. The engine
+pads each batch to a bucket, which is one of a few batch sizes. An error is the difference between
+the measured and the predicted time of a batch. The rules of the table:
+- A larger batch is never predicted to be faster than a smaller batch.
+- One outlier changes nothing. An error is corrected only if the previous error had the same
+  direction, and only by the smaller of the two errors.
+- A batch corrects the prediction of another bucket only in proportion to the ratio of the two
+  buckets. So many batches of one item hardly change the prediction for a full batch.
+- A lasting change, such as a throttled device, is learned within a few batches. If batches of two
+  different sizes in a row have an error in common, the error is corrected for all buckets. If the
+  error is so small that it may be noise, buckets whose latest batch was predicted correctly are not
+  corrected.
+- A bucket that was slow gets another chance. If it is not used for many batches, its prediction
+  falls to the level of the buckets that are used, in the proportions measured at warm-up.
+
+`Margin` learns how reliable T(n) is. The margin is the share of a predicted time that is kept in
+reserve.
 """
 
 from __future__ import annotations
@@ -24,30 +31,32 @@ from itertools import accumulate
 from statistics import median
 
 MIN_SPLIT_GAIN = 0.1
-"""Share of its time that computing a batch in two must save. A smaller gain may be noise."""
+"""Minimum share of a batch's time that is saved if the batch is split in two. If the gain is
+smaller, it may be noise, and the batch is not split."""
 
 PATIENCE, MAX_PATIENCE = 32, 1024
-"""Batches of other sizes after which a size counts as stale. The number doubles each time that a
-stale size turns out to be as slow as it was."""
+"""Initial and maximum number of batches after which a bucket that was not used counts as stale. The
+number doubles each time that a stale bucket is used again and is still slow."""
 SLOWER = 1.2
-"""Factor by which a stale size must look slower than the others to be corrected. A smaller factor
-may be noise."""
+"""A stale bucket is corrected only if its prediction exceeds that of the used buckets by more than
+this factor. A smaller difference may be noise."""
 
 BEYOND_NOISE = 3
-"""Standard deviations of a batch's time at warm-up. An error that two sizes agree on is not noise
-if it is larger. With 0, small errors of a noisy engine would spread from size to size."""
+"""An error that two sizes have in common is certain if it exceeds this many standard deviations of
+a batch's time at warm-up. With 0, small random errors would be corrected for all buckets."""
 
 NORMAL = 1.4826
-"""Standard deviation of a normal distribution, in median absolute deviations."""
+"""Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
 
 
 class LatencyTable:
-    """T(n) for each bucket, that is, for each size that the engine pads batches to."""
+    """T(n), the predicted seconds of a batch of n items, up to the largest bucket."""
 
     def __init__(self, samples: Mapping[int, Sequence[float]]) -> None:
         """
         Args:
-            samples: For each bucket the seconds of some batches, at least one and better three.
+            samples: Bucket -> seconds of some batches of that size, at least one. Three or more
+                are recommended.
 
         Raises:
             ValueError: There is no bucket, a bucket has no sample, or a number is not positive.
@@ -59,11 +68,12 @@ class LatencyTable:
         self.buckets = tuple(sorted(samples))
         self._measured = [median(samples[bucket]) for bucket in self.buckets]
         self._at_warm_up = list(self._measured)
+        # A kind is a group of buckets of similar size: those with the same number of bits.
         self._latest: dict[int, tuple[int, float]] = {}  # kind -> bucket and seconds of a batch
         self._last_kind = 0
         self._batches = 0
         self._last_ran: dict[int, int] = {}  # kind -> number of its latest batch
-        self._patience: dict[int, int] = {}
+        self._patience: dict[int, int] = {}  # kind -> number of batches, see PATIENCE
         self.spread = max(_spread(samples.values()), 0.01)
         """Relative standard deviation of a batch's time at warm-up."""
         self._derive()
@@ -74,22 +84,25 @@ class LatencyTable:
         return self.buckets[-1]
 
     def bucket(self, size: int) -> int:
-        """The size that a batch of `size` is padded to."""
+        """Return the bucket that a batch of `size` items is padded to."""
         return self.buckets[bisect_left(self.buckets, size)]
 
     def seconds(self, size: int) -> float:
-        """T(size), including the time for padding; 0 for no items."""
+        """Return T(size), which includes the time for padding. T(0) is 0."""
         return self._seconds[size]
 
     def largest_within(self, seconds: float) -> int:
-        """The largest batch that takes at most `seconds`; 0 if none does."""
+        """Return the size of the largest batch that takes at most `seconds`.
+
+        Returns 0 if even a batch of one item takes longer.
+        """
         return bisect_right(self._seconds, seconds) - 1 if seconds >= 0 else 0
 
     def best(self, size: int) -> int:
-        """How many of `size` items to compute in the next batch.
+        """Return the number of items for the next batch if `size` items wait.
 
-        All of them, unless two batches would clearly take less time than one, because of padding or
-        because larger batches are less efficient.
+        This is `size`, unless two batches would clearly take less time than one batch. Two batches
+        can be faster because they need less padding, or because large batches are inefficient.
         """
         if (best := self._best.get(size)) is None:
             first = min(self._ways_to_split(size), key=lambda n: self._in_two(n, size))
@@ -98,7 +111,10 @@ class LatencyTable:
         return best
 
     def keeps_up_with(self, rate: float) -> int:
-        """The smallest batch size that computes `rate` items per second, or else the best size."""
+        """Return the smallest batch size at which the engine computes `rate` items per second.
+
+        If no size is sufficient, returns `best(largest)`.
+        """
         index = bisect_left(self._rates, rate)
         if index == len(self.buckets):
             return self.best(self.largest)
@@ -107,20 +123,20 @@ class LatencyTable:
 
     @property
     def most_efficient(self) -> int:
-        """The smallest bucket that computes the maximum number of items per second."""
+        """The smallest bucket at which the engine reaches its maximum items per second."""
         return self.buckets[bisect_left(self._rates, self._rates[-1])]
 
     def as_dict(self) -> dict[int, float]:
-        """T(n) for each bucket."""
+        """Return T(n) for each bucket."""
         return {bucket: self._seconds[bucket] for bucket in self.buckets}
 
     def observe(self, size: int, seconds: float) -> None:
-        """Learn that a batch of `size` took `seconds`.
+        """Learn that a batch of `size` items took `seconds`.
 
         Buckets with the same number of bits, such as 4 to 7, count as one size here.
         """
         if not 0 < seconds < math.inf:
-            return  # shorter than the clock's resolution
+            return  # 0: the batch took less than the resolution of the clock
         bucket = self.bucket(size)
         kind = bucket.bit_length()
         errors = {kind: self._error(*latest) for kind, latest in self._latest.items()}
@@ -145,7 +161,7 @@ class LatencyTable:
         self._derive()
 
     def _correct_stale_sizes(self, bucket: int) -> None:
-        """Forget that stale sizes were slow: they are now predicted in proportion to `bucket`."""
+        """Lower the predictions of stale buckets to the level of `bucket`, which ran last."""
         index = bisect_left(self.buckets, bucket)
         share = self._measured[index] / self._at_warm_up[index]
         for i, other in enumerate(self.buckets):
@@ -156,10 +172,11 @@ class LatencyTable:
                     self._measured[i] = share * self._at_warm_up[i]
 
     def _make_monotonic(self, bucket: int) -> None:
-        """Where a small batch looks slower than a large one, trust `bucket`, which ran last.
+        """Adjust buckets whose measured seconds contradict those of `bucket`, which ran last.
 
-        If both were kept, T(n) would be their mean: always too low for one and too high for the
-        other. Corrections would then drive the two apart without end.
+        A contradiction is a smaller bucket that takes longer, or a larger bucket that takes less
+        time. If both values were kept, T(n) would be their mean, which is always too low for one
+        bucket and too high for the other. Corrections would then move the two values apart forever.
         """
         index = bisect_left(self.buckets, bucket)
         newest = self._measured[index]
@@ -167,21 +184,21 @@ class LatencyTable:
             self._measured[i] = min(seconds, newest) if i < index else max(seconds, newest)
 
     def _update_patience(self, kind: int, error: float) -> None:
-        """A stale size has run again. If it is still slow, wait twice as long the next time."""
+        """Set the patience of a stale kind that ran again: doubled if the kind is still slow."""
         still_slow = error >= math.log(SLOWER)
         patience = 2 * self._patience.get(kind, PATIENCE) if still_slow else PATIENCE
         self._patience[kind] = min(patience, MAX_PATIENCE)
 
     def _error(self, bucket: int, seconds: float) -> float:
-        """Logarithm of measured by predicted seconds."""
+        """Return the logarithm of the measured seconds divided by the predicted seconds."""
         return math.log(seconds / self._seconds[bucket])
 
     def _correction(self, error: float) -> float:
-        """The part of an error to correct: a small part if the error is as small as the noise."""
+        """Return the part of an error to correct. The part is small if the error may be noise."""
         return error * abs(error) / (abs(error) + self.spread)
 
     def _derive(self) -> None:
-        """Compute the tables for lookups from the measured seconds."""
+        """Compute the tables that the lookups use from the measured seconds."""
         self._seconds = [0.0]
         for bucket, seconds in zip(self.buckets, _never_decreasing(self._measured), strict=True):
             self._seconds += [seconds] * (bucket + 1 - len(self._seconds))
@@ -190,21 +207,25 @@ class LatencyTable:
         self._best = {0: 0, 1: 1}  # cache; `best` adds other sizes
 
     def _ways_to_split(self, size: int) -> tuple[int, int]:
-        """Sizes of the first of two batches: the next smaller bucket, and one half."""
+        """Return two candidates for the size of the first batch if `size` items are split in two.
+
+        The candidates are the next smaller bucket and half of the items.
+        """
         index = bisect_left(self.buckets, size)
         return (self.buckets[index - 1] if index else 0), size // 2
 
     def _in_two(self, first: int, size: int) -> float:
-        """Seconds for `first` items and then the remaining items of `size`."""
+        """Return the seconds of a batch of `first` items and a batch of the rest of `size` items."""
         return self._seconds[first] + self._seconds[size - first]
 
 
 class Margin:
-    """The share of its predicted time by which one batch in a hundred is late.
+    """The share of a predicted time that is kept in reserve. It is named `share`.
 
-    Starts at three times the spread at warm-up. A late batch raises it by one step, a batch in time
-    lowers it by a hundredth of a step. Late batches in a row count once: they are a change that the
-    table learns.
+    The share is chosen so that one batch in a hundred takes longer than the predicted time plus the
+    share. A batch is late if it takes longer than that. The share starts at three times the spread
+    at warm-up. Each late batch raises the share by a step, and each other batch lowers the share by
+    a hundredth of a step. Late batches in a row count as one, because the table learns from them.
     """
 
     MISSES = 0.01
@@ -214,13 +235,13 @@ class Margin:
     def __init__(self, spread: float) -> None:
         """
         Args:
-            spread: Relative standard deviation of a batch's time at warm-up.
+            spread: Relative standard deviation of the time of a batch at warm-up.
         """
         self._was_late = False
         self._set(3 * spread)
 
     def observe(self, predicted: float, actual: float) -> None:
-        """Learn from a batch: its `predicted` and `actual` seconds."""
+        """Learn from a batch with its `predicted` and `actual` seconds."""
         late = actual > predicted * (1 + self.share)
         counts = late and not self._was_late
         self._was_late = late
@@ -231,14 +252,15 @@ class Margin:
 
 
 def _common(error: float, other: float) -> float:
-    """The smaller of two errors in the same direction; 0 for opposite directions."""
+    """Return the smaller of two errors in the same direction; 0 for opposite directions."""
     return min(error, other, key=abs) if error * other > 0 else 0.0
 
 
 def _spread(samples: Iterable[Sequence[float]]) -> float:
-    """Relative standard deviation, from the distances of all runs to the median of their bucket.
+    """Return the relative standard deviation of the seconds of a batch.
 
-    With an odd number of runs the median itself is one of them and is left out.
+    It is estimated from the distances of all samples to the median of their bucket. If a bucket has
+    an odd number of samples, one of them is the median and is left out.
     """
     distances: list[float] = []
     for runs in samples:
@@ -248,7 +270,10 @@ def _spread(samples: Iterable[Sequence[float]]) -> float:
 
 
 def _never_decreasing(values: Sequence[float]) -> list[float]:
-    """The nearest sequence that never decreases: neighbors out of order get their mean."""
+    """Return the nearest sequence that never decreases.
+
+    Adjacent values that decrease are replaced by their mean.
+    """
     pools: list[tuple[float, int]] = []
     for value in values:
         count = 1

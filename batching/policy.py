@@ -1,22 +1,25 @@
-"""Policy: decides when a batch is formed, how large it is, and which requests are rejected. Pure:
-callers pass the current time.
+"""Policy: decides when a batch is formed, how large it is, and which requests are rejected.
 
-All rules work on the deadlines of the items in the queue, in order. They plan batches for them from
-the moment the engine is free. An item counts as in time if the predicted end of its batch plus the
-margin is before its deadline. The rules:
+This module does no I/O and reads no clock: callers pass the current time. A lane is a part of the
+engine that computes one batch at a time. T(n) is the predicted number of seconds that a batch of n
+items takes. The margin is the share of a predicted time that is kept in reserve.
 
-- If the engine is idle, a batch is formed at once. If it is busy, the batch is formed just before
-  the engine is free, so its size grows with the load.
-- While some lanes compute, a free lane takes a batch only if that batch keeps up with the lane's
-  share of the arrivals. A smaller batch waits for the first lane to end, unless a deadline is at
-  stake. Lanes share the cores, so under load small batches waste them.
-- A batch is as large as its first deadline and the memory allow. One item may be left for the next
-  batch if padding for it would take longer.
-- A new item is rejected in three cases: it would be late; it would make an accepted item late; or
-  only a batch too small to keep up with the arrivals could compute it in time. Such a batch would
-  cost more answers than it gives.
-- If the engine has been idle for a while, one item is accepted whatever the prediction says. If the
-  engine was slow, only another batch can show that it has recovered.
+The rules use the deadlines of the items in the queue, the earliest first. They plan how the items
+are divided into batches from the time when the first lane is free. An item is in time if its batch
+is predicted to end, with the margin added, before the item's deadline. The rules:
+
+- If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
+  just before a lane is free. So batches grow with the load.
+- If some lanes are busy and others are free, a small batch waits until the first busy lane is free,
+  unless an item would be late. A batch is small if batches of its size compute fewer items per
+  second than arrive (see `KEEPING_UP`). Lanes share the CPU cores, and small batches use the cores
+  inefficiently.
+- A batch is as large as its first deadline and the memory allow. Some items are left for the next
+  batch if two batches would take less time, because they need less padding.
+- A new item is rejected if it would be late, or if it would make an accepted item late. It is also
+  rejected if it can be in time only in a batch that is small in the same sense.
+- If the engine has been idle for a while, one item is accepted even if it is predicted to be late.
+  Only another batch can show that an engine that was slow has recovered.
 """
 
 from __future__ import annotations
@@ -30,21 +33,22 @@ from batching.memory import MemoryCap
 from batching.timeline import Lanes, Timeline
 
 KEEPING_UP = 0.6
-"""Share of the arrival rate that a batch must keep up with to be worth computing. Found by
-simulation: with less, batches become small under overload; with more, too many items are rejected
-just below it."""
+"""Minimum rate at which batches must compute items, as a share of the arrival rate. The value was
+found by simulation. With a smaller value, batches are too small under overload. With a larger
+value, too many items are rejected when the load is just below the engine's capacity."""
 
 ARRIVAL_MEMORY = 16
-"""For how long arrivals are remembered, as a multiple of T(1). Found by simulation: with less,
-every burst counts as overload; with more, overload counts as a burst."""
+"""Time over which the arrival rate is averaged, as a multiple of T(1). The value was found by
+simulation. With a smaller value, every burst counts as overload. With a larger value, overload is
+detected too late."""
 
 ACCEPTED_MARGIN = 0.5
-"""Share of the margin that accepted items must still have. The margin was reserved for errors of
-the prediction since then. If all of it were required again, one late batch would make the next
-batch small, and others late."""
+"""Share of the margin that is required for items that are already accepted. A new item needs the
+whole margin. If an accepted item needed the whole margin again, one late batch would make the next
+batch small and delay the items after it."""
 
 MAX_CHOICES = 16
-"""Maximum number of alternatives that are compared when some items must be given up."""
+"""Maximum number of alternatives that are compared when some items must be failed."""
 
 
 class Policy:
@@ -53,9 +57,9 @@ class Policy:
     def __init__(self, table: LatencyTable, max_batch_size: int, lanes: int = 1) -> None:
         """
         Args:
-            table: Predicts the seconds of a batch; learns from each batch.
+            table: Predicts the seconds of a batch, and learns from each batch.
             max_batch_size: Maximum number of items in a batch, at most `table.largest`.
-            lanes: Batches that the engine computes at the same time.
+            lanes: Number of batches that the engine computes at the same time.
         """
         self.table = table
         self.timeline = Timeline(table, lanes)
@@ -65,12 +69,16 @@ class Policy:
         self._lanes = lanes
 
     def switch(self, table: LatencyTable) -> None:
-        """Predict another engine with `table` from the next batch on.
+        """Use `table` from the next batch on, because another engine computes the batches.
 
-        What was learned about the previous engine is dropped. Batches in flight still count.
+        The memory limit and the arrival rate learned so far are dropped. Batches in flight are
+        still considered in predictions.
+
+        Args:
+            table: Predicts the batches of the new engine.
 
         Raises:
-            ValueError: Its buckets differ from those of the current table.
+            ValueError: The buckets of `table` differ from those of the current table.
         """
         if table.buckets != self.table.buckets:
             raise ValueError(f"the buckets are {self.table.buckets}, not {table.buckets}")
@@ -80,10 +88,12 @@ class Policy:
         self.arrivals = Arrivals(memory=ARRIVAL_MEMORY * table.seconds(1))
 
     def seconds_late(self, deadlines: Sequence[float], deadline: float, now: float) -> float | None:
-        """Seconds by which a new item would be late; None if it should be accepted.
+        """Return the seconds by which an item would be late if a new item were accepted.
+
+        Returns None if the new item should be accepted.
 
         Args:
-            deadlines: Deadlines in the queue; never decreasing.
+            deadlines: Deadlines of the items in the queue, the earliest first.
             deadline: Deadline of the new item.
             now: Current time.
         """
@@ -101,8 +111,8 @@ class Policy:
         first = 0
         while first < len(deadlines):
             start = lanes.free_at
-            # Items ahead are planned as `form_batch` will take them. With the whole margin, a batch
-            # that has used up some of it would look smaller, and its other items lost.
+            # Items before the new item are planned as `form_batch` will form their batches, which
+            # requires only a part of the margin.
             margin_share = ACCEPTED_MARGIN if first < place else 1.0
             allowed = self._allowed_size(deadlines[first], start, now, margin_share)
             needed = 1
@@ -112,7 +122,7 @@ class Policy:
                 size = self.table.best(min(allowed, cap, len(deadlines) - first))
                 lanes.take(self.table.seconds(size))
                 first += size
-            elif first < place:  # lost with or without the new item, as are those due even earlier
+            elif first < place:  # this item is late with or without the new item
                 soonest = self._in_time(start + self.table.seconds(1), now)
                 first = max(first + 1, bisect_left(deadlines, soonest, first, place))
             else:
@@ -122,12 +132,12 @@ class Policy:
     def _surely_in_time(
         self, deadlines: Sequence[float], deadline: float, cap: int, now: float
     ) -> bool:
-        """Whether all items would be in time, even if the longest batch came after all others.
+        """Whether the last of all batches ends before the earliest deadline.
 
-        A shortcut: if deadlines are far off, or few items wait, no batches need be planned.
-
-        Full batches and one for the remaining items bound the total time. If the remaining items
-        are computed in several batches, `LatencyTable.best` found that to take less.
+        This is a shortcut: if deadlines are distant, or few items wait, batches need not be planned
+        one by one. The total time is estimated as that of full batches and one more full batch for
+        the remaining items. If `LatencyTable.best` splits the remaining items into several batches,
+        these take less time than that.
         """
         full = self.table.seconds(cap)
         batches = len(deadlines) // self.table.best(cap) + 2
@@ -137,10 +147,14 @@ class Policy:
     def _skip_full_batches(
         self, deadlines: Sequence[float], lanes: Lanes, cap: int, now: float
     ) -> tuple[int, Lanes]:
-        """How many of the first items are computed in full batches whatever comes after them, and
-        the lanes after those batches. 0 if that is not certain.
+        """Count the first items that are certainly computed in full batches.
 
-        A shortcut: for a new item at the end of a long queue, not every batch need be planned.
+        This is a shortcut for a new item at the end of a long queue: the full batches before the
+        item need not be planned one by one.
+
+        Returns:
+            The number of items in such batches, or 0 if that is not certain; and the lanes after
+            these batches were given to them.
         """
         size = self.table.best(cap)
         batches = (len(deadlines) - cap) // size + 1
@@ -150,12 +164,15 @@ class Policy:
         for _ in range(batches - 1):
             after.take(self.table.seconds(size))
         if self._allowed_size(deadlines[0], after.free_at, now, ACCEPTED_MARGIN) < cap:
-            return 0, lanes  # the first deadline would not allow a full batch at the end
+            return 0, lanes  # after the other batches, a full batch would miss the first deadline
         after.take(self.table.seconds(size))
         return batches * size, after
 
     def drained_at(self, waiting: int, now: float) -> float:
-        """When the batches in flight and `waiting` more items will have been computed."""
+        """Return the predicted time at which the batches in flight and `waiting` items end.
+
+        A batch in flight is a batch that the engine has not returned.
+        """
         full, rest = divmod(waiting, size := self.table.best(self.size_limit(now)))
         lanes = self.timeline.lanes(now)
         for batch in [*[size] * full, rest]:
@@ -163,11 +180,14 @@ class Policy:
         return lanes.done_at
 
     def due_at(self, deadlines: Sequence[float], wait_until: float, now: float) -> float:
-        """When the next batch should be formed, if another batch may be handed over.
+        """Return the time at which the next batch should be formed.
+
+        The caller must be allowed to hand over another batch.
 
         Args:
-            deadlines: Deadlines in the queue; never decreasing, not empty.
-            wait_until: Until then the batch may wait to grow, as long as no deadline is at stake.
+            deadlines: Deadlines of the items in the queue, the earliest first. Must not be empty.
+            wait_until: Time until which the batch may wait for more items. The batch is formed
+                earlier if the first deadline requires it.
             now: Current time.
         """
         cap = self.size_limit(now)
@@ -175,7 +195,7 @@ class Policy:
         if len(deadlines) >= min(
             cap, self._allowed_size(deadlines[0], start, now, ACCEPTED_MARGIN)
         ):
-            return now  # waiting cannot make it larger
+            return now  # the batch cannot become larger
         lane_ends = self.timeline.lane_ends_at(now)
         if wait_until < lane_ends and len(deadlines) < self._min_size_for_free_lane(now):
             wait_until = lane_ends
@@ -183,15 +203,19 @@ class Policy:
         return max(self.timeline.runs_dry_at(now), min(wait_until, deadlines[0] - one_more))
 
     def form_batch(self, deadlines: Sequence[float], now: float) -> tuple[int, int]:
-        """How many of the first items to give up, and how many to take after them.
+        """Decide which items to fail, and how many items the next batch has.
 
-        Items that can no longer be in time are given up. If batches took longer than predicted,
-        items that could be in time may be given up too, if fewer items are late in total: a full
-        batch now instead of a small one that is in time for the first item.
+        Items that can no longer be in time are failed. If batches took longer than predicted, the
+        first deadline may allow only a small batch. Then items with the earliest deadlines may be
+        failed as well, because a larger batch can begin now and fewer items are late in total.
 
         Args:
-            deadlines: Deadlines in the queue; never decreasing, not empty.
+            deadlines: Deadlines of the items in the queue, the earliest first. Must not be empty.
             now: Current time.
+
+        Returns:
+            The number of items to fail, which are the first in the queue, and the number of items
+            after them to take for the batch.
         """
         cap = self.size_limit(now)
         lanes = self.timeline.lanes(now)
@@ -209,7 +233,10 @@ class Policy:
     def _fewest_late(
         self, deadlines: Sequence[float], first: int, lanes: Lanes, cap: int, now: float
     ) -> int:
-        """How many of the first items to give up, at least `first`, so that the fewest are late."""
+        """Return how many of the first items to fail so that the fewest items are late in total.
+
+        The result is at least `first`.
+        """
         choice, fewest = first, math.inf
         for given_up in range(
             first, len(deadlines), 1 + (len(deadlines) - first - 1) // MAX_CHOICES
@@ -231,9 +258,9 @@ class Policy:
         now: float,
         limit: float,
     ) -> int:
-        """How many items from `first` on will be late if a batch with `first` begins now.
+        """Return how many items will be late if the next batch starts with the item `first`.
 
-        Stops counting at `limit`.
+        Items before `first` are not counted. Counting stops at `limit`.
         """
         late = 0
         place = first
@@ -249,35 +276,41 @@ class Policy:
         return late
 
     def size_limit(self, now: float) -> int:
-        """Current maximum batch size."""
+        """Return the current maximum batch size, which the device's memory may limit."""
         if self.memory.unlimited:
             return self._max_batch_size
         return min(self._max_batch_size, self.memory.limit(now))
 
     def _in_time(self, end: float, now: float) -> float:
-        """The earliest deadline that a batch with the predicted `end` meets, margin included."""
+        """Return the earliest deadline that a batch with the predicted `end` meets.
+
+        The margin is added to the predicted end.
+        """
         return now + (end - now) * (1 + self.timeline.margin.share)
 
     def _allowed_size(self, deadline: float, start: float, now: float, margin_share: float) -> int:
-        """The largest batch that begins at `start` and meets `deadline`; 0 if none does.
+        """Return the size of the largest batch that begins at `start` and meets `deadline`.
 
-        `margin_share` is the share of the margin that is kept in reserve.
+        Returns 0 if not even a batch of one item meets it. `margin_share` is the share of the
+        margin that is required.
         """
         trusted = now + (deadline - now) / (1 + margin_share * self.timeline.margin.share)
         return self.table.largest_within(trusted - start)
 
     def _min_size_for_free_lane(self, now: float) -> int:
-        """The smallest batch that a free lane takes while others compute.
+        """Return the smallest batch size for a free lane while other lanes are busy.
 
-        It keeps up with a lane's share of the arrivals, or has the best rate of items per second.
+        If all lanes compute batches of that size, the engine computes at least `KEEPING_UP` of the
+        items that arrive. The result is at most the most efficient bucket.
         """
         rate = KEEPING_UP / (self.arrivals.gap(now) * self._lanes)
         return min(self.table.keeps_up_with(rate), self.table.most_efficient)
 
     def _min_worthwhile_size(self, timeout: float, cap: int, now: float) -> int:
-        """The smallest batch worth computing at the current arrival rate.
+        """Return the smallest batch size that is efficient enough at the current arrival rate.
 
-        It keeps up with the arrivals, or is the best that arrives and is computed within `timeout`.
+        Batches of that size compute at least `KEEPING_UP` of the items that arrive. The result is
+        at most the number of items that can arrive and be computed within `timeout` seconds.
         """
         gap = self.arrivals.gap(now)
 
@@ -289,8 +322,10 @@ class Policy:
 
 
 class Arrivals:
-    """The average time between two items that arrive, accepted or not. Older arrivals count less:
-    their weight decays exponentially."""
+    """The average time between two arrivals of items, including rejected items.
+
+    The weight of an arrival decays exponentially with time.
+    """
 
     def __init__(self, memory: float) -> None:
         """
@@ -302,12 +337,12 @@ class Arrivals:
         self._last = -math.inf
 
     def record(self, now: float) -> None:
-        """Count one item that arrives at `now`."""
+        """Record the arrival of one item at the time `now`."""
         self._count = self._decayed(now) + 1
         self._last = now
 
     def gap(self, now: float) -> float:
-        """Average seconds between two items; infinity if none has arrived."""
+        """Return the average seconds between two arrivals; infinity if no item has arrived."""
         count = self._decayed(now)
         return self._memory / count if count else math.inf
 

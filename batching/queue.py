@@ -1,8 +1,8 @@
 """BatchQueue holds the items that wait for a batch; Alarm wakes the task that forms batches.
 
 The queue is ordered by deadline, the earliest first. Items with equal deadlines stay in order of
-arrival. So if all requests have the same timeout, the queue is first in, first out. It is pure: it
-compares deadlines and never asks for the time.
+arrival. So if all requests have the same timeout, the queue is first in, first out. The queue
+compares deadlines and reads no clock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from batching.completion import raisable, reject
 
 
 class Waiting(Protocol):
-    """The attributes of an item that the queue uses."""
+    """The attributes that the queue uses of an item. Both are times in seconds."""
 
     @property
     def arrived(self) -> float: ...
@@ -29,7 +29,7 @@ W = TypeVar("W", bound=Waiting)
 
 
 class BatchQueue(Generic[W]):
-    """A bounded queue ordered by deadline."""
+    """A queue that is ordered by deadline and has a maximum size."""
 
     def __init__(self, max_size: int) -> None:
         """
@@ -45,22 +45,23 @@ class BatchQueue(Generic[W]):
 
     @property
     def full(self) -> bool:
+        """Whether the queue holds its maximum number of items."""
         return len(self._items) >= self.max_size
 
     @property
     def deadlines(self) -> Sequence[float]:
-        """Deadlines of all items in queue order; never decreasing."""
+        """Deadlines of all items, the earliest first."""
         return self._deadlines
 
     def put(self, item: W) -> None:
-        """Add `item`. Callers check `full` first."""
+        """Add `item`. The queue must not be full."""
         assert not self.full
         index = bisect_right(self._deadlines, item.deadline)
         self._deadlines.insert(index, item.deadline)
         self._items.insert(index, item)
 
     def discard(self, item: W) -> None:
-        """Remove `item`. Does nothing if it is not in the queue."""
+        """Remove `item`. Does nothing if `item` is not in the queue."""
         index = bisect_left(self._deadlines, item.deadline)
         while index < len(self._items) and self._deadlines[index] == item.deadline:
             if self._items[index] is item:
@@ -69,28 +70,28 @@ class BatchQueue(Generic[W]):
             index += 1
 
     def take(self, count: int) -> list[W]:
-        """Remove and return the first `count` items, or all if there are fewer."""
+        """Remove and return the first `count` items, or all items if the queue has fewer."""
         taken = self._items[:count]
         del self._items[:count], self._deadlines[:count]
         return taken
 
     def oldest(self) -> float:
-        """Arrival time of the item that has waited longest. The queue must not be empty."""
+        """Return the earliest arrival time of all items. The queue must not be empty."""
         return min(item.arrived for item in self._items)
 
 
 class Alarm:
-    """Lets one task sleep until a time, and other code wake it earlier. At most one task sleeps."""
+    """Lets one task sleep until a time, and lets other code wake that task earlier."""
 
     def __init__(self) -> None:
         self._rings: asyncio.Future[None] | None = None
         self._at = math.inf
 
     async def sleep(self, until: float, now: float) -> None:
-        """Sleep until `until`, in seconds by the caller's clock, or until woken.
+        """Sleep until `until`, or until other code wakes the task. Only one task may sleep.
 
         Args:
-            until: Infinity to sleep until woken.
+            until: Time in seconds by the caller's clock. Infinity: sleep until woken.
             now: Current time by the same clock.
         """
         loop = asyncio.get_running_loop()
@@ -109,9 +110,9 @@ class Alarm:
             self._rings.set_result(None)
 
     def wake_if_earlier(self, due_at: Callable[[], float]) -> None:
-        """Wake the task that sleeps, if `due_at()` is earlier than the time it sleeps until.
+        """Wake the task that sleeps, if `due_at()` is earlier than the time the task sleeps until.
 
-        If `due_at` raises, `sleep` raises its exception.
+        If `due_at` raises an exception, `sleep` raises that exception in the sleeping task.
         """
         rings = self._rings
         if rings is not None and not rings.done():

@@ -1,7 +1,7 @@
 """Plain data about one answer and about one batch. Durations are in seconds.
 
-Instances are not changed after they are made. The classes are not `frozen`, because creating a
-frozen instance takes several times as long.
+Instances must not be modified. The classes are not `frozen`, because creating a frozen instance
+takes several times as long.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ Out = TypeVar("Out")
 
 @dataclass(slots=True)
 class Answer(Generic[Out]):
-    """The result for one item, and how long the item waited and was computed."""
+    """The result for one item, with the time that the item waited and the time of its batch."""
 
     value: Out
+    """Result that the engine returned for the item."""
     queue_seconds: float
-    """From arrival until the item's batch was handed to the engine."""
+    """Time from the item's arrival until its batch was handed to the engine."""
     infer_seconds: float
-    """From then until the event loop received the results."""
+    """Time from handing the batch to the engine until the event loop received the results."""
     batch_size: int
-    """Items in the batch."""
+    """Number of items in the batch."""
     bucket: int
     """Size that the engine padded the batch to."""
 
@@ -32,18 +33,21 @@ class BatchReport:
     """What happened to one batch after it was formed."""
 
     size: int
-    """Items in the batch as it was formed."""
+    """Number of items in the batch when it was formed."""
     bucket: int
-    """Size that the engine padded it to."""
+    """Size that the engine padded the batch to."""
     infer_seconds: float
-    """From forming the batch to its last result. If an earlier batch was still in flight, this
-    includes the wait for it."""
+    """Time from forming the batch to its last result. If the engine was still computing earlier
+    batches, this includes the wait for them."""
     predicted_seconds: float
-    """Prediction of `infer_seconds`."""
+    """Prediction of `infer_seconds`, made when the batch was formed."""
     answered: int
+    """Number of items that were answered."""
     failed: int
+    """Number of items that failed."""
     gone: int
-    """Items whose callers had canceled or reached their deadline by the end."""
+    """Number of items whose caller canceled, or whose deadline passed, before the batch ended."""
     retries: int
-    """Additional calls of the engine, to isolate an error."""
+    """Number of additional engine calls that were made to find the items that cause an error."""
     out_of_memory: bool
+    """Whether the device ran out of memory while it computed the batch."""

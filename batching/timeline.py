@@ -1,13 +1,17 @@
-"""Timeline: predicts when the engine is free, from the batches in flight. Pure: callers pass the
-current time.
+"""Timeline: predicts when the engine will be free, from the batches that it has not returned yet.
 
-A lane is a part of the engine that computes one batch at a time. All lanes take batches from one
-line, in the order in which they were handed over. So a batch that is handed over while all lanes
-compute begins when the first lane is free.
+This module does no I/O and reads no clock: callers pass the current time, in seconds.
 
-The latency table and the margin learn from each batch that ends, except from batches that began
-before a `switch`: another engine computed them. A batch's time is not divided by the number of
-lanes that compute: every lane has a core of its own, and the table learns the time under load.
+A lane is a part of the engine that computes one batch at a time. The lanes share one queue of
+batches, which is first in, first out. So if all lanes are busy when a batch is handed over, the
+batch begins when the first lane is free.
+
+The latency table predicts the time of a batch. The margin is the share of a predicted time that is
+kept in reserve. Both learn from each batch that ends. They do not learn from batches that were
+handed over before a `switch`, because another engine computed those batches.
+
+The time of a batch is not divided by the number of busy lanes. Every lane has its own CPU core, and
+the table learns how long a batch takes while other lanes are busy.
 """
 
 from __future__ import annotations
@@ -25,27 +29,29 @@ STALE_AFTER = 1.0
 
 @dataclass(slots=True, eq=False)
 class InFlight:
-    """A batch that was handed to the engine and has not come back. Times are in seconds."""
+    """A batch in flight: it was handed to the engine, and the engine has not returned it."""
 
     size: int
+    """Number of items in the batch."""
     handed: float
-    """When it was handed over."""
+    """Time at which the batch was handed over."""
     begins: float
-    """When the engine is predicted to begin it."""
+    """Time at which the engine is predicted to begin the batch."""
     seconds: float
-    """Predicted time of computing it."""
+    """Predicted seconds that the engine takes for the batch."""
     table: LatencyTable
     """The table that made the prediction."""
 
     @property
     def ends(self) -> float:
-        """Predicted end, whether or not that has passed."""
+        """Predicted end of the batch. It may be in the past."""
         return self.begins + self.seconds
 
     def expected_end(self, now: float) -> float:
-        """Predicted end. A batch that is late is expected to be late by as much again.
+        """Return the predicted end, or a later time if the batch is late.
 
-        So if an engine hangs, soon no deadline can be met.
+        A batch that is late by some seconds is expected to take as many seconds more. So if the
+        engine hangs, all deadlines soon count as unreachable.
         """
         return max(self.ends, 2 * now - self.ends)
 
@@ -56,19 +62,19 @@ class Lanes:
     def __init__(self, free: list[float]) -> None:
         """
         Args:
-            free: The time for each lane, in any order. The list is used and reordered.
+            free: Time at which each lane is free, in any order. The list is modified.
         """
         self._free = free
         heapify(free)
 
     @property
     def free_at(self) -> float:
-        """When the first lane is free."""
+        """Time at which the first lane is free."""
         return self._free[0]
 
     @property
     def done_at(self) -> float:
-        """When all lanes are free."""
+        """Time at which all lanes are free."""
         return max(self._free)
 
     def take(self, seconds: float) -> None:
@@ -80,13 +86,13 @@ class Lanes:
 
 
 class Timeline:
-    """The batches in flight, and what is learned when they end."""
+    """The batches in flight, and the predictions derived from them."""
 
     def __init__(self, table: LatencyTable, lanes: int) -> None:
         """
         Args:
-            table: Predicts the seconds of a batch; learns from each batch.
-            lanes: Batches that the engine computes at the same time.
+            table: Predicts the seconds of a batch, and learns from each batch.
+            lanes: Number of batches that the engine computes at the same time.
         """
         self.table = table
         self.margin = Margin(table.spread)
@@ -102,7 +108,7 @@ class Timeline:
 
     @property
     def current(self) -> InFlight | None:
-        """The batch in flight that was handed over first."""
+        """The oldest batch in flight; None if no batch is in flight."""
         return self._in_flight[0] if self._in_flight else None
 
     def switch(self, table: LatencyTable) -> None:
@@ -111,22 +117,25 @@ class Timeline:
         self.margin = Margin(table.spread)
 
     def free_at(self, now: float) -> float:
-        """When the first lane has computed its batches, including those to be computed again."""
+        """Return the time at which the first lane is free, as in `lanes`."""
         return self.lanes(now).free_at
 
     def begins_at(self, now: float) -> float:
-        """When a batch handed over now begins. Batches to be computed again come after it."""
+        """Return the predicted time at which a batch that is handed over now begins.
+
+        Reserved batches (see `reserve`) are handed over later, so they do not delay it.
+        """
         return self._lanes_in_flight(now).free_at
 
     def lanes(self, now: float) -> Lanes:
-        """When each lane has computed its batches, including those to be computed again."""
+        """Return the time at which each lane has computed its batches and the reserved batches."""
         lanes = self._lanes_in_flight(now)
         if self._reserved:
             lanes.take(self._reserved)
         return lanes
 
     def drained_by(self, now: float) -> float:
-        """Upper bound of the time at which all lanes have computed their batches."""
+        """Return an upper bound of the time at which all batches are computed, as in `lanes`."""
         last, behind = now, self._reserved
         for index, batch in enumerate(self._in_flight):
             if index < self._lanes:
@@ -136,16 +145,17 @@ class Timeline:
         return last + behind
 
     def is_stale(self, now: float) -> bool:
-        """Whether the engine has been idle for so long that predictions may no longer hold."""
+        """Whether the engine has been idle for so long that predictions may be out of date."""
         if self._idle_since is None:
             self._idle_since = now
         return not self._in_flight and now - self._idle_since > STALE_AFTER
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Within the block, predict that a batch of `size` is yet to be handed over.
+        """Reserve the time of a batch of `size` items within the block.
 
-        Used for the second half of a batch that failed, while the first half is computed again.
+        If a batch fails, it is computed again in two halves. While the first half is computed,
+        the time of the second half is reserved.
         """
         seconds = self.table.seconds(size)
         self._reserved += seconds
@@ -155,7 +165,7 @@ class Timeline:
             self._reserved -= seconds
 
     def _lanes_in_flight(self, now: float) -> Lanes:
-        """When each lane has computed the batches in flight."""
+        """Return the time at which each lane has computed the batches in flight."""
         ends = [batch.expected_end(now) for batch in self._in_flight[: self._lanes]]
         lanes = Lanes(ends + [now] * (self._lanes - len(ends)))
         for batch in self._in_flight[self._lanes :]:
@@ -163,25 +173,26 @@ class Timeline:
         return lanes
 
     def runs_dry_at(self, now: float) -> float:
-        """The earliest time at which the engine may have no more work."""
+        """Return the earliest time at which a lane may have no more work."""
         ahead = sum(batch.seconds for batch in self._in_flight) / self._lanes
         return self.free_at(now) - self.margin.share * ahead
 
     def lane_ends_at(self, now: float) -> float:
-        """If some lanes compute and others are free, the first predicted end; otherwise `now`.
+        """Return the first predicted end of a batch if some lanes are free and others are busy.
 
-        A batch that is late does not postpone this, so the free lanes are used if one lane hangs.
+        Otherwise, returns `now`. A batch that is late does not postpone the result, so that free
+        lanes are still used if another lane hangs.
         """
         some_free = 0 < len(self._in_flight) < self._lanes
         return min(batch.ends for batch in self._in_flight) if some_free else now
 
     def busy_seconds(self, now: float) -> float:
-        """Total seconds in which the engine computed. Counts half if half of the lanes compute."""
+        """Return the seconds of computation so far, averaged over all lanes."""
         share = min(len(self._in_flight), self._lanes) / self._lanes
         return self._busy + share * (now - self._counted_at)
 
     def begin(self, size: int, now: float) -> InFlight:
-        """Record that a batch of `size` is handed to the engine."""
+        """Record that a batch of `size` items is handed to the engine."""
         self._count_busy(now)
         batch = InFlight(size, now, self.begins_at(now), self.table.seconds(size), self.table)
         self._in_flight.append(batch)
@@ -190,32 +201,37 @@ class Timeline:
     def end(
         self, batch: InFlight, now: float, *, computed: bool, computed_at: float | None = None
     ) -> None:
-        """Record that `batch` came back.
+        """Record that the engine returned `batch`.
 
         Args:
             batch: As returned by `begin`.
             now: Current time.
-            computed: Whether the engine computed it. Nothing is learned from a failure.
-            computed_at: When the engine finished it; None or a later time than `now` means `now`.
+            computed: Whether the engine computed the batch. Nothing is learned from a batch that
+                failed.
+            computed_at: Time at which the engine finished the batch. A time after `now` counts as
+                `now`. None: `now`.
         """
         computed_at = now if computed_at is None else min(computed_at, now)
         in_lane = batch in self._in_flight[: self._lanes]
         self._count_busy(now)
         self._in_flight.remove(batch)
         if self._in_flight:
-            if in_lane and len(self._in_flight) >= self._lanes:  # the next one begins
+            if in_lane and len(self._in_flight) >= self._lanes:  # the next batch begins
                 following = self._in_flight[self._lanes - 1]
                 following.begins = max(following.handed, computed_at)
         else:
             self._idle_since = now
-        # Last: the batch has ended, even if learning from it raises.
+        # This comes last: the batch has ended even if `observe` raises.
         if computed and batch.table is self.table:
             began = batch.begins if in_lane else batch.handed
             self.table.observe(batch.size, computed_at - began)
             self.margin.observe(batch.seconds, computed_at - began)
 
     def forget(self, batch: InFlight) -> None:
-        """Remove `batch` if `end` raised before it did. Does nothing if it has ended."""
+        """Remove `batch` if `end` raised before it removed `batch`.
+
+        Does nothing if `batch` has ended.
+        """
         if batch in self._in_flight:
             self._in_flight.remove(batch)
 

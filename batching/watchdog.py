@@ -1,13 +1,15 @@
-"""Watchdog: decides whether the engine is stalled or dead. Pure: callers pass the current time.
+"""Watchdog: decides whether the engine is stalled or dead.
 
-Stalled: one batch takes ten times its predicted time. New requests should go to another server.
-The engine recovers as soon as that batch ends.
+This module does no I/O and reads no clock: callers pass the current time.
 
-Dead: one batch takes a hundred times its predicted time. It will not return, because a driver
-hangs, threads are deadlocked or the device is gone. Only a new process helps.
+The engine is stalled if one batch takes ten times its predicted time. New requests should then go
+to another server. The engine recovers as soon as that batch ends.
 
-Time counts only between two checks that follow each other closely. If the whole process was stopped
-or got no CPU for a minute, that minute does not count: the engine could not compute in it either.
+The engine is dead if one batch takes a hundred times its predicted time. The likely causes are a
+driver that hangs, a deadlock, or a device that is gone. Only a new process helps.
+
+At most `STEP` seconds count between two checks. If the whole process was stopped for a minute, the
+engine could not compute during that minute, so the minute must not count.
 """
 
 from __future__ import annotations
@@ -15,19 +17,22 @@ from __future__ import annotations
 from batching.timeline import InFlight
 
 TIMES = 100.0
-"""Multiple of its predicted time after which a batch counts as dead."""
+"""Multiple of a batch's predicted time after which the engine counts as dead."""
 FLOOR = 10.0
-"""Minimum number of seconds after which a batch counts as dead."""
+"""Minimum number of seconds after which the engine counts as dead."""
 STALLED_TIMES = 10.0
-"""Multiple of its predicted time after which a batch counts as stalled."""
+"""Multiple of a batch's predicted time after which the engine counts as stalled."""
 STALLED_FLOOR = 5.0
-"""Minimum number of seconds after which a batch counts as stalled."""
+"""Minimum number of seconds after which the engine counts as stalled."""
 STEP = 2.0
 """Maximum number of seconds that count between two checks."""
 
 
 class Watchdog:
-    """Watches the batch that the engine has computed for longest."""
+    """Measures how long the oldest batch in flight has been computed.
+
+    A batch is in flight from when it is handed to the engine until the engine returns it.
+    """
 
     def __init__(self) -> None:
         self._batch: InFlight | None = None
@@ -38,7 +43,7 @@ class Watchdog:
         """Whether the engine is dead. Call this about once a second.
 
         Args:
-            batch: The batch in flight that was handed over first; None if there is none.
+            batch: The oldest batch in flight. None: no batch is in flight.
             now: Current time in seconds.
         """
         if batch is not self._batch:
@@ -49,7 +54,11 @@ class Watchdog:
         return self._exceeds(batch, FLOOR, TIMES)
 
     def stalled(self, batch: InFlight | None) -> bool:
-        """Whether the engine is stalled, as of the latest `check`. `batch` is as in `check`."""
+        """Whether the engine was stalled at the latest `check`.
+
+        Args:
+            batch: As in `check`. False is returned if it is another batch than in that call.
+        """
         return batch is self._batch and self._exceeds(batch, STALLED_FLOOR, STALLED_TIMES)
 
     def _exceeds(self, batch: InFlight | None, floor: float, times: float) -> bool:

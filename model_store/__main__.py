@@ -9,9 +9,10 @@
     shoal models export pets/2 --onnx pets.onnx
     shoal models train --data cifar-10-batches-bin --epochs 40
 
-`python -m model_store` is the same. An error is one line that says what to do, with exit status 2;
-an interrupted training ends with 130. `list` and `verify` print such a line for each version that
-is wrong, continue with the next one, and end with 1.
+`python -m model_store` runs the same commands. If a command fails, it prints one line that says
+what to do, and exits with status 2. If training is interrupted, the status is 130. If a version is
+invalid, `list` and `verify` print one line about it and continue with the next version. Then the
+status is 1.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command in `options`, which a parser with `add_arguments` made; the exit status."""
+    """Run the command in `options`, and return the exit status.
+
+    `options` must come from a parser that `add_arguments` was applied to.
+    """
     try:
         status: int = options.do(options)
     except USER_ERRORS as error:
@@ -131,10 +135,11 @@ def _print_each(
     pairs: list[tuple[str, str]],
     describe: Callable[[pathlib.Path], str],
 ) -> int:
-    """Print one line for each version; returns 1 if one is bad, otherwise 0."""
+    """Print one line for each version. Returns 1 if a version is invalid, otherwise 0."""
     status = 0
     if others := versions.ignored(options.store):
-        print(f"not versions because of their names: {', '.join(others)}", file=sys.stderr)
+        ignored = ", ".join(others)
+        print(f"ignored, because no version can have these names: {ignored}", file=sys.stderr)
     for name, version in pairs:
         try:
             line = describe(versions.folder(options.store, name, version))
@@ -178,13 +183,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=pathlib.Path,
             metavar="FOLDER",
             default=manifest.STORE,
-            help="folder of the store (%(default)s)",
+            help="folder of the store (default: %(default)s)",
         )
         return subcommand
 
     command("list", _list, "list every version in the store")
     _add_verify(
-        command("verify", _verify, "load and run all versions in the store, or some of them")
+        command("verify", _verify, "load and run all versions in the store, or selected versions")
     )
     _add_import(command("import", _import, "add a .params file that was trained elsewhere"))
     commands.add_commands(command)
@@ -192,31 +197,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", help="verify only models of this name")
-    parser.add_argument("--version", help="verify only versions of this number")
+    parser.add_argument("--name", help="verify only the model with this name")
+    parser.add_argument("--version", help="verify only versions with this number")
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", type=pathlib.Path, metavar="FILE", help="file written by net.save_parameters"
     )
-    parser.add_argument("--arch", default="cifar_resnet20_v1", help="architecture (%(default)s)")
-    parser.add_argument("--name", help="name of the model (default: that of the architecture)")
+    parser.add_argument(
+        "--arch",
+        default="cifar_resnet20_v1",
+        help="architecture of the network (default: %(default)s)",
+    )
+    parser.add_argument("--name", help="name of the model (default: the name of the architecture)")
     parser.add_argument("--version", help="number of the version (default: the next one)")
     parser.add_argument(
         "--classes",
         type=pathlib.Path,
         metavar="FILE",
-        help="file of class names, one per line (default: those of CIFAR-10)",
+        help="file of class names, one per line (default: the classes of CIFAR-10)",
     )
-    for name, default in (("mean", cifar10.MEAN), ("std", cifar10.STD)):
+    for name, default, meaning in (
+        ("mean", cifar10.MEAN, "mean that is subtracted from"),
+        ("std", cifar10.STD, "standard deviation that divides"),
+    ):
         parser.add_argument(
             f"--{name}",
             type=float,
             nargs=3,
             default=default,
             metavar=("R", "G", "B"),
-            help="normalization of pixel values from 0 to 1 (%(default)s)",
+            help=f"{meaning} pixel values from 0 to 1 (default: %(default)s)",
         )
 
 
@@ -228,20 +240,22 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         metavar="FOLDER",
         default=pathlib.Path("training"),
-        help="folder to save checkpoints to and to continue from (%(default)s)",
+        help="folder of checkpoints; the newest one is continued (default: %(default)s)",
     )
     parser.add_argument(
         "--logits",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="folder for the logits of teachers, which runs may share (the folder of checkpoints)",
+        help="folder that keeps the logits of teachers. Several runs can share the folder "
+        "(default: the folder of --checkpoints)",
     )
     for option in dataclasses.fields(Recipe):
         parser.add_argument(
             f"--{option.name.replace('_', '-')}",
             type=type(option.default),
             default=option.default,
-            help=option.metadata["help"] + (" (%(default)s)" if option.default != "" else ""),
+            help=option.metadata["help"]
+            + (" (default: %(default)s)" if option.default != "" else ""),
         )
 
 
@@ -253,9 +267,14 @@ def _add_data_and_device(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder of CIFAR-10 in its binary version",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N (%(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="CPU threads (%(default)s)"
+        "--device", default="auto", help="auto, cpu, gpu or gpu:N (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="number of CPU threads (default: %(default)s)",
     )
 
 

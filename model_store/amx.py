@@ -1,9 +1,10 @@
-"""AMX: Intel's matrix unit, which a process must request from Linux before it uses it.
+"""AMX: requests and enables Intel's matrix unit, which Linux lets a process use only on request.
 
-With AMX, oneDNN computes int8 convolutions in half the time and with the same integers. The version
-of oneDNN in MXNet (2.4.4) uses AMX only if an environment variable says so, and does not request
-it; a process that uses it without permission is killed by SIGILL. The memory that AMX takes is
-described in docs/decisions/0034-tiles.md.
+oneDNN is the library that computes MXNet's operators on a CPU. With AMX, oneDNN computes int8
+convolutions in half the time, with the same results. MXNet's version of oneDNN (2.4.4) uses AMX
+only if an environment variable enables it, and does not request permission from Linux. A process
+that uses AMX without permission is killed by SIGILL. docs/decisions/0034-tiles.md describes how
+much memory oneDNN takes with AMX.
 """
 
 from __future__ import annotations
@@ -17,26 +18,30 @@ from model_store import precision, versions
 from model_store.cgroup import memory
 
 ISA = "DNNL_MAX_CPU_ISA"
+"""Environment variable that tells oneDNN which instructions it may use."""
 WITH_AMX = "AVX512_CORE_AMX"
-"""Source: https://oneapi-src.github.io/oneDNN/v2.4/dev_guide_cpu_dispatcher_control.html"""
+"""Value of `ISA` that enables AMX. Source:
+https://oneapi-src.github.io/oneDNN/v2.4/dev_guide_cpu_dispatcher_control.html"""
 CACHE = {"DNNL_PRIMITIVE_CACHE_CAPACITY": "160"}
-"""Number of compiled operators that oneDNN keeps: those of one version in three buckets. With AMX
-each takes megabytes, and the default is 1,024."""
+"""Environment variable that limits the number of compiled operators that oneDNN keeps. 160 are
+enough for one version in three buckets (batch sizes). The default is 1,024, which would take
+gigabytes: with AMX, each operator takes megabytes."""
 
 CPU_FLAG = "amx_int8"
-"""As Linux names it in /proc/cpuinfo."""
+"""Name of AMX for 8-bit integers in /proc/cpuinfo."""
 CONVOLUTION_BYTES = 7 * 2**20
 """Memory that oneDNN takes for each int8 convolution in each bucket, in addition to the tensors."""
 
 ARCH_PRCTL = 158
+"""Number of the system call `arch_prctl` on x86-64."""
 REQUEST_PERMISSION, TILE_DATA = 0x1023, 18
-"""ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA, since Linux 5.16; see arch/x86/xstate.rst."""
+"""ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux 5.16 and later; see arch/x86/xstate.rst."""
 
 
 def granted() -> bool:
-    """Request AMX for all threads of this process, including later ones.
+    """Request permission to use AMX for all current and later threads of this process.
 
-    Returns False if Linux does not grant it or the machine has none.
+    Returns False if Linux does not grant the permission, or if the machine has no AMX.
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return False
@@ -47,12 +52,15 @@ def granted() -> bool:
 def configure(
     wanted: bool, environment: MutableMapping[str, str], granted: Callable[[], bool] = granted
 ) -> None:
-    """Set the environment variables that make oneDNN use AMX. Call it before MXNet is imported.
+    """Set the environment variables that make oneDNN use AMX.
+
+    This function must be called before MXNet is imported.
 
     Args:
-        wanted: Whether to use AMX, unless `environment` says otherwise already.
-        environment: Changed in place.
-        granted: Requests AMX. Without permission it is disabled, whatever `environment` says.
+        wanted: Whether to use AMX. Ignored if `environment` already contains the variable `ISA`.
+        environment: Environment variables, which are changed in place.
+        granted: Function that requests permission to use AMX. If it returns False, AMX is disabled
+            even if `environment` enables it.
     """
     if wanted:
         environment.setdefault(ISA, WITH_AMX)
@@ -66,22 +74,25 @@ def configure(
 
 
 def enabled(environment: MutableMapping[str, str]) -> bool:
-    """Whether `environment` makes oneDNN use AMX."""
+    """Whether `environment` enables AMX for oneDNN."""
     return environment.get(ISA, "").upper() == WITH_AMX
 
 
 def fits_memory(folder: pathlib.Path, wanted_precision: str, bucket_count: int) -> bool:
-    """Whether a version is computed in int8 on a CPU with AMX, and AMX leaves enough memory.
+    """Whether a version should be computed with AMX.
 
-    While a version is replaced, two versions are loaded. AMX may take a third of the memory then.
+    The CPU must have AMX, the version must be computed in int8, and there must be enough memory.
+    While a version is replaced, two versions are loaded. Both together may take at most a third of
+    the memory for AMX.
 
     Args:
-        folder: Of the version.
+        folder: Folder of the version.
         wanted_precision: As in `precision.choose`.
-        bucket_count: Number of buckets that are loaded.
+        bucket_count: Number of buckets, which are the batch sizes that the network can compute.
 
     Raises:
-        BadModel, PrecisionUnavailable.
+        BadModel: The manifest of the version is invalid.
+        PrecisionUnavailable: The wanted precision is not available.
     """
     if CPU_FLAG not in precision.cpu_flags():
         return False

@@ -1,11 +1,11 @@
-"""Architectures: the networks that can be served, GluonCV's CIFAR family.
+"""Architectures: builds the networks that can be served, which are GluonCV's networks for CIFAR.
 
-Importing the package GluonCV also imports video readers, tables and OpenCV, and makes Pillow accept
-truncated images. The networks are defined in three files that need only MXNet. This module loads
-those files directly, which saves 0.6 s and 100 MB at every start
-(docs/decisions/0001-gluoncv-without-its-package.md).
+Importing the package `gluoncv` also imports libraries for video, tables and OpenCV, and makes
+Pillow accept truncated images. The networks for CIFAR are defined in three files that need only
+MXNet. This module loads these files without the package, which saves 0.6 s and 100 MB at every
+start (docs/decisions/0001-gluoncv-without-its-package.md).
 
-Architectures and parameters have the same names as in GluonCV. A `.params` file saved from
+Architectures and parameters have the same names as in GluonCV. A `.params` file that was saved from
 `gluoncv.model_zoo.get_model(name, classes=...)` can be loaded here, and vice versa.
 """
 
@@ -27,27 +27,31 @@ FILES = {
     "cifarresnext": ("cifar_resnext29_32x4d", "cifar_resnext29_16x64d"),
 }
 OTHERS = {"cifar_wideresnet16_3": (16, 3)}
-"""Wide networks that GluonCV builds but does not name: layers and width factor."""
+"""Wide networks that GluonCV can build but has no name for: name -> layers and width factor."""
 ARCHITECTURES = (*(name for names in FILES.values() for name in names), *OTHERS)
 
 
 class UnknownArchitecture(ValueError):
-    """There is no architecture of that name. The message lists all names."""
+    """There is no architecture with the given name. The message lists all names."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
 
 
 def build(architecture: str, classes: int, **gluon: Any) -> Any:
-    """A new network without parameters: float32 (n, 3, 32, 32) -> float32 logits (n, classes).
+    """Return a new network whose parameters have no values yet.
+
+    The network computes float32 logits (n, classes) from float32 (n, 3, 32, 32).
 
     Args:
         architecture: One of `ARCHITECTURES`.
         classes: Number of classes.
-        gluon: `prefix` and `params` of Gluon's Block, to share another network's parameters.
+        gluon: Arguments `prefix` and `params` of Gluon's Block. With `params`, the network shares
+            the parameters of another network.
 
     Raises:
-        UnknownArchitecture, MXNetUnavailable.
+        UnknownArchitecture: `architecture` is not one of `ARCHITECTURES`.
+        MXNetUnavailable: MXNet cannot be imported.
         ModuleNotFoundError: GluonCV is not installed.
     """
     if architecture in OTHERS:
@@ -60,11 +64,11 @@ def build(architecture: str, classes: int, **gluon: Any) -> Any:
 
 
 def _zoo(file: str) -> ModuleType:
-    """`gluoncv/model_zoo/<file>.py`, imported without the package around it."""
+    """Import `gluoncv/model_zoo/<file>.py` without the package `gluoncv`, and return the module."""
     name = f"model_store._gluoncv_{file}"
     if name in sys.modules:
         return sys.modules[name]
-    load_mxnet(threads=1)  # does nothing if it is loaded
+    load_mxnet(threads=1)  # does nothing if MXNet is loaded
     package = importlib.util.find_spec("gluoncv")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("GluonCV is not installed: pip install gluoncv==0.10.5.post0")

@@ -1,9 +1,9 @@
-"""Atomic directories: a directory appears complete or not at all, even if the process is killed or
-the power fails.
+"""Atomic directories: creates directories that appear complete or not at all.
 
-A directory is filled under a hidden name. The process holds a lock (flock) on it, which the kernel
-releases when the process ends for any reason. The next process that adds a directory in the same
-place removes hidden directories without a lock.
+This also holds if the process is killed or the power fails. A directory is filled under a hidden
+name and then renamed. While the process fills the hidden directory, it holds a lock (flock) on it.
+The kernel releases the lock when the process ends for any reason. The next process that creates a
+directory in the same place removes the hidden directories that have no lock.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 HIDDEN = re.compile(r"\.[0-9a-f]{32}\.partial")
-"""Names of directories that are being filled, or were when their process ended."""
+"""Pattern of the names of hidden directories."""
 
 
 class AlreadyExists(FileExistsError):
-    """The target exists. Another process may have just added it."""
+    """The target directory exists. Another process may have just created it."""
 
     def __init__(self, target: pathlib.Path) -> None:
         super().__init__(errno.EEXIST, "exists already", str(target))
@@ -31,17 +31,18 @@ class AlreadyExists(FileExistsError):
 
 @contextmanager
 def atomic_directory(target: pathlib.Path, within: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty directory that becomes `target` if the block succeeds.
+    """Yield an empty directory that becomes `target` if the block succeeds.
 
-    If the block fails, nothing of it remains. When the context ends, all files are on the disk.
+    When the context ends, all files are written to the disk. If the block raises, the directory and
+    its files are removed.
 
     Args:
-        target: Must not exist.
-        within: An ancestor of `target`. The hidden directory is created in it, and the new
-            directory has the same path relative to the hidden one as `target` has to `within`.
+        target: Path of the new directory, which must not exist.
+        within: An ancestor of `target`, in which the hidden directory is created.
 
     Raises:
-        AlreadyExists: Before the block, or after it if another process was faster.
+        AlreadyExists: `target` exists. This is also raised after the block, if another process has
+            created `target` in the meantime.
     """
     if target.exists():
         raise AlreadyExists(target)
@@ -56,19 +57,19 @@ def atomic_directory(target: pathlib.Path, within: pathlib.Path) -> Iterator[pat
                 _sync(parent)
     finally:
         for parent in created:
-            with suppress(OSError):  # not empty
+            with suppress(OSError):  # the directory is not empty
                 parent.rmdir()
 
 
 @contextmanager
 def _hidden(within: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new hidden directory in `within`, locked; afterwards it is removed with its content."""
+    """Yield a new hidden directory in `within` with a lock, and finally remove the directory."""
     within.mkdir(parents=True, exist_ok=True)
     hidden = within / f".{uuid.uuid4().hex}.partial"
     with _opened(within) as parent:
-        # Under one lock: another process must not take a directory that is not locked yet for
-        # an abandoned one.
-        with suppress(OSError):  # a file system without locks: nothing is removed
+        # Another process must not remove the new directory before it is locked. So directories are
+        # created and removed only while a lock on `within` is held.
+        with suppress(OSError):  # the file system has no locks, so no directory is removed
             fcntl.flock(parent, fcntl.LOCK_EX)
             _remove_abandoned(within)
         hidden.mkdir()
@@ -86,14 +87,14 @@ def _remove_abandoned(within: pathlib.Path) -> None:
     """Remove hidden directories whose processes have ended."""
     for path in within.iterdir():
         if HIDDEN.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            with suppress(OSError), _opened(path) as lock:  # locked: still being filled
+            with suppress(OSError), _opened(path) as lock:  # OSError: another process fills it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
 def _opened(directory: pathlib.Path) -> Iterator[int]:
-    """A descriptor of `directory`. Closing it releases its lock."""
+    """Yield a file descriptor of `directory`. Closing the descriptor releases a lock on it."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield descriptor

@@ -1,7 +1,7 @@
-"""Batch: converts images to a network's input, and its logits to probabilities.
+"""Batch: converts images to a network's input, and the network's logits to probabilities.
 
-Uses NumPy only and is the same for every backend. A batch is padded to the next bucket: 1, 2, 4, 8,
-... up to the largest batch.
+This module uses NumPy only and is independent of the library that computes the network. A batch is
+padded to the next bucket. The buckets are the sizes 1, 2, 4, 8 and so on, up to the largest batch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ SIDE = 32
 """Height and width of an image."""
 
 Image: TypeAlias = npt.NDArray[np.uint8]
-"""(32, 32, 3), RGB, height x width x channel."""
+"""Pixels of one image: uint8 (32, 32, 3), in the order height, width, channel (RGB)."""
 Probabilities: TypeAlias = npt.NDArray[np.float32]
-"""(classes,), a softmax: not negative, sum 1."""
+"""Probabilities of one image: float32 (classes,), not negative, with the sum 1."""
 Inputs: TypeAlias = npt.NDArray[np.float32]
-"""(bucket, 3, 32, 32), normalized."""
+"""Normalized images of a padded batch: float32 (bucket, 3, 32, 32)."""
 Rows: TypeAlias = npt.NDArray[np.float32]
-"""(bucket, classes), logits or probabilities."""
+"""Logits or probabilities of a padded batch: float32 (bucket, classes)."""
 
 R = TypeVar("R")
 
@@ -34,13 +34,14 @@ class BadRow(ArithmeticError):
 
 
 class Results(list[R]):
-    """The results of a batch, one for each image in order, and when they were computed."""
+    """The results of a batch, one for each image in order, with the time of the computation."""
 
     def __init__(self, results: Iterable[R], computed_at: float) -> None:
         """
         Args:
-            results: One for each image of the batch.
-            computed_at: By `time.monotonic`. A busy event loop receives the results later.
+            results: One result for each image of the batch.
+            computed_at: Time by `time.monotonic` at which the results were computed. A busy event
+                loop receives the results later.
         """
         super().__init__(results)
         self.computed_at = computed_at
@@ -52,8 +53,8 @@ class BatchFormat:
     def __init__(self, model: Manifest, buckets: Sequence[int]) -> None:
         """
         Args:
-            model: Gives the normalization, the temperature and the number of classes.
-            buckets: Sizes to pad batches to, in increasing order.
+            model: Manifest with the normalization, the temperature and the classes.
+            buckets: Sizes that batches are padded to, in increasing order.
         """
         self._buckets = buckets
         self._classes = len(model.classes)
@@ -63,7 +64,7 @@ class BatchFormat:
         self._scale, self._shift = _image_of(scale), _image_of(shift)
 
     def assemble(self, images: Sequence[Image]) -> Inputs:
-        """(pixel / 255 - mean) / std for each image, padded with zeros to a bucket."""
+        """Return the images as (pixel / 255 - mean) / std, padded with zeros to a bucket."""
         bucket = next(bucket for bucket in self._buckets if bucket >= len(images))
         inputs = np.zeros((bucket, 3, SIDE, SIDE), dtype=np.float32)
         normalized = np.stack(images).astype(np.float32)
@@ -73,43 +74,43 @@ class BatchFormat:
         return inputs
 
     def probabilities(self, logits: Rows) -> Rows:
-        """The softmax of each row of logits, with the model's temperature."""
+        """Return the softmax of each row of logits, with the model's temperature."""
         return _softmax(logits / self._temperature)
 
     def check_rows(self, rows: Rows) -> list[Probabilities | Exception]:
-        """Each row of probabilities, or BadRow in its place."""
+        """Return the rows of probabilities, with BadRow in place of each invalid row."""
         has_shape = rows.shape[1:] == (self._classes,)
         finite = np.isfinite(rows).all(axis=1) if has_shape else np.zeros(len(rows), dtype=bool)
         return [
-            row if good else BadRow("the network's output is not one finite number a class")
+            row if good else BadRow("the network's output is not one finite number for each class")
             for row, good in zip(rows, finite, strict=True)
         ]
 
 
 def buckets(max_batch_size: int, few: bool = False) -> list[int]:
-    """1, 2, 4, 8, ... and `max_batch_size` itself.
+    """Return the buckets 1, 2, 4, 8 and so on, and `max_batch_size`.
 
     Args:
         max_batch_size: The largest bucket.
-        few: Every second power of two only, where each bucket takes much memory.
+        few: Whether to use only every second power of two, which saves memory.
     """
     powers = [1 << power for power in range(0, max_batch_size.bit_length(), 1 + few)]
     return sorted({*powers, max_batch_size})
 
 
 def noise(count: int) -> Image:
-    """uint8 (count, 32, 32, 3): random pixels, always the same."""
+    """Return `count` images of random pixels, which are the same in every call."""
     pixels: Image = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
     return pixels
 
 
 def _image_of(channels: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Repeats three numbers for each pixel: broadcasting over three channels is slower."""
+    """Repeat three numbers for each pixel, because broadcasting over three channels is slower."""
     return np.tile(channels.astype(np.float32), (SIDE, SIDE, 1))
 
 
 def _softmax(logits: Rows) -> Rows:
-    with np.errstate(invalid="ignore"):  # `check_rows` reports what is not finite
+    with np.errstate(invalid="ignore"):  # `check_rows` reports rows that are not finite
         exponentials: Rows = np.exp(logits - logits.max(axis=1, keepdims=True))
         exponentials /= exponentials.sum(axis=1, keepdims=True)
     return exponentials

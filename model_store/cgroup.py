@@ -1,11 +1,12 @@
-"""Cgroup: the number of CPU cores and the memory that this process may use.
+"""Cgroup: reads how many CPU cores and how much memory this process may use.
 
-A container is limited by control groups. Version 2 has one tree of groups, version 1 has one for
-each resource. /proc/self/cgroup names the groups of a process. The limits of their parents apply as
-well. In a container the visible tree may begin with the container's own group, even if
-/proc/self/cgroup contains a longer path.
+Linux limits the resources of a container with control groups (cgroups). Version 2 of control groups
+has one tree of groups. Version 1 has one tree for each resource. /proc/self/cgroup contains the
+paths of the groups of a process. The limits of all parents of a group apply as well. In a
+container, the visible tree may begin with the container's own group, although /proc/self/cgroup
+contains the longer path that the group has outside the container.
 
-Sources: cgroup-v2.rst and cgroup-v1/memory.rst of Linux, sched-bwc.rst for CPU quotas.
+Sources: cgroup-v2.rst, cgroup-v1/memory.rst and sched-bwc.rst in the documentation of Linux.
 """
 
 from __future__ import annotations
@@ -20,24 +21,26 @@ OWN = pathlib.Path("/proc/self/cgroup")
 
 
 def cores(root: pathlib.Path = ROOT, own: pathlib.Path = OWN) -> int:
-    """Number of CPU cores that this process may use, by affinity and CPU quota, rounded up.
+    """Return the number of CPU cores that this process may use.
+
+    The number is limited by the CPU affinity and the CPU quotas, and is rounded up.
 
     Args:
-        root: Where the control groups are mounted.
-        own: The file that names the groups of the process.
+        root: Folder where the control groups are mounted.
+        own: File with the paths of the groups of the process.
     """
     limits = [float(len(os.sched_getaffinity(0)))]
     for group in _groups("cpu", root, own):
         quota = _numbers(group / "cpu.max")  # version 2: the quota and its period
         if not quota:
             quota = _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")
-        if len(quota) == 2 and min(quota) > 0:  # -1: no quota
+        if len(quota) == 2 and min(quota) > 0:  # -1 means no quota
             limits.append(quota[0] / quota[1])
     return math.ceil(min(limits))
 
 
 def memory(root: pathlib.Path = ROOT, own: pathlib.Path = OWN) -> int:
-    """Bytes of memory that this process may use. Arguments as in `cores`."""
+    """Return the bytes of memory that this process may use. Arguments are as in `cores`."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for group in _groups("memory", root, own):
         limits += _numbers(group / "memory.max")
@@ -46,7 +49,10 @@ def memory(root: pathlib.Path = ROOT, own: pathlib.Path = OWN) -> int:
 
 
 def _groups(controller: str, root: pathlib.Path, own: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The groups that limit this process, of both versions. Some may not exist."""
+    """Yield the folders of all groups that limit this process, in the layouts of both versions.
+
+    Some of these folders may not exist.
+    """
     try:
         lines = own.read_text().splitlines()
     except (OSError, ValueError):
@@ -61,7 +67,7 @@ def _groups(controller: str, root: pathlib.Path, own: pathlib.Path) -> Iterator[
 
 
 def _numbers(file: pathlib.Path) -> list[int]:
-    """The numbers in `file`; none if it is missing or contains "max"."""
+    """Return the numbers in `file`. The list is empty if `file` is missing or contains "max"."""
     try:
         return [int(number) for number in file.read_text(encoding="ascii").split()]
     except (OSError, ValueError):

@@ -1,7 +1,8 @@
-"""CUDA: loads NVIDIA's CUDA 11 libraries from the wheels `nvidia-*-cu11`, for MXNet's GPU build.
+"""CUDA: loads NVIDIA's CUDA 11 libraries, which the GPU build of MXNet needs.
 
-The wheels put them into `nvidia/<part>/lib` of site-packages, where the linker does not search. The
-linker uses a library that is already loaded, so all of them are loaded before MXNet.
+The libraries are in the Python packages `nvidia-*-cu11`. These packages install them in the folders
+`nvidia/<part>/lib` of site-packages, where the linker does not search. The linker uses libraries
+that are already loaded, so this module loads all of them before MXNet is imported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LIBRARIES = (
     "curand/lib/libcurand.so.10",
     "cusparse/lib/libcusparse.so.11",
     "cusolver/lib/libcusolver.so.11",
-    # cuDNN loads its parts on first use. Loading them here detects a broken part at start.
+    # cuDNN would load these parts on first use. Loading them here detects a damaged file at start.
     "cudnn/lib/libcudnn_ops_infer.so.8",
     "cudnn/lib/libcudnn_cnn_infer.so.8",
     "cudnn/lib/libcudnn_adv_infer.so.8",
@@ -34,9 +35,9 @@ LIBRARIES = (
 
 
 def preload() -> list[str]:
-    """Load every library of the wheels; returns names and errors of those that failed.
+    """Load all libraries in the packages, and return the names and errors of failed libraries.
 
-    A missing library is skipped: it may be installed where the linker searches.
+    A missing library is skipped, because it may be installed in a folder where the linker searches.
     """
     failures = []
     for library in LIBRARIES:
@@ -51,7 +52,7 @@ def preload() -> list[str]:
 
 
 def package_of(message: str) -> str | None:
-    """The package that contains the library in a linker's message; None if there is none."""
+    """Return the package of the library that a linker's message names; None if it names none."""
     for library in LIBRARIES:
         part, _, name = library.split("/")
         if name in message:

@@ -1,9 +1,10 @@
-"""Device: turns `auto`, `cpu`, `gpu` or `gpu:N` into an MXNet context.
+"""Device: chooses the device that computes networks.
 
-`auto` means the first GPU if it computes, and otherwise the CPU. An explicit GPU that is missing or
-does not compute is an error. Whether a GPU computes is tested with a small kernel: MXNet also lists
-GPUs for which it has no machine code (it has code for compute capability 5.0 to 8.6, and none for
-Hopper or later).
+A user requests `auto`, `cpu`, `gpu` or `gpu:N`. `auto` means the first GPU if MXNet can compute on
+it, and otherwise the CPU. If a user requests a GPU that is missing or cannot compute, an error is
+raised. Each GPU is tested with a small computation, because MXNet also lists GPUs that it has no
+machine code for. MXNet 1.9.1 has machine code for compute capability 5.0 to 8.6, which also runs on
+8.9, and none for Hopper or later.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ DEVICE = re.compile(r"auto|cpu|gpu(:\d+)?")
 
 
 class DeviceUnavailable(RuntimeError):
-    """The requested device is missing or does not compute. The message says which and why."""
+    """The requested device is missing or cannot compute. The message says which device, and why."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,32 @@ class Device:
     """The device that was chosen."""
 
     context: Any
-    """MXNet's."""
+    """MXNet's context of the device."""
     name: str
-    """cpu or gpu:N."""
+    """Name of the device: cpu or gpu:N."""
     reason: str
-    """Why it was chosen."""
+    """Reason why the device was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Bytes of the whole GPU, including those of other processes."""
+    """Free and total memory of a GPU in bytes, counting all processes."""
 
     free: int
     total: int
 
 
 def choose(mx: Any, wanted: str) -> Device:
-    """The device for `wanted`: auto, cpu, gpu or gpu:N. Raises ValueError, DeviceUnavailable."""
+    """Choose a device.
+
+    Args:
+        mx: The module `mxnet`.
+        wanted: auto, cpu, gpu (the first GPU) or gpu:N (counted from 0).
+
+    Raises:
+        ValueError: `wanted` is none of these.
+        DeviceUnavailable: The GPU is missing or cannot compute.
+    """
     if not DEVICE.fullmatch(wanted):
         raise ValueError(f"device {wanted!r} is not one of auto, cpu, gpu, gpu:N")
     if wanted == "cpu":
@@ -57,7 +67,7 @@ def choose(mx: Any, wanted: str) -> Device:
 
 
 def gpu_memory(mx: Any, device: Device) -> GpuMemory | None:
-    """Memory of `device`; None for a CPU, or if the driver does not report it."""
+    """Return the memory of `device`. Returns None for a CPU or if the driver does not report it."""
     if device.name == "cpu":
         return None
     try:
@@ -67,7 +77,7 @@ def gpu_memory(mx: Any, device: Device) -> GpuMemory | None:
 
 
 def _why_unusable(mx: Any, number: int) -> str | None:
-    """Why GPU `number` cannot be used; None if it can."""
+    """Return the reason why the GPU `number` cannot be used; None if it can be used."""
     if not mx.runtime.Features().is_enabled("CUDA"):
         return "this is the CPU build of MXNet (the extra 'gpu' installs mxnet-cu112 instead)"
     try:
@@ -75,7 +85,7 @@ def _why_unusable(mx: Any, number: int) -> str | None:
         if count == 0:
             return "no NVIDIA GPU is visible to this process"
         if number >= count:
-            return f"gpu:{number} is not one of the {count} visible (counted from 0)"
+            return f"gpu:{number} is not one of the {count} visible GPUs (counted from 0)"
         one = mx.nd.ones((1,), ctx=mx.gpu(number))
         if np.array_equal((one + one).asnumpy(), [2.0]):
             return None
@@ -83,6 +93,6 @@ def _why_unusable(mx: Any, number: int) -> str | None:
     except mx.base.MXNetError as error:
         first = str(error).strip().splitlines()[-1]
         return (
-            f"gpu:{number} does not compute ({first}); MXNet 1.9.1 serves compute capability "
-            "5.0 to 8.9, Maxwell to Ada, not Hopper or later"
+            f"gpu:{number} does not compute ({first}); MXNet 1.9.1 supports compute capability "
+            "5.0 to 8.9 (Maxwell to Ada), not Hopper or later"
         )

@@ -1,9 +1,12 @@
-"""Engine: images in, class probabilities out, computed in lanes at the same time.
+"""Engine: computes class probabilities for batches of images.
 
-A GPU has one lane. A CPU has several, for the reasons in docs/decisions/0027-lanes.md.
+Batches are computed in lanes at the same time. A lane is a thread that computes one batch at a
+time. The engine has one lane on a GPU and several on a CPU; docs/decisions/0027-lanes.md gives the
+reasons. Each lane has its own replica, which is a loaded copy of the version.
 
-One version serves. `replace` loads another one beside it, in steps that alternate with batches, and
-then switches between two batches. If the new version cannot be loaded, nothing changes.
+One version is active. `replace` loads another version while the active version still computes
+batches, and then makes the new version active. If the new version cannot be loaded, nothing
+changes.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "Results", "load_eng
 MEMORY_INTERVAL = 1.0
 """Minimum seconds between two readings of a GPU's memory."""
 SWITCH_INTERVAL = 0.001
-"""Seconds after which the event loop gives the interpreter lock to a lane that waits for it.
-Between two batches a lane needs the lock for microseconds and computes nothing until it has it.
+"""Seconds after which the event loop gives the interpreter lock to a lane that waits for the lock.
+Between two batches a lane needs the lock for microseconds, and computes nothing while it waits.
 Python's default is 0.005."""
 MAX_LANES = 4
 """Default maximum number of lanes on a CPU."""
@@ -48,19 +51,20 @@ MAX_BATCH_ON_CPU, MAX_BATCH_ON_GPU = 16, 64
 
 @dataclass(slots=True, eq=False)
 class HandedBatch:
-    """A batch that was handed to the engine, and its caller's future."""
+    """A batch that was handed to the engine, with the future that its caller awaits."""
 
     replicas: Sequence[Replica]
-    """Those of the version that computes it, one for each lane."""
+    """Replicas of the version that computes the batch, one for each lane."""
     inputs: Inputs
+    """Normalized images of the batch."""
     answer: asyncio.Future[tuple[Rows, float]]
-    """The logits, and when they were computed by `time.monotonic`."""
+    """Future of the logits and of the time, by `time.monotonic`, at which they were computed."""
 
     def settle(self, result: tuple[Rows, float] | BaseException) -> None:
-        """Complete the answer. Called on the event loop.
+        """Complete `answer`. Must be called on the event loop.
 
         A future does not accept StopIteration, and an exception such as SystemExit or
-        CancelledError would end the caller's task. Both become a RuntimeError.
+        CancelledError would end the caller's task. Such exceptions are replaced by a RuntimeError.
         """
         if self.answer.done():
             return  # the caller has canceled
@@ -75,7 +79,7 @@ class HandedBatch:
 
 
 class GluonEngine:
-    """Made by `load_engine`. All methods are called on the event loop."""
+    """An engine, which `load_engine` makes. All methods must be called on the event loop."""
 
     def __init__(
         self, backend: Backend, max_batch_size: int, lanes: Sequence[Lane], precision: str = "auto"
@@ -84,13 +88,14 @@ class GluonEngine:
         Args:
             backend: Makes the networks.
             max_batch_size: Maximum number of images in a batch.
-            lanes: At least one.
-            precision: auto, fp32, int8 or fp16.
+            lanes: Threads that compute batches, at least one.
+            precision: auto, fp32, int8 or fp16; see `precision.choose`.
         """
         self.gpu_memory: GpuMemory | None = None
-        """As of the latest batch, or up to a second earlier; None on a CPU."""
+        """Memory of the GPU, read after a batch and at most once per second. None on a CPU."""
         self.on_assembled: Callable[[float], None] | None = None
-        """Called with the seconds that it took to convert a batch's images to one array."""
+        """Function that receives the seconds of converting the images of each batch to an array.
+        None: the seconds are not reported."""
         self._backend = backend
         self._wanted_precision = precision
         self._amx = backend.device.name == "cpu" and amx.enabled(os.environ)
@@ -98,53 +103,63 @@ class GluonEngine:
         self._read_memory_at = 0.0
         self._lanes = lanes
         self._handed = deque[HandedBatch]()
-        """Batches for the next free lane."""
+        """Batches that wait for a free lane."""
         self._replicas: Sequence[Replica] = ()
-        """The version that serves, one replica for each lane."""
+        """Replicas of the active version, one for each lane."""
 
     @property
     def device(self) -> Device:
-        """Where it computes."""
+        """Device that computes the batches."""
         return self._backend.device
 
     @property
     def lanes(self) -> int:
-        """Number of batches that it computes at the same time."""
+        """Number of batches that the engine computes at the same time."""
         return len(self._lanes)
 
     @property
     def max_in_flight(self) -> int:
-        """Maximum number of batches to hand over at the same time.
+        """Recommended maximum number of batches that the engine has not returned.
 
-        One more than there are lanes, so that the next batch is ready when a lane is free.
+        It is one more than the number of lanes, so that the next batch is ready when a lane is
+        free.
         """
         return len(self._lanes) + 1
 
     @property
     def model(self) -> Manifest:
-        """The version that serves. An `infer` that is called now uses it."""
+        """Manifest of the active version, which the next call of `infer` uses."""
         return self._serving[0].model
 
     @property
     def precision(self) -> Precision:
-        """Precision of the version that serves, and the reason it was chosen."""
+        """Precision of the active version, with the reason it was chosen."""
         return self._serving[0].precision
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]:
-        """Bucket -> seconds of each of its warm-up batches, in all lanes."""
+        """Bucket (batch size) -> seconds of each warm-up batch of that size, in all lanes."""
         by_lane = [replica.warm_up_seconds for replica in self._serving]
         return {bucket: [s for one in by_lane for s in one[bucket]] for bucket in by_lane[0]}
 
     async def infer(self, images: Sequence[Image]) -> Results[Probabilities | Exception]:
-        """One result for each image, in order: its probabilities, or BadRow.
+        """Compute a batch of images.
 
-        Raises MemoryError if the device is out of memory, and errors of the backend.
+        Args:
+            images: At most `max_batch_size` images.
+
+        Returns:
+            One result for each image, in order: the probabilities, or BadRow if the network's
+            output is invalid.
+
+        Raises:
+            MemoryError: The device is out of memory.
+            Exception: The network or its library failed.
         """
         started = time.perf_counter()
         replicas = self._serving
         batch_format = replicas[0].format
-        inputs = batch_format.assemble(images)  # on this thread: the lanes compute other batches
+        inputs = batch_format.assemble(images)  # on this thread, while lanes compute other batches
         if self.on_assembled is not None:
             self.on_assembled(time.perf_counter() - started)
         batch = HandedBatch(replicas, inputs, asyncio.get_running_loop().create_future())
@@ -154,17 +169,22 @@ class GluonEngine:
                 lane.send(partial(self._compute_next, number))
             logits, computed_at = await batch.answer
         except BaseException:
-            with suppress(ValueError):  # a lane has taken it
-                self._handed.remove(batch)  # otherwise a lane would compute it for a later call
+            with suppress(ValueError):  # a lane has already taken the batch
+                self._handed.remove(batch)  # no lane computes the batch of a canceled call
             raise
         finally:
-            del batch  # an exception's traceback holds this frame, and the batch the exception
-        # On this thread, too: NumPy may release the interpreter lock, and a lane would wait for it.
+            # Breaks a reference cycle: batch -> exception -> traceback -> this frame -> batch.
+            del batch
+        # This also runs on the event loop's thread: NumPy may release the interpreter lock, and a
+        # lane would then have to wait until it gets the lock back.
         rows = batch_format.probabilities(logits[: len(images)])
         return Results(batch_format.check_rows(rows), computed_at)
 
     async def observe(self, images: Sequence[Image]) -> dict[str, tuple[float, float]]:
-        """Ranges of the tensors for `manifest.Int8`, observed on `images`. For a CPU."""
+        """Return the range of each tensor for `manifest.Int8`, observed on `images`.
+
+        This is supported on a CPU only.
+        """
         replica, size = self._serving[0], self._buckets[-1]
         parts = [images[start : start + size] for start in range(0, len(images), size)]
         batches = [replica.format.assemble(part) for part in parts]
@@ -173,18 +193,20 @@ class GluonEngine:
     async def replace(
         self, folder: pathlib.Path, on_switch: Callable[[], None] | None = None
     ) -> None:
-        """Load another version, switch to it, and free the previous one.
+        """Load another version, make it the active version, and free the previous version.
 
-        Calls must not overlap. If the new version cannot be loaded, the previous one keeps serving.
+        Calls must not overlap. If the new version cannot be loaded, the previous version remains
+        active.
 
         Args:
-            folder: Of the version.
-            on_switch: Called at the switch. `model` is the new version then, and it has not got a
-                batch yet. The previous version still computes the batches handed over before.
+            folder: Folder of the new version.
+            on_switch: Function that is called when the new version becomes active, before it
+                computes its first batch. The previous version still computes the batches that were
+                handed over earlier. None: no function is called.
 
         Raises:
-            BadModel, BadParams, PrecisionUnavailable, UnknownArchitecture, OSError, and errors of
-            the backend.
+            BadModel, BadParams, PrecisionUnavailable, UnknownArchitecture, OSError.
+            Exception: The network or its library failed.
         """
         replicas = await self._load(folder)
         previous, self._replicas = self._replicas, replicas
@@ -192,10 +214,10 @@ class GluonEngine:
             if on_switch is not None:
                 on_switch()
         finally:
-            await self._close(previous)  # after its last batch
+            await self._close(previous)  # runs after the previous version's last batch
 
     async def unload(self) -> None:
-        """Free the version that serves, if there is one. `infer` fails until the next `replace`."""
+        """Free the active version, if there is one. `infer` raises until the next `replace`."""
         previous, self._replicas = self._replicas, ()
         await self._close(previous)
 
@@ -206,7 +228,7 @@ class GluonEngine:
         return self._replicas
 
     async def _load(self, folder: pathlib.Path) -> Sequence[Replica]:
-        """Load a version in one lane after another, so that only one of them is slowed down."""
+        """Load a version in one lane after another, so that only one lane at a time is slower."""
         model, arrays = await asyncio.to_thread(versions.read, folder)
         chosen = precision.choose(self._wanted_precision, model, self.device.name)
         if chosen.name == "int8" and self._amx:
@@ -230,9 +252,9 @@ class GluonEngine:
         return zip(self._lanes, replicas, strict=False)  # fewer replicas after a failed load
 
     def _compute_next(self, lane: int) -> None:
-        """Compute the next batch, if there is one. Runs on the thread of that lane.
+        """Compute the next batch, if one waits. Must be called on the thread of `lane`.
 
-        Every batch calls this in all lanes, and the first free lane takes it.
+        For every batch, this method is called in all lanes. The first free lane takes the batch.
         """
         try:
             batch = self._handed.popleft()
@@ -241,13 +263,13 @@ class GluonEngine:
         result: tuple[Rows, float] | BaseException
         try:
             result = self._compute(batch.replicas[lane], batch.inputs)
-        except BaseException as error:  # noqa: BLE001  # raised to the caller of `infer`
+        except BaseException as error:  # noqa: BLE001  # `infer` raises it
             result = error
         batch.answer.get_loop().call_soon_threadsafe(batch.settle, result)
-        del batch, result  # as in `infer`
+        del batch, result  # breaks a reference cycle, as in `infer`
 
     def _compute(self, replica: Replica, inputs: Inputs) -> tuple[Rows, float]:
-        """The logits, and when they were computed."""
+        """Return the logits and the time, by `time.monotonic`, at which they were computed."""
         logits, computed_at = replica.compute(inputs), time.monotonic()
         if computed_at > self._read_memory_at:
             self._read_memory_at = computed_at + MEMORY_INTERVAL
@@ -264,17 +286,17 @@ async def load_engine(
     precision: str = "auto",
     lanes: int | None = 1,
 ) -> AsyncIterator[GluonEngine]:
-    """An engine with a version loaded and warmed up. Leaving the context closes it.
+    """Yield an engine whose version is loaded and warmed up. Leaving the context closes the engine.
 
     Args:
-        folder: Of the version.
+        folder: Folder of the version.
         device: auto, cpu, gpu or gpu:N.
-        threads: CPU threads that compute one batch.
+        threads: Number of CPU threads that compute one batch.
         max_batch_size: Maximum number of images in a batch. None: 16 on a CPU, where larger batches
-            only take longer; 64 on a GPU.
-        precision: auto, fp32, int8 or fp16.
-        lanes: Batches that a CPU computes at the same time; a GPU computes one. None: one for each
-            core but at most 4, and one less in int8 if there are several.
+            are not more efficient, and 64 on a GPU.
+        precision: auto, fp32, int8 or fp16; see `precision.choose`.
+        lanes: Number of batches that a CPU computes at the same time. A GPU always computes one.
+            None: the number of cores, but at most 4; in int8 one less, but at least 1.
 
     Raises:
         BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, MXNetUnavailable,
@@ -307,17 +329,25 @@ async def load_engine(
 
 
 def _tune_interpreter() -> None:
-    # Imported objects stay. From now on full collections skip them: each replaced version needs a
-    # collection, in which no thread runs, and it takes 7 ms instead of 120 ms.
+    # Garbage collections skip the objects that exist now, such as modules. When a version is
+    # replaced, a full collection is needed, which stops all threads. It then takes 7 ms instead of
+    # 120 ms.
     gc.freeze()
     sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 def default_lanes(folder: pathlib.Path, wanted_precision: str) -> int:
-    """Number of lanes on a CPU for a version.
+    """Return the default number of lanes on a CPU for a version.
 
-    In int8 the network takes less of a core than the event loop takes to feed it. Another lane
-    would only compete with the event loop.
+    In int8, one core is left for the event loop: preparing a batch takes the event loop more CPU
+    time than the network takes to compute the batch.
+
+    Args:
+        folder: Folder of the version.
+        wanted_precision: As in `precision.choose`.
+
+    Raises:
+        BadModel, PrecisionUnavailable.
     """
     chosen = precision.choose(wanted_precision, versions.read_manifest(folder), "cpu")
     lanes = min(cores(), MAX_LANES)

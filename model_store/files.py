@@ -1,8 +1,8 @@
-"""Reads files of the store: regular files only, up to a maximum size.
+"""Files: reads files of the store, but only regular files and only up to a maximum size.
 
-`open` blocks on a FIFO without a writer, and a device may be endless. Symbolic links are followed,
-because Kubernetes mounts volumes as links. The opened file is checked, not its path, so no
-other file can take its place between the check and the read.
+Other kinds of files are rejected: `open` blocks on a FIFO without a writer, and reading a device
+may never end. Symbolic links are followed, because Kubernetes mounts volumes as links. The type is
+checked after the file was opened, so the file cannot be replaced between the check and the read.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import BinaryIO
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading in binary.
+    """Open a regular file for reading in binary mode.
 
-    Raises OSError, also if it is not a regular file but a directory, FIFO, socket or device.
+    Raises:
+        OSError: The file cannot be opened, or is a directory, FIFO, socket or device.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     descriptor = os.open(path, flags)
@@ -30,9 +31,14 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """The content of a regular file. Reads at most `max_bytes` + 1 bytes.
+    """Return the content of a regular file.
 
-    Raises OSError, also if the file has more than `max_bytes` bytes or is not a regular file.
+    Args:
+        path: Path of the file.
+        max_bytes: Maximum size of the file in bytes.
+
+    Raises:
+        OSError: The file cannot be read, is not a regular file, or has more than `max_bytes` bytes.
     """
     with open_regular(path) as file:
         content = file.read(max_bytes + 1)

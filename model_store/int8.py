@@ -1,13 +1,18 @@
-"""Int8: a network in 8-bit integers for CPUs, built from its parameters and a table of ranges.
+"""Int8: builds a network that computes in 8-bit integers on a CPU.
 
-Convolutions read and write 8-bit tensors; BatchNorm, addition and ReLU after them are fused into
-them. oneDNN quantizes the weights when they are first used, with one scale for each output channel.
-The range of a tensor is its minimum and maximum on some training images; it says which numbers the
-8 bits stand for. The first convolution, the pooling and the last layer stay in 32 bits: together
-they take a twentieth of the time and would cause most of the loss of accuracy.
+The network is built from its fp32 parameters and a table of ranges. The range of a tensor is the
+minimum and maximum of its values on some training images. It defines which numbers the 8-bit
+integers represent.
 
-Neither a graph nor integers are stored. The graph follows from the architecture and the integers
-from the parameters, so there is no second file to trust (docs/decisions/0015-int8-beside-fp32.md).
+Convolutions read and write 8-bit tensors. A convolution is fused with the BatchNorm, the addition
+and the ReLU that follow it. oneDNN, the library that computes MXNet's operators on a CPU, quantizes
+the weights when they are first used, with one scale for each output channel. The first convolution,
+the pooling and the last layer are computed in fp32. They take a twentieth of the time, and in int8
+they would cause most of the loss of accuracy.
+
+No graph and no quantized weights are stored. Both are derived from the architecture and the
+parameters, so the version has no second file that must be verified
+(docs/decisions/0015-int8-beside-fp32.md).
 """
 
 from __future__ import annotations
@@ -31,14 +36,18 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 class Quantizable:
-    """The graph of a network, which can be quantized. Use it on the network's thread."""
+    """The graph of a network that can be quantized.
+
+    All methods must be called on the thread that uses the network.
+    """
 
     def __init__(self, mx: Any, network: Any) -> None:
         """
         Args:
             mx: The module `mxnet`.
-            network: A Gluon block on the CPU with parameters. It needs a prefix of its own:
-                otherwise its names depend on networks that were built before.
+            network: Gluon block on the CPU with parameters. The block must have been made with a
+                `prefix`. Without a prefix, the names of tensors depend on networks that were built
+                earlier in the process.
         """
         self._mx = mx
         self._network = network
@@ -63,20 +72,20 @@ class Quantizable:
         """Names of the tensors whose ranges are needed."""
 
     def observe(self, batches: Sequence[Any]) -> dict[str, tuple[float, float]]:
-        """The ranges of all tensors, observed in fp32.
+        """Compute the network in fp32, and return the range of each tensor.
 
         Args:
-            batches: float32 (n, 3, 32, 32), normalized.
+            batches: Normalized images, each batch float32 (n, 3, 32, 32).
 
         Raises:
-            BadModel: MXNet's fused operators are wrong for this architecture.
+            BadModel: MXNet's fused operators compute wrong results for this architecture.
         """
         first = self._mx.nd.array(batches[0])
         fused, plain = self._block(self._graph)(first), self._network(first)
         if not np.allclose(fused.asnumpy(), plain.asnumpy(), rtol=1e-3, atol=1e-3):
             raise BadModel(
-                "this architecture cannot be quantized: MXNet's fused operators compute something "
-                "else for it. Serve it in fp32"
+                "this architecture cannot be quantized, because MXNet's fused operators compute "
+                "wrong results for it. Serve the version in fp32"
             )
         inner = self._graph.get_internals()
         outputs = self._block(self._mx.sym.Group([inner[name] for name in self.names]))
@@ -90,11 +99,21 @@ class Quantizable:
         return {name: (low[name], max(high[name], low[name] + MIN_WIDTH)) for name in low}
 
     def block(self, ranges: Ranges) -> Any:
-        """A Gluon block in int8 that shares the parameters. Raises BadModel for wrong `ranges`."""
+        """Return a Gluon block that computes in int8 and shares the network's parameters.
+
+        Args:
+            ranges: Range of each tensor in `names`.
+
+        Raises:
+            BadModel: `ranges` does not fit the architecture.
+        """
         if missing := [name for name in self.names if name not in ranges]:
-            raise BadModel(f"int8.ranges: none for {missing[0]} ({len(missing)} are missing)")
+            raise BadModel(
+                f"int8.ranges: the range of {missing[0]} is missing "
+                f"(ranges that are missing: {len(missing)})"
+            )
         if unknown := [name for name in ranges if name not in self.names]:
-            raise BadModel(f"int8.ranges: this architecture has no {unknown[0]} to quantize")
+            raise BadModel(f"int8.ranges: this architecture has no tensor {unknown[0]} to quantize")
         self._collector.min_max_dict = dict(ranges)
         symbol, arguments, _ = self._mx.contrib.quantization.calib_graph(
             self._quantized,
@@ -106,15 +125,15 @@ class Quantizable:
             logger=None,
         )
         if not set(arguments) <= set(self._parameters):
-            raise BadModel("this architecture cannot be quantized: serve it in fp32")
+            raise BadModel("this architecture cannot be quantized: serve the version in fp32")
         return self._block(symbol.get_backend_symbol(BACKEND))
 
     def prefixes(self, block: Any) -> Iterator[Any]:
-        """Blocks that end after the first int8 convolution of `block`, after the second, and so on.
+        """Yield parts of `block`, from its input to its first int8 convolution, its second, etc.
 
-        oneDNN compiles a convolution when it first runs, which takes up to 0.1 s with AMX, and
-        reuses the code for equal convolutions. Running the prefixes one by one divides that time
-        into steps.
+        When oneDNN computes a convolution for the first time, it compiles the convolution. With
+        AMX, Intel's matrix unit, this takes up to 0.1 s. Equal convolutions share the code. If the
+        parts are computed in order, each step compiles only one convolution.
         """
         inner = block(self._mx.sym.var(INPUT)).get_internals()
         for name in inner.list_outputs():
@@ -123,7 +142,7 @@ class Quantizable:
 
     def _block(self, symbol: Any) -> Any:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the input has no type yet
+            warnings.simplefilter("ignore")  # MXNet warns that the input has no type yet
             block = self._mx.gluon.SymbolBlock(symbol, self._data, params=self._parameters)
         block.hybridize(static_alloc=True, static_shape=True)
         return block

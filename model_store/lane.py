@@ -1,8 +1,9 @@
-"""Lane: a thread that computes batches one at a time, with a replica of its own.
+"""Lane: a thread that computes one batch at a time.
 
-Everything that touches a network happens on the thread of its lane: loading, computing, reading
-results, freeing. With a pool of threads MXNet leaks its workspaces, and a network that is called
-from two threads deadlocks or computes wrong results (apache/mxnet issues 12756, 19159).
+Each lane has its own replica, which is a loaded copy of the network. All work on a replica runs on
+the thread of its lane: loading, computing, reading results and freeing. If several threads call the
+same network, MXNet deadlocks or computes wrong results. If calls move between the threads of a
+pool, MXNet leaks memory (apache/mxnet issues 12756 and 19159).
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ class Lane:
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         """
         Args:
-            thread: An executor with one thread.
+            thread: An executor with exactly one thread.
         """
         self._thread = thread
         self.send: Callable[[Callable[[], None]], object] = thread.submit
-        """Runs a call, which must not raise, without waiting for it."""
+        """Function that runs another function on the thread and does not wait for its end. The
+        other function must not raise."""
 
     async def call(self, call: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
-        """Run `call(*arguments)` and return its result."""
+        """Run `call(*arguments)` on the thread, and return its result."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, call, *arguments)
 
     async def run_steps(self, steps: Generator[None, None, None]) -> None:
-        """Run a generator to its end. Other calls run between its steps."""
+        """Run all steps of a generator on the thread. Other calls may run between two steps."""
         try:
             while await self.call(_step, steps):
                 pass
@@ -44,10 +46,11 @@ class Lane:
 
 
 def _step(steps: Generator[None, None, None]) -> bool:
-    """Run one step; False after the last."""
+    """Run the next step of a generator. Returns False if there is no further step."""
     try:
         return next(steps, steps) is None
     except BaseException as error:
-        # Otherwise the traceback would keep the network, and another thread would free it.
+        # The traceback refers to the network. The references are removed, because the network must
+        # be freed on this thread.
         traceback.clear_frames(error.__traceback__)
         raise

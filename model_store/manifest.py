@@ -1,9 +1,10 @@
-"""Manifest: the description of a version, in `manifest.json` beside its parameters.
+"""Manifest: describes a version of a model, in the file `manifest.json` in the version's folder.
 
-A manifest is plain data. It names the network's architecture and its classes, the normalization of
-pixels, the size and checksum of the parameters, the ranges for int8, the measured accuracies, and
-the probabilities of some images that were recorded when the version was added. `versions` finds and
-adds versions in a store; `params` reads parameters.
+A manifest contains the name of the network's architecture, the classes, the normalization of
+pixels, and the size and checksum of the parameter file. It may also contain measured accuracies,
+the ranges of tensors that int8 needs, and the network's probabilities for the probe images. Probe
+images (see `probes`) show whether a loaded network computes the same results as when the version
+was added. `versions` finds and adds versions in a store; `params` reads parameter files.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_NUMBER = 2**63
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 VERSION = r"[1-9][0-9]{0,8}"
 STORE = pathlib.Path(__file__).parent / "models"
-"""Folder of the store that ships."""
+"""Folder of the default store, which is part of the project."""
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Version = Annotated[str, Field(pattern=f"^{VERSION}$")]
@@ -45,20 +46,23 @@ class BadModel(Exception):
 
 
 class Plain(BaseModel):
-    """Immutable, without unknown fields, NaN or infinity."""
+    """Base class of immutable data. Unknown fields, NaN and infinity are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Normalization(Plain):
-    """Network input = (pixel / 255 - mean) / std, per channel in the order red, green, blue."""
+    """Normalization of pixels: the network's input is (pixel / 255 - mean) / std.
+
+    `mean` and `std` have one number for each channel, in the order red, green, blue.
+    """
 
     mean: tuple[Bound, Bound, Bound]
     std: tuple[Deviation, Deviation, Deviation]
 
 
 class Parameters(Plain):
-    """The `.params` file: its name beside the manifest, its size in bytes, its SHA-256."""
+    """Name, size in bytes and SHA-256 of the parameter file in the version's folder."""
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.params$")]
     bytes: Annotated[int, Field(gt=0, le=MAX_PARAMS_BYTES)]
@@ -66,11 +70,12 @@ class Parameters(Plain):
 
 
 class Measurement(Plain):
-    """How accurate the model is on a data set."""
+    """Accuracy of the model on a data set."""
 
     on: str
-    """The data set."""
+    """Name of the data set."""
     images: ImageCount
+    """Number of images in the data set."""
     accuracy: Share
     """Share of the images whose most probable class is the label."""
     precision: PrecisionName = "fp32"
@@ -79,13 +84,14 @@ class Measurement(Plain):
 
 
 class Int8(Plain):
-    """The range of every quantized tensor, as observed on calibration images."""
+    """The ranges of all quantized tensors, as observed on calibration images."""
 
     calibrated_on: str
-    """The data set."""
+    """Name of the data set of the calibration images."""
     images: ImageCount
+    """Number of calibration images."""
     ranges: Annotated[dict[Node, tuple[Bound, Bound]], Field(min_length=1, max_length=4096)]
-    """Name of a tensor in the graph that `int8` builds -> its minimum and maximum."""
+    """Name of a tensor in the graph that `int8` builds -> minimum and maximum of the tensor."""
 
     @field_validator("ranges")
     @classmethod
@@ -99,24 +105,26 @@ class Int8(Plain):
 
 
 class Temperature(Plain):
-    """Divides the logits before the softmax, to calibrate the probabilities.
+    """A number by which logits are divided before the softmax, to calibrate the probabilities.
 
     Source: Guo et al. 2017, arXiv 1706.04599.
     """
 
     value: Annotated[float, Field(ge=0.05, le=20)]
-    """Above 1: the probabilities become less extreme. Below 1: more extreme."""
+    """The temperature. A value above 1 makes the probabilities less extreme; a value below 1 makes
+    them more extreme."""
     fitted_on: str
+    """Images on which the temperature was fitted."""
     measured_on: str
-    """Other images than it was fitted on. Both errors were measured on them."""
+    """Other images, on which both calibration errors were measured."""
     calibration_error: Share
-    """Expected calibration error, 15 bins."""
+    """Expected calibration error with this temperature, in 15 bins."""
     calibration_error_before: Share
-    """Expected calibration error with a temperature of 1."""
+    """Expected calibration error with a temperature of 1, in 15 bins."""
 
 
 class Origin(Plain):
-    """The version that this one was derived from, and the SHA-256 of its manifest."""
+    """The version that another version was derived from, with the SHA-256 of its manifest."""
 
     name: Name
     version: Version
@@ -124,7 +132,7 @@ class Origin(Plain):
 
 
 class Identity(Plain):
-    """Which version of which model."""
+    """The name of a model and the number of a version."""
 
     name: Name
     version: Version
@@ -136,25 +144,28 @@ class Manifest(Identity):
     architecture: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     normalisation: Normalization
-    """Of the pixels. The key keeps its British spelling, so that existing manifests can be read."""
+    """Normalization of pixels. The key keeps its British spelling, because existing manifests have
+    it."""
     parameters: Parameters
     training: dict[str, Any] | None = None
-    """The recipe, the seed and the software, as the trainer wrote them. None: unknown."""
+    """The recipe, the seed and the software of the training run. None: unknown."""
     derived_from: Origin | None = None
+    """The version that this version was derived from. None: it was trained or imported."""
     measured: tuple[Measurement, ...] = ()
+    """Measured accuracies, in any order."""
     temperature: Temperature | None = None
-    """None: the logits are not divided."""
+    """Temperature of the probabilities. None: the logits are not divided."""
     int8: Int8 | None = None
-    """None: not served in int8."""
+    """Ranges for int8. None: the version cannot be served in int8."""
     probes: dict[PrecisionName, tuple[tuple[Share, ...], ...]] = {}
-    """Precision -> probabilities of each image in `probes`, recorded when the version was added."""
+    """Precision -> probabilities of each probe image, recorded when the version was added."""
 
     @field_validator("training")
     @classmethod
     def _numbers_are_plausible(cls, training: dict[str, Any] | None) -> dict[str, Any] | None:
         for number in _numbers(training):
             if not (math.isfinite(number) and abs(number) <= MAX_NUMBER):
-                raise ValueError("it contains a number that is not finite or exceeds 2 to the 63rd")
+                raise ValueError("a number in `training` is not finite or exceeds 2 to the 63rd")
         return training
 
     @model_validator(mode="after")
@@ -167,17 +178,22 @@ class Manifest(Identity):
     def _probes_fit(self) -> Manifest:
         for precision, rows in self.probes.items():
             if not rows or any(len(row) != len(self.classes) for row in rows):
-                raise ValueError(f"the probes of {precision} are not one number per class")
+                raise ValueError(
+                    f"probes.{precision} must have one row or more, with one number for each class"
+                )
         return self
 
     def accuracy_in(self, precision: PrecisionName) -> float | None:
-        """The accuracy measured on the largest data set in this precision; None: not measured."""
+        """Return the accuracy in a precision, measured on the largest data set.
+
+        Returns None if the accuracy in this precision was not measured.
+        """
         measured = [one for one in self.measured if one.precision == precision]
         return max(measured, key=lambda one: one.images).accuracy if measured else None
 
 
 def read(folder: pathlib.Path) -> Manifest:
-    """The manifest in `folder`, which need not be in a store. Raises BadModel."""
+    """Return the manifest in `folder`, which need not be in a store. Raises BadModel."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(read_regular(path, MAX_BYTES))
@@ -188,9 +204,11 @@ def read(folder: pathlib.Path) -> Manifest:
 
 
 def write(folder: pathlib.Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into `folder`.
+    """Write a manifest to `manifest.json` in `folder`.
 
-    Raises ValueError if the manifest could not be read back. `model_copy` does not check it.
+    Raises:
+        ValueError: The manifest is invalid. This is possible if it was made with `model_copy`,
+            which does not validate.
     """
     checked = Manifest.model_validate(manifest.model_dump())
     text = json.dumps(checked.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
@@ -198,14 +216,14 @@ def write(folder: pathlib.Path, manifest: Manifest) -> None:
 
 
 def first_error(error: ValidationError) -> str:
-    """The first field that is wrong, and why, in one line."""
+    """Return the first invalid field and the reason, in one line."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "the whole"
+    field = ".".join(str(part) for part in first["loc"]) or "the manifest"
     return f"{field}: {first['msg']}"
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """Every number in plain data, at any depth."""
+    """Yield every number in nested dicts and lists."""
     remaining = [value]
     while remaining:
         match remaining.pop():

@@ -1,8 +1,8 @@
-"""Network: a version as MXNet computes it.
+"""Network: computes the logits of a version with MXNet.
 
-All methods of one network must be called on the same thread. Each bucket has a network object of
-its own, because changing the batch size of one object takes more than a millisecond. The objects
-share their parameters.
+All methods of one network must be called on the same thread. MXNet compiles a network for one batch
+size, and changing the batch size takes more than a millisecond. So there is one MXNet network for
+each bucket (batch size). These networks share their parameters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Forward: TypeAlias = Callable[[], Any]
 
 
 class Network:
-    """Computes batches after `load` has run to its end, and until `close`."""
+    """A version's network. Batches can be computed after `load` and before `close`."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Network:
         """
         Args:
             mx: The module `mxnet`.
-            model: Names the architecture, the number of classes and the ranges for int8.
-            device: Where it computes.
-            precision: Available on that device for that model.
-            buckets: Batch sizes it can compute, in increasing order.
+            model: Manifest with the architecture, the classes and the ranges for int8.
+            device: Device that computes the network.
+            precision: Precision that `precision.choose` returned for this version and device.
+            buckets: Batch sizes that the network can compute, in increasing order.
         """
         self._mx = mx
         self._model = model
@@ -61,17 +61,17 @@ class Network:
         self._buckets = buckets
         self._forward: dict[int, Forward] = {}
         self._inputs: dict[int, Any] = {}
-        """Bucket -> float32 (bucket, 3, 32, 32) on the device."""
+        """Bucket -> input array on the device, float32 (bucket, 3, 32, 32)."""
         self._shared: Any = None
-        """The network object whose parameters the others share."""
+        """MXNet network whose parameters the networks of all buckets share."""
 
     def load(self, arrays: Arrays, beside: bool = True) -> Generator[None, None, None]:
         """Build the networks with the parameters `arrays`, in steps.
 
         Args:
             arrays: Parameters by name.
-            beside: Whether another version computes batches between the steps. Then steps are
-                short; otherwise loading takes less time in total.
+            beside: Whether another version computes batches between the steps. True: loading is
+                divided into shorter steps. False: loading takes less time in total.
 
         Raises:
             BadParams, BadModel, UnknownArchitecture, MXNetError.
@@ -87,7 +87,12 @@ class Network:
             yield from self._build()
 
     def compute(self, inputs: Inputs) -> Rows:
-        """Logits, float32 (bucket, classes). Raises MemoryError and MXNetError."""
+        """Compute the logits of a batch, float32 (bucket, classes).
+
+        Raises:
+            MemoryError: The device is out of memory.
+            MXNetError: MXNet failed.
+        """
         try:
             self._inputs[len(inputs)]._sync_copyfrom(inputs)
             logits: Rows = self._forward[len(inputs)]().asnumpy()
@@ -98,20 +103,23 @@ class Network:
         return logits
 
     def observe(self, batches: Sequence[Inputs]) -> dict[str, tuple[float, float]]:
-        """Ranges of the tensors for `manifest.Int8`, observed on `batches`. For a CPU."""
+        """Return the range of each tensor for `manifest.Int8`, observed on `batches`.
+
+        This is supported on a CPU only.
+        """
         return Quantizable(self._mx, self._shared).observe(batches)
 
     def close(self) -> None:
-        """Free its memory."""
+        """Free the memory of the network."""
         self._forward.clear()
         self._inputs.clear()
         self._shared = None
-        # Gluon's blocks refer to each other. The collector must free them on this thread.
+        # MXNet's blocks form reference cycles, which must be collected on this thread.
         gc.collect()
         self._mx.nd.waitall()  # otherwise the process may hang at exit (apache/mxnet issue 8997)
 
     def _build(self) -> Generator[None, None, None]:
-        """A network for each bucket in fp32 or fp16."""
+        """Build the network of each bucket in fp32 or fp16, in steps."""
         copies = {}
         for bucket in self._buckets:
             copies[bucket] = build(
@@ -122,9 +130,9 @@ class Network:
             )
             yield
         if self._precision.name == "fp16":
-            # After all were built: a new copy cannot share parameters that were cast.
+            # All copies must exist before the cast: a new copy cannot share cast parameters.
             for copy in copies.values():
-                copy.cast("float16")  # Gluon leaves the parameters of BatchNorm in fp32
+                copy.cast("float16")  # MXNet keeps the parameters of BatchNorm in fp32
         fuses = self._device.name == "cpu"
         for bucket, copy in copies.items():
             if fuses:
@@ -145,10 +153,10 @@ class Network:
         )
 
     def _computes_as_shared(self, fused: Any, bucket: int) -> bool:
-        """Whether the fused network computes the same as the shared one.
+        """Whether the network with fused operators computes the same results as without fusion.
 
-        It does not for `cifar_resnet20_v2`, for example: MXNet's fused addition and convolution is
-        wrong. Such networks are computed without fusion, which is slower.
+        For some architectures, such as `cifar_resnet20_v2`, MXNet's fused addition and convolution
+        computes wrong results. Their operators are not fused, which is slower.
         """
         random = np.random.default_rng(0).standard_normal((bucket, 3, SIDE, SIDE), np.float32)
         inputs = self._mx.nd.array(random, ctx=self._device.context)
@@ -156,7 +164,7 @@ class Network:
         return bool(np.allclose(fused(inputs).asnumpy(), plain, rtol=1e-3, atol=1e-3))
 
     def _quantize(self, ranges: Ranges, beside: bool) -> Generator[None, None, None]:
-        """A network for each bucket in int8."""
+        """Build the network of each bucket in int8, in steps."""
         quantizable = Quantizable(self._mx, self._shared)
         yield
         for bucket in self._buckets:
@@ -170,10 +178,10 @@ class Network:
 
 
 class _Direct:
-    """Calls a network's compiled graph directly.
+    """Computes a network by calling its compiled graph directly.
 
-    Gluon's own call takes 0.2 ms more in Python, and may wait for the interpreter lock more often
-    while the event loop holds it.
+    Calling the MXNet network itself would run 0.2 ms more of Python code. That code may have to
+    wait for the interpreter lock while the event loop is busy.
     """
 
     def __init__(self, network: Any, inputs: Any) -> None:
@@ -183,7 +191,7 @@ class _Direct:
 
     def __call__(self) -> Any:
         if self._arguments is None:
-            logits = self._network(self._inputs)  # compiles
+            logits = self._network(self._inputs)  # the first call compiles the graph
             arguments = self._network._cached_op_args
             self._arguments = [
                 self._inputs if is_input else parameter.data() for is_input, parameter in arguments
@@ -193,15 +201,27 @@ class _Direct:
 
 
 def _in_half(network: Any, inputs: Any) -> Forward:
-    """Casts to float16 and the logits back to float32, on the device."""
+    """Return a function that computes a network in float16 and returns float32 logits.
+
+    All casts run on the device.
+    """
     return lambda: network(inputs.astype("float16")).astype("float32")
 
 
 def filled(mx: Any, model: Manifest, context: Any, arrays: Arrays) -> Generator[None, None, Any]:
-    """Build the network of `model` with the parameters `arrays`, in steps; returns a Gluon block.
+    """Build an MXNet network with parameters, in steps. The generator returns a Gluon block.
 
-    Names of its operators do not depend on other networks in the process. Raises BadParams,
-    UnknownArchitecture.
+    The names of the network's operators do not depend on other networks in the process.
+
+    Args:
+        mx: The module `mxnet`.
+        model: Manifest with the architecture and the classes.
+        context: MXNet's context of the device.
+        arrays: Parameters by name.
+
+    Raises:
+        BadParams: The parameters do not fit the architecture.
+        UnknownArchitecture: There is no such architecture.
     """
     network = build(model.architecture, len(model.classes), prefix="net_")
     yield
@@ -212,7 +232,7 @@ def filled(mx: Any, model: Manifest, context: Any, arrays: Arrays) -> Generator[
     for name, parameter in parameters.items():
         array = mx.nd.array(arrays[name], ctx=context)
         if name.endswith("gamma") and parameter.grad_req == "null":
-            array[:] = 1  # a scale fixed at 1: not all of MXNet's kernels ignore the array
+            array[:] = 1  # the scale is fixed at 1, but some of MXNet's kernels read the array
         parameter.initialize(ctx=context)
         parameter.set_data(array)
         yield
@@ -220,9 +240,9 @@ def filled(mx: Any, model: Manifest, context: Any, arrays: Arrays) -> Generator[
 
 
 def is_out_of_memory(message: str) -> bool:
-    """Whether an error's message says that memory ran out, so a smaller batch may succeed.
+    """Whether an error message says that memory ran out. If so, a smaller batch may succeed.
 
-    CUDA's "illegal memory access" is another error, even if a cudaMalloc reports it: afterwards the
-    GPU does not compute for this process.
+    CUDA's "illegal memory access" is another error, even if cudaMalloc reports it. After that
+    error, the GPU computes nothing more for this process.
     """
     return OUT_OF_MEMORY.search(message) is not None

@@ -1,25 +1,29 @@
-"""Params: reads and writes `.params` files without MXNet. Files are not trusted.
+"""Params: reads and writes `.params` files, which contain a network's parameters, without MXNet.
 
-Guarantees. `read_params` returns every array of a file whose structure is valid from the first byte
-to the last, or raises `BadParams`, which says which file, what is wrong and what to do. Each
-declared length is compared with the number of remaining bytes before memory is allocated, so memory
-stays near the size of the file. `write_params` writes what `mx.nd.load` and `load_parameters` read:
-the same bytes for the same arrays, and a complete file or none. `check_params` says whether arrays
-fit a network. `Source.sha256` identifies the bytes that were read. Names are not changed: prefixes
-such as `arg:` and `aux:` are kept.
+Files are not trusted. `read_params` returns all arrays of a valid file. If any byte of the file's
+structure is invalid, it raises `BadParams`, whose message says which file, what is wrong and what
+to do. Each length in the file is compared with the number of remaining bytes before memory is
+allocated, so reading a file takes about as much memory as the file has bytes.
 
-Format. MXNet's list of arrays, as `NDArray::Save` and `NDArray::Load` define it
-(src/ndarray/ndarray.cc in Apache MXNet 1.x); little-endian, nothing padded or aligned:
+`write_params` writes files that MXNet's `mx.nd.load` and `load_parameters` can read. It writes a
+complete file or no file, and always the same bytes for the same arrays. `check_params` checks that
+arrays fit a network. `Source.sha256` returns the checksum of the bytes that were read. Names of
+arrays are not changed: prefixes such as `arg:` and `aux:` are kept.
+
+The format is MXNet's list of arrays, as `NDArray::Save` and `NDArray::Load` define it
+(src/ndarray/ndarray.cc in Apache MXNet 1.x). Numbers are little-endian. There is no padding and no
+alignment:
 
     file     u64 0x112, u64 0, u64 count, array * count, u64 count, name * count
     array    u32 version, i32 storage, i32 ndim, i64 * ndim, i32 device, i32 device id,
              i32 element type, the elements in C order
     name     u64 bytes, UTF-8
 
-Limits. Dense arrays of the element types below, versions 2 (`net.save_parameters`, `net.export`,
-`mx.nd.save`) and 3 (the same in NumPy mode, which adds arrays without dimensions). Rejected with a
-hint: MXNet before 1.0, sparse storage, arrays without names or without elements, more than
-`MAX_ARRAYS` arrays, names that are longer than `MAX_NAME` bytes or not printable.
+Supported are dense arrays of the element types in `TYPES`, in the format versions 2 and 3. Version
+2 is written by `net.save_parameters`, `net.export` and `mx.nd.save`. Version 3 is written by the
+same functions in NumPy mode, and also allows arrays without dimensions. Rejected are files of MXNet
+before 1.0, sparse arrays, arrays without names or without elements, more than `MAX_ARRAYS` arrays,
+and names that are longer than `MAX_NAME` bytes or not printable.
 """
 
 from __future__ import annotations
@@ -69,19 +73,24 @@ OTHER_FORMATS = {
     b"\x89HDF": "an HDF5 file (Keras, .h5)",
     b"\x1f\x8b": "a gzip archive",
     b"version https://": "a Git LFS pointer, which `git lfs pull` replaces by the file",
-    b"{": "JSON: the network's -symbol.json, perhaps",
-    b"<": "a web page: a download that failed, perhaps",
+    b"{": "JSON, such as the network's -symbol.json",
+    b"<": "a web page, such as the error page of a failed download",
 }
 
 
 class BadParams(Exception):
-    """The file or its arrays cannot be served. The message says what is wrong and what to do."""
+    """The file or its arrays cannot be used. The message says what is wrong and what to do."""
 
 
 def read_params(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Arrays:
-    """Every array of the file by name, in the file's order, read-only.
+    """Return all arrays of a file by name, in the file's order. The arrays are read-only.
 
-    Raises BadParams, also if the file has more than `max_bytes` bytes.
+    Args:
+        path: Path of the file.
+        max_bytes: Maximum size of the file in bytes.
+
+    Raises:
+        BadParams: The file cannot be read, is invalid, or is too large.
     """
     with opened(path, max_bytes=max_bytes) as source:
         return source.arrays()
@@ -89,7 +98,7 @@ def read_params(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> 
 
 @contextmanager
 def opened(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Iterator[Source]:
-    """The open file; nothing is read yet. Raises BadParams as `read_params`."""
+    """Open a file, without reading it yet. Arguments and errors are as in `read_params`."""
     path = Path(path)
     try:
         with open_regular(path) as raw:
@@ -105,9 +114,14 @@ def opened(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Itera
 def check_params(
     arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Check that names and shapes are as expected and every value is a finite float.
+    """Check that all names and shapes are as expected and that all values are finite floats.
 
-    Raises BadParams.
+    Args:
+        arrays: Arrays by name.
+        expected: Shapes of the network's parameters by name.
+
+    Raises:
+        BadParams: The arrays do not fit the network.
     """
     shared = [name for name in expected if name in arrays]
     floats = [name for name in shared if arrays[name].dtype.kind == "f"]
@@ -132,14 +146,19 @@ def check_params(
 
 
 def write_params(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a file completely, or leave an existing one unchanged.
+    """Write arrays to a file. If that fails, an existing file remains unchanged.
 
-    Raises ValueError if the format cannot store the arrays.
+    Args:
+        path: Path of the file.
+        arrays: Arrays by name.
+
+    Raises:
+        ValueError: The format cannot store the arrays.
     """
     path = Path(path)
     if not 0 < len(arrays) <= MAX_ARRAYS:
-        raise ValueError(f"{len(arrays)} arrays: a file holds 1 to {MAX_ARRAYS}")
-    # In the same folder: a rename is atomic only within one file system.
+        raise ValueError(f"{len(arrays)} arrays: a file can contain 1 to {MAX_ARRAYS}")
+    # The temporary file is in the same folder, because a rename is atomic only in one file system.
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -157,7 +176,7 @@ def write_params(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The digest of the file's bytes, in hexadecimal."""
+    """Return the SHA-256 of the file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(1 << 20):
@@ -171,8 +190,8 @@ class Source:
     def __init__(self, path: Path, raw: BinaryIO) -> None:
         """
         Args:
-            path: For messages.
-            raw: A regular file, at its beginning.
+            path: Path that error messages show.
+            raw: Regular file that is open for reading, at its first byte.
         """
         self._path = path
         self._raw = raw
@@ -180,30 +199,33 @@ class Source:
         self.size = self.left = os.fstat(raw.fileno()).st_size
 
     def arrays(self) -> Arrays:
-        """Every array of the file by name, in the file's order, read-only. Raises BadParams."""
+        """Return all arrays of the file by name, as in `read_params`. Raises BadParams."""
         return _read_list(self)
 
     def sha256(self) -> str:
-        """Digest of the bytes read so far, in hexadecimal. After `arrays`, of the whole file."""
+        """Return the SHA-256 of the bytes read so far, in hexadecimal.
+
+        After `arrays`, it is that of the whole file.
+        """
         return self._digest.hexdigest()
 
     def bad(self, what: str, do: str = SAVE_AGAIN) -> BadParams:
-        """An error about this file: what is wrong, and what to do."""
+        """Return an error about this file that says what is wrong and what to do."""
         return BadParams(f"{self._path}: {what}. {do}")
 
     def take(self, length: int, what: str) -> bytes:
-        """The next `length` bytes. `what` names them in errors."""
+        """Return the next `length` bytes. Error messages call these bytes `what`."""
         if length > self.left:
-            raise self.bad(f"{what} needs {length:,} bytes where {self.left:,} are left")
+            raise self.bad(f"{what} needs {length:,} bytes, but only {self.left:,} remain")
         taken = self._raw.read(length)
         if len(taken) != length:
-            raise self.bad(f"the file became shorter while {what} was read")
+            raise self.bad(f"the file was truncated while {what} was read")
         self.left -= length
         self._digest.update(taken)
         return taken
 
     def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
-        """The next fields, in the format `layout` of `struct`."""
+        """Return the next fields. `layout` is a format of `struct`, and `what` is as in `take`."""
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
 
 
@@ -211,13 +233,13 @@ def _read_list(source: Source) -> Arrays:
     _check_kind(source)
     (count,) = source.unpack("<Q", "the number of arrays")
     if not 0 < count <= MAX_ARRAYS:
-        raise source.bad(f"declares {count:,} arrays where 1 to {MAX_ARRAYS:,} are allowed")
+        raise source.bad(f"the file declares {count:,} arrays; 1 to {MAX_ARRAYS:,} are allowed")
     arrays = [_read_array(source, f"array {at} of {count}") for at in range(1, count + 1)]
 
     (named,) = source.unpack("<Q", "the number of names")
     if named != count:
         do = SAVE_AGAIN if named else SAVE_A_DICT
-        raise source.bad(f"{count:,} arrays have {named:,} names", do)
+        raise source.bad(f"the file has {count:,} arrays but {named:,} names", do)
     result: Arrays = {}
     for at, array in enumerate(arrays, start=1):
         name = _read_name(source, f"name {at} of {count}")
@@ -233,9 +255,10 @@ def _check_kind(source: Source) -> None:
     header = source.take(min(len(HEADER), source.left), "the header")
     if not HEADER.startswith(header):
         kinds = (kind for prefix, kind in OTHER_FORMATS.items() if header.startswith(prefix))
-        raise source.bad(f"not a .params file but {next(kinds, 'something else')}", WRITE_ONE)
+        kind = next(kinds, "an unknown format")
+        raise source.bad(f"this is not a .params file but {kind}", WRITE_ONE)
     if len(header) < len(HEADER):
-        raise source.bad("ends inside its header" if header else "the file is empty")
+        raise source.bad("the file ends inside its header" if header else "the file is empty")
 
 
 def _read_array(source: Source, what: str) -> NDArray[Any]:
@@ -268,7 +291,7 @@ def _read_array(source: Source, what: str) -> NDArray[Any]:
 def _read_name(source: Source, what: str) -> str:
     (length,) = source.unpack("<Q", what)
     if not 0 < length <= MAX_NAME:
-        raise source.bad(f"{what} is {length:,} bytes long where 1 to {MAX_NAME:,} are allowed")
+        raise source.bad(f"{what} is {length:,} bytes long; 1 to {MAX_NAME:,} are allowed")
     encoded = source.take(length, what)
     try:
         name = encoded.decode()
@@ -297,7 +320,7 @@ def _write_name(file: BinaryIO, name: str) -> None:
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
-    with np.errstate(over="ignore"):  # in float32, in which the network computes, 1e300 is infinite
+    with np.errstate(over="ignore"):  # the network computes in float32, where 1e300 is infinite
         return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 

@@ -1,8 +1,9 @@
-"""Precision: turns `auto`, `fp32`, `int8` or `fp16` into the precision of a version on a device.
+"""Precision: chooses the precision in which a version is computed on a device.
 
-`auto` means int8 on a CPU and fp16 on a GPU under two conditions: the machine has instructions for
-it, and the accuracy measured in it is at most `MAX_ACCURACY_LOSS` below that in fp32. Otherwise it
-means fp32. A precision that is requested by name and is not available is an error
+A user requests `auto`, `fp32`, `int8` or `fp16`. `auto` means int8 on a CPU and fp16 on a GPU under
+two conditions: the machine has instructions for that precision, and the measured accuracy in that
+precision is at most `MAX_ACCURACY_LOSS` below the accuracy in fp32. Otherwise, `auto` means fp32.
+If a user requests a precision by name and it is not available, an error is raised
 (docs/decisions/0015-int8-beside-fp32.md).
 """
 
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from model_store.manifest import Manifest, PrecisionName
 
 MAX_ACCURACY_LOSS = 0.003
-"""By how much `auto` may be less accurate than fp32, as a share of the images."""
+"""Maximum loss of accuracy that `auto` accepts, as a share of the images."""
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
-"""Instructions that sum products of 8-bit numbers in 32 bits, as named in /proc/cpuinfo."""
+"""Names in /proc/cpuinfo of the instructions that sum products of 8-bit numbers in 32 bits."""
 CHOICES = ("auto", "fp32", "int8", "fp16")
+"""Precisions that a user can request."""
 
 
 class PrecisionUnavailable(RuntimeError):
@@ -31,23 +33,23 @@ class Precision:
 
     name: PrecisionName
     reason: str
-    """Why it was chosen."""
+    """Reason why the precision was chosen."""
 
 
 def choose(
     wanted: str, model: Manifest, device: str, flags: Collection[str] | None = None
 ) -> Precision:
-    """The precision for a version on a device.
+    """Choose the precision for a version on a device.
 
     Args:
         wanted: One of `CHOICES`.
         model: The version's manifest.
         device: cpu or gpu:N.
-        flags: Instructions of the CPU, as named in /proc/cpuinfo. None: those of this machine.
+        flags: Names of the CPU's instructions in /proc/cpuinfo. None: those of this machine.
 
     Raises:
         ValueError: `wanted` is not one of `CHOICES`.
-        PrecisionUnavailable: It is not available for this version on this device.
+        PrecisionUnavailable: The wanted precision is not available for this version on this device.
     """
     if wanted not in CHOICES:
         raise ValueError(f"precision {wanted!r} is not one of {', '.join(CHOICES)}")
@@ -62,19 +64,22 @@ def choose(
     if wanted != name:
         other = "a GPU" if wanted == "fp16" else "a CPU"
         raise PrecisionUnavailable(
-            f"precision {wanted} was asked for and is for {other}; this is {device}. "
+            f"precision {wanted} was asked for, but it is for {other}, and the device is {device}. "
             f"Choose auto, fp32 or {name}"
         )
     if wanted == "int8" and model.int8 is None:
         raise PrecisionUnavailable(
-            f"precision int8 was asked for, and {model.name} {model.version} is not calibrated for "
-            "it: make a calibrated version with `python -m model_store calibrate`"
+            f"precision int8 was asked for, but {model.name} {model.version} is not calibrated for "
+            "int8: make a calibrated version with `python -m model_store calibrate`"
         )
     return Precision(name, "as asked")
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instructions of the CPU, as named in /proc/cpuinfo; empty if it cannot be read."""
+    """Return the names of the CPU's instructions in /proc/cpuinfo.
+
+    The result is empty if the file cannot be read.
+    """
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -84,7 +89,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def _why_fp32(model: Manifest, name: PrecisionName, flags: Collection[str]) -> str | None:
-    """Why `auto` means fp32 instead of `name`; None if it means `name`."""
+    """Return the reason why `auto` means fp32 instead of `name`; None if `auto` means `name`."""
     if name == "int8":
         if model.int8 is None:
             return "this version is not calibrated for int8"

@@ -1,8 +1,10 @@
-"""Probes: a few images made from a formula, and the probabilities a network must compute for them.
+"""Probes: images that test whether a network computes the same probabilities as before.
 
-The probabilities are recorded in the manifest when a version is added, and compared whenever it is
-loaded. A checksum detects a changed file. The probes detect that this machine, with its MXNet and
-in this precision, computes something else from the same file.
+The images are computed from a formula. When a version is added, the network's probabilities for
+these images are recorded in the version's manifest. Whenever the version is loaded, the
+probabilities are computed again and compared. The checksum in the manifest detects a changed file.
+The probes detect that this machine, its MXNet or this precision computes other results from the
+same file.
 """
 
 from __future__ import annotations
@@ -17,17 +19,18 @@ from model_store.manifest import BadModel, PrecisionName
 
 COUNT = 4
 MAX_DIFFERENCE: dict[PrecisionName, float] = {
-    "fp32": 1e-3,  # other kernels add in another order
-    "int8": 0.1,  # CPUs without VNNI saturate in some cases
+    "fp32": 1e-3,  # the order of additions differs between CPUs
+    "int8": 0.1,  # on CPUs without VNNI instructions, some sums exceed their range
     "fp16": 0.05,
 }
 """Maximum difference between a recorded probability and a computed one."""
 
 
 def images() -> Image:
-    """uint8 (COUNT, 32, 32, 3): colored waves of growing frequency.
+    """Return the probe images: uint8 (COUNT, 32, 32, 3), colored waves of growing frequency.
 
-    Must not be changed: the probabilities of existing versions were recorded for these images.
+    This function must not be changed, because the probabilities of existing versions were recorded
+    for these images.
     """
     y, x = np.mgrid[:SIDE, :SIDE]
     waves = [
@@ -39,30 +42,33 @@ def images() -> Image:
 
 
 def repeated(rows: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
-    """`count` rows: those of `rows`, repeated or cut off."""
+    """Return the first `count` rows of `rows`. If `rows` has fewer rows, they are repeated."""
     array = np.asarray(rows)
     return np.resize(array, (count, *array.shape[1:]))
 
 
 def check(rows: Rows, recorded: npt.NDArray[np.float64], precision: PrecisionName) -> None:
-    """Raises BadModel if a row of probabilities differs from the recorded one.
+    """Compare the computed probabilities of the probe images with the recorded probabilities.
 
     Args:
-        rows: (n, classes), as computed.
-        recorded: (n, classes), from the manifest.
-        precision: In which `rows` were computed.
+        rows: Computed probabilities, float32 (n, classes).
+        recorded: Probabilities from the manifest, float64 (n, classes).
+        precision: Precision in which `rows` were computed.
+
+    Raises:
+        BadModel: A probability differs by more than `MAX_DIFFERENCE`.
     """
     differences = np.abs(rows - recorded).max(axis=1)
     worst = int(differences.argmax())
     if not differences[worst] <= MAX_DIFFERENCE[precision]:  # also true for NaN
         raise BadModel(
-            f"the network computes other results than when it was added: in {precision}, probe "
-            f"{worst % COUNT + 1} differs by {differences[worst]:.2g} where "
-            f"{MAX_DIFFERENCE[precision]:g} is allowed. Compare the manifest with its source; if "
-            "they are equal, this machine computes wrong results"
+            "the network computes other results than when the version was added: in "
+            f"{precision}, probe image {worst % COUNT + 1} differs by "
+            f"{differences[worst]:.2g}, and {MAX_DIFFERENCE[precision]:g} is allowed. Compare the "
+            "manifest with its source; if they are equal, this machine computes wrong results"
         )
 
 
 def record(rows: Rows) -> tuple[tuple[float, ...], ...]:
-    """The rows as a manifest stores them."""
+    """Return the rows in the form in which a manifest stores them."""
     return tuple(tuple(round(float(value), 7) for value in row) for row in rows)

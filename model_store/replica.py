@@ -1,10 +1,12 @@
-"""Replica: the copy of a version that one lane computes.
+"""Replica: a loaded copy of a version, which one lane computes.
 
-A replica loads its network, warms up every bucket, and compares the probabilities of the probe
-images with those in the manifest. It serves only if all of that succeeds.
+A lane is a thread that computes one batch at a time. A replica loads the network, runs some warm-up
+batches of every bucket (batch size), and checks the probabilities of the probe images. Probe images
+are test images for which the manifest contains the expected probabilities. If any of this fails,
+the replica is not used.
 
-Loading is divided into steps, so that the lane can compute batches of the version that serves
-between two steps. The longest step is the first run of the largest bucket.
+Loading is divided into steps. Between two steps, the lane can compute batches of the version that
+is still active. The longest step is the first batch of the largest bucket.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from model_store.params import Arrays
 from model_store.precision import Precision
 
 WARM_UP_RUNS = 5
+"""Number of batches of each bucket whose time is measured at warm-up."""
 
 
 class Replica:
-    """Computes batches after `load` has run to its end, and until `close`.
+    """A loaded copy of a version. Batches can be computed after `load` and before `close`.
 
-    All methods except those of `format` are called on the lane's thread.
+    All methods except those of `format` must be called on the lane's thread.
     """
 
     def __init__(
@@ -33,37 +36,44 @@ class Replica:
     ) -> None:
         """
         Args:
-            network: Not loaded yet; used by this replica only.
+            network: Network that is not loaded yet, and that no other replica uses.
             model: The version's manifest.
-            precision: In which the network computes.
+            precision: Precision in which the network computes.
             buckets: Batch sizes that the network can compute, in increasing order.
         """
         self.model = model
         self.precision = precision
         self.format = BatchFormat(model, buckets)
         self.warm_up_seconds: dict[int, tuple[float, ...]] = {}
-        """Bucket -> seconds of each of its warm-up batches."""
+        """Bucket -> seconds of each warm-up batch of that size."""
         self.compute = network.compute
-        """Computes logits, float32 (bucket, classes), for an input that `format` assembled."""
+        """Function that computes logits, float32 (bucket, classes), for an input from `format`."""
         self._network = network
         self._buckets = buckets
 
     def load(self, arrays: Arrays, beside: bool = True) -> Generator[None, None, None]:
-        """Load the network and warm it up, in steps. Arguments and errors as in `Network.load`."""
+        """Load the network and warm it up, in steps.
+
+        Arguments and errors are as in `Network.load`. Also raises BadModel if the network computes
+        invalid results or other probabilities than expected.
+        """
         yield from self._network.load(arrays, beside)
         for bucket in self._buckets:
             yield from self._warm_up(bucket)
 
     def observe(self, batches: Sequence[Inputs]) -> dict[str, tuple[float, float]]:
-        """Ranges of the tensors for `manifest.Int8`, observed on `batches`. For a CPU."""
+        """Return the range of each tensor for `manifest.Int8`, observed on `batches`.
+
+        This is supported on a CPU only.
+        """
         return self._network.observe(batches)
 
     def close(self) -> None:
-        """Free its memory."""
+        """Free the memory of the network."""
         self._network.close()
 
     def _warm_up(self, bucket: int) -> Generator[None, None, None]:
-        """Check that the bucket's results are plausible and as recorded, and measure its time."""
+        """Check the network's results for batches of size `bucket`, and measure their time."""
         images = list(noise(bucket))
         self._first_run(images)
         yield
@@ -80,7 +90,7 @@ class Replica:
         self.warm_up_seconds[bucket] = tuple(seconds)
 
     def _first_run(self, images: Sequence[Image]) -> None:
-        """Compile the bucket's network and check that it computes finite numbers."""
+        """Compute the first batch, which compiles the network, and check that it is finite."""
         called = f"{self.model.name} {self.model.version}"
         try:
             rows = self._infer(images)
@@ -88,12 +98,14 @@ class Replica:
             if self.precision.name != "int8":
                 raise
             reason = str(error).strip().splitlines()[-1]
-            raise BadModel(f"{called} cannot compute with its int8.ranges: {reason}") from error
+            raise BadModel(
+                f"{called} cannot be computed with the int8.ranges in its manifest: {reason}"
+            ) from error
         for result in self.format.check_rows(rows):
             if isinstance(result, Exception):
                 raise BadModel(
-                    f"{called} computes invalid results: {result}. Train it again, or import "
-                    "another file"
+                    f"{called} computes invalid results: {result}. Train the network again, or "
+                    "import another file"
                 )
 
     def _infer(self, images: Sequence[Image]) -> Rows:

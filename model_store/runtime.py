@@ -1,11 +1,11 @@
-"""Runtime: imports MXNet. Every `import mxnet` of the project goes through `load_mxnet`.
+"""Runtime: imports MXNet. All code of the project that needs MXNet calls `load_mxnet`.
 
-MXNet 1.9.1 is the last release of a retired project. Before its import, `load_mxnet` sets
-environment variables that MXNet and OpenMP read only once, adds the alias `np.bool` that MXNet
-uses, and loads CUDA's libraries for the GPU build. If the import fails with a linker error, it says
-what to install.
+MXNet 1.9.1 is the last release of a retired project and needs preparation. Before the import,
+`load_mxnet` sets environment variables that MXNet and OpenMP read only once, and adds the alias
+`np.bool`, which MXNet uses and NumPy has removed. For the GPU build of MXNet, it also loads CUDA's
+libraries. If the import fails, the error message says what to install.
 
-Call it only on a thread that will own a network.
+`load_mxnet` must be called only on a thread that will use a network.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import numpy as np
 from model_store import amx, cuda
 
 ENVIRONMENT = {
-    # Tuning at import takes seconds and has hung under load (apache/mxnet issue 12255).
+    # MXNet's tuning at import takes seconds and has hung under load (apache/mxnet issue 12255).
     "MXNET_USE_OPERATOR_TUNING": "0",
-    # cu112 wheels are built for cuDNN 8.1; the check only warns that 8.9 is newer.
+    # The GPU build was made with cuDNN 8.1; the check would only warn that 8.9 is newer.
     "MXNET_CUDNN_LIB_CHECKING": "0",
-    # Idle OpenMP threads sleep. Spinning threads would compete with the event loop for its core.
+    # Idle OpenMP threads sleep. If they used a core to wait, the event loop would be slowed down.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
@@ -40,7 +40,8 @@ KEEP_LOCK = (
     "MXNDArrayGetStorageType",
     "MXNDArrayFree",
 )
-"""Functions of MXNet that its Python package calls for each batch, apart from computing it."""
+"""MXNet's C functions, other than computing the network, that its Python package calls for each
+batch."""
 
 
 class MXNetUnavailable(RuntimeError):
@@ -49,31 +50,33 @@ class MXNetUnavailable(RuntimeError):
 
 @functools.cache
 def is_gpu_build() -> bool:
-    """Whether the installed package of MXNet is one for CUDA. Does not import it."""
+    """Whether the installed package of MXNet is built for CUDA. MXNet is not imported."""
     names = (package.metadata["Name"] or "" for package in importlib.metadata.distributions())
     return any(name.lower().startswith("mxnet-cu") for name in names)
 
 
 def is_for_cpu(device: str) -> bool:
-    """Whether `device`, as in `device.choose`, can only be the CPU."""
+    """Whether `device` can only mean the CPU. `device` is as in `device.choose`."""
     return device == "cpu" or not is_gpu_build()
 
 
 def load_mxnet(threads: int, in_order: bool = False, with_amx: bool = False) -> Any:
     """Import MXNet and return the module.
 
-    Later calls return the same module and ignore their arguments: a process can set them only once.
+    Later calls return the same module and ignore their arguments, because MXNet reads the settings
+    only once per process. The setting `threads` overrides the environment variable
+    OMP_NUM_THREADS. All other environment variables that are already set remain as they are.
 
     Args:
-        threads: OpenMP threads that compute one operator. Overrides OMP_NUM_THREADS; environment
-            variables that are set take precedence over everything else that is set here.
-        in_order: Run every operator on the calling thread when it is called. MXNet's default
-            scheduler computes for all callers on one thread. In training it also reads BatchNorm's
-            statistics while they are updated, so results of two runs differ.
-        with_amx: Use AMX if the CPU has it; see `amx`.
+        threads: Number of OpenMP threads that compute one operator.
+        in_order: Whether every operator is computed immediately, on the thread that calls it.
+            MXNet's default scheduler computes the operators of all threads on one thread. In
+            training, the default scheduler also reads BatchNorm's statistics while they are
+            updated, so two equal runs have different results.
+        with_amx: Whether to use AMX, Intel's matrix unit, if the CPU has it; see `amx`.
 
     Raises:
-        MXNetUnavailable.
+        MXNetUnavailable: MXNet cannot be imported.
     """
     if "mxnet" in sys.modules:
         return sys.modules["mxnet"]
@@ -85,10 +88,10 @@ def load_mxnet(threads: int, in_order: bool = False, with_amx: bool = False) -> 
     amx.configure(with_amx, os.environ)
     failures = cuda.preload() if is_gpu_build() else []
     if "bool" not in vars(np):
-        np.bool = np.bool_  # type: ignore[attr-defined, unused-ignore]  # gone since NumPy 1.24
+        np.bool = np.bool_  # type: ignore[attr-defined, unused-ignore]  # removed in NumPy 1.24
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # DeprecationWarnings of a retired project
+            warnings.simplefilter("ignore")  # MXNet's DeprecationWarnings will not be fixed
             mx = importlib.import_module("mxnet")
     except ModuleNotFoundError as error:
         raise MXNetUnavailable(_missing_package(error)) from error
@@ -101,10 +104,11 @@ def load_mxnet(threads: int, in_order: bool = False, with_amx: bool = False) -> 
 
 
 def _keep_interpreter_lock(mx: Any) -> None:
-    """Make calls that take microseconds keep the interpreter lock.
+    """Make the short calls in `KEEP_LOCK` keep the interpreter lock.
 
-    A thread that releases it while the event loop is busy gets it back up to 5 ms later. Not for
-    MXNet's default scheduler: there, copying waits for the computation.
+    A thread that releases the lock while the event loop is busy may get it back only 5 ms later.
+    This must not be used with MXNet's default scheduler, because there a call that copies an array
+    waits for the computation.
     """
     library = ctypes.PyDLL(mx.libinfo.find_lib_path()[0])
     for name in KEEP_LOCK:
@@ -112,10 +116,10 @@ def _keep_interpreter_lock(mx: Any) -> None:
 
 
 def _start_scheduler(mx: Any) -> None:
-    """Start the scheduler without its message on standard error.
+    """Start MXNet's scheduler without the message that it prints to standard error.
 
-    Every scheduler but the default one prints its name. Starting takes microseconds, so no other
-    output is lost, except that of a crash.
+    All schedulers except the default one print their name. Standard error is redirected for a few
+    microseconds only, so other messages are lost only if the scheduler crashes.
     """
     standard_error = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
@@ -129,7 +133,7 @@ def _start_scheduler(mx: Any) -> None:
 
 def _missing_package(error: ModuleNotFoundError) -> str:
     if error.name == "distutils":
-        return "MXNet needs distutils, which Python 3.12 dropped: pip install 'setuptools>=70'"
+        return "MXNet needs distutils, which Python 3.12 removed: pip install 'setuptools>=70'"
     return (
         f"MXNet cannot be imported ({error}): install the extra for this machine, "
         "'shoal[cpu]' or, with an NVIDIA GPU, 'shoal[gpu]'"
@@ -139,13 +143,13 @@ def _missing_package(error: ModuleNotFoundError) -> str:
 def _missing_library(message: str) -> str:
     if "libcuda.so" in message:
         return (
-            "this is the GPU build of MXNet and NVIDIA's driver (libcuda.so.1) is missing: "
+            "this is the GPU build of MXNet, and NVIDIA's driver (libcuda.so.1) is missing: "
             "install the driver, or replace mxnet-cu112 by the extra 'shoal[cpu]'"
         )
     if package := cuda.package_of(message):
         return (
-            f"this is the GPU build of MXNet and a CUDA 11 library cannot be loaded ({message}): "
-            f"install the extra 'shoal[gpu]', which brings it as {package}"
+            f"this is the GPU build of MXNet, and a CUDA 11 library cannot be loaded ({message}): "
+            f"install the extra 'shoal[gpu]', which contains the package {package}"
         )
     if "libgomp" in message or "libquadmath" in message:
         return f"MXNet needs a system library ({message}): apt-get install libgomp1 libquadmath0"

@@ -1,7 +1,7 @@
-"""Store: imports versions into a store and verifies them.
+"""Store: imports versions into a store, which is a folder of models, and verifies them.
 
-Both load the version with `load_engine`, as the server does, so a version that passes can be
-served.
+Importing and verifying load the version with `load_engine`, as the server does. So a version that
+was imported or verified without an error can be served.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from model_store.params import read_params, sha256, write_params
 
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
-    """Class names, one per line, in the order of the network's outputs. Raises BadModel."""
+    """Read a file of class names, one per line, in the order of the network's outputs.
+
+    Raises:
+        BadModel: The file cannot be read.
+    """
     try:
         lines = read_regular(path, manifest.MAX_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -39,18 +43,19 @@ async def import_params(
     classes: tuple[str, ...],
     normalization: manifest.Normalization,
 ) -> pathlib.Path:
-    """Add a network that was trained elsewhere; returns the new version's folder.
+    """Add a network that was trained elsewhere, and return the new version's folder.
 
-    The version is loaded and its probes are recorded before it appears in the store.
+    Before the version appears in the store, it is loaded and its probabilities of the probe images
+    (see `probes`) are recorded in its manifest.
 
     Args:
         source: The `.params` file.
         store: Folder of the store.
         name: Name of the model.
         version: Number of the version.
-        architecture: The network that the parameters belong to.
+        architecture: Name of the architecture that the parameters belong to.
         classes: Class names in the order of the network's outputs.
-        normalization: Of the pixels, as in training.
+        normalization: Normalization of pixels that was used in training.
 
     Raises:
         BadModel, BadParams, UnknownArchitecture, ValueError, OSError.
@@ -79,8 +84,10 @@ async def import_params(
 
 
 async def record_probes(folder: pathlib.Path) -> None:
-    """Load a version that is being added in fp32, and write its probabilities of the probe images
-    into its manifest."""
+    """Record the probabilities of the probe images in the manifest of a version.
+
+    The version is loaded in fp32 on the CPU.
+    """
     async with load_engine(folder, device="cpu", max_batch_size=1, precision="fp32") as engine:
         rows = probes.record(await probabilities(engine, probes.images()))
         model = engine.model.model_copy(update={"probes": engine.model.probes | {"fp32": rows}})
@@ -88,10 +95,14 @@ async def record_probes(folder: pathlib.Path) -> None:
 
 
 async def verify(folder: pathlib.Path) -> Manifest:
-    """Load the version on a CPU in fp32, and in int8 if it is calibrated; returns its manifest.
+    """Load a version on the CPU, and return its manifest.
 
-    Loading compares the probabilities of the probe images with those in the manifest. If there are
-    none, they must be finite. Raises BadModel, BadParams, UnknownArchitecture.
+    The version is loaded in fp32, and also in int8 if it is calibrated. Loading compares the
+    probabilities of the probe images with the probabilities in the manifest. If the manifest has no
+    such probabilities, the computed probabilities must be finite.
+
+    Raises:
+        BadModel, BadParams, UnknownArchitecture.
     """
     model = await _verified(folder, "fp32")
     if model.int8 is not None:
@@ -110,12 +121,13 @@ async def probabilities(
     images: npt.NDArray[np.uint8],
     done: Callable[[int], object] = lambda images: None,
 ) -> Rows:
-    """Probabilities of images, float32 (n, classes).
+    """Compute the probabilities of images, float32 (n, classes).
 
     Args:
-        engine: Computes in batches of its largest size.
+        engine: Computes the images in batches of its largest size.
         images: uint8 (n, 32, 32, 3).
-        done: Called after each batch with the number of images in it.
+        done: Function that is called after each batch with the number of images in the batch. The
+            default does nothing.
 
     Raises:
         BadModel: An output is not one finite number for each class.

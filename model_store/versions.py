@@ -1,9 +1,9 @@
 """Versions: finds, adds and reads the versions in a store.
 
-A version is a folder `<store>/<name>/<number>/` with a manifest and its parameters. The number is
-from 1 to 999999999 in ASCII digits, without leading zeros. Folders with other names are not
-versions: they are neither listed nor served. A version is added completely or not at all, and is
-never overwritten.
+A store is a folder of models. A version of a model is the folder `<store>/<name>/<number>/` with a
+manifest and the network's parameters. The number is from 1 to 999999999 in ASCII digits, without
+leading zeros. Folders with other names are not versions: they are neither listed nor served. A
+version is added completely or not at all, and is never overwritten.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from model_store.params import Arrays, opened
 
 
 def folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
-    """The folder of a version, which need not exist.
+    """Return the folder of a version. The folder need not exist.
 
-    Raises BadModel if no version can have this name and number. So a name with a slash cannot lead
-    out of the store.
+    Raises:
+        BadModel: The name or the number is invalid. So a name such as `../other` cannot select a
+            folder outside the store.
     """
     try:
         Identity(name=name, version=version)
@@ -35,15 +36,16 @@ def folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
 
 
 def all_versions(store: pathlib.Path) -> list[tuple[str, str]]:
-    """Name and number of every version, by name and then by number."""
+    """Return the name and number of every version, sorted by name and then by number."""
     pairs = [pair for pair in _with_manifest(store) if _is_version(*pair)]
     return sorted(pairs, key=lambda pair: (pair[0], int(pair[1])))
 
 
 def ignored(store: pathlib.Path) -> list[str]:
-    """`name/number` of every folder with a manifest that is not a version because of its name.
+    """Return folders with a manifest whose names cannot be those of a version.
 
-    Hidden folders are left out: versions that are being added are in hidden folders.
+    Each result is the path `<name>/<number>` in the store. Hidden folders are left out, because
+    they contain versions that are being added.
     """
     return sorted(
         f"{name}/{version}"
@@ -65,9 +67,15 @@ def _is_version(name: str, version: str) -> bool:
 def find(
     store: pathlib.Path, name: str | None = None, version: str | None = None
 ) -> list[tuple[str, str]]:
-    """Name and number of the versions with this name and number; None matches any.
+    """Return the name and number of all versions that match.
 
-    Raises BadModel, with a list of all versions, if there is none.
+    Args:
+        store: Folder of the store.
+        name: Name of the model. None: all models match.
+        version: Number of the version. None: all numbers match.
+
+    Raises:
+        BadModel: No version matches. The message lists all versions.
     """
     existing = all_versions(store)
     matching = [pair for pair in existing if name in (None, pair[0]) and version in (None, pair[1])]
@@ -77,23 +85,31 @@ def find(
     wanted += f" of version {version!r}" if version else ""
     held = ", ".join(map(" ".join, existing)) or "nothing"
     if others := ignored(store):
-        held += f"; not versions because of their names: {', '.join(others)}"
+        held += f"; ignored, because no version can have these names: {', '.join(others)}"
     raise BadModel(f"no {wanted} in {store}; it holds {held}")
 
 
 def latest(store: pathlib.Path, name: str) -> str:
-    """The highest number of `name`. Raises BadModel, with a list of all versions."""
+    """Return the highest version number of the model `name`.
+
+    Raises:
+        BadModel: There is no version of this model. The message lists all versions.
+    """
     return find(store, name)[-1][1]
 
 
 def next_number(store: pathlib.Path, name: str) -> str:
-    """The number after the highest of `name`; 1 if there is none."""
+    """Return the next version number of the model `name`; 1 if the model has no version."""
     numbers = [int(number) for known, number in all_versions(store) if known == name]
     return str(max(numbers, default=0) + 1)
 
 
 def vacant_folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
-    """The folder of a version that can be added. Raises BadModel if it exists, and as `folder`."""
+    """Return the folder of a version that does not exist yet.
+
+    Raises:
+        BadModel: The version exists, or the name or the number is invalid.
+    """
     target = folder(store, name, version)
     if target.exists():
         raise _exists(target)
@@ -102,9 +118,13 @@ def vacant_folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
 
 @contextmanager
 def adding(store: pathlib.Path, name: str, version: str) -> Iterator[pathlib.Path]:
-    """An empty folder that becomes the version if the block succeeds, and is removed otherwise.
+    """Yield an empty folder that becomes the version if the block succeeds.
 
-    Raises BadModel as `vacant_folder`, also if another process has added the version meanwhile.
+    If the block raises, the folder is removed.
+
+    Raises:
+        BadModel: The version exists, or the name or the number is invalid. This is also raised
+            after the block, if another process has added the version in the meantime.
     """
     target = vacant_folder(store, name, version)
     try:
@@ -119,13 +139,17 @@ def _exists(target: pathlib.Path) -> BadModel:
 
 
 def read(folder: pathlib.Path) -> tuple[Manifest, Arrays]:
-    """The manifest and the verified parameters of a version. Raises BadModel, BadParams."""
+    """Return the manifest and the verified parameters of a version. Raises BadModel, BadParams."""
     model = read_manifest(folder)
     return model, read_parameters(folder / model.parameters.file, model.parameters)
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
-    """The manifest of a version. Raises BadModel, also if it names another version."""
+    """Return the manifest of a version.
+
+    Raises:
+        BadModel: The manifest is invalid, or describes another version than that of `folder`.
+    """
     model = manifest.read(folder)
     name, version = folder.absolute().parts[-2:]
     if (model.name, model.version) != (name, version):
@@ -137,12 +161,18 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
 
 
 def read_parameters(path: pathlib.Path, described: Parameters) -> Arrays:
-    """The arrays in `path`, a file that a manifest describes.
+    """Return the arrays in the parameter file `path`.
 
-    Raises BadModel if its size or checksum differs, BadParams.
+    Args:
+        path: Path of the file.
+        described: Size and checksum of the file, as the manifest describes it.
+
+    Raises:
+        BadModel: The size or the checksum differs.
+        BadParams: The file is not a valid parameter file.
     """
     with opened(path) as source:
-        # First, so that nothing of a file with another size is read.
+        # The size is checked first, so that a file of another size is not read.
         if source.size != described.bytes:
             raise _differs(path, f"it has {source.size:,} bytes instead of {described.bytes:,}")
         arrays = source.arrays()

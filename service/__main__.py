@@ -1,7 +1,9 @@
-"""`python -m service`: serve until SIGTERM or Ctrl-C. A second Ctrl-C exits immediately.
+"""Runs the service with `python -m service`, until SIGTERM or Ctrl-C.
 
-The settings come from the environment (`settings`), and `exit_status` lists the exit statuses. With
-`--worker NAME`, which only the supervisor uses, this is one process of a service with several.
+A second Ctrl-C exits immediately. The settings come from environment variables (`settings`), and
+`exit_status` lists the exit statuses. If SHOAL_WORKERS is more than 1, this process is the
+supervisor: it starts the engine process and the front ends, which accept the requests, as
+`python -m service --worker NAME`.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import sys
 from functools import partial
 
 if __name__ == "__main__":
-    # Before the imports below, which take a second or more. Process 1 of a container ignores
-    # signals without a handler, and elsewhere Ctrl-C would print a traceback.
+    # These handlers are set before the imports below, which take a second or more. Without them,
+    # Ctrl-C during the imports would print a traceback, and process 1 of a container would ignore
+    # the signals.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload
 
 import uvloop
 from fastapi import FastAPI
@@ -38,20 +41,20 @@ from service.workers.process import ARGUMENT
 from service.workers.supervisor import ENGINE, Supervisor
 
 YOUNG_THRESHOLD = 5000
-"""Number of new objects after which Python collects young garbage. Python's default is 700."""
+"""New objects after which Python collects its young generation. Python's default is 700."""
 FULL_COLLECTION = 20
-"""Number of collections of the middle generation between two full ones. Python's default is 10."""
+"""Collections of the middle generation before a full collection. Python's default is 10."""
 
 
 def main(load_engine: str = LOAD_ENGINE) -> int:
-    """Serve with the settings from the environment until a signal.
+    """Run the service with the settings from the environment until SIGTERM or SIGINT.
 
     Args:
-        load_engine: `module:function` of the function that loads the engine. It is a name because
-            another process may call it.
+        load_engine: Name of the function that loads the engine, as `module:function`. A name can be
+            sent to the engine process; a function cannot.
 
     Returns:
-        The exit status.
+        The exit status of the process.
     """
     try:
         settings = load_settings()
@@ -68,24 +71,25 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
         return ExitStatus.BAD_SETTINGS
     if not is_loopback(settings.host):
         log.info(
-            "requests are accepted for these hosts: %s (%sALLOWED_HOSTS adds names)",
+            "requests are accepted for these hosts: %s; to add names, set %sALLOWED_HOSTS",
             *(allowed_hosts(settings), PREFIX),
         )
     if settings.workers == 1:
         return serve(app, settings)
-    return supervise(settings, load_engine)  # each front end builds its own application
+    # The application above was built to check the settings: each front end builds its own.
+    return supervise(settings, load_engine)
 
 
 def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = None) -> int:
-    """Serve an application until a signal.
+    """Serve an application until SIGTERM or SIGINT.
 
     Args:
         app: The application.
-        settings: The settings that it was built with.
+        settings: The settings that the application was built with.
         sockets: Bound sockets to listen on. None: bind the address in the settings.
 
     Returns:
-        The exit status.
+        The exit status of the process.
     """
     server = Server(app, settings)
     _configure_garbage_collection()
@@ -99,7 +103,7 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
 
 
 def supervise(settings: Settings, load_engine: str) -> int:
-    """Run the service in several processes until a signal. Returns the exit status."""
+    """Run the service in several processes until SIGTERM or SIGINT. Returns the exit status."""
     try:
         status = asyncio.run(Supervisor(settings, load_engine).run())
     except OSError as error:
@@ -111,8 +115,7 @@ def supervise(settings: Settings, load_engine: str) -> int:
 
 
 def work(name: str) -> int:
-    """Run one process of a service with several: the engine or a front end. Returns the exit
-    status."""
+    """Run the engine process or a front end, as `name` says. Returns the exit status."""
     bootstrap, settings = receive()
     configure(settings)
     if name == ENGINE:
@@ -125,9 +128,11 @@ def work(name: str) -> int:
 
 
 def _configure_garbage_collection() -> None:
-    """Exclude all objects that exist now from garbage collection, and collect less often. With a
-    thousand uploads in progress, each full collection blocked the event loop for 50 ms or more and
-    freed nothing: docs/decisions/0026-full-collections-come-rarely.md."""
+    """Exclude all objects that exist now from garbage collection, and collect less often.
+
+    With a thousand uploads in progress, each full collection blocked the event loop for 50 ms or
+    more and freed nothing (docs/decisions/0026-full-collections-come-rarely.md).
+    """
     gc.collect()
     gc.freeze()
     _, middle, _ = gc.get_threshold()

@@ -1,4 +1,7 @@
-"""`create_app(settings)` builds the application. Nothing is built at import, or elsewhere."""
+"""Builds the application: `create_app` connects all parts of the service.
+
+Importing this module builds nothing and reads no settings.
+"""
 
 from __future__ import annotations
 
@@ -49,19 +52,24 @@ from service.workers.engine_server import EngineServer
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` to get its class
 and softmax probability, or several to `POST /predict/batch`. The Open Inference Protocol v2 is
-served below `/v2`. All other errors are `application/problem+json` (RFC 9457).
+served below `/v2`, and its errors have the form `{"error": "..."}`. The errors of all other
+endpoints are `application/problem+json` (RFC 9457).
 """
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 NOTE_INTERVAL = 1.0
-"""Seconds between two updates of the metrics that other processes add up."""
+"""Seconds between two updates of the metrics that are added up over all processes."""
 LOAD_ENGINE = "service.app:load_engine"
+"""Name of the default function that loads the engine, as `module:function`."""
 
 
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
-    """The engine with the model that the settings name. Raises BadModel."""
+    """Return a context manager that loads the model in the settings and closes it at the end.
+
+    Entering it raises BadModel if the model cannot be loaded.
+    """
     return model_store.engine.load_engine(
         folder_of(settings),
         settings.device,
@@ -73,7 +81,10 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
 
 
 def imported(path: str) -> LoadEngine:
-    """The function that `module:function` names. It has the signature of `load_engine`."""
+    """Import the function that `path` names as `module:function`.
+
+    The function must have the signature of `load_engine`.
+    """
     module, _, name = path.partition(":")
     return cast(LoadEngine, getattr(importlib.import_module(module), name))
 
@@ -81,16 +92,19 @@ def imported(path: str) -> LoadEngine:
 def create_app(
     settings: Settings, load_engine: LoadEngine = load_engine, folder: str | None = None
 ) -> FastAPI:
-    """The ASGI application. Its lifespan loads the model, and drains at the end.
+    """Build the ASGI application.
+
+    Its lifespan starts to load the model. At shutdown, it answers all accepted requests.
 
     Args:
         settings: The settings of this process.
-        load_engine: Loads the engine.
-        folder: A folder that several processes share, if the engine is in another process. None:
-            the engine is in this process.
+        load_engine: Function that loads the engine. It is not called if `folder` is given.
+        folder: Path of the folder that all processes of the service share, if the engine is in
+            another process. None: the engine is in this process.
 
     Raises:
-        BadSettings: API keys cannot be used, or a setting needs a package that is missing.
+        BadSettings: The API keys are invalid, a setting needs a package that is missing, or two
+            settings contradict each other.
     """
     service = _service(settings, load_engine, folder)
     app = _fastapi(settings, service, front_end=folder is not None)
@@ -109,7 +123,20 @@ def create_app(
 def create_engine_server(
     settings: Settings, load_engine: LoadEngine, folder: str, on_failure: Callable[[], None]
 ) -> EngineServer:
-    """The engine and the decoders that front ends in other processes share through `folder`."""
+    """Build the server of the engine process.
+
+    The engine and the decoder processes belong to it. Front ends, the processes that accept HTTP
+    requests, share them.
+
+    Args:
+        settings: The settings of the service.
+        load_engine: Function that loads the engine.
+        folder: Path of the folder that all processes of the service share.
+        on_failure: Called once if the model cannot be loaded or the engine is dead.
+
+    Raises:
+        BadSettings: The decoders do not fit into the memory that the settings give them.
+    """
     metrics = Metrics(folder)
     host = ModelHost(
         settings,
@@ -131,7 +158,7 @@ def _service(settings: Settings, load_engine: LoadEngine, folder: str | None) ->
     repository: Versions
     decoders: Decoding
     if folder is None:
-        # A model that cannot be served ends the process, as SIGTERM does.
+        # If the model cannot be loaded or the engine is dead, the process shuts down as on SIGTERM.
         stop = partial(signal.raise_signal, signal.SIGTERM)
         engine = host = ModelHost(settings, load_engine, metrics, stop, tracing=tracing)
         repository = Repository(settings, host, metrics.count_load)
@@ -188,7 +215,10 @@ def _fastapi(settings: Settings, service: Service, front_end: bool) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    """Add the routes. Those of the API come first, so that they are found first."""
+    """Add the routes of the API before FastAPI's own routes, and the page after them.
+
+    The first route that matches a request handles it.
+    """
     settings = service.settings
     metrics = APIRouter() if settings.metrics_port is not None else probes.metrics_router(service)
     app.router.routes[:0] = [
@@ -203,9 +233,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:
-    """Add the middleware, the innermost first."""
+    """Add the middleware from the innermost layer to the outermost one."""
     settings = service.settings
-    if service.tracing is None:  # otherwise FastAPI's own layers trace the requests
+    if service.tracing is None:  # FastPath would skip FastAPI's layers, which trace requests
         app.add_middleware(FastPath, routes=app.router.routes)
     if origins := split(settings.cors_origins):
         app.add_middleware(
@@ -238,8 +268,10 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
 
 @asynccontextmanager
 async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[None]:
-    """In a front end, update the metrics that are added up over all processes. A process that
-    serves alone updates them when they are scraped."""
+    """Within the block, a front end updates the metrics that are added up over all processes.
+
+    A single process has nothing to add up. It updates these metrics when a client requests them.
+    """
 
     async def update() -> None:
         while front_end:
@@ -254,7 +286,7 @@ async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[
 
 
 def _decode_limits(settings: Settings) -> Limits:
-    """Raises BadSettings."""
+    """Return the limits of the decoders. Raises BadSettings if the memory is too small."""
     try:
         return limits(
             settings.decode_processes, settings.decode_memory, settings.max_decode_seconds
@@ -264,14 +296,17 @@ def _decode_limits(settings: Settings) -> Limits:
 
 
 def _listeners(app: FastAPI, service: Service) -> list[Listener]:
-    """The servers on other ports. Raises BadSettings."""
+    """Create the servers of the metrics port and the gRPC port, if they are set.
+
+    Raises BadSettings if the settings contradict each other, or if gRPC is not installed.
+    """
     settings = service.settings
     listeners: list[Listener] = []
     if settings.metrics_port is not None:
         if settings.metrics_need_key:
             raise BadSettings(
-                f"{PREFIX}METRICS_NEED_KEY: metrics on {PREFIX}METRICS_PORT need no key, because "
-                "that port is their own. Remove one of the two settings."
+                f"{PREFIX}METRICS_NEED_KEY has no effect with {PREFIX}METRICS_PORT: clients of "
+                "that port never need a key. Remove one of the two settings."
             )
         metrics = Starlette(routes=probes.metrics_router(service).routes)
         listeners.append(SidePort(metrics, settings, settings.metrics_port))
@@ -280,8 +315,8 @@ def _listeners(app: FastAPI, service: Service) -> list[Listener]:
             from service.grpc.server import RpcServer
         except ImportError as error:
             raise BadSettings(
-                f"{PREFIX}GRPC_PORT={settings.grpc_port}: {error}. gRPC needs the packages of an "
-                "extra: pip install 'shoal[grpc]'. Or remove the setting."
+                f"{PREFIX}GRPC_PORT={settings.grpc_port}: {error}. gRPC needs optional packages. "
+                "Install them with: pip install 'shoal[grpc]'. Or remove the setting."
             ) from error
         listeners.append(RpcServer(service, settings, app.version))
     return listeners
@@ -292,8 +327,11 @@ def _secret(setting: SecretStr | None) -> str:
 
 
 def _described(app: FastAPI, service: Service) -> Callable[[], dict[str, Any]]:
-    """FastAPI's OpenAPI description, with what FastAPI does not see: the schemas of errors and of
-    bodies that endpoints read themselves, and the API keys."""
+    """Return a function that completes FastAPI's OpenAPI description.
+
+    It adds the API keys, and the schemas of errors and of bodies that endpoints read without
+    FastAPI.
+    """
     describe = app.openapi
     unseen = (
         schemas.ProblemDetails,

@@ -1,5 +1,8 @@
-"""Exceptions of the service. They know nothing of HTTP; `service.http.problems` maps them to
-responses. Decoder processes import this module, so it imports little."""
+"""Defines the exceptions of the service.
+
+The exceptions do not depend on HTTP; `service.http.problems` maps them to responses. Decoder
+processes import this module as well. To keep them small, it imports almost nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ class BadImage(Exception):
 
 
 class UnsupportedImageType(Exception):
-    """The data is an image of a type that is not served."""
+    """The data is an image of an unsupported type."""
 
 
 class ImageTooLarge(Exception):
@@ -22,7 +25,7 @@ class ImageTooLarge(Exception):
 
 
 class ImageTooExpensive(Exception):
-    """Decoding the image took more CPU time or memory than one image may take."""
+    """Decoding the image takes more CPU time or memory than is allowed for one image."""
 
 
 class MissingImage(Exception):
@@ -38,11 +41,11 @@ class BodyTooLarge(Exception):
 
 
 class UploadMemoryFull(Exception):
-    """All uploads together hold their maximum of memory."""
+    """All uploads together hold the maximum number of bytes."""
 
 
 class EngineBusy(Exception):
-    """The engine process does not read requests as fast as they arrive."""
+    """The engine process does not read requests as fast as clients send them."""
 
 
 class UploadTimeout(Exception):
@@ -54,7 +57,7 @@ class BadTimeout(Exception):
 
 
 class Unauthorized(Exception):
-    """The request has no API key, or an unknown one."""
+    """The request has no API key, or an invalid API key."""
 
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
@@ -64,7 +67,7 @@ class UnknownHost(Exception):
 
 
 class CrossSite(Exception):
-    """A browser sent the request for a page of another origin."""
+    """A page of another origin made a browser send the request."""
 
 
 class RateLimited(Exception):
@@ -81,31 +84,31 @@ class DecodeQueueFull(Exception):
 
 
 class DecoderLost(Exception):
-    """The process that decoded the image was killed from outside, more than once."""
+    """The process that decoded the image was killed by another process, more than once."""
 
 
 class DecodersKilled(RateLimited):
-    """The images of the client ended too many decoder processes."""
+    """The images of the client caused too many decoder processes to end."""
 
 
 class NotAdmin(Unauthorized):
-    """The request has no admin key, or an unknown one."""
+    """The request has no admin key, or an invalid admin key."""
 
 
 class RepositoryOff(Exception):
-    """The model repository is disabled, because no admin key is set."""
+    """The API that loads and unloads versions is disabled, because no admin key is set."""
 
 
 class BadRepositoryCall(Exception):
-    """The request to the model repository is invalid."""
+    """The request to load, unload or list versions is invalid."""
 
 
 class LoadFailed(Exception):
-    """The version could not be loaded. The version that served before still serves."""
+    """The version could not be loaded. The previous version stays in use."""
 
 
 class ChangeUnderWay(Exception):
-    """Another version is being loaded or unloaded."""
+    """A version is already being loaded or unloaded."""
 
 
 class BadInference(Exception):
@@ -113,15 +116,15 @@ class BadInference(Exception):
 
 
 class UnknownModel(Exception):
-    """The request names a model or a version that is not served."""
+    """The request names a model or a version that is not loaded."""
 
 
 class UnsupportedMethod(Exception):
-    """The method is part of the protocol, and is not supported over gRPC."""
+    """The protocol has this method, but this server does not support it."""
 
 
 class TooManyMessages(Exception):
-    """A gRPC message was canceled for a newer one, because too many were arriving."""
+    """A gRPC message was canceled, because too many messages were arriving at the same time."""
 
 
 class UnsupportedEncoding(Exception):
@@ -129,7 +132,7 @@ class UnsupportedEncoding(Exception):
 
 
 class NotReady(Exception):
-    """The model is not loaded or not warm yet."""
+    """No model is loaded, or the model is not warmed up yet."""
 
 
 class DecodersDown(NotReady):
@@ -137,19 +140,19 @@ class DecodersDown(NotReady):
 
 
 class Unloaded(NotReady):
-    """An operator unloaded the model, and has not loaded it again."""
+    """No model is loaded, because an operator unloaded it."""
 
 
 class Stalled(NotReady):
-    """The engine has made no progress on its batch for too long."""
+    """The engine has been computing one batch for much longer than predicted."""
 
 
 class NotLive(Exception):
-    """The engine has failed, and only a restart of the process helps."""
+    """The engine has failed. Only a restart of the process can repair it."""
 
 
 def first_error(error: ValidationError) -> str:
-    """The first error that pydantic found, as a sentence: where it is, and what is wrong."""
+    """Return the first error that pydantic found, as a sentence: its place and its reason."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"])) or "The body"
     return f"{where}: {first['msg']}."

@@ -7,18 +7,18 @@ from enum import IntEnum
 
 class ExitStatus(IntEnum):
     STOPPED = 0
-    """The process stopped after SIGTERM or Ctrl-C and answered the requests in flight."""
+    """The process stopped after SIGTERM or Ctrl-C. It answered the requests in progress first."""
     FAILED = 1
     """The model cannot be served, the engine did not stop in time, a process of the service failed
-    repeatedly, or the supervisor of this process is gone."""
+    repeatedly, or the supervisor of this process has ended."""
     BAD_SETTINGS = 2
     """A setting is invalid."""
     CANNOT_LISTEN = 3
-    """A port is not available. Uvicorn uses the same status."""
+    """A port is not available. Uvicorn exits with the same status in this case."""
     ENGINE_DEAD = 4
-    """The engine did not return from a batch."""
+    """The engine, which computes the batches, did not return from a batch."""
     ENGINE_FAILING = 70
     """The engine failed on every recent batch. Only the engine process exits with this status, and
     the supervisor restarts it."""
     INTERRUPTED = 130
-    """The process was ended by a second Ctrl-C. Shells report SIGINT with this status."""
+    """A second Ctrl-C ended the process. Shells report SIGINT with the same status."""

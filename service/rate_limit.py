@@ -1,22 +1,27 @@
-"""Limits the images that each client may send per second. Pure: callers pass the current time.
+"""Limits the number of images that each client may send per second.
 
-A token bucket per client, stored as in the generic cell rate algorithm (ITU-T I.371): one number,
-the time at which the bucket will be full again. A request is rejected when that time is further
-ahead than the burst allows. Rejections cost nothing, so a client that waits as told is accepted.
+This module does no I/O and reads no clock: callers pass the current time, in seconds.
 
-A request counts as one image when it begins, before its body is read. When the number of its images
-is known, the others are added as a debt, even beyond the burst, and the client is rejected until
-the debt is paid off.
+Each client has a token bucket. As in the generic cell rate algorithm (ITU-T I.371), the bucket is
+stored as one number: the time at which it will be full again. A request is rejected if that time is
+more than a full burst in the future. Rejected requests take no tokens, so a client that waits for
+the time in `Retry-After` is accepted.
+
+A request takes one token when it begins, before its body is read. When the server knows the number
+of images in the request, the request takes a token for each further image, even if the bucket is
+empty. The client then has a debt, and its requests are rejected until the debt is paid off.
 
 Guarantees
-- In any period, a request is accepted only if the images that its client is known to have sent
-  before are fewer than `burst` plus `rate` for each second.
-- A debt of n images is paid off in `n / rate` seconds. It is at most that of the requests that were
-  accepted before their images were known: `burst` of them, and `rate` for each second that an
-  upload may take, each with at most the maximum number of images per request.
-- At most `max_clients` clients are remembered. One whose bucket is full again is forgotten, which
-  changes nothing. When there are more, the client that sent a request longest ago gets a full
-  bucket early: a client with so many addresses had as many buckets before.
+- A request is accepted only if this holds for every period that ends at that moment: the images
+  that were counted for its client are fewer than `burst` plus `rate` for each second.
+- A debt of n images is paid off in `n / rate` seconds.
+- A debt comes only from requests that were accepted before their images were counted. These are at
+  most `burst` requests, and `rate` requests for each second that an upload may take. The number of
+  images per request is limited, too.
+- At most `max_clients` clients are remembered. A client with a full bucket can be forgotten without
+  effect. If there are too many clients, the client whose last request is the oldest gets a full
+  bucket early. A client with that many addresses gains nothing, because each address has a bucket
+  of its own anyway.
 """
 
 from __future__ import annotations
@@ -30,53 +35,54 @@ from service.errors import RateLimited
 MAX_CLIENTS = 65_536
 """Maximum number of clients that are remembered."""
 Client = bytes | str
-"""What identifies a client: the digest of its API key, or else its network."""
+"""Identifier of a client: the digest of its API key, or its network if it sent no key."""
 NETWORK_BITS = 64
-"""Bits of an IPv6 address that identify a client: it may use all addresses of its network."""
+"""Number of leading bits of an IPv6 address that identify a client. A client can usually use all
+addresses that begin with the same bits."""
 
 
 class RateLimiter:
-    """Counts the images of all clients."""
+    """Keeps the token buckets of all clients."""
 
     def __init__(self, rate: float, burst: int, max_clients: int = MAX_CLIENTS) -> None:
         """
         Args:
-            rate: Images per second, in the long run.
-            burst: Images at once.
+            rate: Maximum number of images per second of each client, on average.
+            burst: Maximum number of images that a client may send at once: the size of a bucket.
             max_clients: Maximum number of clients that are remembered.
         """
         self._seconds = 1 / rate
         self._ahead = (burst - 1) / rate
         self._max_clients = max_clients
-        # Ordered by last request, the oldest first. A plain dict finds its first key slowly after
-        # many deletions.
+        # Client -> time at which its bucket is full, ordered by last request, the oldest first.
+        # After many deletions, a plain dict would find its first key slowly.
         self._full_at = OrderedDict[Hashable, float]()
 
     def __len__(self) -> int:
         return len(self._full_at)
 
     def take(self, client: Hashable, now: float) -> None:
-        """Count one image, for a request of `client` that begins at `now`. Raises RateLimited."""
+        """Take one token for a request of `client` that begins at `now`. Raises RateLimited."""
         if (seconds := self.wait(client, now)) > 0:
             raise RateLimited(seconds)
         self.owe(client, 1, now)
 
     def wait(self, client: Hashable, now: float) -> float:
-        """Seconds until a request of `client` is accepted. 0: at `now`."""
+        """Return the number of seconds after `now` at which a request of `client` is accepted."""
         return max(0.0, self._full_at.get(client, now) - self._ahead - now)
 
     def left(self, client: Hashable, now: float) -> float:
-        """Number of images that `client` may send at `now` without waiting. Negative: a debt."""
+        """Return the number of images that `client` may send at `now`. Negative: its debt."""
         ahead = max(0.0, self._full_at.get(client, now) - now)
         return 1 + (self._ahead - ahead) / self._seconds
 
     def give_back(self, client: Hashable, images: float) -> None:
-        """Subtract `images` that were counted and not computed."""
+        """Return the tokens of `images` that were counted but not computed."""
         if client in self._full_at:
             self._full_at[client] -= images * self._seconds
 
     def owe(self, client: Hashable, images: float, now: float) -> None:
-        """Add `images` of a request that was accepted, even if they exceed the burst."""
+        """Take tokens for `images` of an accepted request, even if the bucket has fewer."""
         if images > 0:
             full_at = max(self._full_at.get(client, now), now)
             self._set(client, full_at + images * self._seconds, now)
@@ -84,7 +90,7 @@ class RateLimiter:
     def _set(self, client: Hashable, full_at: float, now: float) -> None:
         self._full_at[client] = full_at
         self._full_at.move_to_end(client)
-        for _ in range(2):  # two may go for each new one, so the work is bounded
+        for _ in range(2):  # removes clients faster than they are added, at a constant cost
             self._forget_first(now)
 
     def _forget_first(self, now: float) -> None:
@@ -93,11 +99,16 @@ class RateLimiter:
         if full_at <= now or len(self._full_at) > self._max_clients:
             del self._full_at[first]
         elif full_at - now > self._ahead + self._seconds:
-            self._full_at.move_to_end(first)  # a debt must not keep the clients behind it
+            # A client with a debt would otherwise keep the clients after it from being forgotten.
+            self._full_at.move_to_end(first)
 
 
 def network(address: str) -> str:
-    """The part of an address that identifies a client: all of IPv4, `NETWORK_BITS` of IPv6."""
+    """Return the part of an IP address that identifies a client.
+
+    This is the whole IPv4 address, or the network of the first `NETWORK_BITS` of an IPv6 address.
+    Text that is not an IP address is returned unchanged.
+    """
     if ":" not in address:
         return address
     try:

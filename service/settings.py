@@ -1,7 +1,8 @@
-"""All settings: name, type, bounds, default and meaning.
+"""All settings of the service: name, type, range, default and meaning.
 
-A setting is read once, when the process starts, from the environment variable with its name in
-capitals after `SHOAL_`. `python -m service.settings` prints the table of docs/configuration.md.
+Settings are read once, when the process starts. The environment variable of a setting is `SHOAL_`
+and the name of the setting in capitals. `python -m service.settings` prints the table of
+docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ HOST = re.compile(
     r"(?:\[(?P<address>[\da-f:.]+)\]|(?P<name>(?:\*\.)?(?:[\w-]+\.)*[\w-]+)\.?)(?::\d*)?",
     re.ASCII | re.IGNORECASE,
 )
-"""A host and an optional port (RFC 9110, section 7.2), or a pattern such as *.example.com."""
+"""Pattern of a host with an optional port (RFC 9110, section 7.2), or of *.example.com."""
 
 
 class BadSettings(Exception):
-    """Settings are invalid. The message has one line for each."""
+    """At least one setting is invalid. The message has one line for each invalid setting."""
 
 
 class Settings(BaseSettings):
+    """Settings of the service. The docstring of each field is its description in the manual."""
+
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, use_attribute_docstrings=True, protected_namespaces=()
     )
@@ -43,15 +46,15 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on. 0: any free port, which is logged."""
     workers: int = Field(default=1, ge=1, le=64)
-    """Number of front ends, which are processes that serve HTTP. 1: one process does everything.
-    From 2, a further process runs the engine for all of them, and limits on all requests together
-    are divided among them."""
+    """Number of front ends, which are processes that serve HTTP. 1: one process does everything. 2
+    or more: one additional process runs the engine for all front ends, and the front ends share
+    `SHOAL_MAX_UPLOAD_MEMORY` and `SHOAL_MAX_CONNECTIONS` equally."""
 
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
     """TCP port for the Open Inference Protocol over gRPC, which needs the extra `grpc`. 0: any free
     port, which is logged. Default: no gRPC."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    """TCP port for `/metrics`, which the main port then does not serve. 0: any free port, which is
+    """TCP port for `/metrics`. The main port then has no `/metrics`. 0: any free port, which is
     logged. Default: `/metrics` is on the main port."""
 
     model: Name = "cifar_resnet20_v1"
@@ -59,17 +62,20 @@ class Settings(BaseSettings):
     model_version: Version | None = None
     """Version of the model. Default: the highest one in the store."""
     model_store: pathlib.Path = STORE
-    """Folder of the model store. Default: the store that is installed with the package."""
+    """Folder of the model store, which contains the models. Default: the store that is installed
+    with the package."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
-    """Device that computes: auto, cpu, gpu or gpu:N. auto: a GPU that works, or else the CPU."""
+    """Device that computes: auto, cpu, gpu or gpu:N. auto: a GPU if one works, else the CPU."""
     precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
     """Precision of the computation: auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 if the
-    machine has instructions for it and the version was measured to be as accurate; else fp32."""
+    machine has instructions for it and the version was measured to be as accurate as in fp32; else
+    fp32."""
     engine_threads: int = Field(default=1, ge=1, le=256)
-    """Number of CPU threads that compute one batch."""
+    """Number of CPU threads that compute each batch."""
     engine_lanes: int | None = Field(default=None, ge=1, le=64)
-    """Number of batches that a CPU computes at the same time. A GPU always computes one. Default:
-    the number of CPU cores, at most 4; with int8 one less, because the event loop needs a core."""
+    """Number of batches that a CPU computes at the same time. A GPU always computes one batch at a
+    time. Default: the number of CPU cores, at most 4. With int8 the default is one less, because
+    the event loop needs a core."""
 
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
     """Maximum number of images in a batch. Default: 16 on a CPU, 64 on a GPU."""
@@ -77,92 +83,98 @@ class Settings(BaseSettings):
     """Maximum number of images in the queue. Further images are rejected with 503."""
     max_queue_delay: float = Field(default=0.0, ge=0, le=60)
     """Maximum number of seconds that an idle engine waits for further images before it computes an
-    incomplete batch. 0: it does not wait."""
+    incomplete batch. 0: the engine does not wait."""
     request_timeout: Seconds = 5.0
-    """Maximum number of seconds from the end of the upload to the answer. A request that cannot be
-    answered in this time is rejected."""
+    """Maximum number of seconds from the end of the upload to the answer. Requests that cannot be
+    answered in this time are rejected."""
 
     max_upload_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
-    """Maximum number of bytes of a request's body. A longer one is rejected with 413 while it
-    arrives."""
+    """Maximum number of bytes of a request's body. Longer bodies are rejected with 413 before they
+    have arrived completely."""
     max_upload_memory: int = Field(default=256 * 2**20, ge=1024, le=2**40)
     """Maximum number of bytes that the uploads of all requests hold in memory. Further uploads are
     rejected with 503."""
     max_images_per_request: int = Field(default=64, ge=1, le=256)
-    """Maximum number of images in one request to `/predict/batch` or of the Open Inference
+    """Maximum number of images in one request to `/predict/batch` or over the Open Inference
     Protocol."""
     max_image_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000)
-    """Maximum number of pixels (width x height) of an image, checked before it is decoded."""
+    """Maximum number of pixels (width x height) of an image. Larger images are rejected before they
+    are decoded."""
     upload_timeout: Seconds = 30.0
-    """Seconds within which the body of a request must arrive."""
+    """Maximum number of seconds in which the body of a request must arrive."""
     decode_processes: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
-    """Number of processes that decode ordinary images, and maximum number of those for expensive
-    images. `SHOAL_DECODE_MEMORY` may allow fewer. Default: one per CPU core, at most 8."""
+    """Number of processes that decode ordinary images. It is also the maximum number of processes
+    that decode expensive images, which need much memory or CPU time. `SHOAL_DECODE_MEMORY` may
+    allow fewer. Default: one per CPU core, at most 8."""
     decode_memory: int = Field(default_factory=lambda: memory() // 2, ge=2**20, le=2**40)
     """Maximum number of bytes of memory that all decoder processes use together. Default: half of
     the memory of the machine or container."""
     max_decode_seconds: float = Field(default=2.0, gt=0, le=60)
-    """Maximum CPU time for decoding one image, in seconds."""
+    """Maximum number of seconds of CPU time for decoding one image."""
 
     api_keys: SecretStr | None = None
-    """API keys, separated by commas, of at least 16 characters each. With at least one, here or in
-    the file, prediction requests must send a key."""
+    """API keys, separated by commas, of at least 16 characters each. Prediction requests must send
+    an API key if there is at least one key here or in `SHOAL_API_KEYS_FILE`."""
     api_keys_file: pathlib.Path | None = None
-    """File with further API keys, one per line. It is read again when it changes."""
+    """File with further API keys, one per line. The service reads it again when it changes."""
     metrics_need_key: bool = False
-    """Whether requests for `/metrics` must send an API key, too."""
+    """Whether requests for `/metrics` must send an API key."""
     rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
-    """Maximum number of images per second for each client, which is identified by its API key or
-    else by its address. A request counts as one image when it begins, and as all of its images when
-    their number is known. Requests beyond the limit are rejected with 429. Default: no limit."""
+    """Maximum number of images per second for each client. A client is identified by its API key,
+    or by its address if it has no key. A request counts as one image at its start. Its other images
+    are counted when their number is known. Requests beyond the limit are rejected with 429.
+    Default: no limit."""
     rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
     """Maximum number of images that a client may send at once. A request with more images is
-    accepted and puts the client into debt: it is rejected until the debt is paid off at the rate
-    limit. Default: the rate limit, at least 1."""
+    accepted. The next requests of the same client are then rejected until all its images are within
+    the rate limit again. Default: the rate limit, at least 1."""
     allowed_hosts: str = ""
-    """Host names, separated by commas, that are accepted in `Host`, besides IP addresses, localhost
-    and the name in `SHOAL_HOST`. `*.example.com`: all names below example.com. `*`: every host.
-    Other requests get 421, except for probes and metrics. Ports are ignored."""
+    """Host names, separated by commas, that are accepted in the header `Host`. IP addresses,
+    localhost and the name in `SHOAL_HOST` are always accepted. `*.example.com`: all names below
+    example.com. `*`: every host. Requests with other names get 421, except for probes and metrics.
+    Ports are ignored."""
     trusted_proxies: str = "127.0.0.1,::1"
-    """Addresses or networks of proxies, separated by commas, from which `X-Forwarded-For`,
-    `X-Forwarded-Proto` and `X-Forwarded-Host` are read."""
+    """IP addresses or networks of trusted proxies, separated by commas. The headers
+    `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host` are ignored in requests from other
+    addresses."""
     cors_origins: str = ""
-    """Origins, separated by commas, whose pages may send requests from a browser. `*`: all origins.
-    POST requests of other pages get 403. Default: only this server's own pages."""
+    """Origins, separated by commas, whose web pages may send requests to this server. `*`: all
+    origins. POST requests from pages of other origins get 403. Default: only this server's own
+    pages."""
     admin_keys: SecretStr | None = None
     """Admin keys, separated by commas, of at least 16 characters each. Requests to load or unload a
-    version of the model must send one. Without any, such requests are rejected."""
+    version of the model must send an admin key. If there is none, such requests are rejected."""
     admin_keys_file: pathlib.Path | None = None
-    """File with further admin keys, one per line. It is read again when it changes."""
+    """File with further admin keys, one per line. The service reads it again when it changes."""
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
-    """Maximum number of open connections, lowered if the process may have too few descriptors
-    (`ulimit -n`). At the limit, a new connection replaces one of the client with the most,
-    which has waited for its client longest. gRPC may have as many in addition, which take three
-    descriptors each."""
+    """Maximum number of open HTTP connections, and also of open gRPC connections. The maximum is
+    lowered if the process may not open enough descriptors (`ulimit -n`): an HTTP connection needs
+    one, and a gRPC connection needs three. At the maximum, a new connection replaces an idle or
+    slow connection of the client with the most connections."""
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
-    """Seconds after which an idle connection is closed. Set it higher than the idle timeout of a
-    load balancer in front."""
+    """Number of seconds after which an idle connection is closed. Set a higher value than the idle
+    timeout of a load balancer in front of the service."""
     drain_delay: float = Field(default=0.0, ge=0, le=600)
-    """Seconds after SIGTERM during which new connections are accepted while `/readyz` reports
-    draining, so that load balancers stop sending requests first."""
+    """Number of seconds after SIGTERM in which the server still accepts new connections. `/readyz`
+    reports draining during this time, so that load balancers stop sending requests."""
     shutdown_timeout: int = Field(default=20, ge=1, le=3600)
-    """Seconds after `SHOAL_DRAIN_DELAY` in which requests in progress are answered. Those that take
-    longer are canceled."""
+    """Maximum number of seconds for answering the requests in progress at a shutdown, after
+    `SHOAL_DRAIN_DELAY`. Requests that take longer are canceled."""
 
     default_answer: Literal["json", "text"] = "json"
-    """Answer of `/predict` to requests whose `Accept` header prefers neither `application/json` nor
-    `text/plain`. json: an object. text: the sentence of the Flask tutorial."""
+    """Format of the answer of `/predict` if the `Accept` header prefers neither `application/json`
+    nor `text/plain`. json: a JSON object. text: a sentence, as in the Flask tutorial."""
     page: bool = True
     """Whether to serve the web page at `/`, which classifies images."""
     docs: bool = True
     """Whether to serve the API documentation at `/docs` and `/openapi.json`."""
 
     log_format: Literal["auto", "json", "text"] = "auto"
-    """Format of the log. json: one JSON object per line. text: for people. auto: text on a
-    terminal, else json."""
+    """Format of the log. json: one JSON object per line. text: lines that people can read easily.
+    auto: text on a terminal, else json."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Minimum severity of log lines. Requests are logged at info, and successful probes at
+    """Minimum severity of log lines. Requests are logged at info, but successful probes at
     debug."""
 
     @field_validator("port", "grpc_port", "metrics_port", mode="before")
@@ -230,7 +242,11 @@ class Settings(BaseSettings):
         return value
 
     def share(self, count: int) -> Settings:
-        """Settings of one of `count` front ends: limits on all requests together are divided."""
+        """Return the settings of one of `count` front ends, which are processes that serve HTTP.
+
+        Each front end gets an equal share of `max_upload_memory`, but at least one upload, and of
+        `max_connections`.
+        """
         memory = max(self.max_upload_memory // count, self.max_upload_bytes)
         connections = max(self.max_connections // count, 1)
         return self.model_copy(
@@ -242,19 +258,22 @@ class Settings(BaseSettings):
 
 
 def split(value: str) -> list[str]:
-    """Split a setting at commas and white space."""
+    """Split the value of a setting at commas and white space."""
     return [part for part in re.split(r"[\s,]+", value) if part]
 
 
 def host_name(host: str) -> str | None:
-    """The name or IP address in `host`, which may have a port: in lower case, without brackets and
-    without the dot of the DNS root. None if `host` is not valid."""
+    """Return the name or IP address in `host`, which may have a port, in lower case.
+
+    The result has neither the brackets of an IPv6 address nor a dot at the end. It is None if
+    `host` is not valid.
+    """
     match = HOST.fullmatch(host)
     return match and (match["address"] or match["name"]).lower()
 
 
 def load_settings() -> Settings:
-    """Read the settings from the environment. Raises BadSettings."""
+    """Read the settings from the environment. Raises BadSettings if a setting is invalid."""
     try:
         return Settings()
     except ValidationError as error:
@@ -266,7 +285,7 @@ def load_settings() -> Settings:
 
 
 def unknown(environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield a warning for each variable with the prefix that is not a setting, such as a typo."""
+    """Yield a warning for each variable that begins with `SHOAL_` but is not a setting."""
     known = [name.upper() for name in Settings.model_fields]
     for variable in sorted(environment):
         name = variable.removeprefix(PREFIX)
@@ -278,7 +297,7 @@ def unknown(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def table() -> str:
-    """The settings as a Markdown table."""
+    """Return the settings as a Markdown table."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         shown = f"`{default}`" if (default := default_of(field)) else ""
@@ -287,7 +306,7 @@ def table() -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default as text. Empty if the description states it."""
+    """Return the default of a setting as text. Empty: the description states the default."""
     default = field.default
     return "" if field.default_factory or default in (None, STORE) else str(default)
 
@@ -298,7 +317,7 @@ def one_line(text: str | None) -> str:
 
 
 def _is_service_link(name: str) -> bool:
-    """Whether Kubernetes sets the variable for a service named `shoal` or `shoal-...`."""
+    """Whether Kubernetes sets variable `name` for a service named `shoal` or `shoal-*`."""
     return re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)|_PORT$", name) is not None
 
 

@@ -1,6 +1,6 @@
 """The command `shoal` and the Python client `shoal.client`.
 
-This package imports nothing itself, so that `shoal --help` and shell completion start fast.
+This module imports nothing, so that `shoal --help` and shell completion start fast.
 """
 
 __version__ = "0.2.0"

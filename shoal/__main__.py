@@ -1,4 +1,4 @@
-"""Runs the command as `python -m shoal`, where it is not installed."""
+"""Runs the command `shoal` as `python -m shoal`, without installing it."""
 
 import sys
 

@@ -5,14 +5,15 @@
     shoal bench --concurrency 64 --out results/
     shoal bench --find-max --slo-ms 100
 
-`--rate` sends requests at given moments, whether or not the server keeps up, and counts latency
-from the moment when a request was meant to be sent. This is what independent clients see.
-`--concurrency` keeps that many requests in flight. `--find-max` searches the highest rate at which
-the 99th percentile of all requests is within the SLO; rejected requests count as never answered.
+`--rate` sends requests at planned times, even if the server is slow. The latency of a request is
+measured from its planned time, so it is the latency that independent clients would see.
+`--concurrency` sends on N connections; each sends its next request when the last one is answered.
+`--find-max` searches the highest rate at which the 99th percentile of the latency is within the SLO
+(service level objective). For the SLO, a rejected request counts as a request without an answer.
 
-Before the load each image is sent once. Under load, each must get the same class again. If files
-are named `<class>_...`, the command also reports how many get the right class. It reads the API key
-from the environment variable SHOAL_API_KEY.
+The command sends each image once before the load. Under load, an image must get the same class
+again. If files are named CLASS_..., the command also reports how many of these images get the right
+class. The command reads the API key from the environment variable SHOAL_API_KEY.
 """
 
 from __future__ import annotations
@@ -39,38 +40,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=_url,
         default="http://127.0.0.1:8000/predict",
-        help="where to send images; /predict is added to a URL without a path (%(default)s)",
+        help="URL that images are sent to; /predict is added if it has no path (%(default)s)",
     )
     load = parser.add_mutually_exclusive_group(required=True)
     choose = load.add_argument
-    choose("--rate", type=_numbers, metavar="N[,N...]", help="open loop: requests per second")
-    choose("--concurrency", type=_numbers, metavar="N[,N...]", help="closed loop: connections")
+    choose("--rate", type=_numbers, metavar="N[,N...]", help="requests per second (open loop)")
+    choose(
+        "--concurrency",
+        type=_numbers,
+        metavar="N[,N...]",
+        help="number of connections (closed loop)",
+    )
     choose("--find-max", action="store_true", help="search the highest rate within the SLO")
-    add("--slo-ms", type=float, help="SLO: 99th percentile of the latency (with --find-max: 100)")
+    add(
+        "--slo-ms",
+        type=float,
+        help="maximum 99th percentile of the latency, in ms (with --find-max: 100)",
+    )
     add("--duration", type=float, default=10.0, help="seconds of each measurement (%(default)s)")
-    add("--warm-up", type=float, default=1.0, help="seconds of load before it (%(default)s)")
+    add(
+        "--warm-up",
+        type=float,
+        default=1.0,
+        help="seconds of load before each measurement (%(default)s)",
+    )
     add(
         "--arrivals",
         choices=ARRIVALS,
         default="poisson",
-        help="of an open loop (%(default)s)",
+        help="arrival times of --rate and --find-max (%(default)s)",
     )
-    add("--images", type=_folder, metavar="FOLDER", help="images to send (generated JPEGs)")
+    add(
+        "--images",
+        type=_folder,
+        metavar="FOLDER",
+        help="folder of images to send (default: generated JPEGs)",
+    )
     add("--side", type=int, default=32, help="width and height of generated JPEGs (%(default)s)")
-    add("--raw", action="store_true", help="send images as the body instead of in a form")
-    add("--processes", type=int, default=1, help="number of load generators (%(default)s)")
+    add(
+        "--raw",
+        action="store_true",
+        help="send an image as the body of a request instead of in a form",
+    )
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        help="number of processes that send requests (%(default)s)",
+    )
     add("--timeout", type=float, default=30.0, help="seconds to wait for each answer (%(default)s)")
-    add("--seed", type=int, default=1, help="seed of arrivals and images (%(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=1,
+        help="seed of the arrival times and the choice of images (%(default)s)",
+    )
     add(
         "--out",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="where to write results and a plot",
+        help="folder to write the results and a plot to",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measures the server. Returns the exit status."""
+    """Measures a server. Returns the exit status."""
     slo = (options.slo_ms or (100.0 if options.find_max else 0)) / 1e3 or None
     runs: list[Run] = []
     status = 0
@@ -84,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
         _print_error(error)
         return 1
     except KeyboardInterrupt:
-        _print_error("stopped; the results so far are kept")
+        _print_error("stopped by Ctrl-C; the results of completed measurements are kept")
         status = 130
     if not runs:
         return status
@@ -110,9 +144,9 @@ def write(options: argparse.Namespace, slo: float | None, runs: Sequence[Run]) -
     """Writes the results as JSON, and a plot if matplotlib is installed.
 
     Args:
-        options: The arguments of `shoal bench`.
-        slo: Seconds. None: there is no SLO.
-        runs: The results, at least one.
+        options: Arguments of `shoal bench`.
+        slo: Maximum 99th percentile of the latency, in seconds. None: there is no SLO.
+        runs: Results of at least one measurement.
     """
     options.out.mkdir(parents=True, exist_ok=True)
     report = {

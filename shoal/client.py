@@ -3,10 +3,10 @@
     with Client("http://127.0.0.1:8000") as shoal:
         print(shoal.predict("horse.jpg").class_)
 
-When the service is busy, it says when to retry, and the client does so until its `timeout` ends.
-The client also sends the timeout to the service, which computes nothing for a client that no longer
-waits. Errors are exceptions of `shoal.errors`. A client reuses its connections: create one client
-and use it for all requests.
+When the service is busy, it tells clients when to retry. The client retries then, until its
+`timeout` ends. It also sends the remaining time to the service with each request, so that the
+service does not compute images for a client that has stopped waiting. Errors are exceptions of
+`shoal.errors`. A client reuses its connections, so create one client and use it for all requests.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from shoal.retry import Reply, Retry, Wait
 __all__ = ["AsyncClient", "Client", "Image", "Prediction", "Problem"]
 
 Image: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
-"""An encoded image: its bytes, the path of a file, or an open file that yields bytes."""
+"""An encoded image: its bytes, the path of a file, or a file that is open in binary mode."""
 Part: TypeAlias = tuple[str, tuple[str, bytes]]
 Form: TypeAlias = list[Part]
 
 TIMEOUT = 30.0
-"""Seconds for a call, waiting included, by default."""
+"""Default of `timeout`: maximum number of seconds for a call, including retries."""
 
 
 class Client:
-    """Client for synchronous code. Several threads may share one."""
+    """Client for synchronous code. Several threads may use the same client."""
 
     def __init__(
         self,
@@ -48,17 +48,18 @@ class Client:
         timeout: float = TIMEOUT,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Connects to nothing yet.
+        """Creates a client. It connects when it sends its first request.
 
         Args:
-            url: Address of the service, such as http://127.0.0.1:8000. It may have a path.
-            key: API key, sent as X-API-Key. None: no key is sent.
-            timeout: Seconds for each call, retries and waiting included.
-            transport: httpx transport, for proxies, certificates or an application in this
-                process. None: the default of httpx.
+            url: URL of the service, such as http://127.0.0.1:8000. It may have a path.
+            key: API key, which is sent in the header X-API-Key. None: no key is sent.
+            timeout: Maximum number of seconds for each call, including retries and the waits
+                between them.
+            transport: Transport of httpx, for example one with a proxy or a certificate, or one
+                that calls an application in this process. None: httpx's default.
 
         Raises:
-            ValueError: `url` is not the URL of a server.
+            ValueError: `url` is not an http or https URL with a host.
         """
         self._http = httpx.Client(
             base_url=parse_url(url), headers=_headers(key), transport=transport
@@ -66,10 +67,10 @@ class Client:
         self._timeout = timeout
 
     def predict(self, image: Image) -> Prediction:
-        """Classifies an image.
+        """Classifies one image.
 
         Raises:
-            NoPrediction: There is no prediction; the subclasses say why.
+            NoPrediction: There is no prediction. Its subclasses state the reason.
             OSError: A file cannot be read.
         """
         return prediction(self._request("predict", [_part(image)]))
@@ -78,7 +79,7 @@ class Client:
         """Classifies several images in one request.
 
         Returns:
-            For each image, in order, the prediction or the error of that image.
+            The prediction or the error of each image, in the order of `images`.
 
         Raises:
             NoPrediction: The request failed as a whole.
@@ -87,7 +88,7 @@ class Client:
         return predictions(self._request("predict/batch", [_part(image) for image in images]))
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes all connections of this client."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -111,14 +112,14 @@ class Client:
 
     def _attempt(self, path: str, form: Form, seconds: float) -> Reply:
         try:
-            # httpx bounds connecting, sending and receiving each, not their sum.
+            # httpx applies the timeout to connecting, sending and receiving separately.
             return self._http.post(path, files=form, **_timeout_options(seconds))
         except httpx.RequestError as error:
             return error
 
 
 class AsyncClient:
-    """Client for asyncio. Its methods do the same as those of `Client`."""
+    """Client for asyncio, with the same methods as `Client`."""
 
     def __init__(
         self,
@@ -127,17 +128,18 @@ class AsyncClient:
         timeout: float = TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Connects to nothing yet.
+        """Creates a client. It connects when it sends its first request.
 
         Args:
-            url: Address of the service, such as http://127.0.0.1:8000. It may have a path.
-            key: API key, sent as X-API-Key. None: no key is sent.
-            timeout: Seconds for each call, retries and waiting included.
-            transport: httpx transport, for proxies, certificates or an application in this
-                process. None: the default of httpx.
+            url: URL of the service, such as http://127.0.0.1:8000. It may have a path.
+            key: API key, which is sent in the header X-API-Key. None: no key is sent.
+            timeout: Maximum number of seconds for each call, including retries and the waits
+                between them.
+            transport: Transport of httpx, for example one with a proxy or a certificate, or one
+                that calls an application in this process. None: httpx's default.
 
         Raises:
-            ValueError: `url` is not the URL of a server.
+            ValueError: `url` is not an http or https URL with a host.
         """
         self._http = httpx.AsyncClient(
             base_url=parse_url(url), headers=_headers(key), transport=transport
@@ -154,7 +156,7 @@ class AsyncClient:
         return predictions(await self._request("predict/batch", form))
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes all connections of this client."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -185,7 +187,7 @@ class AsyncClient:
 
 
 def parse_url(url: str) -> httpx.URL:
-    """Returns the URL of a server. Raises ValueError if `url` is not one."""
+    """Parses the URL of a server. Raises ValueError if it is not an http URL with a host."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
@@ -201,12 +203,12 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _timeout_options(seconds: float) -> dict[str, Any]:
-    """Options of httpx: its own timeout, and the header that states it to the service."""
+    """Returns httpx options: its timeout, and a header that tells the service the same timeout."""
     return {"timeout": seconds, "headers": {"X-Request-Timeout": f"{seconds:.3f}"}}
 
 
 def _part(image: Image) -> Part:
-    """Returns a field of the form. A file is read completely, since a retry sends it again."""
+    """Returns a form field. Reads a file completely, because a retry needs the bytes again."""
     if isinstance(image, str | os.PathLike):
         image = pathlib.Path(image).read_bytes()
     elif not isinstance(image, bytes):
@@ -215,5 +217,5 @@ def _part(image: Image) -> Part:
 
 
 async def _part_async(image: Image) -> Part:
-    """Like `_part`, but reads files in a thread."""
+    """Returns a form field, as `_part` does, but reads files in a thread."""
     return _part(image) if isinstance(image, bytes) else await asyncio.to_thread(_part, image)

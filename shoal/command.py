@@ -1,10 +1,10 @@
 """Image classification with dynamic micro-batching.
 
     shoal serve --port 9000            serve predictions over HTTP
-    shoal predict horse.jpg *.png      classify files, without a server
-    shoal predict *.png --url URL      classify files with a server
+    shoal predict horse.jpg *.png      classify image files, without a server
+    shoal predict *.png --url URL      classify image files with a server
     shoal bench --rate 100,200         measure the latency and the throughput of a server
-    shoal models list                  list the models that can be served
+    shoal models list                  list the installed models
 
 `shoal COMMAND --help` explains each command, with examples.
 """
@@ -23,28 +23,28 @@ from shoal import __version__
 COMMANDS = {
     "serve": ("shoal.serve", "serve predictions over HTTP"),
     "predict": ("shoal.predict", "classify image files"),
-    "bench": ("shoal.bench", "load a server and measure it"),
+    "bench": ("shoal.bench", "measure a server under load"),
     "models": ("model_store.__main__", "list, verify, import, train and measure networks"),
     "completion": ("shoal.completion", "print the completion script for a shell"),
 }
-"""Name -> module and purpose. A module is imported only when its command is used: importing mxnet,
-httpx and the service takes longer than `--help` should."""
+"""Module and purpose of each command, by name. A module is imported only when its command is used,
+because importing mxnet, httpx and the service would make `shoal --help` slow."""
 
 EXIT_STATUS = """\
 exit status:
   0    success
-  1    failure: an image without a prediction, a bad model, a server that does not answer
-  2    wrong argument, setting or file; nothing was started
+  1    failure: an image has no prediction, a model is invalid, or a server does not answer
+  2    an argument, setting or file is wrong; nothing was started
   3    serve: the port is not available
-  4    serve: the engine died; start the service again
+  4    serve: the engine stopped responding; start the service again
   130  stopped by Ctrl-C
 """
 INTERRUPTED, BROKEN_PIPE = 130, 141
-"""The exit statuses that shells report for SIGINT and SIGPIPE."""
+"""Exit statuses that shells report for SIGINT and SIGPIPE."""
 
 
 class Command(Protocol):
-    """The module of a command. Its docstring is the description in `--help`."""
+    """A module that implements a command. Its docstring is the description in `--help`."""
 
     __doc__: str | None
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status.
 
     Args:
-        arguments: Name of the command and its arguments. None: those of this process.
+        arguments: Name of the command and its arguments. None: the arguments of this process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser(COMMANDS.keys() & set(arguments)).parse_args(arguments)
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # as with `| head`; without this, Python reports it again at its exit
+    except BrokenPipeError:  # for example with `| head`
+        # Otherwise Python would flush standard output at its exit and report the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status
@@ -78,7 +79,7 @@ def parser(complete: Collection[str]) -> argparse.ArgumentParser:
     """Returns the parser of the command line.
 
     Args:
-        complete: Names of the commands whose arguments are added. Their modules are imported.
+        complete: Names of commands whose modules are imported and whose arguments are added.
     """
     root = argparse.ArgumentParser(
         prog="shoal",

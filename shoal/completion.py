@@ -1,10 +1,10 @@
-"""Print a script that makes a shell complete the commands, flags and files of `shoal`.
+"""Print a script with which a shell completes the commands, flags and files of `shoal`.
 
     shoal completion bash > ~/.local/share/bash-completion/completions/shoal
     shoal completion zsh > ~/.zfunc/_shoal      # with fpath+=~/.zfunc before compinit in ~/.zshrc
     shoal completion fish > ~/.config/fish/completions/shoal.fish
 
-The script takes effect in new shells. Print it again after each update of Shoal.
+The script takes effect in new shells. Run the command again after each update of Shoal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shtab
 
 SHELLS = ("bash", "zsh", "fish")
 PATHS = {"FILE": shtab.FILE, "FOLDER": shtab.DIRECTORY, "PATH": shtab.FILE}
-"""Metavar of an argument -> how its value is completed."""
+"""Kinds of completion by the metavar of an argument."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the script. Returns the exit status."""
+    """Prints the completion script. Returns the exit status."""
     from shoal.command import COMMANDS, parser
 
     complete_parser = parser(COMMANDS)
@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _complete_paths(parser: argparse.ArgumentParser) -> None:
-    """Marks the arguments that are paths, in this command and in all commands below it."""
-    for action in parser._actions:  # argparse has no public name for it, and shtab reads it too
+    """Marks the arguments that are paths, in this command and in its subcommands."""
+    for action in parser._actions:  # argparse has no public way to list its arguments
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
                 _complete_paths(command)

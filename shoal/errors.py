@@ -1,15 +1,15 @@
-"""Exceptions of the client. Their messages say what happened and what to do.
+"""Exceptions of the client. The message of an exception says what happened and what to do.
 
 NoPrediction
     Unreachable          no server answers at this URL
-    NotShoal             the answer is not one of this service
+    NotShoal             a server answers, but it is not this service
     NotServed            the model cannot be served in this process
-    TimedOut             no answer came within the timeout
+    TimedOut             no answer arrived within the timeout
     Problem              the service answered with an error: status, code, detail, request id
         Rejected         4xx: the same image will be rejected again
             Unauthorized 401: the API key is missing or wrong
-        Unavailable      429, 503: busy, starting or stopping, for longer than the timeout
-        Failed           any other 5xx
+        Unavailable      429, 503: the service was busy, starting or stopping until the timeout
+        Failed           another 5xx: the service failed
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class NoPrediction(Exception):
 
 
 class Unreachable(NoPrediction):
-    """No server answers at this URL, or the connection broke twice."""
+    """No server answers at this URL, or the connection was lost twice."""
 
 
 class NotShoal(NoPrediction):
-    """A server answered, but not as this service does."""
+    """A server answered, but the answer is not one that this service sends."""
 
 
 class NotServed(NoPrediction):
@@ -36,7 +36,7 @@ class NotServed(NoPrediction):
 
 
 class TimedOut(NoPrediction):
-    """No answer came within the timeout."""
+    """No answer arrived within the timeout."""
 
 
 class Problem(NoPrediction):
@@ -51,15 +51,15 @@ class Problem(NoPrediction):
         request_id: str = "",
         retry_after: float | None = None,
     ) -> None:
-        """Stores the fields of the answer.
+        """Creates the exception from the fields of the answer.
 
         Args:
             status: HTTP status.
-            code: Name of the error for programs, such as `bad_image` or `queue_full`.
-            title: The error in a few words.
-            detail: What happened and what to do, for people.
-            request_id: Id of the request in the server's log. Empty: the server sent none.
-            retry_after: Seconds after which a retry may succeed. None: the server did not say.
+            code: Identifier of the error for programs, such as `bad_image` or `queue_full`.
+            title: Short description of the error.
+            detail: Text for people: what happened and what to do.
+            request_id: Id of the request in the server's log. Empty: the server sent no id.
+            retry_after: Number of seconds after which a retry may succeed. None: unknown.
         """
         super().__init__(status, code, title, detail, request_id, retry_after)
         self.status = status
@@ -82,22 +82,23 @@ class Unauthorized(Rejected):
 
 
 class Unavailable(Problem):
-    """429, 503: the service is busy, starting or stopping, for longer than the timeout."""
+    """429, 503: the service was busy, starting or stopping until the timeout."""
 
 
 class Failed(Problem):
-    """Any other 5xx."""
+    """Another 5xx: the service failed."""
 
 
 def problem_from(fields: Mapping[str, Any], retry_after: float | None = None) -> Problem:
     """Returns the exception for an error of the service.
 
     Args:
-        fields: A problem+json body, or an item of a batch that stands in a prediction's place.
-        retry_after: Seconds, for `fields` without a value of their own.
+        fields: A problem+json body, or the error of one image in the answer to a batch.
+        retry_after: Number of seconds after which a retry may succeed, if `fields` has no value.
+            None: unknown.
 
     Raises:
-        LookupError, TypeError, ValueError: `fields` are not those of a problem.
+        LookupError, TypeError, ValueError: `fields` does not describe a problem.
     """
     status = int(fields["status"])
     seconds = fields.get("retry_after", retry_after)

@@ -1,8 +1,8 @@
 """Turns the settings of the service into command-line flags.
 
-`--max-batch-size 8` sets the environment variable SHOAL_MAX_BATCH_SIZE of this process to 8, so it
-also applies to the processes that this one starts. Secrets have no flags, because every user of a
-machine can read its command lines.
+The flag `--max-batch-size 8` sets the environment variable SHOAL_MAX_BATCH_SIZE of this process to
+8. The processes that it starts inherit the variable. Secrets have no flags, because all users of a
+machine can read the command lines of its processes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pydantic.fields import FieldInfo
 from service.settings import PREFIX, Settings, default_of, one_line
 
 METAVARS = {int: "N", float: "SECONDS", str: "TEXT", pathlib.Path: "PATH"}
-"""Type of a setting -> name of its value in `--help`."""
+"""Name of a setting's value in `--help`, by the type of the setting."""
 
 
 def add(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_fields) -> None:
-    """Adds flags for settings to a parser. A flag that is not given is absent from its result.
+    """Adds flags for settings to a parser. The parser's result lacks flags that are not given.
 
     Args:
-        parser: The parser that gets the flags.
+        parser: Parser that the flags are added to.
         names: Names of settings. Default: all of them.
     """
     for name in names:
@@ -58,7 +58,7 @@ def flag(name: str) -> str:
 
 
 def _kind(annotation: Any) -> Any:
-    """Returns the type of a setting without its bounds and without None."""
+    """Returns the type of a setting without its limits and without None."""
     if get_origin(annotation) is Annotated:
         return _kind(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -67,7 +67,7 @@ def _kind(annotation: Any) -> Any:
 
 
 def _checked(field: FieldInfo) -> Callable[[str], str]:
-    """Returns a function that returns its text unchanged if it is within the setting's bounds."""
+    """Returns a function that checks the text of a flag and returns the text unchanged."""
 
     def check(text: str) -> str:
         bounded: Any = Annotated[field.annotation, *field.metadata]

@@ -1,7 +1,7 @@
-"""Runs the service inside this process, without a port, for `shoal predict` without `--url`.
+"""Runs the service inside this process and without a port, for `shoal predict` without `--url`.
 
-Requests pass through the whole application, from the upload to the batcher, so that an image gets
-the same answer or error as from a server.
+Requests pass through the same application as in a server, so an image gets the same answer or
+error.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from shoal.errors import NotServed
 
 URL = "http://localhost"
 POLL_INTERVAL = 0.02
-"""Seconds."""
+"""Number of seconds between two checks whether the service is ready."""
 
 
 @asynccontextmanager
 async def running(app: FastAPI) -> AsyncIterator[httpx.ASGITransport]:
-    """Runs the application for the duration of the block.
+    """Runs the application within the context.
+
+    Args:
+        app: Application that `create_app` returned.
 
     Yields:
-        A transport to `app` for clients of `URL`, once the service is ready.
+        A transport for clients of `URL` that calls `app`. The service is ready.
 
     Raises:
         NotServed: The model cannot be loaded.

@@ -9,16 +9,16 @@ from shoal.errors import NoPrediction, Problem, TimedOut
 from shoal.prediction import Prediction
 
 Result: TypeAlias = Prediction | NoPrediction | OSError
-"""What classifying a file gave. OSError: the file could not be read."""
+"""The prediction for a file, or an error. OSError: the file could not be read."""
 
 
 def header(width: int) -> str:
-    """Returns the header of the table. `width`: characters of the longest file name."""
+    """Returns the header of the table. `width`: length of the longest file name."""
     return f"{'FILE':{width}}  {'CLASS':14} PROBABILITY      MS"
 
 
 def row(name: str, prediction: Prediction, width: int) -> str:
-    """Returns a row of the table. The column MS is the time of all stages together."""
+    """Returns a row of the table. The column MS is the sum of the times of all stages."""
     milliseconds = 1e3 * sum(prediction.timing.values())
     return (
         f"{_printable(name):{width}}  {_printable(prediction.class_):14} "
@@ -27,7 +27,7 @@ def row(name: str, prediction: Prediction, width: int) -> str:
 
 
 def error_line(name: str, error: NoPrediction | OSError) -> str:
-    """Returns the line for a file without a prediction."""
+    """Returns the line about a file without a prediction."""
     return _printable(f"{name}: {_detail(error)}")
 
 

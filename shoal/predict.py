@@ -1,19 +1,21 @@
-"""Classify image files, in this process or with a server at --url.
+"""Classify image files in this process, or with a server (--url).
 
     shoal predict horse.jpg photos/*.png
     shoal predict horse.jpg --url http://127.0.0.1:8000
     shoal predict photos/*.jpg --json | jq -r .class | sort | uniq -c
     curl -s https://example.org/cat.png | shoal predict -
 
-Each prediction is a line on standard output, in the order of the files. With --json each line is
-an object. Errors go to standard error, or with --json to standard output in the file's place. MS
-is the time in the service, including the queue and without the network.
+The command prints one line for each prediction, in the order of the files. With --json each line
+is a JSON object. Errors are printed to standard error. With --json an error is an object in the
+line of its file. The column MS is the time in the service: it includes the queue, but not the
+network.
 
 Without --url the command first loads the model, which takes some seconds. It uses the settings of
-`shoal serve` from the environment and the flags below. With --url it reads the API key from the
-environment variable SHOAL_API_KEY.
+`shoal serve` from the environment and the flags below. With --url the command reads the API key
+from the environment variable SHOAL_API_KEY.
 
-Exit status: 0 if every file got a class, 1 if one did not or if no server answers.
+Exit status: 0 if every file got a class, 1 if a file got none or no server answers, 2 if an
+argument or a setting is wrong.
 """
 
 from __future__ import annotations
@@ -35,24 +37,24 @@ from shoal.errors import NoPrediction, NotServed, NotShoal, Unauthorized, Unreac
 from shoal.output import Result, error_line, header, json_line, row
 
 MAX_CONCURRENT = 8
-"""Files that are classified at the same time."""
+"""Maximum number of files that are classified at the same time."""
 SETTINGS = ("model", "model_version", "model_store", "device")
 FATAL = (Unreachable, NotShoal, NotServed, Unauthorized)
-"""Errors that every further file would end with, too."""
+"""Errors that end the command, because all further files would fail in the same way."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `shoal predict`."""
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="an image; - is standard input")
-    add("--url", type=_url, help="address of a server, such as http://127.0.0.1:8000")
-    add("--json", action="store_true", help="one JSON object per line, for programs")
+    add("files", nargs="+", metavar="FILE", help="image file; - is standard input")
+    add("--url", type=_url, help="URL of a server, such as http://127.0.0.1:8000")
+    add("--json", action="store_true", help="print one JSON object per line, for programs")
     add(
         "--timeout",
         type=_seconds,
         default=TIMEOUT,
         metavar="SECONDS",
-        help="maximum time for each file (%(default)s)",
+        help="maximum number of seconds for each file (%(default)s)",
     )
     flags.add(parser, SETTINGS)
 
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Classifies the files. Returns the exit status."""
     if options.url and (given := [flags.flag(n) for n in SETTINGS if n in options]):
-        reason = "the server at --url has its own model, so this cannot be given"
+        reason = "not allowed with --url, because the server chooses the model"
         return _print_error(f"{', '.join(given)}: {reason}", 2)
     flags.apply(options)
     try:
@@ -118,7 +120,7 @@ async def _client(options: argparse.Namespace) -> AsyncIterator[AsyncClient]:
 async def _in_order(
     client: AsyncClient, names: Sequence[str]
 ) -> AsyncGenerator[tuple[str, Result]]:
-    """Yields each file and its result, in order, while it classifies the next ones."""
+    """Yields each file and its result, in order. Classifies the next files at the same time."""
     pending: deque[asyncio.Task[tuple[str, Result]]] = deque()
     try:
         for name in names:

@@ -1,4 +1,4 @@
-"""Converts responses of the service to plain data."""
+"""Converts HTTP responses of the service to predictions and errors."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ import httpx
 from shoal.errors import NotShoal, Problem, problem_from
 
 STAGE = re.compile(r"(\w+);dur=([0-9.]+)")
-"""An entry of the header Server-Timing, in milliseconds."""
+"""Pattern of an entry of the header Server-Timing: a stage and its duration in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The most probable class of an image."""
+    """The most probable class of an image, and the probabilities of all classes."""
 
     class_: str
+    """Name of the most probable class."""
     probability: float
     """Softmax probability of `class_`."""
     probabilities: Mapping[str, float]
-    """Softmax probability of every class, in the model's order."""
+    """Softmax probability of every class, in the order of the model's classes."""
     model: str
+    """Name of the model."""
     version: str
+    """Version of the model."""
     timing: Mapping[str, float]
-    """Seconds that the request spent in each stage: read, decode, queue, infer."""
+    """Number of seconds that the request spent in each stage: read, decode, queue, infer."""
     request_id: str
+    """Id of the request in the server's log. Empty: the server sent no id."""
 
 
 def prediction(response: httpx.Response) -> Prediction:
-    """Returns the prediction in a 200 response of `/predict`. Raises NotShoal if there is none."""
+    """Returns the prediction in a response of `/predict` with status 200. Raises NotShoal."""
     return _prediction(_body(response), response)
 
 
 def predictions(response: httpx.Response) -> list[Prediction | Problem]:
-    """Returns the results in a 200 response of `/predict/batch`, one for each image, in order.
+    """Returns the results in a response of `/predict/batch` with status 200, in order.
 
     Raises:
-        NotShoal: The response is not one of this service.
+        NotShoal: The response is not from this service.
     """
     items = _body(response).get("predictions")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
@@ -49,7 +53,7 @@ def predictions(response: httpx.Response) -> list[Prediction | Problem]:
 
 
 def error_from(response: httpx.Response) -> Problem | NotShoal:
-    """Returns the error in a response other than 200, from the service or from a proxy."""
+    """Returns the error in a response with another status than 200, also if a proxy sent it."""
     try:
         return problem_from(response.json(), retry_after(response))
     except (ValueError, LookupError, TypeError):
@@ -61,9 +65,9 @@ def error_from(response: httpx.Response) -> Problem | NotShoal:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Returns the header Retry-After in seconds.
+    """Returns the value of the header Retry-After, in seconds.
 
-    None: the header is missing, or is a date, which this service never sends.
+    Returns None if the header is missing or is a date. This service sends no dates.
     """
     text = response.headers.get("Retry-After", "")
     return float(text) if text.isdecimal() else None
@@ -104,6 +108,6 @@ def _problem(body: Mapping[str, Any], response: httpx.Response) -> Problem:
 
 def _not_shoal(response: httpx.Response) -> NotShoal:
     return NotShoal(
-        f"{response.url} answers {response.status_code} {response.reason_phrase}, but not as Shoal "
-        "does. Check the URL, and any proxy in front of the server"
+        f"{response.url} answers {response.status_code} {response.reason_phrase}, but this is not "
+        "an answer of Shoal. Check the URL, and any proxy in front of the server"
     )

@@ -1,12 +1,12 @@
 """Decides what to do after an attempt to send a request: return the response, retry, or give up.
 
     200                           return the response
-    429, 503 with Retry-After     wait that long and retry, if the timeout allows it
-    broken connection             retry immediately, but only once: servers close idle connections,
-                                  and classifying an image twice changes nothing
-    anything else                 raise an error, since a retry would end the same way
+    429, 503 with Retry-After     wait as long as the header says and retry, if the timeout allows
+    lost connection               retry immediately, but only once: servers close idle connections,
+                                  and it does no harm to classify an image twice
+    anything else                 raise an error, because a retry would have the same result
 
-This module does no I/O, and its callers pass in the clock. `shoal.client` sends the requests.
+This module does no I/O, and callers pass the clock. `shoal.client` sends the requests.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from shoal.errors import NoPrediction, TimedOut, Unavailable, Unreachable
 from shoal.prediction import error_from
 
 MIN_TIMEOUT = 0.001
-"""Seconds. The shortest timeout that is sent to the service."""
+"""Minimum timeout of an attempt, in seconds."""
 SPREAD = 0.25
-"""Clients that receive the same Retry-After wait up to this share of it longer, each a different
-time, so that they do not all return at once."""
+"""Maximum share of Retry-After that a client waits in addition. Each client adds a random share, so
+that clients with the same Retry-After do not all retry at the same time."""
 
 Reply: TypeAlias = httpx.Response | httpx.RequestError | TimeoutError
 """The result of one attempt."""
@@ -32,21 +32,23 @@ Reply: TypeAlias = httpx.Response | httpx.RequestError | TimeoutError
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Retry after this many seconds."""
+    """Instruction to wait and then to retry."""
 
     seconds: float
+    """Number of seconds to wait."""
 
 
 class Retry:
-    """The attempts to send one request."""
+    """Decides about the attempts to send one request."""
 
     def __init__(self, timeout: float, now: Callable[[], float], spread: float) -> None:
-        """Starts the timeout.
+        """Begins the timeout.
 
         Args:
-            timeout: Seconds for all attempts together, waiting included.
-            now: Returns the current time in seconds, of a clock that never jumps.
-            spread: Random number from 0 to 1: how much of `SPREAD` this client adds to Retry-After.
+            timeout: Maximum number of seconds for all attempts and the waits between them.
+            now: Function that returns the current time of a monotonic clock, in seconds.
+            spread: Random number from 0 to 1. The client waits `spread` x `SPREAD` x Retry-After
+                in addition to Retry-After.
         """
         self._timeout = timeout
         self._now = now
@@ -56,20 +58,23 @@ class Retry:
 
     @property
     def remaining(self) -> float:
-        """Seconds until the deadline, at least `MIN_TIMEOUT`."""
+        """Number of seconds until the deadline, at least `MIN_TIMEOUT`."""
         return max(self._deadline - self._now(), MIN_TIMEOUT)
 
     def after(self, reply: Reply) -> httpx.Response | Wait:
-        """Returns the response if its status is 200, or how long to wait before the next attempt.
+        """Returns the response if its status is 200, or the time to wait before the next attempt.
+
+        Args:
+            reply: Result of the last attempt.
 
         Raises:
-            NoPrediction: Another attempt would not help, or would come too late.
+            NoPrediction: Another attempt would fail, too, or would exceed the timeout.
         """
         if isinstance(reply, httpx.Response):
             return reply if reply.status_code == 200 else self._after_error(error_from(reply))
         if isinstance(reply, TimeoutError | httpx.TimeoutException):
             raise TimedOut(
-                f"No answer came within {self._timeout:g} seconds. Try again, or allow more time"
+                f"No answer arrived within {self._timeout:g} seconds. Try again, or allow more time"
             )
         if isinstance(reply, httpx.NetworkError | httpx.RemoteProtocolError):
             return self._after_broken_connection(reply)
@@ -89,6 +94,6 @@ class Retry:
                 f"No server answers at {url}: {error}. Is the server running, and the URL correct?"
             )
         if self._broke_before:
-            raise Unreachable(f"{url} broke the connection twice before it answered: {error}")
+            raise Unreachable(f"The connection to {url} was lost twice before the answer: {error}")
         self._broke_before = True
         return Wait(0.0)

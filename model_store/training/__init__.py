@@ -1,1 +1,1 @@
-"""Trains networks, measures them and describes them. A server never imports this package."""
+"""Trains and measures networks and writes their model cards. Servers never import this package."""

@@ -1,8 +1,8 @@
-"""Random variations of training images: uint8 in, uint8 out, of the same content.
+"""Augmentation: makes random variations of training images.
 
-`augment` mirrors and crops each image. A recipe may add what uploaded photographs differ in from
-CIFAR-10: the size of the object, the filter that reduced the picture, colors and sharpness.
-`mix_up` blends pairs of images and their labels.
+`augment` mirrors and crops each image at random. A recipe can request further variations, because
+uploaded photographs differ from CIFAR-10's images in the size of the object, the resizing filter,
+colors and sharpness. `mix_up` blends pairs of images and their labels.
 
 Sources: He et al. 2015, arXiv 1512.03385, section 4.2 (crops); DeVries and Taylor 2017, arXiv
 1708.04552 (cutout); Zhang et al. 2017, arXiv 1710.09412 (mixup).
@@ -19,10 +19,12 @@ from model_store.training.cifar10 import MEAN, SIDE, Images
 from model_store.training.recipe import Recipe
 
 PADDING = 4
-"""Pixels by which a crop of the whole size may move out of the image."""
+"""Maximum number of pixels by which a crop of the image's size extends over the image's edge."""
 MARGIN = 12
-"""Pixels around an image from which a crop that is larger than the image is filled."""
+"""Width in pixels of the border that is added around an image for crops that are larger than the
+image. The border is the reflection of the image."""
 GRAY = tuple(round(255 * mean) for mean in MEAN)
+"""Mean color of CIFAR-10's training images, from 0 to 255."""
 FILTERS = (
     Resampling.BOX,
     Resampling.BILINEAR,
@@ -30,20 +32,23 @@ FILTERS = (
     Resampling.BICUBIC,
     Resampling.LANCZOS,
 )
+"""Resizing filters, of which `_zoom` chooses one at random for each image."""
 BRIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Weights of red, green and blue in the brightness of a pixel."""
 
 Lengths = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 
 def augment(images: Images, recipe: Recipe, side: int, rng: np.random.Generator) -> Images:
-    """Vary each image as the recipe says, and crop it to `side` x `side` pixels.
+    """Vary each image at random, and crop it to `side` x `side` pixels.
 
     Args:
         images: uint8 (n, 32, 32, 3).
-        recipe: Its `zoom`, `color`, `sharpness` and `cutout` are used; 0 turns each off.
+        recipe: Recipe whose options `zoom`, `color`, `sharpness` and `cutout` are used. An option
+            of 0 disables that variation.
         side: Width and height of the result, in pixels, at most 32.
-        rng: Decides everything that is random.
+        rng: Generator of all random numbers.
 
     Returns:
         uint8 (n, side, side, 3).
@@ -66,9 +71,19 @@ def augment(images: Images, recipe: Recipe, side: int, rng: np.random.Generator)
 def mix_up(
     images: Images, targets: Floats, alpha: float, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Blend each image, and its row of `targets`, with those of another image of the batch.
+    """Blend each image and its row of `targets` with another image of the batch and its row.
 
-    The share of the image itself is at least one half, from Beta(alpha, alpha).
+    The share of each image is drawn from Beta(alpha, alpha). If it is below one half, one minus the
+    share is used.
+
+    Args:
+        images: uint8 (n, side, side, 3).
+        targets: float32 (n, classes).
+        alpha: Parameter of the distribution of shares, above 0.
+        rng: Generator of all random numbers.
+
+    Returns:
+        The blended images, float32 (n, side, side, 3), and their targets, float32 (n, classes).
     """
     share = rng.beta(alpha, alpha, len(images)).astype(np.float32)
     share = np.maximum(share, 1 - share)
@@ -81,8 +96,11 @@ def mix_up(
 
 
 def _crop(images: Images, side: int, rng: np.random.Generator) -> Images:
-    """A crop of the whole size moves by up to `PADDING` pixels, with black at the edges; a smaller
-    one lies within the image."""
+    """Crop each image at a random position.
+
+    A crop of the image's size may extend over the edge by up to `PADDING` pixels, where it is
+    black. A smaller crop lies within the image.
+    """
     if side == SIDE:
         images = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
     places = np.lib.stride_tricks.sliding_window_view(images, (side, side), (1, 2))  # type: ignore[call-overload]  # NumPy 1.26's stub lacks axes
@@ -91,10 +109,11 @@ def _crop(images: Images, side: int, rng: np.random.Generator) -> Images:
 
 
 def _zoom(images: Images, side: int, zoom: float, rng: np.random.Generator) -> Images:
-    """Resize a crop of random size, shape and place by a random filter.
+    """Resize a crop of random size, shape and position, with a random filter.
 
-    The logarithm of the size is within `zoom` of that of `side`, that of width / height within
-    half of it. Beyond the image, its reflection is seen.
+    The size of the crop is `side` times a factor from exp(-zoom) to exp(zoom). Its ratio of width
+    to height is from exp(-zoom / 2) to exp(zoom / 2). Where the crop extends over the edge, it
+    contains the reflection of the image.
     """
     count = len(images)
     around = (MARGIN, MARGIN)
@@ -114,8 +133,11 @@ def _zoom(images: Images, side: int, zoom: float, rng: np.random.Generator) -> I
 
 
 def _start(length: Lengths, side: int, rng: np.random.Generator) -> Lengths:
-    """Where crops of that length begin in the padded image: anywhere within the image, and as far
-    outside as crops of the whole size may move."""
+    """Return random positions in the padded image at which crops of the given lengths begin.
+
+    Crops that are smaller than the image lie within it. If `side` is the image's size, a crop may
+    also extend over the edge by up to `PADDING` pixels.
+    """
     slack = np.abs(SIDE - length) / 2 + (PADDING if side == SIDE else 0)
     middle = MARGIN + (SIDE - length) / 2
     start = middle + rng.uniform(-1, 1, len(length)) * slack
@@ -124,7 +146,7 @@ def _start(length: Lengths, side: int, rng: np.random.Generator) -> Lengths:
 
 
 def _recolor(pixels: Floats, strength: float, rng: np.random.Generator) -> Floats:
-    """Change saturation, contrast, brightness and the balance of the colors of each image."""
+    """Change the saturation, the contrast, the brightness and the color balance of each image."""
     count = len(pixels)
 
     def factors(spread: float, channels: int = 1) -> Floats:
@@ -140,8 +162,12 @@ def _recolor(pixels: Floats, strength: float, rng: np.random.Generator) -> Float
 
 
 def _sharpen(pixels: Floats, strength: float, rng: np.random.Generator) -> Floats:
-    """Blur or sharpen each image: add its difference from a blurred copy, times a random number
-    from -`strength` to `strength`. At -1, the blurred copy results."""
+    """Blur or sharpen each image.
+
+    The difference between the image and a blurred copy is multiplied by a random number and added
+    to the image. The number is from -`strength` to `strength`. With -1, the result is the blurred
+    copy.
+    """
     padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     blurred = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16
@@ -151,7 +177,7 @@ def _sharpen(pixels: Floats, strength: float, rng: np.random.Generator) -> Float
 
 
 def _cut_out(crops: Images, cutout: int, rng: np.random.Generator) -> None:
-    """Blank a gray square of `cutout` x `cutout` pixels, its center anywhere, in each crop."""
+    """Replace a square of `cutout` x `cutout` pixels at a random position in each crop by gray."""
     count, side = crops.shape[:2]
     first = rng.integers(0, side, (2, count, 1)) - cutout // 2
     pixels = np.arange(side)

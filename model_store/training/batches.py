@@ -1,4 +1,7 @@
-"""The batches of a training run. The recipe and the number of the step decide each of them."""
+"""Batches: selects and augments the images of each training step.
+
+A batch depends only on the data, the recipe and the number of the step.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,31 @@ from model_store.training.augmentation import augment, mix_up
 from model_store.training.recipe import Recipe
 
 VIEWS = 0
-"""Seed of the images that come again: runs of other seeds see the same, in another order."""
+"""Seed of the views. Runs with other seeds use the same views, but their batches in another order.
+"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Names the images of a batch among all that come again."""
+    """Identifies a batch of a view. A view is one augmented form of the whole training set, which
+    is used in several epochs."""
 
     side: int
+    """Side of the images in pixels."""
     view: int
+    """Number of the view, counted from 0."""
     number: int
+    """Number of the batch in the view, counted from 0."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Augmented images and what the network should say of them.
+    """Augmented images and the outputs that the network should learn for them.
 
     Attributes:
-        images: uint8, or float32 if mixed, (n, side, side, 3), from 0 to 255.
+        images: (n, side, side, 3), from 0 to 255; uint8, or float32 if pairs of images are blended.
         targets: float32 (n, classes), the share of each class in the image.
-        place: Where these images come again, or None if they are new.
+        place: Place of the batch in the views. None: the images are not used again.
     """
 
     images: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -40,25 +48,29 @@ class Batch:
 
 
 class Batches:
-    """All batches of a run, by the number of their step."""
+    """The batches of a run."""
 
     def __init__(self, recipe: Recipe, train: cifar10.Split) -> None:
         """
         Args:
-            recipe: Decides how images are augmented and ordered.
-            train: The images to train on.
+            recipe: Options of the run, which determine how images are ordered and augmented.
+            train: Images to train on.
 
-        Raises ValueError if the images do not fill one batch.
+        Raises:
+            ValueError: There are fewer images than a batch has.
         """
         self._recipe = recipe
         self._train = train
         self.per_epoch = len(train.images) // recipe.batch_size
         if self.per_epoch == 0:
-            raise ValueError(f"{len(train.images)} images do not fill a batch: --batch-size")
+            raise ValueError(
+                f"{len(train.images)} images are fewer than --batch-size {recipe.batch_size}: "
+                "reduce --batch-size"
+            )
         self.steps = recipe.epochs * self.per_epoch
 
     def at(self, step: int) -> Batch:
-        """The batch of `step`, counted from 0."""
+        """Return the batch of the step `step`, counted from 0."""
         recipe = self._recipe
         epoch, number = divmod(step, self.per_epoch)
         side = recipe.side_at(step, self.steps)

@@ -1,13 +1,14 @@
 """Quantizes a version to int8 and calibrates its probabilities: `python -m model_store calibrate`.
 
-The result is a new version with the same parameters. Its manifest also has the ranges of int8, the
-temperature, the accuracy in every precision, and the outputs for the probes. The source version
-does not change.
+The result is a new version with the same parameters. Its manifest also contains the ranges of
+tensors that int8 needs, the temperature, the accuracy in every precision, and the probabilities of
+the probe images (see `probes`). The source version does not change.
 
-The ranges come from `SAMPLE` training images. The temperature is fitted on every second test image,
-and its calibration error is measured on the others, because networks are too sure of the images
+The ranges are observed on `SAMPLE` training images. The temperature, a number that divides the
+logits, is fitted on every second test image. The calibration error is measured on the other test
+images. Training images are not used for this, because networks are too certain about images that
 they were trained on (docs/decisions/0025-temperature-from-test-images.md). The accuracy is measured
-on all test images: a temperature changes no predicted class.
+on all test images, because the temperature does not change the predicted class of an image.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from model_store.training import cifar10, measurement
 from model_store.training.evaluation import Probabilities, evaluate, fit_temperature, tempered
 
 SAMPLE = 2048
+"""Number of training images on which the ranges are observed."""
 SEED = 1
+"""Seed of the choice of these images."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Probabilities of one precision, at a temperature of 1."""
+    """Probabilities in one precision, at a temperature of 1."""
 
     test: Probabilities
+    """Probabilities of the test images."""
     probes: Probabilities
+    """Probabilities of the probe images."""
 
 
 async def calibrate(
@@ -47,19 +52,20 @@ async def calibrate(
     device: str = "auto",
     threads: int = 1,
 ) -> pathlib.Path:
-    """Add a calibrated copy of a version to a store, and return its folder.
+    """Add a calibrated copy of a version to a store, and return the folder of the copy.
 
     Args:
         folder: Folder of the source version.
         data: Folder of CIFAR-10's binary version.
-        into: Folder of the store that gets the new version.
-        version: Number of the new version.
-        device: auto, cpu, gpu or gpu:N. fp32 and int8 are measured on the CPU, fp16 on the GPU
-            that this selects, if any.
-        threads: CPU threads.
+        into: Folder of the store that the copy is added to.
+        version: Number of the copy.
+        device: auto, cpu, gpu or gpu:N. fp32 and int8 are measured on the CPU. fp16 is measured on
+            the GPU that `device` selects, or not at all if it selects no GPU.
+        threads: Number of CPU threads.
 
-    Raises BadDataset, BadModel (also if the classes are not those of CIFAR-10), BadParams,
-    DeviceUnavailable, MXNetUnavailable, OSError.
+    Raises:
+        BadModel: A version is invalid, or its classes are not those of CIFAR-10.
+        BadDataset, BadParams, DeviceUnavailable, MXNetUnavailable, OSError.
     """
     source = versions.read_manifest(folder)
     if source.classes != cifar10.CLASSES:
@@ -89,7 +95,7 @@ async def calibrate(
             "int8": await _outputs(partial, test.images, "cpu", threads, "int8"),
         }
         if device != "cpu":
-            with suppress(PrecisionUnavailable):  # `auto` found no GPU
+            with suppress(PrecisionUnavailable):  # there is no GPU
                 outputs["fp16"] = await _outputs(partial, test.images, device, threads, "fp16")
         manifest.write(partial, _described(model, outputs, test))
         await store.verify(partial)
@@ -123,14 +129,14 @@ def _described(
     temperature = _temperature(outputs["fp32"].test, test)
     measured = []
     for name, rows in outputs.items():
-        found = evaluate(tempered(rows.test, temperature.value), test.labels, model.classes)
+        evaluation = evaluate(tempered(rows.test, temperature.value), test.labels, model.classes)
         measured.append(
             Measurement(
                 on=f"CIFAR-10, the {len(test.images):,} images of test_batch.bin",
-                images=found.images,
+                images=evaluation.images,
                 precision=name,
-                accuracy=found.accuracy,
-                negative_log_likelihood=round(found.negative_log_likelihood, 4),
+                accuracy=evaluation.accuracy,
+                negative_log_likelihood=round(evaluation.negative_log_likelihood, 4),
             )
         )
     return model.model_copy(

@@ -1,7 +1,8 @@
-"""Writes MODEL_CARD.md into the folder of a version: `python -m model_store card NAME/VERSION`.
+"""Writes the model card of a version: `python -m model_store card NAME/VERSION`.
 
-People read the card, and no code does. It is not part of the version and can be written again. Its
-sections follow Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993.
+MODEL_CARD.md is written into the version's folder. It is documentation only: no code reads it, and
+it can be written again at any time. The sections follow Mitchell et al. 2019, Model Cards for Model
+Reporting, arXiv 1810.03993.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from model_store.training.evaluation import Evaluation
 
 CARD, PICTURE = "MODEL_CARD.md", "evaluation.png"
 TIMEOUT = 30
-"""Seconds that one answer of the service may take."""
+"""Maximum number of seconds for one answer of the service."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,21 @@ class Photos:
     """Predictions of the service for labeled photographs."""
 
     by_class: dict[str, tuple[int, int]]
-    """Class -> number of its photographs that were recognized, and of all of them."""
+    """Class -> number of its photographs that were classified correctly, and number of all its
+    photographs."""
     precision: str
-    """Precision that the service computed in."""
+    """Precision in which the service computes."""
     probability: float
     """Mean probability of the predicted classes."""
 
     @property
     def right(self) -> int:
+        """Number of photographs that were classified correctly."""
         return sum(right for right, _ in self.by_class.values())
 
     @property
     def all(self) -> int:
+        """Number of photographs."""
         return sum(count for _, count in self.by_class.values())
 
 
@@ -51,50 +55,57 @@ async def write_card(
     device: str = "auto",
     threads: int = 1,
 ) -> pathlib.Path:
-    """Measure a version in every available precision and write its card.
+    """Measure a version in every available precision, write its card, and return the card's path.
 
     Args:
         folder: Folder of the version.
         data: Folder of CIFAR-10's binary version.
-        photos: Folder of files named CLASS_*. The service at `url` predicts them. None: the card
-            has no photographs.
-        url: Address of a service that serves this version.
-        device: auto, cpu, gpu or gpu:N. fp16 is measured unless it is cpu.
-        threads: CPU threads.
+        photos: Folder of labeled photographs, named CLASS_*, that the service at `url` classifies.
+            None: the card has no results for photographs.
+        url: Address of a service that serves this version. Not used if `photos` is None.
+        device: auto, cpu, gpu or gpu:N. fp16 is measured only if `device` is not cpu and selects a
+            GPU.
+        threads: Number of CPU threads.
 
-    Returns the path of the card.
-
-    Raises BadDataset, BadModel, ModuleNotFoundError without the extra `train`, OSError.
+    Raises:
+        ModuleNotFoundError: The extra `train` is not installed.
+        BadDataset, BadModel, BadParams, OSError.
     """
-    from model_store.training.plots import draw
+    from model_store.training.plots import draw_evaluation
 
     model = versions.read_manifest(folder)
-    # First, so that a service that does not answer is reported before anything is measured.
+    # The photographs come first. If the service does not answer, the error is raised immediately.
     predicted = None if photos is None else predict_photos(url, model, photos)
     test = cifar10.read_test(data)
-    found: dict[PrecisionName, Evaluation] = {}
+    evaluations: dict[PrecisionName, Evaluation] = {}
     for name in ("fp32", "int8", "fp16") if device != "cpu" else ("fp32", "int8"):
         try:
-            found[name], _ = await measurement.evaluate(
+            evaluations[name], _ = await measurement.evaluate(
                 folder, test, device if name == "fp16" else "cpu", threads, name
             )
         except precision.PrecisionUnavailable:
             continue
-    draw(found["fp32"], folder / PICTURE)
+    draw_evaluation(evaluations["fp32"], folder / PICTURE)
     path = folder / CARD
-    path.write_text(_card(model, found, predicted), encoding="utf-8")
+    path.write_text(_card(model, evaluations, predicted), encoding="utf-8")
     return path
 
 
 def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
-    """Post every file in `photos` that is named CLASS_* to the service.
+    """Send all files that are named CLASS_* to the service, and return the results.
 
-    Raises BadModel if the service does not answer, serves another version or rejects a file, or if
-    there is no such file.
+    Args:
+        url: Address of the service.
+        model: Manifest of the version that the service must serve.
+        photos: Folder of the files.
+
+    Raises:
+        BadModel: The service does not answer, serves another version or rejects a file, or there is
+            no file with such a name.
     """
     paths = sorted(p for p in photos.iterdir() if p.name.partition("_")[0] in model.classes)
     if not paths:
-        raise BadModel(f"{photos}: no file is named after a class of {model.name}, as in CLASS_1")
+        raise BadModel(f"{photos}: no file has a name CLASS_*, where CLASS is one of its classes")
     address = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(address.netloc, timeout=TIMEOUT)
     try:
@@ -110,7 +121,7 @@ def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
             label = path.name.partition("_")[0]
             answer = _answer(connection, "POST", "/predict", path.read_bytes())
             if "class" not in answer:
-                raise BadModel(f"{path} was not predicted: {answer.get('detail', answer)}")
+                raise BadModel(f"the service rejected {path}: {answer.get('detail', answer)}")
             total += float(answer["probability"])
             right, count = by_class.get(label, (0, 0))
             by_class[label] = right + (answer["class"] == label), count + 1
@@ -130,14 +141,16 @@ def _answer(
     return answer
 
 
-def _card(model: Manifest, found: dict[PrecisionName, Evaluation], photos: Photos | None) -> str:
+def _card(
+    model: Manifest, evaluations: dict[PrecisionName, Evaluation], photos: Photos | None
+) -> str:
     sections = [
         f"# {model.name}, version {model.version}",
-        _overview(model, found["fp32"]),
+        _overview(model, evaluations["fp32"]),
         "## Accuracy",
-        _precisions(model, found),
+        _precisions(model, evaluations),
         f"![Confusion matrix and reliability of fp32]({PICTURE})",
-        _classes(found, photos),
+        _classes(evaluations, photos),
         _photos(photos),
         "## Calibration",
         _calibration(model),
@@ -149,41 +162,42 @@ def _card(model: Manifest, found: dict[PrecisionName, Evaluation], photos: Photo
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _overview(model: Manifest, found: Evaluation) -> str:
+def _overview(model: Manifest, evaluation: Evaluation) -> str:
     origin = model.derived_from
     return (
         f"GluonCV's `{model.architecture}` for 32 x 32 pixels in {len(model.classes)} classes: "
-        f"{', '.join(model.classes)}. It classifies {found.accuracy:.2%} of {found.images:,} test "
-        f"images of CIFAR-10 correctly. Parameters: `{model.parameters.file}`, "
-        f"{model.parameters.bytes:,} bytes, SHA-256 `{model.parameters.sha256}`."
+        f"{', '.join(model.classes)}. It classifies {evaluation.accuracy:.2%} of "
+        f"{evaluation.images:,} test images of CIFAR-10 correctly. Parameters: "
+        f"`{model.parameters.file}`, {model.parameters.bytes:,} bytes, SHA-256 "
+        f"`{model.parameters.sha256}`."
         + (f" Made from version {origin.version} by `calibrate`." if origin else "")
     )
 
 
-def _precisions(model: Manifest, found: dict[PrecisionName, Evaluation]) -> str:
+def _precisions(model: Manifest, evaluations: dict[PrecisionName, Evaluation]) -> str:
     rows = [
         f"| {name} | {one.accuracy:.2%} | {one.calibration_error:.2%} | "
         f"{one.negative_log_likelihood:.4f} |"
-        for name, one in found.items()
+        for name, one in evaluations.items()
     ]
     text = _table("| precision | accuracy | calibration error | negative log likelihood |", rows)
     if model.int8 is not None:
         text += f"\n\nint8 was calibrated on {model.int8.calibrated_on}."
-    if "fp16" not in found:
+    if "fp16" not in evaluations:
         text += "\n\nfp16 was not measured: it needs a GPU."
     return text
 
 
-def _classes(found: dict[PrecisionName, Evaluation], photos: Photos | None) -> str:
+def _classes(evaluations: dict[PrecisionName, Evaluation], photos: Photos | None) -> str:
     rows = []
-    for label in found["fp32"].by_class:
-        shares = [found[name].by_class[label] for name in found]
+    for label in evaluations["fp32"].by_class:
+        shares = [evaluations[name].by_class[label] for name in evaluations]
         cells = ["" if share is None else f"{share:.1%}" for share in shares]
         if photos is not None:
             right, count = photos.by_class.get(label, (0, 0))
             cells.append(f"{right} of {count}")
         rows.append(f"| {label} | {' | '.join(cells)} |")
-    columns = [*found, *(["photographs"] if photos is not None else [])]
+    columns = [*evaluations, *(["photographs"] if photos is not None else [])]
     return _table(f"| class | {' | '.join(columns)} |", rows)
 
 
@@ -200,15 +214,16 @@ def _photos(photos: Photos | None) -> str:
 
 
 def _calibration(model: Manifest) -> str:
-    if (found := model.temperature) is None:
+    if (temperature := model.temperature) is None:
         return "Not calibrated: probabilities are the softmax of the logits, and usually too high."
     return (
-        f"Logits are divided by a temperature of {found.value} (Guo et al. 2017), fitted on "
-        f"{found.fitted_on} images. On {found.measured_on}, the expected calibration error fell "
-        f"from {found.calibration_error_before:.2%} to {found.calibration_error:.2%} (fp32, 15 "
-        "bins). The table above is of all test images, including those that the temperature was "
-        "fitted on. Training images were not used, because networks are too sure of them. A "
-        "temperature changes no predicted class. It was not measured on images unlike CIFAR-10's."
+        f"Logits are divided by a temperature of {temperature.value} (Guo et al. 2017), fitted on "
+        f"{temperature.fitted_on} images. On {temperature.measured_on}, the expected calibration "
+        f"error fell from {temperature.calibration_error_before:.2%} to "
+        f"{temperature.calibration_error:.2%} (fp32, 15 bins). The table above is of all test "
+        "images, including those that the temperature was fitted on. Training images were not "
+        "used, because networks are too sure of them. A temperature changes no predicted class. "
+        "It was not measured on images unlike CIFAR-10's."
     )
 
 
@@ -224,9 +239,9 @@ def _table(head: str, rows: list[str]) -> str:
 
 
 LIMITS = """\
-The network knows these classes only. It assigns one of them to any picture, also to people, text
-and drawings, and often with a high probability. It was trained on small pictures of one object in
-the middle. It is not suitable for decisions about people.
+The network knows these classes only. It assigns one of them to every picture, even to pictures of
+people, text and drawings, and often with a high probability. It was trained on small pictures with
+one object in the middle. It is not suitable for decisions about people.
 
 The images of CIFAR-10 (Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images)
 come from the web, and their authors published no license for them. The parameters are under the

@@ -1,7 +1,8 @@
-"""Checkpoints: everything that a later process needs to continue a training run.
+"""Checkpoints: save a training run, so that a later process can continue it.
 
-A checkpoint is a folder `step-<n>` with the weights that `trainer` writes, and `state.json`. A
-crash or a power cut at any time leaves a complete checkpoint, if there was one before.
+A checkpoint is a folder `step-<n>` that contains `state.json` and the weights that `trainer`
+writes. A new checkpoint replaces the previous one only when it is complete, so a crash or a power
+failure does not destroy the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -28,48 +29,68 @@ MAX_STATE_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Origin:
-    """Everything that decides the weights on a CPU. A run continues only from a checkpoint of the
-    same origin."""
+    """The inputs of a run that determine its weights on a CPU.
+
+    A run can continue only from a checkpoint of the same origin.
+    """
 
     recipe: Recipe
     data: str
     """Fingerprint of the images and labels."""
     threads: int
+    """Number of CPU threads."""
     start: str = ""
-    """SHA-256 of the parameters that the run starts from; empty if it starts from random ones."""
+    """SHA-256 of the parameters that the run starts from. Empty: random parameters."""
     teachers: tuple[str, ...] = ()
-    """SHA-256 of the parameters of each teacher."""
+    """SHA-256 of the parameters of each teacher, a network that the network learns from."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over an epoch, and what was measured at its end."""
+    """Results of an epoch."""
 
     loss: float
+    """Mean loss of the images in the epoch."""
     train_accuracy: float
+    """Share of the augmented training images that were classified correctly."""
     held_out_accuracy: float | None
-    """None if no images are held out."""
+    """Accuracy on held-out images after the epoch. None: no images are held out."""
     learning_rate: float
+    """Learning rate of the last step."""
 
 
 @dataclass
 class Progress:
-    """Progress of a run: finished steps, sums of the current epoch, and finished epochs."""
+    """Progress of a run."""
 
     step: int = 0
+    """Number of finished steps."""
     loss: float = 0.0
+    """Sum of the losses in the current epoch."""
     right: int = 0
+    """Images of the current epoch that were classified correctly, after augmentation."""
     seen: int = 0
+    """Images of the current epoch that were trained on."""
     epochs: list[Epoch] = field(default_factory=list)
+    """Results of the finished epochs."""
 
     def count(self, losses: npt.NDArray[np.float32], right: int) -> None:
+        """Record a step with the losses of its images.
+
+        `right` is the number of images that were classified correctly.
+        """
         self.step += 1
         self.loss += float(losses.sum(dtype=np.float64))
         self.right += right
         self.seen += len(losses)
 
     def close_epoch(self, accuracy: float | None, learning_rate: float) -> None:
-        """Record the means of an epoch. `accuracy` is that on held-out images, if there are any."""
+        """Record the end of an epoch.
+
+        Args:
+            accuracy: Accuracy on held-out images. None: no images are held out.
+            learning_rate: Learning rate of the last step.
+        """
         self.epochs.append(
             Epoch(self.loss / self.seen, self.right / self.seen, accuracy, learning_rate)
         )
@@ -78,41 +99,46 @@ class Progress:
 
 @contextmanager
 def saving(folder: pathlib.Path, origin: Origin, progress: Progress) -> Iterator[pathlib.Path]:
-    """Yield a folder for the weights. It becomes the only checkpoint in `folder`."""
+    """Yield a folder for the weights, which becomes the only checkpoint in `folder`."""
     target = folder / f"step-{progress.step:08d}"
     state = {**dataclasses.asdict(origin), "progress": dataclasses.asdict(progress)}
     with atomic_directory(target, within=folder) as partial:
         (partial / STATE).write_text(json.dumps(state, indent=2))
         yield partial
-    # Also incomplete checkpoints of killed processes.
+    # Incomplete checkpoints of killed processes are removed as well.
     for older in {*folder.glob("step-*"), *folder.glob(".*.partial")} - {target}:
         shutil.rmtree(older)
 
 
 def newest(folder: pathlib.Path) -> pathlib.Path | None:
-    """The newest checkpoint in `folder`, if any."""
+    """Return the newest checkpoint in `folder`, or None if there is no checkpoint."""
     return max(folder.glob("step-*"), default=None)
 
 
 def progress_of(saved: pathlib.Path) -> Progress:
+    """Return the progress of the run at the checkpoint `saved`."""
     state = _state(saved)["progress"]
     return Progress(**{**state, "epochs": [Epoch(**epoch) for epoch in state["epochs"]]})
 
 
 def check_origin(saved: pathlib.Path, origin: Origin) -> None:
-    """Raises ValueError if the checkpoint has another origin; the message says what differs."""
+    """Check that a run can continue from the checkpoint `saved`.
+
+    Raises:
+        ValueError: The checkpoint has another origin. The message says what differs.
+    """
     state = _state(saved)
     wanted = json.loads(json.dumps(dataclasses.asdict(origin)))
     faults = {
-        "recipe": f"by another recipe, {state.get('recipe')}: use the same options",
-        "data": "from other images or labels: name the same --data",
+        "recipe": f"with another recipe, {state.get('recipe')}: use the same options",
+        "data": "from other images or labels: use the same --data",
         "threads": f"with another number of threads: use --threads {state.get('threads')}",
         "start": "from another network: restore the version that --start names",
         "teachers": "with other teachers: restore the versions that --teacher names",
     }
     for what, fault in faults.items():
         if state.get(what) != wanted[what]:
-            raise ValueError(f"{saved} was made {fault}, or name another --checkpoints folder")
+            raise ValueError(f"{saved} was created {fault}, or use another --checkpoints folder")
 
 
 def _state(saved: pathlib.Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""CIFAR-10 in its official binary layout, read with NumPy.
+"""CIFAR-10: reads the data set in its official binary version.
 
-`DIR` holds `data_batch_1.bin` .. `data_batch_5.bin` and `test_batch.bin`, as unpacked from
-`cifar-10-binary.tar.gz` of https://www.cs.toronto.edu/~kriz/cifar.html. A record is one label
-byte and 3,072 pixel bytes: 1,024 red, 1,024 green, 1,024 blue, each row by row.
+The folder of the data set contains `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`,
+unpacked from `cifar-10-binary.tar.gz` of https://www.cs.toronto.edu/~kriz/cifar.html. Each image is
+a record of one label byte and 3,072 pixel bytes: 1,024 for red, 1,024 for green and 1,024 for blue,
+each row by row.
 """
 
 from __future__ import annotations
@@ -29,54 +30,64 @@ CLASSES = (
     "truck",
 )
 MEAN = (0.4914, 0.4822, 0.4465)
+"""Mean of the pixels of each channel, from 0 to 1, that networks are trained with."""
 STD = (0.2023, 0.1994, 0.2010)
+"""Standard deviation of the pixels of each channel that networks are trained with."""
 SIDE = 32
+"""Width and height of an image in pixels."""
 RECORD = 1 + 3 * SIDE * SIDE
+"""Size of a record in bytes."""
 MAX_BYTES = 2**30
+"""Maximum size of a file in bytes."""
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 
 class BadDataset(Exception):
-    """A file of CIFAR-10 is missing or damaged; the message names it and where to get it."""
+    """A file of CIFAR-10 is missing or damaged. The message names the file."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """`images` uint8 (n, 32, 32, 3) RGB and `labels` int64 (n,), in file order."""
+    """Images with their labels, in the order of the files."""
 
     images: Images
+    """uint8 (n, 32, 32, 3), RGB."""
     labels: Labels
+    """int64 (n,), indices of `CLASSES`."""
 
 
 def read_train(folder: pathlib.Path) -> Split:
-    """The five training files, one after the other. Raises BadDataset."""
+    """Read the images of the five training files, in order. Raises BadDataset."""
     return _read([folder / f"data_batch_{number}.bin" for number in range(1, 6)])
 
 
 def read_test(folder: pathlib.Path) -> Split:
-    """The test file. Raises BadDataset."""
+    """Read the images of the test file. Raises BadDataset."""
     return _read([folder / "test_batch.bin"])
 
 
 def fingerprint(*splits: Split) -> str:
     """SHA-256 of every label and pixel, in order and by split."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for split in splits:
         for array in (split.labels, split.images):
-            whole.update(hashlib.sha256(array.tobytes()).digest())
-    return whole.hexdigest()
+            digest.update(hashlib.sha256(array.tobytes()).digest())
+    return digest.hexdigest()
 
 
 def held_out(split: Split, count: int) -> tuple[Split, Split]:
-    """All images but the last `count`, and the last `count`.
+    """Divide a split into the images to train on and the last `count` images.
 
-    Raises ValueError if no image remains for training.
+    Raises:
+        ValueError: No image remains for training.
     """
     rest = len(split.images) - count
     if rest <= 0:
-        raise ValueError(f"--held-out {count} leaves none of {len(split.images)} training images")
+        raise ValueError(
+            f"--held-out {count} leaves none of the {len(split.images)} training images"
+        )
     return (
         Split(split.images[:rest], split.labels[:rest]),
         Split(split.images[rest:], split.labels[rest:]),
@@ -96,11 +107,16 @@ def _records(path: pathlib.Path) -> Images:
     except OSError as error:
         raise BadDataset(
             f"{path}: {error.strerror}. Download cifar-10-binary.tar.gz from "
-            "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it, and name its folder"
+            "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it, and pass its folder as --data"
         ) from error
     if data.size == 0 or data.size % RECORD:
-        raise BadDataset(f"{path}: {data.size} bytes, not a whole number of {RECORD}-byte records")
+        raise BadDataset(
+            f"{path}: the file has {data.size} bytes, which is not a whole number of "
+            f"{RECORD}-byte records"
+        )
     records = data.reshape(-1, RECORD)
     if records[:, 0].max() >= len(CLASSES):
-        raise BadDataset(f"{path}: a label above 9; this is not CIFAR-10's binary version")
+        raise BadDataset(
+            f"{path}: the file has a label above 9, so it is not CIFAR-10's binary version"
+        )
     return records

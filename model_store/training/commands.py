@@ -1,4 +1,4 @@
-"""The commands `evaluate`, `calibrate`, `card` and `export` of `python -m model_store`."""
+"""Commands: `evaluate`, `calibrate`, `card` and `export` of `python -m model_store`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,29 @@ Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Arg
 
 def add_commands(command: Command) -> None:
     evaluate = command("evaluate", _evaluate, "measure a version on CIFAR-10's test images")
-    evaluate.add_argument("--name", default="cifar_resnet20_v1", help="(%(default)s)")
-    evaluate.add_argument("--version", help="(the highest)")
+    evaluate.add_argument(
+        "--name", default="cifar_resnet20_v1", help="name of the model (default: %(default)s)"
+    )
+    evaluate.add_argument("--version", help="number of the version (default: the highest)")
     _add_data(evaluate)
     _add_device(evaluate)
-    evaluate.add_argument("--precision", choices=CHOICES, default="auto", help="(%(default)s)")
+    evaluate.add_argument(
+        "--precision",
+        choices=CHOICES,
+        default="auto",
+        help="precision of the computation (default: %(default)s)",
+    )
     evaluate.add_argument(
         "--json",
         type=pathlib.Path,
         metavar="FILE",
-        help="file for all figures; - for standard output",
+        help="JSON file that all results are written to; - writes them to standard output",
     )
     evaluate.add_argument(
         "--picture",
         type=pathlib.Path,
         metavar="FILE",
-        help="file for a PNG of the confusion matrix and the reliability",
+        help="PNG file that the confusion matrix and the reliability diagram are drawn to",
     )
 
     calibrated = command(
@@ -51,9 +58,12 @@ def add_commands(command: Command) -> None:
     _add_data(calibrated)
     _add_device(calibrated)
     calibrated.add_argument(
-        "--into", type=pathlib.Path, metavar="FOLDER", help="store for the new version (the same)"
+        "--into",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="folder of the store that the new version is added to (default: the same store)",
     )
-    calibrated.add_argument("--version", help="number of the new version (the next one)")
+    calibrated.add_argument("--version", help="number of the new version (default: the next one)")
 
     card = command("card", _card, "write MODEL_CARD.md and its picture beside a version's manifest")
     _add_model(card)
@@ -63,15 +73,19 @@ def add_commands(command: Command) -> None:
         "--photos",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="folder of files named CLASS_* that the service predicts",
+        help="folder of labeled photographs, named CLASS_*, that the service classifies",
     )
     card.add_argument(
-        "--url", default="http://127.0.0.1:8000", help="address of the service (%(default)s)"
+        "--url",
+        default="http://127.0.0.1:8000",
+        help="address of the service, which must serve this version (default: %(default)s)",
     )
 
-    export = command("export", _export, "write a version as an ONNX file")
+    export = command("export", _export, "write a version to an ONNX file")
     _add_model(export)
-    export.add_argument("--onnx", type=pathlib.Path, metavar="FILE", required=True)
+    export.add_argument(
+        "--onnx", type=pathlib.Path, metavar="FILE", required=True, help="path of the ONNX file"
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -79,53 +93,59 @@ def _evaluate(options: argparse.Namespace) -> int:
     folder = versions.folder(options.store, options.name, version)
     test = cifar10.read_test(options.data)
     with _progress(len(test.images)) as done:
-        found, precision = asyncio.run(
+        evaluation, precision = asyncio.run(
             measurement.evaluate(
                 folder, test, options.device, options.threads, options.precision, done
             )
         )
     if options.picture is not None:
-        from model_store.training.plots import draw
+        from model_store.training.plots import draw_evaluation
 
-        draw(found, options.picture)
+        draw_evaluation(evaluation, options.picture)
     about = {
         "name": options.name,
         "version": version,
         "precision": precision.name,
         "precision_reason": precision.reason,
     }
-    whole = json.dumps(about | found.model_dump(), indent=2) + "\n"
+    text = json.dumps(about | evaluation.model_dump(), indent=2) + "\n"
     if str(options.json) == "-":
-        sys.stdout.write(whole)
+        sys.stdout.write(text)
         return 0
     if options.json is not None:
-        options.json.write_text(whole, encoding="utf-8")
+        options.json.write_text(text, encoding="utf-8")
     print(f"{options.name} {version} in {precision.name} ({precision.reason})")
-    print(_summary(found))
+    print(_summary(evaluation))
     return 0
 
 
 @contextmanager
 def _progress(images: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar on a terminal. The yielded function adds a number of images."""
+    """Show a progress bar if standard error is a terminal.
+
+    The yielded function adds a number of images to the progress.
+    """
     with tqdm(total=images, unit="image", leave=False, disable=None) as bar:
         yield bar.update
 
 
-def _summary(found: Evaluation) -> str:
+def _summary(evaluation: Evaluation) -> str:
     """Accuracy and most frequent mistake of each class, and the figures of all images."""
-    names = list(found.by_class)
+    names = list(evaluation.by_class)
     lines = []
     for label, name in enumerate(names):
-        others = [0 if at == label else count for at, count in enumerate(found.confusion[label])]
+        others = [
+            0 if at == label else count for at, count in enumerate(evaluation.confusion[label])
+        ]
         worst = max(range(len(names)), key=others.__getitem__)
-        taken = f"   {others[worst]:3} taken for {names[worst]}" if others[worst] else ""
-        share = found.by_class[name]
-        lines.append(f"{name:12} " + ("no image" if share is None else f"{share:7.2%}{taken}"))
-    lines.append(f"{'all':12} {found.accuracy:7.2%} of {found.images:,} images")
+        mistake = f"   {others[worst]:3} predicted as {names[worst]}" if others[worst] else ""
+        share = evaluation.by_class[name]
+        lines.append(f"{name:12} " + ("no image" if share is None else f"{share:7.2%}{mistake}"))
+    lines.append(f"{'all':12} {evaluation.accuracy:7.2%} of {evaluation.images:,} images")
     lines.append(
-        f"calibration error {found.calibration_error:.2%} ({len(found.reliability)} bins), "
-        f"negative log likelihood {found.negative_log_likelihood:.4f}"
+        f"calibration error {evaluation.calibration_error:.2%} "
+        f"({len(evaluation.reliability)} bins), "
+        f"negative log likelihood {evaluation.negative_log_likelihood:.4f}"
     )
     return "\n".join(lines)
 
@@ -146,12 +166,13 @@ def _calibrate(options: argparse.Namespace) -> int:
     model = manifest.read(target)
     for one in model.measured:
         print(f"{one.precision}: accuracy {one.accuracy:.2%} on {one.on}")
-    if (found := model.temperature) is not None:
+    if (temperature := model.temperature) is not None:
         print(
-            f"temperature {found.value}: calibration error {found.calibration_error_before:.2%} -> "
-            f"{found.calibration_error:.2%} on {found.measured_on}"
+            f"temperature {temperature.value}: calibration error "
+            f"{temperature.calibration_error_before:.2%} -> "
+            f"{temperature.calibration_error:.2%} on {temperature.measured_on}"
         )
-    print(f"{target}: made from version {source}")
+    print(f"{target}: created from version {source}")
     return 0
 
 
@@ -184,13 +205,15 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _named(options: argparse.Namespace) -> tuple[str, str]:
-    """Name and number of the version that NAME or NAME/VERSION means."""
+    """Return the name and the number of the version that NAME or NAME/VERSION means."""
     name, _, version = options.model.partition("/")
     return name, version or versions.latest(options.store, name)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="NAME[/VERSION]", help="(the highest version)")
+    parser.add_argument(
+        "model", metavar="NAME[/VERSION]", help="model and version (default: the highest version)"
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -204,7 +227,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N (%(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="CPU threads (%(default)s)"
+        "--device", default="auto", help="auto, cpu, gpu or gpu:N (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="number of CPU threads (default: %(default)s)",
     )

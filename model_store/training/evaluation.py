@@ -1,8 +1,10 @@
-"""Accuracy and calibration from probabilities and labels. Uses NumPy only.
+"""Evaluation: computes accuracy and calibration from probabilities and labels, with NumPy only.
 
-Expected calibration error, reliability bins and temperature scaling follow Guo et al. 2017, On
-Calibration of Modern Neural Networks, arXiv 1706.04599: `BINS` bins of equal width by the
-probability of the most probable class.
+Probabilities are calibrated if they agree with accuracies: of the images whose class has the
+probability 0.8, 80 % are classified correctly. Expected calibration error, reliability bins and
+temperature scaling follow Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv
+1706.04599. Images are divided into `BINS` bins of equal width by the probability of their most
+probable class.
 """
 
 from __future__ import annotations
@@ -14,50 +16,70 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 Probabilities = npt.NDArray[np.float32]
-"""float32 (images, classes): rows of a softmax."""
+"""Probabilities of images: float32 (images, classes)."""
 Labels = npt.NDArray[np.int64]
-"""int64 (images,): index of the class of each image."""
+"""Index of the class of each image: int64 (images,)."""
 
 BINS = 15
-LEAST = 1e-30
+MIN_PROBABILITY = 1e-30
 """Smallest probability whose logarithm is taken: that of 0 would dominate all means."""
-HOTTEST, COLDEST = 20.0, 0.05
+MAX_TEMPERATURE, MIN_TEMPERATURE = 20.0, 0.05
 STEPS = 60
+"""Number of steps of the search for a temperature."""
 GOLDEN = (5**0.5 - 1) / 2
+"""The golden ratio, by which each step of the search shortens the interval."""
 
 
 class Bin(BaseModel):
-    """Images whose most probable class has a probability in (`above`, `to`]."""
+    """Images whose most probable class has a probability above `above` and at most `to`."""
 
     model_config = ConfigDict(frozen=True)
 
     above: float
     to: float
     images: int
+    """Number of images in the bin."""
     probability: float | None
-    """Mean of these probabilities; None if the bin is empty."""
+    """Mean probability of the most probable classes. None: the bin is empty."""
     accuracy: float | None
+    """Share of the bin's images that are classified correctly. None: the bin is empty."""
 
 
 class Evaluation(BaseModel):
+    """Accuracy and calibration of a network on a set of images."""
+
     model_config = ConfigDict(frozen=True)
 
     images: int
+    """Number of images."""
     accuracy: float
+    """Share of the images that are classified correctly."""
     by_class: dict[str, float | None]
-    """Class -> share of its images that were recognized; None if it has no image."""
+    """Class -> share of its images that are classified correctly. None: the class has no image."""
     confusion: list[list[int]]
-    """Row: label; column: most probable class; both in the order of the classes."""
+    """Number of images by label (row) and most probable class (column), in the order of the
+    classes."""
     negative_log_likelihood: float
     """Mean of -log(probability of the label), in nats."""
     calibration_error: float
     """Expected calibration error: the mean distance between probability and accuracy over the bins
-    of `reliability`, weighted by images."""
+    of `reliability`, weighted by the number of images in each bin."""
     reliability: list[Bin]
+    """The reliability bins, in increasing order of probability."""
 
 
 def evaluate(probabilities: Probabilities, labels: Labels, classes: Sequence[str]) -> Evaluation:
-    """Raises ValueError if there is no image, or if a row is not one finite number per class."""
+    """Compute the accuracy and the calibration.
+
+    Args:
+        probabilities: Probabilities of the images.
+        labels: Label of each image.
+        classes: Class names, in the order of the columns of `probabilities`.
+
+    Raises:
+        ValueError: There is no image, or a row of `probabilities` is not one finite number for each
+            class.
+    """
     if not len(labels) or probabilities.shape != (len(labels), len(classes)):
         raise ValueError(f"probabilities {probabilities.shape} for {len(labels)} images")
     if not np.isfinite(probabilities).all():
@@ -83,6 +105,7 @@ def evaluate(probabilities: Probabilities, labels: Labels, classes: Sequence[str
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
+    """Return the expected calibration error of reliability bins."""
     gaps = [
         one.images * abs(one.accuracy - one.probability)
         for one in bins
@@ -92,17 +115,23 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
-    """Find the temperature that makes the labels most likely, given probabilities at temperature 1.
+    """Return the temperature at which the labels are most likely.
 
-    The likelihood is concave in 1 / temperature, so golden-section search finds its only maximum.
+    The log-likelihood is concave as a function of 1 / temperature, so golden-section search finds
+    its maximum.
+
+    Args:
+        probabilities: Probabilities at a temperature of 1.
+        labels: Label of each image.
     """
-    logits = np.log(_safe(probabilities))  # up to a constant per row, which softmax ignores
+    # These differ from the network's logits by a constant in each row, which softmax ignores.
+    logits = np.log(_safe(probabilities))
 
     def loss(inverse: float) -> float:
         scaled = logits * inverse
         return _negative_log_likelihood(scaled - _log_sum(scaled), labels)
 
-    low, high = 1 / HOTTEST, 1 / COLDEST
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     for _ in range(STEPS):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         if loss(left) < loss(right):
@@ -113,15 +142,15 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
 
 
 def tempered(probabilities: Probabilities, temperature: float) -> Probabilities:
-    """Probabilities at `temperature`, from those at temperature 1."""
+    """Return the probabilities at `temperature`, given the probabilities at a temperature of 1."""
     scaled = np.log(_safe(probabilities)) / temperature
     rows: Probabilities = np.exp(scaled - _log_sum(scaled)).astype(np.float32)
     return rows
 
 
-def _reliability(sure: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> list[Bin]:
+def _reliability(probabilities: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> list[Bin]:
     edges = np.linspace(0, 1, BINS + 1)
-    places = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, BINS - 1)
+    places = np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, BINS - 1)
     bins = []
     for place in range(BINS):
         inside = places == place
@@ -131,7 +160,7 @@ def _reliability(sure: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) ->
                 above=float(edges[place]),
                 to=float(edges[place + 1]),
                 images=count,
-                probability=float(sure[inside].mean()) if count else None,
+                probability=float(probabilities[inside].mean()) if count else None,
                 accuracy=float(right[inside].mean()) if count else None,
             )
         )
@@ -143,11 +172,11 @@ def _negative_log_likelihood(logarithms: npt.NDArray[np.float64], labels: Labels
 
 
 def _log_sum(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    greatest = logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(logits - greatest).sum(axis=1, keepdims=True))
-    whole: npt.NDArray[np.float64] = greatest + total
-    return whole
+    maximum = logits.max(axis=1, keepdims=True)
+    total = np.log(np.exp(logits - maximum).sum(axis=1, keepdims=True))
+    logarithms: npt.NDArray[np.float64] = maximum + total
+    return logarithms
 
 
 def _safe(probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    return np.maximum(probabilities.astype(np.float64), LEAST)
+    return np.maximum(probabilities.astype(np.float64), MIN_PROBABILITY)

@@ -1,12 +1,13 @@
 """Exports a version to ONNX: `python -m model_store export NAME/VERSION --onnx FILE`.
 
-The input `pixels` is float32 (n, 3, 32, 32), normalized as the manifest says: the tensor that the
-Open Inference Protocol takes as FP32. The output `probabilities` is float32 (n, classes):
-temperature and softmax are part of the graph. The metadata contain model, version, classes and
+The graph's input `pixels` is float32 (n, 3, 32, 32), with the normalization in the manifest. It is
+the same tensor that the server accepts as FP32 over the Open Inference Protocol. The graph's output
+`probabilities` is float32 (n, classes), because the temperature and the softmax are part of the
+graph. The file's metadata contains the model's name, the version, the classes and the
 normalization. The precision is always fp32.
 
-MXNet's own exporter is not used: it is slow for the wide networks, declares every weight as
-an input, and fails with onnx 1.19. These networks consist of seven operators.
+MXNet's own exporter is not used. It is slow for the wide networks, declares every weight as an
+input, and fails with onnx 1.19. The networks here need only seven operators.
 """
 
 from __future__ import annotations
@@ -31,9 +32,15 @@ Node = dict[str, Any]
 
 
 def export(folder: pathlib.Path, path: pathlib.Path) -> None:
-    """Write the version in `folder` as ONNX.
+    """Write a version to an ONNX file.
 
-    Raises BadModel, BadParams, ModuleNotFoundError without the extra `export`, OSError.
+    Args:
+        folder: Folder of the version.
+        path: Path of the ONNX file.
+
+    Raises:
+        ModuleNotFoundError: The extra `export` is not installed.
+        BadModel, BadParams, OSError.
     """
     try:
         import onnx
@@ -41,29 +48,34 @@ def export(folder: pathlib.Path, path: pathlib.Path) -> None:
         raise ModuleNotFoundError(f"{error}: install the extra 'shoal[export]'") from error
     model = versions.read_manifest(folder)
     nodes, arrays = _graph(model, folder)
-    made = _translated(nodes, arrays)
-    made += _probabilities(nodes[-1]["name"], model.temperature.value if model.temperature else 1)
+    translated = _translated(nodes, arrays)
+    translated += _probabilities(
+        nodes[-1]["name"], model.temperature.value if model.temperature else 1
+    )
     graph = onnx.helper.make_graph(
-        made,
+        translated,
         f"{model.name}_{model.version}",
         [_described(INPUT, 3, SIDE, SIDE)],
         [_described(OUTPUT, len(model.classes))],
         [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
-    whole = onnx.helper.make_model(
+    exported = onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="shoal",
     )
-    onnx.helper.set_model_props(whole, _metadata(model))
-    onnx.checker.check_model(whole, full_check=True)
-    onnx.save(whole, path)
+    onnx.helper.set_model_props(exported, _metadata(model))
+    onnx.checker.check_model(exported, full_check=True)
+    onnx.save(exported, path)
 
 
 def _graph(model: Manifest, folder: pathlib.Path) -> tuple[list[Node], Arrays]:
-    """The operators of the network in the order of computation, each with the `names` of its
-    inputs, and the arrays of these names."""
+    """Return the operators and the parameters of the network.
+
+    The operators are in the order of computation. Each operator is a dict whose key `names` has the
+    names of its inputs. The parameters are arrays by name.
+    """
     mx = load_mxnet(threads=1)
     parameters = versions.read_parameters(folder / model.parameters.file, model.parameters)
     network = _run_all(filled(mx, model, mx.cpu(), parameters))
@@ -85,17 +97,20 @@ def _run_all(steps: Generator[None, None, Any]) -> Any:
 
 
 def _translated(nodes: list[Node], arrays: Arrays) -> list[Any]:
-    made = []
+    translated = []
     for node in nodes:
         for number, (op, inputs, attributes) in enumerate(steps := list(_steps(node)), start=1):
             last = number == len(steps)
             output = node["name"] if last else f"{node['name']}_{number}"
-            made.append(_node(op, inputs, output, **attributes))
-    return made
+            translated.append(_node(op, inputs, output, **attributes))
+    return translated
 
 
 def _steps(node: Node) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
-    """Translate an operator of MXNet: operator, inputs and attributes of each ONNX operator."""
+    """Translate an MXNet operator to ONNX operators.
+
+    Yields the type, the inputs and the attributes of each ONNX operator.
+    """
     attributes = node.get("attrs", {})
     match node["op"], attributes:
         case "Convolution", _:
@@ -125,7 +140,7 @@ def _steps(node: Node) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
             yield "Flatten", node["names"][:1], {}
             yield "Gemm", [f"{node['name']}_1", *node["names"][1:]], {"transB": 1}
         case op, _:
-            raise BadModel(f"{node['name']}: there is no translation of {op} {attributes} to ONNX")
+            raise BadModel(f"{node['name']}: the export of {op} {attributes} is not supported")
 
 
 def _probabilities(logits: str, temperature: float) -> Iterator[Any]:
@@ -156,5 +171,5 @@ def _metadata(model: Manifest) -> dict[str, str]:
 
 
 def _numbers(text: str) -> list[int]:
-    """Parse MXNet's `(3, 3)`."""
+    """Parse a list of numbers as MXNet writes it, such as `(3, 3)`."""
     return [int(number) for number in text.strip("()").split(",") if number.strip()]

@@ -1,10 +1,11 @@
-"""Trains a network on CIFAR-10 and adds it to the store: `python -m model_store train`.
+"""Job: trains a network on CIFAR-10 and adds it to the store (`python -m model_store train`).
 
-On a CPU, the same seed and number of threads give the same weights. After Ctrl-C, the same command
-continues where the run stopped, and ends in the same weights as an uninterrupted run. The result
-is the average of the weights of the last steps, whatever its accuracy. Held-out training
-images are measured after every epoch; the test images once, after training, and only if no images
-were held out.
+On a CPU, runs with the same options and the same number of threads give the same weights. After
+Ctrl-C, the same command continues the run and gives the same weights as an uninterrupted run.
+
+The result is an average of the weights over the steps. No other weights are chosen, even if their
+accuracy is higher. If training images are held out, the accuracy on them is measured after every
+epoch. Otherwise, the accuracy on the test images is measured once, after training.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from model_store.training.trainer import Trainer
 
 PARAMS = "net.params"
 SAVE_SECONDS = 600.0
-"""Longest time between two checkpoints."""
+"""Maximum number of seconds between two checkpoints."""
 
 
 class Interrupted(Exception):
-    """The run was stopped by Ctrl-C or SIGTERM. Its state is saved; the same command continues."""
+    """The run was stopped by Ctrl-C or SIGTERM and saved. The same command continues the run."""
 
 
 def train(
@@ -52,25 +53,30 @@ def train(
     """Start or continue a run, and return the new version's folder in `store`.
 
     Args:
-        recipe: How to train.
+        recipe: Options of the run.
         data: Folder of CIFAR-10's binary version.
-        checkpoints: Folder for checkpoints, saved after every epoch and every ten minutes. The run
-            continues from the newest one.
-        store: Folder of the versions: of the new one, of the teachers and of the start.
+        checkpoints: Folder of checkpoints, which are saved after every epoch and every ten minutes.
+            If it contains a checkpoint, the run continues from the newest checkpoint.
+        store: Folder of the store. The new version is added to it, and the teachers and the version
+            in `recipe.start` are read from it.
         version: Number of the new version.
         device: auto, cpu, gpu or gpu:N.
-        threads: CPU threads.
+        threads: Number of CPU threads.
         logits: Folder that keeps the logits of teachers. None: `checkpoints`.
 
-    Raises BadDataset, BadModel (the version exists), ValueError (checkpoint of another origin),
-    DeviceUnavailable, MXNetUnavailable, OSError, Interrupted.
+    Raises:
+        BadModel: The new version exists, or another version is invalid.
+        ValueError: The newest checkpoint has another origin, or an option is invalid.
+        Interrupted: The run was stopped by Ctrl-C or SIGTERM.
+        BadDataset, BadParams, DeviceUnavailable, MXNetUnavailable, OSError.
     """
-    target = versions.vacant_folder(store, recipe.architecture, version)  # before hours of training
+    # Errors are raised before the training, which takes hours.
+    target = versions.vacant_folder(store, recipe.architecture, version)
     whole, test = cifar10.read_train(data), cifar10.read_test(data)
     train_split, held_out = cifar10.held_out(whole, recipe.held_out)
     batches = Batches(recipe, train_split)
     start = read_version(store, recipe.start) if recipe.start else None
-    teachers = [read_version(store, called) for called in recipe.teachers]
+    teachers = [read_version(store, name) for name in recipe.teachers]
     origin = Origin(
         recipe,
         cifar10.fingerprint(whole, test),
@@ -89,7 +95,7 @@ def train(
     training = Trainer(origin, device, batches, arrays, teachers, memory)
     if saved is not None:
         training.load(saved)
-        print(f"going on from step {training.progress.step} of {training.steps}", flush=True)
+        print(f"continuing from step {training.progress.step} of {training.steps}", flush=True)
     print(f"training on {training.device.name} ({training.device.reason})", flush=True)
     _run(training, held_out, checkpoints)
     measured = held_out if recipe.held_out else test
@@ -134,13 +140,16 @@ def _run(
             if stopped:
                 raise Interrupted(
                     f"stopped at step {progress.step} of {training.steps}, saved in {checkpoints}; "
-                    "the same command goes on from here"
+                    "run the same command to continue"
                 )
 
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Yield a list that gets the number of each SIGINT or SIGTERM, so that steps are completed."""
+    """Yield a list to which the number of each SIGINT or SIGTERM is appended.
+
+    The signals do not interrupt a step: the caller reads the list after each step.
+    """
     received: list[int] = []
 
     def record(number: int, frame: FrameType | None) -> None:
@@ -161,7 +170,7 @@ def _add_version(
     store: pathlib.Path,
     version: str,
 ) -> None:
-    """Add parameters, plot and manifest of the averaged network to the store."""
+    """Add the averaged network to the store as a new version."""
     with versions.adding(store, training.recipe.architecture, version) as partial:
         training.save_average(partial / PARAMS)
         draw_progress(training.progress, partial / "training.png")

@@ -1,4 +1,4 @@
-"""Measures a version on labeled images, through the same engine that serves it."""
+"""Measures the accuracy and calibration of a version, with the engine that servers use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model_store.training import cifar10, evaluation
 from model_store.training.evaluation import Evaluation
 
 BATCH = 64
-"""Images in a batch of a measurement."""
+"""Number of images in a batch of a measurement."""
 
 
 async def evaluate(
@@ -24,11 +24,20 @@ async def evaluate(
     precision: str = "auto",
     done: Callable[[int], object] = lambda images: None,
 ) -> tuple[Evaluation, Precision]:
-    """Measure the version in `folder` as it would be served; also return the precision used.
+    """Measure a version, and return the results and the precision that was used.
 
-    `done` is called after each batch with the number of images in it.
+    Args:
+        folder: Folder of the version.
+        test: Images and labels.
+        device: auto, cpu, gpu or gpu:N.
+        threads: Number of CPU threads.
+        precision: auto, fp32, int8 or fp16.
+        done: Function that is called after each batch with the number of images in the batch. The
+            default does nothing.
 
-    Raises BadModel if the classes are not those of CIFAR-10.
+    Raises:
+        BadModel: The version is invalid, or its classes are not those of CIFAR-10.
+        BadParams, DeviceUnavailable, MXNetUnavailable, PrecisionUnavailable.
     """
     async with load_engine(folder, device, threads, BATCH, precision) as engine:
         if engine.model.classes != cifar10.CLASSES:

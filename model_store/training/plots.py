@@ -1,4 +1,7 @@
-"""Figures of an evaluation and of a training run. Needs matplotlib, of the extra `train`."""
+"""Draws plots of an evaluation and of a training run.
+
+This module needs matplotlib, which the extra `train` installs.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from model_store.training.checkpoint import Progress
 from model_store.training.evaluation import Evaluation
 
 
-def draw(found: Evaluation, path: pathlib.Path) -> None:
+def draw_evaluation(evaluation: Evaluation, path: pathlib.Path) -> None:
     """The confusion matrix beside the reliability diagram, as a PNG."""
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     confusion, reliability = figure.subplots(1, 2)
-    _draw_confusion(found, confusion)
-    _draw_reliability(found, reliability)
+    _draw_confusion(evaluation, confusion)
+    _draw_reliability(evaluation, reliability)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def draw_progress(progress: Progress, path: pathlib.Path) -> None:
-    """Loss and accuracy by epoch, as a PNG."""
+    """Draw the loss and the accuracy by epoch, and write them to a PNG file."""
     epochs = range(1, len(progress.epochs) + 1)
     figure = Figure(figsize=(9, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -40,21 +43,21 @@ def draw_progress(progress: Progress, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def _draw_confusion(found: Evaluation, axes: Axes) -> None:
-    names = list(found.by_class)
-    shares = [[count / max(1, sum(row)) for count in row] for row in found.confusion]
+def _draw_confusion(evaluation: Evaluation, axes: Axes) -> None:
+    names = list(evaluation.by_class)
+    shares = [[count / max(1, sum(row)) for count in row] for row in evaluation.confusion]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
-    for row, counts in enumerate(found.confusion):
+    for row, counts in enumerate(evaluation.confusion):
         for column, count in enumerate(counts):
             color = "white" if shares[row][column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    axes.set(title=f"accuracy {found.accuracy:.2%}", xlabel="predicted class", ylabel="class")
+    axes.set(title=f"accuracy {evaluation.accuracy:.2%}", xlabel="predicted class", ylabel="class")
 
 
-def _draw_reliability(found: Evaluation, axes: Axes) -> None:
-    for one in found.reliability:
+def _draw_reliability(evaluation: Evaluation, axes: Axes) -> None:
+    for one in evaluation.reliability:
         if one.probability is not None and one.accuracy is not None:
             middle, width = (one.above + one.to) / 2, (one.to - one.above) * 0.9
             axes.bar(middle, one.accuracy, width, color="tab:blue", alpha=0.6)
@@ -62,7 +65,7 @@ def _draw_reliability(found: Evaluation, axes: Axes) -> None:
             axes.text(middle, 0.01, str(one.images), ha="center", fontsize=7, rotation=90)
     axes.plot([0, 1], [0, 1], "--", color="gray")
     axes.set(
-        title=f"calibration error {found.calibration_error:.2%}",
+        title=f"calibration error {evaluation.calibration_error:.2%}",
         xlabel="probability of the predicted class (below: images)",
         ylabel="accuracy",
         xlim=(0, 1),

@@ -1,10 +1,13 @@
-"""How a network is trained: plain data, and the learning rate that follows from it.
+"""Recipe: the options of a training run.
 
-Stochastic gradient descent with Nesterov momentum, one-cycle learning rate (linear up, cosine
-down; Smith 2018, arXiv 1803.09820), no weight decay on BatchNorm and biases, and an exponential
-average of the weights (Polyak and Juditsky 1992). Images are augmented (`augmentation`), small
-crops may come first (they cost little more than half), and the network may learn from the outputs
-of others that are trained already (Hinton et al. 2015, arXiv 1503.02531).
+Networks are trained by stochastic gradient descent with Nesterov momentum. The learning rate rises
+linearly and then falls like a cosine (one-cycle; Smith 2018, arXiv 1803.09820). Parameters of
+BatchNorm and biases have no weight decay. The result of the run is an exponential average of the
+weights (Polyak and Juditsky 1992).
+
+Images are augmented (see `augmentation`). The first steps may use small crops, which take little
+more than half of the time. The network may also learn from the outputs of teachers, which are
+networks that are already trained (Hinton et al. 2015, arXiv 1503.02531).
 """
 
 from __future__ import annotations
@@ -23,60 +26,73 @@ MAX_ZOOM = 0.5
 
 
 def _option(default: T, meaning: str) -> T:
-    """A field that is an option of `train`, with the text that `--help` shows."""
+    """Return a field that is an option of `train`. `meaning` is the text that `--help` shows."""
     return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, except the data and the machine.
+    """The options of a training run that affect the weights.
 
-    Each field is an option of `python -m model_store train`.
+    Each field is an option of `python -m model_store train`, whose `--help` describes it. With the
+    same recipe, data and number of threads, training on a CPU gives the same weights.
     """
 
     architecture: str = _option("cifar_resnet20_v1", "name of the network")
     epochs: int = _option(40, "number of epochs")
-    batch_size: int = _option(128, "images in a step")
-    learning_rate: float = _option(0.2, "peak of the learning rate")
+    batch_size: int = _option(128, "number of images in a step")
+    learning_rate: float = _option(0.2, "maximum learning rate")
     warm_up: float = _option(0.15, "share of all steps in which the learning rate rises")
     momentum: float = _option(0.9, "Nesterov momentum")
-    weight_decay: float = _option(5e-4, "weight decay, without BatchNorm and biases")
+    weight_decay: float = _option(
+        5e-4, "weight decay of all parameters except those of BatchNorm and biases"
+    )
     averaging: float = _option(
-        0.999, "share of itself that the average of the weights keeps at every step"
+        0.999, "share of the previous average in the average of the weights, per step"
     )
     small: float = _option(
-        0.0, "share of all steps, the first ones, that see crops of 24 x 24 pixels"
+        0.0, "share of the steps, at the beginning, that use crops of 24 x 24 pixels"
     )
-    cutout: int = _option(0, "side in pixels of the gray square that is blanked in each image")
+    cutout: int = _option(
+        0, "side in pixels of a square that is replaced by gray in each image; 0: no square"
+    )
     zoom: float = _option(
-        0.0, "crops are resized from exp(-zoom) to exp(zoom) times their size; 0: not resized"
+        0.0, "the size of crops varies by factors from exp(-zoom) to exp(zoom); 0: it is fixed"
     )
     color: float = _option(
-        0.0, "share by which contrast and brightness vary; saturation varies by twice as much"
+        0.0, "share by which contrast and brightness vary; saturation varies by twice this share"
     )
     sharpness: float = _option(
-        0.0, "images are blurred or sharpened by up to this; at 1, blurred with a 3 x 3 kernel"
+        0.0,
+        "maximum strength of blurring and sharpening; with 1, images are blurred by a 3 x 3 kernel "
+        "at most",
     )
     mixup: float = _option(
-        0.0, "images are blended with others by Beta(mixup, mixup); 0: not blended"
+        0.0, "images are blended in pairs, with shares from Beta(mixup, mixup); 0: no blending"
     )
     held_out: int = _option(
-        0, "number of training images, the last ones, to measure instead of training on them"
+        0,
+        "number of training images, at the end of the data, that are used to measure the accuracy "
+        "and not to train",
     )
     teacher: str = _option("", "NAME/VERSION of networks to learn from, separated by commas")
     temperature: float = _option(
-        4.0, "divides the logits of teachers and network before they are compared"
+        4.0, "number that divides the logits of teachers and network before they are compared"
     )
     teacher_weight: float = _option(
-        0.9, "share of the loss that compares with the teachers; the rest is of the labels"
+        0.9,
+        "share of the loss that compares the outputs with those of the teachers; the remaining "
+        "share compares the outputs with the labels",
     )
     views: int = _option(
         0,
-        "epochs after which the same augmented images come again, so that teachers compute each "
-        "only once; 0: every epoch has new images",
+        "number of epochs after which the same augmented images are used again, so that teachers "
+        "compute each image only once; 0: every epoch has new images",
     )
-    start: str = _option("", "NAME/VERSION whose weights the run starts from; random by default")
-    seed: int = _option(1, "seed of the first weights, the order and the augmentation")
+    start: str = _option(
+        "", "NAME/VERSION whose weights the run starts from (default: random weights)"
+    )
+    seed: int = _option(1, "seed of the initial weights, the order and the augmentation")
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -98,12 +114,12 @@ class Recipe:
         return tuple(name for name in self.teacher.split(",") if name)
 
     def learning_rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of `step` (from 0) of `steps`."""
+        """Return the learning rate of step `step` of `steps` steps, counted from 0."""
         rise = max(1, round(self.warm_up * steps))
         if step < rise:
             return self.learning_rate * (step + 1) / rise
         return self.learning_rate * (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
 
     def side_at(self, step: int, steps: int) -> int:
-        """Pixels along a side of the crops of `step` (from 0) of `steps`."""
+        """Return the side in pixels of the crops in step `step` of `steps`, counted from 0."""
         return SMALL_SIDE if step < self.small * steps else SIDE

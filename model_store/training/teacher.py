@@ -1,6 +1,6 @@
-"""Networks that another network learns from, and a file that keeps their logits.
+"""Teachers: networks that another network learns from, and a file that stores their logits.
 
-A view is one augmented form of the whole training set. Teachers compute each view once; runs that
+A view is one augmented form of the key training set. Teachers compute each view once; runs that
 see the same views share the file, whatever their seed, length or architecture. A run that stops
 while the file is written loses at most the rows of its last batch, and computes them again.
 """
@@ -27,27 +27,35 @@ from model_store.training.recipe import SMALL_SIDE, Recipe
 
 Logits = npt.NDArray[np.float16]
 SIDES = (SMALL_SIDE, cifar10.SIDE)
+"""Sides in pixels that crops can have."""
 OF_IMAGES = ("batch_size", "cutout", "zoom", "color", "sharpness", "mixup", "held_out", "views")
-"""Fields of the recipe that decide the views."""
+"""Options of the recipe that determine the views."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-    """A version of the store, read and checked."""
+    """The manifest and the verified parameters of a version."""
 
     model: Manifest
     arrays: Arrays
 
     @property
     def sha256(self) -> str:
+        """SHA-256 of the parameter file."""
         return self.model.parameters.sha256
 
 
 def read_version(store: pathlib.Path, called: str) -> Version:
-    """Read `name/version`.
+    """Read a version.
 
-    Raises BadModel (also if classes or normalization are not those of CIFAR-10), BadParams,
-    OSError.
+    Args:
+        store: Folder of the store.
+        called: `name/version`.
+
+    Raises:
+        BadModel: The version is invalid, or its classes or its normalization are not those of
+            CIFAR-10.
+        BadParams, OSError.
     """
     name, _, version = called.partition("/")
     folder = versions.folder(store, name, version)
@@ -61,36 +69,38 @@ def read_version(store: pathlib.Path, called: str) -> Version:
 
 
 class Memory:
-    """Logits by the place of their batch, in a file that is filled during training."""
+    """The logits of the batches of all views, in a file that is filled during training."""
 
     def __init__(
         self, folder: pathlib.Path, recipe: Recipe, batches: int, sources: Sequence[str]
     ) -> None:
         """
         Args:
-            folder: Where the file is, or will be created.
-            recipe: Its views are kept; `views` must be at least 1.
+            folder: Folder of the file, which is created if it does not exist.
+            recipe: Recipe of the run. Its option `views` must be at least 1.
             batches: Number of batches in a view.
-            sources: Fingerprint of the images, then those of the teachers.
+            sources: Fingerprint of the images, followed by the fingerprints of the teachers.
 
-        Raises OSError.
+        Raises:
+            OSError: The file cannot be opened.
         """
         views = {name: getattr(recipe, name) for name in OF_IMAGES}
-        whole = json.dumps([views, batches, *sources]).encode()
+        key = json.dumps([views, batches, *sources]).encode()
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"teacher-{hashlib.sha256(whole).hexdigest()[:16]}.logits"
+        path = folder / f"teacher-{hashlib.sha256(key).hexdigest()[:16]}.logits"
         path.touch()
         shape = (len(SIDES), recipe.views, batches, recipe.batch_size, len(cifar10.CLASSES))
         with path.open("r+b") as file:
-            file.truncate(2 * int(np.prod(shape)))  # the same size as before, or zeros
+            file.truncate(2 * int(np.prod(shape)))  # a new file is filled with zeros
         self._rows = np.memmap(path, dtype=np.float16, mode="r+", shape=shape)
 
     def get(self, place: Place) -> Logits | None:
-        """The logits of that batch, or None if they are not known."""
+        """Return the logits of the batch at `place`, or None if they were not computed yet."""
         rows = self._rows[SIDES.index(place.side), place.view, place.number]
         return np.array(rows) if rows.any(axis=1).all() else None
 
     def put(self, place: Place, logits: Logits) -> None:
+        """Store the logits of the batch at `place`."""
         self._rows[SIDES.index(place.side), place.view, place.number] = logits
 
 
@@ -102,26 +112,31 @@ class Teachers:
     ) -> None:
         """
         Args:
-            mx: MXNet. The calling thread must own it.
-            context: MXNet's context of the device to compute on.
-            versions: The networks, at least one.
-            memory: Keeps what was computed. None: every batch is computed.
+            mx: The module `mxnet`, which the calling thread must have loaded.
+            context: MXNet's context of the device that computes the networks.
+            versions: Versions of the networks, at least one.
+            memory: Stores the logits. None: logits are not stored, and every batch is computed.
 
-        Raises BadParams if parameters do not fit their architecture.
+        Raises:
+            BadParams: Parameters do not fit their architecture.
         """
         self._networks = [_network(mx, context, version) for version in versions]
         self._memory = memory
 
     def logits(self, place: Place | None, inputs: Any) -> Logits:
-        """float16 (n, classes) for the normalized float32 (n, 3, side, side) on the device, which
-        come again if they have a `place`."""
+        """Return the mean logits of the networks, float16 (n, classes).
+
+        Args:
+            place: Place of the batch in the views. None: the images are not used again.
+            inputs: Normalized images on the device, float32 (n, 3, side, side).
+        """
         if self._memory is None or place is None:
             return self._compute(inputs)
-        kept = self._memory.get(place)
-        if kept is None:
-            kept = self._compute(inputs)
-            self._memory.put(place, kept)
-        return kept
+        rows = self._memory.get(place)
+        if rows is None:
+            rows = self._compute(inputs)
+            self._memory.put(place, rows)
+        return rows
 
     def _compute(self, inputs: Any) -> Logits:
         total = sum(network(inputs) for network in self._networks)

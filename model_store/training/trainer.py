@@ -1,8 +1,11 @@
-"""A training run: network, averaged network, optimizer and progress.
+"""Trainer: runs the steps of a training run.
 
-On a CPU, global average pooling is replaced by a mean over the axes, and a step is 1.5 times as
-fast: the gradients of MXNet's pooling have a memory layout for which the BatchNorm layers before it
-have only a slow reference implementation.
+Two networks are trained: one by gradient descent, and one whose weights are the average of the
+first network's weights over the steps. The averaged network is the result.
+
+On a CPU, a mean over the axes replaces MXNet's global average pooling, which makes a step 1.5 times
+as fast. MXNet's pooling returns gradients in a memory layout for which BatchNorm has only a slow
+implementation.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ from model_store.training.evaluation import Probabilities
 from model_store.training.teacher import Memory, Teachers, Version
 
 AVERAGE_EVERY = 4
-"""Steps between two updates of the average."""
+"""Number of steps between two updates of the averaged network."""
 
 
 class Trainer:
-    """Network, averaged network and optimizer on one device: runs steps, saves and loads them."""
+    """The network, the averaged network and the optimizer of a run, on one device."""
 
     def __init__(
         self,
@@ -42,23 +45,24 @@ class Trainer:
     ) -> None:
         """
         Args:
-            origin: Everything that decides the weights.
+            origin: Recipe, data and other inputs that determine the weights.
             device: auto, cpu, gpu or gpu:N.
-            batches: The images to train on.
-            start: The weights to begin with. None: random ones.
-            teachers: The networks to learn from, if any.
-            memory: Keeps the logits of the teachers. None: they compute every batch.
+            batches: Batches of images to train on.
+            start: Weights that the run starts from. None: random weights.
+            teachers: Networks that the network learns from. Empty: it learns from labels only.
+            memory: Stores the logits of the teachers. None: the teachers compute every batch.
 
-        Raises BadParams if `start` or a teacher does not fit its architecture, DeviceUnavailable,
-        MXNetUnavailable.
+        Raises:
+            BadParams: `start` or the parameters of a teacher do not fit the architecture.
+            DeviceUnavailable, MXNetUnavailable.
         """
         self.origin = origin
         self.recipe = recipe = origin.recipe
         self.batches = batches
         self.steps = batches.steps
         self.progress = Progress()
-        # In order, a run is repeatable bit for bit. Not on a GPU: cuDNN adds in any order, and
-        # operators that run one by one leave a GPU idle.
+        # On a CPU, operators run in order, so that the same run gives exactly the same weights. On
+        # a GPU this would not help, because cuDNN adds in any order, and it would be slower.
         self._mx = load_mxnet(origin.threads, in_order=is_for_cpu(device))
         self.device = choose(self._mx, device)
         self.mxnet_version: str = self._mx.__version__
@@ -83,16 +87,18 @@ class Trainer:
             self._teachers = Teachers(self._mx, self.device.context, teachers, memory)
 
     def run(self, held_out: cifar10.Split) -> Iterator[Progress]:
-        """Train from `progress` to the end; yields after every step.
+        """Train from the current progress to the end. Yields the progress after every step.
 
-        The averaged network is measured on `held_out` after every epoch, unless it is empty.
+        Args:
+            held_out: Images on which the accuracy of the averaged network is measured after every
+                epoch. If there are none, the accuracy is not measured.
         """
         progress = self.progress
         while progress.step < self.steps:
             batch = self.batches.at(progress.step)
             losses, logits = self._step(batch)
-            right = int((logits.asnumpy().argmax(axis=1) == batch.targets.argmax(axis=1)).sum())
-            progress.count(losses.asnumpy(), right)
+            correct = int((logits.asnumpy().argmax(axis=1) == batch.targets.argmax(axis=1)).sum())
+            progress.count(losses.asnumpy(), correct)
             if progress.step % AVERAGE_EVERY == 0:
                 self._update_average(self.recipe.averaging**AVERAGE_EVERY)
             if progress.step % self.batches.per_epoch == 0:
@@ -102,48 +108,52 @@ class Trainer:
 
     def accuracy(self, split: cifar10.Split) -> float:
         """Share of the images of `split` that the averaged network classifies correctly."""
-        right = 0
+        correct = 0
         for start in range(0, len(split.images), 500):
             part = slice(start, start + 500)
             logits = self._average(self._to_device(split.images[part])).asnumpy()
-            right += int((logits.argmax(axis=1) == split.labels[part]).sum())
-        return right / len(split.images)
+            correct += int((logits.argmax(axis=1) == split.labels[part]).sum())
+        return correct / len(split.images)
 
     def probabilities(self, images: cifar10.Images) -> Probabilities:
-        """Probabilities of the averaged network: float32 (n, classes)."""
+        """Compute the probabilities of images with the averaged network: float32 (n, classes)."""
         logits = self._average(self._to_device(images))
         rows: Probabilities = self._mx.nd.softmax(logits, axis=1).asnumpy()
         return rows
 
     def save(self, folder: pathlib.Path) -> None:
-        """Replace the checkpoint in `folder`."""
+        """Save a checkpoint in `folder`, which replaces the previous checkpoint."""
         with checkpoint.saving(folder, self.origin, self.progress) as partial:
             self._net.save_parameters(str(partial / "net.params"))
             self._average.save_parameters(str(partial / "average.params"))
             self._optimizer.save_states(str(partial / "optimiser.states"))
 
     def load(self, saved: pathlib.Path) -> None:
-        """Continue from a checkpoint of the same origin."""
+        """Load a checkpoint, which must have the same origin."""
         self._net.load_parameters(str(saved / "net.params"), ctx=self.device.context)
         self._average.load_parameters(str(saved / "average.params"), ctx=self.device.context)
         self._optimizer.load_states(str(saved / "optimiser.states"))
         self.progress = checkpoint.progress_of(saved)
 
     def save_average(self, path: pathlib.Path) -> None:
+        """Write the parameters of the averaged network to a `.params` file."""
         self._average.save_parameters(str(path))
 
     def _step(self, batch: Batch) -> tuple[Any, Any]:
-        """Update the network; return the losses (n,) and logits (n, classes) before the update."""
+        """Update the network with one batch.
+
+        Returns the losses (n,) and the logits (n, classes), both computed before the update.
+        """
         recipe = self.recipe
         self._optimizer.set_learning_rate(recipe.learning_rate_at(self.progress.step, self.steps))
         inputs = self._to_device(batch.images)
         targets = self._mx.nd.array(batch.targets, ctx=self.device.context)
-        taught = self._taught(batch, inputs)
+        expected = self._teacher_probabilities(batch, inputs)
         with self._mx.autograd.record():
             logits = self._net(inputs)
             losses = self._loss(logits, targets)
-            if taught is not None:
-                divergence = self._divergence(logits / recipe.temperature, taught)
+            if expected is not None:
+                divergence = self._divergence(logits / recipe.temperature, expected)
                 # Times the square, gradients are as large as those of the labels.
                 divergence = divergence * recipe.temperature**2
                 losses = (1 - recipe.teacher_weight) * losses + recipe.teacher_weight * divergence
@@ -151,7 +161,7 @@ class Trainer:
         self._optimizer.step(len(batch.images))
         return losses, logits
 
-    def _taught(self, batch: Batch, inputs: Any) -> Any:
+    def _teacher_probabilities(self, batch: Batch, inputs: Any) -> Any:
         """Probabilities (n, classes) of the teachers, at the recipe's temperature; None without."""
         if self._teachers is None:
             return None
@@ -160,7 +170,14 @@ class Trainer:
         return self._mx.nd.softmax(rows / self.recipe.temperature, axis=1)
 
     def _to_device(self, images: npt.NDArray[Any]) -> Any:
-        """Normalize (n, side, side, 3), from 0 to 255: float32 (n, 3, side, side) on the device."""
+        """Normalize images and copy them to the device.
+
+        Args:
+            images: (n, side, side, 3), from 0 to 255.
+
+        Returns:
+            float32 (n, 3, side, side).
+        """
         mean = np.asarray(cifar10.MEAN, dtype=np.float32)
         std = np.asarray(cifar10.STD, dtype=np.float32)
         pixels = (images.astype(np.float32) / 255 - mean) / std
@@ -191,7 +208,10 @@ class Trainer:
             parameter.set_data(self._mx.nd.array(arrays[name], ctx=self.device.context))
 
     def _update_average(self, keep: float) -> None:
-        """average = keep * average + (1 - keep) * network, BatchNorm's statistics included."""
+        """Set the averaged network to keep * average + (1 - keep) * network.
+
+        The statistics of BatchNorm are averaged as well.
+        """
         average = self._average._collect_params_with_prefix()
         for name, parameter in self._net._collect_params_with_prefix().items():
             mean = average[name].data()

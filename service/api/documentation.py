@@ -1,7 +1,7 @@
-"""Serves `/openapi.json` and the files that `/docs` loads from memory.
+"""Serves the OpenAPI description at `/openapi.json`, and the scripts and styles of `/docs`.
 
-FastAPI renders the description for each request, and Starlette's StaticFiles resolves each path in
-threads. With both, clients without an API key could block the event loop.
+The content is kept in memory. FastAPI would render the description for each request, and Starlette
+would open each file in a thread. Clients without an API key could use that to block the event loop.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ MEDIA_TYPES = {
     "swagger-ui.css": "text/css",
     "favicon.png": "image/png",
 }
-"""The files of the package fastapi_offline that `/docs` loads, and their types."""
-HEADERS = {
-    "Cache-Control": "no-cache"
-}  # browsers may store it, but ask each time whether its ETag has changed
+"""Maps the files of the package fastapi_offline that `/docs` loads to their media types."""
+HEADERS = {"Cache-Control": "no-cache"}
+"""Headers of the responses. Browsers store the content, and check its ETag before each use."""
 
 
 def replace_routes(app: FastAPI) -> None:
-    """Replace the routes that FastAPIOffline added for the description and the files."""
+    """Replace the routes that FastAPIOffline added for the OpenAPI description and the files."""
     router = APIRouter(include_in_schema=False, route_class=FastRoute)
     router.add_api_route("/openapi.json", _description(app), methods=["GET", "HEAD"])
     for name, media_type in MEDIA_TYPES.items():
@@ -42,6 +41,8 @@ def replace_routes(app: FastAPI) -> None:
 
 
 def _description(app: FastAPI) -> Handler:
+    """Return a handler that renders the description at the first request, when all routes exist."""
+
     @functools.cache
     def rendered() -> Handler:
         return serve(orjson.dumps(app.openapi()), "application/json", HEADERS)

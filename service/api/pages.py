@@ -1,12 +1,13 @@
-"""Serves the page at `/`, on which people drop pictures and see their classes.
+"""Serves the page at `/`, where people add pictures and see their classes.
 
-The page is plain files in `static/`, without a framework or a build step. They are read once, when
-the router is created. The page uses `POST /predict` and `GET /metrics` like any other client.
+The page consists of the files in `static/`, without a framework or a build step. The files are read
+once, when the router is created. The page uses `POST /predict` and `GET /metrics` like any other
+client.
 
 Guarantees
-- Everything on the page comes from this service; the Content-Security-Policy enforces it. It also
-  forbids inline scripts and styles.
-- Addresses within the page are relative, so the page works behind a proxy with a path prefix.
+- The page loads content from this service only, and has no inline scripts or styles. Its
+  Content-Security-Policy makes browsers enforce both.
+- URLs within the page are relative, so the page works behind a proxy with a path prefix.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MEDIA_TYPES = {
 }
 LINK = b'<nav aria-label="More"><a href="docs">API documentation</a></nav>'
 HEADERS = {
-    "Cache-Control": "no-cache",  # browsers store it, and ask each time whether it has changed
+    "Cache-Control": "no-cache",  # browsers store the file, and check its ETag before each use
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -36,7 +37,7 @@ HEADERS = {
 
 
 def router(docs: bool = True) -> APIRouter:
-    """The routes of the page and its files. `docs`: whether the page links to `/docs`."""
+    """Return the routes of the page and its files. `docs`: whether the page links to `/docs`."""
     router = APIRouter(include_in_schema=False)
     for file in sorted(FOLDER.iterdir()):
         if file.suffix not in MEDIA_TYPES:

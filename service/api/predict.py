@@ -1,6 +1,6 @@
-"""`POST /predict` and `POST /predict/batch`: uploads in, classes and probabilities out.
+"""Classifies uploaded images: the endpoints `POST /predict` and `POST /predict/batch`.
 
-Endpoints contain no `try`: `service.http.problems` answers what they raise.
+The endpoints catch no exceptions: `service.http.problems` turns them into error responses.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ IMAGE_ERRORS = (
 async def predict(request: Request) -> Response:
     """Classify one image, sent in the file field `img` of a form or as the body itself.
 
-    With `Accept: text/plain` the answer is a sentence instead of JSON. `SHOAL_DEFAULT_ANSWER`
-    chooses between them for requests whose `Accept` prefers neither.
+    With `Accept: text/plain` the response is a sentence instead of JSON. If the header `Accept`
+    prefers neither, the setting `SHOAL_DEFAULT_ANSWER` chooses the format.
     """
     pipeline = begin(request)
     with service_of(request).uploads.lease() as lease:
@@ -117,11 +117,11 @@ async def predict(request: Request) -> Response:
     },
 )
 async def predict_batch(request: Request) -> Response:
-    """Classify the images in the file fields `img` of a form, and answer in their order.
+    """Classify the images in the file fields `img` of a form.
 
-    An image that cannot be classified does not affect the others: its place in the answer has the
-    problem that `/predict` would have answered, with `retry_after` (in seconds) if a retry may
-    succeed.
+    The response has one result for each image, in the order of the form. If an image cannot be
+    classified, its result is the error that `/predict` would have returned; the other images are
+    not affected. If a retry may succeed, the error has the member `retry_after`, in seconds.
     """
     pipeline = begin(request)
     images = await _read_and_decode(request, pipeline)
@@ -134,8 +134,10 @@ async def predict_batch(request: Request) -> Response:
 
 
 async def _read_and_decode(request: Request, pipeline: Pipeline) -> list[Image | Exception]:
-    """The images, with an exception in the place of each that cannot be decoded. The uploads are
-    released before the images wait for the engine."""
+    """Read the form and decode its images. Returns one image or exception for each upload.
+
+    The memory of the uploads is released before the images wait for the engine.
+    """
     service = service_of(request)
     with service.uploads.lease() as lease:
         body = read_images(request, lease, service.settings.max_images_per_request)
@@ -167,7 +169,7 @@ def _prediction(classification: Classification) -> dict[str, Any]:
 
 
 def _problem(error: Exception, request: Request) -> dict[str, Any]:
-    """The problem in the place of a prediction. It counts as a refusal of its own."""
+    """Return the error of one image as plain data, and count it in the metrics."""
     problem = problems.problem_for(error)
     service_of(request).metrics.count_refusal(problem.code)
     body = problems.to_dict(problem, error, context_of(request.scope).request_id)

@@ -1,4 +1,4 @@
-"""Endpoints for operators: liveness, readiness, and metrics for Prometheus."""
+"""Serves the endpoints for operators: the liveness probe, the readiness probe, and the metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ router = APIRouter(route_class=FastRoute)
     responses=problems.documented([errors.NotLive]),
 )
 async def healthz(request: Request) -> Response:
-    """Liveness probe: 200 unless only a restart of the process helps."""
+    """Liveness probe: returns 503 if the engine has failed and the process must be restarted, and
+    200 otherwise."""
     if not await service_of(request).is_live():
         raise errors.NotLive
     return JSONResponse({"status": "live"})
@@ -36,13 +37,16 @@ async def healthz(request: Request) -> Response:
 @router.get(
     "/readyz",
     tags=["probes"],
-    summary="Can it answer requests?",
+    summary="Can the server answer requests?",
     response_model=schemas.Ready,
     responses=problems.documented([errors.NotReady, errors.Stalled, errors.DecodersDown, Draining]),
 )
 async def readyz(request: Request) -> Response:
-    """Readiness probe: 200 if the model is loaded and warm and the engine makes progress. The
-    answer names the model and the device."""
+    """Readiness probe: returns 200 if the server can classify images now, and 503 otherwise.
+
+    The server can classify images when the model is loaded and warmed up, and the engine and the
+    decoders work. The response names the model and the device.
+    """
     loaded, stats = await service_of(request).check_ready()
     expected = stats.expected if stats is not None else {}
     return JSONResponse(
@@ -59,7 +63,7 @@ async def readyz(request: Request) -> Response:
 
 
 def metrics_router(service: Service) -> APIRouter:
-    """`/metrics`, which may be served on a port of its own."""
+    """Return a router with `/metrics`, for the main port or for SHOAL_METRICS_PORT."""
     router = APIRouter(route_class=FastRoute)
 
     async def render() -> bytes:
@@ -77,7 +81,7 @@ def metrics_router(service: Service) -> APIRouter:
         responses=problems.documented([errors.Unauthorized]),
     )
     async def metrics(request: Request) -> Response:
-        """Metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         if service.settings.metrics_need_key:
             service.keys.check(request.headers)
         return Response(await scrapes.text(), media_type=MEDIA_TYPE)

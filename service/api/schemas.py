@@ -1,4 +1,7 @@
-"""Schemas of responses, for the OpenAPI description. `predict` and `probes` build the responses."""
+"""Describes the JSON of responses for OpenAPI.
+
+`predict` and `probes` build the responses without these classes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from service.http.problems import MAX_RETRY_AFTER
 
 
 class Model(BaseModel):
-    """The model that computed the answer."""
+    """The model that computed the result."""
 
     name: str = Field(examples=["cifar_resnet20_v1"])
     version: str = Field(examples=["1"])
@@ -25,7 +28,7 @@ class Prediction(BaseModel):
         examples=["The input picture is classified as [horse], with probability 0.997."]
     )
     probabilities: dict[str, float] = Field(
-        description="Softmax probability of every class, in the order of the model",
+        description="Softmax probability of every class, in the order of the model's outputs",
         examples=[
             {
                 "airplane": 0.0,
@@ -45,50 +48,54 @@ class Prediction(BaseModel):
 
 
 class Ready(BaseModel):
-    """The model that is served, and the device it runs on."""
+    """The loaded model, its device and its expected latency."""
 
     status: str = Field(examples=["ready"])
     model: Model
     device: str = Field(examples=["cpu"])
-    device_reason: str = Field(description="Why this device is used", examples=["as asked"])
+    device_reason: str = Field(
+        description="The reason why this device is used", examples=["as asked"]
+    )
     precision: str = Field(examples=["int8"])
     precision_reason: str = Field(
-        description="Why this precision is used",
+        description="The reason why this precision is used",
         examples=["measured 92.40% accurate in int8, 92.46% in fp32"],
     )
     latency: dict[str, float] = Field(
-        description="Estimated seconds for a batch of each size",
+        description="Predicted time to compute a batch, in seconds, for each batch size",
         examples=[{"1": 0.0011, "16": 0.0081}],
     )
 
 
 class Live(BaseModel):
+    """The state of a process that works."""
+
     status: str = Field(examples=["live"])
 
 
 class ProblemDetails(BaseModel):
-    """An error, as problem details of RFC 9457."""
+    """An error in the format of RFC 9457 (Problem Details for HTTP APIs)."""
 
     type: str
     title: str
     status: int
     detail: str = Field(description="What happened, and what to do")
-    code: str = Field(description="Identifies the kind of problem for programs")
+    code: str = Field(description="Identifies the kind of error for programs")
     request_id: str
 
 
 class ImageProblem(ProblemDetails):
-    """Why one image of several was not classified."""
+    """The error of one image in a request with several images."""
 
     retry_after: int = Field(
         default=0,
         ge=1,
         le=MAX_RETRY_AFTER,
-        description="Seconds after which to try again. Only present if that may help",
+        description="Seconds after which to retry. Only present if a retry may succeed",
     )
 
 
 class Predictions(BaseModel):
-    """One result per file, in the order of the files."""
+    """One result for each file, in the order of the files."""
 
     predictions: list[Prediction | ImageProblem]

@@ -1,8 +1,8 @@
-"""The text of `/metrics`, rendered at a bounded rate.
+"""Renders the text of `/metrics`, at a limited rate.
 
-Rendering takes milliseconds of the event loop, more with several front ends, and a client needs no
-key to ask for it. Scrapers ask every few seconds and get a new text each time. In a flood of
-requests, most get the latest one.
+Rendering the text blocks the event loop for milliseconds, and usually clients need no API key to
+request it. Prometheus requests the text every few seconds and gets a new one each time. If requests
+exceed the limit, they get the text that was rendered last.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable
 from service.rate_limit import RateLimiter
 
 PER_SECOND = 5
-"""Texts that are rendered per second in the long run, so none is older than 0.2 s."""
+"""Maximum number of texts per second in the long run. Clients get a text at most 0.2 s old."""
 AT_ONCE = 10
-"""Texts that are rendered at once after a pause."""
+"""Maximum number of texts that may be rendered in immediate succession."""
 
 
 class Scrapes:
-    """Renders one text at a time, at most `AT_ONCE` and `PER_SECOND` more per second."""
+    """Renders one text at a time, within the limits `PER_SECOND` and `AT_ONCE`."""
 
     def __init__(
         self,
@@ -29,17 +29,17 @@ class Scrapes:
     ) -> None:
         """
         Args:
-            render: Makes a new text.
-            clock: Monotonic time, in seconds.
+            render: Renders a new text.
+            clock: Returns a monotonic time, in seconds.
         """
         self._render = render
         self._clock = clock
         self._rendering = asyncio.Lock()
-        self._rates = RateLimiter(PER_SECOND, AT_ONCE)  # of one client: all of them together
+        self._rates = RateLimiter(PER_SECOND, AT_ONCE)  # all clients count as one, named ""
         self._text = b""
 
     async def text(self) -> bytes:
-        """A new text, or the latest one if as many as allowed were rendered."""
+        """Return a new text, or the latest one if the limits do not allow a new one now."""
         async with self._rendering:
             now = self._clock()
             if not self._text or self._rates.wait("", now) == 0:

@@ -1,1 +1,1 @@
-"""Decoding uploads: headers, small images, and processes that decode everything else."""
+"""Decodes uploaded images: reads headers, decodes small images, and runs decoder processes."""

@@ -1,10 +1,11 @@
-"""Costs: the CPU time that decoding an image takes, estimated from its header and its length.
+"""Estimates the CPU time of decoding an image from its header and its length.
 
-Estimates depend on nothing that clients sent before, so no images make those of others useless.
+Estimates do not depend on earlier images, so a client cannot influence the estimates of others.
 
-The time depends on the pixels and, where entropy coding dominates, on the bytes: a baseline JPEG of
-12 megapixels takes 8 to 61 ms, depending on its quality and noise. `work` combines both. With it,
-estimates of photos and of drawings from 0.1 to 64 megapixels are right within a factor of 2.
+The CPU time depends on the number of pixels. Where entropy coding dominates, it also depends on the
+number of bytes: a baseline JPEG of 12 megapixels takes 8 to 61 ms, depending on its quality and
+noise. `work` combines both numbers. The estimates of photos and drawings from 0.1 to 64 megapixels
+are correct within a factor of 2.
 """
 
 from __future__ import annotations
@@ -25,25 +26,30 @@ SECONDS: Mapping[str, float] = {
     "BMP run-length": 200e-9,
     "GIF": 5.6e-9,
 }
-"""Kind of image -> CPU seconds per unit of `work`, on a machine that takes `SAMPLE_SECONDS`."""
+"""CPU seconds per unit of `work`, by kind of image, on the machine of the measurements."""
 SAMPLE_SECONDS = 0.0056
-"""CPU seconds that the sample took on the machine of the measurements."""
+"""CPU seconds that decoding the sample images took on the machine of the measurements."""
 MAX_SLOWER = 8.0
-"""Maximum ratio, up or down, of the time on this machine to the time on that one."""
+"""Maximum factor by which this machine counts as slower or faster than that machine."""
 PIXELS_PER_BYTE: Mapping[str, float] = {"JPEG": 17, "JPEG progressive": 11, "WebP": 5}
-"""Pixels that take as long as one encoded byte, in formats where bytes count."""
+"""Number of pixels that take as long as one encoded byte, by kind. Other kinds: 0."""
 MAX_BYTES_PER_PIXEL = 4
-"""Bytes beyond that are no pixels, but comments and other metadata, which decoders skip."""
+"""Maximum number of bytes per pixel that count as work. Decoders skip further bytes (metadata)."""
 OVERHEAD = 0.0003
-"""Seconds for any image, however small: setting up the decoder, resizing."""
+"""CPU seconds that every image takes, for example for resizing."""
 BLOCK = 32
-"""Decoders work in blocks of up to so many pixels a side, also where an image has fewer."""
+"""Maximum width and height of the blocks that decoders work in, in pixels. A smaller image takes as
+long as a whole block."""
 SCANS: Mapping[str, int] = {"JPEG": 1, "JPEG progressive": 10}
-"""Scans of an ordinary JPEG. Each further one visits all blocks again."""
+"""Number of scans of an ordinary JPEG, by kind. Decoders visit all blocks in each scan."""
 
 
 def work(image: EncodedImage) -> float:
-    """Amount of work to decode `image`, in pixels: its own, and those that its bytes count as."""
+    """Return the amount of work to decode `image`, as a number of pixels.
+
+    It is the sum of the pixels of the image, in whole blocks and for each scan, and of the pixels
+    that take as long as its bytes.
+    """
     blocks = BLOCK**2 * -(-image.width // BLOCK) * -(-image.height // BLOCK)
     usual = SCANS.get(image.kind)
     scans = max(1.0, jpeg.scans(image.data) / usual) if usual else 1.0
@@ -55,11 +61,14 @@ class Costs:
     """Estimates of the CPU time of decoding on this machine."""
 
     def __init__(self, sample_seconds: float = SAMPLE_SECONDS) -> None:
-        """`sample_seconds`: CPU time that decoding the sample of `service.decoding.template` takes
-        on this machine."""
+        """
+        Args:
+            sample_seconds: CPU seconds that decoding the sample images of
+                `service.decoding.template` takes on this machine.
+        """
         ratio = sample_seconds / SAMPLE_SECONDS
         self._slower = min(max(ratio, 1 / MAX_SLOWER), MAX_SLOWER)
 
     def estimate(self, image: EncodedImage) -> float:
-        """CPU seconds that `image` will take."""
+        """Return the estimated CPU seconds of decoding `image`."""
         return OVERHEAD + self._slower * SECONDS[image.kind] * work(image)

@@ -1,6 +1,7 @@
-"""Reads the headers of images: their type and size, and none of their pixels.
+"""Reads the type and the size of images from their headers, without decoding pixels.
 
-A header is a claim. It bounds what a decoder may do, and the decoder processes hold it to that.
+A header may be wrong. So the limits on the CPU time and memory of decoding an image are derived
+from its header, and enforced while the image is decoded.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from service.decoding.picture import SIDE
 from service.errors import BadImage, ImageTooLarge, UnsupportedImageType
 
 Header = tuple[str, int, int]
-"""Kind, width and height, in pixels. The kind is a key of `image.BYTES_PER_PIXEL`."""
+"""Kind of an image (a key of `image.BYTES_PER_PIXEL`), and its width and height in pixels."""
 
 _SERVED = "JPEG, PNG, WebP, BMP or GIF"
 _WEBP_CHUNKS = 4096
-"""Number of first bytes in which a chunk of lossless pixels is searched. A wrong guess changes the
-estimated time by less than a factor of 3."""
+"""Number of bytes at the start of a WebP in which a chunk of lossless pixels is searched. If the
+chunk is not found, the estimated CPU time is wrong by less than a factor of 3."""
 _GIF_BLOCKS = 1024
-"""Maximum number of blocks that are searched for the first frame of a GIF. Behind them, only its
-decoder finds it."""
+"""Maximum number of blocks in which the first frame of a GIF is searched. If the frame comes later,
+only the decoder finds it."""
 _PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
-"""Color type of a PNG -> samples per pixel, if there are several."""
+"""Number of samples per pixel by color type of a PNG. Other color types have one sample."""
 _MAX_INFLATION = 1032
-"""Maximum number of bytes that one byte of Deflate stands for (RFC 1951: 258 bytes in two bits)."""
-_MAX_RUN_LENGTH_PIXELS = 4_000_000  # Pillow decodes run-length encoded BMPs in Python, run by run
+"""Maximum number of bytes that one byte of Deflate expands to (RFC 1951: 258 bytes in two bits)."""
+_MAX_RUN_LENGTH_PIXELS = 4_000_000  # Pillow decodes run-length encoded BMPs slowly, in Python
 
 
 def read_header(data: bytes) -> Header:
-    """Kind, width and height of an image.
+    """Return kind, width and height of an image.
 
     Raises:
         BadImage: The data is not an image of a known type, ends within its header, or has no
             pixels.
-        UnsupportedImageType: The image is of a type that is not served.
+        UnsupportedImageType: The image is of an unsupported type.
         ImageTooLarge: The image is a run-length encoded BMP with too many pixels.
     """
     signature = _SIGNATURE.match(data)
@@ -44,21 +45,21 @@ def read_header(data: bytes) -> Header:
         raise BadImage(f"This is not an image of a known type. Send {_SERVED}.")
     name = str(signature.lastgroup)
     if (read := _READERS.get(name)) is None:
-        raise UnsupportedImageType(f"{name.replace('_', ' ')} is not served. Send {_SERVED}.")
+        raise UnsupportedImageType(f"{name.replace('_', ' ')} is not supported. Send {_SERVED}.")
     try:
         kind, width, height = read(data)
     except struct.error as error:
-        raise BadImage(f"This {name} image ends within its header. Send all of it.") from error
-    if width * height == 0 and name != "GIF":  # the first frame of a GIF decides
-        raise BadImage(f"This {name} image has {width} x {height} pixels. Send one with pixels.")
+        raise BadImage(f"This {name} image ends within its header. Send the whole file.") from error
+    if width * height == 0 and name != "GIF":  # the first frame of a GIF sets its size
+        raise BadImage(f"This {name} image has {width} x {height} pixels. Send another image.")
     return kind, width, height
 
 
 def too_large(width: int, height: int, max_pixels: int) -> ImageTooLarge:
-    """The error for an image with more than `max_pixels` pixels."""
+    """Return the error for an image with more than `max_pixels` pixels."""
     return ImageTooLarge(
-        f"The image has {width} x {height} pixels, and the maximum is {max_pixels:,} in all. "
-        f"Make it smaller: the network looks at {SIDE} x {SIDE}."
+        f"The image has {width} x {height} pixels, and the maximum is {max_pixels:,} in total. "
+        f"Make it smaller: the network uses only {SIDE} x {SIDE} pixels."
     )
 
 
@@ -66,11 +67,11 @@ def _png_header(data: bytes) -> Header:
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     bits = depth * _PNG_SAMPLES.get(color, 1)
     _reject_without_pixels("PNG", data, height * (1 + width * bits // 8) // _MAX_INFLATION)
-    return "PNG" if color in (2, 6) else "PNG palette", width, height
+    return "PNG" if color in (2, 4, 6) else "PNG palette", width, height
 
 
 def _gif_header(data: bytes) -> Header:
-    """The size of the canvas, enlarged to contain the first frame, as decoders do."""
+    """Return the size of the canvas, enlarged to the first frame as decoders do."""
     width, height = struct.unpack_from("<HH", data, 6)
     if (position := _gif_first_frame(data)) is not None:
         left, upper, across, down = struct.unpack_from("<HHHH", data, position + 1)
@@ -79,7 +80,10 @@ def _gif_header(data: bytes) -> Header:
 
 
 def _gif_first_frame(data: bytes) -> int | None:
-    """The position of the first image descriptor (GIF89a, section 20), if it comes soon."""
+    """Return the position of the first image descriptor (GIF89a, section 20).
+
+    Returns None if it is not among the first `_GIF_BLOCKS` blocks.
+    """
     flags = data[10] if len(data) > 10 else 0
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     left = _GIF_BLOCKS
@@ -98,7 +102,7 @@ def _gif_first_frame(data: bytes) -> int | None:
 
 
 def _bmp_header(data: bytes) -> Header:
-    if data[14] == 12:  # as OS/2 wrote it
+    if data[14] == 12:  # the format of OS/2
         width, height = struct.unpack_from("<HH", data, 18)
         return "BMP", width, height
     width, height, planes_and_bits, compression = struct.unpack_from("<IiII", data, 18)
@@ -107,7 +111,7 @@ def _bmp_header(data: bytes) -> Header:
             raise too_large(width, abs(height), _MAX_RUN_LENGTH_PIXELS)
         return "BMP run-length", width, abs(height)
     _reject_without_pixels("BMP", data, abs(height) * width * (planes_and_bits >> 16) // 8)
-    return "BMP", width, abs(height)  # negative where the rows run from top to bottom
+    return "BMP", width, abs(height)  # a negative height means that the top row is first
 
 
 def _webp_header(data: bytes) -> Header:
@@ -125,16 +129,18 @@ def _webp_header(data: bytes) -> Header:
 
 def _jpeg_header(data: bytes) -> Header:
     if (frame := jpeg.frame(data)) is None:
-        raise BadImage("This JPEG image has no frame header. Send all of it.")
+        raise BadImage("This JPEG image has no frame header. Send the whole file.")
     width, height, baseline = frame
     return "JPEG" if baseline else "JPEG progressive", width, height
 
 
 def _reject_without_pixels(name: str, data: bytes, size: int) -> None:
-    """Raises BadImage if the data is shorter than `size`, the minimum for its pixels. Decoders
-    would take memory for pixels that are missing."""
+    """Reject an image whose data is shorter than `size`, the minimum for its pixels.
+
+    Otherwise decoders would allocate memory for pixels that are missing. Raises BadImage.
+    """
     if len(data) < size:
-        raise BadImage(f"This {name} image is cut short. Send all of it.")
+        raise BadImage(f"This {name} image is truncated. Send the whole file.")
 
 
 _SIGNATURE = re.compile(
@@ -181,4 +187,4 @@ _READERS: dict[str, Callable[[bytes], Header]] = {
     "BMP": _bmp_header,
     "GIF": _gif_header,
 }
-"""The types that are served. All other types are rejected by name."""
+"""Functions that read the headers of the supported types, by type."""

@@ -1,11 +1,11 @@
-"""Images that are identified by their header, and the decoding of small ones in this process.
+"""Identifies images by their headers, and decodes small images in this process.
 
-`identify` reads the header of an image and none of its pixels, which takes microseconds. It rejects
-images of types that are not served, images without pixels, and images that are too large.
+`identify` reads only the header of an image, which takes microseconds. It rejects images of
+unsupported types, images without pixels, and images that are too large.
 
-`EncodedImage.decode` decodes in this process, without limits on memory and CPU time. The event loop
-calls it only where `is_bounded`: for small plain JPEGs and PNGs, whose cost
-`tests/service/decoding/test_bounded.py` measures. All other images go to the decoder processes
+`EncodedImage.decode_here` decodes in this process, without limits on memory and CPU time. The event
+loop calls this only for images that are so small and plain that decoding takes about a millisecond
+at most (`EncodedImage.is_bounded`). All other images are sent to the decoder processes
 (`service.decoding.pool`).
 """
 
@@ -25,11 +25,12 @@ from service.decoding.picture import CHANNELS, SIDE, Fault, Undecodable
 from service.errors import BadImage, ImageTooExpensive, ImageTooLarge
 
 Pixels = npt.NDArray[np.uint8]
-"""uint8 (32, 32, 3): height x width x RGB, C-contiguous, read-only."""
+"""Read-only, C-contiguous uint8 array of shape (32, 32, 3): height x width x RGB."""
 
-# Within these bounds a plain image takes about a millisecond at most: tests/service/decoding/
-# test_bounded.py. The side counts too: decoders work in blocks of up to 16 x 16 pixels, so an image
-# that is one pixel wide has up to 16 times as much work as its pixels.
+# Decoding a plain image within these limits takes about a millisecond at most, as
+# tests/service/decoding/test_bounded.py checks. The limit on the side is necessary because decoders
+# work in blocks of up to 16 x 16 pixels: an image that is one pixel wide takes up to 16 times as
+# long as its number of pixels suggests.
 _BOUNDED_BYTES = 32 * 1024
 _BOUNDED_PIXELS = 128 * 128
 _BOUNDED_SIDE = 512
@@ -47,23 +48,26 @@ BYTES_PER_PIXEL = {
     "BMP run-length": 4,
     "GIF": 2,
 }
-"""Kind of image -> bytes per pixel that decoding takes at most, if the header is correct."""
-
+"""Maximum bytes of memory per pixel that decoding takes if the header is correct, by kind of image."""
 
 COPIES = 3
-"""Copies of an encoded image in its decoder: as it came, in a file object, in the library."""
+"""Number of copies of an encoded image in a decoder: data, a file object and a library's copy."""
 
 
-@dataclass(slots=True)  # not frozen: that would make each five times as expensive to create
+@dataclass(slots=True)  # a frozen class would take five times as long to create
 class EncodedImage:
-    """An image whose header has been read, and none of its pixels."""
+    """An encoded image, and the contents of its header."""
 
     data: bytes = field(repr=False)
+    """Encoded image."""
     kind: str
-    """A key of `BYTES_PER_PIXEL`: the format, and what else decides the cost."""
+    """Format and variant of the image, which determine the cost. A key of `BYTES_PER_PIXEL`."""
     width: int
+    """Width in pixels, according to the header."""
     height: int
+    """Height in pixels, according to the header."""
     max_pixels: int
+    """Maximum number of pixels that the image may have."""
 
     @property
     def pixels(self) -> int:
@@ -71,18 +75,20 @@ class EncodedImage:
 
     @property
     def format(self) -> str:
-        """JPEG, PNG, WebP, BMP or GIF."""
+        """Format of the image: JPEG, PNG, WebP, BMP or GIF."""
         return self.kind.partition(" ")[0]
 
     @property
     def memory(self) -> int:
-        """Bytes that decoding takes at most, if the header is correct."""
+        """Maximum number of bytes of memory that decoding takes, if the header is correct."""
         return self.pixels * BYTES_PER_PIXEL[self.kind] + COPIES * len(self.data)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the size of the image bounds the cost of decoding it to about a millisecond:
-        then `decode_here` may run on the event loop."""
+        """Whether decoding the image takes about a millisecond at most, even if it is malicious.
+
+        Then `decode_here` may run on the event loop.
+        """
         if len(self.data) > _BOUNDED_BYTES or self.pixels > _BOUNDED_PIXELS:
             return False
         if max(self.width, self.height) > _BOUNDED_SIDE:
@@ -92,8 +98,10 @@ class EncodedImage:
         return self.format == "PNG" and png.is_plain(self.data)
 
     def decode_here(self) -> Pixels | None:
-        """Decode an image that `is_bounded`. None: it may be damaged, and a decoder process must
-        decide."""
+        """Decode an image that `is_bounded` in this process.
+
+        Returns None if the image may be damaged. A decoder process must then decode it.
+        """
         if self.format == "JPEG":
             return self._decode_plain_jpeg()
         try:
@@ -102,7 +110,13 @@ class EncodedImage:
             return None
 
     def decode(self) -> Pixels:
-        """Decode in this process. Raises BadImage, ImageTooLarge and ImageTooExpensive."""
+        """Decode the image in this process, without limits on CPU time and memory.
+
+        Raises:
+            BadImage: The image is damaged.
+            ImageTooLarge: The image has more pixels than its header says and than are allowed.
+            ImageTooExpensive: There is not enough memory.
+        """
         try:
             rgb = picture.decode(self.data, self.format, self.width, self.height, self.max_pixels)
         except Undecodable as error:
@@ -110,11 +124,13 @@ class EncodedImage:
         return as_pixels(rgb)
 
     def _decode_plain_jpeg(self) -> Pixels | None:
-        """Decode with libjpeg-turbo directly: the same pixels as with Pillow, in a tenth of the
-        time."""
+        """Decode with libjpeg-turbo directly, which takes a tenth of the time that Pillow takes.
+
+        The pixels are the same. Returns None if the image may be damaged.
+        """
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(self.data, "RGB")
-        except ValueError:  # also for faults that Pillow tolerates
+        except ValueError:  # Pillow tolerates some of these faults
             return None
         if pixels.shape != (self.height, self.width, CHANNELS):
             return None
@@ -124,17 +140,17 @@ class EncodedImage:
         return pixels
 
     def error(self, fault: Fault) -> Exception:
-        """The exception for `fault`; its message is for the client."""
+        """Return the exception for `fault`, with a message for the client."""
         match fault:
             case Fault.TWO_SIZES:
-                return BadImage(f"This {self.format} image states two sizes. Save it again.")
+                return BadImage(f"This {self.format} image has two different sizes. Save it again.")
             case Fault.TOO_MANY_PARTS:
                 return BadImage(
-                    "This JPEG image is in more pieces than any camera makes. Save it again."
+                    "This JPEG image has more segments or scans than are allowed. Save it again."
                 )
             case Fault.TOO_LARGE:
                 return ImageTooLarge(
-                    f"The {self.format} image is larger than its header says, and has more than "
+                    f"The {self.format} image is larger than its header says and has more than "
                     f"the {self.max_pixels:,} pixels that are allowed. Make it smaller."
                 )
             case Fault.OUT_OF_MEMORY:
@@ -143,12 +159,12 @@ class EncodedImage:
                     "take. Make it smaller, or save it again in an image editor."
                 )
         return BadImage(
-            f"This {self.format} image cannot be decoded: it is broken, cut short or of a rare "
-            "kind. Open it in an image editor, save it again and send that."
+            f"This {self.format} image cannot be decoded: it is damaged, truncated or of an "
+            "unsupported variant. Save it again in an image editor."
         )
 
     def too_slow(self, seconds: float) -> Exception:
-        """The exception for an image that took more than `seconds` of CPU time."""
+        """Return the exception for an image that took more than `seconds` of CPU time."""
         return ImageTooExpensive(
             f"Decoding this {self.format} image takes more than the {seconds:g} seconds of CPU "
             "time that one image may take. Make it smaller, or save it again in an image editor."
@@ -156,7 +172,7 @@ class EncodedImage:
 
 
 def as_pixels(rgb: bytes) -> Pixels:
-    """The bytes, which are SIDE x SIDE x 3, as an array."""
+    """Return `SIDE` x `SIDE` x 3 bytes of RGB as an array."""
     return np.frombuffer(rgb, np.uint8).reshape(SIDE, SIDE, CHANNELS)
 
 
@@ -166,13 +182,13 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
     Args:
         data: The encoded image.
         max_pixels: Maximum width x height.
-        max_memory: Bytes that decoding one image may take. None: not bounded.
+        max_memory: Maximum number of bytes of memory that decoding may take. None: no limit.
 
     Raises:
         BadImage: The data is not an image of a known type, ends within its header, or has no
             pixels.
-        UnsupportedImageType: The image is of a type that is not served.
-        ImageTooLarge: The image has more than `max_pixels` pixels, or as many as need more than
+        UnsupportedImageType: The image is of an unsupported type.
+        ImageTooLarge: The image has more than `max_pixels` pixels, or decoding would take more than
             `max_memory`.
     """
     kind, width, height = _usual_jpeg(data) or read_header(data)
@@ -183,14 +199,17 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
         most = max_memory // BYTES_PER_PIXEL[image.kind]
         raise ImageTooLarge(
             f"The image has {width} x {height} pixels, and the maximum for a {image.format} of its "
-            f"kind is {most:,}, because decoding takes much memory. Make it smaller, or send "
-            f"another format: the network looks at {SIDE} x {SIDE}."
+            f"kind is {most:,} in total, because decoding takes much memory. Make it smaller: the "
+            f"network uses only {SIDE} x {SIDE} pixels."
         )
     return image
 
 
 def _usual_jpeg(data: bytes) -> Header | None:
-    """The header of a JPEG as nearly every program begins it, and None for all other images."""
+    """Return the header of a JPEG that begins as nearly all programs write it.
+
+    Returns None for all other images.
+    """
     usual = jpeg.USUAL.match(data)
     if usual is None:
         return None
@@ -199,7 +218,7 @@ def _usual_jpeg(data: bytes) -> Header | None:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """As `jpeg.is_plain`, in less time for a JPEG as nearly every program writes it."""
+    """Return the same as `jpeg.is_plain`, but faster for the JPEGs that nearly all programs write."""
     usual = jpeg.USUAL.match(data)
     if usual is not None and usual["scan"]:
         return usual["scanned"] == usual["components"][:1]

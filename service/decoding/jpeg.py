@@ -1,4 +1,4 @@
-"""Reads the markers of a JPEG without decoding a pixel (ITU-T T.81, annex B)."""
+"""Reads the markers of a JPEG (ITU-T T.81, annex B) without decoding pixels."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import re
 import struct
 from collections.abc import Iterator
 
-# More than cameras and editors write (a progressive JPEG has some ten scans, and 20 are allowed at
-# 64 megapixels), and few enough that decoding cannot take minutes.
+# These limits are higher than the numbers of cameras and editors: a progressive JPEG has about ten
+# scans, and 20 are allowed at 64 megapixels. They keep decoding from taking minutes.
 _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
 _MAX_SCANNED_PIXELS = 20 * 64_000_000
-_MAX_JUNK = 1024
+_MAX_JUNK = 4096
+"""Maximum total number of bytes between the segments of an image. Decoders skip such bytes."""
 _SCANS_BYTES = 64 * 1024
 
 _BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
 
-# How nearly every program begins a JPEG: a JFIF header, quantization tables, and a baseline frame
-# in gray or YCbCr; then, where the Huffman tables are the standard's, these and the first scan.
+# Start of a JPEG as nearly all programs write it: a JFIF header, quantization tables, and a
+# baseline frame in gray or YCbCr. In many files, the standard Huffman tables and the first scan
+# follow.
 USUAL = re.compile(
     rb"\xff\xd8\xff\xe0\x00\x10JFIF\x00.{9}(?:\xff\xdb\x00\x43.{65}|\xff\xdb\x00\x84.{130}){1,2}"
     rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?P<components>\x01.{3}|\x03.{9})"
@@ -29,25 +31,26 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def frame(data: bytes) -> tuple[int, int, bool] | None:
-    """Width, height, and whether the frame is baseline or extended; None: there is no frame header.
+    """Return width, height, and whether the frame is baseline or extended sequential.
 
-    Reads at most 1,000 segments. Raises struct.error if the data ends within the header.
+    Returns None if there is no frame header in the first 1,000 segments before the pixels. Raises
+    struct.error if the data ends within the header.
     """
     for marker, position in itertools.islice(_segments(data), _MAX_SEGMENTS):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 3)
             return width, height, marker in (_BASELINE, _EXTENDED)
         if marker == _START_OF_SCAN:
-            break  # pixels follow, which may be long
+            break  # the frame header must precede the pixels
     return None
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a baseline JPEG, gray or YCbCr by the usual rules, without EXIF or XMP, whose
-    first scan has all of its components.
+    """Whether this is a baseline JPEG whose first scan has all components.
 
-    Decoders read one scan of such a file, so its size bounds the work. Otherwise they would read
-    all scans there are, and each may visit every block and be ten bytes long.
+    The image must also be gray or YCbCr, and have no EXIF, XMP or Adobe segments. Decoders read
+    only one scan of such a file, so the size of the image limits the work. In other files, decoders
+    read all scans. Each scan can be ten bytes long, and the decoder visits all blocks in it.
     """
     if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
         return False
@@ -61,13 +64,18 @@ def is_plain(data: bytes) -> bool:
 
 
 def scans(data: bytes) -> int:
-    """The number of scans that begin within the first 64 KiB: more cost more by their bytes."""
+    """Return the number of scans that begin in the first 64 KiB.
+
+    Later scans are not counted, because many bytes already increase the estimated cost.
+    """
     return data.count(b"\xff\xda", 0, _SCANS_BYTES)
 
 
 def has_too_many_parts(data: bytes, pixels: int) -> bool:
-    """Whether there are more segments or scans than any camera or editor writes for so many pixels.
-    Each scan of a progressive JPEG visits every block, and a scan can be a few bytes."""
+    """Whether there are more segments or scans than cameras and editors write for `pixels` pixels.
+
+    Decoders visit all blocks in each scan of a progressive JPEG, even if the scan has a few bytes.
+    """
     markers = [marker for marker, _ in itertools.islice(_segments(data), _MAX_SEGMENTS + 1)]
     scans = markers.count(_START_OF_SCAN)
     too_many_scans = scans > _MAX_SCANS or scans * pixels > _MAX_SCANNED_PIXELS
@@ -75,12 +83,15 @@ def has_too_many_parts(data: bytes, pixels: int) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Each marker and the position behind it, until the image ends."""
-    position, end = 2, 2 + _MAX_JUNK
-    while found := _MARKER.search(data, position, end):
-        marker, position = data[found.end() - 1], found.end()
+    """Yield each marker and the position after it, until the image ends or has too much junk."""
+    position, junk, in_scan = 2, _MAX_JUNK, False
+    while found := _MARKER.search(data, position, len(data) if in_scan else position + junk + 2):
+        marker = data[found.end() - 1]
         if marker == _END_OF_IMAGE:
             return
+        if not in_scan:
+            junk -= found.start() - position
+        position = found.end()
         yield marker, position
         position += int.from_bytes(data[position : position + 2], "big")
-        end = len(data) if marker == _START_OF_SCAN else position + _MAX_JUNK
+        in_scan = marker == _START_OF_SCAN

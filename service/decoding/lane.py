@@ -1,65 +1,143 @@
-"""The decoders of one kind, and the images that wait for them."""
+"""A lane: the decoder processes of one kind of images, and the images that wait for them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from service.decoding.image import EncodedImage, Pixels
-from service.decoding.process import DecoderProcess
+from service.decoding.launch import Template
+from service.decoding.process import DecoderProcess, StartFailed
 from service.decoding.queue import FairQueue
 from service.errors import DecodeQueueFull
 from service.rate_limit import Client
 
 MAX_UNDERESTIMATE = 4.0
-"""How many times its estimate an image may take. Those of ordinary photos are right within 2.5."""
+"""Maximum ratio of the CPU time of an image to its estimate. The ratio of ordinary photos is below
+2.5."""
 MAX_WAITING = 4096
-"""Maximum number of images that wait, of ordinary and of expensive ones each."""
+"""Maximum number of waiting images of a lane."""
+SLOW_START_SECONDS = 3.0
+"""Number of seconds after which a decoder that is not ready counts as one that cannot start."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
+    """An image to decode."""
+
     image: EncodedImage
+    """Image to decode."""
     client: Client
+    """Client that sent the image."""
     seconds: float
-    """Estimated CPU seconds."""
+    """Estimated CPU seconds of decoding the image."""
     deadline: float
-    """In the time of the pool's clock, in seconds."""
+    """Time at which the pixels are needed, in seconds of the pool's clock."""
     answer: asyncio.Future[Pixels]
+    """Future pixels or exception."""
     losses: int = 0
-    """How many of its decoders were ended from outside."""
+    """Number of decoders of this image that something outside the service ended."""
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """Decoders of one kind, and the images that wait for them."""
+    """The decoder processes of one kind of images, and the images that wait for them."""
 
     decoders: int
+    """Number of decoder processes."""
     memory: int
+    """Maximum number of bytes of memory of each process."""
     max_seconds: float
-    """CPU time after which an image is too expensive for these decoders."""
+    """Maximum CPU seconds of an image in this lane."""
     min_seconds: float = 0.02
-    """CPU time that each image may take, however cheap its header says that it is."""
+    """CPU seconds that every image may take, even if its estimate is lower."""
     nicer: int = 0
+    """Increment of the niceness of the processes (nice(2))."""
     queue: FairQueue[Job] = field(default_factory=lambda: FairQueue(MAX_WAITING))
+    """Waiting images."""
     processes: set[DecoderProcess] = field(default_factory=set)
+    """Processes that are ready to decode."""
+    cannot_start: bool = False
+    """Whether the decoder that was started last failed to start or is not ready in time."""
     _waiting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     @property
     def is_busy(self) -> bool:
         return len(self.queue) > 0 or all(process.is_busy for process in self.processes)
 
+    @property
+    def is_down(self) -> bool:
+        """Whether the lane has no decoder and cannot start one."""
+        return self.cannot_start and not self.has_decoder
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether a decoder is ready. An ended decoder is replaced when it gets an image."""
+        return any(process.is_alive for process in self.processes)
+
+    @asynccontextmanager
+    async def decoder(self, template: Template) -> AsyncIterator[DecoderProcess]:
+        """Start a decoder, which is ready within the context and is ended after it.
+
+        Raises StartFailed if no decoder can be started.
+        """
+        process = await self._start(template)
+        try:
+            yield process
+        finally:
+            self.processes.discard(process)
+            process.close()
+        with self._fails_if_slow():
+            await _reap(template, process)
+
+    async def _start(self, template: Template) -> DecoderProcess:
+        """Start a decoder and wait until it is ready. Raises StartFailed."""
+        try:
+            with self._fails_if_slow():
+                process = await template.fork(self.memory, self.nicer)
+                try:
+                    await process.ready()
+                except BaseException as error:
+                    process.close()
+                    if isinstance(error, StartFailed):
+                        await _reap(template, process)
+                    raise
+        except StartFailed:
+            self.mark_failed()
+            raise
+        self.cannot_start = False
+        self.processes.add(process)
+        return process
+
+    @contextmanager
+    def _fails_if_slow(self) -> Iterator[None]:
+        """Mark the start of decoders as failed if the context takes too long.
+
+        The template, which decoders are forked from, may be stopped.
+        """
+        timer = asyncio.get_running_loop().call_later(SLOW_START_SECONDS, self.mark_failed)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def mark_failed(self) -> None:
+        """Record that decoders cannot be started now."""
+        self.cannot_start = True
+
     def seconds_until_done(self, job: Job) -> float:
-        """Estimated seconds until `job` would be done if it were put now."""
+        """Return the estimated seconds until `job` is done if it is added now."""
         shared = self.queue.seconds_until_done(job.client, job.seconds) / self.decoders
         return max(job.seconds, shared)
 
     def max_cpu_seconds(self, job: Job) -> float:
-        """CPU time that `job` may take: some times its estimate, within the bounds."""
+        """Return the maximum CPU seconds of `job`: a multiple of its estimate, within limits."""
         return min(self.max_seconds, max(self.min_seconds, MAX_UNDERESTIMATE * job.seconds))
 
     def put(self, job: Job) -> None:
-        """Raises DecodeQueueFull."""
+        """Add `job` to the queue. Raises DecodeQueueFull."""
         displaced = self.queue.put(job, job.client, job.seconds)
         if displaced is not None and not displaced.answer.done():
             displaced.answer.set_exception(DecodeQueueFull())
@@ -69,5 +147,11 @@ class Lane:
         """Wait for the next job."""
         while True:
             await self._waiting.acquire()
-            if (job := self.queue.take()) is not None:  # None: it was discarded
+            if (job := self.queue.take()) is not None:  # None: the job was discarded
                 return job
+
+
+async def _reap(template: Template, process: DecoderProcess) -> None:
+    """Wait until the killed `process` has ended."""
+    with suppress(StartFailed):  # the template, and so all decoders, have ended
+        await template.reap(process)

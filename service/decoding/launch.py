@@ -1,4 +1,7 @@
-"""Starts decoder processes: the server's side of their template (`service.decoding.template`)."""
+"""Starts decoder processes: the server's side of the template (`service.decoding.template`).
+
+The template is the process that all decoder processes are forked from.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from typing import Any
 from service.decoding import template
 from service.decoding.process import START_SECONDS, DecoderProcess, StartFailed
 
-# The allocator keeps freed memory for the next image, so large WebPs take half as long. The limit
-# on memory bounds what is kept, and idle decoders return it.
+# With these variables, the allocator keeps freed memory for the next image, so large WebPs take
+# half as long. The limit on memory includes the kept memory. Idle decoders return it.
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TOP_PAD_": str(16 * 2**20),
 }
 _KEPT = ("LD_LIBRARY_PATH",)
-"""Variables that decoders get from the server's environment, which also holds its keys: those that
-Python may need to start."""
+"""Names of the variables that decoders get from the server's environment, because Python may need
+them to start. Other variables are not passed, because the environment may contain API keys."""
 _RUN = (
     "import sys; sys.path[:] = {path!r}; "
     "from service.decoding import template; template.main({descriptor})"
@@ -32,25 +35,33 @@ _RUN = (
 
 
 class Template:
-    """The process that decoders are forked from."""
+    """The process that decoder processes are forked from."""
 
     def __init__(self) -> None:
         self.sample_seconds = 0.0
-        """CPU seconds that decoding a sample takes on this machine."""
+        """CPU seconds that decoding the sample images takes on this machine."""
+        self.ended = asyncio.Event()
+        """Set when the process has ended, or when an answer to it may belong to another request.
+        Decoders can then no longer be forked."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._messages: asyncio.Queue[bytes] = asyncio.Queue()
         self._one_at_a_time = asyncio.Lock()
-        self.has_ended = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self.ended.is_set()
 
     async def start(self) -> None:
-        """Start the process and time its sample. Raises StartFailed."""
+        """Start the process and wait for its measurement. Raises StartFailed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
-            # A process group of its own: Ctrl-C must reach the server only. No session of its own:
-            # with one, Linux would ignore the niceness of decoders (sched(7), autogroup).
+            # The template gets its own process group, so that Ctrl-C reaches only the server. It
+            # stays in the server's session, because Linux would otherwise ignore the niceness of
+            # decoders (sched(7), autogroup).
             try:
-                self._process = subprocess.Popen(  # noqa: ASYNC220, S603  # it does not wait
+                self._process = subprocess.Popen(  # noqa: ASYNC220, S603  # Popen does not block
                     [
                         *(sys.executable, "-I", "-c"),
                         _RUN.format(path=sys.path, descriptor=theirs.fileno()),
@@ -66,79 +77,97 @@ class Template:
                     f"the template of the decoders cannot be started: {error}"
                 ) from error
         self._control = ours
+        asyncio.get_running_loop().add_reader(ours, self._read)
         self.sample_seconds = json.loads(await self._receive())
 
     async def fork(self, memory: int, nicer: int) -> DecoderProcess:
-        """A new decoder. Call `ready` before its first image.
+        """Fork a new decoder. Callers must await `ready` before its first image.
 
         Args:
-            memory: Bytes that it may take.
-            nicer: Increment of its niceness (nice(2)).
+            memory: Maximum number of bytes of memory of the decoder.
+            nicer: Increment of the niceness of the decoder (nice(2)).
 
         Raises:
-            StartFailed: The system allows no further process or descriptor, or the template has
+            StartFailed: The system allows no more processes or descriptors, or the template has
                 ended.
         """
-        with ExitStack() as opened:
-            try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                opened.enter_context(theirs)
-                opened.callback(ours.close)
-                file = _file_in_memory()
-                opened.callback(os.close, file)
-                readable = opened.enter_context(_read_only(file))
-            except OSError as error:
-                raise StartFailed(f"a decoder process cannot be started: {error}") from error
-            pid = await self._ask(template.FORK, memory, nicer, theirs.fileno(), readable.fileno())
-            if pid == 0:
-                raise StartFailed("the system allows no further process")
-            return DecoderProcess(pid, ours.dup(), os.dup(file))
+        async with self._one_at_a_time:
+            with ExitStack() as kept, ExitStack() as lent:
+                try:
+                    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                    lent.enter_context(theirs)
+                    kept.callback(ours.close)
+                    file = _file_in_memory()
+                    kept.callback(os.close, file)
+                    readable = lent.enter_context(_read_only(file))
+                except OSError as error:
+                    raise StartFailed(f"a decoder process cannot be started: {error}") from error
+                descriptors = theirs.fileno(), readable.fileno()
+                pid = await self._ask(template.FORK, memory, nicer, *descriptors)
+                if pid == 0:
+                    raise StartFailed("the system allows no more decoder processes")
+                kept.pop_all()
+                return DecoderProcess(pid, ours, file)
 
     async def reap(self, process: DecoderProcess) -> int:
-        """How `process`, which has ended or is to end, ended: its exit code, or minus the signal.
+        """Wait for the end of `process`, which is ended if necessary.
 
-        Raises StartFailed where the template has ended, and all decoders with it.
+        Returns its exit code, the negative number of the signal that ended it, or
+        `template.LIVED_ON`. Raises StartFailed if the template, and so all decoders, have ended.
         """
-        if process.exit_code is None:
-            process.exit_code = await self._ask(template.REAP, process.pid)
-        return process.exit_code
+        async with self._one_at_a_time:
+            if process.exit_code is None:
+                process.exit_code = await self._ask(template.REAP, process.pid)
+            return process.exit_code
 
     def close(self) -> None:
         """Kill the template. The kernel then kills all decoders."""
-        self.has_ended = True
+        self.ended.set()
         if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control)
             self._control.close()
+            self._control = None
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     async def _ask(self, what: int, value: int, nicer: int = 0, *descriptors: int) -> int:
-        """The result of an order. Raises StartFailed."""
-        async with self._one_at_a_time:
-            assert self._control is not None
-            try:
-                order = template.ORDER.pack(what, value, nicer)
-                socket.send_fds(self._control, [order], descriptors)
-                (result,) = template.RESULT.unpack(await self._receive())
-            except BaseException as error:
-                # A later answer would be taken for that to the next order.
-                self.has_ended = True
-                if isinstance(error, OSError):
-                    raise StartFailed(f"the template of the decoders is gone: {error}") from error
-                raise
+        """Send an order to the template and return its result. Raises StartFailed."""
+        if self._control is None or self.has_ended:
+            raise StartFailed("the template of the decoders has ended")
+        try:
+            order = template.ORDER.pack(what, value, nicer)
+            socket.send_fds(self._control, [order], descriptors)
+            (result,) = template.RESULT.unpack(await self._receive())
+        except BaseException as error:
+            self.ended.set()  # a late result would be mistaken for that of the next order
+            if isinstance(error, OSError):
+                raise StartFailed(f"the template of the decoders has ended: {error}") from error
+            raise
         assert isinstance(result, int)
         return result
 
-    async def _receive(self) -> bytes:
-        """The template's next message. Raises StartFailed."""
+    def _read(self) -> None:
+        """Receive a message of the template, or notice that the template has ended."""
         assert self._control is not None
         try:
+            message = self._control.recv(template.MAX_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            asyncio.get_running_loop().remove_reader(self._control)
+            self.ended.set()
+        self._messages.put_nowait(message)
+
+    async def _receive(self) -> bytes:
+        """Return the next message of the template. Raises StartFailed."""
+        try:
             async with asyncio.timeout(START_SECONDS):
-                message = await asyncio.get_running_loop().sock_recv(
-                    self._control, template.MAX_MESSAGE
-                )
+                message = await self._messages.get()
         except TimeoutError as error:
-            raise StartFailed("the template of the decoders does not answer") from error
+            raise StartFailed("the template of the decoders does not respond") from error
         if not message:
             raise StartFailed("the template of the decoders has ended")
         return message
@@ -149,7 +178,7 @@ def _environment() -> dict[str, str]:
 
 
 def _file_in_memory() -> int:
-    """A descriptor of an empty file in memory, which is on no disk and not in /dev/shm."""
+    """Return a descriptor of a new file in memory, which is neither on a disk nor in /dev/shm."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("shoal-image")
     with tempfile.TemporaryFile() as file:  # not Linux
@@ -157,7 +186,7 @@ def _file_in_memory() -> int:
 
 
 def _read_only(file: int) -> Any:
-    """The same file, opened for reading only."""
+    """Open the same file for reading only."""
     try:
         return open(f"/proc/self/fd/{file}", "rb", buffering=0)
     except OSError:  # not Linux

@@ -1,4 +1,8 @@
-"""The number of decoder processes, and the memory and CPU time that each may take."""
+"""Limits on decoder processes ("decoders"): their number, memory and CPU time.
+
+Ordinary images need little CPU time and memory according to their headers. All other images are
+expensive and have their own decoders.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +12,77 @@ from service.decoding.image import BYTES_PER_PIXEL
 
 MIB = 2**20
 ORDINARY_MEMORY = 88 * MIB
-"""Bytes that a decoder for ordinary images may take."""
+"""Maximum number of bytes of memory of a decoder for ordinary images."""
 EXPENSIVE_MEMORY = 544 * MIB
-"""Bytes that a decoder for expensive images may take: 64 megapixels of progressive JPEG."""
+"""Maximum number of bytes of memory of a decoder for expensive images. A progressive JPEG of 64
+megapixels needs as much."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
+"""Minimum that this maximum may be lowered to, in bytes, on machines with little memory."""
+HEAP_MEMORY = 48 * MIB
+"""Number of bytes that decoding may take in addition to `EncodedImage.memory`, because the
+allocator reserves some memory and cannot reuse some. Images of medium size need most of these bytes."""
+LARGE_HEAP_MEMORY = 32 * MIB
+"""Number of these bytes for the largest images, whose buffers are allocated separately."""
+ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
+"""Maximum of `EncodedImage.memory` of an ordinary image."""
 RESTING_MEMORY = 12 * MIB
-"""Bytes that each decoder, and the template, takes before its first image, not counting memory that
-they share."""
+"""Number of bytes that each decoder and the template, which they are forked from, take without an
+image. Shared memory is not counted."""
+DESCRIPTORS, FORK_DESCRIPTORS = 3, 8
+"""Numbers of file descriptors of the server: for each decoder, and for starting decoders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What decoding may take. The kernel enforces the memory, the server the CPU time."""
+    """Limits on decoders. The kernel enforces limits on memory, and the server those on CPU time."""
 
     ordinary: int
-    """Processes for ordinary images."""
+    """Number of decoders for ordinary images."""
     expensive: int
-    """Processes for expensive images."""
+    """Number of decoders for expensive images."""
     expensive_memory: int
-    """Bytes that each process for expensive images may take."""
+    """Maximum number of bytes of memory of each decoder for expensive images."""
     max_seconds: float
-    """CPU time for one image, in seconds."""
+    """Maximum CPU seconds of one image."""
+
+    @property
+    def max_image_memory(self) -> int:
+        """Maximum of `EncodedImage.memory`. Images with more are rejected."""
+        return self.expensive_memory - LARGE_HEAP_MEMORY
 
     def most_pixels(self, kind: str) -> int:
-        """Maximum number of pixels of an image of this kind, by the memory that it takes."""
-        return self.expensive_memory // BYTES_PER_PIXEL[kind]
+        """Return the number of pixels of this kind of image for which the memory is enough."""
+        return self.max_image_memory // BYTES_PER_PIXEL[kind]
+
+    @property
+    def descriptors(self) -> int:
+        """Maximum number of file descriptors of the server for all decoders together."""
+        return DESCRIPTORS * (self.ordinary + self.expensive) + FORK_DESCRIPTORS
 
     @property
     def memory(self) -> int:
-        """Bytes that all decoders and the template may take together."""
+        """Maximum number of bytes of memory of all decoders and the template together."""
         most = self.ordinary * ORDINARY_MEMORY + self.expensive * self.expensive_memory
         return most + (self.ordinary + self.expensive + 1) * RESTING_MEMORY
 
     def __str__(self) -> str:
         return (
             f"{self.ordinary} decoders for ordinary images with {ORDINARY_MEMORY // MIB} MiB each, "
-            f"{self.expensive} for expensive ones with {self.expensive_memory // MIB} MiB each: at "
-            f"most {self.memory // MIB} MiB in all, {self.max_seconds:g} s of CPU time an image"
+            f"{self.expensive} for expensive images with {self.expensive_memory // MIB} MiB each, "
+            f"at most {self.memory // MIB} MiB in total, {self.max_seconds:g} s of CPU time per image"
         )
 
 
 def limits(processes: int, memory: int, max_seconds: float) -> Limits:
-    """The largest limits that fit into `memory`.
+    """Return the largest limits that fit into `memory`.
 
     Args:
-        processes: Decoders for ordinary images, and maximum number of those for expensive ones.
-        memory: Bytes that all decoders may take together.
-        max_seconds: CPU time for one image, in seconds.
+        processes: Maximum number of decoders for ordinary images, and also for expensive images.
+        memory: Maximum number of bytes of memory of all decoders together.
+        max_seconds: Maximum CPU seconds of one image.
 
     Raises:
-        ValueError: Not even one decoder of each kind fits.
+        ValueError: `memory` is not enough for one decoder of each kind.
     """
     for ordinary in range(processes, 0, -1):
         left = memory - ordinary * ORDINARY_MEMORY
@@ -68,5 +93,5 @@ def limits(processes: int, memory: int, max_seconds: float) -> Limits:
             return Limits(ordinary, expensive, min(EXPENSIVE_MEMORY, left), max_seconds)
     least = ORDINARY_MEMORY + MIN_EXPENSIVE_MEMORY + 3 * RESTING_MEMORY
     raise ValueError(
-        f"{memory // MIB} MiB is too little to decode images in: at least {least // MIB} are needed"
+        f"{memory // MIB} MiB is not enough for decoding: at least {least // MIB} MiB are needed"
     )

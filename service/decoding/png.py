@@ -1,4 +1,4 @@
-"""Reads the chunks of a PNG without decoding a pixel (PNG specification, section 5)."""
+"""Reads the chunks of a PNG (PNG specification, section 5) without decoding pixels."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import struct
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _DEPTH_AND_COLOR, _INTERLACING = slice(24, 26), slice(28, 29)
-"""Where the header, which is the first chunk, states them."""
+"""Positions of these fields in a PNG. They are part of its first chunk, the header."""
 _GRAY_OF_16_BITS = b"\x10\0"
 
 _MAX_CHUNKS = 32
+"""Maximum number of chunks of a plain PNG."""
 _MAX_CHUNK_BYTES = 1024
-"""Maximum length of a chunk that has no pixels."""
+"""Maximum number of bytes of a chunk without pixels in a plain PNG."""
 _HARMLESS = frozenset(
     (b"PLTE", b"tRNS", b"bKGD", b"cHRM", b"gAMA", b"pHYs", b"sBIT", b"sRGB", b"tEXt", b"tIME")
 )
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a PNG that is not interlaced, whose chunks are complete, few and small, of
-    which only the pixels are compressed, and which ends with its last chunk.
+    """Whether this is a plain PNG, which is decoded in a time that its size limits.
 
-    The work to decode such a file is bounded by its length, width and height: only the pixels are
-    inflated, and the decoder stops after `height` rows. Gray of 16 bits is excluded, since it is
-    converted by a table of 65,536 entries, which takes longer than a small image.
+    A plain PNG is not interlaced. Its chunks are complete, few and small. Only its pixels are
+    compressed, and no bytes follow the last chunk. So a decoder inflates only the pixels, and stops
+    after as many rows as the header says. 16-bit gray is not plain, because its conversion uses a
+    table of 65,536 entries, which takes longer than decoding a small image.
     """
     position, chunks, pixels = len(SIGNATURE), 0, False
     while position + 12 <= len(data) and chunks < _MAX_CHUNKS:

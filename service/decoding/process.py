@@ -1,9 +1,10 @@
-"""The server's side of a decoder process: sends it images, reads its answers, and kills it.
+"""The server's side of a decoder process ("decoder"): sends images, reads answers, and kills it.
 
-Decoders are assumed to be hostile: the server checks the first byte and the length of their
-answers, reads their CPU time from the kernel, and leaves the limit on memory to the kernel
-(`service.decoding.sandbox`). An image is copied into a file in memory that the decoder can only
-read, when its turn comes. That takes 5 us for a photo of 40 KB and 3 ms for 10 MiB.
+A malicious image may control its decoder, so the server does not trust decoders. The server checks
+the first byte and the length of each answer, and reads the CPU time of a decoder from the kernel.
+The kernel enforces the limit on memory (`service.decoding.sandbox`). When a decoder is to decode an
+image, the server copies the image into a file in memory that the decoder can only read. This takes
+5 us for a photo of 40 KB and 3 ms for 10 MiB.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import socket
 import time
@@ -18,13 +20,15 @@ from contextlib import suppress
 
 from service.decoding import template
 from service.decoding.image import EncodedImage
+from service.decoding.limits import HEAP_MEMORY
 
 START_SECONDS = 30.0
-"""Time in which the template must answer, also on a busy machine."""
-MIN_WAIT = 0.005
-"""Minimum number of seconds between two reads of a decoder's CPU time."""
+"""Maximum number of seconds in which the template, which decoders are forked from, must respond. It is
+long because the machine may be busy."""
+MIN_WAIT, MAX_WAIT = 0.005, 1.0
+"""Minimum and maximum number of seconds between two checks of a decoder during an image."""
 IDLE_CPU_SECONDS = 0.25
-"""CPU time that a decoder may use between two images: to free memory."""
+"""Maximum CPU seconds that a decoder may use between two images, for example to free memory."""
 
 
 class StartFailed(Exception):
@@ -32,14 +36,18 @@ class StartFailed(Exception):
 
 
 class DecoderGone(Exception):
-    """The process had ended, or misbehaved, before it was given the image."""
+    """The process had ended, or sent unexpected data, before it received the image."""
 
 
 class DecoderEnded(Exception):
-    """The process ended before it answered; `killed_for`: what the server killed it for, if it did:
-    `cpu_time` or `time`."""
+    """The process ended before it answered."""
 
     def __init__(self, killed_for: str | None = None) -> None:
+        """
+        Args:
+            killed_for: Limit for which the server killed the process: `cpu_time` or `time`. None:
+                the server did not kill the process.
+        """
         super().__init__(f"was killed for its {killed_for}" if killed_for else "ended")
         self.killed_for = killed_for
 
@@ -50,22 +58,30 @@ class DecoderProcess:
     def __init__(self, pid: int, link: socket.socket, file: int) -> None:
         """
         Args:
-            pid: Its process id, which is its own until the template has reaped it.
-            link: The socket to it.
-            file: A writable descriptor of the file that it reads images from.
+            pid: Process id. No other process gets the same id before `Template.reap`, or before the
+                template has ended.
+            link: Socket that is connected to the process.
+            file: Writable descriptor of the file from which the process reads images.
         """
         self.pid = pid
         self.restrictions: list[str] = []
-        """Names of its restrictions (`sandbox.confine`), for the log."""
+        """Names of the restrictions of the process (`sandbox.confine`), for the log."""
         self.used_at: float | None = None
-        """When its last image began, in the event loop's time; None: it has freed memory since."""
+        """Time when its last image began, in seconds of the event loop's clock. None: the process
+        has freed its memory since then, or has had no image."""
         self.is_busy = False
+        """Whether the process is decoding an image."""
+        self.images = 0
+        """Number of images that the process has received."""
         self.image_seconds = 0.0
-        """CPU seconds that its last image took."""
+        """CPU seconds of the last image."""
+        self.held_seconds = 0.0
+        """Number of seconds from the start of the last image to the last check (`_check`)."""
         self.exit_code: int | None = None
-        """How it ended, as `Template.reap` says; None: it was not reaped."""
+        """Result of `Template.reap`. None: the process was not reaped."""
         self._link = link
         self._file = file
+        self._pidfd = _open_pidfd(pid)
         self._length = 0
         self._loop = asyncio.get_running_loop()
         self._seconds = 0.0
@@ -73,7 +89,7 @@ class DecoderProcess:
         link.setblocking(False)
 
     async def ready(self) -> None:
-        """Wait until it is confined. Raises StartFailed where it is not, soon."""
+        """Wait until the process is restricted. Raises StartFailed after `START_SECONDS`."""
         try:
             async with asyncio.timeout(START_SECONDS):
                 message = await self._receive()
@@ -86,22 +102,31 @@ class DecoderProcess:
     async def decode(
         self, image: EncodedImage, max_seconds: float, patience: float
     ) -> tuple[int, bytes]:
-        """Decode an image, and kill the process if that takes more than `max_seconds` of CPU time,
-        or more than `patience` seconds in all: then the image is of no use any more.
+        """Decode an image. The process is killed if it exceeds a limit.
 
-        Returns: 0 and the pixels, or a `Fault` and the repr of an exception. Not to be trusted.
+        Args:
+            image: Image to decode.
+            max_seconds: Maximum CPU seconds of the image.
+            patience: Maximum number of seconds of the image. Time in which the server was stopped
+                does not count.
+
+        Returns:
+            0 and the pixels, or a `Fault` and the repr of an exception. A malicious image may have
+            chosen these values.
 
         Raises:
-            DecoderGone: The process had ended, or sent something, before.
-            DecoderEnded: The process was killed, or crashed.
-            OSError: There is no memory for a copy of the image.
+            DecoderGone: The process had ended, or sent data, before it received the image.
+            DecoderEnded: The process was killed or crashed.
+            OSError: There is not enough memory for a copy of the image.
         """
         self._check_silent()
+        self.images += 1
         self.used_at = now = self._loop.time()
+        self.held_seconds = 0.0
         self.is_busy = True
         began = self._cpu_seconds()
-        limits = began + max_seconds, now + patience
-        self._timer = self._loop.call_later(min(max_seconds, patience), self._kill_after, *limits)
+        wait = min(max_seconds, patience, MAX_WAIT)
+        self._timer = self._loop.call_later(wait, self._check, began + max_seconds, patience, now)
         try:
             self._send(image)
             answer = await self._receive()
@@ -114,33 +139,48 @@ class DecoderProcess:
         return answer[0], answer[1:]
 
     def free_memory(self) -> None:
-        """Tell it to return freed memory to the system, and free its copy of the last image."""
+        """Tell the process to return freed memory to the system. Also clears the file with the image."""
         self.used_at = None
         self._length = 0
         with suppress(OSError):
             os.truncate(self._file, 0)
-            self._link.send(template.REQUEST.pack(0, b"", 0, 0, 0))
+            self._link.send(template.REQUEST.pack(0, 0, b"", 0, 0, 0))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended. Always True on systems without pidfds."""
+        if self._pidfd is None:
+            return True
+        ended = select.poll()
+        ended.register(self._pidfd, select.POLLIN)
+        return not ended.poll(0)
 
     def computes_for_itself(self) -> bool:
-        """Whether it has used much CPU time since its last image ended."""
+        """Whether the process has used much CPU time since this was last called or an image ended."""
         before = self._seconds
         return self._cpu_seconds() - before > IDLE_CPU_SECONDS
 
     def kill(self) -> None:
-        """Kill it. Its caller learns that it has ended."""
-        if self.exit_code is None:  # or its process id may be another's
-            with suppress(ProcessLookupError):
+        """Kill the process. `decode` and `ready` then raise an exception."""
+        with suppress(ProcessLookupError):
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            elif self.exit_code is None:  # later, another process may have the same id
                 os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill it, and close its descriptors."""
+        """Kill the process, and close the descriptors of this object."""
         self.kill()
         self._link.close()
         os.close(self._file)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
 
     def _check_silent(self) -> None:
-        """Raises DecoderGone where it has sent something that was not asked for: it would be taken
-        for the answer to the next image."""
+        """Check that the process has not sent data without a request.
+
+        Such data would be mistaken for the answer to the next image. Raises DecoderGone.
+        """
         try:
             self._link.recv(1)
         except BlockingIOError:
@@ -150,43 +190,66 @@ class DecoderProcess:
         raise DecoderGone
 
     def _cpu_seconds(self) -> float:
-        """CPU seconds that it has used since its start; the last known value if it has ended."""
-        with suppress(OSError):  # it has ended, or this is not Linux
-            # The clock of another process: clock_getcpuclockid(3).
+        """Return the CPU seconds of the process since its start, or the last known value."""
+        with suppress(OSError):  # the process has ended, or this is not Linux
+            # This is the CPU clock of the process: clock_getcpuclockid(3).
             self._seconds = time.clock_gettime((~self.pid << 3) | 2)
         return self._seconds
 
     def _send(self, image: EncodedImage) -> None:
-        """Copy `image` into the file and tell the process. Raises DecoderGone, and OSError where
-        there is no memory."""
+        """Copy `image` into the file, and tell the process to decode it.
+
+        Raises DecoderGone if the process has ended, and OSError if there is not enough memory.
+        """
         length = len(image.data)
         if length < self._length:
-            os.truncate(self._file, length)  # nothing of another client's image stays behind it
+            os.truncate(self._file, length)  # removes bytes of an earlier image
         self._length = length
         if os.pwrite(self._file, image.data, 0) != length:
             raise OSError("there is not enough memory for the image")
         size = image.width, image.height, image.max_pixels
+        memory = image.memory + HEAP_MEMORY
+        request = template.REQUEST.pack(length, memory, image.format.encode(), *size)
         try:
-            self._link.send(template.REQUEST.pack(length, image.format.encode(), *size))
+            self._link.send(request)
         except ConnectionError as error:
             raise DecoderGone from error
 
     async def _receive(self) -> bytes:
-        """Its next message; empty: it has ended."""
+        """Return the next message of the process. Empty: the process has ended."""
         try:
             return await self._loop.sock_recv(self._link, template.MAX_MESSAGE)
         except ConnectionError:
             return b""
 
-    def _kill_after(self, cpu_seconds: float, end: float) -> None:
-        """Kill it if it has used `cpu_seconds` since its start, or if it is `end` in the event
-        loop's time; else check again later. Time in which it does not run, as on a busy machine,
-        is not CPU time."""
-        left = cpu_seconds - self._cpu_seconds()
-        rest = end - self._loop.time()
-        if left <= 0 or rest <= 0:
-            self._killed_for = "cpu_time" if left <= 0 else "time"
+    def _check(self, max_cpu_seconds: float, patience: float, checked_at: float) -> None:
+        """Kill the process if it has exceeded a limit. Otherwise schedule the next check.
+
+        If the server was stopped between two checks, the decoder was probably stopped, too. So the
+        time between two checks counts as `MAX_WAIT` at most.
+
+        Args:
+            max_cpu_seconds: Maximum CPU seconds of the process since its start.
+            patience: Maximum number of seconds of the current image.
+            checked_at: Time of the last check, in seconds of the event loop's clock.
+        """
+        now = self._loop.time()
+        self.held_seconds += min(now - checked_at, MAX_WAIT)
+        cpu_left = max_cpu_seconds - self._cpu_seconds()
+        time_left = patience - self.held_seconds
+        if cpu_left <= 0 or time_left <= 0:
+            self._killed_for = "cpu_time" if cpu_left <= 0 else "time"
             self.kill()
         else:
-            wait = max(min(left, rest), MIN_WAIT)
-            self._timer = self._loop.call_later(wait, self._kill_after, cpu_seconds, end)
+            wait = min(max(min(cpu_left, time_left), MIN_WAIT), MAX_WAIT)
+            self._timer = self._loop.call_later(wait, self._check, max_cpu_seconds, patience, now)
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """Open a pidfd, a descriptor that identifies a process even after its end.
+
+    Returns None if the system has no pidfds or the process does not exist.
+    """
+    with suppress(OSError, AttributeError):
+        return os.pidfd_open(pid)
+    return None

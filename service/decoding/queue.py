@@ -102,6 +102,10 @@ class FairQueue(Generic[T]):
         """Number of waiting jobs."""
         return len(self._jobs)
 
+    def __contains__(self, job: T) -> bool:
+        """Whether `job` waits."""
+        return job in self._jobs
+
     def put(self, job: T, client: Hashable, seconds: float) -> T | None:
         """Add a job of `client` that is estimated to take `seconds` of CPU time.
 

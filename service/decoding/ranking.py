@@ -1,4 +1,4 @@
-"""Ranking: members ordered by a number, with quick access to the lowest and the highest."""
+"""A ranking: members ordered by a number, with fast access to the lowest and highest member."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ M = TypeVar("M", bound=Hashable)
 
 
 class Ranking(Generic[M]):
-    """Members in ascending order of their values; equal values in the order in which they were set.
+    """Members in ascending order of their values.
 
-    Looking up either end takes O(1). Changes take O(log n), and the move of n pointers: about 2 us
-    with 4,096 members.
+    Members with equal values are in the order in which their values were set. The lowest and the
+    highest member are found in constant time. A change takes about 2 us with 4,096 members: it
+    needs O(log n) comparisons, and moves up to n pointers in memory.
     """
 
     def __init__(self) -> None:
@@ -29,8 +30,10 @@ class Ranking(Generic[M]):
         return member in self._keys
 
     def set(self, member: M, value: float) -> None:
-        """Add or move `member` behind the members with the same `value`. A member that has this
-        value already is not moved."""
+        """Add `member`, or change its value. Its place is after all members with the same value.
+
+        A member that already has this value keeps its place.
+        """
         if member in self._keys and self._keys[member][0] == value:
             return
         self.discard(member)
@@ -39,7 +42,7 @@ class Ranking(Generic[M]):
         insort(self._rows, (*key, member))
 
     def discard(self, member: M) -> float:
-        """Remove `member`. Returns its value, or 0 if it is not a member."""
+        """Remove `member`. Returns its value, or 0 if it was not a member."""
         key = self._keys.pop(member, None)
         if key is None:
             return 0.0
@@ -47,16 +50,16 @@ class Ranking(Generic[M]):
         return key[0]
 
     def oldest(self) -> tuple[float, M]:
-        """The value and member that were set first. Raises StopIteration if there are none."""
+        """Return value and member whose value was set first. Raises StopIteration if it is empty."""
         member = next(iter(self._keys))
         return self._keys[member][0], member
 
     def lowest(self) -> tuple[float, M]:
-        """The lowest value and its member. Raises IndexError if there are no members."""
+        """Return the lowest value and its member. Raises IndexError if there are no members."""
         value, _, member = self._rows[0]
         return value, member
 
     def highest(self) -> tuple[float, M]:
-        """The highest value and its member. Raises IndexError if there are no members."""
+        """Return the highest value and its member. Raises IndexError if there are no members."""
         value, _, member = self._rows[-1]
         return value, member

@@ -9,7 +9,7 @@ Messages (SOCK_SEQPACKET, numbers in the machine's own order)
     server -> template    ORDER: FORK, with two descriptors: a socket, and the file for images
     template -> server    RESULT: the process id; 0 if forking failed
     server -> template    ORDER: REAP, for each decoder once; until then its process id is its own
-    template -> server    RESULT: its exit code, or minus the signal that ended it
+    template -> server    RESULT: its exit code, minus the signal that ended it, or LIVED_ON
     decoder -> server     JSON: the restrictions that hold; once
     server -> decoder     REQUEST: the file holds the image; of 0 bytes: free unused memory
     decoder -> server     a byte: 0 and the pixels, or a Fault and the repr of the exception
@@ -22,6 +22,7 @@ import gc
 import importlib
 import io
 import json
+import mmap
 import os
 import signal
 import socket
@@ -39,19 +40,21 @@ ORDER = struct.Struct("=BQi")
 """FORK, bytes of memory that the decoder may take, and the increment of its niceness (nice(2)); or
 REAP, the process id, and 0."""
 RESULT = struct.Struct("=i")
-REQUEST = struct.Struct("=Q8sIIQ")
-"""Length of the image in bytes, kind, width, height, and maximum number of pixels."""
+REQUEST = struct.Struct("=QQ8sIIQ")
+"""Bytes of the image, bytes of memory that decoding it takes at most, kind, width, height, and
+maximum number of pixels."""
 MAX_MESSAGE = 8192
 """Bytes."""
 MAX_CAUSE = 200
 """Maximum number of characters of the exception's repr."""
+
+_LIBC = ctypes.CDLL(None)
 
 _IMPORTED_LATE = (
     "colorsys",
     "copy",
     "encodings.ascii",
     "encodings.latin_1",
-    "mmap",
     "PIL.ImageChops",
     "PIL.ImageColor",
     "PIL.ImagePalette",
@@ -60,6 +63,8 @@ _IMPORTED_LATE = (
 
 EXIT_SECONDS = 0.05
 """Time in which a decoder that is to be reaped exits by itself; then it is killed."""
+LIVED_ON = 256
+"""RESULT for a decoder that did not exit in that time. Exit codes are smaller."""
 
 SAMPLE = (512, 384)
 """Width and height, in pixels, of the images whose decoding is timed."""
@@ -100,7 +105,7 @@ def _fork(memory: int, nicer: int, connection: int, file: int) -> int:
 
 
 def _reap(pid: int) -> int:
-    """How the decoder `pid` ended: its exit code, or minus the signal."""
+    """How the decoder `pid` ended: its exit code, minus the signal, or LIVED_ON."""
     end = time.monotonic() + EXIT_SECONDS
     while time.monotonic() < end:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -108,7 +113,8 @@ def _reap(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.001)
     os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.waitpid(pid, 0)
+    return LIVED_ON
 
 
 def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) -> None:
@@ -116,29 +122,52 @@ def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) ->
     try:
         sandbox.die_with_parent()
         os.nice(nicer)
-        libc = ctypes.CDLL(None)
         os.dup2(connection, 0)
         os.dup2(file, 1)
         os.closerange(2, os.sysconf("SC_OPEN_MAX"))
         link = socket.socket(fileno=0)
         link.send(json.dumps(sandbox.confine(memory)).encode())
+        images = 0
         while request := link.recv(REQUEST.size):
-            length, kind, *size = REQUEST.unpack(request)
+            length, memory, kind, *size = REQUEST.unpack(request)
             if length == 0:
-                with suppress(AttributeError):  # not glibc
-                    libc.malloc_trim(0)
+                _free_memory()
                 continue
-            link.send(_reply(os.pread(1, length, 0), kind.rstrip(b"\0").decode(), *size))
+            fault, content = _decode(length, kind.rstrip(b"\0").decode(), *size)
+            # What earlier images have left may be why there was too little memory.
+            if fault == picture.Fault.DAMAGED and images and not _is_available(memory):
+                fault = picture.Fault.OUT_OF_MEMORY
+            link.send(bytes([fault]) + content)
+            images += 1
     finally:
         os._exit(0)
 
 
-def _reply(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> bytes:
+def _decode(length: int, kind: str, width: int, height: int, max_pixels: int) -> tuple[int, bytes]:
+    """0 and the pixels of the image in the file, or a Fault and the repr of the exception."""
     try:
-        return b"\0" + picture.decode(data, kind, width, height, max_pixels)
+        return 0, picture.decode(os.pread(1, length, 0), kind, width, height, max_pixels)
     except picture.Undecodable as error:
-        cause = repr(error.__cause__)[:MAX_CAUSE]
-        return bytes([error.fault]) + cause.encode(errors="replace")
+        return error.fault, repr(error.__cause__)[:MAX_CAUSE].encode(errors="replace")
+    except MemoryError as error:
+        return picture.Fault.OUT_OF_MEMORY, repr(error).encode()
+
+
+def _is_available(memory: int) -> bool:
+    """Whether this process may take so many bytes. Libraries that lack memory do not always say so:
+    libjpeg and libwebp then call an image damaged."""
+    _free_memory()
+    try:
+        mmap.mmap(-1, memory, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, MemoryError):
+        return False
+    return True
+
+
+def _free_memory() -> None:
+    """Return freed memory to the system."""
+    with suppress(AttributeError):  # not glibc
+        _LIBC.malloc_trim(0)
 
 
 def _prefer_to_be_killed() -> None:

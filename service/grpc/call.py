@@ -1,4 +1,4 @@
-"""One RPC, as the methods see it: its headers, its client, and its message when it arrives."""
+"""Defines the object for one RPC that the methods of the service get."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Call:
-    """One RPC."""
+    """One RPC: its headers, its client, and its message."""
 
     def __init__(self, context: Context, headers: dict[str, str], stream: Stream) -> None:
         """
         Args:
             context: gRPC's own object for the RPC.
             headers: The metadata that the client sent, with names in lower case.
-            stream: Counts the bytes of the message as they arrive.
+            stream: The stream of the RPC, which counts the bytes of the message as they arrive.
         """
         self.context = context
         self.headers = headers
         self.client = stream.client
+        """Address of the client."""
         self._stream = stream
         self.timing: dict[str, float] = {}
         """Duration of each stage so far, in seconds."""
@@ -36,12 +37,15 @@ class Call:
     async def message(self, max_seconds: float) -> bytes:
         """Receive the client's message.
 
+        Args:
+            max_seconds: Maximum time in which the message must arrive, in seconds.
+
         Raises:
             UploadTimeout: The message does not arrive within `max_seconds`, or arrives too slowly.
-            TooManyMessages: The message was canceled to make room for another one.
+            TooManyMessages: The message was canceled, because too many messages were arriving.
             UploadMemoryFull: The upload memory is full.
-            BadInference: The client sends no message.
-            CancelledError: The message is larger than allowed; gRPC sends the status by itself.
+            BadInference: The client ended the call without a message.
+            CancelledError: The message is larger than allowed. gRPC has sent the status already.
         """
         if self._stream.fault is not None:
             raise self._stream.fault
@@ -55,5 +59,5 @@ class Call:
 
     @property
     def time_left(self) -> float | None:
-        """Seconds until the client's deadline. None: it has none."""
+        """Seconds until the client's deadline. None: the client has set no deadline."""
         return self.context.time_remaining()

@@ -1,11 +1,14 @@
 """Keeps track of the open streams of one connection.
 
+A stream carries one RPC. The handler of a stream is the coroutine that computes its response.
+
 Guarantees
-- A connection has at most `OPEN_STREAMS` streams.
-- A stream without a handler ends within `READ_SECONDS`, with its connection: either gRPC's server
-  has not begun to handle it, or the client does not read the response.
-- A connection is busy while gRPC's server handles one of its complete messages. Connections that
-  are not busy can be closed for new ones.
+- A connection has at most `OPEN_STREAMS` open streams.
+- The connection is closed if one of its streams has no handler for `READ_SECONDS`. Either gRPC's
+  server has not started the handler, or the handler has ended and the client does not read the
+  response.
+- The connection is busy when a handler processes a complete message of one of its streams. If there
+  are too many connections, only connections that are not busy may be closed.
 """
 
 from __future__ import annotations
@@ -19,33 +22,33 @@ from service.grpc.timers import Timers
 from service.server.transport import READ_SECONDS
 
 OPEN_STREAMS = 256
-"""Maximum number of open streams of a connection. gRPC's server allows clients 128, and refuses
-more as soon as a client has acknowledged that."""
+"""Maximum number of open streams of a connection. gRPC's server allows 128, but enforces that limit
+only after the client has acknowledged the server's settings."""
 
 
 class Connection(Protocol):
-    """The connection that the streams belong to."""
+    """The connection that the streams belong to. `relay.Relay` is one implementation."""
 
     def abort(self) -> None:
         """Close the connection immediately."""
 
     def disconnect(self, reason: str) -> None:
-        """Close the connection and send the reason to the client."""
+        """Send `reason` to the client, and close the connection."""
 
     def set_busy(self, busy: bool) -> None:
-        """Called when a message begins to be handled, and when none is handled any more."""
+        """Record whether a handler processes a complete message of the connection."""
 
 
 class ConnectionStreams:
-    """The open streams of one connection, by their numbers."""
+    """The open streams of one connection, by their HTTP/2 stream numbers."""
 
     def __init__(
         self, connection: Connection, client: str, streams: Streams, timers: Timers
     ) -> None:
         """
         Args:
-            connection: The connection.
-            client: Address of its client.
+            connection: The connection of the streams.
+            client: Address of the client.
             streams: The streams of all connections.
             timers: The timers of the connection.
         """
@@ -56,12 +59,12 @@ class ConnectionStreams:
         self._open: dict[int, Stream] = {}
         self._buffers = ReadBuffers()
         self._handled = 0
-        """Number of complete messages that are being handled."""
+        """Number of complete messages that handlers are processing."""
         self.last = 0
-        """Highest number of a stream so far."""
+        """Highest stream number so far."""
 
     def get(self, number: int) -> Stream | None:
-        """The open stream with that number."""
+        """Return the stream with that number, or None if it is not open."""
         return self._open.get(number)
 
     @property
@@ -70,7 +73,11 @@ class ConnectionStreams:
         return len(self._open) >= OPEN_STREAMS
 
     def open(self, number: int) -> Stream:
-        """Open a stream. This may cancel another stream, as `Streams.open` describes."""
+        """Open a stream.
+
+        If there are too many streams, another stream is canceled, or another connection is closed
+        (`Streams.open`).
+        """
         self.last = number
         self._timers.start(number, READ_SECONDS, self._connection.abort)
         progress = partial(self._progress, number)
@@ -79,17 +86,20 @@ class ConnectionStreams:
         return stream
 
     def receive(self, stream: Stream | None, size: int) -> None:
-        """Count `size` bytes of the stream's message. None: the stream is closed."""
+        """Count `size` bytes of a message that have arrived.
+
+        `stream`: the stream of the message. None: the stream is closed already.
+        """
         if stream is not None:
             self._all_streams.receive(stream, size)
         self._buffers.add(size, stream)
 
     def complete(self, stream: Stream) -> None:
-        """Called when the stream's message is complete."""
+        """Record that the message of `stream` is complete."""
         self._all_streams.complete(stream)
 
     def close(self, number: int) -> None:
-        """Close a stream. No effect if it is not open."""
+        """Close a stream. No effect if the stream is not open."""
         self._timers.cancel(number)
         stream = self._open.pop(number, None)
         if stream is None:
@@ -100,11 +110,15 @@ class ConnectionStreams:
             self._end_handling()
 
     def close_all(self) -> None:
+        """Close all streams of the connection."""
         for number in list(self._open):
             self.close(number)
 
     def _progress(self, number: int, stream: Stream) -> None:
-        """Called when the handler of the stream begins, has the message, and has ended."""
+        """Update the state of the connection after a step of the handler of `stream`.
+
+        The steps are: the handler begins, it receives the message, and it ends.
+        """
         if number not in self._open:
             return
         if stream.answered:
@@ -125,5 +139,5 @@ class ConnectionStreams:
             self._connection.set_busy(False)
 
     def _expel(self) -> None:
-        self._connection.disconnect("too many calls: an older response was not read")
+        self._connection.disconnect("too many calls, and an older response was not read")
         self.close_all()

@@ -1,11 +1,14 @@
-"""Limits the frames of gRPC clients that cost work but carry no message.
+"""Limits the rate of the frames of gRPC clients that carry no part of a message.
 
-Such frames are PING, SETTINGS, RST_STREAM, empty DATA and others. Each client network may send
-`FRAMES_PER_SECOND`, after a burst of `FRAMES_AT_ONCE`. All its connections share this credit, so
-connecting again gives no further burst. The response to a call with a message gives new credit.
+Such frames, for example PING, SETTINGS, RST_STREAM and empty DATA, cause work for the server. Each
+client network may send `FRAMES_PER_SECOND` of these frames, and `FRAMES_AT_ONCE` in a burst. The
+number of frames that the network may still send is its credit. All connections of the network share
+the credit, so a client gets no additional credit from a new connection. Each response to a message
+adds credit.
 
-Relays without credit wait in one queue for each network. Every `RETRY_SECONDS` as many of them
-continue as the network may send frames by then, the longest waiting first.
+A relay passes on the frames of one connection. If its network has no credit, the relay waits in a
+queue of the network. Every `RETRY_SECONDS`, the relays that have waited the longest continue: one
+for each frame of the credit.
 """
 
 from __future__ import annotations
@@ -18,30 +21,34 @@ from collections.abc import Callable
 from service.rate_limit import RateLimiter, network
 
 FRAMES_PER_SECOND = 200.0
+"""Frames by which the credit of a network grows per second."""
 FRAMES_AT_ONCE = 1000
+"""Maximum credit of a network, in frames."""
 FRAMES_PER_RESPONSE = 9.0
-"""Maximum credit for one response. It covers the headers, acknowledgments, window updates and pings
-of a call."""
+"""Maximum credit that one response adds, in frames. A usual call has at most this number of frames
+besides its message: headers, acknowledgments, window updates and pings."""
 USEFUL_BYTES = 256
-"""Bytes of a message that give credit for one frame. DATA frames with fewer bytes count as frames
-without a message, unless they end one. So do those behind the end of a message."""
+"""Number of bytes of a message that add credit for one frame. DATA frames with fewer bytes use up
+credit, except for the last frame of a message. DATA frames after the message use up credit, too."""
 RESET_COST = 4.0
-"""Number of frames that one RST_STREAM counts as, since work for its stream is lost."""
+"""Credit that one RST_STREAM uses up, in frames. It is more than 1, because RST_STREAM wastes the
+work for its stream."""
 
 
 RETRY_SECONDS = 0.1
-"""Time until the first relays of a queue continue."""
+"""Seconds between two times at which waiting relays continue."""
 
 
 class FrameLimiter:
-    """The credit of all client networks, and the relays that wait for it."""
+    """Keeps the credit of all client networks, and the queues of waiting relays."""
 
     def __init__(self) -> None:
         self.credit = RateLimiter(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
+        """The credit of each client network."""
         self._waiting: dict[str, OrderedDict[Callable[[], None], None]] = {}
 
     def wait(self, client_network: str, resume: Callable[[], None]) -> None:
-        """Call `resume` once when the network has credit and its relays before have continued."""
+        """Add a relay to the queue of its network. `resume` is called once, to continue it."""
         queue = self._waiting.get(client_network)
         if queue is None:
             queue = self._waiting[client_network] = OrderedDict()
@@ -49,7 +56,7 @@ class FrameLimiter:
         queue[resume] = None
 
     def stop_waiting(self, client_network: str, resume: Callable[[], None]) -> None:
-        """Do not call `resume`. No effect if it does not wait."""
+        """Remove a relay from the queue of its network. No effect if it is not in the queue."""
         self._waiting.get(client_network, OrderedDict()).pop(resume, None)
 
     def _wake_later(self, client_network: str) -> None:
@@ -69,34 +76,34 @@ class FrameLimiter:
 
 
 class FrameCredit:
-    """The credit of one connection's client network, in frames."""
+    """The credit of the client network of one connection, in frames."""
 
     def __init__(self, limiter: FrameLimiter, client: str) -> None:
         """
         Args:
-            limiter: Shared by all connections.
+            limiter: The credit of all client networks, which all connections share.
             client: Address of the client.
         """
         self._limiter = limiter
         self._network = network(client)
 
     def available(self, now: float) -> float:
-        """Number of frames that may be sent at `now`. Not positive: none."""
+        """Return the credit at `now` (seconds of the event loop's clock). It may be negative."""
         return self._limiter.credit.left(self._network, now)
 
     def spend(self, frames: float, now: float) -> None:
-        """Count `frames` that were relayed at `now`."""
+        """Reduce the credit by `frames`, which were relayed at `now`."""
         self._limiter.credit.owe(self._network, frames, now)
 
     def add_for_response(self, message_bytes: int) -> None:
-        """Give credit for the response to a message of `message_bytes`."""
+        """Add credit for the response to a message of `message_bytes` bytes."""
         frames = min(FRAMES_PER_RESPONSE, message_bytes // USEFUL_BYTES)
         self._limiter.credit.give_back(self._network, frames)
 
     def wait(self, resume: Callable[[], None]) -> None:
-        """Call `resume` once when the relay may continue."""
+        """Wait in the queue of the network. `resume` is called once, to continue the relay."""
         self._limiter.wait(self._network, resume)
 
     def stop_waiting(self, resume: Callable[[], None]) -> None:
-        """Do not call `resume`. No effect if it does not wait."""
+        """Stop waiting. No effect if the relay does not wait."""
         self._limiter.stop_waiting(self._network, resume)

@@ -1,18 +1,20 @@
-"""Checks and counts the frames of one gRPC client before they are relayed.
+"""Checks and counts the HTTP/2 frames of one gRPC client before they reach gRPC's server.
 
 Guarantees
-- A header block has at most `HEAD_BYTES` and is complete within `HEAD_SECONDS`.
-- A frame has at most `MAX_PAYLOAD` bytes of payload, and DATA belongs to a stream that was opened.
+- A header block has at most `HEAD_BYTES` bytes, and is complete within `HEAD_SECONDS`.
+- A frame has at most `MAX_PAYLOAD` bytes of payload.
+- DATA frames belong to a stream that was opened.
 - New streams have odd and increasing numbers (RFC 9113, section 5.1.1). gRPC's server would ignore
-  others without a response.
-- Frames without a message use up the client's credit (`frame_credit`). Without credit, no frame is
-  relayed.
-- All connections together start a limited number of calls in one turn of the event loop.
+  other numbers without a response.
+- Frames that carry no part of a message use up the credit of the client (`frame_credit`). Without
+  credit, no frame is relayed.
+- The number of calls that start in one turn of the event loop is limited (`turn_limit`).
 
-The filter adds a header with the name of the stream to each call, so that its handler finds the
-stream. The header follows the client's headers, and the last header of a name counts. A client can
-make it a part of its own last header by announcing a longer value than it sends. Then the call has
-no existing name and is rejected.
+The filter adds the header `STREAM_HEADER` to each call. The header has the name of the stream, so
+that the handler of the call can find the stream. If a client sends the same header, the added
+header replaces it, since it comes last. If the client's last header announces a longer value than
+the client sends, the added header becomes a part of that value. Then the call has no valid name,
+and is rejected.
 """
 
 from __future__ import annotations
@@ -38,17 +40,18 @@ from service.grpc.turn_limit import TurnLimit
 from service.server.connection import HEAD_SECONDS
 
 STREAM_HEADER = "shoal-stream"
+"""Header with the name of the stream, for the handler."""
 HEAD_BYTES = 32 * 1024
-"""Maximum number of bytes of a compressed header block. gRPC rejects more than 16 KiB
-uncompressed."""
+"""Maximum number of bytes of a compressed header block. gRPC's server rejects header blocks with
+more than 16 KiB after decompression."""
 
 
 class BadFrame(Exception):
-    """The client sent a frame that is not allowed."""
+    """The client sent an invalid frame."""
 
 
 class FrameFilter:
-    """Takes complete frames out of a client's data, as far as they may be relayed now."""
+    """Removes complete frames from the received data of a client, up to the limits."""
 
     def __init__(
         self,
@@ -61,28 +64,28 @@ class FrameFilter:
         Args:
             streams: The streams of the connection.
             timers: The timers of the connection.
-            turn: Limits the calls of all connections.
-            abort: Closes the connection.
+            turn: Limits the calls that all connections start in one turn of the event loop.
+            abort: Function that closes the connection immediately.
         """
         self._streams = streams
         self._timers = timers
         self._turn = turn
         self._abort = abort
         self.credit = 0.0
-        """Number of frames without a message that may still be relayed."""
+        """Number of frames without a part of a message that may still be relayed."""
         self.waits_for_turn = False
-        """Whether `take` stopped at a call that has to wait for a later turn."""
+        """Whether `take` stopped at a call that must wait for a later turn of the event loop."""
         self._block_stream = 0
-        """Stream of the incomplete header block, or 0."""
+        """Stream number of the incomplete header block. 0: no header block is incomplete."""
         self._block_bytes = 0
         self._ends_stream = False
-        """Whether the header block ends its stream."""
+        """Whether the client sends nothing on the stream after the header block."""
 
     def take(self, data: bytearray) -> list[bytes]:
         """Remove complete frames from the start of `data`, and return them for gRPC's server.
 
-        Stops when the credit is used up, or at a call that has to wait for a later turn. Raises
-        BadFrame.
+        The method stops when the credit is used up, or at a call that must wait for a later turn of
+        the event loop. Raises BadFrame if a frame is invalid.
         """
         self.waits_for_turn = False
         begin = at = 0
@@ -101,7 +104,7 @@ class FrameFilter:
             number = int.from_bytes(data[at + 5 : at + HEAD], "big") & 0x7FFFFFFF
             if kind in (HEADERS, CONTINUATION) or self._block_stream:
                 if name_frame := self._read_headers(kind, flags, number, size):
-                    data[at + 4] &= ~END_HEADERS  # the frame with the name follows
+                    data[at + 4] &= ~END_HEADERS  # `name_frame` ends the header block instead
                     taken += (bytes(data[begin:end]), name_frame)
                     begin = end
             elif kind == DATA:
@@ -116,17 +119,20 @@ class FrameFilter:
         return taken
 
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes:
-        """Check a frame of a header block. If it completes the headers of a new stream, return the
-        frame to insert after it; otherwise return no bytes."""
+        """Check a frame of a header block.
+
+        If the frame completes the headers of a new stream, the method returns the frame with the
+        name of the stream, to be inserted next. Otherwise, it returns no bytes.
+        """
         if self._block_stream:
             self.credit -= 1
             if kind != CONTINUATION or number != self._block_stream:
-                raise BadFrame("a header block is interrupted")
+                raise BadFrame("a header block is interrupted by another frame")
         else:
             if kind == CONTINUATION:
-                raise BadFrame("a header block has no beginning")
+                raise BadFrame("a CONTINUATION frame does not follow a HEADERS frame")
             if not number % 2:
-                raise BadFrame(f"a client may not open stream {number}: its numbers are odd")
+                raise BadFrame(f"a client may not open stream {number}: the number must be odd")
             self._block_stream, self._block_bytes = number, 0
             self._ends_stream = bool(flags & END_STREAM)
         self._block_bytes += size
@@ -142,7 +148,7 @@ class FrameFilter:
 
     def _end_headers(self, number: int) -> bytes:
         self.credit -= 1
-        if number <= self._streams.last:  # trailers
+        if number <= self._streams.last:  # the block has the trailers of an earlier stream
             if self._ends_stream and (stream := self._streams.get(number)):
                 self._streams.complete(stream)
             return b""
@@ -156,11 +162,11 @@ class FrameFilter:
 
     def _read_data(self, flags: int, number: int, size: int) -> None:
         if number > self._streams.last or not number % 2:
-            raise BadFrame(f"data belongs to stream {number}, which is not open")
+            raise BadFrame(f"a DATA frame belongs to stream {number}, which was never opened")
         stream = self._streams.get(number)
         if size:
             self._streams.receive(stream, size)
-        if stream is None:  # the client does not know yet that the stream is closed
+        if stream is None:  # the server has closed the stream, and the client may not know it yet
             self.credit -= 1
             return
         is_useful = size >= USEFUL_BYTES or (size and flags & END_STREAM)

@@ -1,6 +1,7 @@
-"""Encodes HTTP/2 frames, and finds their heads in a byte stream (RFC 9113, section 4).
+"""Encodes HTTP/2 frames, and finds the heads of frames in a byte stream (RFC 9113, section 4).
 
-A frame has a head of 9 bytes: length of its payload (3 bytes), type, flags, and stream (4 bytes).
+A frame begins with a head of 9 bytes: length of the payload (3 bytes), type (1 byte), flags (1
+byte), and stream number (4 bytes). The payload follows.
 """
 
 from __future__ import annotations
@@ -8,37 +9,46 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""The bytes with which a client begins a connection (section 3.4)."""
 HEAD = 9
 """Number of bytes of a head."""
 MAX_PAYLOAD = 16_384
-"""Maximum number of bytes of a payload, unless a setting allows more (section 6.5.2)."""
+"""Maximum number of bytes of a payload, unless the receiver's settings allow more (section
+6.5.2)."""
 
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x7, 0x9
 END_STREAM, END_HEADERS = 0x1, 0x4
 ENHANCE_YOUR_CALM = 0xB
-"""Error code: the peer may be generating excessive load (section 7)."""
+"""Error code for a client that may cause excessive load (section 7)."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """Encode a frame of type `kind`."""
+    """Encode a frame.
+
+    Args:
+        kind: Type of the frame.
+        flags: Flags of the frame.
+        stream: Stream number. 0: the frame belongs to the connection.
+        payload: Payload of the frame.
+    """
     head = len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big")
     return head + payload
 
 
 def goaway(reason: str) -> bytes:
-    """Encode the frame that closes a connection.
+    """Encode the GOAWAY frame that announces the end of a connection and its reason.
 
-    It states that no request was processed, so clients may repeat unanswered requests.
+    The frame says that no request was processed, so clients may retry requests without a response.
     """
     payload = bytes(4) + ENHANCE_YOUR_CALM.to_bytes(4, "big") + reason.encode()
     return frame(GOAWAY, 0, 0, payload)
 
 
 def field(name: str, value: str) -> bytes:
-    """Encode a header field that neither uses nor changes the state of the header compression.
+    """Encode a header field without compression.
 
-    It is a literal without indexing and with a new name (RFC 7541, section 6.2.2). `name` and
-    `value` must be shorter than 127 bytes.
+    The field is a literal without indexing (RFC 7541, section 6.2.2), so it does not depend on
+    earlier fields. `name` and `value` must be shorter than 127 bytes.
     """
     parts = (name.encode(), value.encode())
     return b"\0" + b"".join(bytes((len(part),)) + part for part in parts)
@@ -53,11 +63,11 @@ class FrameHeads:
 
     @property
     def at_frame_boundary(self) -> bool:
-        """Whether all frames so far are complete."""
+        """Whether the last frame is complete, so that another frame could be inserted."""
         return not self._head and not self._skip
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, int]]:
-        """Yield type, flags and stream of every frame whose head ends in `data`."""
+        """Yield type, flags and stream number of each frame whose head ends in `data`."""
         at = min(self._skip, len(data))
         self._skip -= at
         while at < len(data):

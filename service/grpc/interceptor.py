@@ -1,9 +1,10 @@
-"""Wraps every RPC: request id, log line, metrics, trace span, and the status of an error.
+"""Wraps the methods of all RPCs, to add a request ID, a log line, metrics and a trace span.
 
-It does for gRPC what `http.middleware` and `http.problems` do for HTTP. Clients get `x-request-id`
-and `server-timing` as trailing metadata. An error also has its `problem-code` and, if a retry may
-help, the time to wait: `retry-after` in seconds, and `grpc-retry-pushback-ms`, which clients with a
-retry policy follow automatically
+The interceptor also turns exceptions into gRPC statuses. For HTTP, `http.middleware` and
+`http.problems` have the same tasks. Clients get `x-request-id` and `server-timing` as trailing
+metadata. Errors also have a `problem-code`. If a retry may succeed, errors also have the time to
+wait, as `retry-after` in seconds and as `grpc-retry-pushback-ms` in milliseconds. Clients with a
+retry policy follow the latter automatically
 (https://github.com/grpc/proposal/blob/master/A6-client-retries.md).
 """
 
@@ -30,8 +31,8 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing
 
 PROBES = ("ServerLive", "ServerReady", "ModelReady")
-"""Methods that probes call every few seconds. Their successful calls are not traced, and are logged
-at level DEBUG."""
+"""Methods that probes call every few seconds. Their calls are not traced, and successful calls are
+logged at level DEBUG."""
 STATUSES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -46,10 +47,10 @@ STATUSES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-"""Maps the HTTP status of a problem to gRPC's (https://grpc.io/docs/guides/status-codes/)."""
+"""Maps HTTP statuses to gRPC statuses (https://grpc.io/docs/guides/status-codes/)."""
 
 Method = Callable[[Call], Awaitable[Any]]
-"""Returns the response message, or raises an exception of `http.problems.PROBLEMS`."""
+"""A method of the service. It returns the response message, or raises an exception."""
 
 
 def intercepted(
@@ -59,8 +60,8 @@ def intercepted(
 
     Args:
         name: Name of the RPC.
-        method: The method.
-        service: The service, for its metrics and tracing.
+        method: The method to call.
+        service: The service, whose metrics and tracing are used.
         streams: The streams of all connections.
     """
     route, metrics, tracing = f"/{SERVICE.full_name}/{name}", service.metrics, service.tracing
@@ -69,7 +70,7 @@ def intercepted(
         headers = {key: str(value) for key, value in context.invocation_metadata() or ()}
         stream = streams.claim(headers.pop(STREAM_HEADER, ""))
         if stream is None:
-            return await _abort(context, "CANCELLED", "The client has ended the call.")
+            return await _abort(context, "CANCELLED", "The client has canceled the call.")
         call = Call(context, headers, stream)
         try:
             with _span(tracing, route, call):
@@ -81,6 +82,7 @@ def intercepted(
 
 
 async def _answer(call: Call, route: str, method: Method, metrics: Metrics) -> Any:
+    """Call the method. Returns its response, or ends the call with the status of its exception."""
     started = time.perf_counter()
     status, code = "OK", None
     metrics.begin_request()
@@ -105,17 +107,19 @@ async def _answer(call: Call, route: str, method: Method, metrics: Metrics) -> A
         seconds = time.perf_counter() - started
         metrics.end_request(route, status, seconds, call.timing, code)
         _log(call, route, status, seconds, code)
-    # Not in the `except` block: gRPC's exception would refer to `error`, and so to the message.
+    # This is not in the `except` block, where gRPC's exception would get a reference to `error`. It
+    # would keep the message in memory.
     return await _abort(call.context, status, detail, metadata)
 
 
 async def _abort(
     context: Context, status: str, detail: str, metadata: tuple[tuple[str, str], ...] = ()
 ) -> None:
-    """End the call with an error.
+    """End the call with an error status.
 
-    gRPC keeps its exception with the call, and raises it again after the handler. Its traceback
-    would refer to the call, so that both would stay until the next garbage collection.
+    gRPC raises an AbortError, and keeps it with the call. The traceback of the AbortError refers to
+    the call. The traceback is removed, because such a cycle would keep the call in memory until a
+    garbage collection.
     """
     try:
         await context.abort(grpc.StatusCode[status], detail, metadata)
@@ -146,7 +150,13 @@ def _span(tracing: Tracing | None, route: str, call: Call) -> Any:
 def _metadata(
     call: Call, problem: problems.Problem | None = None, error: Exception | None = None
 ) -> tuple[tuple[str, str], ...]:
-    """The trailing metadata of a response, or of a problem."""
+    """Return the trailing metadata of a response or of an error.
+
+    Args:
+        call: The call.
+        problem: The entry of the error in `http.problems`. None: the call succeeded.
+        error: The exception. None: the call succeeded.
+    """
     metadata = [("x-request-id", call.request_id)]
     if call.timing:
         metadata.append(("server-timing", server_timing(call.timing)))

@@ -1,4 +1,4 @@
-"""Listens on the gRPC port, and creates a relay to gRPC's server for every connection."""
+"""Listens on the gRPC port, and creates a relay to gRPC's server for each connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.grpc.turn_limit import TurnLimit
 from service.server.connection_limit import Connections
 
 BACKLOG = 2048
-"""Connections that the system may queue until they are accepted."""
+"""Maximum number of connections that wait in the operating system's queue to be accepted."""
 
 
 class RelayListener:
@@ -24,7 +24,7 @@ class RelayListener:
         Args:
             connections: Limits the number of connections.
             streams: The streams of all connections.
-            path: The Unix socket of gRPC's server.
+            path: Path of the Unix socket on which gRPC's server listens.
         """
         self._connections = connections
         self._relay = partial(Relay, connections, streams, path, FrameLimiter(), TurnLimit())

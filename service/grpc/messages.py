@@ -1,9 +1,10 @@
-"""The messages of `open_inference.proto`, as Python classes.
+"""Defines the Python classes for the messages of `open_inference.proto`.
 
-They are built from the compiled description beside it, not from generated code, which would need
-one exact version of protobuf. They have a descriptor pool of their own: a process can register a
-message name only once in protobuf's default pool, and clients such as `tritonclient` register the
-same names there.
+The classes are built at import from the compiled file `open_inference.binpb`. Python code generated
+by protobuf's compiler is not used, because it works with one version of protobuf only.
+
+The classes have their own descriptor pool. Protobuf's default pool accepts a message name only
+once, and clients such as `tritonclient` register the same names there.
 """
 
 from __future__ import annotations

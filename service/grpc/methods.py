@@ -1,7 +1,8 @@
-"""The methods of inference.GRPCInferenceService. The `interceptor` turns exceptions into statuses.
+"""Implements the methods of inference.GRPCInferenceService.
 
-Every RPC is registered with a stream of request messages, which looks the same on the wire as a
-single message. This way, a method can check the API key before it receives the message.
+The `interceptor` turns the exceptions of methods into gRPC statuses. Each RPC is registered as if
+its request were a stream of messages, so that a method can check the API key before it receives the
+message. Clients that send a single message notice no difference.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from service.v2.inputs import InferInputs
 from service.v2.outputs import Reply
 
 Name = tuple[str, str]
-"""Name and version of a model. An empty version stands for the served one."""
+"""Name and version of a model. An empty version stands for the loaded version."""
 NAME_SECONDS = 5.0
-"""Maximum time for a message that only names a model to arrive."""
+"""Maximum time in which a message that only names a model must arrive, in seconds."""
 NAME_BYTES = 4096
-"""Number of bytes of such a message that are parsed."""
+"""Maximum number of bytes that are parsed of a message that only names a model."""
 
 
 class Methods:
@@ -40,8 +41,8 @@ class Methods:
     def __init__(self, service: Service, version: str, streams: Streams) -> None:
         """
         Args:
-            service: Answers the calls.
-            version: The version that the server metadata contains.
+            service: The service that answers the calls.
+            version: Version of the server, for its metadata.
             streams: The streams of all connections.
         """
         self._service = service
@@ -49,7 +50,7 @@ class Methods:
         self._version = version
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handler of all methods, for gRPC's server."""
+        """Return the handler of all methods for gRPC's server."""
         methods = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -68,6 +69,8 @@ class Methods:
         }
         return grpc.method_handlers_generic_handler(messages.SERVICE.full_name, handlers)
 
+    # The messages in the file open_inference.proto describe the requests and responses.
+
     async def server_live(self, call: Call) -> Any:
         return messages.ServerLiveResponse(live=await self._service.is_live())
 
@@ -82,7 +85,7 @@ class Methods:
         return messages.ModelReadyResponse(ready=ready)
 
     async def _is_ready(self) -> bool:
-        """Whether a readiness probe over HTTP would get 200. Over gRPC, a probe gets no error."""
+        """Whether a readiness probe over HTTP would get 200. A gRPC probe gets no error status."""
         try:
             await self._service.check_ready()
         except (NotReady, Draining):
@@ -99,7 +102,7 @@ class Methods:
         return messages.ModelMetadataResponse(**common.model_metadata(model))
 
     async def infer(self, call: Call) -> Any:
-        """Classify n images. If one of them fails, the whole call fails."""
+        """Classify n images. If one image cannot be classified, the whole call fails."""
         timeout = self._service.settings.request_timeout
         pipeline = Pipeline(self._service, call.headers, call.client, call.timing, timeout)
         named, reply, images = await self._read_and_decode(call, pipeline)
@@ -128,7 +131,10 @@ class Methods:
             return named, inputs.reply, await decoded(pipeline, inputs)
 
     def _parsed(self, data: bytes, model: Manifest) -> tuple[Name, InferInputs]:
-        """The model that the message names, and its inputs. Keeps nothing else of the message."""
+        """Parse a ModelInferRequest. Returns the model that it names, and its content.
+
+        The result does not refer to `data`, so that the message can be freed.
+        """
         message = translation.read(data)
         named = message.model_name, message.model_version
         served(self._service, *named)
@@ -142,7 +148,7 @@ class Methods:
 
 
 async def _read(call: Call, lease: Lease) -> bytes:
-    """Receive the message of `call`, whose size gRPC's server has checked."""
+    """Receive the message of `call`, and count its bytes in `lease`."""
     data = await call.message(lease.max_seconds)
     lease.add(len(data))
     return data

@@ -1,11 +1,13 @@
 """Counts the memory that gRPC's server keeps for the incomplete messages of one connection.
 
-gRPC's server reads a connection into buffers of `BUFFER_BYTES`, and keeps a buffer as long as one
-message in it is incomplete. So a few bytes of such a message keep the bytes of other messages that
-were answered long ago. These bytes count toward the upload memory, too: when a message leaves the
-buffers, the bytes that it leaves behind count for another one in the same buffer.
+gRPC's server reads the data of a connection into buffers of `BUFFER_BYTES`. It frees a buffer when
+all messages with bytes in the buffer have been handed out or dropped. So an incomplete message with
+a few bytes in a buffer also keeps the bytes of other messages there, even if those messages were
+answered long ago. These bytes count toward the upload memory, too: when a message has been handed
+out, its bytes are counted for another message in the same buffer.
 
-The true buffers begin elsewhere and end elsewhere, so they take at most twice what is counted here.
+This module does not know where the buffers of gRPC's server begin, and assumes positions. The real
+buffers take at most twice the memory that is counted here.
 """
 
 from __future__ import annotations
@@ -13,28 +15,31 @@ from __future__ import annotations
 from service.grpc.streams import Stream
 
 BUFFER_BYTES = 64 * 1024
-"""Size of gRPC's buffers. It is not documented. Some are smaller."""
+"""Maximum size of the buffers of gRPC's server, which its documentation does not mention."""
 
 _Buffer = dict[Stream, int]
-"""Number of bytes in a buffer for which each stream is counted."""
+"""A buffer, as a map from each stream to the number of bytes that are counted for the stream."""
 
 
 class ReadBuffers:
-    """The buffers that gRPC's server has filled from one connection."""
+    """The buffers that gRPC's server has filled with data of one connection."""
 
     def __init__(self) -> None:
         self._last: _Buffer = {}
         """The buffer that is being filled."""
         self._room = BUFFER_BYTES
-        """Number of bytes that it has left."""
+        """Number of unused bytes in the last buffer."""
         self._left_behind = 0
-        """Bytes in it for which no stream is counted."""
+        """Number of bytes in the last buffer that are not counted for any stream."""
         self._buffers: dict[Stream, list[_Buffer]] = {}
-        """The buffers in which each stream has bytes."""
+        """Maps each stream to the buffers with bytes of its message."""
 
     def add(self, size: int, stream: Stream | None) -> None:
-        """Add bytes of a message, which its lease counts already. None: the stream is closed, and
-        gRPC's server drops the bytes."""
+        """Add `size` bytes of a message, which the lease of its stream counts already.
+
+        `stream`: the stream of the message. None: the stream is closed, so gRPC's server drops the
+        bytes.
+        """
         while size:
             part = min(size, self._room)
             if stream is None:
@@ -51,13 +56,18 @@ class ReadBuffers:
                 self._last, self._room, self._left_behind = {}, BUFFER_BYTES, 0
 
     def remove(self, stream: Stream) -> None:
-        """Called when gRPC's server does not keep the message any longer, and its lease is
-        released."""
+        """Remove the message of `stream`, which gRPC's server has handed out or dropped.
+
+        The lease of the stream must have been released.
+        """
         for buffer in self._buffers.pop(stream, ()):
             self._leave_behind(buffer, buffer.pop(stream))
 
     def _leave_behind(self, buffer: _Buffer, size: int) -> None:
-        """Count `size` bytes of `buffer` for another stream that keeps it."""
+        """Count `size` bytes of `buffer` for a stream that still has bytes there.
+
+        If there is no such stream, the buffer is free, unless it is still being filled.
+        """
         if buffer is self._last:
             size += self._left_behind
             self._left_behind = 0 if buffer else size

@@ -1,21 +1,22 @@
 """Relays the frames of one gRPC client to gRPC's server, within limits.
 
-gRPC's server buffers whole messages without telling how much of them has arrived, and at its limit
-it rejects new connections rather than close idle ones. So clients connect to the `listener`. It
-creates a relay for each connection, which checks the frames (`frame_filter`) and passes them on
-over a local socket.
+gRPC's server alone does not protect itself from hostile clients. It buffers whole messages and does
+not report how many bytes have arrived. At its limit of connections, it rejects new connections and
+does not close idle connections. So clients connect to the `listener`, which creates a relay for
+each connection. The relay checks the frames of the client (`frame_filter`), and passes them on to
+gRPC's server over a local socket.
 
 Guarantees
-- There are at most SHOAL_MAX_CONNECTIONS connections. A new one replaces another
-  (`connection_limit`). A connection waits unless one of its complete messages is being handled.
-- The connection preface is complete within `HEAD_SECONDS`.
-- A client that sends more frames without a message than its credit (`frame_credit`) is read more
-  slowly, and is disconnected if this lasts for `FLOOD_SECONDS`. It is not disconnected immediately,
-  because honest clients cancel calls in bursts.
+- There are at most SHOAL_MAX_CONNECTIONS connections. At the limit, a new connection replaces a
+  connection without a complete message that is being processed (`connection_limit`).
+- The connection preface, the first bytes of a connection, must arrive within `HEAD_SECONDS`.
+- If a client uses up its credit for frames without a part of a message (`frame_credit`), the relay
+  reads more slowly. If this lasts for `FLOOD_SECONDS`, the client is disconnected. The client is
+  not disconnected immediately, because normal clients may cancel many calls at the same time.
 - A client that does not read its responses for `READ_SECONDS` is disconnected.
-- Each connection buffers at most 160 KiB here: 48 KiB that are not relayed yet, 64 KiB on the way
-  to gRPC's server, and 48 KiB on the way to the client. Relayed messages count as uploads
-  (`streams`).
+- A relay buffers at most 160 KiB: 48 KiB that are not relayed yet, 64 KiB on the way to gRPC's
+  server, and 48 KiB on the way to the client. Messages that were relayed count toward the upload
+  memory (`streams`).
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ from service.server.connection_limit import Connections
 from service.server.transport import READ_SECONDS
 
 FLOOD_SECONDS = 30.0
+"""Seconds after which a client that uses up its credit is disconnected."""
 BUFFERED = 16_384
-"""Bytes in the write buffer of one side above which the other side is not read."""
+"""Maximum number of bytes in a write buffer before the relay stops reading from the other side."""
 _INBOX = memoryview(bytearray(32_768))
 """Buffer for reading, which all connections share."""
 
@@ -69,9 +71,9 @@ class Relay(asyncio.BufferedProtocol):
         Args:
             connections: Limits the number of connections.
             streams: The streams of all connections.
-            path: The Unix socket of gRPC's server.
+            path: Path of the Unix socket on which gRPC's server listens.
             frame_limiter: Limits the frames of each client network.
-            turn: Limits the calls of all connections.
+            turn: Limits the calls that all connections start in one turn of the event loop.
         """
         self._connections = connections
         self._all_streams = streams
@@ -85,7 +87,7 @@ class Relay(asyncio.BufferedProtocol):
         self._connecting: asyncio.Task[Any] | None = None
         self._responses = FrameHeads()
         self._pauses = set[str]()
-        """Reasons why the client is not read now."""
+        """The reasons why the relay does not read from the client now."""
 
     # Callbacks of the client's transport.
 
@@ -100,7 +102,7 @@ class Relay(asyncio.BufferedProtocol):
         self.network = network(client)
         if not self._connections.admit(self):
             transport.write(frame(SETTINGS, 0, 0))
-            self.disconnect("too many connections: all of them are busy. Try again in a second")
+            self.disconnect("too many connections, and all of them are busy. Try again in a second")
             return
         self._timers.start("preface", HEAD_SECONDS, self.abort)
 
@@ -141,11 +143,15 @@ class Relay(asyncio.BufferedProtocol):
     # Closing, and the state of the connection.
 
     def make_room(self) -> None:
-        """Close the connection for a new one."""
-        self.disconnect("too many connections: another client takes this place. Try again later")
+        """Close the connection, because a new connection replaces it."""
+        self.disconnect("too many connections: a new connection replaces this one. Try again later")
 
     def disconnect(self, reason: str) -> None:
-        """Close the connection, after a GOAWAY with the reason if the client reads."""
+        """Send a GOAWAY frame with the reason, and close the connection.
+
+        A client that does not read its responses is disconnected immediately. The frame is not sent
+        if it would interrupt another frame.
+        """
         if self._responses.at_frame_boundary:
             self._transport.write(goaway(reason))
         self._close_within(0 if self._transport.get_write_buffer_size() else READ_SECONDS)
@@ -155,7 +161,7 @@ class Relay(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def set_busy(self, busy: bool) -> None:
-        """Whether one of the connection's messages is being handled."""
+        """Record whether a complete message of the connection is being processed."""
         if busy:
             self._connections.waiting.pop(self, None)
         elif self in self._connections.connections:
@@ -166,13 +172,13 @@ class Relay(asyncio.BufferedProtocol):
         self._timers.start("closing", seconds, self.abort)
 
     def pause(self, reason: str) -> None:
-        """Stop reading from the client until `resume` is called with the same reason."""
+        """Stop reading from the client until `resume` is called with the same `reason`."""
         if not self._pauses:
             self._transport.pause_reading()
         self._pauses.add(reason)
 
     def resume(self, reason: str) -> None:
-        """Read from the client again if there is no other reason to pause."""
+        """Read from the client again, unless there is another reason to pause."""
         self._pauses.discard(reason)
         if not self._pauses and not self._transport.is_closing():
             self._transport.resume_reading()
@@ -183,9 +189,10 @@ class Relay(asyncio.BufferedProtocol):
         try:
             await self._loop.create_unix_connection(partial(ServerConnection, self), self._path)
         except OSError:
-            self.disconnect("the server cannot take more connections now. Try again in a second")
+            self.disconnect("the server accepts no more connections now. Try again in a second")
 
     def server_connected(self, server: asyncio.Transport) -> None:
+        """Begin to relay, since the connection to gRPC's server is open."""
         if self._transport.is_closing():
             server.abort()
             return
@@ -197,7 +204,7 @@ class Relay(asyncio.BufferedProtocol):
         self.resume("connecting")
 
     def _relay(self) -> None:
-        """Relay complete frames, as many as the client may send now."""
+        """Relay the complete frames that have arrived, within the limits of the client."""
         if self._server is None or self._transport.is_closing():
             return
         now = self._loop.time()
@@ -238,7 +245,7 @@ class Relay(asyncio.BufferedProtocol):
     # From gRPC's server to the client.
 
     def relay_response(self, data: bytes) -> None:
-        """Relay bytes of gRPC's server, and close the streams that end in them."""
+        """Relay bytes from gRPC's server to the client. Closes the streams that end there."""
         self._transport.write(data)
         for kind, flags, number in self._responses.feed(data):
             ended = kind in (HEADERS, DATA) and flags & END_STREAM
@@ -248,5 +255,6 @@ class Relay(asyncio.BufferedProtocol):
                 self._streams.close(number)
 
     def server_lost(self) -> None:
+        """Disconnect the client, since the connection to gRPC's server is closed."""
         self._server = None
         self._close_within(READ_SECONDS)

@@ -1,4 +1,4 @@
-"""The connection of a relay to gRPC's server, over the Unix socket."""
+"""Connects a relay to gRPC's server over a Unix socket."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ _INBOX = memoryview(bytearray(32_768))
 
 
 class Client(Protocol):
-    """The relay that the connection belongs to."""
+    """The methods of a relay that its connection to gRPC's server calls."""
 
     def server_connected(self, server: asyncio.Transport) -> None:
-        """Called when the connection is open."""
+        """Begin to relay. Called when the connection is open."""
 
     def relay_response(self, data: bytes) -> None:
-        """Called with bytes of gRPC's server."""
+        """Relay bytes to the client. Called when gRPC's server has sent them."""
 
     def server_lost(self) -> None:
-        """Called when the connection is closed."""
+        """Disconnect the client. Called when the connection is closed."""
 
     def pause(self, reason: str) -> None:
         """Stop reading from the client. Called when the write buffer to gRPC's server is full."""
 
     def resume(self, reason: str) -> None:
-        """Called with the same reason when the write buffer has room again."""
+        """Read from the client again. Called when the write buffer has room again."""
 
 
 class ServerConnection(asyncio.BufferedProtocol):
-    """Passes the events of the connection to the relay."""
+    """Passes the events of the connection to gRPC's server on to the relay."""
 
     def __init__(self, client: Client) -> None:
-        """`client`: the relay."""
+        """
+        Args:
+            client: The relay.
+        """
         self._client = client
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

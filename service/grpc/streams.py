@@ -1,17 +1,20 @@
-"""Limits the number of arriving gRPC messages and the memory they take.
+"""Limits the number of arriving gRPC messages, and their memory.
+
+A stream carries one RPC, and its handler is the coroutine that computes the response. gRPC's server
+hands out complete messages only, so the `relay` counts the bytes that have arrived.
 
 Guarantees
 - The bytes of every message count toward SHOAL_MAX_UPLOAD_MEMORY as they arrive. Slow messages are
   treated like slow uploads over HTTP (`upload.body`).
-- At most `max_arriving` messages arrive at the same time. A further message cancels one of the
-  client network with the most arriving messages: the one without progress for the longest time. So
-  idle and slow streams do not delay others, however often a client opens them.
-- Progress is `PROGRESS_BYTES` of a message, as for HTTP connections. Fewer bytes are no progress.
-- At most `IDLE` streams have no handler: it has not begun, or it has ended and the client has not
-  received the response. Beyond that, the connection with the oldest such stream is closed.
-- A handler finds its stream by a name that no client can know, and no other handler finds it later.
-
-gRPC hands out complete messages only, so the `relay` counts the bytes that have arrived.
+- At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels
+  another message. The canceled message belongs to the client network with the most arriving
+  messages. Within that network, it is the message without progress for the longest time. So a
+  client with many idle or slow streams does not delay other clients.
+- A message makes progress each time `PROGRESS_BYTES` of it have arrived, as on HTTP connections.
+- At most `IDLE` streams have no handler: the handler has not begun, or it has ended and the client
+  has not received the response. At the limit, the connection with the oldest such stream is closed.
+- A handler finds its stream by a random name, which clients cannot know. A second handler cannot
+  find the same stream.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from service.server.connection_limit import PROGRESS_BYTES
 from service.upload.body import Lease, UploadMemory
 
 IDLE = 2048
-"""Maximum number of streams without a handler. A stream takes 10 to 20 KiB, most of it gRPC's."""
+"""Maximum number of streams without a handler. Each takes 10 to 20 KiB, most of it in gRPC."""
 
 
 class Stream:
@@ -43,54 +46,58 @@ class Stream:
         """
         Args:
             client: Address of the client.
-            lease: Counts the stream's bytes toward the upload memory.
-            on_progress: Called when the handler begins, has the message, and has ended.
-            expel: Closes the connection and all its streams.
+            lease: Counts the bytes of the message toward the upload memory.
+            on_progress: Called with the stream when its handler begins, receives the message, and
+                ends.
+            expel: Function that closes the connection of the stream.
         """
         self.name = secrets.token_hex(16)
-        """Identifies the stream. Random, so that a client cannot name the stream of another."""
+        """Name of the stream. It is random, so that a client cannot guess another client's name."""
         self.client = client
+        """Address of the client."""
         self.network = network(client)
-        """Identifies the client among others."""
+        """Network of the client, within which all connections count as one client."""
         self.lease = lease
-        """Counts the bytes that have arrived, until the handler has the message."""
+        """Counts the bytes that have arrived, until the handler receives the message."""
         self.received = 0
-        """Bytes of the message that have arrived."""
+        """Number of bytes of the message that have arrived."""
         self.progress_number = 0
-        """Position of the stream's last progress in the order of all progress."""
+        """Number of the last progress of the message. Later progress of any message has a higher
+        number."""
         self.fault: Exception | None = None
-        """The reason why the message is not received any further."""
+        """The reason why receiving the message has failed. None: it has not failed."""
         self.claimed = False
         """Whether the handler has begun."""
         self.taken = False
-        """Whether the handler has the message."""
+        """Whether the handler has received the message."""
         self.answered = False
         """Whether the handler has ended."""
         self.complete = False
-        """Whether no more bytes of a message are expected."""
+        """Whether the message is complete, or is not received any further."""
         self._on_progress = on_progress
         self.expel = expel
+        """Function that closes the connection of the stream."""
 
     def fail(self, fault: Exception) -> None:
-        """Make the handler raise `fault`, now or when it waits for the message."""
+        """Make the handler raise `fault`, immediately or when it starts to wait for the message."""
         self.fault = self.fault or fault
         self.lease.reject(fault)
 
     def keep(self, size: int) -> None:
-        """Count `size` bytes of other messages, which gRPC's server keeps because of this one."""
+        """Count `size` bytes of other messages that gRPC's server keeps because of this message."""
         try:
             self.lease.keep(size)
         except UploadMemoryFull as error:
             self.fail(error)
 
     def take(self) -> None:
-        """Called when the handler has the message. From now on, the handler counts its bytes."""
+        """Record that the handler has received the message, and now counts its bytes itself."""
         self.lease.release()
         self.taken = True
         self._on_progress(self)
 
     def report_progress(self) -> None:
-        """Tell the connection that the handler has begun or ended."""
+        """Notify the connection that the handler has begun or ended."""
         self._on_progress(self)
 
 
@@ -100,17 +107,18 @@ class Streams:
     def __init__(self, memory: UploadMemory, max_arriving: int) -> None:
         """
         Args:
-            memory: The upload memory, which uploads over HTTP share.
+            memory: The upload memory, which gRPC messages share with uploads over HTTP.
             max_arriving: Maximum number of messages that arrive at the same time.
         """
         self._memory = memory
         self._max_arriving = max_arriving
         self._open: dict[str, Stream] = {}
-        # By client network. In each, the stream without progress for the longest time is first.
+        # Arriving messages by client network, the one without progress for the longest time first.
         self._arriving: dict[str, OrderedDict[Stream, None]] = {}
         self._arriving_count = 0
         self._progress_numbers = count()
-        self._idle = OrderedDict[Stream, None]()  # the longest without a handler first
+        # Streams without a handler, the one without a handler for the longest time first.
+        self._idle = OrderedDict[Stream, None]()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -121,9 +129,10 @@ class Streams:
     def open(
         self, client: str, on_progress: Callable[[Stream], None], expel: Callable[[], None]
     ) -> Stream:
-        """Create a stream, which may cancel another one or close a connection (see above).
+        """Create a stream.
 
-        The arguments are those of `Stream`.
+        At the limits in the module's docstring, another message is canceled, or a connection is
+        closed. The arguments are those of `Stream`.
         """
         if self._arriving_count >= self._max_arriving:
             stalled = self._stalled()
@@ -138,16 +147,19 @@ class Streams:
         return stream
 
     def _stalled(self) -> Stream:
-        """The stream to cancel. Among networks with the same number of streams, it is the one
-        without progress for the longest time."""
+        """Return the stream whose message is to be canceled.
+
+        If several networks have the same number of arriving messages, the result is the stream
+        without progress for the longest time among them.
+        """
         oldest = [(len(streams), next(iter(streams))) for streams in self._arriving.values()]
         return max(oldest, key=lambda item: (item[0], -item[1].progress_number))[1]
 
     def claim(self, name: str) -> Stream | None:
-        """The stream of a handler that begins.
+        """Return the stream of a handler that begins.
 
-        None: the client has disconnected, has invented the name, or has hidden the real name in
-        another header.
+        The result is None if the stream is closed or has a handler already, or if the client has
+        sent a wrong name.
         """
         stream = self._open.get(name)
         if stream is None or stream.claimed:
@@ -158,7 +170,7 @@ class Streams:
         return stream
 
     def answer(self, stream: Stream) -> None:
-        """Called when the handler has ended."""
+        """Record that the handler of the stream has ended."""
         stream.answered = True
         self.complete(stream)
         if stream.name in self._open:
@@ -184,7 +196,7 @@ class Streams:
             stream.fail(error)
 
     def complete(self, stream: Stream) -> None:
-        """Called when the message is complete, or is not received any further."""
+        """Record that the message is complete, or is not received any further."""
         stream.complete = True
         arriving = self._arriving.get(stream.network, OrderedDict())
         if stream in arriving:
@@ -194,7 +206,7 @@ class Streams:
                 del self._arriving[stream.network]
 
     def close(self, stream: Stream) -> None:
-        """Forget the stream: it has been answered, or the client or gRPC's server has reset it."""
+        """Remove the stream, which was answered, or which the client or gRPC's server has reset."""
         self.complete(stream)
         self._idle.pop(stream, None)
         self._open.pop(stream.name, None)

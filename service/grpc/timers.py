@@ -1,4 +1,4 @@
-"""Named timers of one connection."""
+"""Keeps the timers of one connection, by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Timers:
-    """Timers by name. Starting a timer replaces the one with the same name."""
+    """Timers by name. A new timer replaces the timer with the same name."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -17,16 +17,17 @@ class Timers:
         return name in self._handles
 
     def start(self, name: object, seconds: float, callback: Callable[[], None]) -> None:
-        """Call `callback` in `seconds` unless the timer is canceled before."""
+        """Call `callback` after `seconds`, unless the timer is canceled or replaced before."""
         self.cancel(name)
         self._handles[name] = self._loop.call_later(seconds, callback)
 
     def cancel(self, name: object) -> None:
-        """Cancel a timer. No effect if there is none of that name."""
+        """Cancel a timer. No effect if there is no timer with that name."""
         if handle := self._handles.pop(name, None):
             handle.cancel()
 
     def cancel_all(self) -> None:
+        """Cancel all timers of the connection."""
         for handle in self._handles.values():
             handle.cancel()
         self._handles.clear()

@@ -1,8 +1,9 @@
 """Converts ModelInferRequest messages to inference inputs, and probabilities to ModelInferResponse.
 
-A message is converted to REST's InferenceRequest, so the same checks apply. Its elements are in
-`raw_input_contents`, encoded like REST's binary data, or typed in `contents`. The response has its
-elements in the same form. All functions are pure.
+A request message is converted to the InferenceRequest of REST, so the same checks apply. The
+elements of its tensor are in `raw_input_contents`, encoded like binary data of REST, or in
+`contents`, as a list with the type of the elements. The response has its elements in the same form.
+All functions are pure.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from service.v2.schemas import MAX_DIMENSIONS, InferenceRequest, RequestInput
 from service.v2.tensor_data import Elements, from_binary
 
 CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
-"""Maps a datatype to the field of InferTensorContents with its elements."""
+"""Maps each datatype to the field of InferTensorContents that has elements of this datatype."""
 
 
 def read(data: bytes) -> Any:
-    """Check and parse an encoded ModelInferRequest. Raises BadInference."""
+    """Check the limits of an encoded ModelInferRequest and parse it. Raises BadInference."""
     wire_prescan.check(data)
     return parsed(ModelInferRequest, data)
 
@@ -44,15 +45,16 @@ def parsed(message_class: Any, data: bytes) -> Any:
 
 
 def request(message: Any, model: Manifest, max_images: int) -> InferInputs:
-    """Convert a ModelInferRequest.
+    """Convert a ModelInferRequest to inference inputs.
 
     Args:
         message: The ModelInferRequest.
-        model: The model that is served.
+        model: The loaded model.
         max_images: Maximum number of images in the request.
 
     Raises:
-        BadInference: The request does not follow the protocol, or the model has no such input.
+        BadInference: The request does not follow the protocol, or the model does not have the
+            input.
         TooManyImages: The request has more than `max_images` images.
     """
     raw = message.raw_input_contents
@@ -63,9 +65,8 @@ def request(message: Any, model: Manifest, max_images: int) -> InferInputs:
             {
                 "name": tensor.name,
                 "datatype": tensor.datatype,
-                "shape": tensor.shape[
-                    : MAX_DIMENSIONS + 1
-                ],  # enough to see that there are too many
+                # One dimension more than allowed is enough for the check to reject the shape.
+                "shape": tensor.shape[: MAX_DIMENSIONS + 1],
                 "parameters": _parameters(tensor.parameters),
             }
             for tensor in message.inputs
@@ -82,14 +83,14 @@ def request(message: Any, model: Manifest, max_images: int) -> InferInputs:
         return infer_inputs(checked, _typed_elements(tensor, contents), model)
     if len(raw) != 1 or contents.ByteSize():
         raise BadInference(
-            f"The request has one input and {len(raw)} raw_input_contents"
+            f"The request has one input, but {len(raw)} raw_input_contents"
             f"{' and contents' if contents.ByteSize() else ''}. Send each tensor once."
         )
     return infer_inputs(checked, from_binary(tensor, memoryview(raw[0])), model)
 
 
 def response(reply: Reply, model: Manifest, rows: Sequence[Probabilities]) -> Any:
-    """Build the ModelInferResponse.
+    """Build the ModelInferResponse of a request.
 
     Args:
         reply: The id and the outputs of the response.
@@ -110,7 +111,7 @@ def response(reply: Reply, model: Manifest, rows: Sequence[Probabilities]) -> An
 
 
 def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as plain values, without those for REST's binary data."""
+    """Return the parameters as plain values, without parameters that only REST uses."""
     return {
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
         for name, parameter in parameters.items()
@@ -124,7 +125,7 @@ def _typed_elements(tensor: RequestInput, contents: Any) -> Elements:
     if len(elements) != (size := math.prod(tensor.shape)):
         raise BadInference(
             f"'{name}' has {len(elements):,} elements, but {tensor.datatype} {tensor.shape} needs "
-            f"{size:,}. Send the elements there or in raw_input_contents."
+            f"{size:,}. Send all elements there, or send them in raw_input_contents."
         )
     if tensor.datatype == "BYTES":
         return [(image,) for image in elements]

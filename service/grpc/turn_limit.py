@@ -1,8 +1,8 @@
-"""Limits the calls that all relays together start in one turn of the event loop.
+"""Limits the number of calls that all relays together start in one turn of the event loop.
 
-Starting a call takes about 0.3 ms of the event loop, even without a message. With the limit, a turn
-stays short, however many calls arrive at the same time. Waiting relays continue in the order in
-which they began to wait.
+Starting a call blocks the event loop for about 0.3 ms, even without a message. The limit keeps a
+turn short if many calls arrive at the same time. Relays at the limit wait for later turns, and
+continue in the order in which they began to wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 CALLS = 64
-"""Maximum number of calls in one turn."""
+"""Maximum number of calls that start in one turn."""
 
 
 class TurnLimit:
@@ -28,13 +28,13 @@ class TurnLimit:
         return self._left <= 0
 
     def count_call(self) -> None:
-        """Count one call. Also allowed if the limit is reached."""
+        """Count one call. This is allowed even if the limit is reached."""
         if self._left == CALLS:
             asyncio.get_running_loop().call_soon(self._begin_turn)
         self._left -= 1
 
     def wait(self, resume: Callable[[], None]) -> None:
-        """Call `resume` in a later turn. Only allowed if the limit is reached."""
+        """Call `resume` in a later turn. This is allowed only if the limit is reached."""
         self._waiting.append(resume)
 
     def _begin_turn(self) -> None:

@@ -1,9 +1,9 @@
-"""Limits the size of a ModelInferRequest without limiting the images in it.
+"""Limits the size of a ModelInferRequest, apart from the images in the message.
 
-Parsing a message blocks the event loop and takes memory: 10 MiB of images take 1 ms and almost no
-memory, but 10 MiB of the worst content take 0.7 s and 455 MiB. So one pass over the wire format,
-before the message is parsed, limits everything that is not an image
-(https://protobuf.dev/programming-guides/encoding/).
+Parsing a message blocks the event loop and takes memory. 10 MiB of images take 1 ms and almost no
+memory, but 10 MiB of the worst content take 0.7 s and 455 MiB. So this module checks a message in
+the wire format, before the message is parsed (https://protobuf.dev/programming-guides/encoding/).
+Everything that is not an image is limited.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any
 from service.errors import BadInference
 
 MAX_FIELDS = 1024
-"""Maximum number of fields, those within other fields included."""
+"""Maximum number of fields, including nested fields."""
 MAX_REST = 2**20
-"""Maximum number of bytes beside the images. 64 images as FP32 in `contents` have 786,432."""
+"""Maximum number of bytes besides the images. Pixels in `contents` count: 64 images as FP32 have
+786,432 bytes there."""
 
 IMAGES: dict[str, Any] = {}
-# Maps field numbers to the fields within them. Of all other fields, only the length counts.
+"""Marks fields with images, whose length does not count."""
+# Maps the numbers of fields with nested fields to their nested fields. The length of every field
+# that is not in this table counts as a whole.
 REQUEST = {
     5: {5: {8: IMAGES}},  # inputs, contents, bytes_contents
     6: {},  # outputs
@@ -58,15 +61,15 @@ def check(message: bytes) -> None:
             if fields > MAX_FIELDS or rest > MAX_REST:
                 raise BadInference(
                     f"The message has more than {MAX_FIELDS:,} fields, or more than {MAX_REST:,} "
-                    "bytes beside its images. Send pixels in raw_input_contents, or fewer images "
-                    "per request."
+                    "bytes besides its images. Send pixels in raw_input_contents, or send fewer "
+                    "images per request."
                 )
         if at != end:
             raise BadInference(NOT_A_MESSAGE)
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at position `at`, and the position after it."""
+    """Return the variable-length integer at position `at`, and the position after it."""
     value = 0
     for position, byte in enumerate(message[at : at + 10]):
         value |= (byte & 0x7F) << 7 * position

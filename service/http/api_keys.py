@@ -1,11 +1,11 @@
-"""Checks API keys, which allow predictions, and admin keys, which allow to load other versions.
+"""Checks API keys, which allow predictions, and admin keys, which allow changes of the model.
 
-A key is sent as `Authorization: Bearer KEY` (RFC 6750) or as `X-API-Key: KEY`. Only digests are
-kept in memory, they are compared in constant time, and keys are never logged or sent.
+Clients send a key as `Authorization: Bearer KEY` (RFC 6750) or as `X-API-Key: KEY`. The service
+keeps only digests of keys in memory, compares digests in constant time, and never logs a key.
 
-A key file is read again when it changes, so keys can be replaced without a restart: add the new
-key, let clients switch to it, remove the old one. When a file cannot be read any more, or contains
-no key, the keys that were read before stay valid.
+A key file is read again when it changes, so an operator can replace a key without a restart: add
+the new key, wait until clients use it, and remove the old key. If the changed file cannot be read
+or contains no key, the previous keys stay valid.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from service.telemetry.logs import log
 MIN_LENGTH = 16
 """Minimum number of characters of a key."""
 CHECK_INTERVAL = 1.0
-"""Minimum number of seconds between two checks whether the file has changed."""
+"""Minimum number of seconds between two checks for a change of the file."""
 
 
 class ApiKeys:
-    """The keys of one setting, and of the file that a second setting names."""
+    """The keys in a setting and in a key file."""
 
     def __init__(
         self,
@@ -40,14 +40,14 @@ class ApiKeys:
     ) -> None:
         """
         Args:
-            listed: Keys, separated by commas.
-            file: File with further keys. None: no file.
-            setting: Name of the setting with the keys, without prefix, for errors.
-            rejection: What `check` raises.
-            clock: The current time, in seconds.
+            listed: Value of the setting: keys, separated by commas.
+            file: File with further keys. None: there is no file.
+            setting: Name of the setting with the keys, without prefix, for error messages.
+            rejection: Exception class that `check` raises.
+            clock: Returns a monotonic time, in seconds.
 
         Raises:
-            BadSettings: A key is too short, or the file cannot be read or contains no key.
+            BadSettings: A key is too short, the file cannot be read, or the file contains no key.
         """
         self._listed = _digests(listed, f"{PREFIX}{setting}")
         self._file = file
@@ -67,13 +67,14 @@ class ApiKeys:
         """Check the key of a request.
 
         Args:
-            headers: The headers of the request. Names are in lower case.
+            headers: The headers of the request, with names in lower case.
 
         Returns:
-            The digest of the key. None: no key is required.
+            The SHA-256 digest of the key, or None if no key is required.
 
         Raises:
-            Unauthorized: There is no key, or a wrong one. The class is `rejection`.
+            Unauthorized: The request has no key, or an invalid key. The constructor's `rejection`
+                determines the class.
         """
         if not self.required:
             return None
@@ -100,9 +101,9 @@ class ApiKeys:
         self._version = _file_version(file)
         try:
             self._from_file = self._read(file)
-            log.info("API keys read", extra={"fields": {"keys": len(self._from_file)}})
+            log.info("API keys reloaded", extra={"fields": {"keys": len(self._from_file)}})
         except BadSettings as error:
-            log.error("the API keys were not reloaded: %s", error)
+            log.error("the API keys were not reloaded, and the previous keys stay valid: %s", error)
 
     def _read(self, file: pathlib.Path) -> tuple[bytes, ...]:
         variable = f"{PREFIX}{self._setting}_FILE={file}"
@@ -121,8 +122,10 @@ def _sent_key(headers: Mapping[str, str]) -> str:
 
 
 def _file_version(file: pathlib.Path) -> object:
-    """A value that differs when the file has changed. A mounted Kubernetes Secret that changes is
-    another file."""
+    """Return a value that changes when the file changes, or None if the file does not exist.
+
+    The value contains the inode, because Kubernetes replaces the file of a mounted Secret.
+    """
     try:
         stat = file.stat()
     except OSError:

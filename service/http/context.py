@@ -1,8 +1,9 @@
-"""The state of one request: what its headers ask for, and what is known about it so far.
+"""Keeps the state of one request, which the layers of the service share.
 
-The server creates a context with each request and puts it into the ASGI scope; `context_of` finds
-it there. On any other server, `context_of` creates it. Everything that one part of the service
-leaves for another is an attribute here, and nothing else is added to the scope.
+This project's server creates a `RequestContext` for each request and stores it in the ASGI scope.
+`context_of` returns that context, or creates one if another ASGI server runs the application. A
+layer that leaves a value for another layer sets an attribute of the context, and not a key of the
+scope.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ TIMEOUT = {
     "name": TIMEOUT_HEADER,
     "in": "header",
     "schema": {"type": "number", "exclusiveMinimum": 0},
-    "description": "Seconds within which the client needs the answer. The server's own limit is "
-    "the maximum.",
+    "description": "Seconds within which the client needs the response. Values above the server's "
+    "own timeout have no effect.",
 }
-"""OpenAPI's description of the header."""
+"""Description of the timeout header for OpenAPI."""
 MAX_ACCEPT = 1024
-"""Maximum length of an Accept header that is parsed: each media range takes a microsecond."""
+"""Maximum length of an Accept header that is parsed. Each media range takes a microsecond."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-"""Request IDs that are accepted from clients."""
+"""Form of the request IDs that clients may send."""
 
 
 class RequestContext:
-    """State of one request. All attributes may be read and set by every layer."""
+    """State of one request. Every layer may read and set its attributes."""
 
     __slots__ = (
         "body_complete",
@@ -50,57 +51,58 @@ class RequestContext:
 
     def __init__(self) -> None:
         self.body_complete = False
-        """Whether the whole body has arrived, so that reading it does not wait."""
+        """Whether the whole body has arrived. If so, reading the body does not wait."""
         self.headers: dict[bytes, bytes] = {}
-        """The first header of each name. Names are in lower case."""
+        """The headers, with names in lower case. Of headers with the same name, only the first."""
         self.request_id = ""
+        """The ID of the request, which the response and the log contain."""
         self.forwarded_hosts: list[bytes] = []
         """Values of X-Forwarded-Host that a trusted proxy sent."""
         self.timing: dict[str, float] = {}
-        """Seconds that each stage took."""
+        """Duration of each stage of the request, in seconds."""
         self.code: str | None = None
-        """Code of the problem that the client gets instead of an answer."""
+        """Code of the error that the request caused. None: no error so far."""
         self.disconnected = False
         """Whether the client has disconnected."""
         self.task: asyncio.Task[object] | None = None
-        """The task to cancel when the client disconnects."""
+        """The task to cancel when the client disconnects. None: no task is canceled."""
 
     def read_headers(self, scope: Scope) -> None:
-        """Set `headers` and `request_id` from the head of the request."""
+        """Set `headers` and `request_id` from the headers in the scope."""
         self.headers = dict(reversed(scope["headers"]))
         self.request_id = request_id(self.headers.get(b"x-request-id", b""))
 
     def cancel_on_disconnect(self) -> None:
-        """Cancel the current task when the client disconnects, until the response starts.
+        """Cancel the current task if the client disconnects before the response starts.
 
-        Only this project's server reports disconnects. Raises ClientDisconnect if the client has
-        already disconnected.
+        This works with this project's server only, because other servers do not call `disconnect`.
+        Raises ClientDisconnect if the client has already disconnected.
         """
         if self.disconnected:
             raise ClientDisconnect
         self.task = asyncio.current_task()
 
     def disconnect(self) -> None:
-        """Called by the server when the connection is lost."""
+        """Record the disconnect, and cancel `task`. The server calls this method."""
         self.disconnected = True
         if self.task is not None:
             self.task.cancel()
 
     def header(self, name: bytes) -> str | None:
-        """The first header with this name, which is in lower case."""
+        """Return the first header named `name` (in lower case), or None if there is none."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
     @property
     def content_length(self) -> int:
-        """Length of the body in bytes; -1 if the head does not state it."""
+        """Length of the body in bytes, or -1 if the headers do not contain it."""
         length = self.headers.get(b"content-length", b"")
         return int(length) if length.isdigit() else -1
 
     def timeout(self, maximum: float) -> float:
-        """Seconds that the request may take: what the client asks for, and at most `maximum`.
+        """Return the timeout of the request in seconds: the timeout header, but at most `maximum`.
 
-        Raises BadTimeout.
+        Without the header, the timeout is `maximum`. Raises BadTimeout if the header is invalid.
         """
         value = self.header(b"x-request-timeout")
         if value is None:
@@ -109,15 +111,15 @@ class RequestContext:
         if not 0 < seconds < math.inf:
             raise BadTimeout(
                 f"{TIMEOUT_HEADER}: {value!r} is not a positive number of seconds. "
-                "Send a number such as 0.25, or leave the header out."
+                "Send a number such as 0.25, or omit the header."
             )
         return min(seconds, maximum)
 
     def prefers_text(self, default: bool) -> bool:
         """Whether the client prefers text/plain to JSON (RFC 9110, section 12.5.1).
 
-        `default` is the result if the Accept header prefers neither of them, is absent, or is
-        longer than `MAX_ACCEPT`.
+        Returns `default` if the Accept header prefers neither of the two, is missing, or is longer
+        than `MAX_ACCEPT`.
         """
         accept = (self.header(b"accept") or "").lower()
         if len(accept) > MAX_ACCEPT or not ("text/" in accept or "application/" in accept):
@@ -129,12 +131,12 @@ class RequestContext:
         return default if text == json else text > json
 
     def server_timing(self) -> str:
-        """`timing` as a Server-Timing header (https://www.w3.org/TR/server-timing/)."""
+        """Format `timing` as a Server-Timing header (https://www.w3.org/TR/server-timing/)."""
         return server_timing(self.timing)
 
 
 def context_of(scope: Scope) -> RequestContext:
-    """The context of the request with this scope, created if the server did not."""
+    """Return the context of the request with this scope. Creates the context if there is none."""
     context: RequestContext | None = scope.get(CONTEXT)
     if context is None:
         context = scope[CONTEXT] = RequestContext()
@@ -143,17 +145,20 @@ def context_of(scope: Scope) -> RequestContext:
 
 
 def request_id(sent: bytes) -> str:
-    """The request ID that the client sent if it is valid, or else a new one."""
+    """Return the request ID that the client sent. If that ID is invalid, return a new one."""
     return sent.decode() if REQUEST_ID.fullmatch(sent) else os.urandom(16).hex()
 
 
 def server_timing(timing: dict[str, float]) -> str:
-    """Seconds of each stage as a Server-Timing header, in milliseconds."""
+    """Format durations in seconds as a Server-Timing header, which has milliseconds."""
     return ", ".join([f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in timing.items()])
 
 
 def _media_range(part: str) -> tuple[str, float]:
-    """`text/plain;q=0.5` -> ("text/plain", 0.5). An invalid weight is 0 (RFC 9110)."""
+    """Parse a media range: `text/plain;q=0.5` gives ("text/plain", 0.5).
+
+    A missing weight counts as 1 (RFC 9110, section 12.4.2), and an invalid weight as 0.
+    """
     media_type, *parameters = (piece.strip() for piece in part.split(";"))
     for parameter in parameters:
         name, _, value = parameter.partition("=")
@@ -163,7 +168,7 @@ def _media_range(part: str) -> tuple[str, float]:
 
 
 def _number(text: str) -> float:
-    """`text` as a number; 0 if it is none."""
+    """Convert `text` to a number. Returns 0 if `text` is not a number."""
     try:
         return float(text)
     except ValueError:

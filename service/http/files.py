@@ -1,7 +1,7 @@
-"""Serves content that does not change from memory.
+"""Serves content that does not change, from memory.
 
-Reading a file for each request would take milliseconds and several threads, and clients need no API
-key for these files. So the content is read or rendered once.
+Reading a file for each request would take milliseconds and several threads. Clients need no API key
+for the files, so they could overload the server with such requests.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 Handler = Callable[[Request], Awaitable[Response]]
+"""A function that responds to a request."""
 PIECE_BYTES = 65_536
-"""Number of bytes that a connection gets at once. It keeps a copy of them for a slow client."""
+"""Number of bytes that are sent at once. A connection copies these bytes if its client is slow."""
 
 
 class _File(Response):
-    """A response that is sent in pieces."""
+    """A response that is sent in pieces of `PIECE_BYTES`, so that a connection copies little."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(
@@ -41,18 +42,19 @@ class _File(Response):
 
 
 def serve(content: bytes, media_type: str, headers: Mapping[str, str]) -> Handler:
-    """Create a handler that answers with `content`, or with 304 if the client has it already.
+    """Create a handler that responds with `content`, or with 304 if the client has the content.
 
     Args:
-        content: The body of the answer.
+        content: The body of the response.
         media_type: Media type of the content, without a charset.
-        headers: Further headers. An `ETag` (RFC 9110, section 8.8.3) is added.
+        headers: Further headers of the response. The handler adds an `ETag` (RFC 9110, section
+            8.8.3).
     """
     etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {**headers, "ETag": etag}
 
     async def handler(request: Request) -> Response:
-        # Not `==`: clients send lists, and proxies that compress add the prefix W/.
+        # The header may be a list of ETags, and proxies that compress content add the prefix W/.
         if etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return _File(content, headers=headers, media_type=media_type)

@@ -1,8 +1,10 @@
-"""Everything around the endpoints: request IDs, host check, response headers, access log, metrics.
+"""Defines the ASGI middleware around the endpoints.
 
-Plain ASGI: no task per request and no copy of the body. `RequestMiddleware` is the outermost layer,
-and answers errors that no other layer expects. `FastPath` is the innermost: it calls the endpoint
-of a request without FastAPI's layers, which cost every request some of the event loop's time.
+`RequestMiddleware` is the outermost layer. It assigns request IDs, checks the host, adds response
+headers, writes the access log and the metrics, and responds to unexpected errors. `FastPath` is the
+innermost layer. It calls endpoints directly, to save the time that FastAPI's layers take.
+
+The middleware creates no task for a request, and does not copy bodies.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from service.http.security_headers import FOR_POST, for_get
 from service.telemetry.logs import log, log_request
 
 CLOSE = (b"connection", b"close")
-CLIENT_LEFT = 499  # nginx's status for it; it is logged and never sent
+CLIENT_LEFT = 499
+"""Status in the log if the client disconnects before the response. nginx logs the same status."""
 
 
 class RequestMetrics(Protocol):
-    """Counts requests. `service.telemetry.metrics.Metrics` is one."""
+    """Counts requests. `service.telemetry.metrics.Metrics` is one implementation."""
 
     def begin_request(self) -> None: ...
     def end_request(
@@ -40,13 +43,14 @@ class RequestMetrics(Protocol):
 
 
 class ServerState(Protocol):
-    """Knows whether the server is shutting down. `service.inference.service.Service` is one."""
+    """The state of the server. `service.inference.service.Service` is one implementation."""
 
     draining: bool
+    """Whether the server is shutting down."""
 
 
 class RequestMiddleware:
-    """ASGI middleware: request IDs, host check, response headers, access log, unexpected errors."""
+    """ASGI middleware for all requests. The docstring of the module lists its tasks."""
 
     def __init__(
         self,
@@ -58,12 +62,13 @@ class RequestMiddleware:
     ) -> None:
         """
         Args:
-            app: The application inside.
+            app: The application to call.
             metrics: Counts the requests.
-            state: While it is draining, every connection is closed after its answer.
+            state: The state of the server. During a shutdown, each connection is closed after its
+                response.
             guard: Rejects requests for unknown hosts, and cross-site requests.
-            trusted_proxies: Addresses and networks, separated by commas, whose `X-Forwarded-*`
-                headers are read.
+            trusted_proxies: Addresses and networks of the proxies whose `X-Forwarded-*` headers are
+                read, separated by commas.
         """
         self._app = app
         self._metrics = metrics
@@ -85,7 +90,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                context.task = None  # the work is done
+                context.task = None  # after this, a disconnect cancels nothing
                 headers = message["headers"]
                 headers.append((b"x-request-id", context.request_id.encode()))
                 headers += FOR_POST if scope["method"] == "POST" else for_get(scope, headers)
@@ -108,11 +113,12 @@ class RequestMiddleware:
                 problem = problems.INTERNAL
                 fields = {"request_id": context.request_id}
                 log.exception("unexpected error", extra={"fields": fields})
-            else:  # canceled by the server, because shutting down has taken too long
+            else:  # the server canceled the request, because the shutdown took too long
                 problem = problems.CUT_OFF
             context.code = problem.code
             if status != CLIENT_LEFT:
-                raise  # part of the answer is sent: only closing the connection tells the client
+                # Part of a response was sent. Closing the connection tells the client of the error.
+                raise
             response = problems.answer(problem, None, context.request_id, scope["path"])
             await response(scope, receive, send_with_headers)
         finally:
@@ -131,8 +137,11 @@ class RequestMiddleware:
                 log_request(level, request, status, seconds, context.code, stages)
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Apply the guard. It has nothing to check if it accepted the host before and the request
-        has no header that only browsers and proxies send."""
+        """Call the application if the guard accepts the request.
+
+        The guard is skipped if it has accepted the host before and the request has none of the
+        headers that only browsers and proxies send.
+        """
         headers = scope[CONTEXT].headers
         accepted = headers.get(b"host") in self._guard.accepted
         if not (accepted and BROWSER_HEADERS.isdisjoint(headers)):
@@ -146,8 +155,11 @@ class RequestMiddleware:
 
 
 def _was_disconnected(context: RequestContext, error: BaseException) -> bool:
-    """Whether `error` is the cancellation by `context.disconnect`, which ends here. If the server
-    has canceled the task as well, that cancellation counts."""
+    """Whether `error` is a cancellation because the client disconnected, and for no other reason.
+
+    If so, the task is no longer marked as canceled. If the server has canceled the task as well,
+    the result is False, so that the task ends.
+    """
     if not (context.disconnected and isinstance(error, asyncio.CancelledError)):
         return False
     task = asyncio.current_task()
@@ -155,12 +167,13 @@ def _was_disconnected(context: RequestContext, error: BaseException) -> bool:
 
 
 class FastRoute(APIRoute):
-    """A route whose endpoint takes the request, reads its body and returns the response.
+    """A route whose endpoint takes a `Request` and returns a `Response`.
 
-    Such an endpoint needs nothing that FastAPI does around an endpoint, so `FastPath` can call it.
+    Such an endpoint does not use FastAPI's parsing of requests, so `FastPath` can call it directly.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes the arguments of `APIRoute`."""
         super().__init__(*args, **kwargs)
         self.app = self._call
 
@@ -170,16 +183,18 @@ class FastRoute(APIRoute):
 
 
 class FastPath:
-    """ASGI middleware that calls the endpoints of `FastRoute`s whose path has no parameters.
+    """ASGI middleware that calls the endpoint of a `FastRoute` directly, without FastAPI's layers.
 
-    All other requests take the usual way, also those for the same path with another method.
+    Requests for other routes, for paths with parameters, and with methods that a route does not
+    support are passed on to the application.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         """
         Args:
-            app: The application inside.
-            routes: Its routes. Of two for the same path and method, the first one is called.
+            app: The application to call for all other requests.
+            routes: Routes of the application. If several routes have the same path and method, the
+                first one is called.
         """
         self._app = app
         self._routes = {

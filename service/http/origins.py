@@ -1,21 +1,24 @@
 """Checks the host of requests, and rejects cross-site requests of browsers.
 
-A browser sends requests for any page, also to servers that only its user can reach: on localhost,
-or behind a firewall. Two checks, made before a body is read, protect such servers.
+Any web page can make a browser send requests, even to servers that only the user of the browser can
+reach: servers on localhost or behind a firewall. Two checks protect such servers. Both are made
+before the body of a request is read.
 
-- Host. With DNS rebinding, the owner of attacker.example points that name to this server, so both
-  are the same origin and pages of attacker.example can read every answer. Their requests still name
-  attacker.example as host. So requests are accepted only for hosts that an attacker cannot point to
-  this server: IP addresses, localhost, the name in `SHOAL_HOST` and those in `SHOAL_ALLOWED_HOSTS`.
+- Host: In an attack by DNS rebinding, the owner of attacker.example lets that name resolve to the
+  address of this server. The browser then treats both as the same origin, so a page of
+  attacker.example could read responses of this server. But its requests have the header
+  `Host: attacker.example`. So requests are accepted only for hosts that an attacker does not
+  control: IP addresses, localhost, the name in `SHOAL_HOST` and the names in `SHOAL_ALLOWED_HOSTS`.
   Probes and metrics are exempt.
-- Cross-site requests. A page of another origin cannot read an answer, but could make its visitors'
-  browsers send requests that compute or change something. Browsers mark these with `Sec-Fetch-Site`
-  (https://www.w3.org/TR/fetch-metadata/), or with `Origin` (RFC 6454) where they do not send it
-  (plain HTTP). Requests with neither header do not come from a page. This is the algorithm of Go's
-  `http.CrossOriginProtection`.
+- Cross-site requests: A page of another origin cannot read responses of this server, but it could
+  make browsers send requests that compute or change something. Browsers mark such requests with
+  `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/). Over plain HTTP, some browsers send only
+  `Origin` (RFC 6454). A request with neither header does not come from a web page. Go's
+  `http.CrossOriginProtection` uses the same algorithm.
 
-`X-Forwarded-Host` counts from trusted proxies only, and in addition to `Host`. It never replaces
-it: a page in a browser on a trusted machine could send a forged one.
+`X-Forwarded-Host` is read only if a trusted proxy sent it. The host in it is checked in addition to
+`Host` and does not replace it, because a page in a browser on a trusted machine can send a forged
+`X-Forwarded-Host`.
 """
 
 from __future__ import annotations
@@ -33,26 +36,28 @@ from service.settings import PREFIX, Settings, host_name, split
 BROWSER_HEADERS = frozenset({b"origin", b"sec-fetch-site", b"x-forwarded-host"})
 """Headers that `Guard.check` reads besides Host."""
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
-"""Paths that probes and scrapers request every few seconds, under any host name."""
+"""Paths that monitoring requests every few seconds. Requests for them may name any host."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that compute and change nothing (RFC 9110, section 9.2.1)."""
+"""Methods whose requests change nothing (RFC 9110, section 9.2.1)."""
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+"""Maps each scheme to the port that an origin may omit."""
 MAX_HOST_BYTES = 260
-"""Maximum number of bytes of a DNS name with its port. Longer values are rejected."""
+"""Maximum number of bytes of a `Host` header. A DNS name with its port is at most this long."""
 CACHED_HOSTS = 1024
-"""Number of hosts whose decisions are cached."""
+"""Maximum number of hosts for which the result of the check is cached."""
 ANY = "*"
+"""Entry in a setting that allows every host or every origin."""
 
 
 class AllowedHosts:
-    """Decides which values of `Host` are accepted."""
+    """Decides whether requests for a host are accepted."""
 
     def __init__(self, bound: str, allowed: Iterable[str]) -> None:
         """
         Args:
             bound: The name or address that the server listens on.
-            allowed: Names such as example.com, patterns such as *.example.com for all names below
-                it, or * for every host. Ports are ignored.
+            allowed: Names such as example.com, patterns such as *.example.com for all subdomains,
+                or * for every host. Ports are ignored.
         """
         listed = ["localhost", bound, *allowed]
         self._any = ANY in listed
@@ -61,14 +66,14 @@ class AllowedHosts:
         self._cached = functools.lru_cache(CACHED_HOSTS)(self._accepts)
 
     def __str__(self) -> str:
-        """Describe the hosts for the log, such as "any IP address, localhost, example.com"."""
+        """Describe the accepted hosts, for example "any IP address, localhost, example.com"."""
         if self._any:
             return "every host"
         names = sorted(name for name in self._names if not _is_address(name))
         return ", ".join(["any IP address", *names])
 
     def accepts(self, host: bytes) -> bool:
-        """Whether requests with this `Host` are accepted. It may have a port."""
+        """Whether requests for `host`, which may have a port, are accepted."""
         return self._any or (len(host) <= MAX_HOST_BYTES and self._cached(host))
 
     def _accepts(self, host: bytes) -> bool:
@@ -79,16 +84,21 @@ class AllowedHosts:
 
 
 class Guard:
-    """Rejects requests for unknown hosts, and cross-site requests that compute or change something,
-    before their body is read."""
+    """Rejects requests for unknown hosts, and cross-site requests that compute or change something.
+
+    The body of a request is not needed for the check.
+    """
 
     rejections = (errors.UnknownHost, errors.CrossSite)
-    """What `check` raises."""
+    """The exceptions that `check` raises."""
 
     def __init__(self, settings: Settings) -> None:
-        """`settings`: those with the accepted hosts and origins."""
+        """
+        Args:
+            settings: The settings with the allowed hosts and origins.
+        """
         self.accepted = set[bytes]()
-        """Hosts that were accepted, at most `CACHED_HOSTS`."""
+        """Hosts that were accepted before, at most `CACHED_HOSTS`."""
         self._hosts = allowed_hosts(settings)
         self._origins = frozenset(origin.encode() for origin in split(settings.cors_origins))
         self._any_origin = ANY.encode() in self._origins
@@ -117,22 +127,25 @@ class Guard:
 
 
 def allowed_hosts(settings: Settings) -> AllowedHosts:
-    """The hosts that a server with these settings accepts."""
+    """Return the hosts for which a server with these settings accepts requests."""
     return AllowedHosts(settings.host, split(settings.allowed_hosts))
 
 
 def same_origin(origin: bytes, hosts: Iterable[bytes]) -> bool:
-    """Whether `origin` names one of `hosts` and its port. The scheme is not compared: a proxy that
-    ends TLS speaks plain HTTP to this server."""
+    """Whether `origin` has the same name and port as one of `hosts`.
+
+    The scheme is not compared: behind a proxy for TLS, the origin has the scheme https, but this
+    server gets plain HTTP.
+    """
     scheme, _, authority = origin.lower().partition(b"://")
     port = DEFAULT_PORTS.get(scheme)
-    if port is None:  # `null`, or not the origin of a web page
+    if port is None:  # the origin is `null`, or not that of a web page
         return False
     return authority.removesuffix(port) in [host.lower().removesuffix(port) for host in hosts]
 
 
 def is_loopback(bound: str) -> bool:
-    """Whether a server that listens on `bound` can be reached from its own machine only."""
+    """Whether only clients on the same machine can reach a server that listens on `bound`."""
     try:
         return ipaddress.ip_address(bound).is_loopback
     except ValueError:
@@ -151,6 +164,6 @@ def _unknown(host: bytes) -> errors.UnknownHost:
     shown = host[:MAX_HOST_BYTES].decode("latin-1")
     what = f"for the host {shown!r}" if host else "without a Host header"
     return errors.UnknownHost(
-        f"This server does not answer requests {what}. Use its IP address or one of its names; its "
-        f"operator sets the names in {PREFIX}ALLOWED_HOSTS."
+        f"This server does not accept requests {what}. Use its IP address or one of its names. The "
+        f"operator of this server sets the names in {PREFIX}ALLOWED_HOSTS."
     )

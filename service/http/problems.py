@@ -1,7 +1,8 @@
-"""Maps exceptions to the errors that clients get: one table, and one shape of the body.
+"""Maps exceptions to the error responses that clients get.
 
-Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`,
-`code` and `request_id`. Exceptions know nothing of HTTP, and endpoints contain no `try`.
+Error responses are `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`,
+`code` and `request_id`. Endpoints below `/v2` return `{"error": detail}` instead, as their protocol
+defines it. All errors are in the table `PROBLEMS`, so endpoints catch no exceptions.
 """
 
 from __future__ import annotations
@@ -57,16 +58,16 @@ from service.http.context import context_of
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = {
-    "description": "The ID of the request: the one that the client sent if it is valid, or else a "
-    "new one. The log has it as well.",
+    "description": "The ID of the request, which the log of the server contains as well. It is the "
+    "ID that the client sent, or a new ID if the client sent none or an invalid one.",
     "schema": {"type": "string"},
 }
 SERVER_TIMING = {
-    "description": "Milliseconds of the stages read, decode, queue and infer that have ended.",
+    "description": "Duration in milliseconds of each completed stage: read, decode, queue, infer.",
     "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
 }
 MAX_RETRY_AFTER = 60
-"""Maximum of Retry-After, in seconds. It is an estimate, and may be wrong."""
+"""Maximum of Retry-After, in seconds. Its value is an estimate, so a high value may be wrong."""
 RETRY_AFTER = {
     "description": "Seconds after which the client should retry.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_RETRY_AFTER},
@@ -75,19 +76,24 @@ RETRY_AFTER = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A row of the table."""
+    """A kind of error, and the response to it."""
 
     status: int
+    """HTTP status."""
     code: str
+    """Identifies the kind of error for programs."""
     title: str
+    """Short description of the kind of error."""
     detail: str | None = None
-    """Text for people. None: the message of the exception."""
+    """Text that says what happened and what to do. None: it is the message of the exception."""
     retry_after: float | None = None
-    """Seconds after which a retry may succeed. None: it will not."""
+    """Seconds after which a retry may succeed, unless the exception has its own `retry_after`.
+    None: a retry would fail as well."""
     closes: bool = False
-    """Whether the server closes the connection."""
+    """Whether the server closes the connection after the response."""
 
 
+# Maps each exception class to its error. Subclasses without an entry get that of their base class.
 PROBLEMS: dict[type[Exception], Problem] = {
     MissingImage: Problem(422, "missing_image", "No image in the request"),
     BadImage: Problem(400, "bad_image", "The image cannot be decoded"),
@@ -119,8 +125,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         429,
         "decoders_killed",
         "Too many images of this client could not be decoded",
-        "Several of your images crashed their decoder, or took too much CPU time to decode. Try "
-        "again after the number of seconds in Retry-After, with other images.",
+        "Several images of this client crashed the decoder, or took too much CPU time to decode. "
+        "Try again after the number of seconds in Retry-After, with other images.",
         retry_after=1,
     ),
     UnknownHost: Problem(421, "unknown_host", "Unknown host"),
@@ -128,10 +134,10 @@ PROBLEMS: dict[type[Exception], Problem] = {
         403,
         "cross_site",
         "Cross-site request",
-        "A browser sent this request for a page of another origin. To allow that page, add its "
-        "origin to SHOAL_CORS_ORIGINS. If it is a page of this server, the proxy in front must "
-        "pass the Host header on unchanged, or send X-Forwarded-Host and be in "
-        "SHOAL_TRUSTED_PROXIES.",
+        "A page of another origin made the browser send this request. To allow that page, the "
+        "operator of this server must add its origin to SHOAL_CORS_ORIGINS. If the page belongs to "
+        "this server, a proxy has changed the Host header. Configure the proxy to keep it, or to "
+        "send X-Forwarded-Host and list the proxy in SHOAL_TRUSTED_PROXIES.",
     ),
     NotAdmin: Problem(
         401,
@@ -155,7 +161,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         409,
         "change_under_way",
         "Another version is being loaded or unloaded",
-        "Another version is being loaded or unloaded. Retry when that has ended.",
+        "This server is already loading or unloading a version. Try again later.",
     ),
     BadInference: Problem(400, "bad_inference", "Invalid inference request"),
     UnknownModel: Problem(404, "unknown_model", "Unknown model or version"),
@@ -191,15 +197,15 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "upload_memory_full",
         "Too many uploads at the same time",
-        "Uploads hold as much memory as they may (SHOAL_MAX_UPLOAD_MEMORY). Try again after the "
-        "number of seconds in Retry-After, or send smaller images.",
+        "The uploads in progress hold the maximum amount of memory (SHOAL_MAX_UPLOAD_MEMORY). Try "
+        "again after the number of seconds in Retry-After, or send smaller images.",
         retry_after=1,
     ),
     EngineBusy: Problem(
         503,
         "engine_busy",
         "The engine process is busy",
-        "The engine process does not accept requests as fast as they arrive. Try again after the "
+        "Requests arrive faster than the engine process can accept them. Try again after the "
         "number of seconds in Retry-After.",
         retry_after=1,
     ),
@@ -215,30 +221,30 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "decoder_lost",
         "The decoder process was killed",
-        "The process that decoded this image was killed from outside, for example because memory "
-        "ran out. Try again after the number of seconds in Retry-After.",
+        "Another process, or the operating system because memory ran out, killed the process that "
+        "decoded this image. Try again after the number of seconds in Retry-After.",
         retry_after=1,
     ),
     DecodersDown: Problem(
         503,
         "decoders_down",
         "Images cannot be decoded",
-        "The processes that decode images cannot be started; the log of the server says why. Try "
-        "again after the number of seconds in Retry-After.",
+        "The processes that decode images cannot be started. The log of the server has the reason. "
+        "Try again after the number of seconds in Retry-After.",
         retry_after=1,
     ),
     DeadlineUnreachable: Problem(
         503,
         "deadline_unreachable",
         "The deadline cannot be met",
-        "Too many requests are waiting to answer this one before its deadline. Try again after the "
-        "number of seconds in Retry-After, or allow more time.",
+        "Too many requests are waiting, so this request cannot be answered before its deadline. "
+        "Try again after the number of seconds in Retry-After, or send a longer timeout.",
     ),
     Draining: Problem(
         503,
         "draining",
         "Shutting down",
-        "This server is shutting down and accepts no new requests. Try again: another server will "
+        "This server is shutting down and accepts no new requests. Try again: another server may "
         "answer.",
         retry_after=1,
         closes=True,
@@ -253,15 +259,15 @@ PROBLEMS: dict[type[Exception], Problem] = {
         500,
         "engine_failed",
         "The network failed on this image",
-        "The network could not compute this image. Other images are not affected. Try again, and "
-        "report the request ID if it fails again.",
+        "The network could not compute this image. Other images are not affected. Try again. If "
+        "this error occurs again, report the request ID.",
     ),
     EngineDead: Problem(
         503,
         "engine_dead",
         "The engine is dead",
-        "The engine did not come back from a batch. This process ends so that another one replaces "
-        "it. Try again after the number of seconds in Retry-After.",
+        "The engine did not finish a batch, and this process ends. Try again after the number of "
+        "seconds in Retry-After, when another process may have replaced it.",
         retry_after=1,
         closes=True,
     ),
@@ -276,24 +282,22 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "not_ready",
         "No model is loaded",
-        "The operator of this server unloaded the model. It is not served until it is loaded "
-        "again.",
+        "The operator of this server unloaded the model. Try again when a model has been loaded.",
         retry_after=10,
     ),
     Stalled: Problem(
         503,
         "engine_stalled",
         "The engine is stalled",
-        "The engine has been computing one batch for more than ten times its predicted time. This "
-        "server is ready again when that batch ends.",
+        "The engine has been computing one batch for more than ten times the predicted time. This "
+        "server is ready again when the batch ends.",
         retry_after=1,
     ),
     NotLive: Problem(
         503,
         "not_live",
         "The engine has failed",
-        "The engine failed on its last batches, or does not come back from a batch. Restart this "
-        "process.",
+        "The engine failed on its last batches, or did not finish a batch. Restart this process.",
     ),
 }
 
@@ -301,15 +305,15 @@ INTERNAL = Problem(
     500,
     "internal_error",
     "Unexpected error",
-    "An unexpected error occurred. The log of the server has it under this request ID.",
+    "An unexpected error occurred. The log of the server contains the error with this request ID.",
 )
 
 CUT_OFF = Problem(
     503,
     "cut_off",
     "Shutting down",
-    "This server is shutting down and could not wait for the answer. Try again: another server "
-    "will answer.",
+    "This server is shutting down, and this request was not answered in time. Try again: another "
+    "server may answer.",
     retry_after=1,
     closes=True,
 )
@@ -317,8 +321,8 @@ BAD_REQUEST = Problem(
     400,
     "bad_request",
     "Invalid HTTP request",
-    "The request is not valid HTTP/1.1. Check the client: this port accepts plain HTTP, and "
-    "neither TLS nor HTTP/2.",
+    "The request is not valid HTTP/1.1. Check the client: this port supports neither TLS nor "
+    "HTTP/2.",
     closes=True,
 )
 TOO_MANY_CONNECTIONS = Problem(
@@ -341,11 +345,11 @@ HEAD_TOO_LARGE = Problem(
 
 
 HANDLED: tuple[type[Exception], ...] = (*PROBLEMS, HTTPException)
-"""The exceptions that `handle` answers."""
+"""The exceptions that `handle` turns into responses."""
 
 
 def problem_for(error: Exception) -> Problem:
-    """The row for an exception: that of its nearest class in the table."""
+    """Return the error for an exception: the entry of its class or of its nearest base class."""
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         return Problem(error.status_code, code, error.detail, _HTTP_DETAILS.get(error.status_code))
@@ -356,7 +360,7 @@ def problem_for(error: Exception) -> Problem:
 
 
 def to_dict(problem: Problem, error: Exception | None, request_id: str) -> dict[str, Any]:
-    """The body of the response, as plain data."""
+    """Return the body of the error response as plain data."""
     detail = problem.detail if problem.detail is not None else str(error)
     return {
         "type": f"urn:shoal:problem:{problem.code}",
@@ -369,14 +373,16 @@ def to_dict(problem: Problem, error: Exception | None, request_id: str) -> dict[
 
 
 def retry_after(problem: Problem, error: Exception | None) -> int | None:
-    """Whole seconds for Retry-After (RFC 9110, section 10.2.3), from 1 to MAX_RETRY_AFTER. None if
-    a retry does not help."""
+    """Return the seconds for the header Retry-After (RFC 9110, section 10.2.3).
+
+    The result is an integer from 1 to `MAX_RETRY_AFTER`, or None if a retry would fail as well.
+    """
     seconds: float | None = getattr(error, "retry_after", problem.retry_after)
     return None if seconds is None else math.ceil(max(1, min(MAX_RETRY_AFTER, seconds)))
 
 
 def answer(problem: Problem, error: Exception | None, request_id: str, path: str = "/") -> Response:
-    """The response for `problem`, in the shape of the protocol that `path` belongs to."""
+    """Build the response for `problem`, in the format of the API that `path` belongs to."""
     body, media_type = to_dict(problem, error, request_id), MEDIA_TYPE
     if _is_v2(path):
         body, media_type = {"error": body["detail"]}, "application/json"
@@ -389,7 +395,7 @@ def answer(problem: Problem, error: Exception | None, request_id: str, path: str
 
 
 async def handle(request: Request, error: Exception) -> Response:
-    """The exception handler for everything in `HANDLED`, as Starlette calls it."""
+    """Build the response for an exception in `HANDLED`. Starlette calls it as exception handler."""
     problem = problem_for(error)
     if isinstance(error, HTTPException) and error.status_code == 405:
         error.headers = _allowed(request)
@@ -399,16 +405,25 @@ async def handle(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> dict[str, str]:
-    """The header Allow with the methods of all routes for this path. Starlette has only those of
-    the first route."""
+    """Return the header Allow, with the methods of all routes that match the path of `request`.
+
+    Starlette's own header has only the methods of the first route that matches.
+    """
     here = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
     methods = {method for route in here for method in getattr(route, "methods", None) or ()}
     return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
 def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | str, Any]:
-    """OpenAPI responses for the rows of `kinds` and for unexpected errors: one for each status,
-    with an example for each code. Their shape is that of `path`."""
+    """Describe the error responses of an endpoint for OpenAPI.
+
+    Args:
+        kinds: The exceptions that the endpoint raises. Unexpected errors are added.
+        path: The path of the endpoint, which determines the format of its errors.
+
+    Returns:
+        One response for each HTTP status, with one example for each code.
+    """
     responses: dict[int | str, Any] = {}
     v2 = _is_v2(path)
     media_type = "application/json" if v2 else MEDIA_TYPE
@@ -436,21 +451,21 @@ def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | 
 
 
 def _is_v2(path: str) -> bool:
-    """Whether the path belongs to the Open Inference Protocol, whose errors have another shape."""
+    """Whether the path belongs to the Open Inference Protocol, whose errors have another format."""
     return path == "/v2" or path.startswith("/v2/")
 
 
 _HTTP_DETAILS = {
     404: "There is nothing at this path. Send images to POST /predict. /docs lists all paths.",
-    405: "This path does not support this method. The header Allow lists those that it supports.",
+    405: "This path does not support this method. The header Allow lists the supported methods.",
 }
 _EXAMPLES: dict[type[Exception], str] = {
     MissingImage: "No image: send multipart/form-data with a file in the field 'img'.",
     BodyTooLarge: "The upload is larger than the maximum of 10,485,760 bytes.",
     UploadTimeout: "The upload did not arrive within 30 seconds.",
     BadInference: "inputs.0.shape: Field required.",
-    UnknownModel: "This server serves version '1' of the model 'cifar_resnet20_v1', and no "
-    "other model or version.",
-    UnknownHost: "This server does not answer requests for the host 'shoal.example.com'. Use its "
-    "IP address or one of its names; its operator sets the names in SHOAL_ALLOWED_HOSTS.",
+    UnknownModel: "This server serves only version '1' of the model 'cifar_resnet20_v1'.",
+    UnknownHost: "This server does not accept requests for the host 'shoal.example.com'. Use its "
+    "IP address or one of its names. The operator of this server sets the names in "
+    "SHOAL_ALLOWED_HOSTS.",
 }

@@ -1,4 +1,4 @@
-"""Reads the headers of trusted proxies: the address of the client, and the host it requested."""
+"""Reads the headers of trusted proxies: the client's address, and the host of its request."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from service.settings import split
 
 HOST, FOR = b"x-forwarded-host", b"x-forwarded-for"
 PROXY_HEADERS = frozenset({HOST, FOR, b"x-forwarded-proto"})
-"""The headers that are read."""
+"""Names of the headers that this module and uvicorn's middleware read."""
 MAX_BYTES = 1024
-"""Maximum number of bytes of a header that are read, all lines of it together."""
+"""Maximum number of bytes that are read of a header. Several lines of it count together."""
 MAX_NAMES = 16
-"""Maximum number of names or addresses in a header that are read: each takes some 5 us."""
+"""Maximum number of names or addresses that are read of a header. Each takes about 5 us."""
 
 
 class ProxyHeaders:
     """ASGI middleware that reads the headers of trusted proxies and ignores those of other peers.
 
-    uvicorn's middleware takes the client's address and scheme from `X-Forwarded-For` and
-    `X-Forwarded-Proto`. This one adds `RequestContext.forwarded_hosts`.
+    uvicorn's middleware reads the client's address from `X-Forwarded-For` and the scheme from
+    `X-Forwarded-Proto`. This middleware calls it, and also reads `X-Forwarded-Host` into
+    `RequestContext.forwarded_hosts`.
 
-    Proxies pass on what their clients sent, so the headers are bounded by `MAX_BYTES` and
-    `MAX_NAMES`. Of a longer `X-Forwarded-For` only the last addresses are read. Proxies append
-    theirs, so the client's is among those. A longer `X-Forwarded-Host` is read as a single name,
-    and rejected.
+    Proxies pass on headers of any length from their clients, so `MAX_BYTES` and `MAX_NAMES` limit
+    the work. Of a longer `X-Forwarded-For`, only the last addresses are read. They include the
+    client's address, because proxies append it. A longer `X-Forwarded-Host` counts as one name,
+    which the host check then rejects.
     """
 
     def __init__(self, app: ASGIApp, trusted: str) -> None:
         """
         Args:
-            app: The application.
+            app: The application to call.
             trusted: Addresses and networks of trusted proxies, separated by commas.
         """
         self._uvicorn = ProxyHeadersMiddleware(app, split(trusted))  # type: ignore[arg-type]  # the same protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Afterwards, uvicorn's middleware replaces the proxy's address with the client's.
+        # This must come before uvicorn's middleware, which replaces the proxy's address in `scope`.
         context = context_of(scope)
         if HOST in context.headers and self._trusts(scope):
             context.forwarded_hosts = _hosts(_joined(scope, HOST))
@@ -52,7 +53,7 @@ class ProxyHeaders:
 
 
 def _joined(scope: Scope, name: bytes) -> bytes:
-    """The values of all lines of a header, which together are one list (RFC 9110, section 5.3)."""
+    """Join the values of all lines of a header into one list (RFC 9110, section 5.3)."""
     return b",".join(value for key, value in scope["headers"] if key == name)
 
 
@@ -71,7 +72,7 @@ def _cut_addresses(scope: Scope) -> None:
     value = _joined(scope, FOR)
     if _is_bounded(value):
         return
-    # With one name more, which may be a part of one, and is left out.
+    # The first of these pieces is dropped, because it may be only a part of an address.
     last = value[-MAX_BYTES:].rsplit(b",", MAX_NAMES)[1:]
     others = [field for field in scope["headers"] if field[0] != FOR]
     scope["headers"] = [*others, (FOR, b",".join(last))]

@@ -1,13 +1,15 @@
-"""Response headers that keep pages of other origins from using this server's answers.
+"""Adds response headers that protect users of browsers.
 
-- A browser does not guess another type than the one that is sent.
-- A page of another origin cannot frame an answer, and an answer that is not a page loads nothing.
-- A page does not tell other servers where it was.
-- Answers that change are not stored. Files of the pages are validated by their ETag.
+- X-Content-Type-Options: browsers use the content type of the response and do not guess another.
+- Content-Security-Policy: other pages cannot embed a response in a frame, and a response that is
+  not a page cannot load anything.
+- Referrer-Policy: browsers do not send the URL of a page to other servers.
+- Cache-Control: browsers do not store responses. They may store the files of `/docs`, and check
+  their ETag before each use.
 
-An answer to a POST is neither stored nor framed by browsers: it gets the first header only. A
-header that an endpoint sets stays. The proxy in front is responsible for TLS, and with it for
-Strict-Transport-Security.
+A response to a POST request gets only X-Content-Type-Options, since browsers neither store nor
+embed it. Headers that an endpoint has set are not replaced. Strict-Transport-Security is not added:
+the proxy that is responsible for TLS must add it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from collections.abc import Iterable, Iterator
 from starlette.types import Scope
 
 DOCS = "/docs"
+"""Path of FastAPI's documentation page."""
 DOCS_FILES = "/static-offline-docs/"
+"""Path of the files that the documentation page loads."""
 
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _POLICY = b"default-src 'none'; frame-ancestors 'none'"
-# FastAPI's page begins with an inline script.
+# FastAPI's documentation page contains an inline script and inline styles.
 _DOCS_POLICY = (
     b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -30,15 +34,15 @@ _DOCS_POLICY = (
 
 
 FOR_POST = [_NOSNIFF]
-"""Headers of the answers to POST requests."""
+"""Headers to add to the responses to POST requests."""
 
 
 def for_get(scope: Scope, present: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the headers to add to the answer to a request with another method than POST.
+    """Yield the headers to add to the response to a request with a method other than POST.
 
     Args:
         scope: The ASGI scope of the request.
-        present: The headers that the answer has. They are not replaced.
+        present: The headers that the response has already. They are not replaced.
     """
     path: str = scope["path"]
     names = {name for name, _ in present}

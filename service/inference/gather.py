@@ -1,4 +1,4 @@
-"""Runs a stage of the pipeline for all images of a request concurrently."""
+"""Runs a stage of the request pipeline for all images of a request concurrently."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from service.http.problems import PROBLEMS
 In = TypeVar("In")
 Out = TypeVar("Out")
 Stage = Callable[[In], Coroutine[Any, Any, Out]]
+"""A coroutine function that processes one item, such as `Pipeline.decode`."""
 
 
 async def gather(stage: Stage[In, Out], items: Iterable[In], pause: bool = False) -> list[Out]:
     """Run `stage` for all items concurrently. Returns the results in the order of the items.
 
-    The first exception cancels the other items, and is raised.
+    If the stage raises an exception for an item, the other items are canceled and the exception is
+    raised. If there are several items, the exception gets a note with the position of its item.
 
     Args:
         stage: The coroutine function to run.
-        items: Its arguments, one for each call.
-        pause: Whether the event loop may run other tasks between two items. Use it for stages that
-            start with synchronous work.
+        items: The argument of each call.
+        pause: Whether to let the event loop run other tasks before the next item is started. This
+            is useful if the stage begins with synchronous work.
     """
     tasks: list[asyncio.Task[Out]] = []
     try:
@@ -33,16 +35,21 @@ async def gather(stage: Stage[In, Out], items: Iterable[In], pause: bool = False
                     await asyncio.sleep(0)
         return [task.result() for task in tasks]
     except (ExceptionGroup, asyncio.CancelledError) as error:
-        failure = error.with_traceback(None)  # it refers to a frame that refers to `error`
+        # The traceback refers to this frame, which refers to `error`. Such a cycle would keep the
+        # images in memory until a garbage collection.
+        failure = error.with_traceback(None)
     first = _first_failure(failure, tasks)
     try:
         raise first
     finally:
-        del failure, first, tasks  # the traceback refers to this frame
+        del failure, first, tasks  # breaks the same cycle for the new traceback
 
 
 def _first_failure(failure: BaseException, tasks: list[asyncio.Task[Out]]) -> BaseException:
-    """The exception of the item that failed first, with a note which one it is."""
+    """Return the exception of the item that failed first. Adds a note with the item's position.
+
+    A cancellation is returned unchanged.
+    """
     if not isinstance(failure, ExceptionGroup):
         return failure
     first: Exception = failure.exceptions[0]
@@ -53,8 +60,11 @@ def _first_failure(failure: BaseException, tasks: list[asyncio.Task[Out]]) -> Ba
 
 
 def returning_errors(stage: Stage[In, Out]) -> Stage[In | Exception, Out | Exception]:
-    """`stage`, which returns the exceptions that have a problem instead of raising them. An item
-    that is an exception already is returned as it is."""
+    """Return a stage that calls `stage` and returns expected exceptions instead of raising them.
+
+    Expected exceptions are those in `http.problems.PROBLEMS`. If an item is an exception of an
+    earlier stage, it is returned unchanged, and `stage` is not called for it.
+    """
 
     async def run(item: In | Exception) -> Out | Exception:
         if isinstance(item, Exception):

@@ -1,10 +1,12 @@
-"""The engine and its batcher, in this process: from loading the model to the end of draining.
+"""Runs the engine and its batcher in this process, from loading the model to the shutdown.
 
-The model is loaded while the process already does other work. If it cannot be loaded, `on_failure`
-is called, because a process that can never be ready must not stay.
+The engine computes batches with the model. The batcher collects images of concurrent requests into
+batches. The model is loaded in the background, so the process can respond to probes meanwhile. If
+the model cannot be loaded, the process could never become ready, so `on_failure` is called to end
+the process.
 
-Later another version of the model may replace the one that serves. The batcher stays, with all
-requests that wait in it, and the next batch is computed by the new version.
+Another version of the model can replace the current version at any time. The batcher and the
+requests in its queue stay, and the new version computes the next batch.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ from service.telemetry.logs import log
 from service.telemetry.tracing import Tracing
 
 WATCH_INTERVAL = 1.0
-"""Seconds between two checks whether the engine is dead, or fails on every batch."""
+"""Seconds between two checks of the engine's health."""
 
 
 class Engine(Protocol):
-    """Computes batches. `model_store.engine.GluonEngine` is one implementation."""
+    """Computes batches. `model_store.engine.GluonEngine` documents the members."""
 
     @property
     def model(self) -> Manifest: ...
@@ -78,10 +80,11 @@ class BatchMetrics(Protocol):
 
 
 LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
+"""A function that returns a context manager, which loads the engine and closes it at the end."""
 
 
 class ModelHost:
-    """Hosts one model, in one version at a time."""
+    """Runs one model, with one version loaded at a time."""
 
     def __init__(
         self,
@@ -95,21 +98,23 @@ class ModelHost:
     ) -> None:
         """
         Args:
-            settings: Limits of the queue, the batches and the shutdown.
-            load_engine: Loads the engine with the model that the settings name.
+            settings: The settings with the limits of the queue, the batches and the shutdown.
+            load_engine: Loads the engine with the model in the settings.
             metrics: Counts the batches.
-            on_failure: Called once if the model cannot be served any more; `failure` says why.
-            on_change: Called when `loaded` has changed.
-            on_failing: Called once per second while the engine fails on every recent batch.
-            tracing: Traces the batches. None: they are not traced.
+            on_failure: Called once if the model cannot be loaded or the engine is dead. Then
+                `failure` is the reason.
+            on_change: Called each time `loaded` has changed.
+            on_failing: Called once per second as long as the engine fails on every recent batch.
+            tracing: Traces the batches. None: batches are not traced.
         """
         self.loaded: LoadedModel | None = None
+        """The loaded model. None: no model is loaded."""
         self.unloaded = False
         """Whether no model is loaded because an operator unloaded it."""
         self.failure: Exception | None = None
-        """Why the model cannot be served, if so."""
+        """The reason why the process must end. None: the process need not end."""
         self.loading: str | None = None
-        """The version that is being loaded to replace the one that serves."""
+        """The version that is being loaded to replace the current version, if any."""
         self._settings = settings
         self._load_engine = load_engine
         self._metrics = metrics
@@ -126,17 +131,21 @@ class ModelHost:
 
     @property
     def dead(self) -> bool:
-        """Whether the engine did not come back from a batch and was given up."""
+        """Whether the engine did not finish a batch in time and is not used any more."""
         return isinstance(self.failure, EngineDead)
 
     @property
     def batcher(self) -> Batcher[Image, Classification]:
-        """Raises NotReady, or Unloaded, which is a NotReady."""
+        """The batcher of the loaded model.
+
+        Raises NotReady if no model is loaded, and its subclass Unloaded if an operator unloaded it.
+        """
         if self.loaded is None or self._batcher is None:
             raise Unloaded if self.unloaded else NotReady
         return self._batcher
 
     async def stats(self) -> EngineStats | None:
+        """Return the state of the engine and the batcher, or None if no model is loaded."""
         batcher, latency = self._batcher, self._latency
         if batcher is None or latency is None:
             return None
@@ -153,11 +162,21 @@ class ModelHost:
         )
 
     async def replace(self, folder: pathlib.Path) -> Manifest:
-        """Load the version in `folder` and let it replace the one that serves, if any, between two
-        batches. Returns its manifest.
+        """Load the version in `folder`, and replace the current version between two batches.
 
-        Raises ChangeUnderWay, NotReady while the process starts, Draining, and what the engine
-        raises for a version that it cannot serve. In that case nothing changes.
+        If the load fails, the current version stays.
+
+        Args:
+            folder: Folder of the version in the model store.
+
+        Returns:
+            The manifest of the new version.
+
+        Raises:
+            ChangeUnderWay: A version is already being loaded or unloaded.
+            NotReady: The model is still being loaded at startup.
+            Draining: The process is shutting down.
+            Exception: The engine cannot load the version.
         """
         async with self._changing() as engine:
             began, before = time.perf_counter(), self.loaded
@@ -173,10 +192,10 @@ class ModelHost:
             return engine.model
 
     async def unload(self) -> Manifest:
-        """Reject new requests with Unloaded until the next `replace`, answer the accepted ones, and
-        free the memory. Returns the manifest of the unloaded version.
+        """Unload the model and free its memory, after all accepted requests have been answered.
 
-        Raises ChangeUnderWay, NotReady, Draining.
+        New requests are rejected with Unloaded until the next call of `replace`. Returns the
+        manifest of the unloaded version. Raises ChangeUnderWay, NotReady, Draining.
         """
         async with self._changing() as engine:
             if self.loaded is None:
@@ -193,8 +212,11 @@ class ModelHost:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Load the model in the background. At the end of the block, drain the batcher and close
-        the engine. If that takes longer than `shutdown_timeout`, the process ends."""
+        """Context manager that loads the model in the background, and closes the engine at the end.
+
+        All accepted requests are answered before the engine is closed. If this takes longer than
+        the setting `shutdown_timeout`, the process exits immediately.
+        """
         stop = asyncio.Event()
         task = asyncio.create_task(self._run(stop))
         try:
@@ -205,15 +227,15 @@ class ModelHost:
             patience = 0 if self.dead else self._settings.shutdown_timeout
             _, hung = await asyncio.wait({task}, timeout=patience)
             if hung:
-                log.error("the engine did not stop in time; the process ends without it")
+                log.error("the engine did not stop within the shutdown timeout; the process exits")
                 logging.shutdown()
-                # Nothing else ends a thread that hangs.
+                # Python cannot end a thread that hangs, and a normal exit would wait for it.
                 os._exit(ExitStatus.ENGINE_DEAD if self.dead else ExitStatus.FAILED)
 
     async def _run(self, stop: asyncio.Event) -> None:
         try:
             await self._serve_until(stop)
-        except Exception as error:  # noqa: BLE001  # logged when the process has stopped
+        except Exception as error:  # noqa: BLE001  # `exit_status` logs it
             self.failure = error
             self._on_failure()
 
@@ -225,7 +247,7 @@ class ModelHost:
             self._engine = engine
             log.info("ready", extra={"fields": _log_fields(engine, began)})
             await stop.wait()
-            await self._change.acquire()  # waits for a change in progress, and prevents others
+            await self._change.acquire()  # waits for a load or unload in progress
 
     async def _start_batcher(self, engine: Engine) -> None:
         settings, infer = self._settings, classifier(engine)
@@ -246,8 +268,10 @@ class ModelHost:
         self._set_loaded(engine, batcher)
 
     def _switch(self, engine: Engine) -> None:
-        """Called between two batches. The latencies of the new version are those of its warm-up,
-        which ran on the same thread and under the same load."""
+        """Use the new version from the next batch on. The engine calls this between two batches.
+
+        The latencies of the new version were measured during its warm-up.
+        """
         if self._batcher is not None:
             self._latency = LatencyTable(engine.warm_up_seconds)
             self._batcher.switch(self._latency)
@@ -259,7 +283,11 @@ class ModelHost:
 
     @asynccontextmanager
     async def _watching(self, batcher: Batcher[Any, Any]) -> AsyncIterator[None]:
-        """Within the block, give the engine up if it is dead, and report one that keeps failing."""
+        """Context manager that checks the health of the engine every `WATCH_INTERVAL`.
+
+        If the engine is dead, its requests are answered with an error and the process ends. If the
+        engine keeps failing, `on_failing` is called.
+        """
 
         async def watch() -> None:
             while not batcher.engine_is_dead():
@@ -278,14 +306,18 @@ class ModelHost:
             watcher.cancel()
 
     def _give_up(self) -> None:
-        """End the process, so that another one replaces it. All requests have been answered."""
-        self.failure = EngineDead("the engine did not come back from a batch")
-        log.critical("the engine is dead: %s; the process ends", self.failure)
+        """Let the process end, because the engine is dead. All requests have been answered."""
+        self.failure = EngineDead("the engine did not finish a batch")
+        log.critical("the engine is dead: %s; the process exits", self.failure)
         self._on_failure()
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
-        """One change at a time, and none while the process starts or stops."""
+        """Context manager for a load or unload. Only one can be in progress at a time.
+
+        Raises Draining during the shutdown, NotReady during the startup, and ChangeUnderWay if
+        another load or unload is in progress.
+        """
         if self._stopping:
             raise Draining
         if self._engine is None:
@@ -297,12 +329,15 @@ class ModelHost:
 
 
 def exit_status(failure: Exception | None) -> ExitStatus:
-    """Exit status of a process whose engine ended with `failure`, which is logged."""
+    """Return the exit status of a process whose engine ended with `failure`, and log `failure`.
+
+    `failure` is None if the engine ended normally.
+    """
     if failure is None:
         return ExitStatus.STOPPED
     if isinstance(failure, EngineDead):
         return ExitStatus.ENGINE_DEAD  # logged already
-    log.error("the model cannot be served: %s", failure)
+    log.error("the model cannot be loaded: %s", failure)
     return ExitStatus.FAILED
 
 

@@ -1,8 +1,10 @@
-"""The pipeline of a request: read, decode, infer. Each protocol adds how it reads and answers.
+"""Implements the stages of a request: read the upload, decode its images, and compute them.
 
-All stages share one deadline, which starts when the upload has arrived. The pipeline also checks
-the API key and the rate limit, before anything is read, and measures the seconds of each stage. If
-a request has several images, the time of a stage is that of its slowest image.
+HTTP and gRPC requests use the same stages. Only reading the upload and building the response differ
+between protocols, and are not part of this module. Before the upload is read, the pipeline checks
+the API key and the rate limit. The timeout of the request starts when the whole upload has arrived.
+The pipeline measures the duration of each stage. For a request with several images, the duration of
+a stage is that of the slowest image.
 """
 
 from __future__ import annotations
@@ -42,13 +44,14 @@ class Pipeline:
         """
         Args:
             service: The service that answers the request.
-            headers: Headers of the request, with names in lower case. They may contain an API key.
+            headers: Headers of the request, with names in lower case. The API key is read from
+                them.
             address: IP address of the client.
-            timing: Filled with the seconds of each stage.
-            timeout: Seconds from the end of the upload to the answer.
+            timing: Dictionary to which the duration of each stage is added, in seconds.
+            timeout: Maximum number of seconds from the end of the upload to the result.
 
         Raises:
-            Unauthorized: There is no valid API key.
+            Unauthorized: The service requires an API key, and the request has no valid one.
             RateLimited: The client has sent too many images.
             NotReady: No model is loaded.
         """
@@ -58,29 +61,29 @@ class Pipeline:
         if service.rate_limiter is not None:
             service.rate_limiter.take(self._client(), time.monotonic())
         self.model = self.current_model()
-        """The model that serves when the request begins. Another one may compute it."""
+        """The model that was loaded when the request began. A newer version may compute it."""
         self._timing = timing
         self._timeout = timeout
         self._deadline = math.inf
 
     def current_model(self) -> Manifest:
-        """The model that serves now. Raises NotReady."""
+        """Return the loaded model. Raises NotReady if no model is loaded."""
         loaded = self._service.engine.loaded
         if loaded is None:
             raise self._service.not_loaded()
         return loaded.model
 
     def count_images(self, count: int) -> None:
-        """Tell the rate limit that the request has `count` images. So far it counted one."""
+        """Count the images of the request for the rate limit. One image was counted before."""
         if self._service.rate_limiter is not None:
             self._service.rate_limiter.owe(self._client(), count - 1, time.monotonic())
 
     def shorten_deadline(self, timeout: float) -> None:
-        """The client needs the answer within `timeout` seconds from now."""
+        """Set the deadline to `timeout` seconds from now, unless it is earlier already."""
         self._deadline = min(self._deadline, time.perf_counter() + timeout)
 
     async def read(self, body: Awaitable[Body]) -> Body:
-        """Wait for `body`, which reads the upload. The deadline starts when it has been read."""
+        """Await `body`, which reads the upload. Then set the deadline, and return the result."""
         began = time.perf_counter()
         result = await body
         ended = time.perf_counter()
@@ -91,7 +94,7 @@ class Pipeline:
     async def decode(self, data: bytes) -> Image:
         """Decode one image.
 
-        Raises MissingImage if `data` is empty, and what `identify` and `Decoders.run` raise.
+        Raises MissingImage if `data` is empty, and the exceptions of `identify` and `Decoders.run`.
         """
         began = time.perf_counter()
         try:
@@ -103,7 +106,10 @@ class Pipeline:
         return image
 
     async def infer(self, image: Image) -> Classification:
-        """Compute one image in a batch with others. Raises NotReady, and what `Submit` raises."""
+        """Classify one image, in a batch with images of other requests.
+
+        Raises NotReady if no model is loaded, and the exceptions of `Submit`.
+        """
         began = time.perf_counter()
         loaded = self._service.engine.loaded
         if loaded is None:
@@ -127,11 +133,11 @@ class Pipeline:
         decoders = self._service.decoders
         image = identify(data, self._service.settings.max_image_pixels, decoders.max_memory)
         if image.is_bounded and (pixels := image.decode_here()) is not None:
-            return pixels  # faster than handing it to a decoder process
+            return pixels  # decoded in this process, which is faster than in a decoder process
         return await decoders.run(image, self._client(), self._seconds_left())
 
     def _client(self) -> Client:
-        """Tells clients apart: the digest of the API key, or else the client's network."""
+        """Return the identity of the client: the digest of its API key, or else its network."""
         return self._key or network(self._address)
 
     def _seconds_left(self) -> float:
@@ -140,7 +146,11 @@ class Pipeline:
     def _record(
         self, stage: str, began: float, ended: float, batch: SpanContext | None = None
     ) -> None:
-        """Record a stage. `batch` is the span of the batch that computed it, if it is traced."""
+        """Record the duration of a stage.
+
+        `batch`: span of the batch that computed the image. None: the stage computed no image, or
+        the batch is not traced.
+        """
         self._timing[stage] = max(ended - began, self._timing.get(stage, 0.0))
         if self._service.tracing is not None:
             self._service.tracing.stage(stage, began, ended, batch)
@@ -151,7 +161,7 @@ class Pipeline:
 
 
 class BatchEngine(Protocol):
-    """Computes batches. `model` is the version that the next call of `infer` uses."""
+    """Computes batches. `model` is the version that the next call of `infer` will use."""
 
     @property
     def model(self) -> Manifest: ...
@@ -160,10 +170,13 @@ class BatchEngine(Protocol):
 
 
 def classifier(engine: BatchEngine) -> Infer[Image, Classification]:
-    """The batch function of the batcher: computes images, and adds the model to each result."""
+    """Return a function that computes a batch and adds the model to each result.
+
+    The batcher calls this function.
+    """
 
     async def infer(images: Sequence[Image]) -> Sequence[Classification | Exception]:
-        model = engine.model  # the version cannot change between this line and the call
+        model = engine.model  # without an await before the call, the version cannot change
         rows = await engine.infer(images)
         results = [
             row if isinstance(row, Exception) else Classification(model, row) for row in rows
@@ -174,13 +187,16 @@ def classifier(engine: BatchEngine) -> Infer[Image, Classification]:
 
 
 def service_of(request: Request) -> Service:
-    """The service of the application that handles `request`."""
+    """Return the service of the application that handles `request`."""
     service: Service = request.app.state.service
     return service
 
 
 def begin(request: Request) -> Pipeline:
-    """The pipeline of a request over HTTP. Raises BadTimeout, and what `Pipeline` raises."""
+    """Create the pipeline of an HTTP request.
+
+    Raises BadTimeout if its timeout header is invalid, and the exceptions of `Pipeline`.
+    """
     service, context = service_of(request), context_of(request.scope)
     timeout = context.timeout(service.settings.request_timeout)
     client = request.scope.get("client")
@@ -188,4 +204,5 @@ def begin(request: Request) -> Pipeline:
     return Pipeline(service, request.headers, address, context.timing, timeout)
 
 
+# Used without tracing, in place of the seat that links a traced image to its batch.
 _NO_SEAT = nullcontext[None]()

@@ -1,7 +1,8 @@
-"""The model repository: the versions of the model in the store, and which of them serves.
+"""Lists the versions of the model in the model store, and loads and unloads them.
 
-One model is served, the one that the settings name. To serve another model, start another server:
-clients of the first one would find it gone (docs/decisions/0014-replacing-the-model.md).
+A server has one model, which the settings name. Its versions can replace each other, but another
+model cannot replace it: requests that name the first model would fail. A second model needs a
+second server (docs/decisions/0014-replacing-the-model.md).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 NOT_NOW = (ChangeUnderWay, Draining, NotReady)
+"""Exceptions because the server cannot load any version now."""
 EXPECTED = (BadModel, BadParams, OSError, UnknownArchitecture)
-"""Expected errors of a version. Their messages are for people."""
+"""Exceptions because a version is invalid. Their messages explain the error to people."""
 
 
 class Repository:
@@ -31,9 +33,9 @@ class Repository:
     def __init__(self, settings: Settings, host: ModelHost, count: Callable[[str], None]) -> None:
         """
         Args:
-            settings: Name the model and its store.
-            host: Serves the model.
-            count: Called with the result of each load: `loaded` or `failed`.
+            settings: The settings with the name of the model and the folder of the model store.
+            host: Runs the model.
+            count: Called with the result of each load, `loaded` or `failed`, for the metrics.
         """
         self._settings = settings
         self._host = host
@@ -42,22 +44,24 @@ class Repository:
         self._failed: dict[str, str] = {}
 
     async def load(self, name: str, version: str | None = None) -> Identity:
-        """Load a version and let it replace the one that serves, between two batches.
+        """Load a version, and replace the current version between two batches.
 
         Args:
-            name: Must be the name of the model that is served.
-            version: None: the version that a start would load.
+            name: Name of the model. It must be the model of this server.
+            version: Version to load. None: the version that the server would load at startup.
 
         Returns:
-            The version that serves now.
+            Name and version of the loaded model.
 
         Raises:
-            UnknownModel: Another model is served.
-            LoadFailed: The version cannot be loaded. The previous one still serves.
-            ChangeUnderWay, NotReady, Draining: The server cannot change the version now.
+            UnknownModel: `name` is not the model of this server.
+            LoadFailed: The version cannot be loaded. The previous version stays in use.
+            ChangeUnderWay: A version is already being loaded or unloaded.
+            NotReady: The model is still being loaded at startup.
+            Draining: The server is shutting down.
         """
         self._check(name)
-        requested = version or "the version that a start would load"
+        requested = version or "(version at startup)"
         try:
             path = await asyncio.to_thread(folder, self._settings, version)
             requested = path.name
@@ -71,16 +75,19 @@ class Repository:
         return _identity(model)
 
     async def unload(self, name: str) -> Identity:
-        """Answer the accepted requests, then unload the model until the next `load`.
+        """Unload the model, after all accepted requests have been answered.
 
-        Returns the version that was unloaded. Raises UnknownModel, ChangeUnderWay, NotReady,
-        Draining.
+        Returns name and version of the unloaded model. Raises UnknownModel, ChangeUnderWay,
+        NotReady, Draining.
         """
         self._check(name)
         return _identity(await self._host.unload())
 
     async def reload(self) -> Identity:
-        """Load the version that a start would load, unless it serves already. Raises as `load`."""
+        """Load the version that the server would load at startup, unless it is loaded already.
+
+        Returns name and version of the loaded model. Raises the same exceptions as `load`.
+        """
         started = self._host.loaded
         if started is not None:
             chosen = await asyncio.to_thread(folder, self._settings)
@@ -89,8 +96,11 @@ class Repository:
         return await self.load(self._settings.model)
 
     async def index(self) -> list[dict[str, str]]:
-        """Every version of the model in the store, and the one that serves: `name`, `version`,
-        `state` (READY, LOADING, UNAVAILABLE), and `reason`, which says why it is not READY."""
+        """List all versions of the model in the store, and the loaded version.
+
+        Returns one dictionary for each version, in ascending order: `name`, `version`, `state`
+        (READY, LOADING or UNAVAILABLE), and `reason`, which explains why the version is not READY.
+        """
         found = await asyncio.to_thread(versions.all_versions, self._settings.model_store)
         started = self._host.loaded
         numbers = {version for name, version in found if name == self._settings.model}
@@ -111,8 +121,8 @@ class Repository:
     def _check(self, name: str) -> None:
         if name != self._settings.model:
             raise UnknownModel(
-                f"This server serves the model {self._settings.model!r} and no other. Load another "
-                "version of it, or start a server with another SHOAL_MODEL."
+                f"This server serves only the model {self._settings.model!r}. Load a version of "
+                "this model, or start another server with another SHOAL_MODEL."
             )
 
     def _failure(self, version: str, error: Exception) -> LoadFailed:
@@ -125,15 +135,20 @@ class Repository:
         log.warning("not loaded", extra={"fields": {"version": version, "reason": why}})
         started = self._host.loaded
         state = (
-            f"Version {started.model.version} still serves" if started else "No version is served"
+            f"Version {started.model.version} stays loaded" if started else "No version is loaded"
         )
         return LoadFailed(f"{self._settings.model} {version} was not loaded: {why}. {state}.")
 
 
 def folder(settings: Settings, version: str | None = None) -> pathlib.Path:
-    """The folder of a version. None: the version that the settings name, or the highest one.
+    """Return the folder of a version in the model store.
 
-    Raises BadModel, with a list of the versions that exist.
+    Args:
+        settings: The settings with the model, its version and the model store.
+        version: The version. None: the version in the settings, or else the highest version.
+
+    Raises:
+        BadModel: The store does not have the version. The message lists the existing versions.
     """
     store, model = settings.model_store, settings.model
     number = version or settings.model_version or versions.latest(store, model)

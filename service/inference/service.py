@@ -1,12 +1,11 @@
-"""Everything that a process needs to answer requests, in one typed object.
+"""Defines `Service`, the object with all parts that a process needs to answer requests.
 
-The engine and the decoders are in this process (`model_host`, `decoding.pool`) or in another one
-(`workers.engine_client`); the code that uses a `Service` cannot tell. The model is loaded while the
-server is already listening, so probes are answered meanwhile: `/healthz` says live and `/readyz`
-says not ready.
+The engine and the decoders run in this process (`model_host`, `decoding.pool`) or in the engine
+process (`workers.engine_client`). Both cases have the same interfaces, which this module defines.
 
-Another version of the model may replace the one that serves at any time. Each classification
-therefore names the model that computed it.
+The model is loaded after the server has started to listen. Until the model is loaded, `/healthz`
+returns 200 and `/readyz` returns 503. Another version of the model can replace the current version
+at any time, so each classification contains the model that computed it.
 """
 
 from __future__ import annotations
@@ -34,26 +33,31 @@ from service.upload.body import UploadMemory
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """What a version of a model computed for one image."""
+    """The result for one image."""
 
     model: Manifest
+    """The model and version that computed the result."""
     probabilities: Probabilities
-    """float32, one for each class of `model`, in their order."""
+    """Probabilities of the model's classes, in their order: float32 of shape (classes,)."""
 
 
 Submit = Callable[[Image, float], Coroutine[Any, Any, Answer[Classification]]]
-"""`submit(image, timeout)` classifies one image within `timeout` seconds. Raises NotReady, and what
-`Batcher.submit` raises."""
+"""A coroutine function `submit(image, timeout)` that classifies one image within `timeout` seconds.
+
+It raises NotReady if no model is loaded, and the exceptions of `Batcher.submit`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is loaded and warm, and what it runs on."""
+    """A model that is loaded and warmed up."""
 
     model: Manifest
     device: Device
+    """The device that computes the model."""
     precision: Precision
+    """The precision in which the model is computed."""
     submit: Submit
+    """Classifies an image with the model."""
 
 
 class Engine(Protocol):
@@ -61,7 +65,7 @@ class Engine(Protocol):
 
     @property
     def loaded(self) -> LoadedModel | None:
-        """None: no model is loaded, or the engine process cannot be reached."""
+        """The loaded model. None: no model is loaded, or the engine process cannot be reached."""
 
     @property
     def unloaded(self) -> bool:
@@ -69,13 +73,19 @@ class Engine(Protocol):
 
     @property
     def failure(self) -> Exception | None:
-        """Why the model cannot be served. If it is not None, the process ends."""
+        """The reason why the process must end. None: the process need not end."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """Within the block the engine works; at its end the engine drains."""
+        """Context manager that runs the engine.
+
+        At its end, it waits until all accepted requests have been answered.
+        """
 
     async def stats(self) -> EngineStats | None:
-        """None if no model is loaded. Raises TimeoutError if the engine does not respond."""
+        """Return the state of the engine, or None if no model is loaded.
+
+        Raises TimeoutError if the engine process does not respond.
+        """
 
 
 class Decoding(Protocol):
@@ -83,7 +93,11 @@ class Decoding(Protocol):
 
     @property
     def max_memory(self) -> int:
-        """Maximum number of bytes that decoding one image may take."""
+        """Maximum number of bytes of memory for decoding one image."""
+
+    @property
+    def descriptors(self) -> int:
+        """File descriptors of this process that the decoders may take."""
 
     @property
     def is_down(self) -> bool:
@@ -91,17 +105,20 @@ class Decoding(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Number of this process' images that wait for a decoder."""
+        """Number of images of this process that wait for a decoder."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """Within the block images are decoded."""
+        """Context manager that runs the decoders."""
 
     async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
-        """Decode `image` for `client` within `max_seconds`. Raises what `Decoders.run` raises."""
+        """Decode `image` for `client` within `max_seconds` seconds.
+
+        Raises the exceptions of `Decoders.run`.
+        """
 
 
 class Versions(Protocol):
-    """The model repository. `service.inference.repository.Repository` is one implementation."""
+    """Lists, loads and unloads versions. `service.inference.repository.Repository` documents it."""
 
     async def load(self, name: str, version: str | None = None) -> Identity: ...
 
@@ -114,47 +131,68 @@ class Versions(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """The parts of one process that answers requests. `service_of` finds it."""
+    """The parts of a process that answers requests.
+
+    Endpoints get the service of their application from `pipeline.service_of`.
+    """
 
     settings: Settings
     engine: Engine
+    """Computes images."""
     decoders: Decoding
+    """Decodes images."""
     repository: Versions
+    """Lists, loads and unloads versions of the model."""
     uploads: UploadMemory
+    """Limits the memory of uploads."""
     keys: ApiKeys
     """API keys of the clients that may classify images."""
     admin_keys: ApiKeys
-    """API keys of the operators that may load and unload models."""
+    """API keys of the operators who may load and unload versions of the model."""
     rate_limiter: RateLimiter | None
-    """None: clients may send any number of images."""
+    """Limits the images of each client. None: clients may send any number of images."""
     metrics: Metrics
     tracing: Tracing | None
-    """None: no traces are sent."""
+    """Sends traces of requests. None: requests are not traced."""
     draining: bool = False
-    """Whether the server is shutting down, so that clients should choose another one."""
+    """Whether the server is shutting down."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Within the block images are decoded and computed; at its end the engine drains."""
+        """Context manager that runs the decoders and the engine.
+
+        At its end, it waits until all accepted requests have been answered.
+        """
         async with self.decoders.running(), self.engine.running():
             yield
 
     @property
     def loaded(self) -> LoadedModel:
-        """The model that serves. Raises NotReady or Unloaded, which is a NotReady."""
+        """The loaded model.
+
+        Raises NotReady if no model is loaded, and its subclass Unloaded if an operator unloaded it.
+        """
         loaded = self.engine.loaded
         if loaded is None:
             raise self.not_loaded()
         return loaded
 
     def not_loaded(self) -> NotReady:
-        """The error for requests while no model is loaded."""
+        """Return the exception for a request that arrives when no model is loaded."""
         return Unloaded() if self.engine.unloaded else NotReady()
 
     async def check_ready(self) -> tuple[LoadedModel, EngineStats | None]:
-        """The answer to a readiness probe.
+        """Check that the service can classify images now.
 
-        Raises Draining, NotReady, and its subclasses Unloaded, Stalled, DecodersDown.
+        Returns:
+            The loaded model, and the state of the engine.
+
+        Raises:
+            Draining: The server is shutting down.
+            NotReady: No model is loaded.
+            Unloaded: An operator unloaded the model.
+            Stalled: The engine makes no progress on a batch, or does not respond.
+            DecodersDown: No decoder process can be started.
         """
         loaded = self.loaded
         if self.draining:
@@ -170,7 +208,7 @@ class Service:
         return loaded, stats
 
     async def is_live(self) -> bool:
-        """The answer to a liveness probe. False: only a restart of the process helps."""
+        """Whether the engine works. If not, only a restart of the process can repair it."""
         try:
             stats = await self.engine.stats()
         except TimeoutError:
@@ -178,7 +216,10 @@ class Service:
         return stats is None or stats.healthy
 
     async def engine_stats(self) -> EngineStats | None:
-        """For metrics. None if no model is loaded, or if the engine does not respond."""
+        """Return the state of the engine for the metrics.
+
+        The result is None if no model is loaded, or if the engine process does not respond.
+        """
         try:
             return await self.engine.stats()
         except TimeoutError:

@@ -1,1 +1,1 @@
-"""The HTTP server: uvicorn with safe limits, and the sockets that it listens on."""
+"""The HTTP server: uvicorn with limits on time, memory and work, and its listening sockets."""

@@ -1,46 +1,51 @@
 """One HTTP/1.1 connection: uvicorn's protocol with limits on time, memory and work.
 
-Uvicorn waits without a limit for the first byte of a request, for the rest of its head, and for a
-client that does not read. It accepts heads of any length, and parses any number of pipelined
-requests before it answers the first. This class guarantees:
+The head of a request is its request line and headers. Uvicorn waits without a limit for the first
+byte of a head, for the rest of the head, and for a client that does not read. Uvicorn also accepts
+heads of any length, and parses any number of pipelined requests before it answers the first.
+`Connection` guarantees:
 
-- **One request at a time.** While a request is not answered, bytes that follow it are not parsed
-  and reading is paused. They are parsed in order after the answer was written to the transport.
-  Reading is also paused while the client does not read its answers, and while the application has
-  more than 64 KiB of a body to receive.
-- **Limited work.** Bytes are parsed in pieces, each of which contains the end of at most one head.
-  In one turn of the event loop, a connection starts at most one request and parses at most `TURN`
-  pieces and chunks, plus those of one more piece.
+- **One request at a time.** Until a request is answered, the bytes that follow it are not parsed
+  and reading is paused. Reading is also paused while the client does not read its answers, and
+  while more than 64 KiB of a body wait for the application.
+- **Limited work.** Bytes are parsed in pieces. A piece contains the end of at most one head. In one
+  turn of the event loop, a connection starts at most one request. It parses at most `TURN` pieces
+  and chunks of a body, and then at most one more piece with its chunks.
 - **Limited memory.** A connection holds at most
-  - one head of `HEAD_BYTES` and `HEAD_FIELDS`, whose path the application gets twice;
+  - one head of at most `HEAD_BYTES` and `HEAD_FIELDS` headers, and its path twice (the scope has
+    `path` and `raw_path`);
   - `HIGH_WATER_LIMIT` (64 KiB) + `READ_BYTES` of a body that the application has not received;
   - `READ_BYTES` that are not parsed;
-  - `UNREAD_BYTES`, and two messages of an answer that the client has not read.
+  - `UNREAD_BYTES` and two messages of an answer that the client has not read.
 
-  The memory of a request is released when the request is answered, and that of its body when the
-  client stops reading the answer. Body bytes that arrive after the answer has begun are dropped.
+  The memory of a request is released when the request is answered. The memory of its body is
+  released earlier if the client stops reading the answer. Body bytes that arrive after the answer
+  has begun are dropped.
 - **Independent deadlines.**
   - The first byte of a request must arrive within the keep-alive time.
-  - A head must be complete within `HEAD_SECONDS` of its first byte.
-  - A request that is answered before its end, or rejected, must end within `REST_SECONDS`.
-  - A client must read its answers within `READ_SECONDS` after their buffer is full, and within the
-    same time after the connection is closed.
+  - A head must be complete within `HEAD_SECONDS` after its first byte.
+  - If a request is answered or rejected before all of it has arrived, the rest must arrive within
+    `REST_SECONDS`.
+  - If the buffer of answers is full, or the connection is being closed, the client must read the
+    answers within `READ_SECONDS`.
 
   A connection that misses a deadline is aborted, because closing would wait for the client to read.
-- **Fair use of connections.** A connection can be closed to make room for a new one. One with a
-  complete request whose answer has not begun is closed only if its client has the most connections
-  (`connection_limit`). A request that is interrupted gets 503 if its answer has not begun.
+- **Fair use of connections.** At the maximum number of connections, a new one replaces an old one
+  (`connection_limit`). A connection with a complete request whose answer has not begun is replaced
+  only if its client has the most connections. An interrupted request is answered with 503 if no
+  other answer has begun.
 - **Limited framing.** The framing of a body (chunk sizes, chunk extensions, trailers) has the same
   limits as a head. Trailers are ignored.
 
-Malformed requests get 400 with a problem document. So do CONNECT, and requests that do not have
-exactly one Host (RFC 9112, section 3.2). An offer to upgrade is ignored (RFC 9110, section 7.8):
-the parser would drop the body of a request with such an offer, which Java's client makes for h2c.
+Malformed requests get 400 with a problem document. So do CONNECT requests, and requests without
+exactly one Host header (RFC 9112, section 3.2). An offer to upgrade the protocol is ignored
+(RFC 9110, section 7.8). Java's client makes such offers (h2c), and without this rule the parser
+would drop the bodies of these requests.
 
-The route limits the time of a body. The head and body of an answer are written in one system call,
-where uvicorn uses two.
+The route limits the time in which a body must arrive. The head and body of an answer are written in
+one system call; uvicorn needs two.
 
-The scope of a request has a `RequestContext`, which tells the application whether the body is
+The scope of a request has a `RequestContext`. It tells the application whether the body is
 complete, and when the client disconnects.
 """
 
@@ -65,50 +70,52 @@ from service.server.connection_limit import PROGRESS_BYTES, Connections
 from service.server.transport import READ_BYTES, READ_SECONDS, Deadline, Outgoing
 
 HEAD_SECONDS = 10.0
-"""Seconds in which a head must be complete."""
+"""Number of seconds after its first byte in which a head must be complete."""
 HEAD_BYTES = 64 * 1024
-"""Maximum number of bytes of a head."""
+"""Maximum number of bytes of a request line and its headers."""
 HEAD_FIELDS = 128
-"""Maximum number of headers, and of trailers. The message of `problems.HEAD_TOO_LARGE` states both
-limits."""
+"""Maximum number of headers of a request, and of its trailers. The message of
+`problems.HEAD_TOO_LARGE` states `HEAD_BYTES` and `HEAD_FIELDS`."""
 REST_SECONDS = 2.0
-"""Seconds in which a request must end that is answered before its end."""
+"""Number of seconds in which the rest of a request must arrive after an early answer."""
 PIECE_BYTES = 4096
 """Maximum number of bytes of a piece that is not part of a body of known length."""
 TURN = 1000
-"""Number of pieces and chunks after which parsing continues in the next turn of the event loop."""
+"""Number of pieces and chunks after which parsing pauses until the next turn of the event loop."""
 FRAME = 16
-"""Bytes of framing allowed per byte of a body: `1;\\r\\n`, the byte, `\\r\\n`, and a margin."""
+"""Maximum number of bytes of framing per byte of a chunked body. A chunk of one byte has `1;\\r\\n`
+before the byte and `\\r\\n` after it; the rest is a margin."""
 UNREAD_BYTES = 16 * 1024
-"""Number of bytes that a client has not read, above which the application stops writing."""
+"""Number of unread bytes above which the application waits before it writes more."""
 HEAD_END = b"\r\n\r\n"
-"""The end of every head and every chunked body."""
+"""Bytes at the end of every head and of every chunked body."""
 _RELEASED = RequestContext()
-"""Replaces the context of a request that was answered."""
+"""Context of a connection while it has no request, or after its request was answered."""
 
 
 class Connection(HttpToolsProtocol):
-    """A connection of uvicorn, with the limits above."""
+    """Uvicorn's connection with the limits that are listed at the top of this module."""
 
     server_state: Connections
     _in_head = False
     _frame_bytes = 0
-    """Number of bytes so far of the head, or of the body's framing."""
+    """Number of bytes parsed so far of the current head, or of the framing of the current body."""
     _body_left = 0
-    """Number of bytes of a body of known length that are not parsed yet."""
+    """Number of unparsed bytes of the current body, if its length is known."""
     _single_bytes = 0
-    """Number of bytes to parse one by one, because they may be the rest of a `HEAD_END`."""
+    """Number of bytes to parse one at a time, because a `HEAD_END` may end in them."""
     _unparsed = b""
-    """Bytes that were received and are not parsed yet."""
+    """Received bytes that are not parsed yet."""
     _new_bytes = 0
-    """Number of bytes received since the last progress."""
+    """Number of bytes received since the last multiple of `PROGRESS_BYTES`."""
     _work = 0
     """Number of pieces and chunks parsed in this turn of the event loop."""
     _reading = True
+    """Whether the transport is reading."""
     _next_turn: asyncio.Handle | None = None
-    """Continues parsing in the next turn of the event loop."""
+    """Scheduled call that continues parsing in the next turn of the event loop."""
     _discarding = False
-    """Whether received data is dropped, because the connection closes."""
+    """Whether received data is dropped because the connection is being closed."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         peer = transport.get_extra_info("peername")
@@ -129,8 +136,8 @@ class Connection(HttpToolsProtocol):
         self._wait_for_request()
 
     def make_room(self) -> None:
-        """Close in favor of a new connection. The client gets 503 if it has begun a request whose
-        answer has not begun."""
+        """Close this connection so that a new one can be opened. A request in progress is answered
+        with 503 if no other answer has begun."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         is_asked = self._in_head or (cycle is not None and not cycle.response_started)
         if not is_asked or self._read.running:
@@ -153,7 +160,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self._outgoing.lost()
         self._unparsed = b""
-        self.flow = self.cycle = None  # type: ignore[assignment]  # break the cycles
+        self.flow = self.cycle = None  # type: ignore[assignment]  # break reference cycles
 
     def eof_received(self) -> None:
         self._close()
@@ -168,7 +175,8 @@ class Connection(HttpToolsProtocol):
         self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
-        """Parse `data` as far as allowed now. Keep the rest, and pause reading meanwhile."""
+        """Parse `data` as far as the limits allow. Keep the rest, and pause reading until the rest
+        is parsed."""
         at, self._work = 0, 0
         while at < len(data) and not self._blocked():
             if self._work > TURN:
@@ -191,7 +199,8 @@ class Connection(HttpToolsProtocol):
             self._head.start(HEAD_SECONDS)
 
     def _blocked(self) -> bool:
-        """Whether parsing must wait until a request is answered, or a body or an answer is read."""
+        """Whether parsing must wait: for the answer to a request, for the application to receive a
+        body, or for the client to read an answer."""
         flow = self.flow
         if flow.read_paused or flow.write_paused:
             return True
@@ -199,7 +208,10 @@ class Connection(HttpToolsProtocol):
         return cycle is not None and not cycle.more_body and not cycle.response_complete
 
     def _piece(self, data: bytes, at: int) -> int:
-        """Number of bytes to parse next: up to the end of the next `HEAD_END`, if there is one."""
+        """Return the number of bytes of `data` to parse next, from the offset `at`.
+
+        The piece ends at the end of the next `HEAD_END`, if there is one within `PIECE_BYTES`.
+        """
         if self._single_bytes:
             self._single_bytes -= 1
             if data[at] in HEAD_END:
@@ -209,16 +221,19 @@ class Connection(HttpToolsProtocol):
         if end >= 0:
             return end + len(HEAD_END) - at
         piece = min(len(data) - at, PIECE_BYTES)
-        if data[at + piece - 1] in HEAD_END:  # the rest of it may follow
+        if data[at + piece - 1] in HEAD_END:  # the rest of a `HEAD_END` may follow
             self._single_bytes = len(HEAD_END) - 1
         return piece
 
     def _feed(self, piece: bytes) -> bool:
-        """Parse a piece that is not part of a body of known length. Returns whether to continue."""
+        """Parse a piece that is not part of a body of known length.
+
+        Returns whether the connection may parse further pieces.
+        """
         self._frame_bytes += len(piece)
         try:
             self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade:  # a head ends at the end of the piece
+        except httptools.HttpParserUpgrade:  # the piece is the end of a head
             return self._begin_without_upgrade()
         except httptools.HttpParserError:
             self._reject(problems.HEAD_TOO_LARGE if self._too_large() else problems.BAD_REQUEST)
@@ -242,18 +257,19 @@ class Connection(HttpToolsProtocol):
             self._parse(self._unparsed)
 
     def pause_reading(self) -> None:
-        """Called by `flow` when more than 64 KiB of a body wait for the application."""
+        """Pause reading. `flow` calls this when over 64 KiB of a body wait for the application."""
         self._update_reading()
 
     def resume_reading(self) -> None:
-        """Called by `flow` when the application has received them, or the body is complete."""
+        """Resume reading. `flow` calls this when the application has received the body bytes, or
+        when the body is complete."""
         if self._unparsed:
             self._parse_soon()
         else:
             self._update_reading()
 
     def _update_reading(self) -> None:
-        """Pause or resume reading, depending on the state."""
+        """Pause reading while there are unparsed bytes or `flow` has paused it. Else resume it."""
         reading = not self._unparsed and not self.flow.read_paused
         if reading != self._reading:
             self._reading = reading
@@ -268,7 +284,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self._too_large():
-            raise ValueError("head too large")  # the parser turns it into its own error
+            raise ValueError("head too large")  # the parser raises HttpParserError instead
         self._in_head, self._frame_bytes = False, 0
         names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
@@ -277,13 +293,13 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise ValueError("CONNECT is not supported")
-            return  # `_begin_without_upgrade` starts it
-        if b"content-length" in names:  # the parser accepts one only, and it is a number
+            return  # `_begin_without_upgrade` starts the request
+        if b"content-length" in names:  # the parser accepts one valid number only
             self._body_left = int(self.headers[names.index(b"content-length")][1])
         self._head.stop()
         super().on_headers_complete()
         self.url = b""
-        self.headers = []  # trailers are appended
+        self.headers = []  # the parser appends trailers
 
     def on_body(self, body: bytes) -> None:  # three times as fast as uvicorn's
         if self._body_left:
@@ -330,7 +346,7 @@ class Connection(HttpToolsProtocol):
         if not (self.cycle.response_complete or self.flow.write_paused):
             self.server_state.waiting.pop(self, None)
         self.flow.resume_reading()  # large bodies pause reading, and a disconnect must be noticed
-        if self.cycle.response_complete:  # it was answered before its end
+        if self.cycle.response_complete:  # the request was answered before it was complete
             self._rest.stop()
             self._wait_for_request()
 
@@ -342,12 +358,12 @@ class Connection(HttpToolsProtocol):
         self._mark_waiting()
 
     def _mark_waiting(self) -> None:
-        """The server waits for the client."""
-        if self in self.connections:  # not when it has been replaced already
+        """Mark the connection as one whose client must act next."""
+        if self in self.connections:  # a replaced connection is not marked
             self.server_state.waiting[self] = None
 
     def _mark_progress(self) -> None:
-        """If the connection is waiting, it is now the last one to be replaced."""
+        """Make a waiting connection the last one to be replaced."""
         if self in self.server_state.waiting:
             self.server_state.waiting.move_to_end(self)
 
@@ -370,7 +386,10 @@ class Connection(HttpToolsProtocol):
             self._parse_soon()
 
     def _begin_without_upgrade(self) -> bool:
-        """Parse the head again, without its offer to upgrade. Returns whether to continue."""
+        """Parse the head again, without its offer to upgrade.
+
+        Returns whether the connection may parse further pieces.
+        """
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
@@ -379,7 +398,7 @@ class Connection(HttpToolsProtocol):
         return self._feed(b"\r\n".join(head) + HEAD_END)
 
     def _reject(self, problem: problems.Problem) -> None:
-        """Answer data that is not a valid request, and close the connection."""
+        """Answer with `problem` if no other answer is in progress, and close the connection."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if cycle is None or not cycle.response_started or cycle.response_complete:
             response = problems.answer(problem, None, os.urandom(16).hex())
@@ -392,11 +411,14 @@ class Connection(HttpToolsProtocol):
         if problem is problems.HEAD_TOO_LARGE:
             self._close_after_rest()
         else:
-            self._close()  # in the middle of an answer, this is the only way to tell the client
+            self._close()  # during an answer, closing is the only way to report an error
 
     def _close_after_rest(self) -> None:
-        """Close after the client has stopped sending. Closing immediately would reset the
-        connection, and the client would not see the answer (RFC 9112, section 9.6)."""
+        """Close the connection after the client has stopped sending.
+
+        An immediate close would reset the connection, and the client would lose the answer
+        (RFC 9112, section 9.6).
+        """
         self._discarding = True
         if not self._reading:
             self._reading = True

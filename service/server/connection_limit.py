@@ -1,23 +1,29 @@
 """Limits the number of open connections, and decides which one makes room for a new connection.
 
-Guarantees
-- At most `limit` connections are open, which is fewer than the process may have descriptors.
-- A connection is waiting unless it has a complete request whose answer has not begun. Then it is
-  busy.
-- At the limit, a new connection replaces one of the client network with the most connections: the
-  waiting one whose last progress is longest ago. So idle and silent connections are replaced first,
-  then slow ones, and uploads in progress last.
-- If that network has no waiting connection, but more than 1/`CROWD` of all connections, its newest
-  busy one is replaced. If it has fewer, waiting connections of other networks are replaced first.
-- A network never loses a connection to one that would have as many afterwards, unless the
-  connection is waiting. So a client cannot keep others out, and a client that has all connections
-  (NAT, a proxy) does not interrupt its own requests. Its new connections are rejected if none is
-  waiting.
-- Progress is a complete request, a part of an answer that was sent, or `PROGRESS_BYTES` received.
-  Fewer bytes are not progress, so a byte now and then does not keep a connection open.
+Terms
+- Clients are counted by network: an IPv4 address, or the first 64 bits of an IPv6 address.
+- A connection is busy while it has a complete request whose answer has not begun. At all other
+  times it is waiting, because its client must act next.
+- A connection makes progress when its request is complete, when a part of an answer is sent, and
+  after each `PROGRESS_BYTES` received. Fewer bytes are not progress, so a client cannot keep a
+  connection open with a few bytes from time to time.
 
-If the process runs out of descriptors all the same, because something else uses them, libuv accepts
-and closes new connections.
+Guarantees
+- At most `limit` connections are open. The limit is lower than the number of descriptors that the
+  process may open.
+- At the limit, a new connection replaces a connection of the network with the most connections: the
+  waiting connection whose last progress was longest ago. So idle connections are replaced first,
+  then slow connections, and uploads in progress last.
+- If all connections of that network are busy, its size decides. With more than 1/`CROWD` of all
+  connections, the network loses its newest connection. With fewer, waiting connections of other
+  networks are replaced first.
+- A busy connection is replaced only if its network still has more connections afterwards than the
+  network of the new one had before. So a client cannot keep other clients out. A client that has
+  all connections (NAT, a proxy) does not interrupt its own requests: if none of its connections is
+  waiting, its new connections are rejected.
+
+If other parts of the process use up the descriptors, libuv accepts new connections and immediately
+closes them.
 """
 
 from __future__ import annotations
@@ -33,41 +39,42 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 OTHER_DESCRIPTORS = 64
-"""Descriptors for everything except connections. Under a low limit, half of the limit."""
+"""Number of descriptors for everything except connections and decoder processes. Under a low limit
+on descriptors, half of the limit is reserved instead."""
 METRICS_CONNECTIONS = 64
-"""Maximum number of connections to the port for metrics."""
+"""Maximum number of open connections to the port for metrics."""
 LOG_INTERVAL = 60.0
-"""Minimum number of seconds between two warnings that the limit is reached."""
+"""Minimum number of seconds between two warnings about the maximum number of connections."""
 PROGRESS_BYTES = 4096
 """Number of received bytes that count as progress."""
 CROWD = 16
-"""A network with more than this part of all connections makes room also where all of its
-connections are busy and others are waiting."""
+"""Number whose reciprocal is a share of all connections. A network with a larger share loses busy
+connections even if other networks have waiting connections."""
 
 
 class Replaceable(Protocol):
-    """A connection that can make room for another."""
+    """A connection that a new connection can replace."""
 
     network: str
-    """Identifies the client (`rate_limit.network`)."""
+    """Network of the client, as `rate_limit.network` returns it."""
 
     def make_room(self) -> None:
-        """Close immediately."""
+        """Close the connection immediately."""
 
 
 class Connections(ServerState):
-    """Uvicorn's record of open connections, with a limit."""
+    """Uvicorn's record of open connections, with a maximum number."""
 
     def __init__(self, limit: int) -> None:
         """`limit`: maximum number of open connections."""
         super().__init__()
         self._limit = limit
         self._networks: dict[str, dict[Replaceable, None]] = {}
-        """The connections of each network, the oldest first."""
+        """Connections of each network, the oldest first."""
         self.waiting = OrderedDict[Replaceable, None]()
-        """Waiting connections, the one whose last progress is longest ago first. Connections that
-        are not waiting may be replaced, too. Each connection adds, moves and removes itself, since
-        a call for each change would slow down every request."""
+        """Waiting connections, ordered by the time of their last progress, the earliest first.
+        Connections add, move and remove themselves: methods for this would slow down every
+        request."""
         self._logged_at: float | None = None
         self.peak = 0
         """Maximum number of open connections since memory was last returned to the system."""
@@ -78,7 +85,7 @@ class Connections(ServerState):
         return len(self.connections)
 
     def admit(self, connection: Replaceable) -> bool:
-        """Add a new connection, which is waiting. Returns False when it must be rejected."""
+        """Add a new connection as waiting. Returns False if the connection must be rejected."""
         self.peak = max(self.peak, min(len(self.connections) + 1, self._limit))
         if len(self.connections) >= self._limit:
             self._log_limit()
@@ -87,13 +94,13 @@ class Connections(ServerState):
                 return False
             self.remove(replaced)
             replaced.make_room()
-        self.connections.add(connection)  # type: ignore[arg-type]  # not a class of Uvicorn's
+        self.connections.add(connection)  # type: ignore[arg-type]  # not one of uvicorn's classes
         self._networks.setdefault(connection.network, {})[connection] = None
         self.waiting[connection] = None
         return True
 
     def remove(self, connection: Replaceable) -> None:
-        """Remove a connection. No effect if it was removed or rejected before."""
+        """Remove a connection. Has no effect if the connection was removed or rejected before."""
         self.waiting.pop(connection, None)
         self.connections.discard(connection)
         connections = self._networks.get(connection.network, {})
@@ -102,7 +109,10 @@ class Connections(ServerState):
             self._networks.pop(connection.network, None)
 
     def _replaced_by(self, network: str) -> Replaceable | None:
-        """The connection that a new one of `network` replaces. None: it must be rejected."""
+        """Return the connection that a new connection of `network` replaces.
+
+        Returns None if the new connection must be rejected.
+        """
         own = len(self._networks.get(network, ()))
         most = max(map(len, self._networks.values()), default=0)
         may_replace_busy = own + 1 < most
@@ -115,8 +125,11 @@ class Connections(ServerState):
         return found
 
     def _longest_waiting(self, size: int) -> Replaceable | None:
-        """The waiting connection whose last progress is longest ago, of networks with at least
-        `size` connections."""
+        """Return the waiting connection with the earliest last progress.
+
+        Only networks with at least `size` connections are considered. Returns None if they have no
+        waiting connection.
+        """
         for connection in self.waiting:
             if len(self._networks[connection.network]) >= size:
                 return connection
@@ -127,37 +140,51 @@ class Connections(ServerState):
         if self._logged_at is None or now - self._logged_at > LOG_INTERVAL:
             self._logged_at = now
             log.warning(
-                "the maximum of %d connections is open: new connections replace those of the "
-                "clients with the most connections, or are rejected",
+                "the maximum of %d connections is open: new connections replace connections of the "
+                "clients with the most, or are rejected",
                 self._limit,
             )
 
 
-def usable_limit(settings: Settings) -> int:
-    """The maximum number of HTTP connections, which is also that of gRPC connections.
+def usable_limit(settings: Settings, decoders: int) -> int:
+    """Return the maximum number of HTTP connections, which gRPC connections have as well.
 
-    It is `max_connections`, or fewer if the process may not have enough descriptors. Raises the
-    soft limit of the process on descriptors if necessary and allowed.
+    The result is `settings.max_connections`, or less if the process may not open enough
+    descriptors. If necessary and allowed, this function raises the soft limit of the process on
+    descriptors.
+
+    Args:
+        settings: Settings of the server.
+        decoders: Number of descriptors that are reserved for the decoder processes.
     """
     requested = settings.max_connections
-    # A gRPC connection takes three descriptors, since it is relayed.
+    # A gRPC connection needs three descriptors, because the server relays it.
     each = 1 if settings.grpc_port is None else 4
     others = OTHER_DESCRIPTORS + (0 if settings.metrics_port is None else METRICS_CONNECTIONS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = each * requested + others
-    unlimited = resource.RLIM_INFINITY
-    if soft != unlimited and soft < needed:
-        raised = needed if hard == unlimited else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-        soft = raised
-    if soft == unlimited or soft >= needed:
+    needed = each * requested + others + decoders
+    soft = raise_descriptor_limit(needed)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
         return requested
-    possible = max(soft - others, soft // 2) // each
+    free = max(soft - decoders, soft // 2)
+    possible = max(free - others, free // 2) // each
     if possible >= requested:
         return requested
     log.warning(
-        "at most %d connections instead of %d: this process may have only %d descriptors (ulimit "
+        "at most %d connections instead of %d: this process may open only %d descriptors (ulimit "
         "-n, LimitNOFILE=). Raise that limit, or set SHOAL_MAX_CONNECTIONS=%d",
         *(possible, requested, soft, possible),
     )
     return possible
+
+
+def raise_descriptor_limit(needed: int) -> int:
+    """Raise the soft limit of the process on descriptors to `needed`, or as far as is allowed.
+
+    Returns the soft limit that is then in effect. Never lowers the limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < needed:
+        soft = needed if hard == unlimited else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft

@@ -1,9 +1,10 @@
 """Binds listening sockets: one per address and front end, on the same port (SO_REUSEPORT).
 
-The kernel spreads connections over them by a hash of the addresses of both ends. The supervisor
-binds the sockets and keeps them open: when a front end is restarted, the new process accepts the
-connections that wait in the backlog of the old one. Why the front ends do not share one socket:
-docs/decisions/0023-front-end-processes.md.
+A front end is a process that serves HTTP. The kernel distributes new connections over the sockets
+by a hash of the addresses of client and server. The supervisor binds the sockets and keeps them
+open. When a front end is restarted, the new process accepts the connections that wait in the
+backlog of its socket. docs/decisions/0023-front-end-processes.md says why the front ends do not
+share one socket.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ import socket
 
 
 def reserve(host: str, port: int) -> tuple[int, list[socket.socket]]:
-    """Reserve a port for front ends to `join`.
+    """Reserve a port, to which front ends then bind their sockets with `join`.
 
     Args:
-        host: Name or address.
-        port: The port. 0: any free one.
+        host: Host name or IP address.
+        port: TCP port. 0: any free port.
 
     Returns:
-        The port, and sockets that never listen. The port is reserved until they are closed.
+        The port, and sockets that do not listen. The port is reserved until the sockets are closed.
 
     Raises:
-        OSError: As `bind`.
+        OSError: An address is not available, or another program uses it.
     """
     (sockets,) = bind(host, port, 1)
     return sockets[0].getsockname()[1], sockets
 
 
 def join(host: str, port: int) -> list[socket.socket]:
-    """Bind the sockets of one front end to a reserved port. Raises OSError."""
+    """Bind the sockets of one front end to a port that `reserve` returned. Raises OSError."""
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return [_bound(family, address, shared=True) for family, *_, address in dict.fromkeys(infos)]
 
@@ -38,8 +39,8 @@ def bind(host: str, port: int, count: int) -> list[list[socket.socket]]:
     """Bind sockets for several front ends. They do not listen yet.
 
     Args:
-        host: Name or address. Each of its addresses gets a socket.
-        port: The port. 0: any free one, the same for all sockets.
+        host: Host name or IP address. Each address of a name gets a socket.
+        port: TCP port. 0: any free port, the same for all sockets.
         count: Number of front ends.
 
     Returns:

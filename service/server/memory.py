@@ -1,10 +1,12 @@
-"""Returns memory to the system after many connections, or large uploads, have ended.
+"""Returns memory to the operating system after many connections or large uploads have ended.
 
-Interrupted requests leave objects that refer to each other until garbage is collected, and glibc
-keeps the pages of freed memory: after 1,024 connections at the same time, the process kept 300 MiB.
-Garbage collection is short, because most connections are gone. `malloc_trim` runs in a thread: for
-300 MiB it takes about 0.2 s, of which other threads that allocate memory wait at most 20 ms. On
-systems without glibc, only garbage is collected.
+Interrupted requests leave reference cycles, which stay in memory until Python's garbage collector
+runs. In addition, glibc keeps the pages of freed memory. Without this module, the process kept
+300 MiB after 1,024 concurrent connections.
+
+The garbage collector runs for a short time only, because most connections have ended. `malloc_trim`
+runs in a thread and takes about 0.2 s for 300 MiB. During this time, other threads that allocate
+memory wait at most 20 ms. On systems without glibc, only garbage is collected.
 """
 
 from __future__ import annotations
@@ -18,35 +20,37 @@ from service.server.connection_limit import Connections
 from service.upload.body import UploadMemory
 
 CHECK_TICKS = 40
-"""Number of ticks of the server, 0.1 s each, between two checks."""
+"""Number of ticks of uvicorn's server (one every 0.1 s) between two checks."""
 MIN_CONNECTIONS = 16
-"""Number of connections that must have closed before memory is returned."""
+"""Minimum number of closed connections after which memory is returned."""
 MIN_BYTES = 64 * 2**20
-"""Number of bytes of uploads that must have been freed before memory is returned."""
+"""Minimum number of freed bytes of uploads after which memory is returned."""
 _trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def give_back() -> None:
-    """Return free memory to the system. Call in a thread: only the collection of garbage holds the
-    interpreter lock."""
+    """Return free memory to the operating system.
+
+    Callers run this function in a thread. Only its garbage collection holds the interpreter lock.
+    """
     gc.collect()
     if _trim is not None:
         _trim(0)
 
 
 class Use(Protocol):
-    """A use of memory that is counted, in connections or bytes."""
+    """A consumer of memory with a counted amount: of connections, or of bytes."""
 
     @property
     def held(self) -> int:
-        """Current amount."""
+        """Current amount of this consumer."""
 
     peak: int
     """Maximum of `held` since memory was last returned."""
 
 
 class Memory:
-    """Decides when returning memory is worthwhile."""
+    """Decides when to return memory to the operating system."""
 
     def __init__(self, connections: Sequence[Connections], uploads: UploadMemory) -> None:
         """
@@ -60,7 +64,10 @@ class Memory:
         ]
 
     def is_worth_giving_back(self) -> bool:
-        """Whether a use has fallen to half of its peak or less, by at least its minimum."""
+        """Whether a consumer has fallen to half of its peak or less, and by at least its minimum.
+
+        The peak of each such consumer is reset to its current amount.
+        """
         fallen = [use for use, minimum in self._uses if _has_fallen(use, minimum)]
         for use in fallen:
             use.peak = use.held

@@ -10,8 +10,11 @@ from service.telemetry.logs import log
 
 
 async def reload(service: Service) -> None:
-    """Read the key files again, and load the version that a new start would load. What cannot be
-    reloaded stays unchanged, and the log says why."""
+    """Read the key files again, and load the version of the model that a restart would load.
+
+    If a file or the model cannot be loaded, the current keys or model stay in use, and an error is
+    logged.
+    """
     for keys in (service.keys, service.admin_keys):
         keys.reload()
     try:

@@ -1,8 +1,8 @@
 """Uvicorn's server with a shutdown that loses no requests, and servers on additional ports.
 
-When uvicorn stops, it immediately closes connections that are between two requests, including
-those whose next request is already on its way. Here they stay open for `LINGER_SECONDS`: a request
-that arrives meanwhile is answered with `Connection: close`.
+When uvicorn stops, it immediately closes idle connections, even if the client has just sent the
+next request. This server keeps idle connections open for `LINGER_SECONDS`, and answers requests
+that arrive in this time with `Connection: close`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 ACCEPT_SECONDS = 0.1
-"""Seconds in which the server accepts connections that the kernel has accepted already. Closing the
-socket earlier would reset them."""
+"""Number of seconds after a stop signal in which the server accepts connections from the kernel's
+backlog. Closing the socket earlier would reset these connections."""
 LINGER_SECONDS = 1.0
-"""Seconds that a connection between two requests stays open after new ones are not accepted."""
+"""Number of seconds that idle connections stay open after the server stops accepting new ones."""
 ACCEPTS = 16
-"""Maximum number of connections that are accepted in one turn of the event loop per address."""
+"""Maximum number of connections that the server accepts per address and turn of the event loop."""
 
 
 class Listener(Protocol):
@@ -48,44 +48,50 @@ class Listener(Protocol):
 
     @property
     def connections(self) -> Connections:
-        """Open connections. Available after `start`."""
+        """Open connections of this server. Available after `start`."""
 
     async def start(self) -> None:
-        """Start to serve. Raises OSError when the port is not available."""
+        """Start the server. Raises OSError when the port is not available."""
 
     async def stop(self, seconds: float) -> None:
-        """Stop to accept, and wait up to `seconds` for requests in progress."""
+        """Stop accepting connections, and wait up to `seconds` for requests in progress."""
 
 
 class Server(uvicorn.Server):
     """Serves an application until SIGTERM or SIGINT.
 
-    A SIGINT after that exits immediately; a second SIGTERM has no effect. SIGHUP reloads.
+    A SIGINT during the shutdown exits immediately. A SIGTERM during the shutdown has no effect.
+    SIGHUP reloads the API keys and the model.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         """
         Args:
-            app: What `create_app` returns. Its state has the additional servers (`listeners`).
-            settings: The settings that it was built with.
+            app: Application that `create_app` returned. Its state has the service (`service`) and
+                the servers on additional ports (`listeners`).
+            settings: Settings that `app` was created with.
         """
         super().__init__(_config(app, settings, settings.port, lifespan=True))
-        self._connections = Connections(usable_limit(settings))
-        self.server_state = self._connections
         self._service: Service = app.state.service
+        decoders = self._service.decoders.descriptors
+        self._connections = Connections(usable_limit(settings, decoders))
+        self.server_state = self._connections
         self._listeners: Sequence[Listener] = app.state.listeners
         self._drain_delay = settings.drain_delay
         self._shutdown_timeout = settings.shutdown_timeout
         self._reloading = set[asyncio.Task[None]]()
 
     def handle_signals(self) -> None:
-        """Handle SIGINT and SIGTERM from now on. Uvicorn does so only while its loop runs."""
+        """Handle SIGINT and SIGTERM from now on. Uvicorn would handle them only during its loop."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGINT and SIGTERM. Unlike uvicorn, does not raise the signal again at the end:
-        the process exits with a status."""
+        """Start the shutdown after SIGINT or SIGTERM.
+
+        Uvicorn would raise the signal again at the end of the shutdown. This server does not, and
+        the process exits with a status instead.
+        """
         if self.should_exit and sig == signal.SIGINT:
             os._exit(ExitStatus.INTERRUPTED)
         self.should_exit = True
@@ -101,17 +107,19 @@ class Server(uvicorn.Server):
         self._memory = Memory(connections, self._service.uploads)
         await super().startup(sockets)
         await self._accept_more_per_turn()
-        if sockets:  # uvicorn does not log these
+        if sockets:  # uvicorn logs no message for given sockets
             self._log_started_message(sockets)
         loop = asyncio.get_running_loop()
-        # Not `loop.add_signal_handler`: closing the loop restores the system's default, which ends
-        # the process.
+        # `loop.add_signal_handler` would not do: closing the loop restores the default action of
+        # SIGHUP, which ends the process.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload))
 
     async def _accept_more_per_turn(self) -> None:
-        """Listen to each socket `ACCEPTS` times. libuv accepts one connection per listener and turn
-        of the event loop, and under load turns are long: of 1,000 connections at the same time, the
-        last one waited for seconds."""
+        """Add listeners to each socket, up to `ACCEPTS` in total.
+
+        libuv accepts one connection per listener and turn of the event loop, and turns are long
+        under load. With one listener, the last of 1,000 concurrent connections waited for seconds.
+        """
         connect = partial(
             accept,
             config=self.config,
@@ -135,8 +143,9 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._reloading.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Report not ready, stop to accept, answer requests in progress, then shut uvicorn down."""
-        self._service.draining = True  # /readyz reports it; connections close after an answer
+        """Report not ready, stop accepting connections, answer the requests in progress, then shut
+        uvicorn down."""
+        self._service.draining = True  # /readyz reports this, and answers have `Connection: close`
         await self._wait(max(self._drain_delay, ACCEPT_SECONDS))
         for server in self.servers:
             server.close()
@@ -144,7 +153,7 @@ class Server(uvicorn.Server):
         stops = [listener.stop(self._shutdown_timeout) for listener in self._listeners]
         stopping = [asyncio.ensure_future(stop) for stop in stops]
         await self._wait(LINGER_SECONDS, until=lambda: not self.server_state.connections)
-        # Before uvicorn shuts down, which ends the application and its batcher.
+        # The additional servers must stop first: uvicorn's shutdown ends the application's batcher.
         await self._wait(
             self._shutdown_timeout + LINGER_SECONDS,
             until=lambda: all(map(asyncio.Future.done, stopping)),
@@ -161,14 +170,14 @@ class Server(uvicorn.Server):
 
 
 class SidePort(uvicorn.Server):
-    """Serves an application over HTTP on an additional port. A `Listener`."""
+    """Serves an application over HTTP on an additional port. Implements `Listener`."""
 
     def __init__(self, app: Starlette, settings: Settings, port: int) -> None:
         """
         Args:
-            app: The application. Its lifespan is not run.
-            settings: The settings of the service.
-            port: The port. 0: any free one.
+            app: Application to serve. Its lifespan events are not run.
+            settings: Settings of the service.
+            port: TCP port. 0: any free port.
         """
         super().__init__(_config(app, settings, port, lifespan=False))
         self.server_state = self.connections = Connections(METRICS_CONNECTIONS)
@@ -194,7 +203,11 @@ class SidePort(uvicorn.Server):
 
 
 def accept(**uvicorn: Any) -> Incoming:
-    """Create the protocol of a new connection. Uvicorn passes the arguments of its own protocol."""
+    """Create the protocol of a new connection.
+
+    Args:
+        uvicorn: Arguments that uvicorn passes to its own protocol class.
+    """
     return Incoming(Connection(**uvicorn))
 
 
@@ -204,13 +217,13 @@ def _config(app: ASGIApp, settings: Settings, port: int, *, lifespan: bool) -> u
         host=settings.host,
         port=port,
         loop="uvloop",
-        http=accept,  # type: ignore[arg-type]  # called like the class of a protocol
+        http=accept,  # type: ignore[arg-type]  # uvicorn calls it like a protocol class
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # `RequestMiddleware` reads them
+        proxy_headers=False,  # `RequestMiddleware` reads the headers of proxies
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

@@ -1,4 +1,4 @@
-"""Transports between uvloop and a connection, with bounds on what is read and written at once."""
+"""Transports between uvloop and a connection, with limits on the bytes per read and per write."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import asyncio
 from collections.abc import Callable
 
 READ_SECONDS = 30.0
-"""Seconds in which a client must read its answers after their buffer is full, or after the
-connection is closed."""
+"""Number of seconds in which a client must read its answers after the buffer of answers is full, or
+after the server has begun to close the connection."""
 READ_BYTES = 64 * 1024
-"""Maximum number of bytes that are read at once."""
+"""Maximum number of bytes per read."""
 GATHERED_BYTES = 64 * 1024
-"""Maximum number of bytes that are gathered before they are written."""
+"""Number of gathered bytes above which they are written immediately."""
 
 
 class Incoming(asyncio.BufferedProtocol):
-    """Passes data to a connection, at most `READ_BYTES` at a time. uvloop would pass 250 KiB."""
+    """Passes received data to a connection, at most `READ_BYTES` at a time.
 
-    _buffer = memoryview(bytearray(READ_BYTES))  # shared by all connections: used within one turn
+    Without this class, uvloop would pass up to 250 KiB at a time.
+    """
+
+    _buffer = memoryview(bytearray(READ_BYTES))
+    """Buffer of all connections. `buffer_updated` copies the bytes before the next read."""
 
     def __init__(self, connection: asyncio.Protocol) -> None:
-        """`connection`: receives the events and the data."""
+        """
+        Args:
+            connection: Protocol that receives the events and the data.
+        """
         self.connection_made = connection.connection_made  # type: ignore[method-assign]
         self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
         self.eof_received = connection.eof_received  # type: ignore[method-assign]
@@ -36,16 +43,20 @@ class Incoming(asyncio.BufferedProtocol):
 
 
 class Outgoing(asyncio.Transport):
-    """A transport that writes once per turn of the event loop, since every write is a system call.
-    It gathers at most `GATHERED_BYTES`. `flush` writes immediately."""
+    """A transport that gathers data and writes once per turn of the event loop.
+
+    This saves system calls. More than `GATHERED_BYTES` are written immediately, and `flush` writes
+    immediately as well.
+    """
 
     def __init__(
         self, transport: asyncio.Transport, sent: Callable[[], None] = lambda: None
     ) -> None:
         """
         Args:
-            transport: Where the data is written.
-            sent: Called when part of an answer was sent before the answer is complete.
+            transport: Transport of uvloop that the data is written to.
+            sent: Function that is called after part of an answer was written while the answer is
+                not complete. Default: a function that does nothing.
         """
         super().__init__()
         self._transport = transport
@@ -55,7 +66,7 @@ class Outgoing(asyncio.Transport):
         self._bytes = 0
         self._ended = False
         self._closed = Deadline(self._loop, transport.abort)
-        # The other methods of a transport that uvicorn calls.
+        # Uvicorn calls these methods, too.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
@@ -75,21 +86,21 @@ class Outgoing(asyncio.Transport):
             self._sent()
 
     def flush(self) -> None:
-        """Write the gathered data."""
+        """Write the gathered data immediately."""
         if self._gathered and not (self._ended or self._transport.is_closing()):
             self._transport.writelines(self._gathered)
         self._gathered.clear()
         self._bytes = 0
 
     def close(self) -> None:
-        """Close after all data was sent. Abort after `READ_SECONDS`."""
+        """Close the connection after all data was sent, or abort it after `READ_SECONDS`."""
         self.flush()
         if not self._transport.is_closing():
             self._transport.close()
             self._closed.start(READ_SECONDS)
 
     def write_eof(self) -> None:
-        """Tell the client that no data follows. Data that is written afterwards is dropped."""
+        """Tell the client that no more data follows. Later writes are dropped."""
         self.flush()
         self._ended = True
         self._transport.write_eof()
@@ -98,18 +109,22 @@ class Outgoing(asyncio.Transport):
         self._transport.abort()
 
     def lost(self) -> None:
-        """Release the connection, which has ended."""
+        """Release the references to a connection that has ended."""
         self._closed.stop()
-        self._sent = lambda: None  # breaks the cycle of references with the connection
+        self._sent = lambda: None  # breaks the reference cycle with the connection
 
 
 class Deadline:
-    """A timer that calls a function unless it is stopped in time."""
+    """A timer that calls a function after a time, unless the timer is stopped before."""
 
     __slots__ = ("_loop", "_missed", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, missed: Callable[[], None]) -> None:
-        """`missed`: called in `loop` when the time is over."""
+        """
+        Args:
+            loop: Event loop of the timer.
+            missed: Function that the loop calls when the time is over.
+        """
         self._loop, self._missed = loop, missed
         self._timer: asyncio.TimerHandle | None = None
 
@@ -118,7 +133,7 @@ class Deadline:
         return self._timer is not None
 
     def start(self, seconds: float) -> None:
-        """Start or restart the timer: `missed` is called in `seconds`."""
+        """Start or restart the timer. The loop calls `missed` after `seconds`."""
         self.stop()
         self._timer = self._loop.call_later(seconds, self._missed)
 

@@ -1,4 +1,4 @@
-"""Metrics that are computed at scrape time: of the engine, and of each process."""
+"""Metrics of the engine and of each process, computed when Prometheus scrapes them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from model_store.manifest import Identity
 from service.telemetry.engine_stats import EngineStats
 
 PIDS = "pids.json"
-"""Name of a file in the folder that several processes share: a JSON object, name -> process id."""
+"""Name of a file in the folder that the processes of the service share. The file contains a JSON
+object: name of a process -> process id."""
 
 
 class LoadedModel(Protocol):
-    """The model that serves. `service.inference.service.LoadedModel` is one implementation."""
+    """The loaded model. `service.inference.service.LoadedModel` is one implementation."""
 
     @property
     def model(self) -> Identity: ...
@@ -38,9 +39,9 @@ class EngineCollector(Collector):
     ) -> None:
         """
         Args:
-            loaded: The model that serves, if one does.
+            loaded: The loaded model. None: no model is loaded.
             draining: Whether the server is shutting down.
-            stats: The state of the engine, if it responds.
+            stats: The state of the engine. None: the engine does not respond.
         """
         self._loaded = loaded
         self._draining = draining
@@ -56,7 +57,7 @@ class EngineCollector(Collector):
         if loaded is not None:
             family = GaugeMetricFamily(
                 "shoal_model_info",
-                "Always 1. The labels name the model that serves and its device.",
+                "Always 1. The labels name the loaded model and its device.",
                 labels=["model", "version", "device"],
             )
             family.add_metric([loaded.model.name, loaded.model.version, loaded.device.name], 1)
@@ -64,10 +65,13 @@ class EngineCollector(Collector):
 
 
 class ProcessesCollector(Collector):
-    """The standard `process_*` metrics of each process of the service, with the label `process`."""
+    """The standard metrics `process_*` of each process of the service, with the label `process`."""
 
     def __init__(self, folder: str) -> None:
-        """`folder`: the folder that the processes share. The supervisor writes `PIDS` there."""
+        """
+        Args:
+            folder: Path of the folder that the processes share. The supervisor writes `PIDS` there.
+        """
         self._path = pathlib.Path(folder, PIDS)
 
     def collect(self) -> Iterable[Metric]:
@@ -82,7 +86,7 @@ class ProcessesCollector(Collector):
 
 
 def _engine_families(stats: EngineStats) -> Iterable[Metric]:
-    yield GaugeMetricFamily("shoal_queue_length", "Items in the queue.", stats.queued)
+    yield GaugeMetricFamily("shoal_queue_length", "Images in the queue.", stats.queued)
     yield GaugeMetricFamily(
         "shoal_batches_in_flight", "Batches dispatched to the engine.", stats.in_flight
     )
@@ -91,7 +95,7 @@ def _engine_families(stats: EngineStats) -> Iterable[Metric]:
     )
     yield GaugeMetricFamily(
         "shoal_batch_size_limit",
-        "Current maximum batch size. Lower than the setting after the device ran out of memory.",
+        "Current maximum batch size. It is lowered after the device ran out of memory.",
         stats.size_limit,
     )
     yield GaugeMetricFamily(
@@ -101,7 +105,7 @@ def _engine_families(stats: EngineStats) -> Iterable[Metric]:
     )
     expected = GaugeMetricFamily(
         "shoal_batch_expected_seconds",
-        "Learned duration of a batch, by bucket.",
+        "Learned duration of a batch, by the size that it is padded to (bucket).",
         labels=["bucket"],
     )
     for bucket, seconds in stats.expected.items():
@@ -110,7 +114,7 @@ def _engine_families(stats: EngineStats) -> Iterable[Metric]:
     if (memory := stats.gpu_memory) is not None:
         gpu = GaugeMetricFamily(
             "shoal_gpu_memory_bytes",
-            "Memory of the GPU after the latest batch, by state. used: by all processes.",
+            "Memory of the GPU after the latest batch, by state. used: used by all processes.",
             labels=["state"],
         )
         gpu.add_metric(["used"], memory.total - memory.free)

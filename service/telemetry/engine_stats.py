@@ -1,4 +1,4 @@
-"""The state of the engine and its queue at one moment, as plain data."""
+"""A snapshot of the state of the engine, which computes batches, and of its queue."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from model_store.device import GpuMemory
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
+    """State of the engine and its queue at one moment."""
+
     healthy: bool
-    """False: the engine failed on every recent batch, and only a new process helps."""
+    """Whether the engine works. False: it failed on every recent batch and needs a new process."""
     stalled: bool
-    """Whether the current batch takes much longer than predicted. It ends with that batch."""
+    """Whether the current batch takes much longer than predicted. False again after that batch."""
     queued: int
-    """Number of items in the queue."""
+    """Number of images in the queue."""
     in_flight: int
-    """Number of batches that were dispatched to the engine and have not ended."""
+    """Number of batches that the engine has received and not completed."""
     busy_seconds: float
     """Total time in which the engine had work, in seconds."""
     size_limit: int
-    """Current maximum batch size. Lower than the setting after the device ran out of memory."""
+    """Current maximum batch size. It is lowered after the device ran out of memory."""
     margin: float
     """Learned safety margin, as a share of the predicted duration of a batch."""
     expected: Mapping[str, float]
-    """Bucket -> learned duration of a batch, in seconds."""
+    """Learned duration of a batch in seconds, by bucket (the size that batches are padded to)."""
     gpu_memory: GpuMemory | None
-    """Memory of the engine's GPU. None on a CPU."""
+    """Memory of the engine's GPU. None: the engine uses a CPU."""

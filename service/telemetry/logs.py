@@ -1,15 +1,16 @@
 """Logs to standard output: one line per record, as JSON or as text.
 
-The lines of one turn of the event loop are written together at its end, because a system call per
-line would be a seventh of the cost of a request. Warnings, and records that are logged outside of
-an event loop, are written immediately, with all lines before them. `logging.shutdown` writes the
-last lines at exit.
+The lines of one turn of the event loop are written with one system call at the end of the turn. A
+system call per line would be a seventh of the cost of a request. Two kinds of records are written
+immediately, together with all earlier lines: warnings, and records that are logged outside of an
+event loop. `logging.shutdown` writes the last lines when the process exits.
 
-Fields of a record are passed in `extra={"fields": {...}}`. Images and secrets are never logged.
+Callers pass the fields of a record in `extra={"fields": {...}}`. Images and secrets are never
+logged.
 
-When a line cannot be written, because standard output is closed or its disk is full, the line is
-dropped and the service continues. The next line that can be written is preceded by the number of
-dropped lines.
+When a line cannot be written, for example because the disk is full, the line is dropped and the
+service continues. As soon as lines can be written again, a warning states the number of dropped
+lines.
 """
 
 from __future__ import annotations
@@ -31,39 +32,45 @@ STDOUT = 1
 
 log = logging.getLogger("shoal")
 MAX_TEXT = 1024
-"""Maximum length of a text in the line of a request. Clients choose the path, for instance."""
+"""Maximum number of characters of a field, because clients choose the length of some fields."""
 
 
 def configure(settings: Settings) -> None:
-    """Log every record of the process to standard output, in the format of the settings."""
+    """Send all log records of this process to standard output, in the format of the settings."""
     _open_standard_streams()
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and os.isatty(STDOUT))
     handler = Output(STDOUT)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
-    # No format shows these, and each costs time per record ("Optimization" in the logging HOWTO).
+    # No format uses these fields, and they cost time ("Optimization" in the logging HOWTO).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
 
 
 def _open_standard_streams() -> None:
-    """Open the standard streams that are closed. Otherwise the first socket would get the
-    descriptor of standard output, and a client would receive the log."""
+    """Open /dev/null for each standard stream that is closed.
+
+    Otherwise the first socket would get the descriptor of standard output, and a client would
+    receive the log.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets `descriptor`, the lowest one that is free
 
 
 class Output(logging.Handler):
     """Writes lines to a file descriptor, all lines of one turn of the event loop in one call.
 
-    It does not use Python's buffered streams: they keep lines that could not be written, fail again
-    at exit, and end the process with status 120.
+    Python's buffered streams are not used. They would keep lines that could not be written, fail
+    again at exit, and end the process with status 120.
     """
 
     def __init__(self, descriptor: int) -> None:
-        """`descriptor`: file descriptor to write to."""
+        """
+        Args:
+            descriptor: File descriptor to write to.
+        """
         super().__init__()
         self._descriptor = descriptor
         self._lines: list[bytes] = []
@@ -74,7 +81,7 @@ class Output(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._lines.append(self._line(record))
-        except Exception:  # noqa: BLE001  # a record that cannot be formatted must not end a request
+        except Exception:  # noqa: BLE001  # a request must not fail because of its log line
             self._lost += 1
             return
         loop = _running_loop()
@@ -85,7 +92,7 @@ class Output(logging.Handler):
             loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write the lines that have not been written yet."""
+        """Write all pending lines."""
         self.acquire()
         try:
             lines, self._lines, self._flushing = self._lines, [], None
@@ -96,7 +103,7 @@ class Output(logging.Handler):
             self.release()
 
     def _write(self, lines: list[bytes]) -> int:
-        """Write lines. Returns the number of those that were not written completely."""
+        """Write lines. Returns the number of lines that were not written completely."""
         rest = b"".join(lines)
         if self._incomplete and rest:
             rest = b"\n" + rest
@@ -163,8 +170,10 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _printable(value: Any) -> str:
-    """The value as text in one line, without characters that control a terminal. A client may have
-    sent it."""
+    """Return the value as one line of text without control characters.
+
+    Clients choose some values, and control characters could change the terminal of a reader.
+    """
     text = str(value)
     return text if text.isprintable() else ascii(text)
 
@@ -187,15 +196,15 @@ def log_request(
     code: str | None,
     timing: Mapping[str, float],
 ) -> None:
-    """Log the line of a request over HTTP or gRPC.
+    """Log one line about an HTTP or gRPC request that has ended.
 
     Args:
-        level: The level of the line.
-        request: ID, client, method and path of the request, each cut to `MAX_TEXT`.
-        status: Status of HTTP, or name of the status of gRPC.
-        seconds: Seconds from the head of the request to the end of its answer.
-        code: Code of the problem that the client got instead of an answer, if any.
-        timing: Seconds of each stage.
+        level: Log level of the line.
+        request: ID, client, method and path of the request. Texts are truncated to `MAX_TEXT`.
+        status: HTTP status, or name of the gRPC status.
+        seconds: Seconds from the arrival of the request's headers to the end of the answer.
+        code: Code of the problem that the client received. None: the request succeeded.
+        timing: Stage of the request -> duration, in seconds.
     """
     fields: dict[str, Any] = {name: text and text[:MAX_TEXT] for name, text in request.items()}
     fields |= {"status": status, "seconds": _to_microsecond(seconds)}
@@ -203,11 +212,11 @@ def log_request(
         fields["code"] = code
     for stage, duration in timing.items():
         fields[f"{stage}_seconds"] = _to_microsecond(duration)
-    # As `log.log` does, without its search for the caller.
+    # `log.log` would also search for its caller, which costs time.
     record = logging.LogRecord(log.name, level, "", 0, "request", None, None)
     record.fields = fields
     log.handle(record)
 
 
 def _to_microsecond(seconds: float) -> float:
-    return round(1e6 * seconds) / 1e6  # a third of the time of `round(seconds, 6)`
+    return round(1e6 * seconds) / 1e6  # three times as fast as `round(seconds, 6)`

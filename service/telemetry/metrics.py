@@ -1,14 +1,14 @@
-"""Prometheus metrics, served at `/metrics`: of this process, or of all processes of the service.
+"""Prometheus metrics of this process or of all processes of the service, served at `/metrics`.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, and `_total` for counters.
-Requests, stages and refusals are counted when they end, by the process that answers them; batches
-by the process that computes them. Values of the moment, such as the queue length, are read at
-scrape time (`collectors`). No label contains a value that a client chose.
+The process that answers a request counts the request, its stages and its problem when the request
+ends. The process that computes a batch counts the batch. Current values, such as the queue length,
+are read when Prometheus scrapes the metrics (`collectors`). Clients choose no label values.
 
-A service with several processes uses the multiprocess mode of prometheus_client: each process
-counts in files in a shared folder, and any of them can add up what all have counted, including
-processes that have ended. That requires PROMETHEUS_MULTIPROC_DIR to be set before prometheus_client
-is imported.
+A service with several processes uses the multiprocess mode of prometheus_client. Each process
+writes its counts to files in a shared folder. Each process can return the totals of all processes,
+including those that have ended. This mode requires that PROMETHEUS_MULTIPROC_DIR is set before
+prometheus_client is imported.
 """
 
 from __future__ import annotations
@@ -45,29 +45,32 @@ class Metrics:
     """Counts requests, batches and images, and writes them in Prometheus' text format."""
 
     def __init__(self, folder: str | None = None) -> None:
-        """`folder`: the folder that several processes share, which is also the value of
-        PROMETHEUS_MULTIPROC_DIR. None: this is the only process."""
+        """
+        Args:
+            folder: Path of the folder that several processes share, which is also the value of
+                PROMETHEUS_MULTIPROC_DIR. None: this is the only process.
+        """
         self._folder = folder
         self._registry = registry = CollectorRegistry()
         requests = Histogram(
             "shoal_request_duration_seconds",
-            "Seconds from the head of a request to the end of its answer, by HTTP or gRPC status. "
-            "499 or CANCELLED: the client disconnected.",
+            "Seconds from the headers of a request to the end of its answer, by status. "
+            "499 (HTTP) or CANCELLED (gRPC): the client disconnected.",
             ["route", "status"],
             buckets=SECONDS,
             registry=registry,
         )
         stages = Histogram(
             "shoal_stage_duration_seconds",
-            "Seconds in each stage of a prediction: read, decode, queue and infer, of the slowest "
-            "image of a request; assemble, building the input array of a batch.",
+            "Seconds in each stage of a prediction. read, decode, queue and infer: of the slowest "
+            "image of a request. assemble: building the input array of a batch.",
             ["stage"],
             buckets=FINE_SECONDS,
             registry=registry,
         )
         self._refusals = Counter(
             "shoal_refusals",
-            "Requests, or images of /predict/batch, answered with a problem, by its code.",
+            "Requests, or images of /predict/batch, that were answered with a problem, by code.",
             ["code"],
             registry=registry,
         )
@@ -76,13 +79,13 @@ class Metrics:
             "Requests whose client disconnected before the answer.",
             registry=registry,
         )
-        # With several processes, the sum of those that are alive.
+        # With several processes, a gauge is the sum over the running processes.
         gauge = partial(Gauge, registry=registry, multiprocess_mode="livesum")
         self._in_flight = gauge("shoal_requests_in_flight", "Requests in progress.")
         self._upload_bytes = gauge("shoal_upload_memory_bytes", "Memory held by uploads.")
         self._waiting_images = gauge("shoal_decode_queue_length", "Images waiting for a decoder.")
         self._batch_size = Histogram(
-            "shoal_batch_size", "Items per batch.", buckets=SIZES, registry=registry
+            "shoal_batch_size", "Images per batch.", buckets=SIZES, registry=registry
         )
         batches = Counter(
             "shoal_batches",
@@ -91,11 +94,11 @@ class Metrics:
             registry=registry,
         )
         self._padding = Counter(
-            "shoal_padding_items", "Items of padding that were computed.", registry=registry
+            "shoal_padding_items", "Rows of padding that were computed.", registry=registry
         )
         self._batch_seconds = Histogram(
             "shoal_batch_duration_seconds",
-            "Seconds from the dispatch of a batch to the result of its last item.",
+            "Seconds from the dispatch of a batch to the result of its last image.",
             buckets=FINE_SECONDS,
             registry=registry,
         )
@@ -107,13 +110,13 @@ class Metrics:
         )
         items = Counter(
             "shoal_items",
-            "Items of batches, by outcome: answered, failed, or gone (canceled before the end).",
+            "Images of batches, by outcome: answered, failed, or gone (canceled before the end).",
             ["outcome"],
             registry=registry,
         )
         self._retries = Counter(
             "shoal_batch_retries",
-            "Additional calls of the engine to find the items that make a batch fail.",
+            "Additional calls of the engine to find the images that make a batch fail.",
             registry=registry,
         )
         self._out_of_memory = Counter(
@@ -129,8 +132,8 @@ class Metrics:
         )
         self._kills = Counter(
             "shoal_decoder_kills",
-            "Decoder processes that ended while decoding, by reason: cpu_time, killed for using "
-            "too much of it; crash, ended by themselves; lost, killed from outside.",
+            "Decoder processes that ended while decoding, by reason. cpu_time: killed because of "
+            "the limit on CPU time. crash: ended by itself. lost: killed from outside.",
             ["reason"],
             registry=registry,
         )
@@ -141,7 +144,7 @@ class Metrics:
         self._answered = items.labels("answered")
         self._failed = items.labels("failed")
         self._gone = items.labels("gone")
-        # Cached: finding the child of a label costs more than counting.
+        # These are cached, because finding the counter of a label costs more than counting.
         self._request = functools.cache(requests.labels)
         self._stage = functools.cache(stages.labels)
         self._batches = functools.cache(batches.labels)
@@ -150,17 +153,17 @@ class Metrics:
         GCCollector(registry=registry)
 
     def record_state(self, upload_bytes: int, waiting_images: int) -> None:
-        """Set the gauges of this process.
+        """Set the gauges of this process to the current values.
 
         Args:
-            upload_bytes: Memory that uploads hold now.
-            waiting_images: Number of images that wait for a decoder now.
+            upload_bytes: Number of bytes of memory that uploads hold.
+            waiting_images: Number of images that wait for a decoder process.
         """
         self._upload_bytes.set(upload_bytes)
         self._waiting_images.set(waiting_images)
 
     def begin_request(self) -> None:
-        """Count a request in progress, from when its head has arrived."""
+        """Count a request in progress. Callers call this when the headers have arrived."""
         self._in_flight.inc()
 
     def end_request(
@@ -169,11 +172,11 @@ class Metrics:
         """Count a request that was answered or whose client disconnected.
 
         Args:
-            route: The route, never the path that the client sent.
-            status: HTTP status or name of the gRPC status.
-            seconds: Duration of the request.
+            route: Pattern of the route. It must not be the path that the client sent.
+            status: HTTP status, or name of the gRPC status.
+            seconds: Duration of the request, in seconds.
             stages: Stage -> duration, in seconds.
-            code: Code of the problem that was the answer. None: the request succeeded.
+            code: Code of the problem that the client received. None: the request succeeded.
         """
         self._in_flight.dec()
         self._request(route, status).observe(seconds)
@@ -202,19 +205,23 @@ class Metrics:
         self._out_of_memory.inc(report.out_of_memory)
 
     def count_assembly(self, seconds: float) -> None:
-        """Count the time in which the input array of a batch was built."""
+        """Record how many seconds it took to build the input array of a batch."""
         self._stage("assemble").observe(seconds)
 
     def count_load(self, outcome: str) -> None:
-        """Count an attempt to load another version; `outcome` is `loaded` or `failed`."""
+        """Count an attempt to load another version. `outcome` is `loaded` or `failed`."""
         self._loads.labels(outcome).inc()
 
     def count_decoder_kill(self, reason: str) -> None:
-        """Count a decoder process that ended while it decoded: `cpu_time`, `crash` or `lost`."""
+        """Count a decoder process that ended while decoding. `reason`: cpu_time, crash or lost."""
         self._kills.labels(reason).inc()
 
     def text(self, now: Collector | None = None) -> bytes:
-        """Write all metrics in Prometheus' text format 0.0.4. `now` adds values of the moment."""
+        """Return all metrics in Prometheus' text format 0.0.4.
+
+        Args:
+            now: Collector of current values. None: the text has none.
+        """
         parts: list[Collector] = [self._registry]
         if self._folder is not None:
             parts = [_all_processes(self._folder), ProcessesCollector(self._folder)]

@@ -1,13 +1,17 @@
 """Traces requests, and sends the spans to an OpenTelemetry collector.
 
 OpenTelemetry's own environment variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, turn tracing on.
-Without them, nothing here runs. Tracing needs the extra `otel`.
+Without these variables, the service does not trace. Tracing needs the extra `otel`.
 
-A request is a span. It is a child of the caller's span if its headers contain a `traceparent` (W3C
-Trace Context). FastAPI creates it over HTTP, and `request_span` over gRPC. Its children are `read`
-and, for each image, `decode`, `queue` and `infer`. They are created afterwards from times that are
-measured in any case. A batch belongs to several requests, so it is a trace of its own with a link
-to each request, and each `infer` has a link to it. A batch is sampled if one of its requests is.
+Each request has a span. FastAPI creates the span of an HTTP request, and `request_span` that of a
+gRPC request. If the headers contain `traceparent` (W3C Trace Context), the span is a child of the
+caller's span. The span of a request has children for the stages: `read` and, for each image,
+`decode`, `queue` and `infer`. A child is created after its stage has ended, from times that the
+service measures with or without tracing.
+
+A batch contains images of several requests, so its span is the root of a separate trace. This span
+has a link to each request, and each `infer` span has a link to the span of its batch. A batch is
+sampled if at least one of its requests is sampled.
 """
 
 from __future__ import annotations
@@ -40,26 +44,29 @@ EXPORTERS = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
 }
 FLUSH_SECONDS = 5.0
-"""Maximum number of seconds that a shutdown waits for a collector that does not respond."""
+"""Maximum number of seconds that the shutdown waits for the collector to accept the last spans."""
 
 Out = TypeVar("Out")
 
 
 @dataclass(slots=True, eq=False)
 class TracedImage:
-    """An image in the queue or in a batch."""
+    """The spans of an image that is in the queue or in a batch."""
 
     request: SpanContext
-    """Span of its request."""
+    """Span of the image's request."""
     batch: SpanContext | None = None
-    """Span of its batch. None: it is not computed yet, or not sampled."""
+    """Span of the image's batch. None: the batch has not started, or is not sampled."""
 
 
 class Tracing:
-    """Creates spans."""
+    """Creates the spans of requests, stages and batches."""
 
     def __init__(self, processor: SpanProcessor) -> None:
-        """`processor`: receives the spans."""
+        """
+        Args:
+            processor: Span processor that receives the spans.
+        """
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -84,7 +91,7 @@ class Tracing:
 
         Args:
             name: Name of the span.
-            headers: Headers of the request, which may name a parent span.
+            headers: Headers of the request. `traceparent` names the parent span.
             attributes: Attributes of the span.
         """
         with self._requests.start_as_current_span(
@@ -109,10 +116,10 @@ class Tracing:
 
         Args:
             name: Name of the stage.
-            began: When it began, by `time.perf_counter`.
-            ended: When it ended.
-            batch: Span of a batch to link to.
-            error: The exception that ended the stage, if any.
+            began: Time when the stage began, from `time.perf_counter`, in seconds.
+            ended: Time when the stage ended, from the same clock.
+            batch: Span of the batch to link to. None: no link.
+            error: Exception that ended the stage. None: the stage succeeded.
         """
         links = [Link(batch)] if batch else None
         span = self._requests.start_span(name, links=links, start_time=_wall(began))
@@ -122,7 +129,10 @@ class Tracing:
 
     @contextmanager
     def waiting(self, image: Image) -> Iterator[TracedImage]:
-        """Within the context, record the batch that `image` becomes part of."""
+        """Record the batch of `image`, within the context.
+
+        The yielded object has the span of the batch as soon as the batch starts.
+        """
         traced = self._images[id(image)] = TracedImage(trace.get_current_span().get_span_context())
         try:
             yield traced
@@ -130,7 +140,7 @@ class Tracing:
             del self._images[id(image)]
 
     def batches(self, infer: Infer[Image, Out]) -> Infer[Image, Out]:
-        """Wrap `infer` so that each batch gets a span."""
+        """Wrap `infer` so that each batch with a sampled request has a span."""
 
         async def traced(images: Sequence[Image]) -> Sequence[Out | Exception]:
             known = (self._images.get(id(image)) for image in images)
@@ -151,17 +161,17 @@ class Tracing:
         return traced
 
     async def close(self) -> None:
-        """Send the remaining spans, within `FLUSH_SECONDS`."""
-        # Not a thread of a pool: the process would wait for it at exit.
+        """Send the remaining spans. Waits at most `FLUSH_SECONDS`."""
+        # At exit, the process would wait for a thread of a pool, but not for a daemon thread.
         thread = threading.Thread(target=self._processor.shutdown, daemon=True)
         thread.start()
         await asyncio.to_thread(thread.join, FLUSH_SECONDS)
         if thread.is_alive():
-            log.warning("the OpenTelemetry collector does not answer; the last spans are lost")
+            log.warning("the OpenTelemetry collector does not respond; the last spans are lost")
 
 
 class TraceId(logging.Filter):
-    """Adds the current trace and span to each record."""
+    """Adds the ids of the current trace and span to each log record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         context = trace.get_current_span().get_span_context()
@@ -175,10 +185,10 @@ class TraceId(logging.Filter):
 
 
 def from_environment(environment: Mapping[str, str]) -> Tracing | None:
-    """Create the tracing that the environment asks for.
+    """Create a `Tracing` as OpenTelemetry's environment variables configure it.
 
-    Returns None if it asks for none. Also returns None, and logs a warning, if spans cannot be
-    sent: predictions work without traces.
+    Returns None if they do not turn tracing on. Also returns None, and logs a warning, if spans
+    cannot be sent: predictions do not depend on tracing.
     """
     if not enabled(environment):
         return None
@@ -207,7 +217,7 @@ def from_environment(environment: Mapping[str, str]) -> Tracing | None:
 
 
 def enabled(environment: Mapping[str, str]) -> bool:
-    """Whether the environment turns tracing on."""
+    """Whether OpenTelemetry's environment variables turn tracing on."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if exporter := environment.get("OTEL_TRACES_EXPORTER", ""):
@@ -216,5 +226,5 @@ def enabled(environment: Mapping[str, str]) -> bool:
 
 
 def _wall(moment: float) -> int:
-    """Convert a time of `time.perf_counter` to nanoseconds since 1970."""
+    """Convert a time from `time.perf_counter` to nanoseconds since 1970."""
     return time.time_ns() - round((time.perf_counter() - moment) * 1e9)

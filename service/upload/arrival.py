@@ -1,4 +1,4 @@
-"""Watches a body while it arrives: its time, and at intervals its rate."""
+"""Limits the time in which a body must arrive, and checks the rate of its arrival at intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from service.errors import UploadTimeout
 
 
 class Watched(Protocol):
-    """What is needed of a body's lease."""
+    """The members of a lease that this module uses.
+
+    A lease counts the memory of one body. `service.upload.body.Lease` is one implementation.
+    """
 
     held: int
     max_seconds: float
@@ -23,7 +26,10 @@ class Watched(Protocol):
 
 
 class CancelScope:
-    """Context manager. `cancel(reason)` cancels the block, which then raises `reason`."""
+    """Context manager whose block can be canceled with a reason.
+
+    After `cancel(reason)`, the block ends and the context manager raises `reason`.
+    """
 
     def __init__(self) -> None:
         self._reason: Exception | None = None
@@ -34,7 +40,7 @@ class CancelScope:
         self._task = task
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # If something else canceled the task as well, that cancellation is passed on.
+        # If the task was canceled for another reason as well, it continues to be canceled.
         reason, self._reason = self._reason, None
         try:
             if reason is None or self._task.uncancel():
@@ -45,16 +51,25 @@ class CancelScope:
             del reason  # breaks the cycle between the exception and its traceback
 
     def cancel(self, reason: Exception) -> None:
-        """Cancel the block. Call it once at most."""
+        """Cancel the block. It may be called at most once."""
         self._reason = reason
         self._task.cancel()
 
 
 class Arrival(CancelScope):
-    """`with Arrival(lease, interval):` checks the lease every `interval` seconds, and raises
-    UploadTimeout when its time is over."""
+    """Context manager for the block that reads a body.
+
+    The block is canceled, and UploadTimeout is raised, if the body does not arrive within the
+    maximum time of its lease. The block is also canceled if the lease rejects the body, for example
+    because it arrives too slowly.
+    """
 
     def __init__(self, lease: Watched, interval: float) -> None:
+        """
+        Args:
+            lease: The lease of the body.
+            interval: Seconds between two calls of `lease.check`, which checks the rate.
+        """
         super().__init__()
         self._lease = lease
         self._interval = interval
@@ -88,8 +103,8 @@ class Arrival(CancelScope):
         with on_error(self.cancel):
             self._lease.reject(
                 UploadTimeout(
-                    f"The upload did not arrive within {self._lease.max_seconds:g} seconds: "
-                    f"{self._lease.held:,} bytes did. Send a smaller image, or use a faster "
+                    f"The upload did not arrive within {self._lease.max_seconds:g} seconds. Only "
+                    f"{self._lease.held:,} bytes arrived. Send a smaller image, or use a faster "
                     "connection."
                 )
             )

@@ -1,14 +1,15 @@
-"""Reads the bodies of requests, within limits on their size, their time and their memory.
+"""Reads the bodies of requests, within limits on their size, arrival time and memory.
 
-A body is read as it arrives; nothing is written to disk. All bodies together hold at most a given
-number of bytes. Slow clients cannot take that memory away from others:
+Bodies are kept in memory and not written to disk. The memory of all bodies together is limited. A
+body takes memory as its bytes arrive, and not when its headers announce its length. Two rules
+prevent slow clients from using up the memory:
 
-- Bodies that have been arriving for longer than `CHECK_INTERVAL` hold at most half of the memory.
-  If they would hold more, the slowest one is rejected.
-- A body that arrives at less than `MIN_RATE` after `GRACE` checks is rejected.
+- Bodies that have been arriving for longer than `CHECK_INTERVAL` may hold half of the memory
+  together. If they hold more, the slowest of these bodies is rejected.
+- A body is rejected if it arrives at less than `MIN_RATE` after `GRACE` checks.
 
-The memory of a body counts as it arrives, not when the head announces it. The rate of a body is an
-average to which the last `CHECK_INTERVAL` contributes half, so a client that stalls is soon slow.
+The rate of a body is an exponential moving average: the last `CHECK_INTERVAL` has a weight of one
+half.
 """
 
 from __future__ import annotations
@@ -27,45 +28,53 @@ from service.upload.arrival import Arrival
 from service.upload.multipart import Form, boundary
 
 CHECK_INTERVAL = 2.0
-"""Seconds between two checks of a body that is arriving."""
+"""Seconds between two checks of the rate of a body."""
 GRACE = 3
-"""Number of checks after which a body must arrive at `MIN_RATE`."""
+"""Number of checks after which a body must arrive at `MIN_RATE` or faster."""
 MIN_RATE = 1024
-"""Bytes per second."""
+"""Minimum rate of a body, in bytes per second."""
 
 _COMPLETE = nullcontext()
 
 
 class UploadMemory:
-    """The memory that all bodies of this process may take."""
+    """The memory that all bodies of this process share."""
 
     def __init__(
         self, max_bytes: int, max_upload_bytes: int | None = None, max_seconds: float = math.inf
     ) -> None:
         """
         Args:
-            max_bytes: Maximum number of bytes that all bodies hold at the same time.
-            max_upload_bytes: Maximum size of one body, in bytes. None: `max_bytes`.
-            max_seconds: Maximum time in which one body must arrive.
+            max_bytes: Maximum number of bytes that all bodies may hold at the same time.
+            max_upload_bytes: Maximum size of one body, in bytes. None: it is `max_bytes`.
+            max_seconds: Maximum time in which one body must arrive, in seconds.
         """
         self.max_bytes = max_bytes
         self.held = 0
-        """Bytes that bodies hold now."""
+        """Number of bytes that all bodies hold now."""
         self.peak = 0
-        """Maximum of `held` since memory was last given back to the system."""
+        """Maximum of `held` since the process last returned free memory to the system."""
         self._max_upload_bytes = max_bytes if max_upload_bytes is None else max_upload_bytes
         self._max_seconds = max_seconds
         self._slow = set[Lease]()
         self._held_by_slow = 0
 
     def lease(self, max_upload_bytes: int | None = None) -> Lease:
-        """A lease for one body. None: its maximum size is that of every upload."""
+        """Create a lease, which counts the memory of one body.
+
+        `max_upload_bytes`: maximum size of the body in bytes. None: the constructor's
+        `max_upload_bytes`.
+        """
         max_bytes = self._max_upload_bytes if max_upload_bytes is None else max_upload_bytes
         return Lease(self, max_bytes, self._max_seconds)
 
     def add(self, lease: Lease, count: int) -> None:
+        """Count `count` more bytes of the body of `lease`. Raises UploadMemoryFull.
+
+        If slow bodies hold too much memory, the slowest of them is rejected.
+        """
         if self.held + count > self.max_bytes:
-            raise UploadMemoryFull("uploads hold as much memory as they may")
+            raise UploadMemoryFull("uploads hold the maximum amount of memory")
         self.held += count
         self.peak = max(self.peak, self.held)
         lease.held += count
@@ -74,12 +83,14 @@ class UploadMemory:
             self._make_room()
 
     def mark_slow(self, lease: Lease) -> None:
+        """Count the body of `lease` as slow: it has been arriving for more than one interval."""
         if lease not in self._slow:
             self._slow.add(lease)
             self._held_by_slow += lease.held
             self._make_room()
 
     def unmark_slow(self, lease: Lease) -> None:
+        """Do not count the body of `lease` as slow any more. No effect if it is not slow."""
         if lease in self._slow:
             self._slow.remove(lease)
             self._held_by_slow -= lease.held
@@ -87,25 +98,28 @@ class UploadMemory:
     def _make_room(self) -> None:
         while self._held_by_slow > self.max_bytes / 2:
             slowest = min(self._slow, key=lambda lease: lease.rate)
-            slowest.reject(UploadMemoryFull("slow uploads hold as much memory as they may"))
+            slowest.reject(UploadMemoryFull("slow uploads hold the maximum amount of memory"))
 
 
 class Lease:
-    """The share of one body in the upload memory, held until `release` or the end of the block."""
+    """Counts the upload memory that one body holds.
+
+    A lease is a context manager. `release` or the end of the block gives the memory back.
+    """
 
     def __init__(self, memory: UploadMemory, max_bytes: int, max_seconds: float) -> None:
         """
         Args:
-            memory: The memory of all bodies.
+            memory: The memory that all bodies share.
             max_bytes: Maximum size of this body, in bytes.
-            max_seconds: Maximum time in which it must arrive.
+            max_seconds: Maximum time in which this body must arrive, in seconds.
         """
         self.max_bytes = max_bytes
         self.max_seconds = max_seconds
         self.held = 0
-        """Bytes that this body holds now."""
+        """Number of bytes that this body holds now."""
         self.rate = 0.0
-        """Bytes per second, averaged over the last checks."""
+        """Rate of arrival in bytes per second, averaged over the last checks."""
         self._memory = memory
         self._checks = 0
         self._held_before = 0
@@ -118,38 +132,43 @@ class Lease:
         self.release()
 
     def release(self) -> None:
-        """The body is not kept any longer."""
+        """Give back the memory of the body."""
         self._memory.held -= self.held
         self.held = 0
 
     def add(self, count: int) -> None:
-        """Count `count` more bytes.
+        """Count `count` more bytes of the body.
 
-        Raises BodyTooLarge, and UploadMemoryFull if there is not enough memory.
+        Raises:
+            BodyTooLarge: The body has more than `max_bytes` bytes.
+            UploadMemoryFull: All bodies together hold the maximum amount of memory.
         """
         if self.held + count > self.max_bytes:
             raise self.too_large()
         self._memory.add(self, count)
 
     def keep(self, count: int) -> None:
-        """Count `count` bytes that are kept because of this body, and are not bytes of it.
+        """Count `count` bytes that do not belong to the body, but stay in memory because of it.
 
         Raises UploadMemoryFull.
         """
         self._memory.add(self, count)
-        self._held_before += count  # they do not make it faster
+        self._held_before += count  # so that these bytes do not count for the rate
 
     def begin(self, reject: Callable[[Exception], None]) -> None:
-        """The body is arriving from now on. `reject` is called once if it is too slow."""
+        """Record that the body begins to arrive. `reject` is called if the body is rejected."""
         self._reject = reject
 
     def end(self) -> None:
-        """The body has arrived, or its request has ended."""
+        """Record that the body has arrived, or that its request has ended."""
         self._reject = None
         self._memory.unmark_slow(self)
 
     def check(self) -> None:
-        """Check the rate. Call it every `CHECK_INTERVAL` while the body is arriving."""
+        """Check the rate of the body, and reject the body if it is too slow.
+
+        `Arrival` calls this method every `CHECK_INTERVAL` seconds until the body has arrived.
+        """
         rate, self._held_before = (self.held - self._held_before) / CHECK_INTERVAL, self.held
         self.rate = (self.rate + rate) / 2 if self._checks else rate
         self._checks += 1
@@ -157,34 +176,37 @@ class Lease:
             seconds = self._checks * CHECK_INTERVAL
             self.reject(
                 UploadTimeout(
-                    f"The upload arrives too slowly: {self.held:,} bytes in {seconds:g} seconds, "
-                    f"and less than {MIN_RATE:,} per second now. Use a faster connection."
+                    f"The upload arrives too slowly: {self.held:,} bytes arrived in {seconds:g} "
+                    f"seconds, and the rate is below {MIN_RATE:,} bytes per second. Use a faster "
+                    "connection."
                 )
             )
         else:
             self._memory.mark_slow(self)
 
     def reject(self, error: Exception) -> None:
-        """End the arrival of this body with `error`, unless it has ended."""
+        """Make the block that reads the body raise `error`. No effect if the block has ended."""
         self._memory.unmark_slow(self)
         if self._reject is not None:
             self._reject(error)
             self._reject = None
 
     def too_large(self) -> BodyTooLarge:
+        """Return the exception for a body that is larger than `max_bytes`."""
         return BodyTooLarge(
             f"The upload is larger than the maximum of {self.max_bytes:,} bytes. "
             "Send a smaller image."
         )
 
 
-# The functions below raise BodyTooLarge, UploadTimeout, UploadMemoryFull and ClientDisconnect.
+# All functions below raise BodyTooLarge, UploadTimeout, UploadMemoryFull and ClientDisconnect.
 
 
 async def read_image(request: Request, lease: Lease) -> bytes:
-    """The image in the field `img` of a form, or in the body itself. It may be empty.
+    """Read one image: the first field `img` of a form, or the body itself.
 
-    Raises MissingImage if the form has no such field.
+    The body itself is the image if its Content-Type is `image/...`. The result may be empty. Raises
+    MissingImage if the form has no field `img`.
     """
     content_type = context_of(request.scope).header(b"content-type") or ""
     if content_type.lower().startswith("image/"):
@@ -194,23 +216,25 @@ async def read_image(request: Request, lease: Lease) -> bytes:
 
 
 async def read_images(request: Request, lease: Lease, max_images: int) -> list[bytes]:
-    """The images in all fields `img` of a form: at least one. Each may be empty.
+    """Read the images in all fields `img` of a form. Each image may be empty.
 
-    Raises MissingImage if the form has no such field, TooManyImages.
+    Raises:
+        MissingImage: The form has no field `img`.
+        TooManyImages: The form has more than `max_images` fields `img`.
     """
     content_type = context_of(request.scope).header(b"content-type") or ""
     form = await _read_form(request, lease, content_type, max_images + 1)
     if len(images := form.images()) > max_images:
         raise TooManyImages(
-            f"The form has more than the maximum of {max_images} images. "
-            "Send the others in another request."
+            f"The form has more than {max_images} images, which is the maximum. Send the others in "
+            "another request."
         )
     return images
 
 
 async def read_bytes(request: Request, lease: Lease) -> bytes:
-    """The body as it is."""
-    body = io.BytesIO()  # in a list, each small chunk would take 40 more bytes
+    """Read the whole body."""
+    body = io.BytesIO()  # a list of chunks would take 40 more bytes for each chunk
     await _read(request, lease, body)
     return body.getvalue()
 

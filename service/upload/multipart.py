@@ -1,6 +1,8 @@
-"""Parses multipart/form-data (RFC 7578) with python-multipart, as it arrives.
+"""Parses the bodies of forms (multipart/form-data, RFC 7578) as they arrive.
 
-Only the parts named `img` are kept; other parts are skipped.
+Only the parts named `img` are kept; other parts are skipped. The parser is python-multipart. The
+number of parts, parameters and delimiters is limited, because malicious forms could otherwise block
+the event loop.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ FIELD = b"img"
 MAX_OTHERS = 63
 """Maximum number of parts that are not images."""
 MAX_PARAMETERS = 1024
-"""Maximum number of parameters in the headers of all parts, and in Content-Type. Each takes a
-microsecond to parse."""
+"""Maximum number of parameters in the headers of all parts, and in the Content-Type of the request.
+Parsing a parameter takes a microsecond."""
 MAX_BOUNDARY = 70
 """Maximum length of a boundary in bytes (RFC 2046, section 5.1.1)."""
 _USUAL_FORM = re.compile(r"multipart/form-data; boundary=([\w'+.-]{1,70})", re.ASCII)
@@ -36,7 +38,10 @@ TOO_MANY_PARTS = (
 
 
 def boundary(content_type: str) -> bytes:
-    """The boundary in a Content-Type header. Raises MissingImage if it has none."""
+    """Return the boundary in the Content-Type header of a form.
+
+    Raises MissingImage if the header is not that of a form, or has no valid boundary.
+    """
     if usual := _USUAL_FORM.fullmatch(content_type):
         return usual[1].encode()
     if content_type.count(";") > MAX_PARAMETERS:
@@ -61,18 +66,18 @@ def boundary(content_type: str) -> bytes:
 
 
 class _Enough(Exception):
-    """Stops the parser: the last image is complete."""
+    """Stops the parser, because the last image to keep is complete."""
 
 
 class Form:
-    """A form that is arriving. Keeps its first images and skips the rest."""
+    """Parses a form as it arrives. Keeps the first images and skips everything else."""
 
     def __init__(self, boundary: bytes, length: int, max_images: int) -> None:
         """
         Args:
             boundary: The delimiter between parts, without its leading hyphens.
-            length: Length of the whole body in bytes; -1 if it is unknown.
-            max_images: Number of images to keep. Everything after them is ignored.
+            length: Length of the whole body in bytes, or -1 if the length is unknown.
+            max_images: Number of images to keep. Everything after these images is ignored.
         """
         self._boundary = boundary
         self._length = length
@@ -82,15 +87,17 @@ class Form:
         self._delimiters = 0
 
     def write(self, chunk: bytes) -> None:
-        """Parse the next bytes. Raises MissingImage if the form is malformed, or has too many
-        parts."""
+        """Parse the next bytes of the form.
+
+        Raises MissingImage if the form is malformed, or has too many parts.
+        """
         if len(self._images) >= self._max_images:
-            return  # nothing after the last image matters
+            return
         if len(chunk) == self._length and (image := only_part(chunk, self._boundary)) is not None:
             self._images.append(image)
             return
         if not self._begun:
-            # The parser would also skip what follows them in this chunk.
+            # If a form begins with line breaks, the parser would skip the rest of the chunk, too.
             chunk = chunk.lstrip(b"\r\n")
             self._begun = bool(chunk)
         try:
@@ -101,16 +108,17 @@ class Form:
             raise MissingImage(f"The form is malformed: {error}. {HOW}.") from error
 
     def images(self) -> list[bytes]:
-        """The images: at least one. Each may be empty. Raises MissingImage."""
+        """Return the images, each of which may be empty. Raises MissingImage if there is none."""
         if not self._images:
             raise MissingImage(f"The form has no complete field 'img'. {HOW}.")
         return self._images
 
     def _parse(self, chunk: bytes) -> None:
-        """Run the parser, with a bound on its work.
+        """Run the parser, and limit its work.
 
-        It reads false delimiters, and the padding behind delimiters (RFC 2046, section 5.1.1), byte
-        by byte. So the number of delimiters is limited, and padding is removed.
+        The parser is slow where data contains the boundary, and where spaces follow a delimiter
+        (RFC 2046, section 5.1.1). So the number of delimiters is limited, and the spaces are
+        removed before they reach the parser.
         """
         delimiter = b"\r\n--" + self._boundary
         start = 0
@@ -143,8 +151,11 @@ class Form:
 
 
 class _Parts:
-    """Receives the parser's callbacks. It has no reference to the parser: such a cycle would keep
-    parts of the body in memory until a garbage collection."""
+    """Receives the parser's callbacks, and keeps the images.
+
+    It has no reference to the parser, because a cycle of references would keep parts of the body in
+    memory until a garbage collection.
+    """
 
     def __init__(self, images: list[bytes], max_images: int) -> None:
         self._images = images
@@ -158,7 +169,7 @@ class _Parts:
     def begin(self) -> None:
         self._is_image = False
         self._parts += 1
-        # 10 MiB of empty parts would hold the event loop for seconds.
+        # Without this limit, 10 MiB of empty parts would block the event loop for seconds.
         if self._parts > MAX_OTHERS + self._max_images:
             raise MissingImage(TOO_MANY_PARTS)
 
@@ -191,8 +202,11 @@ class _Parts:
 
 
 def only_part(body: bytes, boundary: bytes) -> bytes | None:
-    """The image of a complete form with one part, as most forms are. Takes a fifth of the parser's
-    time. None: the form is different, and the parser has to read it."""
+    """Return the image in a complete form with one part, in a fifth of the parser's time.
+
+    Most forms have one part. Returns None if the form is different, so that the parser must read
+    it.
+    """
     delimiter = b"--" + boundary
     end = body.find(b"\r\n" + delimiter, len(delimiter))
     if end < 0 or body[end + 2 + len(delimiter) :] not in (b"--\r\n", b"--"):

@@ -1,9 +1,9 @@
-"""What the Open Inference Protocol v2 does in the same way over REST and over gRPC.
+"""Implements the parts of the Open Inference Protocol v2 that REST and gRPC share.
 
-Metadata of the server and the model, the choice of the model, and the stages from the inputs of a
-request to its classifications. Each image is an item of its own in the batcher, as with
-`/predict`, but a request is answered as a whole or not at all. One version of one model is served
-at a time.
+These parts are the metadata of the server and the model, the check of the requested model, and the
+stages from the inputs of a request to its classifications. The batcher may compute the images of a
+request in different batches. If one image fails, the whole request fails. One version of one model
+is loaded at a time.
 """
 
 from __future__ import annotations
@@ -22,21 +22,26 @@ from service.v2.inputs import InferInputs
 from service.v2.tensor_data import Encoded
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
+"""Names of the protocol's extensions that are always supported."""
 REPOSITORY = "model_repository"
+"""Name of the extension that loads and unloads versions."""
 PLATFORM = "mxnet_gluon"
+"""Name of the framework that computes the model, for the metadata."""
 
 
 def server_metadata(version: str, repository: bool) -> dict[str, Any]:
-    """Name and version of the server, and the extensions of the protocol that it supports.
+    """Return the name and version of the server, and the supported extensions of the protocol.
 
-    `repository`: whether the model repository extension is enabled.
+    Args:
+        version: Version of the server.
+        repository: Whether the model repository extension is enabled.
     """
     extensions = [*EXTENSIONS, REPOSITORY] if repository else EXTENSIONS
     return {"name": "shoal", "version": version, "extensions": extensions}
 
 
 def model_metadata(model: Manifest) -> dict[str, Any]:
-    """The inputs of the model, of which a request has one, and its outputs."""
+    """Return the name, the inputs and the outputs of the model. A request has one of the inputs."""
     return {
         "name": model.name,
         "versions": [model.version],
@@ -54,9 +59,16 @@ def model_metadata(model: Manifest) -> dict[str, Any]:
 
 
 def served(service: Service, name: str, version: str | None) -> LoadedModel:
-    """The model that serves, if it has this name and version. None or "": any version.
+    """Return the loaded model if it has the requested name and version.
 
-    Raises NotReady, UnknownModel.
+    Args:
+        service: The service.
+        name: The requested model.
+        version: The requested version. None or "": any version.
+
+    Raises:
+        NotReady: No model is loaded.
+        UnknownModel: The loaded model has another name or version.
     """
     loaded = service.loaded
     check_named(loaded.model, name, version)
@@ -64,26 +76,28 @@ def served(service: Service, name: str, version: str | None) -> LoadedModel:
 
 
 def check_named(model: Manifest, name: str, version: str | None) -> None:
-    """Raise UnknownModel unless `model` has this name and version. None or "": any version."""
+    """Raise UnknownModel if `model` has another name or version.
+
+    `version`: the requested version. None or "": any version.
+    """
     if (name, version or model.version) != (model.name, model.version):
         raise UnknownModel(
-            f"This server serves version {model.version!r} of the model {model.name!r}, and no "
-            "other model or version."
+            f"This server serves only version {model.version!r} of the model {model.name!r}."
         )
 
 
 async def decoded(pipeline: Pipeline, inputs: InferInputs) -> list[Image]:
-    """The images of `inputs`. Raises what `Pipeline.decode` raises."""
+    """Decode the images of `inputs`. Raises the exceptions of `Pipeline.decode`."""
     pipeline.count_images(len(inputs.encoded) + len(inputs.pixels))
     uploads = [await _joined(encoded) for encoded in inputs.encoded]
     return [*inputs.pixels, *await gather(pipeline.decode, uploads, pause=True)]
 
 
 async def by_one_version(pipeline: Pipeline, images: Sequence[Image]) -> list[Classification]:
-    """Classify all images by the same version of the model, which the answer names.
+    """Classify all images with the same version of the model.
 
-    If another version replaced the model meanwhile, the images that the old version computed are
-    computed again. Raises what `Pipeline.infer` raises.
+    A response names one version. If another version is loaded during the request, the new version
+    computes the images of the old version again. Raises the exceptions of `Pipeline.infer`.
     """
     results = await gather(pipeline.infer, images)
     while any(result.model != results[0].model for result in results):
@@ -96,7 +110,7 @@ async def by_one_version(pipeline: Pipeline, images: Sequence[Image]) -> list[Cl
 
 
 async def _joined(pieces: Encoded) -> bytes:
-    """One file from its pieces. The event loop may run other tasks after each piece."""
+    """Join the pieces of a file. The event loop may run other tasks after each piece."""
     found = []
     for piece in pieces:
         found.append(piece)

@@ -1,17 +1,16 @@
-"""Turns an inference request into the images to classify and the form of its response.
+"""Reads an inference request: its images, its timeout, and the requested outputs.
 
-Implements the input side of the Open Inference Protocol v2 for one model, with Triton's extensions
-for binary data. `parse` reads the bodies of REST; `grpc.translation` reads the messages of gRPC and
-shares the checks here. All functions are pure.
+The module implements the input side of the Open Inference Protocol v2 for one model, with Triton's
+extension for binary data. `parse` reads the body of a REST request. `grpc.translation` reads gRPC
+messages, and uses the checks of this module. All functions are pure.
 
 A request has one input with n images, in one of these forms:
-    image   BYTES [n] or [n, 1]    encoded images as for /predict; in JSON, in base64
-    pixels  UINT8 [n, 32, 32, 3]   height x width x RGB
-    pixels  FP32  [n, 3, 32, 32]   normalized: (pixel / 255 - mean) / std of 8-bit pixels
+    image   BYTES [n] or [n, 1]    image files, in the formats of /predict; in JSON, as base64
+    pixels  UINT8 [n, 32, 32, 3]   8-bit pixels: height x width x RGB
+    pixels  FP32  [n, 3, 32, 32]   normalized 8-bit pixels: (pixel / 255 - mean) / std
 
-The model always gets 8-bit pixels. FP32 input is converted back to the 8-bit pixels it was computed
-from, and is rejected where that is not exact, for example because it was normalized with other
-constants.
+The model always gets 8-bit pixels, so FP32 input is converted back to 8-bit pixels. The input is
+rejected if the results are not whole numbers, for example because the client used another mean.
 """
 
 from __future__ import annotations
@@ -38,12 +37,14 @@ from service.v2.tensor_data import (
 )
 
 MAX_HEADER_DIGITS = 12
+"""Maximum number of digits of the header Inference-Header-Content-Length."""
 SHAPES = {
     ("image", "BYTES"): ([], [1]),
     ("pixels", "UINT8"): ([SIDE, SIDE, 3],),
     ("pixels", "FP32"): ([3, SIDE, SIDE],),
 }
-"""Maps the name and datatype of an input to the dimensions that may follow n in its shape."""
+"""Maps the name and datatype of an input to the dimensions that may follow n, the number of images,
+in its shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +54,32 @@ class InferInputs:
     reply: Reply
     """The id and the outputs of the response."""
     seconds: float | None
-    """The client's timeout. None: the request has none."""
+    """The client's timeout in seconds. None: the request has no timeout."""
     encoded: Sequence[Encoded]
-    """Encoded images."""
+    """The images, if the request has image files."""
     pixels: Sequence[Image]
-    """Decoded images, uint8 of shape (32, 32, 3)."""
+    """The images, if the request has pixels: uint8 of shape (32, 32, 3) each."""
 
 
 def header_length(text: str | None) -> int | None:
-    """The value of the header Inference-Header-Content-Length: the length of the JSON in bytes.
+    """Parse the header Inference-Header-Content-Length, the length of the JSON in a body.
 
-    None: there is no such header, and the whole body is JSON. Raises BadInference.
+    Args:
+        text: Value of the header. None: the request does not have the header.
+
+    Returns:
+        The length in bytes, or None if the request does not have the header. In that case, the
+        whole body is JSON.
+
+    Raises:
+        BadInference: The value is not a number of bytes.
     """
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= MAX_HEADER_DIGITS):
         raise BadInference(
-            f"Inference-Header-Content-Length: {text[:64]!r} is not a number of bytes."
+            f"Inference-Header-Content-Length: {text[:64]!r} is not a number of bytes. Send the "
+            "length of the JSON, or omit the header if the whole body is JSON."
         )
     return int(text)
 
@@ -78,19 +88,19 @@ def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> 
     """Parse the body of an inference request over REST.
 
     Args:
-        body: The JSON, followed by the binary data if there is any.
+        body: The JSON, and after it the binary data, if any.
         header: Length of the JSON in bytes. None: the whole body is JSON.
-        model: The model that is served.
+        model: The loaded model.
         max_images: Maximum number of images in the request.
 
     Raises:
-        BadInference: The body does not follow the protocol, or the model has no such input.
+        BadInference: The body does not follow the protocol, or the model does not have the input.
         TooManyImages: The request has more than `max_images` images.
     """
     if header is not None and not 0 < header <= len(body):
         raise BadInference(
-            f"Inference-Header-Content-Length is {header:,}, and the body has {len(body):,} bytes. "
-            "The header is the length of the JSON, with which the body begins."
+            f"Inference-Header-Content-Length is {header:,}, but the body has {len(body):,} bytes. "
+            "The header must be the length of the JSON, which comes first in the body."
         )
     text, long_strings = take_out_long_strings(body[:header])
     request = validated(InferenceRequest.model_validate_json, text)
@@ -101,7 +111,7 @@ def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> 
 
 
 def validated(validate: Callable[[Any], InferenceRequest], value: Any) -> InferenceRequest:
-    """Return `validate(value)`. Raises BadInference in place of pydantic's ValidationError."""
+    """Return `validate(value)`. Raises BadInference if `validate` raises a ValidationError."""
     try:
         return validate(value)
     except ValidationError as error:
@@ -109,13 +119,15 @@ def validated(validate: Callable[[Any], InferenceRequest], value: Any) -> Infere
 
 
 def only_input(request: InferenceRequest, max_images: int) -> RequestInput:
-    """The single input of the request, with its shape checked.
+    """Return the only input of the request, after a check of its shape.
 
-    Raises BadInference, TooManyImages.
+    Raises:
+        BadInference: The request has several inputs, or the model does not have the input.
+        TooManyImages: The input has more than `max_images` images.
     """
     if len(request.inputs) != 1:
         raise BadInference(
-            f"The request has {len(request.inputs)} inputs. Send one: 'image' or 'pixels'."
+            f"The request has {len(request.inputs)} inputs. Send one input: 'image' or 'pixels'."
         )
     tensor = request.inputs[0]
     _check_shape(tensor, max_images)
@@ -125,7 +137,16 @@ def only_input(request: InferenceRequest, max_images: int) -> RequestInput:
 
 
 def infer_inputs(request: InferenceRequest, elements: Elements, model: Manifest) -> InferInputs:
-    """The content of `request`, whose only input has `elements`. Raises BadInference."""
+    """Return the content of `request`.
+
+    Args:
+        request: The request, with one input.
+        elements: The elements of that input.
+        model: The loaded model.
+
+    Raises:
+        BadInference: The elements, the timeout or the requested outputs are invalid.
+    """
     reply, seconds = Reply(request.id, requested_outputs(request)), _seconds(request.parameters)
     if isinstance(elements, list):
         return InferInputs(reply, seconds, elements, [])
@@ -135,10 +156,10 @@ def infer_inputs(request: InferenceRequest, elements: Elements, model: Manifest)
 
 
 def _seconds(parameters: dict[str, Any]) -> float | None:
-    """The parameter `timeout`, in seconds. None: it is missing or 0."""
+    """Return the parameter `timeout` in seconds, or None if it is missing or 0."""
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or not 0 <= timeout < 2**63:
-        raise BadInference("The parameter 'timeout' is not a number of microseconds.")
+        raise BadInference("The parameter 'timeout' is not a whole number of microseconds.")
     return timeout / 1e6 if timeout else None
 
 
@@ -152,25 +173,32 @@ def _check_shape(tensor: RequestInput, max_images: int) -> None:
         )
     if count > max_images:
         raise TooManyImages(
-            f"The request has {count:,} images, and at most {max_images} are allowed. Send the "
+            f"The request has {count:,} images, but at most {max_images} are allowed. Send the "
             "others in further requests."
         )
 
 
 def _binary_data(tensor: RequestInput, binary: memoryview) -> memoryview | None:
-    """The binary data of the tensor, or None if its elements are in the JSON.
+    """Return the binary data of the tensor, or None if its elements are in the JSON.
 
-    `binary`: the bytes after the JSON.
+    `binary`: the bytes after the JSON, which may be empty.
     """
     if "binary_data_size" not in tensor.parameters:
         if tensor.data is None:
-            raise BadInference("The input has neither 'data' nor 'binary_data_size'.")
+            raise BadInference(
+                "The input has neither 'data' nor the parameter 'binary_data_size'. Send one."
+            )
         if binary:
-            raise BadInference(f"{len(binary):,} bytes after the JSON belong to no input.")
+            raise BadInference(
+                f"The body has {len(binary):,} bytes after the JSON, but the elements of the input "
+                "are in 'data'. Send the elements once."
+            )
         return None
     size = tensor.parameters["binary_data_size"]
     if tensor.data is not None:
-        raise BadInference("The input has both 'data' and 'binary_data_size'.")
+        raise BadInference(
+            "The input has both 'data' and the parameter 'binary_data_size'. Send only one."
+        )
     if type(size) is not int or size != len(binary):
         raise BadInference(
             f"The parameter 'binary_data_size' is not {len(binary)}, the number of bytes after the "

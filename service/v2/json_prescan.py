@@ -1,8 +1,8 @@
-"""Limits the size of the JSON that is parsed, without limiting the images in it.
+"""Limits the size of the JSON in an inference request, apart from the images in the JSON.
 
 Parsing JSON blocks the event loop: 256 KiB of the slowest JSON take about 10 ms. An image in base64
-is one long string, and finding the two quotes around it is fast. So long strings are taken out of
-the text before it is parsed, and only the remainder is limited.
+is one long string, and finding the quotes around the string is fast. So long strings are removed
+before the JSON is parsed, and the limits apply to the remainder.
 """
 
 from __future__ import annotations
@@ -18,33 +18,32 @@ MAX_REMAINDER = 256 * 1024
 MAX_CONTAINERS = 24_000
 """Maximum number of lists and objects. An empty list takes as long to parse as ten numbers."""
 LONG = 4096
-"""Number of bytes from which a string is long."""
+"""Strings with more bytes than this are removed before parsing."""
 MAX_STRINGS = 4000
-"""Maximum number of strings that are scanned."""
+"""Maximum number of strings whose length is checked. Later strings are not removed."""
 
-# The rest of a string that contains an escape sequence, with its closing quote.
+# The remainder of a string that contains an escape sequence, up to and with its closing quote.
 _ESCAPED = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 LongStrings = Mapping[str, memoryview]
-"""Maps each placeholder to the string that it replaces, as a view of the text. Each placeholder
-occurs once in the remainder: a client that could repeat it would get a long string for a few
-bytes."""
+"""Maps each placeholder to the long string that it replaces. The string is a view of the JSON."""
 
 
 def take_out_long_strings(text: bytes) -> tuple[bytes, LongStrings]:
-    """Replace each long string that has no backslash with a placeholder.
+    """Replace long strings in JSON with short placeholders.
 
-    Placeholders are random, so clients cannot know them. A text of at most `MAX_REMAINDER` bytes
-    stays as it is.
+    Strings that contain a backslash are not replaced. If `text` has at most `MAX_REMAINDER` bytes,
+    nothing is replaced. Placeholders are random: a client that could write a placeholder itself
+    could refer to the same long string many times.
 
     Args:
-        text: The JSON text. It need not be valid.
+        text: The JSON. It need not be valid.
 
     Returns:
-        The remainder, which is still to be parsed, and the long strings.
+        The remainder, which is the JSON with the placeholders, and the long strings.
 
     Raises:
-        BadInference: The remainder has more than `MAX_REMAINDER` bytes or more than
+        BadInference: The remainder has more than `MAX_REMAINDER` bytes, or more than
             `MAX_CONTAINERS` lists and objects.
     """
     if len(text) <= MAX_REMAINDER:
@@ -71,8 +70,8 @@ def take_out_long_strings(text: bytes) -> tuple[bytes, LongStrings]:
             start = end - 1
     if len(text) - taken_out > MAX_REMAINDER:
         raise BadInference(
-            f"The JSON has more than {MAX_REMAINDER:,} bytes without its images in base64. Send "
-            "pixels as binary data after the JSON, or fewer images per request."
+            f"Apart from images in base64, the JSON has more than {MAX_REMAINDER:,} bytes. Send "
+            "pixels as binary data after the JSON, or send fewer images per request."
         )
     remainder = b"".join([*kept, text[start:]])
     _check_containers(remainder)
@@ -83,5 +82,5 @@ def _check_containers(text: bytes) -> None:
     if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
         raise BadInference(
             f"The JSON has more than {MAX_CONTAINERS:,} lists and objects. Send pixels as binary "
-            "data after the JSON, in one flat list, or fewer images per request."
+            "data after the JSON or in one flat list, or send fewer images per request."
         )

@@ -1,11 +1,11 @@
 """Builds the outputs of an inference response from the probabilities that the model computed.
 
-A response has these outputs for n images, or those of them that the request names:
-    class          BYTES [n]            the most probable class
-    probability    FP32  [n]            the probability of that class
-    probabilities  FP32  [n, classes]   the softmax over all classes
+For n images, the outputs are:
+    class          BYTES [n]            name of the most probable class
+    probability    FP32  [n]            probability of that class
+    probabilities  FP32  [n, classes]   probabilities of all classes (softmax)
 
-All functions are pure.
+If the request names outputs, the response has only these outputs. All functions are pure.
 """
 
 from __future__ import annotations
@@ -25,26 +25,29 @@ from service.errors import BadInference
 from service.v2.schemas import InferenceRequest, RequestOutput
 
 OUTPUTS = ("class", "probability", "probabilities")
+"""Names of the outputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """An output that the response is to contain, and its form."""
+    """An output that the request asks for, and its format."""
 
     name: str
     binary: bool
     """Whether the output is sent as binary data after the JSON."""
     classes: int = 0
-    """If positive: send this number of most probable classes instead of the probabilities."""
+    """Number of most probable classes to send instead of the probabilities. 0: send the
+    probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the request determines about its response."""
+    """The properties of a response that its request determines."""
 
     id: str | None
-    """The id of the request, which the response repeats. None: the request has none."""
+    """The id of the request, which the response repeats. None: the request has no id."""
     outputs: Sequence[RequestedOutput]
+    """The outputs of the response, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +60,34 @@ class OutputTensor:
     data: list[Any]
     """The elements as strings or numbers."""
     binary: bytes
-    """The same elements in the protocol's binary form."""
+    """The same elements in the protocol's binary format."""
 
 
 def requested_outputs(request: InferenceRequest) -> list[RequestedOutput]:
-    """The outputs in the order of the request, or all of them if it names none.
+    """Return the requested outputs in the order of the request.
 
-    Raises BadInference.
+    If the request names no outputs, the result has all outputs. Raises BadInference if the request
+    names an unknown output, names an output twice, or has invalid parameters.
     """
     binary = _boolean(request.parameters, "binary_data_output", default=False)
     if not request.outputs:
         return [RequestedOutput(name, binary) for name in OUTPUTS]
     names = [output.name for output in request.outputs]
     if len(set(names)) != len(names):
-        raise BadInference("The request names an output twice.")
+        raise BadInference("The request names an output twice. Name each output once.")
     return [_requested_output(output, binary) for output in request.outputs]
 
 
 def output_tensors(
     reply: Reply, model: Manifest, rows: Sequence[Probabilities]
 ) -> Iterator[OutputTensor]:
-    """The requested outputs, in the order of `reply`. `rows`: the probabilities of each image."""
+    """Yield the requested outputs in the order of `reply`.
+
+    Args:
+        reply: The id and the outputs of the response.
+        model: The model that computed the probabilities.
+        rows: The probabilities of each image, float32 of shape (classes,).
+    """
     stacked = np.stack(rows)
     for output in reply.outputs:
         yield _tensor(output, model.classes, stacked)
@@ -94,7 +104,8 @@ def serialize(
         rows: The probabilities of each image, float32 of shape (classes,).
 
     Returns:
-        The body, and the length of the JSON in bytes if binary data follows it, else None.
+        The body, and the length of the JSON in bytes. The length is None if no binary data follows
+        the JSON.
     """
     described: list[dict[str, Any]] = []
     binary: list[bytes] = []
@@ -123,12 +134,16 @@ def _requested_output(output: RequestOutput, binary: bool) -> RequestedOutput:
             f"The model has no output {output.name!r}. Its outputs are {', '.join(OUTPUTS)}."
         )
     if "shared_memory_region" in output.parameters:
-        raise BadInference("Shared memory is not supported. Outputs are sent in the response.")
+        raise BadInference(
+            "Shared memory is not supported. Remove the parameter 'shared_memory_region'."
+        )
     classes = output.parameters.get("classification", 0)
     if type(classes) is not int or classes < 0:
         raise BadInference("The parameter 'classification' is not a number of classes.")
     if classes and output.name != "probabilities":
-        raise BadInference("Only the output 'probabilities' takes the parameter 'classification'.")
+        raise BadInference(
+            "The parameter 'classification' is supported for the output 'probabilities' only."
+        )
     return RequestedOutput(output.name, _boolean(output.parameters, "binary_data", binary), classes)
 
 
@@ -142,7 +157,7 @@ def _boolean(parameters: dict[str, Any], name: str, default: bool) -> bool:
 def _tensor(
     output: RequestedOutput, classes: Sequence[str], rows: npt.NDArray[np.float32]
 ) -> OutputTensor:
-    """`rows`: shape (n, classes)."""
+    """Build the tensor of one output. `rows`: probabilities, float32 of shape (n, classes)."""
     if output.classes:
         ranked = np.argsort(-rows, axis=1, kind="stable")[:, : output.classes]
         texts = [
@@ -160,7 +175,11 @@ def _tensor(
 
 
 def _bytes_tensor(name: str, shape: list[int], texts: list[str]) -> OutputTensor:
-    """In binary, each element is its length as a little-endian uint32, followed by its UTF-8."""
+    """Build a tensor of strings.
+
+    In the binary format, each string is encoded as UTF-8, after its length as a little-endian
+    uint32.
+    """
     elements = [text.encode() for text in texts]
     binary = b"".join(struct.pack("<I", len(element)) + element for element in elements)
     return OutputTensor(name, "BYTES", shape, texts, binary)

@@ -1,9 +1,10 @@
-"""The model repository API: list, load and unload versions of the model.
+"""Serves the model repository API, which lists, loads and unloads versions of the model.
 
-It follows the extension of the Open Inference Protocol that Triton's clients use:
+The API follows an extension of the Open Inference Protocol that Triton's clients support:
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md
-The index is served for GET as well. The server serves one version of one model at a time, so a load
-replaces the served version. Every call needs an admin key; without admin keys, the API is off.
+In addition to the extension, the index can be read with GET. One version is loaded at a time, so a
+load replaces the current version. Every request needs an admin key. If no admin key is set, the API
+is disabled.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from service.upload.body import read_bytes
 from service.v2 import schemas
 
 MAX_BODY = 64 * 1024
+"""Maximum number of bytes of a body."""
 IGNORED_PARAMETERS = {"unload_dependents"}
-"""Triton's clients send it. It has no effect here, since no model depends on another."""
+"""Parameters that Triton's clients send and that have no effect: no model depends on another."""
 
 RequestModel = TypeVar("RequestModel", schemas.RepositoryRequest, schemas.RepositoryIndexRequest)
 _version_type = TypeAdapter[str](Version)
@@ -55,7 +57,7 @@ CHANGE_ERRORS = (
 
 
 def _body(schema_name: str) -> dict[str, Any]:
-    """The request body, as OpenAPI describes it."""
+    """Return the description of a request body for OpenAPI."""
     schema = {"$ref": f"#/components/schemas/{schema_name}"}
     return {"content": {"application/json": {"schema": schema}}}
 
@@ -67,7 +69,10 @@ def _body(schema_name: str) -> dict[str, Any]:
     responses={200: ANSWER, **problems.documented(ERRORS, "/v2")},
 )
 async def index_all(request: Request) -> Response:
-    """Lists all versions of the served model: which one is READY, and why the others are not."""
+    """List all versions of the model, with the state of each version.
+
+    The loaded version is READY. For other versions, `reason` explains why they are not READY.
+    """
     _check_key(request)
     return JSONResponse(await service_of(request).repository.index())
 
@@ -80,7 +85,10 @@ async def index_all(request: Request) -> Response:
     responses={200: ANSWER, **problems.documented((*ERRORS, errors.CrossSite), "/v2")},
 )
 async def index(request: Request) -> Response:
-    """Lists versions, as the protocol defines it. `{"ready": true}` lists only the served one."""
+    """List all versions of the model, or only the loaded version with `{"ready": true}`.
+
+    The protocol defines this form of the request.
+    """
     _check_key(request)
     body = await _read(request, schemas.RepositoryIndexRequest)
     versions = await service_of(request).repository.index()
@@ -100,12 +108,14 @@ async def index(request: Request) -> Response:
     },
 )
 async def load(request: Request) -> Response:
-    """Loads a version and serves it in place of the current one.
+    """Load a version, which replaces the current version.
 
-    The server verifies, loads, warms up and tests the version while it serves the current one, and
-    switches between two batches. No request fails, and each response names the version that
-    computed it. Without `parameters.version`, the server loads the version that it would load at
-    startup. If the load fails, the current version stays. A restart loads the startup version.
+    The server verifies, loads, warms up and tests the new version. Meanwhile, the current version
+    answers requests. The server then switches versions between two batches, so no request fails.
+    Each response names the version that computed it. If the load fails, the current version stays.
+
+    Without `parameters.version`, the server loads the version that it would load at startup. The
+    change lasts until the next restart of the server.
     """
     _check_key(request)
     body = await _read(request, schemas.RepositoryRequest)
@@ -122,7 +132,7 @@ async def load(request: Request) -> Response:
     responses={200: ANSWER, **problems.documented(CHANGE_ERRORS, "/v2")},
 )
 async def unload(request: Request) -> Response:
-    """Stops serving the model and frees its memory, after accepted requests have been answered.
+    """Unload the model and free its memory, after all accepted requests have been answered.
 
     Until the next load, the server is live but not ready, and rejects images with `not_ready`.
     """
@@ -133,7 +143,10 @@ async def unload(request: Request) -> Response:
 
 
 def _check_key(request: Request) -> None:
-    """Raises RepositoryOff, NotAdmin."""
+    """Check the admin key of a request.
+
+    Raises RepositoryOff if no admin key is set, and NotAdmin if the request has no valid key.
+    """
     keys = service_of(request).admin_keys
     if not keys.required:
         raise errors.RepositoryOff
@@ -141,7 +154,7 @@ def _check_key(request: Request) -> None:
 
 
 def _running_repository(request: Request) -> Versions:
-    """The repository, if the model may still be changed. Raises Draining during a shutdown."""
+    """Return the repository for a change of the model. Raises Draining during a shutdown."""
     service = service_of(request)
     if service.draining:
         raise Draining
@@ -149,7 +162,7 @@ def _running_repository(request: Request) -> Versions:
 
 
 async def _read(request: Request, model: type[RequestModel]) -> RequestModel:
-    """Read and parse the body. An empty body counts as `{}`.
+    """Read the body and parse it as `model`. An empty body counts as `{}`.
 
     Raises BadRepositoryCall, BodyTooLarge, UploadTimeout, UploadMemoryFull.
     """
@@ -166,12 +179,15 @@ def _validated(body: bytes, model: type[RequestModel]) -> RequestModel:
 
 
 def _version(body: schemas.RepositoryRequest) -> str | None:
-    """The version to load, or None if the request names none. Raises BadRepositoryCall."""
+    """Return the version to load, or None if the request names no version.
+
+    Raises BadRepositoryCall if the version or another parameter is invalid.
+    """
     if unknown := body.parameters.keys() - {"version"} - IGNORED_PARAMETERS:
         raise errors.BadRepositoryCall(
-            f"The parameter {min(unknown)[:64]!r} is not supported; 'version' is. The manifest of "
-            "a version in the store determines how it is served. `python -m model_store import` "
-            "adds a version to the store."
+            f"The parameter {min(unknown)[:64]!r} is not supported. Send only 'version'. Files and "
+            "configurations cannot be sent: add versions to the model store with "
+            "`python -m model_store import`."
         )
     version = body.parameters.get("version")
     if version is None:
@@ -180,5 +196,5 @@ def _version(body: schemas.RepositoryRequest) -> str | None:
         return _version_type.validate_python(str(version))
     except ValidationError:
         raise errors.BadRepositoryCall(
-            f"The parameter 'version' is {str(version)[:64]!r}, which is not a number from 1."
+            f"The parameter 'version' is {str(version)[:64]!r}. Send a whole number from 1."
         ) from None

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol v2 over REST, as spoken by KServe and by Triton's clients.
+"""Serves the Open Inference Protocol v2 over REST, which KServe and Triton's clients use.
 
-`schemas` describes the bodies, `inputs` and `outputs` convert them to and from images and classes,
-and `common` has what REST and gRPC share. Errors have the protocol's shape.
+`schemas` describes the bodies. `inputs` reads the images of a request, and `outputs` builds the
+response. `common` has the parts that REST and gRPC share. Errors have the format of the protocol.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=F
 
 
 def _named(*names: str) -> list[dict[str, Any]]:
-    """Parameters of a path, as OpenAPI describes them."""
+    """Return the descriptions of path parameters for OpenAPI."""
     return [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in names
@@ -54,13 +54,13 @@ INFER_ERRORS = (
 
 @router.get(
     "",
-    summary="The server",
+    summary="Get server metadata",
     response_model=schemas.ServerMetadata,
     responses=problems.documented([errors.UnknownHost], "/v2"),
 )
 @router.get("/", include_in_schema=False)
 async def server_metadata(request: Request) -> Response:
-    """Name and version of the server, and the extensions of the protocol that it supports."""
+    """Return the name and version of the server, and the supported extensions of the protocol."""
     repository = service_of(request).admin_keys.required
     return JSONResponse(common.server_metadata(request.app.version, repository))
 
@@ -72,7 +72,7 @@ async def server_metadata(request: Request) -> Response:
     responses=problems.documented([errors.NotLive], "/v2"),
 )
 async def live(request: Request) -> Response:
-    """Liveness probe, as `/healthz`."""
+    """Liveness probe with the same statuses as `/healthz`."""
     if not await service_of(request).is_live():
         raise errors.NotLive
     return JSONResponse({"live": True})
@@ -80,36 +80,40 @@ async def live(request: Request) -> Response:
 
 @router.get(
     "/health/ready",
-    summary="Can it answer requests?",
+    summary="Can the server answer requests?",
     response_model=schemas.ServerReady,
     responses=problems.documented(
         [errors.NotReady, errors.Stalled, errors.DecodersDown, Draining], "/v2"
     ),
 )
 async def ready(request: Request) -> Response:
-    """Readiness probe, as `/readyz`."""
+    """Readiness probe with the same statuses as `/readyz`."""
     await service_of(request).check_ready()
     return JSONResponse({"ready": True})
 
 
 async def model_ready(request: Request) -> Response:
-    """Readiness probe of this model and version."""
+    """Readiness probe of a model. Returns 404 if another model or version is loaded."""
     model = _served(request).model
     await service_of(request).check_ready()
     return JSONResponse({"name": model.name, "ready": True})
 
 
 async def model_metadata(request: Request) -> Response:
-    """The inputs of the model, of which a request has one, and its outputs."""
+    """Return the inputs and outputs of the model. A request has exactly one of the inputs."""
     return JSONResponse(common.model_metadata(_served(request).model))
 
 
 async def infer(request: Request) -> Response:
-    """Classify n images. If one of them cannot be classified, the whole request fails.
+    """Classify n images. If one image cannot be classified, the whole request fails.
 
-    The input is one of: `image`, BYTES [n], with JPEG, PNG, WebP, BMP or GIF files, in base64 if
-    they are in the JSON; `pixels`, UINT8 [n, 32, 32, 3]; `pixels`, FP32 [n, 3, 32, 32], normalized
-    as in the training of the model from 8-bit pixels. `parameters.timeout` is in microseconds.
+    The request has one of these inputs:
+    - `image`, BYTES [n]: JPEG, PNG, WebP, BMP or GIF files. In JSON, each file is a base64 string.
+    - `pixels`, UINT8 [n, 32, 32, 3]: 8-bit pixels, height x width x RGB.
+    - `pixels`, FP32 [n, 3, 32, 32]: 8-bit pixels after (pixel / 255 - mean) / std, with the mean
+      and std of the model's training.
+
+    `parameters.timeout` is the maximum time until the response, in microseconds.
     """
     pipeline = begin(request)
     _served(request)
@@ -129,7 +133,7 @@ for path, names in MODELS.items():
     router.add_api_route(
         path,
         model_metadata,
-        summary="The model",
+        summary="Get model metadata",
         response_model=schemas.ModelMetadata,
         openapi_extra={"parameters": names},
         responses=problems.documented(
@@ -172,23 +176,28 @@ for path, names in MODELS.items():
 
 
 def _served(request: Request) -> LoadedModel:
-    """The model that serves. Raises NotReady, and UnknownModel if the path names another one."""
+    """Return the loaded model.
+
+    Raises NotReady if no model is loaded, and UnknownModel if the path names another model.
+    """
     return served(service_of(request), *_named_model(request))
 
 
 def _named_model(request: Request) -> tuple[str, str | None]:
-    """The model in the path, and its version if the path has one."""
+    """Return the model in the path, and the version in the path or None."""
     names = request.path_params
     return names["model"], names.get("version")
 
 
 async def _read_and_decode(request: Request, pipeline: Pipeline) -> tuple[Reply, list[Image]]:
-    """The wanted reply and the images. The upload is released before the images wait for the
-    engine."""
+    """Read the request and decode its images. Returns the requested reply and the images.
+
+    The memory of the upload is released before the images wait for the engine.
+    """
     service = service_of(request)
     header = header_length(request.headers.get(LENGTH_HEADER))
     with service.uploads.lease() as lease:
-        inputs = parse(  # the body is in no variable, so that its memory is freed
+        inputs = parse(  # no variable refers to the body, so its memory is freed after parsing
             await pipeline.read(read_bytes(request, lease)),
             header,
             pipeline.model,

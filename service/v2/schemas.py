@@ -1,8 +1,8 @@
-"""The request and response bodies of the Open Inference Protocol v2 over REST, as pydantic models.
+"""Defines the bodies of the Open Inference Protocol v2 over REST as pydantic models.
 
-They follow https://github.com/kserve/open-inference-protocol. Requests are validated with them, and
-OpenAPI describes both. What the model accepts as an input is checked in `inputs`. Unknown members
-are ignored, as the protocol demands for its extensions.
+The models follow https://github.com/kserve/open-inference-protocol. Request bodies are validated
+with them; response bodies are only described for OpenAPI. `inputs` checks whether the model has the
+input of a request. Unknown members of a request are ignored, as the protocol requires.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.http.problems import REQUEST_ID, SERVER_TIMING
 
 Parameters = dict[str, Any]
+"""Optional parameters of a request, a tensor or a response, by name."""
 MAX_DIMENSIONS = 8
 """Maximum number of dimensions of an input tensor."""
 
 
 class _RequestModel(BaseModel):
-    """Converts nothing: "1" is not a number. Lists with checked items have a maximum length."""
+    """Base of the request bodies. Values are not converted: the string "1" is not a number.
+
+    Lists whose items pydantic checks have a maximum length.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
 class RequestInput(_RequestModel):
-    """An input tensor. If `binary_data_size` is set, its elements follow the JSON."""
+    """An input tensor. If `binary_data_size` is set, the elements of the tensor follow the JSON."""
 
     name: str = Field(max_length=64, examples=["image", "pixels"])
     shape: list[int] = Field(
@@ -33,57 +37,60 @@ class RequestInput(_RequestModel):
     )
     datatype: str = Field(max_length=16, examples=["BYTES", "UINT8", "FP32"])
     parameters: Parameters = Field(
-        default={}, description="`binary_data_size`: bytes of the tensor after the JSON"
+        default={}, description="`binary_data_size`: number of bytes of the tensor after the JSON"
     )
     data: list[Any] | None = Field(
         default=None,
-        description="The elements, nested or flat, in row-major order. BYTES are base64 strings",
+        description="The elements, as a nested or flat list in row-major order. Elements of BYTES "
+        "are base64 strings",
     )
 
 
 class RequestOutput(_RequestModel):
-    """An output that the response is to contain, and its form."""
+    """An output that the response should contain, and its format."""
 
     name: str = Field(max_length=64, examples=["class", "probability", "probabilities"])
     parameters: Parameters = Field(
         default={},
-        description="`binary_data`: whether to send the output after the JSON; `classification`, "
-        "for `probabilities` only: send this number of most probable classes, as BYTES of the form "
-        "probability:index:class",
+        description="`binary_data`: whether to send the output as binary data after the JSON. "
+        "`classification` (only for `probabilities`): number of most probable classes to send "
+        "instead, as strings probability:index:class",
     )
 
 
 class InferenceRequest(_RequestModel):
-    """One input with n images, and the requested outputs: all of them if none is named."""
+    """A request with one input of n images. Without `outputs`, the response has all outputs."""
 
     id: str | None = Field(
         default=None,
         max_length=1024,
         pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="Returned in the response",
+        description="Identifies the request. The response contains the same `id`",
     )
     parameters: Parameters = Field(
         default={},
-        description="`timeout`: maximum time until the response, in microseconds; "
-        "`binary_data_output`: whether to send all outputs after the JSON",
+        description="`timeout`: maximum time until the response, in microseconds. "
+        "`binary_data_output`: whether to send all outputs as binary data after the JSON",
     )
     inputs: list[RequestInput] = Field(min_length=1, max_length=4)
     outputs: list[RequestOutput] | None = Field(default=None, max_length=16)
 
 
 class ResponseOutput(BaseModel):
-    """An output tensor, flat and in row-major order."""
+    """An output tensor. Its elements are a flat list in row-major order."""
 
     name: str = Field(examples=["probability"])
     datatype: str = Field(examples=["FP32"])
     shape: list[int] = Field(examples=[[1]])
     parameters: Parameters = Field(
-        default={}, description="`binary_data_size`: bytes of the tensor after the JSON"
+        default={}, description="`binary_data_size`: number of bytes of the tensor after the JSON"
     )
     data: list[str | float] = Field(default=[], examples=[[0.9971]])
 
 
 class InferenceResponse(BaseModel):
+    """The outputs for all images of a request, and the model that computed them."""
+
     model_name: str = Field(examples=["cifar_resnet20_v1"])
     model_version: str = Field(examples=["1"])
     id: str = Field(default="", description="The `id` of the request, if it has one")
@@ -91,47 +98,59 @@ class InferenceResponse(BaseModel):
 
 
 class RepositoryIndexRequest(_RequestModel):
+    """A request for the list of versions."""
+
     ready: bool = Field(default=False, description="Whether to list only versions that are READY")
 
 
 class RepositoryRequest(_RequestModel):
+    """A request to load a version, or to unload the model."""
+
     parameters: Parameters = Field(
         default={},
-        description="For a load, `version`: the version to serve",
+        description="`version` (only for a load): the version to load",
         examples=[{"version": "2"}],
     )
 
 
 class RepositoryVersion(BaseModel):
-    """A version of the model."""
+    """A version of the model, and its state."""
 
     name: str = Field(examples=["cifar_resnet20_v1"])
     version: str = Field(examples=["2"])
     state: str = Field(examples=["READY"], description="READY, LOADING or UNAVAILABLE")
-    reason: str = Field(examples=[""], description="Why the version is not READY")
+    reason: str = Field(examples=[""], description="The reason why the version is not READY")
 
 
 class RepositoryAnswer(BaseModel):
-    """The version that is served after a load, or was served before an unload."""
+    """The version that was loaded or unloaded."""
 
     name: str = Field(examples=["cifar_resnet20_v1"])
     version: str = Field(examples=["2"])
 
 
 class InferenceError(BaseModel):
+    """An error in the format of the protocol."""
+
     error: str = Field(description="What happened, and what to do")
 
 
 class ServerMetadata(BaseModel):
+    """The server, and the supported extensions of the protocol."""
+
     name: str = Field(examples=["shoal"])
     version: str = Field(examples=["0.2.0"])
     extensions: list[str] = Field(examples=[["binary_tensor_data", "classification"]])
 
 
 class TensorMetadata(BaseModel):
+    """An input or output of the model."""
+
     name: str = Field(examples=["image"])
     datatype: str = Field(examples=["BYTES"])
-    shape: list[int] = Field(description="-1 stands for any number of images", examples=[[-1]])
+    shape: list[int] = Field(
+        description="The dimensions. -1 is the number of images, which may vary", examples=[[-1]]
+    )
 
 
 class ModelMetadata(BaseModel):
@@ -145,19 +164,25 @@ class ModelMetadata(BaseModel):
 
 
 class ServerLive(BaseModel):
+    """The result of the liveness probe."""
+
     live: bool = Field(examples=[True])
 
 
 class ServerReady(BaseModel):
+    """The result of the readiness probe."""
+
     ready: bool = Field(examples=[True])
 
 
 class ModelReady(BaseModel):
+    """The result of the readiness probe of a model."""
+
     name: str = Field(examples=["cifar_resnet20_v1"])
     ready: bool = Field(examples=[True])
 
 
-# Descriptions for OpenAPI of what the routes read and write without pydantic.
+# The constants below describe headers and bodies for OpenAPI that the routes handle themselves.
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 LENGTH = {

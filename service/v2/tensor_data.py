@@ -1,7 +1,7 @@
-"""Decodes the data of an input tensor, in JSON or binary, into encoded images or 8-bit pixels.
+"""Converts the data of an input tensor to image files or 8-bit pixels.
 
-All functions are pure. They raise BadInference for data that does not match the tensor's datatype
-and shape.
+The data is a list in JSON, or binary. All functions are pure. They raise BadInference if the data
+does not match the datatype and shape of the tensor.
 """
 
 from __future__ import annotations
@@ -22,46 +22,52 @@ from service.v2.json_prescan import LongStrings
 from service.v2.schemas import RequestInput
 
 TOLERANCE = 0.02
-"""Maximum distance of a denormalized pixel from a whole number. Rounding in FP32 causes about
-1e-4."""
+"""Maximum difference between a denormalized pixel and a whole number. Rounding errors of FP32 cause
+a difference of about 1e-4."""
 PIECE = 512 * 1024
-"""Characters of base64 that are decoded per step, in about a millisecond. A multiple of four."""
+"""Number of base64 characters that are decoded in one step, which takes about a millisecond. The
+number must be a multiple of four."""
 
 Encoded = Iterable[bytes]
-"""The bytes of an encoded image, in pieces. Producing a piece takes about a millisecond,
-and raises BadInference if the image is not valid base64."""
+"""The bytes of an image file, in pieces. Decoding a piece from base64 takes about a millisecond.
+The iterator raises BadInference if the image is not valid base64."""
 Numbers = npt.NDArray[np.float64]
-"""The elements of a numeric tensor, in its shape."""
+"""The elements of a numeric tensor, in the shape of the tensor."""
 Pixels = npt.NDArray[np.uint8]
-"""Shape (n, 32, 32, 3): n images of height x width x RGB."""
+"""Array of shape (n, 32, 32, 3): n images of height x width x RGB."""
 Elements = list[Encoded] | Numbers
 """The elements of a tensor: a list for datatype BYTES, an array for UINT8 and FP32."""
 
 
 def from_binary(tensor: RequestInput, data: memoryview) -> Elements:
-    """The elements of `tensor`, whose binary data is `data`."""
+    """Return the elements of `tensor` from its binary data."""
     if tensor.datatype == "BYTES":
         return _binary_strings(data, tensor.shape[0])
     return _binary_numbers(data, tensor)
 
 
 def from_json(tensor: RequestInput, long_strings: LongStrings) -> Elements:
-    """The elements in the `data` of `tensor`. `long_strings`: replaced by placeholders there."""
+    """Return the elements of `tensor` from its JSON list `tensor.data`.
+
+    `long_strings`: the strings that `json_prescan` replaced with placeholders in the list.
+    """
     if tensor.datatype == "BYTES":
         return _json_strings(tensor, long_strings)
     return _json_numbers(tensor)
 
 
 def whole_pixels(numbers: Numbers) -> Pixels:
-    """UINT8 pixels of shape (n, 32, 32, 3) as uint8, in the same shape."""
+    """Convert UINT8 pixels of shape (n, 32, 32, 3) from float64 to uint8."""
     if not ((numbers >= 0) & (numbers <= 255)).all():
         raise BadInference("An element of the input 'pixels' is not a UINT8 (0 to 255).")
     return numbers.astype(np.uint8)
 
 
 def denormalized(numbers: Numbers, normalization: Normalization) -> Pixels:
-    """Convert normalized FP32 pixels, shape (n, 3, 32, 32), back to the 8-bit pixels they come
-    from, shape (n, 32, 32, 3)."""
+    """Convert normalized pixels of shape (n, 3, 32, 32) to 8-bit pixels of shape (n, 32, 32, 3).
+
+    Raises BadInference if a result is not a whole number from 0 to 255, within `TOLERANCE`.
+    """
     mean, std = normalization.mean, normalization.std
     with np.errstate(invalid="ignore", over="ignore"):
         pixels = 255 * (numbers.transpose(0, 2, 3, 1) * std + mean)
@@ -69,19 +75,21 @@ def denormalized(numbers: Numbers, normalization: Normalization) -> Pixels:
         exact = (abs(pixels - whole) < TOLERANCE) & (whole >= 0) & (whole <= 255)
     if not exact.all():
         raise BadInference(
-            "The input 'pixels' of FP32 is not (pixel / 255 - mean) / std of 8-bit pixels, with "
-            f"mean {list(mean)} and std {list(std)} for red, green and blue. The model takes 8-bit "
-            "pixels, and these values would have to be rounded. Send UINT8, or the encoded image."
+            "The FP32 values of the input 'pixels' do not correspond to 8-bit pixels, which the "
+            "model requires. Normalize 8-bit pixels as (pixel / 255 - mean) / std, with mean "
+            f"{list(mean)} and std {list(std)} for red, green and blue. Or send UINT8 pixels or "
+            "image files."
         )
     result: Pixels = whole.astype(np.uint8)
     return result
 
 
 def base64_pieces(text: str | memoryview) -> Iterator[bytes]:
-    """Decode base64 in pieces of about a millisecond each. Raises BadInference.
+    """Return an iterator that decodes base64 in pieces, each in about a millisecond.
 
-    A view is copied, and each piece of the copy is freed when it has been decoded. Once the body
-    behind the view has been freed, text and result together take no more memory than the text.
+    `text` is copied immediately, so its own memory may be freed. Each piece of the copy is freed
+    when it has been decoded. So the remaining text and the decoded pieces together take no more
+    memory than `text`. The iterator raises BadInference if `text` is not valid base64.
     """
     copy: Any = bytes if isinstance(text, memoryview) else str
     pieces = [copy(text[start : start + PIECE]) for start in range(0, len(text), PIECE)]
@@ -90,7 +98,7 @@ def base64_pieces(text: str | memoryview) -> Iterator[bytes]:
 
 
 def _decode_base64(pieces: list[str | bytes]) -> Iterator[bytes]:
-    """Decode `pieces`, the last one first, and remove them from the list."""
+    """Decode `pieces` from the last to the first. Removes each piece from the list."""
     while pieces:
         try:
             decoded = binascii.a2b_base64(pieces.pop(), strict_mode=True)
@@ -103,13 +111,16 @@ def _decode_base64(pieces: list[str | bytes]) -> Iterator[bytes]:
 
 
 NOT_BASE64 = (
-    "An element of the input 'image' is not valid base64 (RFC 4648, with padding). In JSON, an "
-    "image is a base64 string; as binary data after the JSON, it is sent as its own bytes."
+    "An element of the input 'image' is not valid base64 (RFC 4648, with padding). In JSON, send "
+    "images as base64 strings. After the JSON, send the bytes of the image files as binary data."
 )
 
 
 def _binary_strings(data: memoryview, count: int) -> list[Encoded]:
-    """Each element is its length as a little-endian uint32, followed by that many bytes."""
+    """Split binary data into `count` elements.
+
+    Each element consists of its length, as a little-endian uint32, and that number of bytes.
+    """
     elements: list[Encoded] = []
     start = 0
     while start + 4 <= len(data) and len(elements) < count:
@@ -118,8 +129,8 @@ def _binary_strings(data: memoryview, count: int) -> list[Encoded]:
         elements.append((bytes(data[start - size : start]),))
     if len(elements) != count or start != len(data):
         raise BadInference(
-            f"The binary data is not {count} elements of BYTES. Each element is its length as a "
-            "little-endian uint32, followed by that many bytes."
+            f"The binary data does not consist of {count} elements of BYTES. Each element consists "
+            "of its length, as a little-endian uint32, and that number of bytes."
         )
     return elements
 
@@ -155,7 +166,7 @@ def _json_numbers(tensor: RequestInput) -> Numbers:
 
 
 def _flatten(tensor: RequestInput) -> list[Any]:
-    """The elements of `data`, which is either flat or nested according to the shape."""
+    """Return the elements of `tensor.data`, a list that is flat or nested like the shape."""
     flat = tensor.data or []
     if flat and type(flat[0]) is list:
         for size in tensor.shape[1:]:

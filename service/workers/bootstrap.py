@@ -1,9 +1,10 @@
-"""What the supervisor sends to the processes that it starts, over a pipe to their standard input.
+"""Data that the supervisor sends to the processes that it starts, over their standard input.
 
-The first line holds the settings. Further bytes tell the process to finish its work and exit. The
-end of the pipe means that the supervisor is gone, for whatever reason: the kernel closes its end.
-The process then exits immediately, from a thread, even when its event loop is blocked.
-(PR_SET_PDEATHSIG does the same under more conditions: docs/decisions/0023-front-end-processes.md.)
+Standard input is a pipe. The first line contains the settings. Further bytes tell the process to
+finish its work and exit. The end of the pipe means that the supervisor has ended. The process then
+exits immediately. A thread watches the pipe, so this also works when the event loop is blocked.
+
+PR_SET_PDEATHSIG would be an alternative; docs/decisions/0023-front-end-processes.md compares both.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from service.exit_status import ExitStatus
 from service.settings import Settings
 
 STOP = b"stop\n"
-"""Tells a process to finish its work and exit."""
+"""Line that tells a process to finish its work and exit."""
 STDIN = 0
 
 
 class Bootstrap(BaseModel):
-    """What a process needs to start."""
+    """Settings, sockets and function that a process needs to start."""
 
     model_config = ConfigDict(frozen=True)
 
     settings: dict[str, Any]
-    """Settings of this process. A front end gets its share of the limits."""
+    """Settings of this process. A front end, which serves HTTP, gets a share of some limits."""
     folder: str
-    """Private folder that all processes share. The supervisor deletes it when it exits."""
+    """Private folder that all processes share. The supervisor deletes the folder at its exit."""
     sockets: list[int]
-    """File descriptors of the sockets to accept connections from."""
+    """File descriptors of the listening sockets of this process."""
     load_engine: str
-    """`module:function` of the function that loads the engine."""
+    """Function that loads the engine, as `module:function`."""
 
     @classmethod
     def of(cls, settings: Settings, folder: str, sockets: list[int], load_engine: str) -> Bootstrap:
-        """Build the bootstrap of one process. The arguments are the fields of this class."""
+        """Build the `Bootstrap` of one process. The arguments become its fields."""
         return cls(
             settings=settings.model_dump(),
             folder=folder,
@@ -51,20 +52,20 @@ class Bootstrap(BaseModel):
         )
 
     def line(self) -> bytes:
-        """Encode as one line of JSON. It contains secrets: the pipe is private."""
+        """Encode as one line of JSON. The line contains secrets, so it is sent over a pipe only."""
         return orjson.dumps(self.model_dump(), default=_as_text) + b"\n"
 
     def open_sockets(self) -> list[socket.socket]:
-        """The sockets of this process. Call once."""
+        """Return the listening sockets of this process. Callers must call this once only."""
         return [socket.socket(fileno=descriptor) for descriptor in self.sockets]
 
 
 def receive() -> tuple[Bootstrap, Settings]:
-    """Read the first line. Exits the process when the supervisor is gone before it was sent."""
+    """Read the first line. Exits the process if the supervisor ends before it has sent the line."""
     line = b""
     while not line.endswith(b"\n"):
-        # Unbuffered, byte by byte: `watch_supervisor` reads what follows, and a thread that waits
-        # inside a buffered reader would block the exit of the interpreter.
+        # This loop reads unbuffered, byte by byte, because `watch_supervisor` reads the bytes after
+        # the line. A thread that waits in a buffered reader would block the interpreter's exit.
         if not (byte := os.read(STDIN, 1)):
             os._exit(ExitStatus.FAILED)
         line += byte
@@ -73,13 +74,18 @@ def receive() -> tuple[Bootstrap, Settings]:
 
 
 def watch_supervisor(bootstrap: Bootstrap, stop: Callable[[], object]) -> None:
-    """Watch the supervisor from a thread: call `stop` there when it sends `STOP`, and exit the
-    process when the supervisor is gone."""
+    """Watch the supervisor in a thread, and exit this process when the supervisor has ended.
+
+    Args:
+        bootstrap: The data that this process has received. Its folder is deleted before the exit.
+        stop: Function that the thread calls when the supervisor sends `STOP`.
+    """
 
     def watch() -> None:
         while os.read(STDIN, 64):
             stop()
-        shutil.rmtree(bootstrap.folder, ignore_errors=True)  # the supervisor could not delete it
+        # The supervisor ended without deleting the folder.
+        shutil.rmtree(bootstrap.folder, ignore_errors=True)
         os._exit(ExitStatus.FAILED)
 
     threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()

@@ -1,7 +1,7 @@
-"""One end of the socket between a front end and the engine process.
+"""One end of the socket between a front end (a process that serves HTTP) and the engine process.
 
-All frames that are sent within one turn of the event loop leave in one write: many requests share
-the cost of a system call.
+All frames of one turn of the event loop are sent with one system call, which saves time when many
+requests are in flight.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from service.telemetry.logs import log
 from service.workers.frames import BadFrame, Frame, FrameReader
 
 HIGH_WATER = 4 * 2**20
-"""Unsent bytes above which the other end counts as too slow."""
+"""Number of unsent bytes above which a connection is congested."""
 
 
 class FrameConnection(asyncio.Protocol):
@@ -25,7 +25,7 @@ class FrameConnection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.congested = False
-        """Whether more than `HIGH_WATER` bytes are unsent: the other end reads too slowly."""
+        """Whether more than `HIGH_WATER` bytes are unsent: the other process reads too slowly."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -47,13 +47,13 @@ class FrameConnection(asyncio.Protocol):
                 self.frame_received(frame)
 
     def send(self, frame: bytes) -> None:
-        """Send a frame at the end of this turn. After the connection has ended, it is dropped."""
+        """Send a frame at the end of this turn, or drop it if the connection has ended."""
         if not self._unsent:
             self._loop.call_soon(self._write)
         self._unsent.append(frame)
 
     def close(self) -> None:
-        """Close immediately and drop unsent frames."""
+        """Close the connection immediately and drop unsent frames."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -64,15 +64,15 @@ class FrameConnection(asyncio.Protocol):
                 self._transport.write(b"".join(unsent))
 
     def _fail(self, error: Exception) -> None:
-        """Close the connection: `disconnected` completes the requests whose frames were lost."""
+        """Close the connection. `disconnected` then ends the requests whose frames are lost."""
         unexpected = None if isinstance(error, BadFrame) else error
         self.close()
         log.error("the connection between two processes failed: %s", error, exc_info=unexpected)
 
     def frame_received(self, frame: Frame) -> None:
-        """Called for each frame. Raises BadFrame when the frame is invalid here."""
+        """Handle a received frame. Raises BadFrame if this process does not accept the frame."""
         raise NotImplementedError
 
     def disconnected(self) -> None:
-        """Called once, when the connection has ended."""
+        """Handle the end of the connection. Called once."""
         raise NotImplementedError

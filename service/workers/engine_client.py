@@ -1,8 +1,10 @@
-"""The front end's side of the socket: an engine, and decoders, that run in another process.
+"""Clients of the engine and of the decoders, which run in the engine process.
 
-Every `submit` ends: with the answer, with the exception that the engine process raised, with
-TimeoutError at its deadline, or with NotReady when the connection is lost. The client reconnects by
-itself: the supervisor keeps the address open while the engine process is restarted.
+Front ends, which are processes that serve HTTP, use these clients over a Unix socket. Each call
+ends in one of these ways: it returns the result, it raises the exception that the engine process
+raised, it raises TimeoutError at its deadline, or it raises NotReady because the connection is
+lost. The clients reconnect automatically. The supervisor keeps the address open while the engine
+process is restarted.
 """
 
 from __future__ import annotations
@@ -44,27 +46,30 @@ from service.workers.frames import (
 )
 
 SOCKET = "engine.sock"
-"""Name of the engine's socket in the folder that the processes share."""
+"""Name of the engine process's socket in the folder that the processes share."""
 RECONNECT_PAUSE = 0.1
-"""Seconds between two attempts to connect to the engine process."""
+"""Number of seconds between two attempts to connect to the engine process."""
 MAX_DECODE_BYTES = 64 * 2**20
-"""Maximum number of bytes of the images that a front end has sent to be decoded."""
+"""Maximum number of bytes of the images that a front end has sent and that are not decoded yet."""
 STATS_TIMEOUT = 2.0
-"""Seconds in which the engine process reports its stats, unless it hangs."""
+"""Number of seconds that a front end waits for the stats of the engine process."""
 
 
 class _Client:
     """Keeps a connection to the engine process."""
 
     def __init__(self, folder: str) -> None:
-        """`folder`: the folder that the processes share."""
+        """
+        Args:
+            folder: Path of the folder that the processes share.
+        """
         self._path = f"{folder}/{SOCKET}"
         self._connection: _EngineConnection | None = None
         self._numbers = itertools.count(1)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Connect, and reconnect when the connection is lost, within the context."""
+        """Keep a connection to the engine process within the context. Reconnects if it is lost."""
         task = asyncio.create_task(self._stay_connected())
         try:
             yield
@@ -74,7 +79,7 @@ class _Client:
                 self._connection.close()
 
     def _connected(self) -> _EngineConnection:
-        """The open connection. Raises NotReady when there is none."""
+        """Return the open connection. Raises NotReady if there is none."""
         if self._connection is None or self._connection.ended.is_set():
             raise NotReady
         return self._connection
@@ -86,7 +91,7 @@ class _Client:
                 _, connection = await loop.create_unix_connection(_EngineConnection, self._path)
             except OSError as error:
                 log.debug("cannot connect to the engine process: %s", error)
-            except Exception:  # noqa: BLE001  # this process would never connect again
+            except Exception:  # noqa: BLE001  # an uncaught error would end the reconnecting
                 log.exception("cannot connect to the engine process")
             else:
                 self._connection = connection
@@ -101,25 +106,28 @@ class DecoderClient(_Client):
     def __init__(self, folder: str, limits: Limits) -> None:
         """
         Args:
-            folder: The folder that the processes share.
-            limits: The limits of the decoders.
+            folder: Path of the folder that the processes share.
+            limits: Limits of the decoder processes.
         """
         super().__init__(folder)
-        self.max_memory = limits.expensive_memory
+        self.max_memory = limits.max_image_memory
+        self.descriptors = 0
+        """Number of descriptors of this process that the decoders need: none."""
         self.is_down = False
-        """Always False: the engine process includes the state of its decoders in its stats."""
+        """Always False: the stats of the engine process include the state of the decoders."""
         self._bytes = 0
 
     @property
     def waiting(self) -> int:
-        """Number of images of this front end that are not decoded yet."""
+        """Number of images that this front end has sent and that are not decoded yet."""
         return len(self._connection.pending) if self._connection is not None else 0
 
     async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
         """Decode an image, as `Decoders.run` does.
 
-        Also raises NotReady, and DecodeQueueFull when the images that this front end has sent take
-        more than `MAX_DECODE_BYTES`: both processes hold a copy.
+        Also raises NotReady if there is no connection, and DecodeQueueFull if this front end has
+        sent too many bytes (`MAX_DECODE_BYTES`) of images that are not decoded yet. The limit is
+        needed because each process has a copy of these images.
         """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         size = len(image.data)
@@ -135,20 +143,20 @@ class DecoderClient(_Client):
 
 
 class EngineClient(_Client):
-    """An engine and a model repository (`Inference`, `Versions`) in the engine process."""
+    """Client of the engine and the model repository. Implements `Inference` and `Versions`."""
 
     failure: Exception | None = None
-    """Always None: a model that cannot be served ends the engine process, not this one."""
+    """Always None. If the model cannot be served, the engine process ends, not this process."""
 
     @property
     def loaded(self) -> LoadedModel | None:
-        """The model that serves. None when no model is loaded or there is no connection."""
+        """The loaded model. None if no model is loaded, or if there is no connection."""
         state = self._connection.state if self._connection is not None else None
         return state and LoadedModel(*state, self.submit)
 
     @property
     def unloaded(self) -> bool:
-        """Whether the model was unloaded on request."""
+        """Whether the model was unloaded by a request. False if there is no connection."""
         return self._connection is not None and self._connection.unloaded
 
     async def submit(
@@ -156,8 +164,11 @@ class EngineClient(_Client):
         image: Image,
         timeout: float,  # noqa: ASYNC109 - as `Batcher.submit`
     ) -> Answer[Classification]:
-        """Classify an image, as `Batcher.submit` does. `queue_seconds` of the answer includes the
-        time on the socket."""
+        """Classify an image, as `Batcher.submit` does.
+
+        Also raises NotReady if there is no connection, and EngineBusy if it is congested.
+        `queue_seconds` of the answer includes the time of the transfer between the processes.
+        """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         if connection.congested:
             raise EngineBusy("the engine process reads too slowly")
@@ -169,14 +180,16 @@ class EngineClient(_Client):
         return Answer(value, queue_seconds, infer_seconds, size, bucket)
 
     async def stats(self) -> EngineStats | None:
-        """Stats of the engine. None when no model is loaded. Raises TimeoutError when the engine
-        process does not report them in `STATS_TIMEOUT` seconds."""
+        """Return the stats of the engine, or None if no model is loaded.
+
+        Raises TimeoutError if the engine process does not respond in `STATS_TIMEOUT` seconds.
+        """
         if self.loaded is None:
             return None
         try:
             async with asyncio.timeout(STATS_TIMEOUT):
                 stats = await self._call({"do": "figures"})
-        except NotReady:  # the connection was lost meanwhile
+        except NotReady:  # the connection was lost after the check above
             return None
         if stats is None:
             return None
@@ -197,8 +210,10 @@ class EngineClient(_Client):
         return versions
 
     async def _call(self, call: dict[str, Any]) -> Any:
-        """Call the engine process (`EngineServer.call`) and return the result. Raises what the
-        engine process raised, and NotReady."""
+        """Call `EngineServer.call` in the engine process and return the result.
+
+        Raises the exception that the engine process raised, or NotReady if there is no connection.
+        """
         connection, number = self._connected(), next(self._numbers)
         result: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         connection.send(frames.message(CALL, number, call))
@@ -214,20 +229,22 @@ class EngineClient(_Client):
 
 
 class _EngineConnection(FrameConnection):
-    """A connection to the engine process, and what it has reported."""
+    """A connection to the engine process, and the state that the process has reported."""
 
     def __init__(self) -> None:
         super().__init__()
         self.state: tuple[Manifest, Device, Precision] | None = None
-        """The model that serves, and how. None: no model is loaded."""
+        """Manifest of the loaded model, its device and precision. None: no model is loaded."""
         self.unloaded = False
+        """Whether the model was unloaded by a request."""
         self.models: dict[int, Manifest] = {}
-        """Number in answers -> model."""
+        """Manifests of models by the numbers that answers contain."""
         self.pending: dict[int, asyncio.Future[Any]] = {}
-        """Number of a request -> its future result: a frames.Answer, or the bytes of pixels."""
+        """Future results of requests, by number: a `frames.Answer`, or the bytes of pixels."""
         self.calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        """Number of a call -> the future content of its RESULT frame."""
+        """Future contents of RESULT frames, by the number of the call."""
         self.ended = asyncio.Event()
+        """Set when the connection has ended."""
 
     async def request(
         self,
@@ -235,10 +252,17 @@ class _EngineConnection(FrameConnection):
         frame: bytes,
         timeout: float,  # noqa: ASYNC109 - as `Batcher.submit`
     ) -> Any:
-        """Send `frame`, which has this number, and return the result.
+        """Send a frame with a request, and return the result.
 
-        Raises what the engine process raised, TimeoutError after `timeout` seconds, and NotReady
-        when the connection is lost.
+        Args:
+            number: Number of the request.
+            frame: The frame, which contains `number`.
+            timeout: Maximum number of seconds to wait for the result.
+
+        Raises:
+            TimeoutError: The result did not arrive within `timeout`.
+            NotReady: The connection was lost.
+            Exception: The engine process raised this exception.
         """
         pending: asyncio.Future[Any] = self._loop.create_future()
         timer = self._loop.call_later(timeout, _time_out, pending)
@@ -250,7 +274,7 @@ class _EngineConnection(FrameConnection):
             timer.cancel()
             if self.pending.pop(number, None) is not None:  # no result has arrived
                 self.send(frames.cancel(number))
-            del pending  # an exception refers to this frame, and would keep itself alive
+            del pending  # breaks a reference cycle: exception -> traceback -> future
 
     def frame_received(self, frame: Frame) -> None:
         kind, number, body = frame
@@ -311,7 +335,7 @@ def _state(started: Any) -> tuple[Manifest, Device, Precision] | None:
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
-    """Raises BadFrame."""
+    """Parse a manifest. Raises BadFrame."""
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

@@ -10,33 +10,37 @@ from functools import partial
 
 from service.exit_status import ExitStatus
 from service.inference.model_host import exit_status
+from service.server.connection_limit import OTHER_DESCRIPTORS, raise_descriptor_limit
 from service.server.memory import Memory, give_back
 from service.telemetry.logs import log
 from service.workers.bootstrap import Bootstrap, watch_supervisor
 from service.workers.engine_server import EngineServer
 
 CHECK_INTERVAL = 1.0
-"""Seconds between two checks of the memory in use."""
+"""Number of seconds between two checks of the memory in use."""
 
 
 async def run(
     bootstrap: Bootstrap, create_server: Callable[[Callable[[], None]], EngineServer]
 ) -> int:
-    """Compute until the supervisor says that all front ends have ended.
+    """Serve the front ends until the supervisor tells this process to stop.
+
+    A front end is a process that serves HTTP. The supervisor stops the front ends first.
 
     Args:
-        bootstrap: What the supervisor sent. It names one socket.
-        create_server: Builds the engine server. Its argument is the function to call when the model
-            cannot be served.
+        bootstrap: Data that the supervisor sent. `sockets` has one element.
+        create_server: Function that builds the engine server. It gets a function that the server
+            calls when the model cannot be served.
 
     Returns:
-        The exit status.
+        The exit status of the process.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the supervisor handles them for all processes
+    for number in (signal.SIGINT, signal.SIGTERM):  # only the supervisor handles these signals
         signal.signal(number, signal.SIG_IGN)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     watch_supervisor(bootstrap, partial(loop.call_soon_threadsafe, stop.set))
     server = create_server(stop.set)
+    raise_descriptor_limit(OTHER_DESCRIPTORS + server.decoders.descriptors)
     (listening,) = bootstrap.open_sockets()
     async with server.serving(listening), server.decoders.running(), server.local.running():
         returning = asyncio.create_task(_return_memory(server))
@@ -46,14 +50,16 @@ async def run(
 
 
 def restart() -> None:
-    """Exit the process at once, so that the supervisor starts another. Called when the engine has
-    failed on every recent batch."""
-    log.error("the engine failed on every recent batch; exiting to be restarted")
+    """Exit the process immediately, so that the supervisor starts a new one.
+
+    The engine process calls this when the engine has failed on every recent batch.
+    """
+    log.error("the engine failed on every recent batch; the process exits and is restarted")
     os._exit(ExitStatus.ENGINE_FAILING)
 
 
 async def _return_memory(server: EngineServer) -> None:
-    """Return memory to the system after many images have been decoded."""
+    """Return memory to the operating system after many images were decoded."""
     memory = Memory([], server.images)
     while True:
         await asyncio.sleep(CHECK_INTERVAL)

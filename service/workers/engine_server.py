@@ -1,7 +1,8 @@
-"""The engine's side of the socket: images of all front ends are batched together.
+"""The server of the engine process: batches images of all front ends together.
 
-An item leaves the queue when its front end cancels it or disconnects. Front ends watch their own
-deadlines, and the batcher rejects items that cannot meet theirs.
+Front ends, which are processes that serve HTTP, connect to this server over a Unix socket. An image
+is removed from the queue when its front end cancels the request or disconnects. A front end cancels
+a request at its deadline. The batcher also rejects images that cannot meet their deadlines.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from service.workers.frames import (
 )
 
 MAX_IMAGE_BYTES = 2**40
-"""No limit in effect: each front end limits the images that it sends."""
+"""Maximum number of bytes of encoded images. This is no limit in practice: each front end limits
+the images that it sends."""
 
 
 class EngineServer:
@@ -49,9 +51,9 @@ class EngineServer:
     def __init__(self, local: ModelHost, versions: Versions, decoders: Decoding) -> None:
         """
         Args:
-            local: The engine and its batcher.
-            versions: The model repository.
-            decoders: The decoder processes.
+            local: Engine and batcher of this process.
+            versions: Model repository.
+            decoders: Decoder processes.
         """
         self.local = local
         self.decoders = decoders
@@ -61,11 +63,11 @@ class EngineServer:
         self._reloading: asyncio.Task[Identity] | None = None
         self.connections: set[_FrontEndConnection] = set()
         self.models: list[Manifest] = []
-        """All models that have computed answers. Their numbers begin at 1."""
+        """All models that have computed answers. Frames refer to a model by its index + 1."""
 
     @asynccontextmanager
     async def serving(self, listening: socket.socket) -> AsyncIterator[None]:
-        """Accept front ends on `listening` within the context."""
+        """Accept connections of front ends on `listening`, within the context."""
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(lambda: _FrontEndConnection(self), sock=listening)
         try:
@@ -76,12 +78,12 @@ class EngineServer:
                 connection.close()
 
     def announce(self) -> None:
-        """Tell all front ends which model serves now."""
+        """Tell all front ends which model is loaded."""
         for connection in self.connections:
             connection.announce()
 
     def model_number(self, model: Manifest) -> int:
-        """The number of a model in answers. A new model gets the next one."""
+        """Return the number of a model in frames. A new model gets the next free number."""
         if not self.models or self.models[-1] is not model:
             for number, known in enumerate(self.models, 1):
                 if known is model:
@@ -90,17 +92,17 @@ class EngineServer:
         return len(self.models)
 
     async def call(self, call: dict[str, Any]) -> object:
-        """Handle a call of a front end other than to classify or decode an image.
+        """Handle a call of a front end, such as to load a version of the model.
 
         Args:
-            call: The name of the operation, `do`, and its arguments.
+            call: Name of the operation (`do`), and the arguments of the operation.
 
         Returns:
             The result, as JSON values.
 
         Raises:
             ValueError: The call is unknown.
-            Exception: What the repository raises.
+            Exception: The repository raised this exception.
         """
         match call:
             case {"do": "figures"}:
@@ -120,7 +122,7 @@ class EngineServer:
         raise ValueError(f"unknown call: {call}")
 
     async def _reload(self) -> Identity:
-        """Reload once for all front ends that ask at the same time, as they do after SIGHUP."""
+        """Reload the model. All front ends call this after SIGHUP, and share one reload."""
         if self._reloading is None:
             self._reloading = asyncio.create_task(self._versions.reload())
             self._reloading.add_done_callback(self._finish_reload)
@@ -136,8 +138,8 @@ class _FrontEndConnection(FrameConnection):
     def __init__(self, server: EngineServer) -> None:
         super().__init__()
         self._server = server
-        self._models = 0  # number of models that the front end knows
-        self._cancel: dict[int, Callable[[], object]] = {}  # number of a request -> cancels it
+        self._models = 0  # number of models whose manifests were sent
+        self._cancel: dict[int, Callable[[], object]] = {}  # functions by the number of the request
         self._calls: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -146,7 +148,7 @@ class _FrontEndConnection(FrameConnection):
         self.announce()
 
     def announce(self) -> None:
-        """Send which model serves. Called before any answer of that model is sent."""
+        """Send the state of the loaded model. It must be sent before any answer of that model."""
         local = self._server.local
         with on_error(self._fail):
             started = local.loaded and {
@@ -206,7 +208,7 @@ class _FrontEndConnection(FrameConnection):
                 self._send_answer(number, answer.result())
 
     def _send_error(self, number: int, error: Exception) -> None:
-        """The front end raises `error` in this request."""
+        """Send an error, which the front end raises in the request with this number."""
         with on_error(self._fail):
             self.send(frames.error(number, _encode(error)))
 
@@ -233,7 +235,7 @@ class _FrontEndConnection(FrameConnection):
                 remaining = deadline - time.monotonic()
                 pixels = await self._server.decoders.run(image, client, remaining)
             self.send(frames.decoded(number, pixels.tobytes()))
-        except Exception as error:  # noqa: BLE001  # the front end raises it
+        except Exception as error:  # noqa: BLE001  # the front end raises the error
             self._send_error(number, error)
         self._cancel.pop(number, None)
 
@@ -248,7 +250,7 @@ class _FrontEndConnection(FrameConnection):
 
 
 def _encode(error: Exception) -> frames.Error:
-    """Encode an exception. An unexpected one is logged here, where its traceback is known."""
+    """Encode an exception. Logs unexpected exceptions, because frames have no traceback."""
     encoded = error_codec.encode(error)
     if isinstance(error_codec.decode(encoded), error_codec.Unexpected):
         log.error("unexpected error", exc_info=error)

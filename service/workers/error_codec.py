@@ -1,4 +1,7 @@
-"""Encodes exceptions as plain data: the front end raises what the engine process raised."""
+"""Encodes exceptions of the engine process, so that front ends can raise the same exceptions.
+
+A front end is a process that serves HTTP.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from service.workers.frames import BadFrame, Error
 
 
 class Unexpected(Exception):
-    """An exception that has no code. The log of the engine process has its traceback."""
+    """Replaces an exception without a code. The engine process logs the original exception."""
 
 
 KINDS: Final[dict[int, type[Exception]]] = {
@@ -56,13 +59,15 @@ KINDS: Final[dict[int, type[Exception]]] = {
     18: DecoderLost,
     19: DecodersDown,
 }
-"""Code in a frame -> exception."""
+"""Exceptions by their codes in frames."""
 _CODES: Final = {kind: code for code, kind in KINDS.items()}
 
 
 def encode(error: Exception) -> Error:
-    """Encode an exception. One without a code becomes `Unexpected`; `retry_after` is brought
-    within 0 and `MAX_RETRY_AFTER` seconds."""
+    """Encode an exception. An exception without a code becomes `Unexpected`.
+
+    `retry_after` is limited to the range from 0 to `MAX_RETRY_AFTER` seconds.
+    """
     code, detail = _CODES.get(type(error), _CODES[Unexpected]), str(error)
     if isinstance(error, EngineFailed) and error.__cause__ is not None:
         detail = f"{detail}: {error.__cause__!r}"
@@ -71,7 +76,7 @@ def encode(error: Exception) -> Error:
 
 
 def decode(error: Error) -> Exception:
-    """The exception to raise. Raises BadFrame for an unknown code."""
+    """Return the exception that `error` describes. Raises BadFrame if the code is unknown."""
     kind = KINDS.get(error.code)
     if kind is None:
         raise BadFrame(f"unknown error code {error.code}")

@@ -1,8 +1,10 @@
-"""The messages between front ends and the engine process, as bytes. Pure.
+"""Encodes and parses the messages between front ends and the engine process.
 
-A frame is a head (length of the body, kind, number) and a body. Numbers use the machine's own byte
-order, since both ends run on one machine. The number in the head identifies a request of the front
-end. It is 0 in frames that belong to no request. A MODEL frame has a number that answers refer to.
+A front end is a process that serves HTTP. This module does no I/O. A message is a frame: a head
+(length of the body, kind, number) and a body. Integers and floats have the byte order of the
+machine, because both processes run on the same machine. The number identifies the request of a
+front end that the frame belongs to, or is 0. The number of a MODEL frame identifies the model, and
+the ANSWER frames refer to it.
 
     front end -> engine    SUBMIT   deadline, pixels       CANCEL                  CALL   JSON
                            DECODE   deadline, client, encoded image
@@ -10,9 +12,10 @@ end. It is 0 in frames that belong to no request. A MODEL frame has a number tha
                            STATE    JSON                   MODEL  JSON
                            DECODED  pixels
 
-Deadlines are points in time of CLOCK_MONOTONIC, which all processes of a machine share. So the time
-that a frame is under way counts. A reader checks the head before it waits for the body, and accepts
-no body longer than its kind allows. After BadFrame the connection must be closed.
+Deadlines are times of CLOCK_MONOTONIC, which is the same for all processes of a machine. So the
+transfer of a frame counts as part of its request's time. `FrameReader` checks each head before it
+waits for the body, and rejects bodies that are longer than `BOUNDS` allows for their kind. After
+BadFrame the connection must be closed.
 """
 
 from __future__ import annotations
@@ -61,16 +64,20 @@ BOUNDS: Final = {
     DECODE: (_DECODE.size + 1, _DECODE.size + _MAX_ENCODED),
     DECODED: (IMAGE_BYTES, IMAGE_BYTES),
 }
-"""Kind -> minimum and maximum number of bytes of its body."""
+"""Minimum and maximum number of bytes of a body, by kind."""
 
 
 class BadFrame(Exception):
-    """The bytes are not a valid frame; the message says why. The connection must be closed."""
+    """Received bytes are not a valid frame. The connection must be closed."""
 
 
 class Frame(NamedTuple):
+    """A received message."""
+
     kind: int
+    """Kind of the message, such as `SUBMIT`."""
     number: int
+    """Number of the request, or of the model in a MODEL frame. 0: none."""
     body: bytes
 
 
@@ -78,31 +85,38 @@ class Answer(NamedTuple):
     """The result of a SUBMIT frame."""
 
     infer_seconds: float
+    """Duration of the batch, in seconds."""
     batch_size: int
+    """Number of images in the batch."""
     bucket: int
+    """Size that the batch was padded to."""
     model: int
-    """Number of the MODEL frame that describes the model."""
+    """Number of the MODEL frame with the manifest of the model."""
     row: bytes
-    """float32 probabilities, one per class."""
+    """Probabilities of the classes as float32 values."""
 
 
 class Error(NamedTuple):
-    """Why a request failed."""
+    """The error that a request failed with."""
 
     code: int
-    """Key of `error_codec.KINDS`."""
+    """Key of the exception in `error_codec.KINDS`."""
     retry_after: float
-    """Seconds."""
+    """Number of seconds after which the client may try again."""
     detail: str
+    """Message of the exception."""
 
 
 def submit(number: int, deadline: float, image: bytes) -> bytes:
-    """Classify `image`, the bytes of a uint8 array (32, 32, 3) in C order."""
+    """Encode a request to classify `image`.
+
+    `image` has the bytes of a uint8 array of shape (32, 32, 3) in C order.
+    """
     return _HEAD.pack(_SUBMIT.size + len(image), SUBMIT, number) + _SUBMIT.pack(deadline) + image
 
 
 def decode(number: int, deadline: float, client: Client, image: EncodedImage) -> bytes:
-    """Decode `image` for `client`, which has at most 63 bytes."""
+    """Encode a request to decode `image` for `client`, whose identifier has at most 63 bytes."""
     body = _DECODE.pack(
         deadline,
         client if isinstance(client, bytes) else client.encode(),
@@ -115,33 +129,40 @@ def decode(number: int, deadline: float, client: Client, image: EncodedImage) ->
 
 
 def decoded(number: int, pixels: bytes) -> bytes:
-    """Return `pixels`, the bytes of a uint8 array (32, 32, 3) in C order."""
+    """Encode the result of a DECODE frame.
+
+    `pixels` has the bytes of a uint8 array of shape (32, 32, 3) in C order.
+    """
     return _HEAD.pack(len(pixels), DECODED, number) + pixels
 
 
 def cancel(number: int) -> bytes:
-    """Cancel the request: its result is not needed any more."""
+    """Encode the cancellation of a request whose result is no longer needed."""
     return _HEAD.pack(0, CANCEL, number)
 
 
 def answer(number: int, content: Answer) -> bytes:
-    """Answer a SUBMIT frame."""
+    """Encode the result of a SUBMIT frame."""
     seconds, size, bucket, model, row = content
     head = _HEAD.pack(_ANSWER.size + len(row), ANSWER, number)
     return head + _ANSWER.pack(seconds, size, bucket, model) + row
 
 
 def error(number: int, content: Error) -> bytes:
-    """Report that a SUBMIT or DECODE failed. A long detail is cut, maybe within a character, which
-    `read_error` accepts."""
+    """Encode the error of a SUBMIT or DECODE frame.
+
+    A long detail is truncated, possibly within a character. `read_error` accepts such a detail.
+    """
     detail = content.detail.encode(errors="replace")[:_MAX_DETAIL]
     head = _HEAD.pack(_ERROR.size + len(detail), ERROR, number)
     return head + _ERROR.pack(content.code, content.retry_after) + detail
 
 
 def message(kind: int, number: int, content: dict[str, Any]) -> bytes:
-    """A CALL, RESULT, STATE or MODEL frame. Raises ValueError when `content` takes more than 1 MiB
-    as JSON."""
+    """Encode a CALL, RESULT, STATE or MODEL frame.
+
+    Raises ValueError if `content` has more than 1 MiB as JSON.
+    """
     body = orjson.dumps(content)
     if len(body) > _MAX_JSON:
         raise ValueError(f"the message has {len(body):,} bytes; at most {_MAX_JSON:,} are allowed")
@@ -149,7 +170,7 @@ def message(kind: int, number: int, content: dict[str, Any]) -> bytes:
 
 
 def read_submit(body: bytes) -> tuple[float, bytes]:
-    """Parse into deadline and pixels. Raises BadFrame."""
+    """Parse the body of a SUBMIT frame into deadline and pixels. Raises BadFrame."""
     (deadline,) = _SUBMIT.unpack_from(body)
     if not math.isfinite(deadline):
         raise BadFrame("the deadline is not a finite number")
@@ -157,7 +178,7 @@ def read_submit(body: bytes) -> tuple[float, bytes]:
 
 
 def read_decode(body: bytes) -> tuple[float, bytes, EncodedImage]:
-    """Parse into deadline, client and image. Raises BadFrame."""
+    """Parse the body of a DECODE frame into deadline, client and image. Raises BadFrame."""
     deadline, client, kind, width, height, max_pixels = _DECODE.unpack_from(body)
     if not math.isfinite(deadline):
         raise BadFrame("the deadline is not a finite number")
@@ -166,7 +187,7 @@ def read_decode(body: bytes) -> tuple[float, bytes, EncodedImage]:
 
 
 def read_answer(body: bytes) -> Answer:
-    """Parse the body. Raises BadFrame."""
+    """Parse the body of an ANSWER frame. Raises BadFrame."""
     row = body[_ANSWER.size :]
     if len(row) % 4:
         raise BadFrame(f"a row of {len(row)} bytes is not an array of float32")
@@ -175,7 +196,7 @@ def read_answer(body: bytes) -> Answer:
 
 
 def read_error(body: bytes) -> Error:
-    """Parse the body. Raises BadFrame."""
+    """Parse the body of an ERROR frame. Raises BadFrame."""
     code, retry_after = _ERROR.unpack_from(body)
     if not 0 <= retry_after < math.inf:
         raise BadFrame("retry_after is negative or not finite")
@@ -183,7 +204,7 @@ def read_error(body: bytes) -> Error:
 
 
 def read_message(body: bytes) -> dict[str, Any]:
-    """Parse the body. Raises BadFrame."""
+    """Parse the body of a CALL, RESULT, STATE or MODEL frame. Raises BadFrame."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -205,7 +226,7 @@ class FrameReader:
         """Return the frames that `data` completes. Raises BadFrame."""
         self._pieces.append(data)
         self._buffered += len(data)
-        if self._buffered < self._needed:  # pieces are joined once per frame
+        if self._buffered < self._needed:  # joining the pieces of a frame once saves copies
             return []
         if len(self._pieces) > 1:
             data = b"".join(self._pieces)

@@ -1,4 +1,4 @@
-"""A process of the service as the supervisor sees it, and the policy by which it is restarted."""
+"""Starts the processes of the service, and decides when an ended process is restarted."""
 
 from __future__ import annotations
 
@@ -13,61 +13,61 @@ from service.workers.bootstrap import Bootstrap
 ARGUMENT = "--worker"
 """Argument of `python -m service`, before the name of the process. For internal use."""
 STEADY_SECONDS = 60.0
-"""Lifetime of a process after which its earlier restarts are forgotten."""
+"""Number of seconds that a process must run before its earlier restarts are no longer counted."""
 FIRST_PAUSE, MAX_PAUSE = 0.5, 10.0
-"""Seconds before the second restart in a row, and the maximum before any restart."""
+"""Number of seconds before the second restart in a row, and maximum before any restart."""
 MAX_RESTARTS = 6
-"""Maximum number of restarts in a row. A process that needs more has a permanent fault."""
+"""Maximum number of restarts in a row. The fault of a process that ends again is permanent."""
 
 
 class WorkerProcess:
-    """A front end or the engine process. It can be started again when it has ended."""
+    """A front end (a process that serves HTTP) or the engine process. It can be started again."""
 
     def __init__(self, name: str, bootstrap: Bootstrap) -> None:
         """
         Args:
-            name: Name in logs and metrics, and the argument that the process is started with.
-            bootstrap: What the process receives when it starts.
+            name: Name of the process in logs, in metrics and on its command line.
+            bootstrap: Data that the process receives at its start.
         """
         self.name = name
         self.bootstrap = bootstrap
         self.process: asyncio.subprocess.Process | None = None
-        """The process that was started last. None before the first start."""
+        """The current or latest process. None before the first start."""
 
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.returncode is None
 
     async def start(self) -> asyncio.subprocess.Process:
-        """Start the process. Raises OSError when the system cannot."""
+        """Start the process. Raises OSError if the system cannot start a process."""
         self.process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service", ARGUMENT, self.name),
             stdin=asyncio.subprocess.PIPE,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self.bootstrap.folder},
             pass_fds=self.bootstrap.sockets,
             start_new_session=True,
-            preexec_fn=_ignore_sighup,  # safe: other threads here only wait for child processes
+            preexec_fn=_ignore_sighup,  # safe: other threads only wait for processes
         )
         self.send_line(self.bootstrap.line())
         return process
 
     def send_line(self, line: bytes) -> None:
-        """Send a line over the pipe to the running process."""
+        """Send a line to the standard input of the running process."""
         assert self.process is not None and self.process.stdin is not None
         self.process.stdin.write(line)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal. Does nothing when the process has ended."""
+        """Send a signal to the process. Has no effect if the process has ended."""
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
 
 class RestartPolicy:
-    """Decides when one process is restarted. Pure: callers pass the current time, in seconds.
+    """Decides when one process is restarted. It reads no clock: callers pass the time in seconds.
 
-    The first restart is immediate. Each further restart in a row waits twice as long as the one
-    before. A process that has lived for `STEADY_SECONDS` starts over.
+    The first restart is immediate. The pause before each further restart in a row is twice as long
+    as the previous pause. After a process has run for `STEADY_SECONDS`, counting starts again.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,10 @@ class RestartPolicy:
         self._started = now
 
     def ended(self, now: float) -> float | None:
-        """Seconds to wait before the next start. None: do not restart the process."""
+        """Record that the process has ended.
+
+        Returns the number of seconds to wait before the restart. None: do not restart the process.
+        """
         if now - self._started >= STEADY_SECONDS:
             self._restarts = 0
         self._restarts += 1
@@ -91,6 +94,5 @@ class RestartPolicy:
 
 
 def _ignore_sighup() -> None:
-    """Ignore SIGHUP from the first moment of the process: by default it ends a process, and this
-    one has nothing to reload yet."""
+    """Ignore SIGHUP until the process can handle it. The default action would end the process."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

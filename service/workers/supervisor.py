@@ -1,12 +1,14 @@
-"""The supervisor: starts the processes of the service, restarts them, and stops them.
+"""The supervisor: starts, restarts and stops the processes of the service.
 
-It does not import MXNet and serves no requests. It holds what must outlive the other processes: the
-listening sockets, the address of the engine process, and the folder that they share. Every process
-has a session of its own, so Ctrl-C reaches the supervisor only.
+These processes are the front ends, which serve HTTP, and the engine process, which computes. The
+supervisor does not import MXNet and serves no requests. It owns the listening sockets, the socket
+of the engine process, and the folder that all processes share, because these must stay open when
+another process ends. Every process runs in a session of its own, so Ctrl-C sends SIGINT only to the
+supervisor.
 
-A process that ends is restarted after a pause (`RestartPolicy`). The service exits with status 1
-when restarts do not help, or when the model cannot be loaded at the start. When it stops, it first
-tells the front ends, which drain, and then the engine process.
+A process that ends is restarted after a pause (`RestartPolicy`). The service exits with status 1 if
+a process fails too often, or if the model cannot be loaded at the start. At a shutdown, the
+supervisor first stops the front ends, which answer their requests, and then the engine process.
 """
 
 from __future__ import annotations
@@ -38,17 +40,17 @@ from service.workers.process import RestartPolicy, WorkerProcess
 ENGINE = "engine"
 """Name of the engine process."""
 GRACE = 2.0
-"""Seconds that a process gets beyond its own timeouts before it is killed."""
+"""Number of seconds between the timeouts of a process itself and the time when it is killed."""
 
 
 class Supervisor:
-    """Runs one service from its start to its end."""
+    """Runs all processes of one service from its start to its end."""
 
     def __init__(self, settings: Settings, load_engine: str) -> None:
         """
         Args:
             settings: Settings of the whole service. `workers` is the number of front ends.
-            load_engine: `module:function` of the function that loads the engine.
+            load_engine: Function that loads the engine, as `module:function`.
         """
         self._settings = settings
         self._load_engine = load_engine
@@ -63,7 +65,7 @@ class Supervisor:
             The exit status.
 
         Raises:
-            OSError: An address is not available.
+            OSError: An address or port is not available.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -90,7 +92,7 @@ class Supervisor:
             await asyncio.wait((stopping, *keepers), return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
                 self._status = ExitStatus.FAILED
-            stack.close()  # front ends that still accept connections have copies of the sockets
+            stack.close()  # running front ends have copies of the sockets
             for task in (stopping, *keepers):
                 task.cancel()
             results = await asyncio.gather(stopping, *keepers, return_exceptions=True)
@@ -101,8 +103,10 @@ class Supervisor:
         return self._status
 
     def _reserve_ports(self, stack: contextlib.ExitStack) -> dict[str, int]:
-        """Reserve the additional ports that are set, for the front ends to share. Returns setting
-        -> port. Raises OSError."""
+        """Reserve the additional ports of the settings, which all front ends share.
+
+        Returns the ports by setting name. Raises OSError if a port is not available.
+        """
         ports = {}
         for name in ("grpc_port", "metrics_port"):
             if (requested := getattr(self._settings, name)) is not None:
@@ -127,13 +131,13 @@ class Supervisor:
         self._stopping.set()
 
     def _reload(self) -> None:
-        """Tell the front ends to reload. Each reads its keys; the first one reloads the model."""
+        """Tell all front ends to reload the API keys and the model."""
         for process in self._processes:
             if process.alive and process.name != ENGINE:
                 process.send_signal(signal.SIGHUP)
 
     async def _keep(self, process: WorkerProcess) -> None:
-        """Start the process, and restart it when it ends. Returns when restarts do not help."""
+        """Start the process, and restart it when it ends. Returns when no restart is allowed."""
         policy, first = RestartPolicy(), True
         while True:
             policy.started(time.monotonic())
@@ -149,7 +153,7 @@ class Supervisor:
             first = False
 
     async def _run(self, worker: WorkerProcess) -> int | str:
-        """Run the process once. Returns its exit status, or why it could not be started."""
+        """Run the process once. Returns its exit status, or the error that prevented its start."""
         try:
             process = await worker.start()
         except OSError as error:
@@ -159,11 +163,11 @@ class Supervisor:
         try:
             return await process.wait()
         finally:
-            # Drops its gauges. Its counters and histograms stay.
+            # This drops the gauges of the process. Its counters and histograms stay.
             mark_process_dead(process.pid, worker.bootstrap.folder)  # type: ignore[no-untyped-call]  # not typed
 
     async def _stop(self, front_ends: Sequence[WorkerProcess], engine: WorkerProcess) -> None:
-        """Drain the front ends, then the engine. Kill processes that exceed their timeout."""
+        """Stop the front ends, then the engine process. Kills processes that exceed a timeout."""
         settings = self._settings
         log.info("stopping")
         for process in front_ends:
@@ -176,7 +180,7 @@ class Supervisor:
         await self._wait_for_end(engine, settings.shutdown_timeout + GRACE)
 
     async def _wait_for_end(self, worker: WorkerProcess, seconds: float) -> None:
-        """Wait for the process to end, and kill it after `seconds`."""
+        """Wait for the process to end. Kill it after `seconds`."""
         if not worker.alive:
             return
         assert worker.process is not None
@@ -186,7 +190,7 @@ class Supervisor:
         except TimeoutError:
             worker.send_signal(signal.SIGKILL)
             status = await worker.process.wait()
-        # Without its own handler, SIGTERM ends a process that has just been started.
+        # SIGTERM ends a process that has not installed its handler yet.
         if status not in (ExitStatus.STOPPED, -signal.SIGTERM):
             fields = {"process": worker.name, "status": status}
             log.error("a process did not stop cleanly", extra={"fields": fields})
@@ -194,7 +198,7 @@ class Supervisor:
                 self._status = ExitStatus.FAILED
 
     def _write_pids(self) -> None:
-        """Write the process ids for the metrics of processes (`collectors.ProcessesCollector`)."""
+        """Write the process ids to the shared folder, where `ProcessesCollector` reads them."""
         pids = {"supervisor": os.getpid()} | {
             worker.name: worker.process.pid
             for worker in self._processes
@@ -207,8 +211,11 @@ class Supervisor:
 
 
 def _engine_address(folder: str) -> socket.socket:
-    """Listen at the address of the engine process. The socket stays open while that process is
-    restarted, and connections wait in its backlog meanwhile. Raises OSError."""
+    """Return the listening socket of the engine process.
+
+    The supervisor keeps the socket open. While the engine process is restarted, connections wait in
+    its backlog. Raises OSError if the socket cannot be bound.
+    """
     path = f"{folder}/{SOCKET}"
     address = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -1,4 +1,4 @@
-"""Arrival times of an open loop."""
+"""Arrival times of requests in an open loop, which does not wait for answers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import random
 
 
 def poisson(rate: float, duration: float, seed: int) -> list[float]:
-    """Returns the arrival times of independent clients.
+    """Returns random arrival times, as of independent clients (a Poisson process).
 
     Args:
-        rate: Requests per second, on average.
-        duration: Seconds.
+        rate: Average number of requests per second.
+        duration: Number of seconds in which requests arrive.
         seed: Seed of the random numbers.
 
     Returns:
-        Seconds from the start, increasing.
+        Times in seconds since the start, in ascending order.
     """
     source = random.Random(seed)
     times = []
@@ -25,7 +25,7 @@ def poisson(rate: float, duration: float, seed: int) -> list[float]:
 
 
 def constant(rate: float, duration: float, seed: int) -> list[float]:
-    """Returns evenly spaced arrival times, the first at a random moment of the first interval.
+    """Returns evenly spaced arrival times. The first is random within the first interval.
 
     The arguments and the result are those of `poisson`.
     """

@@ -1,8 +1,9 @@
-"""An HTTP/1.1 connection that sends one request at a time, at the least CPU time Python allows.
+"""An HTTP/1.1 connection that sends one request at a time and uses little CPU time.
 
-`send` creates no future and no task: the caller passes a function, which is called once, with the
-status and the body, or with FAILED or TIMED_OUT and an empty body. `request` is the same for
-callers that await. Requests are bytes that go over the wire as they are.
+`Connection.send` creates no future and no task. It calls a function of the caller once: with the
+status and the body of the answer, or with FAILED or TIMED_OUT and an empty body.
+`Connection.request` is a coroutine with the same result. Callers pass complete HTTP requests as
+bytes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from typing import cast
 import httptools
 
 FAILED, TIMED_OUT = 0, -1
-"""Take the place of a status: the connection was refused, reset or closed; no answer in time."""
+"""Values instead of an HTTP status. FAILED: the connection was refused, reset or closed. TIMED_OUT:
+no answer arrived in time."""
 
 OnAnswer = Callable[[int, bytes], None]
 
 
 class Connection(asyncio.Protocol):
-    """A connection. `connect` opens one."""
+    """An HTTP connection, opened with `connect`."""
 
     def __init__(self) -> None:
-        """Creates the protocol of a connection that asyncio is about to open."""
+        """Creates the protocol object. Only `connect` calls this."""
         self.sent_at = 0.0
-        """`time.monotonic()` of the last request."""
+        """Time when the last request was sent, from `time.monotonic`."""
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._on_answer: OnAnswer | None = None
@@ -40,7 +42,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request awaits its answer."""
+        """Whether a request is waiting for its answer."""
         return self._on_answer is not None
 
     def send(self, request: bytes, on_answer: OnAnswer) -> None:
@@ -48,7 +50,7 @@ class Connection(asyncio.Protocol):
 
         Args:
             request: The complete HTTP request.
-            on_answer: Called once with the status and the body.
+            on_answer: Function that is called once, with the status and the body.
         """
         assert self._transport is not None and self._on_answer is None
         self._on_answer = on_answer
@@ -56,11 +58,11 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
 
     async def request(self, request: bytes, seconds: float) -> tuple[int, bytes]:
-        """Sends a request and returns the status and the body, FAILED or TIMED_OUT.
+        """Sends a request. Returns the status (or FAILED or TIMED_OUT) and the body.
 
         Args:
             request: The complete HTTP request.
-            seconds: Time limit, after which the connection is cut.
+            seconds: Number of seconds after which the connection is aborted.
         """
         answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
 
@@ -77,13 +79,13 @@ class Connection(asyncio.Protocol):
         return await answer
 
     def time_out(self) -> None:
-        """Cuts the connection. A request that awaits its answer gets TIMED_OUT."""
+        """Aborts the connection. A request that is waiting for its answer gets TIMED_OUT."""
         if self._transport is not None:
             self._transport.abort()
         self._finish(TIMED_OUT)
 
     def close(self) -> None:
-        """Closes the connection. A request that awaits its answer gets FAILED."""
+        """Closes the connection. A request that is waiting for its answer gets FAILED."""
         if self._transport is not None:
             self._transport.close()
 
@@ -93,7 +95,7 @@ class Connection(asyncio.Protocol):
         if on_answer is not None:
             on_answer(status, body)
 
-    # Called by asyncio
+    # asyncio calls these methods.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Stores the transport."""
@@ -108,18 +110,18 @@ class Connection(asyncio.Protocol):
             self._finish(FAILED)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the request that awaits its answer."""
+        """Ends the request that is waiting for its answer."""
         self._transport = None
         self._finish(FAILED)
 
-    # Called by the parser
+    # The parser calls these methods.
 
     def on_body(self, body: bytes) -> None:
-        """Stores a part of the body."""
+        """Stores a part of the answer's body."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Ends the request."""
+        """Ends the request: its answer is complete."""
         if not self._parser.should_keep_alive():
             self.close()
         self._finish(self._parser.get_status_code(), b"".join(self._body))
@@ -131,13 +133,13 @@ async def connect(
     """Opens a connection.
 
     Args:
-        host: Name or address of the server.
-        port: TCP port.
-        secure: Use TLS.
-        local_host: Address of this machine to connect from. None: the system chooses.
+        host: Host name or IP address of the server.
+        port: TCP port of the server.
+        secure: Whether to use TLS. Default: no.
+        local_host: IP address of this machine to connect from. None: the system chooses.
 
     Raises:
-        OSError: The server does not accept it.
+        OSError: The server does not accept the connection.
     """
     _, connection = await asyncio.get_running_loop().create_connection(
         Connection,

@@ -1,9 +1,9 @@
-"""Sends requests, in one process, and records what became of them.
+"""Sends requests from one process, and records their results.
 
-In an open loop, requests are sent at given moments. Latency counts from the moment when a request
-was meant to be sent, whether or not a connection was free then: a server that stalls does not stop
-the clocks of its clients (Gil Tene's "coordinated omission"). In a closed loop, each connection
-sends its next request as soon as it has the answer to the last one.
+In an open loop, requests are sent at planned times. The latency of a request is measured from its
+planned time, even if no connection was free then. If the server stalls, the latency of the requests
+that could not be sent includes the stall (this avoids Gil Tene's "coordinated omission"). In a
+closed loop, each connection sends its next request when the answer to the last one has arrived.
 """
 
 from __future__ import annotations
@@ -22,64 +22,71 @@ from shoal.load.timer import Timer
 
 MAX_CONNECTIONS = 4096
 WATCH_INTERVAL = 0.5
-"""Seconds between looks for requests that time out, and between reports of progress."""
+"""Number of seconds between two checks for timeouts, and between two progress reports."""
 PAUSE_AFTER_FAILURE = 0.01
-"""Seconds between a refused connection and the failure of the request that needed it."""
+"""Number of seconds after a refused connection before its request is recorded as failed."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The load that one process generates."""
+    """Description of the load that one process generates."""
 
     url: str
+    """URL of the server."""
     requests: Sequence[bytes]
-    """Complete HTTP requests. Each one sent is chosen at random."""
+    """Complete HTTP requests. The generator chooses each request that it sends at random."""
     expected: Sequence[str | None]
-    """For each of `requests`, the class that its answer must name. None: any class."""
+    """Class that the answer to each element of `requests` must name. None: any class."""
     duration: float
-    """Seconds in which requests are sent."""
+    """Number of seconds in which requests are sent."""
     timeout: float
-    """Seconds to wait for an answer."""
+    """Maximum number of seconds to wait for an answer."""
     seed: int
     """Seed of the choice of requests."""
     times: Sequence[float] | None
-    """Open loop: when to send, in seconds from the start, increasing. None: closed loop."""
+    """Open loop: planned times in seconds since the start, in ascending order. None: the job is a
+    closed loop."""
     concurrency: int = 0
-    """Closed loop: number of connections. Open loop: number of connections that are open before
-    the first request and used in turns. 0: they are opened as needed, as few as possible."""
+    """Closed loop: number of connections. Open loop: number of connections to open before the first
+    request and to use in turns. 0 in an open loop: connections are opened when they are needed."""
 
 
 @dataclass
 class Samples:
-    """What one process measured. `intended`, `latency` and `status` have one entry per request, in
-    the order in which the requests ended."""
+    """Measurements of one process.
+
+    `intended`, `latency` and `status` have one entry per request, in the order in which the
+    requests ended.
+    """
 
     intended: list[float] = field(default_factory=list)
-    """Seconds from the start to the moment when the request was meant to be sent."""
+    """Planned time of the request, in seconds since the start."""
     latency: list[float] = field(default_factory=list)
-    """Seconds from that moment to the end of the request."""
+    """Number of seconds from the planned time to the end of the request."""
     status: list[int] = field(default_factory=list)
-    """HTTP status, FAILED or TIMED_OUT."""
+    """HTTP status of the answer, or FAILED or TIMED_OUT."""
     different: int = 0
-    """Answers that named another class than expected."""
+    """Number of answers with another class than expected."""
     bytes_sent: int = 0
+    """Number of bytes of all requests."""
     bytes_received: int = 0
-    """Bodies of answers only."""
+    """Number of bytes of the bodies of all answers."""
     send_lag: list[float] = field(default_factory=list)
-    """Open loop: seconds by which the generator itself was late, for each request."""
+    """Open loop: number of seconds that the generator itself delayed each request."""
     cpu_share: float = 0.0
-    """CPU time of the process, as a share of one core."""
+    """CPU time of the process as a share of one core."""
 
 
 class Generator:
     """Generates the load of one job."""
 
     def __init__(self, job: Job, progress: Callable[[int, int], None]) -> None:
-        """Prepares a job; `run` executes it.
+        """Creates a generator. `run` generates the load.
 
         Args:
-            job: The load.
-            progress: Called every `WATCH_INTERVAL` seconds with the requests answered and failed.
+            job: Load to generate.
+            progress: Function that is called every `WATCH_INTERVAL` seconds with the number of
+                requests answered so far and the number of requests failed so far.
         """
         self._job = job
         self._progress = progress
@@ -87,9 +94,9 @@ class Generator:
         self._random = random.Random(job.seed)
         self._url = urllib.parse.urlsplit(job.url)
         self._next = 0
-        """Open loop: index of the next of `times`."""
+        """Open loop: index in `times` of the next request."""
         self._due: deque[float] = deque()
-        """Intended moments of requests that wait for a connection."""
+        """Planned times of the requests that wait for a connection."""
         self._in_flight = 0
         self._connections: set[Connection] = set()
         self._idle: deque[Connection] = deque()
@@ -98,7 +105,7 @@ class Generator:
         self._ending = False
 
     async def run(self) -> Samples:
-        """Sends the requests. Returns once all of them have ended."""
+        """Sends the requests. Returns the measurements after all requests have ended."""
         job = self._job
         self._ended = asyncio.Event()
         self._timer = Timer(self._send_due)
@@ -139,7 +146,7 @@ class Generator:
             self._timer.set(self._start + times[self._next])
 
     def _put(self, intended: float) -> None:
-        """Enqueues a request, which is sent as soon as a connection is free."""
+        """Enqueues a request. It is sent as soon as a connection is free."""
         self._due.append(intended)
         while self._due and self._idle:
             connection = self._idle.popleft() if self._job.concurrency else self._idle.pop()
@@ -148,7 +155,7 @@ class Generator:
         self._open_another()
 
     def _open_another(self) -> None:
-        """Opens a connection if more requests wait than connections are being opened."""
+        """Opens a connection if more requests are waiting than connections are being opened."""
         room = len(self._connections) + len(self._opening) < MAX_CONNECTIONS
         if len(self._due) > len(self._opening) and room:
             task = asyncio.get_running_loop().create_task(self._open())
@@ -194,7 +201,7 @@ class Generator:
         connection.send(request, on_answer)
 
     def _record(self, intended: float, status: int) -> None:
-        """Records a request that has ended."""
+        """Records the result of a request that has ended."""
         now = time.monotonic()
         self._samples.intended.append(intended - self._start)
         self._samples.latency.append(now - intended)

@@ -1,6 +1,6 @@
-"""Images to send, the requests that carry them, and the class that an answer names.
+"""Reads or generates images, builds requests from them, and finds the class in an answer.
 
-Images are the files of a folder, or are generated here. A file named `<class>_...` has a label.
+An image from a file that is named `<class>_...` has a label, which is the right class.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 
 BOUNDARY = "shoal-load-test"
 CLASS = re.compile(rb'"class":\s*"([^"]+)"|classified as \[([^\]]+)\]')
-"""The class in the JSON of this service, or in the sentence of the tutorial's server."""
+"""Pattern of the class in JSON from this service, or in the sentence of the Flask tutorial."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,15 @@ class Picture:
     """An encoded image."""
 
     name: str
+    """Name of the file."""
     data: bytes
+    """Encoded image, such as a JPEG."""
     label: str | None
-    """Its class. None: unknown."""
+    """Right class of the image. None: unknown."""
 
 
 def read(folder: pathlib.Path) -> list[Picture]:
-    """Reads all files of a folder. Raises ValueError if there are none."""
+    """Reads all files of a folder. Raises ValueError if the folder contains no files."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if not files:
         raise ValueError(f"{folder} contains no files. Name a folder of images")
@@ -38,12 +40,12 @@ def read(folder: pathlib.Path) -> list[Picture]:
 
 
 def generate(width: int, count: int = 64, height: int | None = None) -> list[Picture]:
-    """Generates smooth random JPEGs, which cost a server as much as photos of that size.
+    """Generates smooth random JPEGs, which cost a server as much as photos of the same size.
 
     Args:
-        width: Pixels.
-        count: Number of images.
-        height: Pixels. None: as many as `width`.
+        width: Width in pixels.
+        count: Number of images. Default: 64.
+        height: Height in pixels. None: the same as `width`.
     """
     size = (width, height or width)
     random = np.random.default_rng(0)
@@ -62,10 +64,10 @@ def request(
     """Returns the complete HTTP request that uploads an image.
 
     Args:
-        url: Where to send it.
-        picture: The image.
-        raw: Send the image as the body instead of in a form.
-        key: API key, sent as X-API-Key. None: no key is sent.
+        url: URL that the request is sent to.
+        picture: Image to upload.
+        raw: Whether the image is the body of the request. False: the image is a field of a form.
+        key: API key, which is sent in the header X-API-Key. None: no key is sent.
     """
     if raw:
         kind, body = "image/jpeg", picture.data
@@ -91,7 +93,7 @@ def request(
 
 
 def class_of(body: bytes) -> str | None:
-    """Returns the class that an answer names, or None."""
+    """Returns the class in the body of an answer. None: the answer has no class."""
     match = CLASS.search(body)
     return (match[1] or match[2]).decode() if match else None
 

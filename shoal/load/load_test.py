@@ -1,7 +1,7 @@
-"""A load test: the images that the server accepts, and the loads to send them with.
+"""Runs a load test: sends images to a server at given rates or concurrencies.
 
-Before the load each image is sent once. Under load, each must get the same class again: another
-class is the answer to another client's image.
+Before the load, each image is sent once. Under load, an image must get the same class again. If it
+gets another class, the server has probably mixed up the answers of two requests.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from shoal.load.report import Run, summarize
 
 ARRIVALS = {"poisson": poisson, "constant": constant}
 FIRST_RATE, MIN_RATE = 50.0, 1.0
-"""Requests per second: where `--find-max` begins, and below which it gives up."""
+"""Rate in requests per second at which `--find-max` begins, and rate below which it gives up."""
 PRECISION = 1.05
-"""`--find-max` stops when the highest good rate and the lowest bad one are within this ratio."""
+"""Ratio at which `--find-max` stops: the lowest rate that misses the SLO, divided by the highest
+rate that meets the SLO."""
 ANSWER_TIMEOUT = 30.0
-"""Seconds for each answer before the load."""
+"""Maximum number of seconds to wait for each answer before the load."""
 
 
 class LoadTestFailed(Exception):
-    """The load test cannot be run; the message says why."""
+    """The load test cannot be run. The message states the reason."""
 
 
 class LoadTest:
-    """The requests of a load test, and the loads to send them with."""
+    """Runs loads that consist of the same requests."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        """Sends each image to the server once, and leaves out those that it rejects.
+        """Sends each image to the server once, and leaves out the images that the server rejects.
 
         Args:
-            options: The arguments of `shoal bench`.
+            options: Arguments of `shoal bench`.
 
         Raises:
             LoadTestFailed: The server does not answer, or rejects every image.
@@ -60,7 +61,7 @@ class LoadTest:
                 f"{options.url} answers {status} to {pictures[0].name}: {body[:300]!r}"
             )
         if rejected := len(pictures) - len(accepted):
-            print(f"The server rejects {rejected} of {len(pictures)} images; they are left out.")
+            print(f"The server rejects {rejected} of {len(pictures)} images. They are left out.")
         self._requests = [requests[number] for number in accepted]
         self._expected = [images.class_of(answers[number][1]) for number in accepted]
         labels = [pictures[number].label for number in accepted]
@@ -70,7 +71,7 @@ class LoadTest:
             print(f"{correct} of {len(labeled)} labeled images get the class of their label.")
 
     def open_loop(self, rate: float) -> Run:
-        """Sends `rate` requests per second, whether or not the server keeps up."""
+        """Sends `rate` requests per second, even if the server is slower."""
         options, count = self._options, self._options.processes
         arrivals = ARRIVALS[options.arrivals]
         seconds = options.warm_up + options.duration
@@ -79,7 +80,7 @@ class LoadTest:
         return self._run(f"{rate:,.0f}/s {options.arrivals}", rate, jobs)
 
     def closed_loop(self, concurrency: int) -> Run:
-        """Keeps `concurrency` requests in flight."""
+        """Keeps `concurrency` requests in flight at all times."""
         count = min(self._options.processes, concurrency)
         shares = [concurrency // count + (k < concurrency % count) for k in range(count)]
         jobs = [self._job(concurrency=share, seed=k) for k, share in enumerate(shares)]
@@ -107,14 +108,14 @@ class LoadTest:
 
 
 def find_max(measure: Callable[[float], Run], slo: float) -> Iterator[Run]:
-    """Searches the highest rate that keeps the SLO.
+    """Searches the highest rate at which the server meets the SLO (service level objective).
 
     Args:
-        measure: Runs an open loop at a rate.
+        measure: Function that runs an open loop at a rate, in requests per second.
         slo: Maximum 99th percentile of the latency of all requests, in seconds.
 
     Yields:
-        Each run, at rates that approach the highest good one to within `PRECISION`.
+        The results at each tried rate. The rates approach the highest rate that meets the SLO.
     """
     low, high, rate = 0.0, math.inf, FIRST_RATE
     while high > max(PRECISION * low, MIN_RATE):
@@ -147,7 +148,7 @@ def _progress_bar(load: str, seconds: float) -> Iterator[Callable[[int, int], No
 
 
 def ask(url: urllib.parse.SplitResult, requests: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """Sends requests one after the other, each as it is sent under load.
+    """Sends each request once, one after the other.
 
     Returns:
         Status and body of each answer.
@@ -166,7 +167,7 @@ async def _ask(url: urllib.parse.SplitResult, requests: Sequence[bytes]) -> list
             answers.append(await connection.request(request, ANSWER_TIMEOUT))
             connection.close()
             if answers[-1][0] in (FAILED, TIMED_OUT):
-                raise ConnectionError("the connection broke or timed out")
+                raise ConnectionError("the connection was lost or timed out")
     except OSError as error:
         raise LoadTestFailed(
             f"{url.geturl()} does not answer: {error}. Is the server running?"

@@ -1,4 +1,4 @@
-"""Runs several load generators, each in its own process, all starting at the same moment."""
+"""Runs several load generators, each in its own process. All of them start at the same time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import uvloop
 from shoal.load.generator import Generator, Job, Samples
 
 Progress = Callable[[int, int], None]
-"""Called with the requests answered and failed so far, of all processes together."""
+"""Function that is called with the total numbers of requests answered and failed so far."""
 START_TIMEOUT = 60.0
-"""Seconds within which all processes must have started."""
+"""Maximum number of seconds in which all processes must start."""
 
 
 def run(jobs: Sequence[Job], progress: Progress) -> list[Samples]:
     """Runs each job in its own process.
 
+    Args:
+        jobs: Loads to generate.
+        progress: Function that is called during the load.
+
     Returns:
-        What each process measured, in the order of `jobs`.
+        The measurements of each process, in the order of `jobs`.
 
     Raises:
-        RuntimeError: A process died.
+        RuntimeError: A process ended before it returned its measurements.
     """
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(len(jobs))
@@ -42,7 +46,7 @@ def run(jobs: Sequence[Job], progress: Progress) -> list[Samples]:
     finally:
         for process in processes:
             if process.pid is not None:
-                process.kill()  # has no effect on those that have sent their samples and ended
+                process.kill()  # has no effect on a process that has ended
                 process.join()
 
 
@@ -60,7 +64,7 @@ def _collect(
             except EOFError:
                 if number not in samples:
                     raise RuntimeError(
-                        "A load generator process died. Its error is printed above"
+                        "A process of the load generator ended early. Its error is printed above"
                     ) from None
                 continue
             if isinstance(message, Samples):
@@ -75,7 +79,7 @@ def _collect(
 def _generate(
     job: Job, pipe: multiprocessing.connection.Connection[object, object], start: Barrier
 ) -> None:
-    """Runs in the process of a generator."""
+    """Generates the load of one job. Runs in the job's own process."""
     generator = Generator(job, lambda answered, failed: pipe.send((answered, failed)))
     start.wait(START_TIMEOUT)
     pipe.send(uvloop.run(generator.run()))

@@ -1,4 +1,4 @@
-"""The results of a load test: numbers, a table, a plot."""
+"""Results of a load test as numbers, as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from shoal.load.generator import Samples
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 BUSY = 0.9
-"""Share of a core above which a generator may limit the results."""
+"""CPU time of a generator, as a share of a core, above which it may distort the results."""
 LAG = 0.002
-"""Seconds, 99th percentile. A generator that sends requests later may distort the results."""
+"""Delay of requests by the generator, in seconds at the 99th percentile, above which the generator
+may distort the results."""
 
 
 @dataclass(frozen=True)
@@ -27,34 +28,37 @@ class Run:
     """Results under one load. Rates are requests per second, times are seconds."""
 
     load: str
+    """Name of the load in the table."""
     offered: float
-    """Rate that was requested (open loop) or sent (closed loop)."""
+    """Rate that the load was to have (open loop), or rate of sent requests (closed loop)."""
     achieved: float
     """Rate of answers with status 200 during the run."""
     latency: dict[str, float]
-    """Percentile -> latency of answers with status 200; infinite if there are none."""
+    """Percentiles of the latency of answers with status 200. Infinite: there was no such answer."""
     latency_of_all: dict[str, float]
-    """The same for all requests; one without status 200 counts as infinite."""
+    """Percentiles of the latency of all requests. Other statuses than 200 count as infinite."""
     statuses: dict[str, int]
-    """Status, `failed` or `timed out` -> number of requests."""
+    """Number of requests by HTTP status, `failed` or `timed out`."""
     different: int
-    """Answers that name another class than the same image got before the load."""
+    """Number of answers with another class than the same image got before the load."""
     bytes_sent: int
+    """Number of bytes of all requests."""
     bytes_received: int
+    """Number of bytes of the bodies of all answers."""
     generator_cpu: list[float]
-    """CPU time of each generator process, as a share of a core."""
+    """CPU time of each generator process as a share of a core."""
     generator_lag: float
-    """99th percentile of the time by which the generator sent requests late."""
+    """99th percentile of the delay of requests by the generator itself."""
     latencies: npt.NDArray[np.float64] = field(repr=False)
     """Latency of each answer with status 200."""
 
     @property
     def limited_by_generator(self) -> bool:
-        """Whether the load generator was so busy or late that the results are partly its own."""
+        """Whether the load generator was so busy or late that it may have distorted the results."""
         return max(self.generator_cpu) > BUSY or self.generator_lag > LAG
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain data for JSON. Infinite values, which JSON lacks, become null."""
+        """Returns the results for JSON. Infinite values become None: JSON has no infinity."""
         fields = asdict(self)
         del fields["latencies"]
         for name in ("latency", "latency_of_all"):
@@ -68,11 +72,11 @@ def summarize(
     """Computes the results of a load from the samples of all generators.
 
     Args:
-        load: Name of the load, for the table.
-        rate: Requests per second of an open loop. None: closed loop.
-        samples: What each generator measured.
-        begin: Seconds from the start. Requests meant to be sent earlier do not count.
-        end: Seconds from the start. Requests meant to be sent later do not count.
+        load: Name of the load in the table.
+        rate: Requests per second of an open loop. None: the load was a closed loop.
+        samples: Measurements of each generator.
+        begin: Seconds since the start. Requests with an earlier planned time are not counted.
+        end: Seconds since the start. Requests with a later planned time are not counted.
     """
     intended = np.concatenate([np.asarray(one.intended, float) for one in samples])
     latency = np.concatenate([np.asarray(one.latency, float) for one in samples])
@@ -99,7 +103,7 @@ def summarize(
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Returns a header and one line for each run."""
+    """Returns a table: a header and one line for each run."""
     lines = [
         f"{'load':>22} {'offered/s':>10} {'answered/s':>10} " + _row(PERCENTILES) + "  statuses"
     ]
@@ -110,7 +114,7 @@ def table(runs: Sequence[Run]) -> str:
         if run.different:
             line += f"; {run.different} WITH ANOTHER CLASS THAN BEFORE THE LOAD"
         if run.limited_by_generator:
-            line += "  (the load generator was late or busy, and distorts these results)"
+            line += "  (the load generator was late or busy and may have distorted these results)"
         lines.append(line)
     return "\n".join(lines)
 
@@ -119,9 +123,9 @@ def plot(runs: Sequence[Run], slo: float | None, path: Path) -> None:
     """Draws latency against load, and the distribution of latencies in the last run, as a PNG.
 
     Args:
-        runs: At least one.
-        slo: Latency to mark, in seconds. None: no mark.
-        path: The file to write.
+        runs: Results of at least one run.
+        slo: Latency to mark, in seconds. None: the plot has no mark.
+        path: Path of the PNG file to write.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -153,7 +157,7 @@ def plot(runs: Sequence[Run], slo: float | None, path: Path) -> None:
 
 
 def _percentiles(seconds: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Uses the nearest rank, so that infinite latencies do not affect other percentiles."""
+    """Returns the percentiles of latencies. It does not interpolate, because some are infinite."""
     if not len(seconds):
         return dict.fromkeys(PERCENTILES, math.inf)
     values = np.percentile(seconds, list(PERCENTILES.values()), method="higher")

@@ -1,7 +1,8 @@
 """A timer with a resolution of microseconds.
 
-The timers of asyncio count whole milliseconds, which is longer than a request takes. This one is
-for Linux only: it uses timerfd_create(2), which Python's `os` has from 3.13 on.
+The timers of asyncio and uvloop have a resolution of one millisecond, and some requests take less
+time. This timer uses timerfd_create(2) of Linux through the C library, because Python's `os` has
+this function only since version 3.13.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Timer:
-    """Calls a function on the running event loop, once for each `set`."""
+    """A timer that calls a function on the running event loop, once for each `set`."""
 
     def __init__(self, fire: Callable[[], None]) -> None:
-        """Creates the timer. Raises OSError if the system has no descriptor left.
+        """Creates a timer. Raises OSError if no descriptor is available.
 
         Args:
-            fire: Called when the timer expires.
+            fire: Function that is called when the timer expires.
         """
         self._fire = fire
         self._fd = _libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
@@ -40,7 +41,11 @@ class Timer:
         self._loop.add_reader(self._fd, self._expired)
 
     def set(self, when: float) -> None:
-        """Sets the moment, in seconds of `time.monotonic`. A past one fires immediately."""
+        """Sets the time of the next call.
+
+        Args:
+            when: Time of `time.monotonic`, in seconds. A past time calls the function immediately.
+        """
         nanoseconds = max(int(when * 1e9), 1)
         spec = _TimerSpec(value=_TimeSpec(*divmod(nanoseconds, 1_000_000_000)))
         if _libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None):

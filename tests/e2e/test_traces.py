@@ -190,4 +190,4 @@ def test_silent_collector_delays_nothing() -> None:
             started = time.monotonic()
             assert server.stop() == 0
             assert time.monotonic() - started < 30
-        assert any("does not answer" in record["message"] for record in server.log())
+        assert any("does not respond" in record["message"] for record in server.log())

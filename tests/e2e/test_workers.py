@@ -232,7 +232,7 @@ async def test_engine_that_fails_on_everything_is_replaced() -> None:
         before = server.processes()["engine"]
         async with clients() as client:
             answers = [await post(client, server) for _ in range(5)]
-        server.wait_for_log("exiting to be restarted")
+        server.wait_for_log("exits and is restarted")
         server.wait_for_log("ready")
         assert server.processes()["engine"] != before
         assert server.stop() == 0

@@ -176,7 +176,7 @@ class Chaos:
                 await self._sleep(0.5)
                 continue
             self.account.asked += 1
-            head = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nX-Slow: "
+            head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
             if in_body := self._dice.random() < 0.5:
                 head += b"no\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n"
             answer = await self._until_cut(reader, writer, head)

@@ -38,7 +38,7 @@ LIMITS = {
 
 def post(kind: bytes, body: bytes) -> bytes:
     return (
-        b"POST /predict HTTP/1.1\r\nHost: shoal\r\nConnection: close\r\nContent-Type: %b\r\n"
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: %b\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (kind, len(body), body)
     )
 

@@ -28,8 +28,8 @@ BOUND = COUNT * (3 * HEAD_BYTES + 4 * READ_BYTES) / MEGABYTE
 """MB: what `service/server/connection.py` says that they may hold."""
 SLACK = 16
 """MB that allocators keep."""
-GET = b"GET /healthz HTTP/1.1\r\nHost: shoal\r\n"
-POST = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nContent-Type: image/png\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 OFFER = b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 ATTACKS = {
@@ -94,8 +94,8 @@ async def test_hostile_connections_are_bounded(attack: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_memory_is_returned_after_connections_close() -> None:
     """The memory of many full connections is returned to the system."""
-    large = b"GET /static-offline-docs/swagger-ui-bundle.js?" + b"q" * 60_000
-    large += b" HTTP/1.1\r\nHost: shoal\r\nContent-Length: 9999999\r\n\r\n" + bytes(100_000)
+    large = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    large += b"Content-Length: 9999999\r\n\r\n" + bytes(250_000)
     with Server(*FAULTY) as server:
         server.wait_until_ready()
         rest, most = resident(server.pid), 0.0
@@ -153,7 +153,7 @@ async def test_stop_does_not_wait_for_clients_that_do_not_read() -> None:
     """Requests whose answers are not read are cut off after the shutdown timeout."""
     with Server(*FAULTY, SHOAL_SHUTDOWN_TIMEOUT="1") as server, contextlib.ExitStack() as stack:
         server.wait_until_ready()
-        wanted = b"GET /openapi.json HTTP/1.1\r\nHost: shoal\r\n\r\n" * 300
+        wanted = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 300
         for _ in range(8):
             stubborn = stack.enter_context(socket.create_connection(address(server)))
             stubborn.setblocking(False)

@@ -94,7 +94,7 @@ def server() -> Iterator[Server]:
 
 def form(boundary: bytes, body: bytes, chunk: int = 0) -> bytes:
     """The whole request; in chunks of so many bytes, if so."""
-    head = b"POST /predict HTTP/1.1\r\nHost: shoal\r\nContent-Type: multipart/form-data"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data"
     if boundary:
         head += b"; boundary=" + boundary
     if not chunk:

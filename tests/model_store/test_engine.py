@@ -534,6 +534,6 @@ async def test_load_compares_recorded_probes(copy: pathlib.Path) -> None:
     async with load_engine(copy, device="cpu", max_batch_size=8):
         pass
     describe(copy, normalisation={"mean": [0, 0, 0], "std": [1, 1, 1]})
-    with pytest.raises(BadModel, match="other results than when it was added"):
+    with pytest.raises(BadModel, match="other results than when the version was added"):
         async with load_engine(copy, device="cpu", max_batch_size=1):
             pass

@@ -153,10 +153,10 @@ def lose(described: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename, "none for sg_mkldnn_conv"),
-        (add, "no data to quantize"),
-        (widen, "cannot compute with its int8.ranges"),
-        (narrow, "other results than when it was added"),
+        (rename, "the range of sg_mkldnn_conv"),
+        (add, "no tensor data to quantize"),
+        (widen, "cannot be computed with the int8.ranges"),
+        (narrow, "other results than when the version was added"),
         (flip, "is empty"),
         (lose, "int8.ranges"),
     ],

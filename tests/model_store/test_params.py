@@ -217,7 +217,7 @@ FLOAT = b"\0\0\x80?"
 FORGED = {
     "nothing": (b"", "the file is empty"),
     "half a header": (HEADER[:9], "ends inside its header"),
-    "a header only": (HEADER, "number of arrays needs 8 bytes where 0 are left"),
+    "a header only": (HEADER, "number of arrays needs 8 bytes, but only 0 remain"),
     "another magic": (forged_file(magic=0x113), "not a .params file"),
     "reserved bits": (forged_file(reserved=1), "not a .params file"),
     "zeros": (bytes(4096), "not a .params file"),
@@ -239,8 +239,8 @@ FORGED = {
     "0 times 2^62": (forged_file([forged_array(version=V3, shape=(0, 1 << 62))]), "no elements"),
     "a length of -1": (forged_file([forged_array(shape=(-1, -1))]), "has no elements"),
     "a terabyte": (forged_file([forged_array(shape=(1 << 38,))]), "needs 1,099,511,627,776 bytes"),
-    "2^2016 elements": (forged_file([forged_array(shape=[1 << 62] * 32)]), "where 21 are left"),
-    "a product of 2^64": (forged_file([forged_array(shape=(1 << 32, 1 << 32))]), "bytes where"),
+    "2^2016 elements": (forged_file([forged_array(shape=[1 << 62] * 32)]), "only 21 remain"),
+    "a product of 2^64": (forged_file([forged_array(shape=(1 << 32, 1 << 32))]), "bytes, but only"),
     "an unknown device": (forged_file([forged_array(device=(4, 0))]), "unknown device 4:0"),
     "device 256": (forged_file([forged_array(device=(2, 256))]), "unknown device 2:256"),
     "device -1": (forged_file([forged_array(device=(1, -1))]), "unknown device 1:-1"),
@@ -248,12 +248,15 @@ FORGED = {
     "bfloat16": (forged_file([forged_array(b"\0\0", code=12)]), "element type 12"),
     "type -1": (forged_file([forged_array(code=-1)]), "element type -1"),
     "names forgotten": (forged_file(names=[]), "Save a dict, not a list"),
-    "a name too few": (forged_file([forged_array()] * 2), "2 arrays have 1 names"),
-    "2^64 - 1 names": (forged_file(named=(1 << 64) - 1), "have 18,446,744,073,709,551,615 names"),
+    "a name too few": (forged_file([forged_array()] * 2), "the file has 2 arrays but 1 names"),
+    "2^64 - 1 names": (forged_file(named=(1 << 64) - 1), "but 18,446,744,073,709,551,615 names"),
     "a name of nothing": (forged_file(names=[forged_name(b"")]), "name 1 of 1 is 0 bytes long"),
     "a long name": (forged_file(names=[forged_name(b"a" * 1025)]), "1,025 bytes long"),
-    "a petabyte name": (forged_file(names=[forged_name(b"a", 1 << 50)]), "bytes long where 1 to"),
-    "a name cut off": (forged_file(names=[forged_name(b"a", 2)]), "needs 2 bytes where 1 are left"),
+    "a petabyte name": (forged_file(names=[forged_name(b"a", 1 << 50)]), "bytes long; 1 to"),
+    "a name cut off": (
+        forged_file(names=[forged_name(b"a", 2)]),
+        "needs 2 bytes, but only 1 remain",
+    ),
     "not UTF-8": (forged_file(names=[forged_name(b"\xff\xfe")]), "not UTF-8"),
     "a surrogate": (forged_file(names=[forged_name(b"\xed\xa0\x80")]), "not UTF-8"),
     "a NUL in a name": (forged_file(names=[forged_name(b"a\0b")]), r"not printable: 'a\x00b'"),
@@ -300,7 +303,7 @@ def zipped() -> bytes:
 DISGUISED: dict[str, tuple[Callable[[], bytes], str]] = {
     "pickle": (lambda: pickle.dumps({"a": np.ones(3)}), "a Python pickle"),
     "old pickle": (lambda: pickle.dumps({"a": 1}, protocol=2), "a Python pickle"),
-    "text pickle": (lambda: pickle.dumps({"a": 1}, protocol=0), "something else"),
+    "text pickle": (lambda: pickle.dumps({"a": 1}, protocol=0), "an unknown format"),
     "npz": (npz, "a zip archive"),
     "zip": (zipped, "a zip archive"),
     "npy": (npy, "a NumPy .npy file"),
@@ -309,7 +312,7 @@ DISGUISED: dict[str, tuple[Callable[[], bytes], str]] = {
     "symbol": (lambda: json.dumps({"nodes": []}).encode(), "JSON"),
     "web page": (lambda: b"<!DOCTYPE html><title>404", "a web page"),
     "git lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-    "text": ("naïve".encode, "something else"),
+    "text": ("naïve".encode, "an unknown format"),
 }
 
 
@@ -371,7 +374,7 @@ def test_read_rejects_a_file_that_shrinks(path: Path, monkeypatch: pytest.Monkey
         return status
 
     monkeypatch.setattr(os, "fstat", then_cut)
-    with pytest.raises(BadParams, match="became shorter while the shape of array 1 of 1 was read"):
+    with pytest.raises(BadParams, match="was truncated while the shape of array 1 of 1 was read"):
         read_params(path)
 
 
@@ -490,7 +493,7 @@ def test_read_takes_as_much_memory_as_the_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({}, "0 arrays: a file holds 1 to 16384"),
+        ({}, "0 arrays: a file can contain 1 to 16384"),
         ({"": np.ones(1)}, "'' cannot be the name"),
         ({"a" * (MAX_NAME + 1): np.ones(1)}, "a' cannot be the name"),
         ({"a\0b": np.ones(1)}, "cannot be the name"),

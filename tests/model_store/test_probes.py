@@ -34,7 +34,7 @@ def test_check_rejects_another_row(precision: PrecisionName, difference: float) 
     recorded = np.full((4, 2), 0.5)
     rows = recorded.astype(np.float32)
     rows[2] += (difference, -difference)
-    with pytest.raises(BadModel, match=f"{precision}, probe 3 differs by {difference:.2g}"):
+    with pytest.raises(BadModel, match=f"{precision}, probe image 3 differs by {difference:.2g}"):
         probes.check(rows, recorded, precision)
 
 
@@ -42,7 +42,7 @@ def test_check_rejects_nan() -> None:
     """NaN differs from every number."""
     rows = np.full((4, 2), 0.5, dtype=np.float32)
     rows[1, 0] = np.nan
-    with pytest.raises(BadModel, match="probe 2"):
+    with pytest.raises(BadModel, match="probe image 2"):
         probes.check(rows, np.full((4, 2), 0.5), "int8")
 
 

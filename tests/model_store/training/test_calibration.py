@@ -1,7 +1,8 @@
-"""The version that `calibrate` adds."""
+"""The version that `calibrate` adds, and the figures that `evaluate` prints."""
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import numpy as np
@@ -22,31 +23,31 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def found(calibrated: pathlib.Path) -> Manifest:
+def described(calibrated: pathlib.Path) -> Manifest:
     return versions.read_manifest(calibrated)
 
 
-def test_same_network(found: Manifest, calibrated: pathlib.Path, model: pathlib.Path) -> None:
+def test_same_network(described: Manifest, calibrated: pathlib.Path, model: pathlib.Path) -> None:
     """The parameters are the same bytes, and the manifest says where they come from."""
     source = manifest.read(model)
     assert (calibrated / "net.params").read_bytes() == (model / "net.params").read_bytes()
-    assert found.parameters == source.parameters
-    assert found.training == source.training
-    assert found.derived_from is not None
-    assert found.derived_from.version == source.version
-    assert found.derived_from.sha256 == sha256(model / manifest.MANIFEST)
+    assert described.parameters == source.parameters
+    assert described.training == source.training
+    assert described.derived_from is not None
+    assert described.derived_from.version == source.version
+    assert described.derived_from.sha256 == sha256(model / manifest.MANIFEST)
 
 
-def test_measured_in_both(found: Manifest) -> None:
+def test_measured_in_both(described: Manifest) -> None:
     """Accuracy is measured in fp32 and int8, on every test image."""
-    assert [one.precision for one in found.measured] == ["fp32", "int8"]
-    assert [one.images for one in found.measured] == [16, 16]
-    assert found.int8 is not None and found.int8.images == 80
+    assert [one.precision for one in described.measured] == ["fp32", "int8"]
+    assert [one.images for one in described.measured] == [16, 16]
+    assert described.int8 is not None and described.int8.images == 80
 
 
-def test_temperature(found: Manifest, calibrated: pathlib.Path, tiny: pathlib.Path) -> None:
+def test_temperature(described: Manifest, calibrated: pathlib.Path, tiny: pathlib.Path) -> None:
     """The temperature makes the labels of the images at even places most likely."""
-    assert found.temperature is not None
+    assert described.temperature is not None
     test = cifar10.read_test(tiny)
     arrays = read_params(calibrated / "net.params")
     rows = probabilities(arrays, test.images[::2]).astype(np.float32)
@@ -55,21 +56,24 @@ def test_temperature(found: Manifest, calibrated: pathlib.Path, tiny: pathlib.Pa
         right = tempered(rows, temperature)[np.arange(8), test.labels[::2]]
         return float(-np.log(right).mean())
 
-    value = found.temperature.value
+    value = described.temperature.value
     assert loss(value) <= min(loss(value * 0.98), loss(value * 1.02))
-    assert (found.temperature.fitted_on[-1], found.temperature.measured_on[-1]) == ("8", "8")
+    assert (described.temperature.fitted_on[-1], described.temperature.measured_on[-1]) == (
+        "8",
+        "8",
+    )
 
 
-def test_probes_are_tempered(found: Manifest, calibrated: pathlib.Path) -> None:
+def test_probes_are_tempered(described: Manifest, calibrated: pathlib.Path) -> None:
     """The recorded probes have the temperature that is served."""
-    assert found.temperature is not None
-    wanted = probabilities(
+    assert described.temperature is not None
+    expected = probabilities(
         read_params(calibrated / "net.params"),
         probes.images(),
-        temperature=found.temperature.value,
+        temperature=described.temperature.value,
     )
-    assert np.abs(np.array(found.probes["fp32"]) - wanted).max() < 1e-4
-    assert np.array(found.probes["int8"]).shape == wanted.shape
+    assert np.abs(np.array(described.probes["fp32"]) - expected).max() < 1e-4
+    assert np.array(described.probes["int8"]).shape == expected.shape
 
 
 def test_calibrating_again(
@@ -101,3 +105,43 @@ def test_other_classes(
     assert "not those of CIFAR-10" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "store" / "zoo").iterdir()] == ["1"]
     assert manifest.read(tmp_path / "store" / "zoo" / "1").probes["fp32"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_evaluate(
+    calibrated: pathlib.Path,
+    tiny: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+) -> None:
+    """`evaluate` measures the figures of the manifest, and writes all of them as JSON."""
+    pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
+    options = ["--data", str(tiny), "--store", str(calibrated.parents[1]), "--version", "1"]
+    options += ["--threads", "1", "--precision", precision]
+    written, picture = tmp_path / "figures.json", tmp_path / "figures.png"
+    more = ["--json", str(written), "--picture", str(picture)]
+    assert main(["evaluate", *options, *more]) == 0
+    assert f"in {precision} (as asked)" in capsys.readouterr().out
+    figures = json.loads(written.read_text())
+    (measured,) = [o for o in manifest.read(calibrated).measured if o.precision == precision]
+    assert figures["accuracy"] == measured.accuracy
+    assert round(figures["negative_log_likelihood"], 4) == measured.negative_log_likelihood
+    assert (figures["name"], figures["version"]) == ("cifar_resnet20_v1", "1")
+    assert (
+        sum(map(sum, figures["confusion"]))
+        == sum(b["images"] for b in figures["reliability"])
+        == 16
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_to_standard_output(
+    calibrated: pathlib.Path, tiny: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `--json -`, standard output has only the JSON."""
+    options = ["--data", str(tiny), "--store", str(calibrated.parents[1]), "--version", "1"]
+    options += ["--threads", "1", "--precision", "fp32"]
+    assert main(["evaluate", *options, "--json", "-"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert sum(map(sum, figures["confusion"])) == 16

@@ -79,7 +79,7 @@ def test_saving_survives_a_power_cut(
 
 
 @pytest.mark.parametrize(
-    ("origin", "told"),
+    ("origin", "message"),
     [
         (Origin(Recipe(seed=2), ORIGIN.data, 2), "another recipe.*'seed': 1"),
         (Origin(Recipe(), "1" * 64, 2), "other images or labels"),
@@ -87,11 +87,11 @@ def test_saving_survives_a_power_cut(
         (Origin(Recipe(), ORIGIN.data, 2, teachers=("2" * 64,)), "--teacher"),
     ],
 )
-def test_of_another_run(tmp_path: pathlib.Path, origin: Origin, told: str) -> None:
+def test_of_another_run(tmp_path: pathlib.Path, origin: Origin, message: str) -> None:
     """A run continues only with its own recipe, data and threads; the error says what differs."""
     save(tmp_path, Progress(step=1))
     saved = tmp_path / "step-00000001"
     checkpoint.check_origin(saved, ORIGIN)
-    with pytest.raises(ValueError, match=told) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         checkpoint.check_origin(saved, origin)
     assert str(saved) in str(caught.value) and "--checkpoints" in str(caught.value)

@@ -23,7 +23,7 @@ def images() -> cifar10.Images:
 
 
 def test_layout(tmp_path: pathlib.Path, images: cifar10.Images) -> None:
-    """Labels and pixels come out in file order, colours last."""
+    """Labels and images are in file order, and colors are the last axis."""
     for number in range(1, 6):
         part = images[number - 1 : number]
         (tmp_path / f"data_batch_{number}.bin").write_bytes(record(number, part[0]))
@@ -38,7 +38,7 @@ def test_layout(tmp_path: pathlib.Path, images: cifar10.Images) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "cifar-10-binary.tar.gz"),
         (b"", "whole number"),
@@ -46,11 +46,11 @@ def test_layout(tmp_path: pathlib.Path, images: cifar10.Images) -> None:
         (b"\x0a" + bytes(cifar10.RECORD - 1), "label above 9"),
     ],
 )
-def test_other_files(tmp_path: pathlib.Path, content: bytes | None, told: str) -> None:
-    """A missing or foreign file is named, with where to get the right one."""
+def test_other_files(tmp_path: pathlib.Path, content: bytes | None, message: str) -> None:
+    """The error names a missing or foreign file, and where to get the right one."""
     if content is not None:
         (tmp_path / "test_batch.bin").write_bytes(content)
-    with pytest.raises(BadDataset, match=told) as caught:
+    with pytest.raises(BadDataset, match=message) as caught:
         cifar10.read_test(tmp_path)
     assert "test_batch.bin" in str(caught.value)
 
@@ -77,7 +77,7 @@ LABELS = (np.arange(4), np.arange(4, 6))
 def test_fingerprint(
     images: cifar10.Images, change: Callable[[Split, Split], tuple[Split, Split]]
 ) -> None:
-    """The same data have the same; other pixels, other labels or another division have another."""
+    """Equal data have equal fingerprints; other pixels, labels or splits have other ones."""
     train, test = Split(images[:4], LABELS[0]), Split(images[4:], LABELS[1])
     again = Split(images[:4].copy(), LABELS[0].copy())
     assert fingerprint(train, test) == fingerprint(again, test)

@@ -1,4 +1,4 @@
-"""Accuracy, confusion, calibration and temperature, by hand on a few rows."""
+"""Accuracy, confusion, calibration and temperature, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def softmax(logits: Any) -> Any:
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_by_hand() -> None:
-    """Four images, of which the second dog is taken for a cat; no bird."""
-    found = evaluate(ROWS, LABELS, CLASSES)
-    assert (found.images, found.accuracy) == (4, 0.75)
-    assert found.by_class == {"cat": 1.0, "dog": pytest.approx(2 / 3), "bird": None}
-    assert found.confusion == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
-    assert found.negative_log_likelihood == pytest.approx(
+def test_evaluate() -> None:
+    """Four images: one dog is predicted as a cat, and there is no bird."""
+    evaluation = evaluate(ROWS, LABELS, CLASSES)
+    assert (evaluation.images, evaluation.accuracy) == (4, 0.75)
+    assert evaluation.by_class == {"cat": 1.0, "dog": pytest.approx(2 / 3), "bird": None}
+    assert evaluation.confusion == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
+    assert evaluation.negative_log_likelihood == pytest.approx(
         -np.mean(np.log([0.9, 0.4, 0.8, 0.7])), abs=1e-6
     )
-    # each image is alone in its bin: 0.1 + 0.6 + 0.2 + 0.3 away from what it turned out to be
-    assert found.calibration_error == pytest.approx(1.2 / 4, abs=1e-6)
+    # Each image is alone in its bin: the differences are 0.1, 0.6, 0.2 and 0.3.
+    assert evaluation.calibration_error == pytest.approx(1.2 / 4, abs=1e-6)
 
 
-def test_errors_in_one_bin_cancel() -> None:
-    """Two images at 0.7, one right: the network is 0.2 surer than right, not 0.5."""
+def test_calibration_error_within_a_bin() -> None:
+    """Differences cancel within a bin: two images at 0.7, one correct, have an error of 0.2."""
     rows = np.array([[0.7, 0.3, 0], [0.7, 0.3, 0]], dtype=np.float32)
     assert evaluate(rows, np.array([0, 1]), CLASSES).calibration_error == pytest.approx(0.2)
 
 
 def test_bins() -> None:
-    """Fifteen of equal width; 1 is in the last."""
+    """There are fifteen bins of equal width; probability 1 is in the last."""
     rows = np.array([[1, 0, 0], [0.93, 0.07, 0], [0.34, 0.33, 0.33]], dtype=np.float32)
     bins = evaluate(rows, np.array([0, 0, 0]), CLASSES).reliability
     assert len(bins) == BINS
@@ -64,15 +64,15 @@ def test_bins() -> None:
         (np.full((2, 3), 1 / 3), [0]),
     ],
 )
-def test_refused(rows: Any, labels: list[int]) -> None:
-    """No image, no number, or another number of classes or images is no accuracy of 0."""
+def test_evaluate_rejects(rows: Any, labels: list[int]) -> None:
+    """Without images, with NaN, or with another number of classes or images, there is no result."""
     with pytest.raises(ValueError, match="probabilities"):
         evaluate(rows, np.array(labels, dtype=np.int64), CLASSES)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_a_temperature_is_found_again(temperature: float) -> None:
-    """Labels drawn from probabilities, logits then stretched: the stretch is what is fitted."""
+def test_fit_temperature(temperature: float) -> None:
+    """The temperature that logits were multiplied by is recovered."""
     random = np.random.default_rng(3)
     logits = random.normal(0, 2, (8_000, 10))
     labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)  # as the softmax says
@@ -87,17 +87,17 @@ def test_a_temperature_is_found_again(temperature: float) -> None:
         assert after.calibration_error < before.calibration_error / 3
 
 
-def test_what_underflowed_does_no_harm() -> None:
-    """A probability of 0 for the label is very unlikely, not infinitely so."""
+def test_zero_probability() -> None:
+    """A probability of 0 for the label gives a finite likelihood and temperature."""
     rows = np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32)
-    found = evaluate(rows, np.array([1, 1]), CLASSES)
-    assert np.isfinite(found.negative_log_likelihood)
+    evaluation = evaluate(rows, np.array([1, 1]), CLASSES)
+    assert np.isfinite(evaluation.negative_log_likelihood)
     assert np.isfinite(fit_temperature(rows, np.array([1, 1])))
 
 
 @given(st.floats(0.05, 20), st.lists(st.floats(-8, 8), min_size=3, max_size=3, unique=True))
-def test_a_temperature_changes_no_class(temperature: float, logits: list[float]) -> None:
-    """Order and sum of the probabilities stay."""
+def test_tempered_keeps_the_order(temperature: float, logits: list[float]) -> None:
+    """A temperature changes neither the order nor the sum of the probabilities."""
     row = tempered(softmax(np.array([logits])), temperature)[0]
     assert np.isclose(row.sum(), 1, atol=1e-5)
     order = np.argsort(logits)
@@ -105,6 +105,6 @@ def test_a_temperature_changes_no_class(temperature: float, logits: list[float])
 
 
 def test_calibration_error_of_empty_bins() -> None:
-    """Bins without an image count for nothing."""
+    """Empty bins do not change the calibration error."""
     bins = evaluate(ROWS, LABELS, CLASSES).reliability
     assert calibration_error([one for one in bins if one.images]) == calibration_error(bins)

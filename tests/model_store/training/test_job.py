@@ -32,14 +32,14 @@ BATCH, IMAGES, EPOCHS = 16, 16, 3
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """CIFAR-10's layout with 80 training images of ten plain colours and 16 to test on."""
+    """CIFAR-10's layout with 80 training images of ten plain colors and 16 to test on."""
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(1)
-    colours = random.integers(0, 256, (10, 3, 1))
+    colors = random.integers(0, 256, (10, 3, 1))
     for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
         labels = random.integers(0, 10, IMAGES)
         noise = random.integers(-20, 21, (IMAGES, 3, 1024))
-        pixels = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8).reshape(IMAGES, -1)
+        pixels = np.clip(colors[labels] + noise, 0, 255).astype(np.uint8).reshape(IMAGES, -1)
         records = np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
         (folder / f"{name}.bin").write_bytes(records.tobytes())
     return folder
@@ -96,8 +96,8 @@ def uninterrupted(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) 
     return work / "cifar_resnet20_v1" / "1"
 
 
-def test_what_comes_out(uninterrupted: pathlib.Path) -> None:
-    """A version that can be served: parameters, a manifest that tells how they came, a plot."""
+def test_new_version(uninterrupted: pathlib.Path) -> None:
+    """The result is a version with parameters, a manifest with the recipe, and a plot."""
     model = manifest.read(uninterrupted)
     assert sorted(path.name for path in uninterrupted.iterdir()) == [
         "manifest.json",
@@ -116,7 +116,7 @@ def test_what_comes_out(uninterrupted: pathlib.Path) -> None:
 def test_interrupted_and_resumed(
     data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """Ctrl-C in the middle of an epoch loses nothing: the same command ends in the same bytes."""
+    """After Ctrl-C within an epoch, the same command ends in the same bytes."""
     saved = tmp_path / "saved"
     training = command(data, tmp_path)
     with started(training, cwd=ROOT, stderr=subprocess.PIPE, text=True) as stopped:
@@ -124,15 +124,15 @@ def test_interrupted_and_resumed(
             assert stopped.poll() is None
             time.sleep(0.01)
         stopped.send_signal(signal.SIGINT)
-        _, said = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130, said
-    assert "the same command goes on from here" in said
+        _, output = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, output
+    assert "run the same command to continue" in output
     assert not (tmp_path / "cifar_resnet20_v1").exists()
 
     resumed = run(command(data, tmp_path))
 
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from step" in resumed.stdout
+    assert "continuing from step" in resumed.stdout
     ours = read_params(tmp_path / "cifar_resnet20_v1" / "1" / "net.params")
     theirs = read_params(uninterrupted / "net.params")
     assert list(ours) == list(theirs)
@@ -143,7 +143,7 @@ def test_interrupted_and_resumed(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (("--seed", "2", "--version", "2"), "another recipe"),
         (("--threads", "2", "--version", "2"), "--threads 1"),
@@ -156,34 +156,34 @@ def test_interrupted_and_resumed(
         (("--start", "cifar_resnet20_v1/1", "--version", "2"), "another recipe"),
     ],
 )
-def test_errors_for_people(
+def test_errors(
     data: pathlib.Path,
     uninterrupted: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     more: tuple[str, ...],
-    told: str,
+    message: str,
 ) -> None:
-    """One line and exit status 2, before anything is trained."""
+    """A wrong option gives one line and exit status 2, before anything is trained."""
     _, _, _, *arguments = command(data, uninterrupted.parents[1], *more)
     assert main(arguments) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert told in said
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
-def test_a_start_of_another_network(data: pathlib.Path, uninterrupted: pathlib.Path) -> None:
-    """Is told in one line, too."""
+def test_start_of_another_architecture(data: pathlib.Path, uninterrupted: pathlib.Path) -> None:
+    """The weights to start from must fit the architecture."""
     resnet_56 = ("--architecture", "cifar_resnet56_v1", "--checkpoints", "/nowhere")
     start = ("--start", "cifar_resnet20_v1/1")
     failed = run(command(data, uninterrupted.parents[1], *resnet_56, *start))
     assert failed.returncode == 2
-    (said,) = [line for line in failed.stderr.splitlines() if "engine.cc" not in line]  # MXNet's
-    assert "do not fit the network" in said
+    (line,) = [line for line in failed.stderr.splitlines() if "engine.cc" not in line]  # MXNet's
+    assert "do not fit the network" in line
 
 
 def test_other_data(
     data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """A run does not go on with other images, be it one pixel of one of them."""
+    """A run does not continue with other images, even if a single pixel differs."""
     other = pathlib.Path(shutil.copytree(data, tmp_path / "other"))
     content = bytearray((other / "data_batch_3.bin").read_bytes())
     content[-1] ^= 1
@@ -194,7 +194,7 @@ def test_other_data(
 
 
 def test_start(data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Training that starts from a version and learns nothing ends in that version's weights."""
+    """A run with `--start` and a learning rate of 0 ends in the weights of that version."""
     work = uninterrupted.parents[1]
     still = ("--learning-rate", "0", "--epochs", "1", "--small", "0.5", "--cutout", "8")
     start = ("--start", "cifar_resnet20_v1/1", "--version", "7", "--checkpoints", str(tmp_path))
@@ -217,8 +217,8 @@ def test_start(data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathli
 def test_learning_from_a_teacher(
     data: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """A run that finds the logits of its teacher ends in the same bytes as the run that computed
-    them. What is measured are the images that were held out, and the manifest says so."""
+    """A run that reads its teacher's logits from the file ends in the same bytes as the run that
+    computed them. The manifest names the held-out images as those that were measured."""
     work = uninterrupted.parents[1]
     teacher = ("--teacher", "cifar_resnet20_v1/1", "--views", "1", "--logits", str(tmp_path))
     more = (*teacher, "--epochs", "2", "--held-out", "16", "--mixup", "0.2", "--zoom", "0.2")

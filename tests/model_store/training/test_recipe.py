@@ -27,7 +27,7 @@ def test_learning_rate(step: int, rate: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"teacher_weight": 1.5}, "--teacher-weight 1.5"),
         ({"temperature": 0.0}, "--temperature 0.0"),
@@ -38,9 +38,9 @@ def test_learning_rate(step: int, rate: float) -> None:
         ({"views": -1}, "--views -1"),
     ],
 )
-def test_values_out_of_range(values: dict[str, float], told: str) -> None:
+def test_values_out_of_range(values: dict[str, float], message: str) -> None:
     """A value that makes no sense is rejected with the name of its option."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         Recipe(**values)  # type: ignore[arg-type]
 
 

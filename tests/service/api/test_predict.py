@@ -288,3 +288,28 @@ async def test_the_unexpected(
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
     assert "innards" not in response.text
     assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+async def test_predict_releases_the_upload_before_the_engine(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """While an image waits for the engine, its upload takes no memory."""
+    service = client._transport.app.state.service  # type: ignore[attr-defined]
+    engine.goes_on.clear()
+    answer = asyncio.create_task(client.post("/predict", files={"img": HORSE}))
+    await engine.called.wait()
+    held = service.uploads.held
+    engine.goes_on.set()
+    assert (await answer).status_code == 200
+    assert held == 0
+
+
+async def test_predict_ignores_what_follows_the_image(client: httpx.AsyncClient) -> None:
+    """Bytes after the first image are not parsed, so they cannot be malformed."""
+    part = b'--x\r\nContent-Disposition: form-data; name="img"\r\n\r\n' + HORSE
+    response = await client.post(
+        "/predict",
+        content=part + b"\r\n--x\r\nthis is not a header",
+        headers={"content-type": "multipart/form-data; boundary=x"},
+    )
+    assert response.status_code == 200

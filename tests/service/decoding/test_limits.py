@@ -56,11 +56,16 @@ def test_limits_reject_too_little_memory() -> None:
 
 
 def test_images_of_64_megapixels_fit_where_their_memory_does() -> None:
-    """All but WebP, whose decoder needs 14 bytes per pixel: 40 megapixels."""
+    """All but WebP, whose decoder needs 14 bytes per pixel: 38 megapixels."""
     found = limits(2, 768 * MIB, 2.0)
     most = {kind: found.most_pixels(kind) for kind in BYTES_PER_PIXEL}
     assert {kind for kind, pixels in most.items() if pixels < 64_000_000} == {
         "WebP",
         "WebP lossless",
     }
-    assert most["WebP"] > 40_000_000
+    assert most["WebP"] > 38_000_000
+
+
+def test_limits_count_descriptors() -> None:
+    """Three for each decoder, and those of one that is started."""
+    assert limits(16, 10_500 * MIB, 2.0).descriptors == 3 * (16 + 15) + 8

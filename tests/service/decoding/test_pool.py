@@ -6,12 +6,14 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 import pytest
 
 from batching import DeadlineUnreachable
-from service.decoding import pool
+from service.decoding import attempts, fleet, lane
+from service.decoding import template as template_process
 from service.decoding.image import EncodedImage, Pixels
 from service.decoding.launch import Template
 from service.decoding.limits import ORDINARY_MEMORY, Limits
@@ -23,7 +25,7 @@ from service.decoding.process import (
     DecoderProcess,
     StartFailed,
 )
-from service.decoding.trust import DISTRUST_SECONDS, KILLS
+from service.decoding.trust import DISTRUST_SECONDS, KILLS, Trust
 from service.errors import (
     BadImage,
     DecoderLost,
@@ -52,7 +54,9 @@ class Process:
         self.used_at: float | None = None
         self.is_busy = False
         self.closed = self.killed = False
-        self.image_seconds = 0.0
+        self.is_alive = True
+        self.images = 0
+        self.image_seconds = self.held_seconds = 0.0
         self._template = template
 
     async def ready(self) -> None:
@@ -66,12 +70,14 @@ class Process:
     ) -> tuple[int, bytes]:
         template = self._template
         template.limits.append(max_seconds)
+        self.images += 1
         self.is_busy = True
         template.begun.append((image, self))
         template.something_began.set()
         await template.goes_on.wait()
         self.is_busy = False
         self.image_seconds = template.seconds
+        self.held_seconds = template.held_seconds
         outcome = template.outcomes.pop(0) if template.outcomes else ANSWER
         if isinstance(outcome, Exception):
             raise outcome
@@ -85,6 +91,7 @@ class Process:
 
     def kill(self) -> None:
         self.killed = True
+        self._template.events.append("kill")
 
     def close(self) -> None:
         self.closed = True
@@ -94,12 +101,13 @@ class FakeTemplate:
     """Forks the decoders above."""
 
     sample_seconds = 0.0056
-    has_ended = False
 
     def __init__(self) -> None:
+        self.ended = asyncio.Event()
         self.outcomes: list[Outcome] = []
         """Of the images that are decoded next; then all go well."""
         self.seconds = 0.001
+        self.held_seconds = 0.0
         self.exit_code = -signal.SIGSEGV
         """Of the decoders that end."""
         self.limits: list[float] = []
@@ -108,26 +116,44 @@ class FakeTemplate:
         """Whether decoders compute between two images."""
         self.failures = 0
         """How many more attempts to fork fail."""
+        self.no_expensive = False
+        """Whether decoders of expensive images cannot be forked."""
         self.unready = 0
         """How many more decoders end before they are ready."""
         self.forked: list[Process] = []
         self.begun: list[tuple[EncodedImage, Process]] = []
+        self.events: list[str] = []
+        """What was done to decoders: kill, reap, fork."""
         self.goes_on, self.something_began = asyncio.Event(), asyncio.Event()
         self.goes_on.set()
+        self.reaps = asyncio.Event()
+        """Whether reaping goes on."""
+        self.reaps.set()
+        self.starts = asyncio.Event()
+        """Whether forking goes on."""
+        self.starts.set()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.ended.is_set()
 
     async def start(self) -> None:
         await asyncio.sleep(0)
 
     async def fork(self, memory: int, nicer: int) -> DecoderProcess:
-        if self.failures:
-            self.failures -= 1
+        if self.failures or (nicer and self.no_expensive):
+            self.failures = max(0, self.failures - 1)
             raise StartFailed("the system allows no more processes")
+        await self.starts.wait()
+        self.events.append("fork")
         self.forked.append(Process(self, memory))
         return cast(DecoderProcess, self.forked[-1])
 
     async def reap(self, process: DecoderProcess) -> int:
         if self.has_ended:
             raise StartFailed("the template has ended")
+        await self.reaps.wait()
+        self.events.append("reap")
         return self.exit_code
 
     def close(self) -> None:
@@ -177,6 +203,10 @@ def ask(
     decoders: Decoders, image: EncodedImage, client: bytes = b"client", seconds: float = 10.0
 ) -> asyncio.Task[Pixels]:
     return asyncio.create_task(decoders.run(image, client, seconds))
+
+
+def _has(kills: list[str], number: int) -> bool:
+    return len(kills) == number
 
 
 async def test_pool_returns_pixels_and_raises_faults(
@@ -429,21 +459,21 @@ async def test_pool_tries_images_of_a_template_that_ended_again(
     template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All decoders end with it: the images that they had are decoded by the next ones."""
-    monkeypatch.setattr(pool, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(fleet, "RETRY_SECONDS", 0.01)
     template.goes_on.clear()
     async with running(template, kills.append, clock) as decoders:
         held = ask(decoders, ORDINARY)
         await until(lambda: template.begun)
-        template.has_ended = True
-        template.failures = 1
-        template.outcomes.append(CRASH)
         lost = ask(decoders, EXPENSIVE)
         await until(lambda: len(template.begun) == 2)
-        template.goes_on.set()
+        template.failures = 3
+        template.ended.set()
         await until(lambda: decoders.is_down)
-        template.has_ended, template.failures = False, 0
+        assert all(process.closed for process in template.forked)
+        template.ended.clear()
+        template.goes_on.set()
         await asyncio.gather(held, lost)
-        assert kills == ["lost"]
+        assert kills == []
 
 
 async def test_pool_gives_an_image_time_by_its_estimate(
@@ -486,7 +516,7 @@ async def test_pool_is_down_where_no_decoder_can_be_started(
     template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images are rejected at once, until one can."""
-    monkeypatch.setattr(pool, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(fleet, "RETRY_SECONDS", 0.01)
     template.failures = 1_000_000
     async with running(template, kills.append, clock) as decoders:
         await until(lambda: decoders.is_down)
@@ -501,7 +531,7 @@ async def test_pool_ends_a_decoder_that_computes_without_an_image(
     template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have been taken over."""
-    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.001)
+    monkeypatch.setattr(fleet, "IDLE_SECONDS", 0.001)
     async with running(template, kills.append, clock) as decoders:
         await decoders.run(ORDINARY, b"client", 10)
         assert not any(process.killed for process in template.forked)
@@ -509,22 +539,18 @@ async def test_pool_ends_a_decoder_that_computes_without_an_image(
         await until(lambda: all(process.killed for process in template.forked))
 
 
-async def test_pool_blames_an_image_that_keeps_its_decoder_without_work(
-    decoders: Decoders, template: FakeTemplate, clock: Clock
+async def test_pool_blames_no_client_for_a_decoder_that_stands_still(
+    decoders: Decoders, template: FakeTemplate, kills: list[str]
 ) -> None:
-    """Its decoder is killed after its request has ended, and that counts like another end; one that
-    has computed all the time was only slow."""
-    template.seconds = 0.5
-    for seconds, outcome in (0.5, "slow"), (0.001, "blamed"):
-        template.seconds = seconds
-        for _ in range(KILLS):
-            template.outcomes.append(STALLED)
-            with pytest.raises(TimeoutError):
-                await decoders.run(EXPENSIVE, b"client", 0.3)
-        if outcome == "slow":
-            await decoders.run(EXPENSIVE, b"client", 10)
-    with pytest.raises(DecodersKilled):
-        await decoders.run(EXPENSIVE, b"client", 10)
+    """Its decoder is killed after its request has ended. That does not count against the client:
+    something else may have stopped the decoder."""
+    for number in range(KILLS + 1):
+        template.outcomes.append(STALLED)
+        unanswered = ask(decoders, EXPENSIVE)
+        await until(partial(_has, kills, number + 1))
+        unanswered.cancel()
+    await decoders.run(EXPENSIVE, b"client", 10)
+    assert {*kills} == {"lost"}
 
 
 async def test_pool_replaces_a_decoder_that_lacked_memory(
@@ -544,3 +570,209 @@ async def test_pool_distrusts_a_client_whose_image_took_much_longer_than_estimat
     await decoders.run(image(1), b"liar", 10)
     await decoders.run(image(1), b"liar", 10)
     assert template.begun[-1][1].memory == LIMITS.expensive_memory
+
+
+async def test_pool_replaces_a_decoder_on_whose_word_a_client_is_distrusted(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """One that was taken over could use much CPU time for each image, and have all clients
+    distrusted. This holds for decoders of both kinds."""
+    template.seconds = 1.9
+    for liar in image(1), image(3_000_000):
+        await decoders.run(liar, b"client", 10)
+        await until(lambda: template.begun[-1][1].closed)
+    await until(lambda: len(template.forked) == 5)
+
+
+@pytest.mark.parametrize("outcome", [CRASH, (Fault.OUT_OF_MEMORY, b""), (77, b"")])
+async def test_pool_trusts_a_client_whose_image_failed_in_an_ordinary_decoder(
+    decoders: Decoders, template: FakeTemplate, outcome: Outcome
+) -> None:
+    """What earlier images left in the decoder may be the cause: the image is begun again as an
+    expensive one, and the next image of its client is an ordinary one."""
+    for _ in range(KILLS + 1):
+        template.outcomes.append(outcome)
+        await decoders.run(ORDINARY, b"client", 10)
+        assert template.begun[-1][1].memory == LIMITS.expensive_memory
+    await decoders.run(ORDINARY, b"client", 10)
+    assert template.begun[-1][1].memory == ORDINARY_MEMORY
+
+
+@pytest.mark.parametrize("outcome", [CRASH, (Fault.OUT_OF_MEMORY, b""), (77, b"")])
+async def test_pool_decodes_an_image_again_that_failed_in_a_used_decoder(
+    decoders: Decoders, template: FakeTemplate, outcome: Outcome
+) -> None:
+    """In a new one, after the used one has ended; only where it fails there it counts."""
+    for _ in range(KILLS + 1):
+        await decoders.run(EXPENSIVE, b"other", 10)
+        used = template.begun[-1][1]
+        template.outcomes.append(outcome)
+        await decoders.run(EXPENSIVE, b"client", 10)
+        assert used.closed
+        assert template.begun[-1][1].images == 1
+    for number in range(KILLS):
+        await decoders.run(EXPENSIVE, b"other %d" % number, 10)
+        template.outcomes += [outcome, outcome]
+        with pytest.raises((BadImage, ImageTooExpensive)):
+            await decoders.run(EXPENSIVE, b"client", 10)
+    with pytest.raises(DecodersKilled):
+        await decoders.run(EXPENSIVE, b"client", 10)
+
+
+async def test_pool_has_one_decoder_a_place_while_an_image_is_decoded_again(
+    decoders: Decoders, template: FakeTemplate
+) -> None:
+    """The used decoder has ended before the new one is started: their memory is bounded."""
+    await decoders.run(EXPENSIVE, b"other", 10)
+    template.outcomes.append((Fault.OUT_OF_MEMORY, b""))
+    await decoders.run(EXPENSIVE, b"client", 10)
+    assert "kill reap fork" in " ".join(template.events)
+
+
+async def test_pool_tries_an_image_again_where_the_new_decoder_does_not_start(
+    decoders: Decoders, template: FakeTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the next one."""
+    monkeypatch.setattr(fleet, "RETRY_SECONDS", 0.01)
+    await decoders.run(EXPENSIVE, b"other", 10)
+    template.outcomes.append((Fault.OUT_OF_MEMORY, b""))
+    template.failures = 2
+    await decoders.run(EXPENSIVE, b"client", 10)
+    assert template.failures == 0
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [[CRASH] * 2, [KILLED], [(Fault.OUT_OF_MEMORY, b"")] * 2, [STALLED], [ANSWER]],
+)
+async def test_pool_charges_a_client_for_what_its_image_did_to_a_decoder(
+    decoders: Decoders,
+    template: FakeTemplate,
+    monkeypatch: pytest.MonkeyPatch,
+    outcomes: list[Outcome],
+) -> None:
+    """For the replacement, and for the time in which the decoder stood still. Otherwise the client
+    could make others pay: its next image waits until they have received as much."""
+    monkeypatch.setattr(attempts, "REPLACEMENT_SECONDS", 100.0)
+    template.held_seconds = 100.0
+    template.seconds = 1.9 if outcomes == [ANSWER] else 0.001
+    cheap, dear = image(3_000_000), image(30_000_000)
+    await decoders.run(dear, b"other", 10)
+    template.goes_on.clear()
+    tasks = [ask(decoders, cheap)]
+    await until(lambda: len(template.begun) == 2)
+    tasks += [ask(decoders, dear, b"other") for _ in range(4)] + [ask(decoders, cheap)]
+    await until(lambda: decoders.waiting == 5)
+    template.outcomes += outcomes
+    template.goes_on.set()
+    await until(lambda: decoders.waiting == 0 and len(template.begun) >= 7)
+    assert [image for image, _ in template.begun[-5:]] == [dear] * 4 + [cheap]
+    for task in tasks:
+        task.cancel()  # one of a decoder that stood still is not answered
+
+
+async def test_pool_counts_a_decoder_that_lived_on_as_a_crash(
+    decoders: Decoders, template: FakeTemplate, kills: list[str]
+) -> None:
+    """It closed its socket and went on until the template killed it: nothing else ended it."""
+    template.exit_code = template_process.LIVED_ON
+    for _ in range(KILLS):
+        await decoders.run(EXPENSIVE, b"other", 10)
+        template.outcomes += [CRASH, CRASH]
+        with pytest.raises(BadImage):
+            await decoders.run(EXPENSIVE, b"client", 10)
+    with pytest.raises(DecodersKilled):
+        await decoders.run(EXPENSIVE, b"client", 10)
+    assert {*kills} == {"crash"}
+
+
+async def test_pool_is_not_down_while_one_kind_of_decoder_runs(
+    template: FakeTemplate, clock: Clock, kills: list[str]
+) -> None:
+    """Only images that need the other kind are rejected, also those that turn out to need it."""
+    template.no_expensive = True
+    async with running(template, kills.append, clock) as decoders:
+        await decoders.run(ORDINARY, b"client", 10)
+        assert not decoders.is_down
+        with pytest.raises(DecodersDown):
+            await decoders.run(EXPENSIVE, b"client", 10)
+        template.outcomes.append(CRASH)
+        with pytest.raises(DecodersDown):
+            await decoders.run(ORDINARY, b"client", 10)
+        await decoders.run(ORDINARY, b"client", 10)
+
+
+async def test_pool_is_down_where_the_start_of_decoders_takes_long(
+    template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the template was stopped: images are rejected until a decoder is ready."""
+    monkeypatch.setattr(lane, "SLOW_START_SECONDS", 0.01)
+    template.starts.clear()
+    async with running(template, kills.append, clock) as decoders:
+        async with asyncio.timeout(10):
+            while not decoders.is_down:  # noqa: ASYNC110  # a timer does it, and no event tells
+                await asyncio.sleep(0.001)
+        with pytest.raises(DecodersDown):
+            await decoders.run(ORDINARY, b"client", 10)
+        template.starts.set()
+        await until(lambda: not decoders.is_down)
+        await decoders.run(ORDINARY, b"client", 10)
+
+
+async def test_pool_is_down_where_ended_decoders_are_not_reaped(
+    decoders: Decoders, template: FakeTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the template was stopped, and an operator killed all decoders."""
+    monkeypatch.setattr(lane, "SLOW_START_SECONDS", 0.01)
+    await until(lambda: len(template.forked) == 3)
+    template.reaps.clear()
+    for process in template.forked:
+        process.is_alive = False
+    template.outcomes.append(DecoderGone())
+    waiting = ask(decoders, EXPENSIVE)
+    await until(lambda: decoders.is_down)
+    template.reaps.set()
+    await waiting
+    assert not decoders.is_down
+
+
+async def test_pool_is_down_where_no_decoder_is_alive(
+    template: FakeTemplate, clock: Clock, kills: list[str]
+) -> None:
+    """An idle decoder that has ended is replaced later, but does not count."""
+    async with running(template, kills.append, clock) as decoders:
+        await until(lambda: len(template.forked) == 3)
+        await decoders.run(ORDINARY, b"client", 10)
+        template.failures = 1
+        template.outcomes += [CRASH]
+        await decoders.run(ORDINARY, b"client", 10)
+        await until(lambda: template.failures == 0)
+        assert not decoders.is_down
+        for process in template.forked:
+            process.is_alive = False
+        assert decoders.is_down
+
+
+async def test_pool_starts_again_at_once_when_the_template_ends(
+    decoders: Decoders, template: FakeTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for an image: all decoders have ended with it."""
+    monkeypatch.setattr(fleet, "RETRY_SECONDS", 0.01)
+    await until(lambda: len(template.forked) == 3)
+    template.ended.set()
+    await until(lambda: decoders.is_down)
+    template.ended.clear()
+    async with asyncio.timeout(10):
+        while len(template.forked) < 6:  # noqa: ASYNC110  # the attempts are milliseconds apart
+            await asyncio.sleep(0.001)
+
+
+async def test_attempts_put_an_image_back_once(clock: Clock) -> None:
+    """Also where its decoder was lost and the template ended, one right after the other."""
+    places = lane.Lane(decoders=1, memory=1, max_seconds=1.0)
+    decoding = attempts.Attempts(places, places, Trust(), print, clock)
+    answer: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
+    job = lane.Job(ORDINARY, b"client", 1.0, 10.0, answer)
+    places.put(job)
+    decoding._try_again(job, places)
+    assert places.queue.seconds_until_done(b"client", 1.0) == pytest.approx(2.0)

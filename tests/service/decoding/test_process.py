@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from service.decoding.process import (
     DecoderProcess,
     StartFailed,
 )
+from service.decoding.template import LIVED_ON
 from service.errors import BadImage
 from tests.service import synthetic
 from tests.service.synthetic import encode
@@ -105,7 +107,7 @@ async def test_process_is_not_killed_for_time_in_which_it_does_not_run(
     assert (await decoding)[0] == 0
 
 
-async def test_process_that_crashes_is_noticed(process: DecoderProcess) -> None:
+async def test_process_that_crashes_is_noticed(template: Template, process: DecoderProcess) -> None:
     """Whatever ends it: its caller is told at once."""
     os.kill(process.pid, signal.SIGSTOP)
     image = identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS)
@@ -115,6 +117,8 @@ async def test_process_that_crashes_is_noticed(process: DecoderProcess) -> None:
     with pytest.raises(DecoderEnded) as ended:
         await decoding
     assert ended.value.killed_for is None
+    await template.reap(process)
+    assert not process.is_alive
 
 
 async def test_processes_share_nothing_with_the_server(
@@ -182,7 +186,7 @@ async def test_template_tells_how_a_decoder_ended(template: Template) -> None:
     os.kill(processes[1].pid, signal.SIGKILL)
     assert await template.reap(processes[0]) == -signal.SIGSEGV
     assert await template.reap(processes[1]) == -signal.SIGKILL
-    assert await template.reap(processes[2]) == -signal.SIGKILL
+    assert await template.reap(processes[2]) == LIVED_ON
     for process in processes:
         process.close()
 
@@ -200,18 +204,35 @@ async def test_template_that_does_not_answer_is_given_up(
 
 
 async def test_template_survives_the_lack_of_descriptors(template: Template) -> None:
-    """A decoder cannot be started then; the template, and the decoders that there are, live on."""
+    """A decoder cannot be started then, however few are missing; the template, and the decoders
+    that there are, live on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        with pytest.raises(StartFailed):
-            await template.fork(96 * MIB, 0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert not template.has_ended
-    process = await template.fork(96 * MIB, 0)
-    await process.ready()
-    process.close()
+    started = 0
+    for more in range(8):
+        used = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used - 1 + more, hard))
+        try:
+            process = await template.fork(96 * MIB, 0)
+        except StartFailed:
+            assert not started
+        else:
+            started += 1
+            await process.ready()
+            process.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not template.has_ended
+    assert 0 < started < 8
+
+
+async def test_template_that_ends_is_noticed(template: Template) -> None:
+    """At once, and not only with the next order."""
+    assert template._process is not None
+    template._process.kill()
+    async with asyncio.timeout(60):
+        await template.ended.wait()
+    with pytest.raises(StartFailed):
+        await template.fork(96 * MIB, 0)
 
 
 async def test_process_that_is_not_done_in_time_is_killed(process: DecoderProcess) -> None:
@@ -220,6 +241,54 @@ async def test_process_that_is_not_done_in_time_is_killed(process: DecoderProces
     with pytest.raises(DecoderEnded) as ended:
         await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 10, 0.1)
     assert ended.value.killed_for == "time"
+
+
+class LateLoop:
+    """The event loop of a server that was paused: its clock has gone on."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.paused = 0.0
+        self.call_later, self.sock_recv = self._loop.call_later, self._loop.sock_recv
+
+    def time(self) -> float:
+        return self._loop.time() + self.paused
+
+
+async def test_process_is_not_killed_for_time_in_which_the_server_did_not_run(
+    process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause of the whole machine or container takes no time of an image."""
+    monkeypatch.setattr("service.decoding.process.MAX_WAIT", 0.01)
+    process._loop = loop = cast(Any, LateLoop())
+    os.kill(process.pid, signal.SIGSTOP)
+    image = identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS)
+    decoding = asyncio.create_task(process.decode(image, 10, 60))
+    await asyncio.sleep(0)
+    loop.paused += 3600
+    held = process.held_seconds
+    while process.held_seconds == held:  # noqa: ASYNC110  # a timer does it, and no event tells
+        await asyncio.sleep(0.001)
+    os.kill(process.pid, signal.SIGCONT)
+    assert (await decoding)[0] == 0
+
+
+def _photo(side: int) -> Image.Image:
+    return Image.linear_gradient("L").resize((side, side)).convert("RGB")
+
+
+@pytest.mark.parametrize(("kind", "side"), [("JPEG", 2600), ("WEBP", 1900), ("BMP", 3000)])
+async def test_process_says_when_it_lacks_memory(template: Template, kind: str, side: int) -> None:
+    """Where earlier images may have taken it. Libraries then call the image damaged, and the
+    process cannot even hold a long one."""
+    process = await template.fork(24 * MIB, 0)
+    await process.ready()
+    small = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
+    assert (await process.decode(small, 10, 60))[0] == 0
+    options = {"progressive": True, "subsampling": 0} if kind == "JPEG" else {}
+    large = identify(encode(_photo(side), kind, **options), MAX_PIXELS)
+    assert (await process.decode(large, 10, 60))[0] == Fault.OUT_OF_MEMORY
+    process.close()
 
 
 @pytest.fixture
@@ -267,3 +336,16 @@ async def test_captured_decoder_that_computes_for_itself_is_noticed(
     assert not process.computes_for_itself()
     monkeypatch.setattr("service.decoding.process.IDLE_CPU_SECONDS", -1.0)
     assert process.computes_for_itself()
+
+
+async def test_process_kills_no_other_process(
+    captured: tuple[DecoderProcess, socket.socket, int],
+) -> None:
+    """Its process id may be another's after its end."""
+    process, _, _ = captured
+    process.kill()
+    other = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220  # it does not wait
+    process.pid = other.pid
+    process.kill()
+    other.terminate()
+    assert other.wait() == -signal.SIGTERM

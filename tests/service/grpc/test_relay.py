@@ -197,13 +197,13 @@ BLOCK = frame(HEADERS, 0, 1, b"call")
         (BLOCK + frame(PING, 0, 0, bytes(8)), "interrupted"),
         (BLOCK + frame(CONTINUATION, 0, 3), "interrupted"),
         (BLOCK + frame(HEADERS, END_HEADERS, 3), "interrupted"),
-        (frame(CONTINUATION, END_HEADERS, 1), "no beginning"),
+        (frame(CONTINUATION, END_HEADERS, 1), "does not follow a HEADERS frame"),
         (CALL + frame(DATA, 0, 1, bytes(16_385))[:9], "larger than 16384 bytes"),
-        (frame(HEADERS, END_HEADERS, 2, b"call"), "stream 2: its numbers are odd"),
-        (frame(HEADERS, END_HEADERS, 0, b"call"), "stream 0: its numbers are odd"),
-        (frame(HEADERS, 0, 0, b"call"), "stream 0: its numbers are odd"),
-        (CALL + frame(DATA, 0, 3, bytes(1000)), "stream 3, which is not open"),
-        (CALL + frame(DATA, 0, 0, bytes(1000)), "stream 0, which is not open"),
+        (frame(HEADERS, END_HEADERS, 2, b"call"), "stream 2: the number must be odd"),
+        (frame(HEADERS, END_HEADERS, 0, b"call"), "stream 0: the number must be odd"),
+        (frame(HEADERS, 0, 0, b"call"), "stream 0: the number must be odd"),
+        (CALL + frame(DATA, 0, 3, bytes(1000)), "stream 3, which was never opened"),
+        (CALL + frame(DATA, 0, 0, bytes(1000)), "stream 0, which was never opened"),
     ],
 )
 async def test_relay_rejects_frames_that_are_not_allowed(
@@ -403,7 +403,7 @@ async def test_call_that_is_claimed_counts_once(wire: Wire) -> None:
     assert await reader.readexactly(len(ANSWER))
     for _ in range(MAX_CONNECTIONS):
         await wire.connect(START)
-    assert "another client takes this place" in await reason(reader)
+    assert "a new connection replaces this one" in await reason(reader)
 
 
 async def test_expelled_connection_ends_its_calls(wire: Wire) -> None:
@@ -430,7 +430,7 @@ async def test_new_connection_replaces_a_waiting_one(wire: Wire) -> None:
     slow, _ = await wire.connect(START + CALL + frame(DATA, 0, 1, b"x"))
     await arrived(wire, 1)
     newest, _ = await wire.connect(START)
-    assert "another client takes this place" in await reason(slow)
+    assert "a new connection replaces this one" in await reason(slow)
     await wire.servers.get()
     assert len(wire.connections.connections) == MAX_CONNECTIONS
     assert not busy.at_eof() and not newest.at_eof()
@@ -446,7 +446,7 @@ async def test_busy_connections_of_a_crowd_make_room_for_another_client(wire: Wi
     for stream in wire.streams:
         stream.take()
     other, _ = await wire.connect(START, "127.0.0.2")
-    assert "another client takes this place" in await reason(crowd[-1][0])
+    assert "a new connection replaces this one" in await reason(crowd[-1][0])
     assert not crowd[0][0].at_eof() and not other.at_eof()
     assert len(wire.connections.connections) == MAX_CONNECTIONS
 

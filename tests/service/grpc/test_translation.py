@@ -123,7 +123,7 @@ BAD = {
     "two raw contents": (message(raw_input_contents=[b"", b""]), "2 raw_input_contents"),
     "another type's elements": (typed_as("int_contents"), "'uint_contents' has 0"),
     "not a UINT8": (too_bright(), "not a UINT8"),
-    "raw of another length": (message(raw_input_contents=[b"\1\0\0\0"]), "not 1 elements"),
+    "raw of another length": (message(raw_input_contents=[b"\1\0\0\0"]), "consist of 1 elements"),
     "unknown input": (message("input0", raw_input_contents=[b""]), "no input 'input0'"),
     "a long id": (message(id="x" * 2000, raw_input_contents=[b""]), "id"),
     "a timeout of text": (with_parameter(string_param="soon"), "timeout"),

@@ -7,7 +7,7 @@ import contextlib
 import json
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -19,8 +19,9 @@ from service.http.context import CONTEXT
 from service.server import connection as connections
 from service.server.connection import HEAD_BYTES, Connection
 from service.server.connection_limit import PROGRESS_BYTES, Connections, usable_limit
-from service.server.transport import READ_BYTES, Incoming, Outgoing
+from service.server.transport import Incoming
 from service.settings import Settings
+from tests.service.server.wire import Sent
 
 pytestmark = pytest.mark.slow
 PATIENCE = 10.0
@@ -197,38 +198,6 @@ async def test_slow_request_is_not_closed() -> None:
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
-class Sent(asyncio.Transport):
-    """Remembers what was sent in one go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent: list[bytes] = []
-        self.closed, self.reading = False, True
-
-    def writelines(self, chunks: Iterable[Any]) -> None:
-        self.sent.append(b"".join(chunks))
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def write_eof(self) -> None:
-        pass
-
-
 async def test_answer_is_one_write() -> None:
     """Head and body are sent in one call, as soon as the answer is complete."""
     transport = Sent()
@@ -245,37 +214,6 @@ async def test_answer_is_one_write() -> None:
     await asyncio.wait(connection.tasks)
     assert transport.sent == sent_by_then == [ANSWER]
     connection.connection_lost(None)
-
-
-async def test_outgoing_gathers_a_limited_amount() -> None:
-    """Data beyond the limit is written at once, so that flow control notices a slow client."""
-    outgoing = Outgoing(transport := Sent())
-    outgoing.write(bytes(40_000))
-    assert transport.sent == []
-    outgoing.write(bytes(40_000))
-    assert transport.sent == [bytes(80_000)]
-
-
-async def test_outgoing_writes_when_the_turn_ends() -> None:
-    """An incomplete answer is sent at the end of the turn."""
-    outgoing = Outgoing(transport := Sent())
-    outgoing.write(b"a")
-    outgoing.write(b"b")
-    assert transport.sent == []
-    await asyncio.sleep(0)
-    outgoing.write(b"c")
-    await asyncio.sleep(0)
-    assert transport.sent == [b"ab", b"c"]
-
-
-async def test_outgoing_writes_before_it_closes() -> None:
-    """Closing sends what was gathered, and nothing is written afterwards."""
-    outgoing = Outgoing(transport := Sent())
-    outgoing.write(b"a")
-    outgoing.close()
-    outgoing.write(b"b")
-    await asyncio.sleep(0)
-    assert (transport.sent, transport.closed) == ([b"a"], True)
 
 
 async def test_oldest_waiting_connection_makes_room(
@@ -585,7 +523,7 @@ def test_usable_limit_depends_on_descriptors(
     soft = [limits[0]]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft[0], limits[1]))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: soft.append(new[0]))
-    assert usable_limit(Settings(max_connections=wanted)) == possible
+    assert usable_limit(Settings(max_connections=wanted), 0) == possible
     assert soft[-1] == (raised_to or limits[0])
     assert bool(caplog.records) == (possible < wanted)
 
@@ -600,7 +538,19 @@ def test_usable_limit_counts_the_descriptors_of_all_ports(
 ) -> None:
     """There may be as many gRPC connections as over HTTP, and a few to the port for metrics."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    assert usable_limit(Settings(max_connections=4096, **ports)) == possible  # type: ignore[arg-type]
+    settings = Settings(max_connections=4096, **ports)  # type: ignore[arg-type]
+    assert usable_limit(settings, 0) == possible
+
+
+@pytest.mark.parametrize(
+    ("limit", "decoders", "possible"), [(1024, 101, 859), (200, 101, 50), (1 << 20, 101, 4096)]
+)
+def test_descriptors_of_decoders(
+    limit: int, decoders: int, possible: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections leave those that the decoders take; of very few, each gets a part."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert usable_limit(Settings(max_connections=4096), decoders) == possible
 
 
 BODIES = {
@@ -804,17 +754,3 @@ async def test_answered_request_is_released() -> None:
     await asyncio.wait(one.tasks)
     assert not any([one.url, one.headers, one.scope, one.cycle.scope])
     one.connection_lost(None)
-
-
-async def test_incoming_reads_a_limited_number_of_bytes() -> None:
-    """Data is passed on in pieces of at most READ_BYTES."""
-    received: list[bytes] = []
-    config = uvicorn.Config(refuses, lifespan="off", log_config=None)
-    one = Connection(config=config, server_state=Connections(9), app_state={})
-    one.data_received = received.append  # type: ignore[method-assign,assignment]
-    incoming = Incoming(one)
-    buffer = incoming.get_buffer(1 << 20)
-    assert len(buffer) == READ_BYTES
-    buffer[:5] = b"12345"
-    incoming.buffer_updated(5)
-    assert received == [b"12345"]

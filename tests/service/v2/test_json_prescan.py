@@ -113,7 +113,7 @@ def test_prescan_rejects_a_large_remainder_quickly(text: bytes) -> None:
     seconds = []
     for _ in range(3):
         started = time.thread_time()
-        with pytest.raises(BadInference, match=r"262,144 bytes .* binary data"):
+        with pytest.raises(BadInference, match=r"262,144 bytes.* binary data"):
             take_out_long_strings(text)
         seconds.append(time.thread_time() - started)
     assert min(seconds) < 0.05
