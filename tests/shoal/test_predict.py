@@ -99,11 +99,16 @@ async def test_predict_prints_results_in_the_order_of_the_files(
     """The first file is answered last and printed first, and at most `MAX_CONCURRENT` requests are
     in flight."""
     service = Service()
-    first = service.held[b"00.png"] = asyncio.Event()
+    for file in files[:MAX_CONCURRENT]:
+        service.held[pathlib.Path(file).name.encode()] = asyncio.Event()
+    first, *others = service.held.values()
     async with service.running() as url:
         running = asyncio.create_task(predict(*files, "--url", url))
         await service.wait_for(MAX_CONCURRENT)
+        await asyncio.sleep(0.05)  # in which a request too many would arrive
         assert len(service.received) == MAX_CONCURRENT
+        for event in others:
+            event.set()
         assert not capsys.readouterr().out
         first.set()
         assert await running == 0
