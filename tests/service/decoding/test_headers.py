@@ -168,12 +168,14 @@ def test_an_image_that_ends_within_its_header_is_rejected(name: str) -> None:
 
 
 def test_an_image_without_pixels_is_rejected() -> None:
-    """The message has the width and the height. The size of a GIF is that of its first frame."""
+    """The message has the width and the height. The first frame of a GIF sets its size."""
     data = bytearray(encode(CHART, "PNG"))
     data[16:20] = bytes(4)
     with pytest.raises(BadImage, match="0 x 32 pixels"):
         read_header(bytes(data))
     assert read_header(synthetic.gif(screen=(0, 0))) == ("GIF", 32, 32)
+    late = synthetic.gif(screen=(0, 0), before=600 * b"!\xfe\x01x\x00")
+    assert read_header(late) == ("GIF", 0, 0)  # the decoder finds the frame
 
 
 @pytest.mark.parametrize(
