@@ -215,7 +215,7 @@ class LatencyTable:
         return (self.buckets[index - 1] if index else 0), size // 2
 
     def _in_two(self, first: int, size: int) -> float:
-        """Return the seconds of a batch of `first` items and a batch of the rest of `size` items."""
+        """Return the seconds of two batches: `first` items, and the other items of `size` items."""
         return self._seconds[first] + self._seconds[size - first]
 
 

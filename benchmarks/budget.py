@@ -1,11 +1,13 @@
-"""Measures the CPU time of each stage of a request, and the least that each could cost.
+"""Measures the CPU time of each stage of a request, and compares it with a lower limit.
 
     python -m benchmarks.budget
 
-The service computes small JPEGs in fp32 under a closed loop, in turns with a clock on each stage
-(benchmarks/stage_clock.py) and without. The stages must add up to the cost without the clock.
-Beside each stage stands its floor: the same work with the cheapest means we know, measured in the
-same round. Writes budget.json.
+A stage is a part of the work for a request, such as decoding the image. The service computes small
+JPEGs in fp32, with a fixed number of requests in flight. In each round, it is measured with a clock
+for each stage (benchmarks/stage_clock.py) and without clocks. The sum of the stages must be about
+the CPU time without clocks. The lower limit of a stage, called its floor, is the CPU time of the
+cheapest known implementation of the same work. It is measured in the same round. The results are
+written to budget.json.
 """
 
 from __future__ import annotations
@@ -38,23 +40,24 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 CONNECTIONS = 16
 BATCH = 16
 TIMES = 200
-"""Repetitions of each measurement without a server."""
+"""Number of repetitions in each measurement without a server."""
 
 Costs = dict[str, float]
 """Stage -> CPU seconds per request."""
 FLOORS = {
-    "read": "an asyncio protocol with httptools",
-    "route": "uvicorn or FastAPI that does nothing, without reading",
-    "parse": "finding the end of the form",
+    "read": "an asyncio protocol that parses with httptools",
+    "route": "uvicorn or FastAPI with a fixed answer, minus the floor of `read`",
+    "parse": "a search for the end of the form",
     "decode": "libjpeg-turbo alone",
-    "queue": "awaiting a future",
+    "queue": "waiting for a future",
     "infer": f"the network alone, in batches of {BATCH}",
     "respond": "json.dumps of the answer",
 }
+"""Stage -> implementation whose CPU time is the floor of the stage."""
 
 
 def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:
-    """Returns the cost of each stage, as the clock in the server says."""
+    """Loads the server with clocks, and returns the CPU seconds per request of each stage."""
     before = _read_clock(endpoint)
     answered = _load(endpoint, seconds)[0]
     after = _read_clock(endpoint)
@@ -62,12 +65,12 @@ def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:
 
 
 def total_cost(endpoint: Endpoint, seconds: float) -> float:
-    """Returns the CPU seconds of the server per request."""
+    """Loads a server, and returns its CPU seconds per request."""
     return _load(endpoint, seconds)[1]
 
 
 def _load(endpoint: Endpoint, seconds: float) -> tuple[int, float]:
-    """Returns the number of requests and the CPU seconds of each."""
+    """Loads a server, and returns the number of requests and the CPU seconds per request."""
     measurement = endpoint.closed_loop(SMALL, CONNECTIONS, seconds)
     require_success(measurement.run)
     return sum(measurement.run.statuses.values()), measurement.cpu
@@ -79,7 +82,7 @@ def _read_clock(endpoint: Endpoint) -> Costs:
 
 
 async def floors_without_server(network: Network) -> Costs:
-    """Returns the floors of the stages that need no server."""
+    """Returns the floors that can be measured without a server."""
     jpeg = SMALL[0].data
     form = images.request(urllib.parse.urlsplit("http://x/predict"), SMALL[0], raw=False)
     zeros = [np.zeros((32, 32, 3), np.uint8)] * BATCH
@@ -101,7 +104,7 @@ async def floors_without_server(network: Network) -> Costs:
 
 
 def _cpu_seconds(work: Callable[[], object], times: int = TIMES) -> float:
-    """Returns the CPU time of one call, on all threads, since the network may use several."""
+    """Returns the CPU seconds of one call of `work`, including all threads of this process."""
     work()
     began = time.process_time()
     for _ in range(times):
@@ -110,7 +113,16 @@ def _cpu_seconds(work: Callable[[], object], times: int = TIMES) -> float:
 
 
 def measure(rounds: int, seconds: float) -> tuple[list[Costs], list[Costs], list[float]]:
-    """Returns, for each round, the stages, their floors, and the cost without a clock."""
+    """Measures the service and the floors.
+
+    Args:
+        rounds: Number of rounds.
+        seconds: Length of each measurement in seconds.
+
+    Returns:
+        Three lists with one entry for each round: the CPU times of the stages, the floors of the
+        stages, and the CPU time of a request without clocks.
+    """
     stages: list[Costs] = []
     floors: list[Costs] = []
     totals: list[float] = []
@@ -145,7 +157,7 @@ def measure(rounds: int, seconds: float) -> tuple[list[Costs], list[Costs], list
 
 
 def medians(rounds: list[Costs]) -> Costs:
-    """Returns the median cost of each stage."""
+    """Returns the median CPU seconds of each stage."""
     return {stage: statistics.median(costs[stage] for costs in rounds) for stage in STAGES}
 
 
@@ -156,23 +168,36 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="DIR")
+    add = parser.add_argument
+    add("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="length of each measurement in seconds (default: %(default)s)",
+    )
+    add(
+        "--out",
+        type=pathlib.Path,
+        default=RESULTS,
+        metavar="DIR",
+        help="folder for budget.json (default: %(default)s)",
+    )
     options = parser.parse_args()
     exit_on_sigterm()
     by_round, floors_by_round, totals = measure(options.rounds, options.seconds)
     stages, floors = medians(by_round), medians(floors_by_round)
     total = statistics.median(totals)
     shares = [sum(costs.values()) / one for costs, one in zip(by_round, totals, strict=True)]
-    print(f"{'stage':13}{'us':>7}{'floor':>7}   the floor is")
+    print(f"{'stage':13}{'us':>7}{'floor':>7}   meaning of the floor")
     for stage in STAGES:
         floor = 1e6 * floors[stage]
         print(f"{stage:13}{1e6 * stages[stage]:7.0f}{floor:7.1f}   {FLOORS[stage]}")
     print(f"{'sum':13}{1e6 * sum(stages.values()):7.0f}{1e6 * sum(floors.values()):7.0f}")
     print(f"{'without clock':13}{1e6 * total:7.0f}")
     print(
-        f"The stages add up to {100 * statistics.median(shares):.0f} % of the cost without clock."
+        f"The sum of the stages is {100 * statistics.median(shares):.0f} % of the CPU time "
+        "without clocks."
     )
     options.out.mkdir(parents=True, exist_ok=True)
     data = {

@@ -1,11 +1,12 @@
-"""Compares Shoal with its alternatives: the same network, the same weights, the same load.
+"""Compares Shoal with other servers that compute the same network under the same load.
 
-    make bench                    (after `make bench-rivals`, which installs the alternatives)
+    make bench                    (after `make bench-rivals`, which installs the other servers)
     python -m benchmarks.compare --minutes 2
 
-In each round every competitor is started anew and measured in turn, until the time is used up. The
-results are medians of the rounds. Servers and load generator share the machine. The network
-computes in fp32 on one OpenMP thread per process. Writes bench.json, bench.md and bench.png.
+In each round, the servers are started and measured one after the other. Rounds are repeated until
+the time limit is reached, and the results are medians of the rounds. The load generator runs on the
+same machine as the servers. The network computes in fp32, except in Shoal's int8 server, and on one
+OpenMP thread per process. The results are written to bench.json, bench.md and bench.png.
 """
 
 from __future__ import annotations
@@ -31,27 +32,30 @@ from shoal.load.images import Picture
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 SLO = 0.1
-"""Seconds, 99th percentile."""
+"""Maximum 99th percentile of the latency, in seconds, for the measurement of throughput."""
 CONNECTIONS = (64, 32, 16, 4, 2, 1)
-"""Tried in this order until the 99th percentile is within the SLO."""
+"""Numbers of connections, which are tried in this order until the latency is within `SLO`."""
 WARM_UP = 0.3
+"""Seconds at the beginning of a measurement that are not counted."""
 CROWD = 1000
+"""Number of connections in the measurement with many connections."""
 
 
 def measure(
     endpoint: Endpoint, competitor: Competitor, maxima: dict[str, float], seconds: float
 ) -> Figures:
-    """Measures one competitor in one round, except for what a stop loses.
+    """Measures one server in one round, except for the requests that are lost when it stops.
 
     Args:
-        endpoint: Its endpoint, which answers.
-        competitor: The competitor.
-        maxima: Throughput of the competitors that set the rates for all; this function adds them.
-        seconds: Length of a measurement.
+        endpoint: Endpoint of the server, which must be ready.
+        competitor: The server.
+        maxima: Name -> throughput of the servers that determine the request rates for all servers.
+            This function adds the throughput of such a server.
+        seconds: Length of a measurement in seconds.
     """
 
     def closed(pictures: Sequence[Picture], connections: int, duration: float) -> Measurement:
-        # With a crowd or large images, few second requests would begin during a warm-up.
+        # With many connections or large images, a warm-up would take most of the requests.
         warm_up = WARM_UP if pictures is not LARGE and connections < CROWD else 0.0
         return endpoint.closed_loop(pictures, connections, duration, warm_up)
 
@@ -69,7 +73,7 @@ def measure(
     figures.lone = closed(SMALL, 1, seconds / 2).run.latency["p50"]
     figures.large = closed(LARGE, 8, 2 * seconds).run.achieved
     if competitor.name == TUTORIAL:
-        return figures  # it is too slow for the rest
+        return figures  # this server is too slow for the other measurements
     figures.vga = closed(VGA, 32, seconds).run.achieved
     for name in (UNBATCHED, MOSEC):
         if name == competitor.name:
@@ -84,7 +88,7 @@ def measure(
 
 
 def rounds(options: argparse.Namespace) -> Iterator[dict[str, Figures]]:
-    """Yields the figures of each round, as long as there is time for another one."""
+    """Yields the results of each round, as long as there is time for another round."""
     chosen = [c for c in COMPETITORS if not options.only or c.name in options.only]
     for missing in [c for c in chosen if not c.installed]:
         print(f"{missing.name} is not installed. Run `make bench-rivals`", file=sys.stderr)
@@ -101,10 +105,10 @@ def rounds(options: argparse.Namespace) -> Iterator[dict[str, Figures]]:
 
 
 def turn(competitor: Competitor, maxima: dict[str, float], seconds: float) -> dict[str, Figures]:
-    """Measures one competitor, and reports failures on standard error.
+    """Measures one server, and prints errors to standard error.
 
     Returns:
-        Figures by name and kind of upload, without those that failed.
+        Name of the server and kind of upload -> results. Measurements that failed are left out.
     """
     results: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -136,10 +140,26 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--minutes", type=float, default=6.5, help="time limit of all rounds (%(default)s)")
-    add("--seconds", type=float, default=1.2, help="seconds of each measurement (%(default)s)")
-    add("--only", nargs="*", choices=[c.name for c in COMPETITORS], help="competitors (all)")
-    add("--out", type=pathlib.Path, default=RESULTS, metavar="DIR", help="(%(default)s)")
+    add("--minutes", type=float, default=6.5, help="time limit (default: %(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=1.2,
+        help="length of each measurement in seconds (default: %(default)s)",
+    )
+    add(
+        "--only",
+        nargs="*",
+        choices=[c.name for c in COMPETITORS],
+        help="servers to measure (default: all servers)",
+    )
+    add(
+        "--out",
+        type=pathlib.Path,
+        default=RESULTS,
+        metavar="DIR",
+        help="folder for the results (default: %(default)s)",
+    )
     options = parser.parse_args()
     exit_on_sigterm()
     finished: list[dict[str, Figures]] = []
@@ -148,7 +168,7 @@ def main() -> int:
             finished.append(figures)
             print(f"--- round {len(finished)} done ---", flush=True)
     except KeyboardInterrupt:
-        print("stopped; complete rounds are kept", file=sys.stderr)
+        print("stopped; the results of complete rounds are reported", file=sys.stderr)
     except asyncio.CancelledError:
         return TERMINATED
     if not finished or not any(finished):

@@ -1,4 +1,4 @@
-"""The servers that `make bench` compares, and how each is started."""
+"""Competitors: defines the servers that `make bench` compares, and how they are started."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ class Competitor:
 
     name: str
     command: Sequence[str]
-    """Program, relative to the repository, and arguments. `{port}` is replaced by the port."""
+    """Path of the program, relative to the repository, and arguments. `{port}` is replaced by the
+    port."""
     raw: tuple[bool, ...]
-    """The uploads that it accepts. True: the image as the body. False: the image in a form."""
+    """Kinds of uploads that the server accepts. True: the image is the body. False: the image is in
+    a form."""
     package: str | None = None
-    """The Python package whose version the report states. None: none."""
+    """Python package whose version the report shows. None: no version is shown."""
     environment: dict[str, str] = field(default_factory=dict)
     """Additional environment variables."""
 
     @property
     def program(self) -> pathlib.Path:
-        """The program, in the virtual environment of this competitor."""
+        """Path of the program, in the virtual environment of this server."""
         return ROOT / self.command[0]
 
     @property
     def installed(self) -> bool:
-        """Whether its virtual environment exists."""
+        """Whether the program exists."""
         return self.program.exists()
 
     def version(self) -> str:
-        """Returns the name and the version of its package; empty if it has none."""
+        """Returns the name and the version of `package`; empty if it is None."""
         if self.package is None:
             return ""
         code = f"import importlib.metadata as m; print(m.version({self.package!r}))"
@@ -45,7 +47,7 @@ class Competitor:
         return f"{self.package} {result.stdout.strip()}"
 
     def serving(self, log: pathlib.Path) -> contextlib.AbstractContextManager[Server]:
-        """Runs a fresh server for the duration of the block; see `servers.serving`."""
+        """Runs the server during the block; see `servers.serving`. `log` is the output file."""
         return serving([str(self.program), *self.command[1:]], log, self.environment)
 
 
@@ -115,4 +117,5 @@ COMPETITORS = (
         },
     ),
 )
-"""The first ones set the rates at which all others are measured. None of them logs requests."""
+"""All servers, in the order in which they are measured. The first two determine the request rates
+at which all servers are measured. No server logs requests."""

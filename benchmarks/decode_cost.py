@@ -1,10 +1,12 @@
-"""Measures what `service.decoding` costs: CPU time by format and size, memory at the pixel limit.
+"""Measures the CPU time and the memory of decoding an image with `service.decoding`.
 
-    python -m benchmarks.decode_cost            CPU time, and whether the event loop decodes it
+    python -m benchmarks.decode_cost            CPU time by image format and size
     python -m benchmarks.decode_cost --memory   memory of a process that decodes 64 megapixels
 
-`EncodedImage.is_bounded` follows from the first table. Times are CPU times of one thread, the
-minimum of several runs. The second table works on Linux only.
+The first table also shows whether the service decodes such an image on the event loop or in a
+decoder process. `EncodedImage.is_bounded` decides this, and its limits were derived from this
+table. Each time is the minimum CPU time of several runs on one thread. The second table can be
+measured on Linux only.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from service.decoding.image import identify
 T = TypeVar("T")
 
 SIZES = [(32, 32), (64, 64), (128, 128), (256, 256), (640, 480), (1920, 1080), (4000, 3000)]
+"""Width and height in pixels of the images in the first table."""
 LIMIT = (8000, 8000)
+"""Width and height in pixels of the images in the second table."""
 
 FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "JPEG": ("RGB", "JPEG", {"quality": 85}),
@@ -46,7 +50,7 @@ FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def picture(mode: str, size: tuple[int, int]) -> Image.Image:
-    """Returns smooth shapes with some noise, which compress about as well as a photo."""
+    """Returns a picture of smooth shapes with noise, which compresses about as well as a photo."""
     random = np.random.default_rng(0)
     blocks = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
     smooth = blocks.resize(size, Image.Resampling.BICUBIC)
@@ -62,7 +66,7 @@ def picture(mode: str, size: tuple[int, int]) -> Image.Image:
 
 
 def encoded(name: str, size: tuple[int, int]) -> bytes:
-    """Returns an image in one of `FORMATS`."""
+    """Returns the encoded picture in the format `name`, a key of `FORMATS`."""
     mode, kind, options = FORMATS[name]
     buffer = io.BytesIO()
     picture(mode, size).save(buffer, kind, **options)
@@ -70,7 +74,10 @@ def encoded(name: str, size: tuple[int, int]) -> bytes:
 
 
 def min_cpu_seconds(work: Callable[[], object], budget: float = 0.3) -> float:
-    """Returns the CPU time of the fastest run, of at least three runs."""
+    """Returns the CPU seconds of the fastest of several runs of `work`.
+
+    There are at least three runs. Runs are repeated until they took `budget` seconds in total.
+    """
     times: list[float] = []
     while len(times) < 3 or (sum(times) < budget and len(times) < 1000):
         start = time.process_time()
@@ -80,7 +87,7 @@ def min_cpu_seconds(work: Callable[[], object], budget: float = 0.3) -> float:
 
 
 def row(name: str, size: tuple[int, int]) -> str:
-    """Returns a row of the table of times."""
+    """Returns a row of the first table."""
     data = encoded(name, size)
     limit = size[0] * size[1]
     upload = identify(data, limit)
@@ -92,7 +99,7 @@ def row(name: str, size: tuple[int, int]) -> str:
 
 
 def time_table() -> None:
-    """Prints the CPU times of all formats and sizes."""
+    """Prints the first table: CPU times of all formats and sizes."""
     print(f"{'':24}{'size':>11}{'KiB':>8}{'header us':>11}{'decode ms':>11}")
     for name in FORMATS:
         for size in SIZES:
@@ -100,18 +107,21 @@ def time_table() -> None:
 
 
 def write(name: str, path: pathlib.Path) -> None:
-    """Writes an image of the maximum size to a file."""
+    """Writes an image of the size `LIMIT` to a file."""
     path.write_bytes(encoded(name, LIMIT))
 
 
 def peak() -> int:
-    """Returns the peak memory of this process in KiB. getrusage would include its parent's."""
+    """Returns the peak memory of this process in KiB.
+
+    `getrusage` is not used, because its result includes the peak memory of the parent process.
+    """
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def growth(path: pathlib.Path) -> float:
-    """Returns the MiB by which decoding a file raises the peak memory of this process."""
+    """Decodes a file, and returns the MiB by which the peak memory of this process grows."""
     upload = identify(path.read_bytes(), LIMIT[0] * LIMIT[1])
     before = peak()
     upload.decode()
@@ -119,14 +129,14 @@ def growth(path: pathlib.Path) -> float:
 
 
 def in_new_process(work: Callable[..., T], *arguments: object) -> T:
-    """Calls `work` in a new process, whose peak memory is its own."""
+    """Calls `work` in a new process, so that other work does not affect the peak memory."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as process:
         return process.submit(work, *arguments).result()
 
 
 def memory_table() -> None:
-    """Prints the memory for each format at the pixel limit."""
+    """Prints the second table: memory of decoding an image of the size `LIMIT`, by format."""
     pixels = LIMIT[0] * LIMIT[1]
     print(f"{LIMIT[0]}x{LIMIT[1]:<20}{'MiB':>8}{'bytes/pixel':>13}")
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +148,7 @@ def memory_table() -> None:
 
 
 def main() -> None:
-    """Prints one of the tables."""
+    """Prints one of the two tables."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode_cost", description=summary)
     parser.add_argument("--memory", action="store_true", help="print the memory table instead")

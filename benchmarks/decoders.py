@@ -1,12 +1,14 @@
-"""Compares decoder processes with threads of this process: latency and throughput.
+"""Compares the latency and the throughput of decoder processes with those of threads.
 
-    python -m benchmarks.decoders              takes some minutes
+    python -m benchmarks.decoders              (takes some minutes)
     python -m benchmarks.decoders --rounds 9
 
-`service.decoding.pool.Decoders` and as many threads decode the same images in turns of a second, so
-that other work on the machine affects both alike. Throughput is the median of the ratios of
-adjacent turns, with as many images in flight as there are decoders. Both use the same code. The
-processes also transfer each image and its pixels, and their allocator keeps freed memory.
+The decoder processes of `service.decoding.pool.Decoders` and the same number of threads decode the
+same images with the same code. They are measured one after the other, for about a second each, so
+that other work on the machine affects both alike. The number of images in flight is the number of
+processes or threads. The table shows the median of the ratios of their throughput. Two things
+differ: the processes must also receive each image and send its pixels, and their memory allocator
+keeps freed memory.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ Decode = Callable[[EncodedImage], Awaitable[Pixels]]
 
 
 async def alone(decode: Decode, image: EncodedImage, seconds: float) -> float:
-    """Returns the median latency in milliseconds, with one image at a time."""
+    """Decodes one image at a time for some seconds, and returns the median latency in ms."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(latencies) < 3:
@@ -55,7 +57,14 @@ async def alone(decode: Decode, image: EncodedImage, seconds: float) -> float:
 
 
 async def throughput(decode: Decode, image: EncodedImage, count: int, seconds: float) -> float:
-    """Returns images per second, with `count` of them in flight."""
+    """Decodes an image repeatedly for some seconds, and returns the number of images per second.
+
+    Args:
+        decode: Decodes the image.
+        image: The image.
+        count: Number of images in flight.
+        seconds: Length of the measurement in seconds.
+    """
     began = time.perf_counter()
     done = 0
 
@@ -83,7 +92,7 @@ async def main(rounds: int, seconds: float) -> None:
             return await decoders.run(image, "benchmark", 60.0)
 
         print(f"{count} cores, {rounds} rounds of {seconds:g} s")
-        print("| image | thread, ms | process, ms | throughput, process / thread | error |")
+        print("| image | thread, ms | process, ms | process / thread | standard error |")
         print("|---|---|---|---|---|")
         async with decoders.running():
             for name, (kind, size) in IMAGES.items():
@@ -108,8 +117,19 @@ async def main(rounds: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoders")
-    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decoders",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="number of rounds, at least 2 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="length of each measurement in seconds (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     uvloop.run(main(arguments.rounds, arguments.seconds))

@@ -1,4 +1,4 @@
-"""Loads one endpoint of a running server and measures it."""
+"""Measures one endpoint of a running server under load."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ SMALL = images.generate(32)
 VGA = images.generate(640, 8, 480)
 LARGE = images.generate(4000, 2, 3000)
 ANSWER_TIMEOUT = 20.0
+"""Maximum number of seconds for an answer."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Results of a load, and what it cost the server."""
+    """Results of a measurement under load."""
 
     run: Run
+    """Throughput, latencies and statuses."""
     cpu: float
     """CPU seconds of the server per request."""
 
 
 class Endpoint:
-    """A path of a running server that takes images, as the body or in a form."""
+    """A path of a running server that accepts images, as the body or in a form."""
 
     def __init__(self, server: Server, raw: bool, path: str = "/predict") -> None:
         """Describes an endpoint.
 
         Args:
-            server: The server, which may not answer yet.
-            raw: Send images as the body instead of in a form.
+            server: The server, which may not be ready yet.
+            raw: Whether an image is sent as the body (True) or in a form (False).
             path: Path of the URL.
         """
         self.server = server
@@ -53,7 +55,7 @@ class Endpoint:
         """Waits until the endpoint answers an image with 200.
 
         Raises:
-            RuntimeError: It does not within `START_TIMEOUT` seconds.
+            RuntimeError: The endpoint does not answer within `START_TIMEOUT` seconds.
         """
         deadline = time.monotonic() + START_TIMEOUT
         status, body = 0, b""
@@ -63,11 +65,11 @@ class Endpoint:
             if status == 200:
                 return
             time.sleep(0.01)
-        raise RuntimeError(f"{self.url} does not answer: {status} {body[:300]!r}")
+        raise RuntimeError(f"{self.url} does not answer with 200: {status} {body[:300]!r}")
 
     @functools.cached_property
     def classes(self) -> list[str | None]:
-        """The class of each small image, asked for before the load."""
+        """Class of each small image. The endpoint is asked for the classes on first use."""
         return [images.class_of(body) for _, body in ask(self._url, self.requests(SMALL))]
 
     def requests(self, pictures: Sequence[Picture]) -> list[bytes]:
@@ -77,14 +79,28 @@ class Endpoint:
     def closed_loop(
         self, pictures: Sequence[Picture], connections: int, seconds: float, warm_up: float = 0.0
     ) -> Measurement:
-        """Keeps a request in flight on each connection, for `warm_up` + `seconds` seconds."""
+        """Measures the endpoint with one request in flight on each connection.
+
+        Args:
+            pictures: Images that are uploaded in turn.
+            connections: Number of connections.
+            seconds: Length of the measurement in seconds.
+            warm_up: Additional seconds before the measurement.
+        """
         load = f"{connections} connections"
         return self._measure(load, pictures, seconds, warm_up, None, connections)
 
     def open_loop(
         self, pictures: Sequence[Picture], rate: float, seconds: float, warm_up: float = 0.0
     ) -> Measurement:
-        """Sends `rate` requests per second at random moments, for `warm_up` + `seconds` seconds."""
+        """Measures the endpoint with requests at random times.
+
+        Args:
+            pictures: Images that are uploaded in turn.
+            rate: Mean number of requests per second.
+            seconds: Length of the measurement in seconds.
+            warm_up: Additional seconds before the measurement.
+        """
         return self._measure(f"{rate:.0f}/s", pictures, seconds, warm_up, rate, 0)
 
     @property
@@ -118,6 +134,6 @@ class Endpoint:
 
 
 def require_success(run: Run) -> None:
-    """Raises RuntimeError unless every answer is 200 and has the expected class."""
+    """Raises RuntimeError unless every answer has the status 200 and the expected class."""
     if set(run.statuses) != {"200"} or run.different:
         raise RuntimeError(f"answers under load: {run.statuses}, {run.different} of another class")

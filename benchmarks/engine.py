@@ -1,10 +1,12 @@
-"""Measures the throughput of an engine on a CPU, alone and beside a busy process.
+"""Measures the throughput of the engine on a CPU, alone and while another process is busy.
 
     python -m benchmarks.engine
 
-Each combination of precision, lanes, OpenMP threads per lane and batches in flight runs in its own
-process. There, each batch size is computed in turns alone and beside a process that occupies a
-core. Only the ratio within a turn counts. Writes engine.json.
+The engine computes batches in lanes, which are threads that compute one batch at a time. The
+program measures several combinations of precision, lanes, OpenMP threads per lane and batches in
+flight, each in its own process. For each batch size, it measures the engine alone, and then while
+another process keeps one core busy. Only the ratio of the two is meaningful, because the speed of a
+machine changes. The results are written to engine.json.
 """
 
 from __future__ import annotations
@@ -32,18 +34,21 @@ SIZES = (1, 2, 4, 8, 16, 32)
 DEFAULT_SIZE = 16
 """Default maximum batch size on a CPU."""
 TARGET = 0.45
-"""Minimum share of the throughput that must remain beside one busy process."""
+"""Minimum share of the throughput that must remain while another process keeps one core busy."""
 BUSY = "while True: pass"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A combination to measure."""
+    """A combination of settings."""
 
     precision: str
     lanes: int
+    """Number of batches that are computed at the same time."""
     threads: int
+    """Number of OpenMP threads for each lane."""
     in_flight: int
+    """Number of batches that are handed to the engine at the same time."""
 
     def __str__(self) -> str:
         counts = [(self.lanes, "lane"), (self.threads, "thread")]
@@ -52,8 +57,9 @@ class Choice:
 
 
 SERVED = Choice("fp32", 2, 1, 3)
-"""The defaults of the service on two cores."""
+"""Default settings of the service on two cores, in fp32."""
 SERVED_IN_INT8 = Choice("int8", 1, 1, 2)
+"""Default settings of the service on two cores, in int8."""
 CHOICES = [
     Choice("fp32", 1, 1, 1),
     Choice("fp32", 1, 1, 2),
@@ -68,19 +74,27 @@ CHOICES = [
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of one choice and batch size."""
+    """Results of one combination of settings and one batch size."""
 
     size: int
+    """Batch size."""
     rate: float
-    """Images per second, alone."""
+    """Images per second if no other process is busy."""
     cpu: float
-    """CPU seconds per image, alone."""
+    """CPU seconds per image if no other process is busy."""
     kept: float
-    """Share of the rate that remains beside a busy process."""
+    """Share of `rate` that remains while another process keeps one core busy."""
 
 
 async def compute(engine: GluonEngine, size: int, in_flight: int, seconds: float) -> float:
-    """Returns images per second, in batches of `size`."""
+    """Computes batches for some seconds, and returns the number of images per second.
+
+    Args:
+        engine: The engine.
+        size: Batch size.
+        in_flight: Number of batches that are handed to the engine at the same time.
+        seconds: Length of the measurement in seconds.
+    """
     images = [np.zeros((32, 32, 3), dtype=np.uint8)] * size
     began = time.perf_counter()
     computed = 0
@@ -96,7 +110,16 @@ async def compute(engine: GluonEngine, size: int, in_flight: int, seconds: float
 
 
 async def measure(choice: Choice, sizes: list[int], rounds: int, seconds: float) -> list[Measured]:
-    """Measures in this process. MXNet sets its threads once, so that one process has one choice."""
+    """Measures one combination of settings in this process.
+
+    A process can measure only one combination, because MXNet reads the number of threads only once.
+
+    Args:
+        choice: The combination.
+        sizes: Batch sizes.
+        rounds: Number of rounds. The results are medians of the rounds.
+        seconds: Length of each measurement in seconds.
+    """
     folder = versions.folder(manifest.STORE, MODEL, versions.latest(manifest.STORE, MODEL))
     rates: dict[int, list[float]] = {size: [] for size in sizes}
     cpus: dict[int, list[float]] = {size: [] for size in sizes}
@@ -118,7 +141,7 @@ async def measure(choice: Choice, sizes: list[int], rounds: int, seconds: float)
 
 
 def in_a_process(choice: Choice, sizes: list[int], rounds: int, seconds: float) -> list[Measured]:
-    """Measures in a new process."""
+    """Measures one combination of settings in a new process. Arguments are as in `measure`."""
     arguments = [*astuple(choice), ",".join(map(str, sizes)), rounds, seconds]
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.engine", "--choice", *map(str, arguments)],
@@ -136,9 +159,22 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="DIR")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of rounds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="length of each measurement in seconds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=RESULTS,
+        metavar="DIR",
+        help="folder for engine.json (default: %(default)s)",
+    )
     parser.add_argument("--choice", nargs=7, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.choice:
@@ -149,7 +185,7 @@ def main() -> int:
         print(json.dumps([asdict(one) for one in results]))
         return 0
     by_choice = {}
-    print(f"{'':38}{'batch':>6}{'images/s':>10}{'CPU us':>8}{'beside a busy process':>23}")
+    print(f"{'':38}{'batch':>6}{'images/s':>10}{'CPU us':>8}{'with a busy process':>23}")
     for choice in CHOICES:
         results = in_a_process(choice, list(SIZES), options.rounds, options.seconds)
         by_choice[str(choice)] = [asdict(one) for one in results]
@@ -165,8 +201,8 @@ def main() -> int:
     for served in (SERVED, SERVED_IN_INT8):
         default = next(one for one in by_choice[str(served)] if one["size"] == DEFAULT_SIZE)
         verdict = "yes" if default["kept"] >= TARGET else "NO"
-        target = f"at least {100 * TARGET:.0f} % remain beside a busy process"
-        print(f"{served.precision} with the default settings, {target}: {verdict}")
+        target = f"at least {100 * TARGET:.0f} % of the throughput remains with a busy process"
+        print(f"{served.precision} with the default settings: {target}: {verdict}")
     return 0
 
 

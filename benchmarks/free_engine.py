@@ -1,4 +1,4 @@
-"""The service with an engine that costs nothing, which leaves the cost of the front end.
+"""Runs the service with an engine that takes no CPU time, to measure all other work of a request.
 
 python -m benchmarks.free_engine
 """
@@ -24,7 +24,7 @@ ROW = np.array([0.91 if name == "horse" else 0.01 for name in CLASSES], dtype=np
 
 
 class FreeEngine:
-    """Classifies every image as a horse, immediately."""
+    """An engine that classifies every image as a horse, without computing anything."""
 
     model = Manifest(
         name="free",
@@ -57,7 +57,7 @@ class FreeEngine:
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[FreeEngine]:
-    """Yields the engine, in place of `service.app.load_engine`."""
+    """Yields the engine. This function replaces `service.app.load_engine`."""
     yield FreeEngine()
 
 

@@ -1,11 +1,11 @@
-"""Measures what a request costs outside the network: HTTP, form, decoding, batching, JSON.
+"""Measures the CPU time of a request without the network: HTTP, form, decoding, batching, JSON.
 
     python -m benchmarks.front_end
 
-The result is the CPU time of the server per request, with an engine that costs nothing. Beside it
-stand a FastAPI endpoint that does nothing and one written as in tutorials (`UploadFile`, Pillow, a
-response model). All run on one uvicorn with the same settings and under the same load, in turns. A
-machine's speed changes, so only ratios within a round count.
+The service is measured with an engine that takes no CPU time. It is compared with two FastAPI
+endpoints: one that sends a fixed answer, and one that is written as in tutorials (`UploadFile`,
+Pillow, a response model). All of them run on uvicorn, and receive the same load one after the
+other. The speed of a machine changes, so only ratios within a round are meaningful.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from benchmarks.processes import exit_on_sigterm
 from benchmarks.servers import module, serving
 
 CONNECTIONS = 16
+"""Number of connections, each with one request in flight."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """An endpoint to measure: `path` of the server that `python -m module` runs."""
+    """An endpoint to measure."""
 
     name: str
     module: str
+    """Module that runs the server."""
     path: str
+    """Path of the URL."""
     raw: bool
-    """Send images as the body instead of in a form."""
+    """Whether an image is sent as the body (True) or in a form (False)."""
 
 
 NOTHING = Case("FastAPI that does nothing", "benchmarks.plain_fastapi", "/nothing", True)
@@ -48,15 +51,15 @@ CASES = (
 def measure(
     rounds: int, seconds: float, cases: Sequence[Case] = CASES
 ) -> Iterator[dict[str, list[float]]]:
-    """Measures endpoints in turns.
+    """Measures endpoints one after the other, in rounds.
 
     Args:
-        rounds: Number of rounds. One more, before them, warms up.
-        seconds: Length of a measurement.
-        cases: The endpoints.
+        rounds: Number of rounds, after a first round that warms up the servers.
+        seconds: Length of each measurement in seconds.
+        cases: Endpoints to measure.
 
     Yields:
-        After each round, name -> CPU seconds per request in each round so far.
+        After each round: name of each endpoint -> CPU seconds per request in all rounds.
     """
     results: dict[str, list[float]] = {case.name: [] for case in cases}
     with ExitStack() as stack:
@@ -74,22 +77,33 @@ def measure(
             for name, endpoint in endpoints.items():
                 measurement = endpoint.closed_loop(SMALL, CONNECTIONS, seconds)
                 require_success(measurement.run)
-                if number >= 0:  # the first round warms up
+                if number >= 0:  # the first round only warms up the servers
                     results[name].append(measurement.cpu)
             if number >= 0:
                 yield results
 
 
 def ratios(results: dict[str, list[float]], name: str) -> Sequence[float]:
-    """Returns the cost of an endpoint in each round, relative to the one that does nothing."""
+    """Returns, for each round, the CPU time of an endpoint divided by that of `NOTHING`."""
     return [a / b for a, b in zip(results[name], results[NOTHING.name], strict=True)]
 
 
 def main() -> None:
     """Measures all endpoints and prints a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.front_end", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.front_end",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="number of rounds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="length of each measurement in seconds (default: %(default)s)",
+    )
     options = parser.parse_args()
     exit_on_sigterm()
     *_, results = measure(options.rounds, options.seconds)

@@ -1,4 +1,4 @@
-"""Runs `shoal bench` and writes its results and plot to benchmarks/results/.
+"""Runs `shoal bench` and writes the results and a plot to benchmarks/results/.
 
 python -m benchmarks.load_test --rate 100,200,400
 """

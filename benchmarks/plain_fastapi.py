@@ -1,4 +1,4 @@
-"""FastAPI as in tutorials, for comparison: `/nothing`, and `/predict` without a network.
+"""Runs a FastAPI server as in tutorials, with a fixed answer instead of a network.
 
 python -m benchmarks.plain_fastapi
 """

@@ -2,10 +2,11 @@
 
     python -m benchmarks.precision cifar_resnet20_v1/2 --store model_store/models
 
-Both engines run in this process, each on its own thread with one OpenMP thread, and compute in
-turns, so that other work on the machine affects both alike. Medians of the rounds are compared. The
-time is that of `infer`: normalization, the copy to MXNet, the network and the softmax. `--json
-FILE` writes the results to a file.
+This process loads an engine for each precision, with one lane and one OpenMP thread. The engines
+compute one after the other in each round, so that other work on the machine affects both of them
+alike. The results are medians of the rounds. The measured time is that of `infer`: normalization,
+the copy to MXNet, the network and the softmax. With `--json FILE`, the results are also written to
+a file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ PRECISIONS = ("fp32", "int8")
 
 
 async def measure(folder: pathlib.Path, rounds: int, batches: int) -> dict[int, dict[str, float]]:
-    """Returns bucket -> precision -> median CPU seconds per image."""
+    """Measures a version, and returns batch size -> precision -> median CPU seconds per image.
+
+    Args:
+        folder: Folder of the version.
+        rounds: Number of rounds.
+        batches: Number of batches of each precision in a round.
+    """
     async with (
         load_engine(folder, "cpu", 1, 64, "fp32") as fp32,
         load_engine(folder, "cpu", 1, 64, "int8") as int8,
@@ -56,13 +63,23 @@ async def _measure(
 def main() -> None:
     """Measures one version and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", metavar="NAME/VERSION", help="version that is calibrated for int8")
     parser.add_argument(
-        "model", metavar="NAME/VERSION", help="a version that is calibrated for int8"
+        "--store",
+        type=pathlib.Path,
+        default=manifest.STORE,
+        help="folder of the store (default: %(default)s)",
     )
-    parser.add_argument("--store", type=pathlib.Path, default=manifest.STORE)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--batches", type=int, default=10, help="of each precision in a round")
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument(
+        "--rounds", type=int, default=25, help="number of rounds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=10,
+        help="number of batches of each precision in a round (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=pathlib.Path, help="JSON file for the results")
     options = parser.parse_args()
     name, _, version = options.model.partition("/")
     folder = versions.folder(options.store, name, version)

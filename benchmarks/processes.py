@@ -1,4 +1,4 @@
-"""Starts processes that end with the block that started them, and reads their CPU times."""
+"""Starts processes, ends them reliably, and reads their CPU times."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from typing import Any
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TERMINATED = 128 + signal.SIGTERM
-"""Exit status after SIGTERM."""
+"""Exit status of a program that SIGTERM ended."""
 GRACE = 15.0
-"""Seconds after SIGTERM until a process is killed."""
+"""Seconds after SIGTERM until a process is killed by SIGKILL."""
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Delays SIGINT and SIGTERM to the end of the block.
+    """Delays SIGINT and SIGTERM until the end of the block.
 
-    A handler that raises between the start of a process and the `try` that ends it would leave the
-    process running. Handlers run in the main thread only; in other threads this does nothing.
+    If a signal handler raised after a process is started and before the `try` block that ends the
+    process, the process would continue to run. Signal handlers run in the main thread only, so in
+    other threads this function does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -49,12 +50,15 @@ def signals_held() -> Iterator[None]:
 
 
 def exit_on_sigterm() -> None:
-    """Makes SIGTERM end this program so that `finally` blocks run and its servers end."""
+    """Installs a handler so that `finally` blocks run, and servers end, if SIGTERM is received."""
     signal.signal(signal.SIGTERM, _exit)
 
 
 def _exit(*_: object) -> None:
-    """Cancels the tasks of a running event loop, where an exception would get lost."""
+    """Exits the program. If an event loop runs, cancels its tasks instead.
+
+    An exception that a signal handler raises while an event loop runs might be ignored.
+    """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -67,13 +71,13 @@ def _exit(*_: object) -> None:
 def started(
     command: Sequence[str], grace: float = GRACE, **options: Any
 ) -> Iterator[subprocess.Popen[Any]]:
-    """Runs a process for the duration of the block, whatever happens in it.
+    """Runs a process during the block, and ends it even if the block raises.
 
     Args:
-        command: The program and its arguments.
-        grace: Seconds between SIGTERM, which is sent at the end of the block if the process still
-            runs, and SIGKILL. 0: kill immediately.
-        options: Passed on to `subprocess.Popen`.
+        command: Program and arguments.
+        grace: Seconds between SIGTERM and SIGKILL at the end of the block, if the process still
+            runs. 0: SIGKILL is sent immediately.
+        options: Arguments of `subprocess.Popen`.
     """
     with contextlib.ExitStack() as stack:
         with signals_held():
@@ -83,7 +87,7 @@ def started(
 
 
 def end(process: subprocess.Popen[Any], grace: float = GRACE) -> None:
-    """Ends a process by SIGTERM, or by SIGKILL after `grace` seconds, and closes its pipes."""
+    """Ends a process with SIGTERM, or with SIGKILL after `grace` seconds, and closes its pipes."""
     if process.poll() is None and grace > 0:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -98,7 +102,12 @@ def end(process: subprocess.Popen[Any], grace: float = GRACE) -> None:
 
 
 def end_session(leader: subprocess.Popen[Any], grace: float = GRACE) -> None:
-    """Ends a process started with `start_new_session=True` and all processes of its session."""
+    """Ends all processes of a session.
+
+    Args:
+        leader: First process of the session, started with `start_new_session=True`.
+        grace: Seconds until the leader is killed, as in `end`.
+    """
     end(leader, grace)
     while members := _session(leader.pid):
         for pid in members:
@@ -108,7 +117,7 @@ def end_session(leader: subprocess.Popen[Any], grace: float = GRACE) -> None:
 
 
 def wait_until_ended(pids: Iterable[int], seconds: float) -> bool:
-    """Returns whether all of these processes end within `seconds`."""
+    """Waits for at most `seconds` until processes have ended, and returns whether all have."""
     deadline = time.monotonic() + seconds
     for pid in pids:
         try:
@@ -126,19 +135,19 @@ def wait_until_ended(pids: Iterable[int], seconds: float) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Returns whether a process exists and has not ended; one that awaits reaping has ended."""
+    """Returns whether a process runs. A zombie, which its parent has not reaped, does not run."""
     return bool(fields := _stat(pid)) and fields[0] != "Z"
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and all its threads, without its children."""
+    """Returns the user and system seconds of all threads of a process, without its children."""
     return sum(map(int, _fields(pid)[11:13])) * TICK
 
 
 def tree(pid: int) -> dict[int, float]:
-    """The running processes of the tree that `pid` heads: process id -> CPU seconds.
+    """Returns the CPU seconds of the process `pid` and of all its descendants, by process ID.
 
-    The times include those of children that ended and were reaped.
+    The CPU time of a process includes that of its children that have ended and were reaped.
     """
     children: dict[int, list[int]] = {}
     seconds: dict[int, float] = {}
@@ -155,19 +164,19 @@ def tree(pid: int) -> dict[int, float]:
 
 
 def _session(leader: int) -> list[int]:
-    """The running processes of a session, also after its leader has ended."""
+    """Returns the running processes of a session. The leader may have ended."""
     return [pid for pid, fields in _processes() if int(fields[3]) == leader and fields[0] != "Z"]
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
-    """All processes of the machine with their fields."""
+    """Yields the process ID and the fields of each process of the machine."""
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         if fields := _stat(int(path.name)):
             yield int(path.name), fields
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of a process, or an empty list if there is no such process."""
+    """Returns the fields of a process, or an empty list if there is no such process."""
     try:
         return _fields(pid)
     except (FileNotFoundError, ProcessLookupError):
@@ -175,5 +184,5 @@ def _stat(pid: int) -> list[str]:
 
 
 def _fields(pid: int) -> list[str]:
-    """The fields of proc_pid_stat(5) from the state on."""
+    """Returns the fields in /proc/PID/stat, beginning with the state; see proc_pid_stat(5)."""
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

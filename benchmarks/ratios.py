@@ -1,4 +1,4 @@
-"""Ratios of measurements within a round, with their standard error."""
+"""Computes ratios of measurements within a round, with their standard error."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """Mean of the ratios of several rounds. A machine that slows down for all changes no ratio."""
+    """Mean of the ratios of several rounds.
+
+    If the machine is slower during a round, both measurements of the round are affected, and their
+    ratio is not.
+    """
 
     mean: float
+    """Mean of the ratios."""
     error: float
     """Standard error of the mean."""
 
     @classmethod
     def of(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-        """Divides the measurements of each round. There must be at least two rounds."""
+        """Returns the mean ratio of the measurements of several rounds, at least two."""
         ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
         return cls(statistics.mean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5)

@@ -1,10 +1,10 @@
-"""Records when 128 requests that are sent at the same moment arrive at the batcher.
+"""Records the times at which 128 requests reach the batcher if they are sent at the same time.
 
     python -m benchmarks.record_burst
 
-128 clients, connected and idle, each send a small JPEG to a real service over loopback. The seconds
-from the first arrival to each are written to benchmarks/simulation/burst.json, from where the
-simulator replays them.
+128 clients connect to a real service over loopback. Then all clients send a small JPEG at the same
+time. For each request, the seconds after the first request reached the batcher are written to
+benchmarks/simulation/burst.json. The simulation (`benchmarks.simulate`) reads this file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def client(request: bytes, connected: asyncio.Barrier) -> None:
 
 
 async def record() -> list[float]:
-    """Returns the seconds from the first arrival to each, in order."""
+    """Returns the seconds from the first arrival to each arrival, in increasing order."""
     moments: list[float] = []
     original = Arrivals.record
 
@@ -47,7 +47,7 @@ async def record() -> list[float]:
         moments.append(now)
         original(self, now)
 
-    Arrivals.record = recording  # type: ignore[method-assign]  # nothing else has the moment
+    Arrivals.record = recording  # type: ignore[method-assign]  # called for every arrival
     settings = Settings(port=PORT, log_level="error", request_timeout=60)
     server = Server(create_app(settings, FakeEngine().load), settings)
     serving = asyncio.create_task(server.serve())
@@ -55,7 +55,7 @@ async def record() -> list[float]:
         await asyncio.sleep(0.05)
     url = urllib.parse.urlsplit(f"http://127.0.0.1:{PORT}/predict")
     pictures = images.generate(32)
-    for _ in range(3):  # only the last one counts, the others warm up
+    for _ in range(3):  # the first two bursts warm up the service
         moments.clear()
         connected = asyncio.Barrier(CLIENTS)
         requests = [images.request(url, pictures[n % 64], raw=True) for n in range(CLIENTS)]
@@ -67,7 +67,7 @@ async def record() -> list[float]:
 
 
 def main() -> None:
-    """Records and writes the file."""
+    """Records a burst and writes the file."""
     began = time.perf_counter()
     offsets = uvloop.run(record())
     FILE.write_text(json.dumps([round(offset, 6) for offset in offsets]) + "\n")

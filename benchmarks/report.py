@@ -1,4 +1,4 @@
-"""Results of a comparison: as a table, as targets reached or missed, as JSON, as a plot."""
+"""Reports the results of `benchmarks.compare` as a table, as targets, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -19,41 +19,47 @@ RAW, FORM = f"{SHOAL}, raw body", f"{SHOAL}, form"
 
 @dataclass
 class Figures:
-    """Results of one competitor, in one round or as medians of several.
+    """Results of one server, in one round or as medians of several rounds.
 
-    Rates are requests per second, times are seconds. None: not measured.
+    Rates are in requests per second, and times are in seconds. None: not measured.
     """
 
     classes: list[str | None] = field(repr=False)
-    """Its class for each small image."""
+    """Class that the server answers for each small image without load."""
     throughput: float | None = None
-    """Rate of small images, with the 99th percentile of the latency within 100 ms."""
+    """Rate at which the server answers small images."""
     connections: float | None = None
-    """Number of connections at which that holds."""
+    """Number of connections at which `throughput` was measured. It is the largest number at which
+    the 99th percentile of the latency is within 100 ms."""
     cpu: float | None = None
     """CPU seconds per request, of all processes of the server."""
     lone: float | None = None
     """Median latency with one request at a time."""
     vga: float | None = None
-    """Rate of images of 640 x 480 pixels."""
+    """Rate at which the server answers images of 640 x 480 pixels."""
     large: float | None = None
-    """Rate of images of 12 megapixels."""
+    """Rate at which the server answers images of 12 megapixels."""
     half: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Competitor -> 50th and 99th percentile of the latency at half of its throughput."""
+    """Name of a server -> 50th and 99th percentile of the latency if this server receives requests
+    at half of the throughput of the named server."""
     crowd: float | None = None
     """99th percentile of the latency with 1,000 connections."""
     crowd_lost: float | None = None
-    """Requests on those connections that were not answered with 200."""
+    """Number of requests that were not answered with 200, with 1,000 connections."""
     lost: float | None = None
-    """Requests of 32 in flight that SIGTERM left without an answer."""
+    """Number of requests that were not answered with 200 when the server received SIGTERM while 32
+    requests were in flight."""
     different: float | None = None
-    """Answers under load that name another class than before it."""
+    """Number of answers under load whose class differs from `classes`."""
     generator_cpu: float | None = None
-    """CPU time of the load generator, as a share of a core."""
+    """CPU time of the load generator, as a share of one core."""
 
 
 def medians(rounds: Sequence[dict[str, Figures]]) -> dict[str, Figures]:
-    """Returns the medians of each competitor, in order of appearance; of losses, the maximum."""
+    """Returns the median results of each server, in the order in which the servers first appear.
+
+    For the numbers of lost or different answers, the maximum is returned instead of the median.
+    """
     names = dict.fromkeys(name for figures in rounds for name in figures)
     return {
         name: _median([figures[name] for figures in rounds if name in figures]) for name in names
@@ -76,7 +82,7 @@ def _median(rounds: Sequence[Figures]) -> Figures:
 
 
 def line(figures: Figures) -> str:
-    """Returns the results of one competitor in one line."""
+    """Returns the results of one server in one line."""
     return "  ".join(
         f"{title} {cell}" for title, cell in zip(_TITLES, _cells(figures), strict=True)
     )
@@ -84,28 +90,31 @@ def line(figures: Figures) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished comparison."""
+    """The results of a comparison."""
 
     figures: dict[str, Figures]
-    """Competitor and kind of upload -> medians of the rounds."""
+    """Name of the server and kind of upload -> medians of the rounds."""
     rounds: int
+    """Number of rounds."""
     machine: str
+    """Description of the machine."""
     versions: list[str]
-    """Name and version of each competitor's package."""
+    """Name and version of the package of each server."""
 
     def table(self) -> str:
         """Returns the results as a Markdown table."""
         rows = [["", *_TITLES], ["---"] * (1 + len(_TITLES))]
         rows += [[name, *_cells(figures)] for name, figures in self.figures.items()]
         note = (
-            f"{self.machine}; {', '.join(self.versions)}. Medians of rounds: {self.rounds}. "
-            "Throughput is the maximum with 99 % within 100 ms, with 64 connections or the number "
-            "in brackets. The load generator runs on the same cores."
+            f"{self.machine}; {', '.join(self.versions)}. All figures are medians; number of "
+            f"rounds: {self.rounds}. Throughput is measured with at most 64 connections. If more "
+            "than 1 % of the answers took over 100 ms, fewer connections were used, and their "
+            "number is in brackets. The load generator runs on the same cores."
         )
         return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", note])
 
     def verdicts(self) -> Iterator[str]:
-        """Yields a line for each target: whether it is reached, and the ratio."""
+        """Yields a line for each target that says whether it is reached, with the ratio."""
         ours, form = self.figures.get(RAW), self.figures.get(FORM)
         if ours is None or form is None:
             return
@@ -128,19 +137,20 @@ class Report:
                     yield _at_least(title, theirs, own_latency, 1.0)
             if name == UNBATCHED and other.lone is not None and form.lone is not None:
                 extra = 1e3 * (form.lone - other.lone)
-                yield f"{_mark(extra <= 0.3)} a single request: {extra:+.2f} ms (at most +0.3)"
+                title = f"latency of a single request, compared with {name}"
+                yield f"{_mark(extra <= 0.3)} {title}: {extra:+.2f} ms (at most +0.3 ms)"
         for name, figures in self.figures.items():
             if not name.startswith(SHOAL):
                 continue
             same = sum(a == b for a, b in zip(figures.classes, ours.classes, strict=True))
             if same < len(ours.classes):
                 differing = len(ours.classes) - same
-                yield f"     {name}: {differing} images get another class than in fp32"
+                yield f"     {name}: number of images with another class than in fp32: {differing}"
             lost = (figures.lost or 0) + (figures.crowd_lost or 0) + (figures.different or 0)
-            yield f"{_mark(lost == 0)} {name}: {lost:.0f} requests lost, rejected or mixed up"
+            yield f"{_mark(lost == 0)} {name}: requests lost, rejected or mixed up: {lost:.0f}"
 
     def write(self, path: pathlib.Path) -> None:
-        """Writes the report to `path` with the endings .json, .md and .png."""
+        """Writes the report to three files: `path` with the suffixes .json, .md and .png."""
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {
             "machine": self.machine,
@@ -177,7 +187,7 @@ class Report:
 
 
 def machine() -> str:
-    """Returns the processor, the number of usable cores and the version of Python."""
+    """Returns the number of usable cores, the processor and the version of Python."""
     model = platform.machine()
     for row in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if row.startswith("model name"):
@@ -189,15 +199,15 @@ def machine() -> str:
 
 _TITLES = (
     "requests/s",
-    "CPU ms",
-    "single ms",
-    "VGA/s",
-    "12 MP/s",
-    "p50 / p99 ms at half of FastAPI's",
-    "at half of Mosec's",
-    "p99 of 1,000, ms",
-    "lost of them",
-    "lost on SIGTERM",
+    "CPU per request, ms",
+    "latency of a single request, ms",
+    "requests/s of 640 x 480 pixels",
+    "requests/s of 12 megapixels",
+    "p50 / p99 at half of FastAPI's requests/s, ms",
+    "p50 / p99 at half of Mosec's requests/s, ms",
+    "p99 with 1,000 connections, ms",
+    "requests lost with 1,000 connections",
+    "requests lost on SIGTERM",
 )
 
 
@@ -235,11 +245,11 @@ def _ms(seconds: float | None, digits: int = 1) -> str:
 
 
 def _at_least(title: str, larger: float | None, smaller: float | None, goal: float) -> str:
-    """Returns the verdict on a target: `larger` is at least `goal` times `smaller`."""
+    """Returns a line for the target that `larger` is at least `goal` times `smaller`."""
     if larger is None or not smaller:
         return f"  ?  {title}: not measured"
     if math.isinf(smaller):
-        return f"{_mark(False)} {title}: Shoal never answered"
+        return f"{_mark(False)} {title}: Shoal did not answer"
     return (
         f"{_mark(larger >= goal * smaller)} {title}: {larger / smaller:.2f}x (at least {goal:g}x)"
     )
@@ -250,7 +260,7 @@ def _mark(reached: bool) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Replaces infinite numbers, which JSON lacks, by None."""
+    """Replaces infinite numbers, which JSON cannot store, by None."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

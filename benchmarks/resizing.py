@@ -1,11 +1,16 @@
-"""How pictures become 32 x 32 pixels: accuracy on labeled photographs, and what each way costs.
+"""Compares ways to reduce pictures to the 32 x 32 pixels that the network needs.
 
     python -m benchmarks.resizing --photos FOLDER [--version NAME/VERSION] [--store FOLDER]
 
-FOLDER holds pictures named CLASS_*. Each way is applied to the same decoded pictures; where it sees
-several parts of a picture, the probabilities of the parts are averaged. The table gives how many
-pictures are recognized, how many are gained and lost against the way the service works, by a
-two-sided sign test, and CPU time: that of resizing a decoded picture, and that of the network.
+The folder `--photos` contains labeled photographs, named CLASS_*. Each way of resizing is applied
+to the same decoded pictures. Some ways make several images of a picture, and the probabilities of
+these images are averaged. The table shows for each way:
+- how many pictures are classified correctly;
+- how many of these the service's own way classifies incorrectly (gained), and how many pictures
+  only the service's own way classifies correctly (lost);
+- the p-value of these two numbers, by a two-sided sign test;
+- the number of images that the network computes for a picture;
+- the CPU time of resizing a decoded picture.
 """
 
 from __future__ import annotations
@@ -30,22 +35,26 @@ from service.decoding.picture import Box, fit, window
 
 SIDE = 32
 GRAY = (125, 123, 114)
-"""The mean color of CIFAR-10's training images."""
+"""Mean color of CIFAR-10's training images."""
 Way = Callable[[Image.Image], list[Image.Image]]
+"""Makes one or more images of 32 x 32 pixels from a picture."""
 
 
 def served(image: Image.Image) -> list[Image.Image]:
-    """The middle square, averaged in whole pixels, then bicubic: as served."""
+    """Resizes the middle square in the same way as the service."""
     return [fit(image, *image.size)]
 
 
 def center(resampling: Resampling) -> Way:
-    """The middle square by one filter that covers every pixel."""
+    """Returns a way that resizes the middle square with one filter, which uses all pixels."""
     return lambda image: [image.resize((SIDE, SIDE), resampling, window(*image.size))]
 
 
 def four_neighbors(image: Image.Image) -> list[Image.Image]:
-    """The middle square, each pixel from the four around its place: OpenCV's default."""
+    """Resizes the middle square as OpenCV does by default.
+
+    Each pixel of the result is interpolated from the four nearest pixels of the picture.
+    """
     extent = Image.Transform.EXTENT
     return [
         image.transform((SIDE, SIDE), extent, window(*image.size), resample=Resampling.BILINEAR)
@@ -53,17 +62,17 @@ def four_neighbors(image: Image.Image) -> list[Image.Image]:
 
 
 def squeezed(image: Image.Image) -> list[Image.Image]:
-    """The whole picture, its width and height made equal."""
+    """Resizes the whole picture to a square, which changes its proportions."""
     return [image.resize((SIDE, SIDE), Resampling.BICUBIC, reducing_gap=3)]
 
 
 def padded(color: str | tuple[int, int, int]) -> Way:
-    """The whole picture with bars."""
+    """Returns a way that resizes the whole picture and adds bars of one color."""
     return lambda image: [ImageOps.pad(image, (SIDE, SIDE), Resampling.BICUBIC, color)]
 
 
 def mirrored_edges(image: Image.Image) -> list[Image.Image]:
-    """The whole picture; instead of bars, its reflection."""
+    """Resizes the whole picture and adds bars that contain its reflection."""
     scale = SIDE / max(image.size)
     width, height = (max(1, round(scale * length)) for length in image.size)
     small = np.asarray(image.resize((width, height), Resampling.BICUBIC, reducing_gap=3))
@@ -73,7 +82,14 @@ def mirrored_edges(image: Image.Image) -> list[Image.Image]:
 
 
 def part(image: Image.Image, share: float, x: float = 0.5, y: float = 0.5) -> Image.Image:
-    """A square of `share` of the middle square's side; `x` and `y` from 0 to 1 say where."""
+    """Resizes a square part of a picture.
+
+    Args:
+        image: The picture.
+        share: Side of the part, as a share of the picture's shorter side.
+        x: Horizontal position of the part, from 0 (left) to 1 (right).
+        y: Vertical position of the part, from 0 (top) to 1 (bottom).
+    """
     side = share * min(image.size)
     left, upper = x * (image.width - side), y * (image.height - side)
     box: Box = (left, upper, left + side, upper + side)
@@ -81,14 +97,17 @@ def part(image: Image.Image, share: float, x: float = 0.5, y: float = 0.5) -> Im
 
 
 def parts(*wanted: tuple[float, float, float]) -> Way:
+    """Returns a way that makes several parts of a picture: `share`, `x` and `y` as in `part`."""
     return lambda image: [part(image, *one) for one in wanted]
 
 
 def with_mirror(way: Way) -> Way:
+    """Returns a way that also makes the mirror image of each image of `way`."""
     return lambda image: [turned for seen in way(image) for turned in (seen, ImageOps.mirror(seen))]
 
 
 def together(*ways: Way) -> Way:
+    """Returns a way that makes the images of all `ways`."""
     return lambda image: [seen for way in ways for seen in way(image)]
 
 
@@ -126,16 +145,23 @@ WAYS: dict[str, Way] = {
 
 @dataclasses.dataclass(frozen=True)
 class Result:
+    """Results of one way of resizing."""
+
     right: npt.NDArray[np.bool_]
-    """Whether each picture is recognized."""
+    """Whether each picture is classified correctly."""
     seen: int
-    """Images that the network computes for each picture."""
+    """Number of images that the network computes for each picture."""
     milliseconds: float
-    """CPU time of resizing a picture: mean over the pictures, of the best of three runs."""
+    """CPU milliseconds of resizing a picture. The minimum of three runs is taken for each picture,
+    and the minimums are averaged over all pictures."""
 
 
 def read(folder: pathlib.Path, classes: tuple[str, ...]) -> tuple[list[Image.Image], list[int]]:
-    """The pictures, upright and on white, as the service would show them; and their labels."""
+    """Reads the pictures in `folder` and their labels.
+
+    Pictures are rotated as their EXIF data says, and transparent pixels become white, as in the
+    service.
+    """
     paths = sorted(path for path in folder.iterdir() if path.name.partition("_")[0] in classes)
     images = []
     for path in paths:
@@ -151,6 +177,7 @@ def read(folder: pathlib.Path, classes: tuple[str, ...]) -> tuple[list[Image.Ima
 async def measure(
     engine: GluonEngine, images: list[Image.Image], labels: list[int], way: Way
 ) -> Result:
+    """Measures one way of resizing."""
     times = np.empty((3, len(images)))
     for run in range(3):
         for index, image in enumerate(images):
@@ -168,18 +195,26 @@ async def measure(
 
 
 def sign_test(gained: int, lost: int) -> float:
-    """Probability of a difference this large or larger if gains and losses are equally likely."""
+    """Returns the p-value of a two-sided sign test.
+
+    It is the probability of a difference of this size or larger if gains and losses are equally
+    likely.
+    """
     count = gained + lost
     tail: int = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
     return min(1.0, float(2 * tail / 2**count))
 
 
 async def run(folder: pathlib.Path, photos: pathlib.Path) -> None:
+    """Measures all ways with the version in `folder`, and prints a Markdown table."""
     async with load_engine(folder, "cpu", 1, 64, "fp32") as engine:
         images, labels = read(photos, engine.model.classes)
         network = 1000 * min(engine.warm_up_seconds[64]) / 64
-        print(f"{len(images)} pictures; the network takes {network:.2f} ms for an image of 64\n")
-        print("| way | recognized | gained, lost | p | images | ms a picture |")
+        print(
+            f"{len(images)} pictures; the network takes {network:.2f} ms per image in batches of "
+            "64 images\n"
+        )
+        print("| way | correct | gained, lost | p | images | ms per picture |")
         print("|---|---|---|---|---|---|")
         base = await measure(engine, images, labels, served)
         for name, way in WAYS.items():
@@ -194,10 +229,32 @@ async def run(folder: pathlib.Path, photos: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photos", type=pathlib.Path, required=True, metavar="FOLDER")
-    parser.add_argument("--store", type=pathlib.Path, default=manifest.STORE, metavar="FOLDER")
-    parser.add_argument("--version", default="cifar_resnet20_v1/2", metavar="NAME/VERSION")
+    """Measures the version that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.resizing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--photos",
+        type=pathlib.Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of labeled photographs, named CLASS_*",
+    )
+    parser.add_argument(
+        "--store",
+        type=pathlib.Path,
+        default=manifest.STORE,
+        metavar="FOLDER",
+        help="folder of the store (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--version",
+        default="cifar_resnet20_v1/2",
+        metavar="NAME/VERSION",
+        help="version of the network (default: %(default)s)",
+    )
     options = parser.parse_args()
     name, _, version = options.version.partition("/")
     asyncio.run(run(versions.folder(options.store, name, version), options.photos))

@@ -1,9 +1,11 @@
-"""Accuracy on held-out training images that were changed as photographs differ from CIFAR-10.
+"""Measures how accurate versions remain if images are changed.
 
     python -m benchmarks.robustness --data DIR FOLDER [FOLDER ...]
 
-Each FOLDER is that of a version that was trained with `--held-out`. The last images of the training
-set are measured as they are and after each change: no test image or photograph is used to choose.
+The changes imitate the differences between uploaded photographs and the images of CIFAR-10. Each
+FOLDER is the folder of a version that was trained with `--held-out`. The accuracy is measured on
+the held-out images, which are the last images of the training set, unchanged and after each change.
+So a version can be selected by these results without the use of test images.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ BLUR = ImageFilter.Kernel((3, 3), (1, 2, 1, 2, 4, 2, 1, 2, 1))
 
 
 def larger(image: Image.Image) -> Image.Image:
-    """The middle 26 x 26 pixels, enlarged."""
+    """Returns the middle 26 x 26 pixels, enlarged to 32 x 32."""
     return image.resize((SIDE, SIDE), Resampling.BICUBIC, (3, 3, 29, 29))
 
 
 def smaller(image: Image.Image) -> Image.Image:
-    """Reduced to 26 x 26 pixels, with its reflection around it."""
+    """Returns the image reduced to 26 x 26 pixels, with a border that is its reflection."""
     pixels = np.asarray(image.resize((26, 26), Resampling.BICUBIC))
     return Image.fromarray(np.pad(pixels, ((3, 3), (3, 3), (0, 0)), mode="symmetric"))
 
 
 def compressed(image: Image.Image) -> Image.Image:
-    """As a JPEG of low quality."""
+    """Returns the image after compression to a JPEG of low quality."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=40)
     return Image.open(file)
@@ -60,8 +62,16 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 async def measure(
     folder: pathlib.Path, images: list[cifar10.Images], labels: cifar10.Labels
 ) -> str:
-    """A row of the table: the accuracy on each form of the images, and the mean of all but the
-    first."""
+    """Returns the cells of a version in the table.
+
+    The cells are the accuracy on the unchanged images, the accuracy after each change, and the mean
+    of the accuracies after a change.
+
+    Args:
+        folder: Folder of the version.
+        images: The images, unchanged and after each change.
+        labels: Labels of the images.
+    """
     shares = []
     async with load_engine(folder, "cpu", 1, 64, "fp32") as engine:
         for changed in images:
@@ -72,24 +82,39 @@ async def measure(
 
 
 async def run(data: pathlib.Path, folders: list[pathlib.Path], held_out: int) -> None:
+    """Measures all versions and prints a Markdown table."""
     _, split = cifar10.held_out(cifar10.read_train(data), held_out)
     images = [
         np.stack([np.asarray(change(Image.fromarray(image))) for image in split.images])
         for change in CHANGES.values()
     ]
     error = 100 * math.sqrt(0.91 * 0.09 / held_out)
-    print(f"{held_out:,} held-out images; a standard error is {error:.2f} points\n")
-    print("| version | " + " | ".join([*CHANGES, "mean of the changed"]) + " |")
+    print(f"{held_out:,} held-out images; the standard error is {error:.2f} percentage points\n")
+    print("| version | " + " | ".join([*CHANGES, "mean of all changes"]) + " |")
     print("|---" * (len(CHANGES) + 2) + "|")
     for folder in folders:
         print(f"| {folder} | {await measure(folder, images, split.labels)} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="FOLDER")
-    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--held-out", type=int, default=5000, help="(%(default)s)")
+    """Measures the versions that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.robustness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folders", type=pathlib.Path, nargs="+", metavar="FOLDER", help="folder of a version"
+    )
+    parser.add_argument(
+        "--data", type=pathlib.Path, required=True, metavar="DIR", help="folder of CIFAR-10"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=5000,
+        help="number of held-out images (default: %(default)s)",
+    )
     options = parser.parse_args()
     asyncio.run(run(options.data, options.folders, options.held_out))
 

@@ -1,4 +1,4 @@
-"""Starts a server in its own session, measures its CPU time, and ends it with all its processes."""
+"""Starts servers, measures their CPU time, and ends them with all their processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.processes import end_session, signals_held, tree
 ROOT = pathlib.Path(__file__).parent.parent
 PYTHON = str(pathlib.Path(sys.executable).absolute())
 START_TIMEOUT = 60.0
-"""Seconds within which a server must answer."""
+"""Maximum number of seconds until a server must answer after its start."""
 
 
 class Server:
@@ -27,9 +27,9 @@ class Server:
         """Describes a server that `serving` has started.
 
         Args:
-            process: Its first process.
-            port: The port on 127.0.0.1 that it listens on.
-            log: The file with its output.
+            process: First process of the server.
+            port: Port on 127.0.0.1 that the server listens on.
+            log: File with the output of the server.
         """
         self.address = f"http://127.0.0.1:{port}"
         self.port = port
@@ -38,11 +38,11 @@ class Server:
         self._log = log
 
     def cpu_seconds(self) -> float:
-        """Returns the CPU time so far of all its processes, including those that have ended."""
+        """Returns the CPU seconds of all processes of the server, including ended processes."""
         return sum(tree(self.pid).values())
 
     def wait_for_port(self, seconds: float) -> bool:
-        """Returns whether the server listens within `seconds`."""
+        """Waits for at most `seconds` until the server listens, and returns whether it does."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
@@ -53,8 +53,12 @@ class Server:
     def signal(self, number: int, beginning: str) -> str:
         """Sends a signal, and returns the next line of output that starts with `beginning`.
 
+        Args:
+            number: Number of the signal.
+            beginning: First characters of the line.
+
         Raises:
-            RuntimeError: There is no such line within `START_TIMEOUT` seconds.
+            RuntimeError: The server writes no such line within `START_TIMEOUT` seconds.
         """
         with self._log.open(errors="replace") as output:
             output.seek(0, os.SEEK_END)
@@ -63,7 +67,7 @@ class Server:
             line = ""
             while time.monotonic() < deadline:
                 line += output.readline()
-                if not line.endswith("\n"):  # the end of the file so far
+                if not line.endswith("\n"):  # the line is not complete yet
                     time.sleep(0.005)
                 elif line.startswith(beginning):
                     return line
@@ -79,16 +83,17 @@ def serving(
     environment: Mapping[str, str] | None = None,
     folder: pathlib.Path = ROOT,
 ) -> Iterator[Server]:
-    """Runs a server for the duration of the block; afterwards none of its processes is left.
+    """Runs a server during the block. At the end of the block, all processes of the server end.
 
     Args:
-        command: Program and arguments. `{port}` in them is replaced by the port.
-        log: File for the output.
-        environment: Additional variables. PORT and SHOAL_PORT are set to the port.
-        folder: Working directory, which Python also imports from.
+        command: Program and arguments, in which `{port}` is replaced by the port.
+        log: File for the output of the server.
+        environment: Additional environment variables. None: none. PORT and SHOAL_PORT are set to
+            the port.
+        folder: Working directory, from which Python also imports modules.
 
     Yields:
-        The server, which may not answer yet.
+        The server, which may not be ready yet.
     """
     port = _free_port()
     variables = {

@@ -1,13 +1,14 @@
-"""Compares the throughput of servers that run at the same time, Shoal and a minimal one among them.
+"""Compares the throughput of Shoal, of other servers and of a minimal server.
 
     make side-by-side                      (after `make bench-rivals`, with Mosec)
     python -m benchmarks.side_by_side Mosec "Shoal in int8" --rounds 20
 
-The servers are loaded in turns of one second. A machine's speed changes from second to second, so
-only ratios within a round count. Requests are small images as raw bodies. `least` is the minimal
-server: FastAPI that reads the body and computes the same network on the same engine, and nothing
-else (benchmarks/baselines/fastapi_least.py). `idle` is the idle share of the whole machine during a
-turn, including its start and its end.
+All servers run at the same time. In each round, each server is loaded for one second, one server
+after the other. The speed of a machine changes from second to second, so only ratios within a round
+are meaningful. Each request has a small image as its body. The minimal server is called `least`: it
+uses FastAPI, reads the body and computes the same network with the same engine, and does nothing
+else (benchmarks/baselines/fastapi_least.py). The column `idle` is the idle share of all cores while
+a server is loaded.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ LEAST = [
     for precision in ("fp32", "int8")
 ]
 BY_NAME = {c.name: c for c in [*COMPETITORS, *LEAST] if True in c.raw}
+"""Name -> server, for all servers that accept an image as the body."""
 SECONDS = 1.0
+"""Length of a measurement in seconds."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ class Turn:
     p99: float
     """99th percentile of the latency, in seconds."""
     idle: float
-    """Idle share of the machine."""
+    """Idle share of all cores."""
 
 
 def turn(endpoint: Endpoint, connections: int) -> Turn:
-    """Measures one server. Raises RuntimeError unless every answer is 200."""
+    """Measures one server. Raises RuntimeError unless every answer has the status 200."""
     idle, total = _ticks()
     measurement = endpoint.closed_loop(SMALL, connections, SECONDS, WARM_UP)
     idle_after, total_after = _ticks()
@@ -74,7 +77,19 @@ def turn(endpoint: Endpoint, connections: int) -> Turn:
 
 
 def measure(names: list[str], rounds: int, connections: int) -> dict[str, list[Turn]]:
-    """Measures servers in turns. Raises RuntimeError if one does not answer."""
+    """Measures servers one after the other, in rounds.
+
+    Args:
+        names: Names of the servers.
+        rounds: Number of rounds.
+        connections: Number of connections, each with one request in flight.
+
+    Returns:
+        Name of each server -> results of each round.
+
+    Raises:
+        RuntimeError: A server does not answer, or an answer has another status than 200.
+    """
     with ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         endpoints = {
@@ -91,10 +106,10 @@ def measure(names: list[str], rounds: int, connections: int) -> dict[str, list[T
 
 
 def table(turns: dict[str, list[Turn]]) -> str:
-    """Returns a Markdown table; ratios to the first server have their standard errors."""
+    """Returns a Markdown table with the ratios to the first server and their standard errors."""
     first_name, first = next(iter(turns.items()))
     rows = [
-        f"| | requests/s | of {first_name} | CPU, ms per request | p99, ms | idle |",
+        f"| | requests/s | ratio to {first_name} | CPU, ms per request | p99, ms | idle |",
         "|---|---|---|---|---|---|",
     ]
     for name, own in turns.items():
@@ -110,7 +125,7 @@ def table(turns: dict[str, list[Turn]]) -> str:
 
 
 def _ticks() -> tuple[int, int]:
-    """Returns the idle time and the total time of all cores since the start of the machine."""
+    """Returns the idle time and the total time of all cores since the machine was started."""
     row = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
     ticks = [int(one) for one in row]
     return ticks[3] + ticks[4], sum(ticks)
@@ -129,10 +144,10 @@ def main() -> int:
         "names",
         nargs="*",
         default=[name for name in default if BY_NAME[name].installed],
-        help=f"of: {', '.join(BY_NAME)}",
+        help=f"servers to compare (default: all that are installed): {', '.join(BY_NAME)}",
     )
-    add("--rounds", type=int, default=20, help="(%(default)s)")
-    add("--connections", type=int, default=64, help="(%(default)s)")
+    add("--rounds", type=int, default=20, help="number of rounds (default: %(default)s)")
+    add("--connections", type=int, default=64, help="connections (default: %(default)s)")
     options = parser.parse_args()
     for name in options.names:
         if name not in BY_NAME:

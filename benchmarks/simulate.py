@@ -1,35 +1,42 @@
-"""Compares the batcher with an upper bound and with other policies, on virtual time.
+"""Compares the batcher with an upper bound and with the policies of other servers, by simulation.
 
     python -m benchmarks.simulate
 
-Runs the real `batching.Batcher` on simulated engines, and the policies of other servers on the same
-arrivals. Prints a table and writes simulate.json and simulate.png to `.bench/simulate`; with
-`--update`, to benchmarks/results, whose files are in the repository. Takes a minute or so on two
-cores.
+The program runs the real `batching.Batcher` on simulated devices and on virtual time. The policies
+of other servers, called peers, are simulated with the same arrivals of requests. The program prints
+tables and writes simulate.json and simulate.png to the folder `.bench/simulate`. With `--update`,
+it writes them to benchmarks/results, whose files are in the repository. It takes about a minute on
+two cores.
 
-Columns of the table:
-- load: share of the device's maximum rate within the SLO.
-- goodput: answers within the SLO, as a share of the bound. The bound is the number of requests that
-  arrive, or that the device can compute at its best, whichever is less at each moment.
-- average: the same as a share of min(offered, max over n of n/T(n)) over the whole run. It ignores
-  that requests of one moment cannot be computed at another.
-- kept: share of accepted requests that were answered within the SLO.
+A cell is one simulation: a device, a trace of arrivals, a load and a service level objective (SLO).
+The SLO is the timeout of every request. T(n) is the mean time of a batch of n items. There is a
+table for each cell, with a row for each policy and these columns:
+- goodput: number of answers within the SLO, as a share of the bound. The bound is the largest
+  number of answers that any policy could reach (see `benchmarks.simulation.bounds.fluid`).
+- average: the same number of answers as a share of a simpler bound, the smaller of the arrival rate
+  and the device's maximum rate, both averaged over the whole run.
+- accepted: share of the requests that were accepted.
+- kept: share of the accepted requests that were answered within the SLO.
 - p50, p99: latency of accepted requests in milliseconds.
+The load of a cell is its arrival rate as a share of the device's maximum rate within the SLO.
 
-Then, for each target: the number of cells that meet it, and whether a reference explains a miss. A
-reference knows more than the batcher. It explains a miss if it does no worse and misses the target
-as well; this is evidence and not a proof. The references:
-- the clairvoyant policy, which knows all arrivals in advance, on a device without noise; one lane;
-- where the device becomes slower halfway: the flow behind the bound, which detects the change when
-  the first batch after it can have ended;
-- there too, with `--hindsight`, which takes minutes more: Shoal informed of the device's times by
-  the second batch after the change, the first that can distinguish it from an outlier;
-- with `--hindsight`, for other misses: Shoal with the best settings of a grid for that very trace,
-  among those that answer enough accepted requests in time, apart from the moment of a change.
-A peer that is ahead explains a miss if it answers too few accepted requests in time, and fewer than
-Shoal does.
+Then the program prints, for each target, the number of cells that meet it. If a cell misses a
+target, a reference may explain the miss. A reference is a policy that knows more than the batcher.
+It explains the miss if its result is not worse than the batcher's and also misses the target. This
+is evidence, but not a proof, that the target cannot be met. The references are:
+- The clairvoyant policy knows all arrivals in advance. It is computed for devices with one lane,
+  and without noise. A lane computes one batch at a time.
+- If the device becomes slower in the middle of the run: the policy of the bound, but it detects the
+  change only when the first batch after the change has ended.
+- If the device becomes slower, and with `--hindsight`: Shoal, with the device's exact times known
+  after the second batch that follows the change. The first batch could be an outlier.
+- For other misses, with `--hindsight`: Shoal with the settings of a grid that are best for this
+  cell. Only settings with which enough accepted requests are answered in time are considered.
+If a peer has a higher goodput than Shoal, the miss is explained if the peer answers too few of its
+accepted requests in time, and a smaller share than Shoal.
 
-At the end, in real time: how long a single item waits before it is handed to the engine.
+Finally, the program measures in real time how long a single item waits before it is handed to the
+engine.
 """
 
 from __future__ import annotations
@@ -60,12 +67,12 @@ from benchmarks.simulation.verdict import GOODPUT, KEPT, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-"""In the repository; written only on request."""
+"""Folder of the results in the repository, which are written only with `--update`."""
 OUT = ROOT / ".bench" / "simulate"
-"""Ignored by git."""
+"""Default folder of the results, which git ignores."""
 
 TIGHT, LOOSE = 10, 50
-"""SLOs as multiples of T(1)."""
+"""SLOs as multiples of T(1), the mean time of a batch of one item."""
 LOADS = {
     ("poisson", TIGHT): (0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0, 10.0),
     ("poisson", LOOSE): (0.1, 0.5, 0.9, 1.0, 2.0, 10.0),
@@ -73,25 +80,32 @@ LOADS = {
     ("ramp", TIGHT): (0.3, 1.0, 3.0),
     ("bursts of 128", TIGHT): (0.3, 1.0),
 }
+"""Trace and SLO -> loads, for devices with one lane."""
 LOADS_OF_LANES = {
     ("poisson", TIGHT): (0.5, 0.9, 1.0, 2.0, 10.0),
     ("on/off", TIGHT): (1.0, 3.0),
 }
+"""Trace and SLO -> loads, for devices with several lanes."""
 FULL_BATCHES, LONG_RUN = 40, 400
-"""Length of a run in full batches. A change in the middle makes some requests late; in a run as
-short as the others these would be too large a share."""
+"""Length of a normal and of a long run, as the number of full batches that the device can compute
+in it. Runs in which the device becomes slower are long. The change makes some requests late, and in
+a normal run their share would be too large."""
 MAX_STEPS = 250_000
-"""Maximum of arrivals times batch sizes for which the clairvoyant schedule is computed."""
+"""Maximum number of arrivals x batch sizes for which the clairvoyant policy is computed."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One trace on one device. `slo` is a multiple of T(1)."""
+    """The parameters of one simulation."""
 
     device: str
+    """Name of the device, a key of `DEVICES`."""
     slo: int
+    """SLO as a multiple of T(1)."""
     trace: str
+    """Name of the arrivals, a key of `TRACES`."""
     load: float
+    """Arrival rate as a share of the device's maximum rate within the SLO."""
 
 
 CELLS = [
@@ -103,7 +117,16 @@ CELLS = [
 
 
 def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, Any]:
-    """Run all policies on the same arrivals, and compute the bounds."""
+    """Simulates one cell with all policies, and computes the bounds.
+
+    Args:
+        cell: Parameters of the simulation.
+        seed: Seed of the arrivals and of the noise.
+        in_hindsight: Whether to compute the references that take long.
+
+    Returns:
+        The results, as they are written to simulate.json.
+    """
     device = DEVICES[cell.device]
     slo = cell.slo * device.mean(1)
     capacity = device.capacity(slo)
@@ -115,7 +138,7 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
     arrivals = TRACES[cell.trace](rate, count, seed)
 
     def calm(requests: Sequence[Request]) -> Sequence[Request]:
-        """The requests that a change in the middle does not affect."""
+        """Returns the requests that a change of the device's speed does not affect."""
         return [r for r in requests if not -slo <= r.arrived - half_time <= 3 * slo]
 
     bound = figures(fluid(arrivals, device, slo, half_time), slo).goodput
@@ -170,7 +193,13 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
 
 
 def in_flight(load: float, max_in_flight: int, *, seed: int = 1) -> dict[str, Any]:
-    """Figures of the simulated GPU if the host needs 0.3 ms to assemble and copy each batch."""
+    """Simulates a GPU for which the host needs 0.3 ms to assemble and copy each batch.
+
+    Args:
+        load: As in `Cell`.
+        max_in_flight: Maximum number of batches that the engine has not returned.
+        seed: Seed of the arrivals and of the noise.
+    """
     device = DEVICES["gpu"]
     slo = TIGHT * device.mean(1)
     rate = load * device.capacity(slo)
@@ -183,7 +212,7 @@ def in_flight(load: float, max_in_flight: int, *, seed: int = 1) -> dict[str, An
 
 
 def lone_wait(items: int = 2000) -> dict[str, float]:
-    """Seconds that a single item waits for an idle engine, on uvloop, in real time."""
+    """Measures in real time how many seconds a single item waits for an idle engine, on uvloop."""
 
     async def infer(batch: Sequence[int]) -> Sequence[int]:
         await asyncio.sleep(0)
@@ -199,7 +228,7 @@ def lone_wait(items: int = 2000) -> dict[str, float]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """Print the table."""
+    """Prints the tables of all cells."""
     for cell in results:
         print(
             f"\n{cell['device']}, SLO {cell['slo']} x T(1) = {1e3 * cell['slo_seconds']:.1f} ms, "
@@ -216,7 +245,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """`value` with None in place of infinite numbers, which JSON cannot store."""
+    """Returns `value` with None in place of infinite numbers, which JSON cannot store."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -229,36 +258,46 @@ def _ms(seconds: float) -> str:
 
 
 def options() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description="Simulate the batcher and other policies.")
-    parser.add_argument("--processes", type=int, default=2, help="(%(default)s)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=2,
+        help="number of processes that simulate cells (default: %(default)s)",
+    )
     parser.add_argument(
         "--hindsight",
         action="store_true",
-        help="compute more references; takes several minutes more",
+        help="compute more references, which takes several minutes",
     )
     parser.add_argument(
         "--trace",
         type=int,
         default=1,
         metavar="SEED",
-        help="seed of arrivals and noise (%(default)s)",
+        help="seed of the arrivals and of the noise (default: %(default)s)",
     )
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument(
-        "--out", type=Path, default=OUT, metavar="FOLDER", help="for the results (%(default)s)"
+        "--out",
+        type=Path,
+        default=OUT,
+        metavar="FOLDER",
+        help="folder for the results (default: %(default)s)",
     )
     folder.add_argument(
         "--update",
         dest="out",
         action="store_const",
         const=RESULTS,
-        help="write to benchmarks/results, whose files are in the repository",
+        help="write the results to benchmarks/results, whose files are in the repository",
     )
     return parser
 
 
 def main() -> None:
+    """Simulates all cells, prints the tables and writes the files."""
     arguments = options().parse_args()
 
     todo = sorted(CELLS, key=lambda cell: -cell.load)  # the longest first
@@ -272,16 +311,16 @@ def main() -> None:
     ]
 
     show(results)
-    print("\nbatches in flight, on the gpu with 0.3 ms to assemble and copy each")
+    print("\nGPU for which the host needs 0.3 ms to assemble and copy each batch")
     for row in by_in_flight:
         print(
-            f"  load {row['load']:g}, {row['max_in_flight']} in flight: {row['of_bound']:.1%} of "
-            f"the bound, p50{_ms(row['p50'])}, p99{_ms(row['p99'])}"
+            f"  load {row['load']:g}, {row['max_in_flight']} batches in flight: goodput "
+            f"{row['of_bound']:.1%} of the bound, p50{_ms(row['p50'])}, p99{_ms(row['p99'])}"
         )
     wait = lone_wait()
     print(
-        f"\na single item waits {1e6 * wait['p50']:.0f} us before it is handed to the engine, "
-        f"p99 {1e6 * wait['p99']:.0f} us"
+        f"\na single item waits {1e6 * wait['p50']:.0f} us (median) or "
+        f"{1e6 * wait['p99']:.0f} us (p99) before it is handed to the engine"
     )
     targets = verdict(results)
     print("\n" + "\n".join(line for target in targets for line in target.lines()))

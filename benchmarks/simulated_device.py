@@ -1,8 +1,9 @@
-"""The service with a device that sleeps 1 ms per batch and 0.02 ms per image, like a small GPU.
+"""Runs the service with a simulated device that needs no CPU time, like a small GPU.
 
     python -m benchmarks.simulated_device
 
-This leaves the cores to the front ends and to the load generator.
+For each batch, the device sleeps 1 ms and another 0.02 ms for each image. So all CPU cores are left
+to the service's other processes and to the load generator.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ def seconds(size: int) -> float:
 
 
 class SimulatedDevice(FreeEngine):
-    """Computes one batch at a time on its own thread, like the real engine."""
+    """An engine that sleeps for one batch at a time on its own thread."""
 
     device = Device(None, "gpu", "simulated")
-    max_in_flight = 1  # as on a CPU: benchmarks with it are about the front ends
+    max_in_flight = 1
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
+        """
+        Args:
+            thread: An executor with one thread.
+        """
         self._thread = thread
 
     @property
@@ -50,7 +55,7 @@ class SimulatedDevice(FreeEngine):
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[SimulatedDevice]:
-    """Yields the engine, in place of `service.app.load_engine`."""
+    """Yields the engine. This function replaces `service.app.load_engine`."""
     with ThreadPoolExecutor(1) as thread:
         yield SimulatedDevice(thread)
 

@@ -1,9 +1,10 @@
-"""The service with a clock on each stage of a request.
+"""Runs the service with a clock that measures the CPU time of each stage of a request.
 
     python -m benchmarks.stage_clock
 
-The clock charges the CPU time of the event loop's thread to the stage that runs. On SIGUSR1 it
-prints the totals so far as a line of JSON.
+A stage is a part of the work for a request, such as decoding the image. The clock adds the CPU time
+of the event loop's thread to the stage that runs. When the process receives SIGUSR1, it prints the
+totals as one line of JSON.
 """
 
 from __future__ import annotations
@@ -46,30 +47,34 @@ CLOCKED: tuple[tuple[Any, str, str], ...] = (
     (Metrics, "count_batch", "respond"),
     (Output, "flush", "respond"),
 )
-"""Owner, name and stage of the functions that begin a stage. What they call belongs to the same
-stage unless it is listed itself. Outside all of them runs the event loop, which counts as `read`.
-"""
+"""Class or module, name and stage of each function that begins a stage. Functions that it calls
+belong to the same stage, unless they are listed here as well. Code that runs outside of these
+functions is the event loop, which counts as `read`."""
 
 
 class StageClock:
-    """CPU seconds of this thread by stage. Time is charged to the innermost stage."""
+    """Measures the CPU seconds of one thread by stage.
+
+    Stages can be nested. Time is added to the innermost stage only.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
-        """Starts in the stage `read`.
+        """Starts the clock in the stage `read`.
 
         Args:
-            clock: Returns seconds.
+            clock: Returns the CPU time of the calling thread in seconds.
         """
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.own = 0.0
-        """Seconds that entering and leaving a stage take, subtracted from the outer stage."""
+        """Seconds that entering and leaving a stage take. They are subtracted from the outer
+        stage."""
         self._clock = clock
         self._thread = threading.get_ident()
         self._stages = ["read"]
         self._since = clock()
 
     def enter(self, stage: str) -> None:
-        """Begins a stage inside the present one."""
+        """Begins a stage inside the current stage."""
         if threading.get_ident() == self._thread:
             self._charge()
             self._stages.append(stage)
@@ -82,7 +87,7 @@ class StageClock:
             self.seconds[self._stages[-1]] -= self.own
 
     def print(self, *_: object) -> None:
-        """Prints the totals. Time of other threads is the engine's, since this thread decodes."""
+        """Prints the totals. CPU time of other threads is added to the stage `infer`."""
         self._charge()
         totals = dict(self.seconds)
         totals["infer"] += time.process_time() - time.thread_time()
@@ -95,7 +100,10 @@ class StageClock:
 
 
 class _Steps:
-    """An awaitable whose steps are charged to a stage; the time between them is not."""
+    """An awaitable that adds the CPU time of a coroutine's steps to a stage.
+
+    A step is the code between two points where the coroutine waits.
+    """
 
     def __init__(self, awaited: Coroutine[Any, Any, Any], clock: StageClock, stage: str) -> None:
         self._awaited, self._clock, self._stage = awaited, clock, stage
@@ -113,12 +121,15 @@ class _Steps:
             try:
                 sent = yield waits_for
                 step = functools.partial(self._awaited.send, sent)
-            except BaseException as error:  # noqa: BLE001  # it is the coroutine's to handle
+            except BaseException as error:  # noqa: BLE001  # the coroutine handles it
                 step = functools.partial(self._awaited.throw, error)
 
 
 def clocked(call: Callable[..., Any], clock: StageClock, stage: str) -> Callable[..., Any]:
-    """Returns a function or coroutine function like `call` whose time is charged to `stage`."""
+    """Returns a function that does the same as `call` and adds its CPU time to `stage`.
+
+    If `call` is a coroutine function, so is the returned function.
+    """
 
     @functools.wraps(call)
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -138,7 +149,7 @@ def clocked(call: Callable[..., Any], clock: StageClock, stage: str) -> Callable
 
 
 def own_seconds(times: int = 20_000) -> float:
-    """Returns the seconds that the clock adds to a call."""
+    """Returns the mean CPU seconds that the clock adds to a call, measured with `times` calls."""
 
     def nothing() -> None:
         pass

@@ -1,4 +1,4 @@
-"""Counts the requests that a server loses when it is told to stop while it has them."""
+"""Counts the requests in flight that a server does not answer when it receives SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from benchmarks.servers import Server
 from shoal.load.connection import connect
 
 IN_FLIGHT = 32
+"""Number of requests that are sent."""
 HEAD_START = 0.1
-"""Seconds between the requests and the signal."""
+"""Seconds between sending the requests and sending SIGTERM."""
 
 
 async def lost_on_stop(server: Server, requests: list[bytes]) -> int:
-    """Sends requests at the same time, then SIGTERM.
+    """Sends `IN_FLIGHT` requests at the same time, and then SIGTERM.
+
+    Args:
+        server: The server.
+        requests: Requests that are sent in turn.
 
     Returns:
-        The number of requests without a complete answer of status 200, of `IN_FLIGHT`.
+        The number of requests without a complete answer of status 200.
     """
     sent = itertools.islice(itertools.cycle(requests), IN_FLIGHT)
     answers = [asyncio.create_task(_succeeds(server.port, request)) for request in sent]

@@ -1,12 +1,13 @@
-"""Measures how a change of the code changes its speed: two checkouts, loaded in turns.
+"""Compares the speed of two checkouts of the code.
 
     git worktree add ../before v0.1.0
     python -m benchmarks.two_trees ../before . --rounds 16
 
-Both servers run at the same time, with this interpreter and the same settings, and are loaded in
-turns of one second. A machine's speed changes from second to second, so only ratios within a round
-count. CPU time is that of all processes of a server. With `--start`, each server is started alone,
-and the time until it is ready is measured instead.
+The servers of both checkouts run at the same time, with the same Python interpreter and the same
+settings. In each round, each server is loaded for one second, one server after the other. The speed
+of a machine changes from second to second, so only ratios within a round are meaningful. The CPU
+time of a server includes all its processes. With `--start`, each server is started alone, and the
+time until the server is ready is measured instead.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from benchmarks.servers import Server, module, serving
 from shoal.load.images import Picture
 
 SECONDS = 1.0
+"""Length of a measurement in seconds."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Images, how they are sent, and how many at the same time."""
+    """A kind of load."""
 
     pictures: list[Picture]
+    """Images that are uploaded in turn."""
     raw: bool
+    """Whether an image is the body of its request (True) or in a form (False)."""
     connections: int
+    """Number of connections, each with one request in flight."""
 
 
 LOADS = {
@@ -58,7 +63,7 @@ class Turn:
     cpu: float
     """CPU seconds per request."""
     latency: float
-    """Median, in seconds."""
+    """Median latency in seconds."""
 
 
 def turn(server: Server, load: Load) -> Turn:
@@ -70,7 +75,7 @@ def turn(server: Server, load: Load) -> Turn:
 
 
 def compare(before: Server, after: Server, rounds: int, names: list[str]) -> None:
-    """Measures both servers under each load in turn, and prints a Markdown table."""
+    """Measures both servers under each load, and prints a Markdown table."""
     print("| load | requests/s before | after / before | CPU, ms | median latency, ms |")
     print("|---|---|---|---|---|")
     for name in names:
@@ -91,8 +96,8 @@ def compare(before: Server, after: Server, rounds: int, names: list[str]) -> Non
 
 
 def compare_starts(options: argparse.Namespace, folder: pathlib.Path) -> None:
-    """Starts each server alone, in turns, and prints a Markdown table."""
-    print("| | seconds until ready, median | CPU seconds until then |")
+    """Measures the start of each server, one server at a time, and prints a Markdown table."""
+    print("| | median seconds until ready | median CPU seconds until ready |")
     print("|---|---|---|")
     seconds: dict[str, list[float]] = {"before": [], "after": []}
     cpu: dict[str, list[float]] = {"before": [], "after": []}
@@ -111,7 +116,7 @@ def compare_starts(options: argparse.Namespace, folder: pathlib.Path) -> None:
 def _serving(
     name: str, options: argparse.Namespace, folder: pathlib.Path
 ) -> AbstractContextManager[Server]:
-    """Runs the server of a checkout. `name`: `before` or `after`."""
+    """Runs the server of the checkout `name`, which is `before` or `after`."""
     environment = {"SHOAL_LOG_LEVEL": "error", "SHOAL_PRECISION": options.precision}
     tree: pathlib.Path = getattr(options, name).resolve()
     return serving(module("service"), folder / name, environment, tree)
@@ -124,12 +129,23 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("before", type=pathlib.Path, help="a checkout")
-    parser.add_argument("after", type=pathlib.Path, help="another checkout")
-    parser.add_argument("--rounds", type=int, default=16, help="at least 2 (%(default)s)")
-    parser.add_argument("--load", action="append", choices=LOADS, help="(all)")
-    parser.add_argument("--precision", default="fp32", help="(%(default)s)")
-    parser.add_argument("--start", action="store_true", help="measure the start instead")
+    parser.add_argument("before", type=pathlib.Path, help="folder of the first checkout")
+    parser.add_argument("after", type=pathlib.Path, help="folder of the second checkout")
+    parser.add_argument(
+        "--rounds", type=int, default=16, help="number of rounds, at least 2 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--load",
+        action="append",
+        choices=LOADS,
+        help="load to measure; can be repeated (default: all loads)",
+    )
+    parser.add_argument(
+        "--precision", default="fp32", help="precision of both servers (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--start", action="store_true", help="measure the start of the servers instead"
+    )
     options = parser.parse_args()
     exit_on_sigterm()
     try:

@@ -1,13 +1,18 @@
-"""Whether the network can tell pictures of none of its classes from others.
+"""Measures whether the network's outputs reveal that a picture shows none of its classes.
 
     python -m benchmarks.unknown --data DIR --photos FOLDER [--others FOLDER ...]
 
-Known pictures: the test images in DIR, and photographs named CLASS_*. Unknown ones: pictures drawn
-here, and every file of the other folders that the service can decode. Each picture gets scores from
-its logits, larger for known pictures. The first table gives the area under the ROC curve: 0.5 is
-chance, 1 is perfect. The second gives which share of unknown pictures is rejected by the threshold
-that accepts 95 % of the known ones, and the thresholds. The third gives what thresholds of the
-probability reject, and how often the accepted known pictures are right.
+Known pictures show one of the network's classes. They are CIFAR-10's test images in DIR and the
+photographs named CLASS_* in the folder `--photos`. Unknown pictures show something else. They are
+pictures that this program draws, and all files in the folders `--others` that the service can
+decode. Scores are computed from the network's logits for each picture. A good score is larger for
+known pictures than for unknown pictures.
+
+The program prints three tables. The first table shows the area under the ROC curve of each score,
+where 0.5 is chance and 1 is perfect. The second table shows, for each score, the threshold that
+accepts 95 % of the known pictures, and the share of unknown pictures that this threshold rejects.
+The third table shows, for some thresholds of the probability, which share of the pictures is
+rejected, and how many of the accepted known pictures are classified correctly.
 """
 
 from __future__ import annotations
@@ -30,14 +35,18 @@ from service.decoding.picture import fit
 from service.errors import BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType
 
 ACCEPTED = 0.95
+"""Share of known pictures that the thresholds of the second table accept."""
 EACH = 40
-"""Drawn pictures of each kind."""
+"""Number of drawn pictures of each kind."""
 SIZE = 256
+"""Width and height of drawn pictures, in pixels."""
 MAX_PIXELS = 50_000_000
 ERRORS = (BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType)
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 Score = Callable[[Floats, float], Floats]
+"""Computes the scores (n,) of pictures from their logits (n, classes) and a temperature, which
+divides the logits."""
 
 
 def _log_softmax(logits: Floats) -> Floats:
@@ -47,33 +56,34 @@ def _log_softmax(logits: Floats) -> Floats:
 
 
 def probability(logits: Floats, temperature: float) -> Floats:
-    """Of the most probable class, as the service answers it."""
+    """Returns the probability of the most probable class, as the service answers it."""
     result: Floats = np.exp(_log_softmax(logits / temperature)).max(axis=1)
     return result
 
 
 def margin(logits: Floats, temperature: float) -> Floats:
-    """How much more probable the first class is than the second."""
+    """Returns the difference between the largest and the second largest probability."""
     ordered = np.sort(np.exp(_log_softmax(logits / temperature)), axis=1)
     result: Floats = ordered[:, -1] - ordered[:, -2]
     return result
 
 
 def negative_entropy(logits: Floats, temperature: float) -> Floats:
-    """In nats."""
+    """Returns the negative entropy of the probabilities, in nats."""
     logarithms = _log_softmax(logits / temperature)
     result: Floats = (np.exp(logarithms) * logarithms).sum(axis=1)
     return result
 
 
 def energy(logits: Floats, temperature: float) -> Floats:
-    """Liu et al. 2020, arXiv 2010.03759: the logarithm of the sum of exp(logit)."""
+    """Returns log(sum(exp(logits))), after Liu et al. 2020, arXiv 2010.03759."""
     most = logits.max(axis=1)
     result: Floats = most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
     return result
 
 
 def greatest_logit(logits: Floats, temperature: float) -> Floats:
+    """Returns the largest logit."""
     result: Floats = logits.max(axis=1)
     return result
 
@@ -88,7 +98,7 @@ SCORES: dict[str, Score] = {
 
 
 def drawn(rng: np.random.Generator) -> dict[str, list[Image.Image]]:
-    """Pictures of nothing, of patterns, of text and of shapes."""
+    """Draws unknown pictures of several kinds. Returns kind -> pictures."""
     kinds = {
         "noise": _noise,
         "one color": _plain,
@@ -196,7 +206,7 @@ def _face(rng: np.random.Generator) -> Image.Image:
 
 
 def decodable(folder: pathlib.Path) -> Iterator[npt.NDArray[np.uint8]]:
-    """What the network would see of each file, each picture once."""
+    """Yields the network's input for each file that can be decoded, without duplicates."""
     seen = set()
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
@@ -212,7 +222,7 @@ def decodable(folder: pathlib.Path) -> Iterator[npt.NDArray[np.uint8]]:
 
 
 def photographs(folder: pathlib.Path) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """Pictures named CLASS_* as the network would see them, and their labels."""
+    """Yields the network's input and the label for each picture named CLASS_*."""
     for path in sorted(folder.iterdir()):
         name = path.name.partition("_")[0]
         if name in cifar10.CLASSES:
@@ -220,6 +230,7 @@ def photographs(folder: pathlib.Path) -> Iterator[tuple[npt.NDArray[np.uint8], i
 
 
 def all_logits(version: Version, images: npt.NDArray[np.uint8]) -> Floats:
+    """Returns the logits (n, classes) of images, uint8 (n, 32, 32, 3)."""
     mx = load_mxnet(threads=1)
     network = Teachers(mx, mx.cpu(), [version])
     parts = []
@@ -233,13 +244,23 @@ def all_logits(version: Version, images: npt.NDArray[np.uint8]) -> Floats:
 
 
 def area(known: Floats, unknown: Floats) -> float:
-    """Under the ROC curve: how often a known picture has the larger score."""
+    """Returns the area under the ROC curve.
+
+    It is the probability that a known picture has a larger score than an unknown picture.
+    """
     ordered = np.sort(unknown)
     below = np.searchsorted(ordered, known, "left") + np.searchsorted(ordered, known, "right")
     return float(below.mean() / 2 / len(unknown))
 
 
 def report(known: dict[str, Floats], unknown: dict[str, Floats], temperature: float) -> None:
+    """Prints the first and the second table.
+
+    Args:
+        known: Kind -> logits of known pictures.
+        unknown: Kind -> logits of unknown pictures.
+        temperature: Number that divides the logits.
+    """
     everything = np.concatenate(list(unknown.values()))
     print("| known | score | " + " | ".join(["all", *unknown]) + " |")
     print("|---" * (len(unknown) + 3) + "|")
@@ -264,8 +285,8 @@ def report(known: dict[str, Floats], unknown: dict[str, Floats], temperature: fl
 def report_thresholds(
     known: dict[str, Floats], labels: dict[str, Labels], unknown: Floats, temperature: float
 ) -> None:
-    """What is rejected below a probability, and how often the accepted known pictures are right."""
-    columns = [f"{name} rejected | right of the others" for name in known]
+    """Prints the third table. `labels` has the labels of the `known` pictures."""
+    columns = [f"{name} rejected | correct of the accepted" for name in known]
     print("\n| probability below | " + " | ".join([*columns, "unknown rejected"]) + " |")
     print("|---" * (2 * len(known) + 2) + "|")
     for threshold in (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95):
@@ -279,12 +300,42 @@ def report_thresholds(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--photos", type=pathlib.Path, required=True, metavar="FOLDER")
-    parser.add_argument("--others", type=pathlib.Path, nargs="*", default=[], metavar="FOLDER")
-    parser.add_argument("--store", type=pathlib.Path, default=manifest.STORE, metavar="FOLDER")
-    parser.add_argument("--version", default="cifar_resnet20_v1/2", metavar="NAME/VERSION")
+    """Measures one version and prints the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.unknown",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=pathlib.Path, required=True, metavar="DIR", help="folder of CIFAR-10")
+    add(
+        "--photos",
+        type=pathlib.Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of known pictures, named CLASS_*",
+    )
+    add(
+        "--others",
+        type=pathlib.Path,
+        nargs="*",
+        default=[],
+        metavar="FOLDER",
+        help="folders of unknown pictures",
+    )
+    add(
+        "--store",
+        type=pathlib.Path,
+        default=manifest.STORE,
+        metavar="FOLDER",
+        help="folder of the store (default: %(default)s)",
+    )
+    add(
+        "--version",
+        default="cifar_resnet20_v1/2",
+        metavar="NAME/VERSION",
+        help="version to measure (default: %(default)s)",
+    )
     options = parser.parse_args()
     version = read_version(options.store, options.version)
     fitted = version.model.temperature

@@ -1,15 +1,17 @@
-"""Measures how much more two front ends can do than one.
+"""Compares the throughput of two front ends with that of one.
 
     python -m benchmarks.workers
 
-A device that sleeps (benchmarks/simulated_device.py) leaves the cores to the front ends. One
-process that does everything and two front ends with an engine process are loaded in turns. A
-machine's speed changes, so only ratios within a round count.
+A front end is a process that handles HTTP and decodes images. The engine is simulated by a device
+that sleeps (benchmarks/simulated_device.py), which leaves the CPU cores to the front ends. Two
+servers are loaded one after the other: a server with one process, and a server with two front ends
+and an engine process. The speed of a machine changes, so only ratios within a round are meaningful.
 
-The servers get two cores. On a machine with more, the load generator has the others, and throughput
-is measured. On two cores, generator and server share them. Then the throughput is computed from the
-CPU time per request of each process: what the server could do with both cores to itself, limited by
-the busiest process, which can use one core.
+The servers run on two cores. If the machine has more cores, the load generator uses the other
+cores, and the throughput is measured. If the machine has two cores, the load generator uses the
+same cores as the servers. Then the throughput that a server would reach on two free cores is
+computed from the CPU time per request of each process. It is limited by the busiest process,
+because one process can use only one core.
 """
 
 from __future__ import annotations
@@ -38,11 +40,14 @@ from shoal.load import processes
 from shoal.load.generator import Job
 
 CORES = 2
+"""Number of cores that the servers use."""
 MAX_REJECTED = 0.02
-"""Share of requests. With more, the load would not be the intended one."""
+"""Maximum share of requests that may be rejected. A larger share would invalidate the results."""
 COUNTS = (1, 2)
+"""Numbers of front ends that are compared."""
 READY_IN_A_ROW = 12
-"""Answers after which every front end is ready: they learn of the engine at different moments."""
+"""Number of successful answers in a row after which all front ends count as ready. Front ends do
+not become ready at the same time, and each answer comes from any of them."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,14 @@ class Workers:
 
     server: Server
     processes: dict[str, int]
-    """Name -> process id."""
+    """Name of each process -> process ID."""
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Returns the CPU time of each process so far."""
+        """Returns the CPU seconds that each process has used."""
         return {name: cpu_seconds(pid) for name, pid in self.processes.items()}
 
     def batches(self) -> tuple[float, float]:
-        """Returns the number of items and of batches so far."""
+        """Returns the number of images and the number of batches that were computed."""
         with urllib.request.urlopen(f"{self.server.address}/metrics") as answer:  # noqa: S310
             families = text_string_to_metric_families(answer.read().decode())
         values = {sample.name: sample.value for family in families for sample in family.samples}
@@ -70,19 +75,19 @@ class Measured:
     """Results of one server in one round."""
 
     rate: float
-    """Answers per second."""
+    """Measured number of answers per second."""
     cost: dict[str, float]
-    """Process -> CPU seconds per request."""
+    """Name of each process -> CPU seconds per request."""
     generator: float
-    """Cores that the load generator used."""
+    """Number of cores that the load generator used."""
     batch: float
     """Mean number of images in a batch."""
     pinned: bool
-    """Whether the server had its cores to itself."""
+    """Whether the load generator used other cores than the server."""
 
     @property
     def capacity(self) -> float:
-        """Answers per second with the cores to itself."""
+        """Number of answers per second if the server's cores are used by the server only."""
         if self.pinned:
             return self.rate
         return min(CORES / sum(self.cost.values()), 1 / max(self.cost.values()))
@@ -90,13 +95,13 @@ class Measured:
 
 @contextmanager
 def running(workers: int, cores: Sequence[int], log: pathlib.Path) -> Iterator[Workers]:
-    """Runs a server with `workers` front ends on `cores` for the duration of the block."""
+    """Runs a server with `workers` front ends on the CPU cores `cores` during the block."""
     settings = {
         "SHOAL_WORKERS": str(workers),
         "SHOAL_LOG_FORMAT": "json",
     }
     own_cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)  # the server inherits it
+    os.sched_setaffinity(0, cores)  # the server inherits this setting
     with contextlib.ExitStack() as stack:
         try:
             command = module("benchmarks.simulated_device")
@@ -110,7 +115,11 @@ def running(workers: int, cores: Sequence[int], log: pathlib.Path) -> Iterator[W
 
 
 def _wait_until_ready(server: Server) -> None:
-    """Waits until `/readyz` answers 200 several times in a row. Raises RuntimeError."""
+    """Waits until `/readyz` has answered 200 `READY_IN_A_ROW` times in a row.
+
+    Raises:
+        RuntimeError: The server is not ready within `START_TIMEOUT` seconds.
+    """
     in_a_row, deadline = 0, time.monotonic() + START_TIMEOUT
     while server.wait_for_port(deadline - time.monotonic()):
         try:
@@ -125,7 +134,17 @@ def _wait_until_ready(server: Server) -> None:
 
 
 def measure(workers: Workers, connections: int, seconds: float, pinned: bool) -> Measured:
-    """Loads a server and measures it. Raises RuntimeError if it rejects too many requests."""
+    """Measures a server under load.
+
+    Args:
+        workers: The server.
+        connections: Number of connections, each with one request in flight.
+        seconds: Length of the measurement in seconds.
+        pinned: Whether the load generator uses other cores than the server.
+
+    Raises:
+        RuntimeError: The server rejects too many requests, or answers incorrectly.
+    """
     endpoint = Endpoint(workers.server, raw=False)
     job = Job(
         url=endpoint.url,
@@ -154,10 +173,14 @@ def measure(workers: Workers, connections: int, seconds: float, pinned: bool) ->
 
 
 def rounds(count: int, connections: int, seconds: float) -> list[dict[int, Measured]]:
-    """Returns the results of each round by number of front ends, and prints them."""
+    """Measures both servers in `count` rounds, and prints the results.
+
+    Returns:
+        For each round, number of front ends -> results.
+    """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < CORES:
-        raise RuntimeError(f"this benchmark needs {CORES} cores")
+        raise RuntimeError(f"this benchmark needs {CORES} CPU cores")
     pinned = len(cores) > CORES
     results = []
     with contextlib.ExitStack() as stack:
@@ -185,29 +208,39 @@ def _lines(number: int, by_count: dict[int, Measured]) -> str:
         cost = "  ".join(f"{name} {1e6 * spent:.0f}" for name, spent in measured.cost.items())
         lines.append(
             f"round {number}  {workers} front end{'s' if workers > 1 else ''}: "
-            f"{measured.rate:7.0f}/s measured, {measured.capacity:7.0f}/s by itself, "
-            f"generator {measured.generator:.2f} cores, {measured.batch:4.1f} images per batch; "
-            f"us per request: {cost}"
+            f"{measured.rate:7.0f}/s measured, {measured.capacity:7.0f}/s without the load "
+            f"generator, which used {measured.generator:.2f} cores; "
+            f"{measured.batch:4.1f} images per batch; CPU us per request: {cost}"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measures, and prints how throughput and cost change."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--json", type=pathlib.Path, help="file for the results")
+    """Measures both servers, and prints the ratios of throughput and CPU time."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.workers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=3.0,
+        help="length of each measurement in seconds (default: %(default)s)",
+    )
+    add("--connections", type=int, default=64, help="connections (default: %(default)s)")
+    add("--json", type=pathlib.Path, help="JSON file for the results")
     options = parser.parse_args()
     exit_on_sigterm()
     results = rounds(options.rounds, options.connections, options.seconds)
     ratios = [one[2].capacity / one[1].capacity for one in results]
     costs = [sum(one[2].cost.values()) / sum(one[1].cost.values()) for one in results]
     print(
-        f"from 1 to 2 front ends: {statistics.median(ratios):.2f} times the throughput "
-        f"({min(ratios):.2f} to {max(ratios):.2f}), "
-        f"{statistics.median(costs):.2f} times the CPU per request"
+        f"2 front ends compared with 1: {statistics.median(ratios):.2f} times the throughput "
+        f"({min(ratios):.2f} to {max(ratios):.2f}) and "
+        f"{statistics.median(costs):.2f} times the CPU time per request"
     )
     if options.json:
         rows = [

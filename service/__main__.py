@@ -41,9 +41,9 @@ from service.workers.process import ARGUMENT
 from service.workers.supervisor import ENGINE, Supervisor
 
 YOUNG_THRESHOLD = 5000
-"""New objects after which Python collects its young generation. Python's default is 700."""
+"""Number of new objects after which Python collects its young generation (default: 700)."""
 FULL_COLLECTION = 20
-"""Collections of the middle generation before a full collection. Python's default is 10."""
+"""Number of collections of the middle generation before a full collection (default: 10)."""
 
 
 def main(load_engine: str = LOAD_ENGINE) -> int:

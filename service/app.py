@@ -68,7 +68,7 @@ LOAD_ENGINE = "service.app:load_engine"
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
     """Return a context manager that loads the model in the settings and closes it at the end.
 
-    Entering it raises BadModel if the model cannot be loaded.
+    Entering the context manager raises BadModel if the model cannot be loaded.
     """
     return model_store.engine.load_engine(
         folder_of(settings),
@@ -125,8 +125,8 @@ def create_engine_server(
 ) -> EngineServer:
     """Build the server of the engine process.
 
-    The engine and the decoder processes belong to it. Front ends, the processes that accept HTTP
-    requests, share them.
+    The engine process runs the engine and the decoders. Front ends, which are the processes that
+    accept HTTP requests, use both through a socket in `folder`.
 
     Args:
         settings: The settings of the service.
@@ -215,7 +215,7 @@ def _fastapi(settings: Settings, service: Service, front_end: bool) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    """Add the routes of the API before FastAPI's own routes, and the page after them.
+    """Add the routes of the API before FastAPI's own routes, and those of the page at the end.
 
     The first route that matches a request handles it.
     """
@@ -270,7 +270,7 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
 async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[None]:
     """Within the block, a front end updates the metrics that are added up over all processes.
 
-    A single process has nothing to add up. It updates these metrics when a client requests them.
+    If the service has only one process, `/metrics` updates these metrics before it returns them.
     """
 
     async def update() -> None:
@@ -329,8 +329,8 @@ def _secret(setting: SecretStr | None) -> str:
 def _described(app: FastAPI, service: Service) -> Callable[[], dict[str, Any]]:
     """Return a function that completes FastAPI's OpenAPI description.
 
-    It adds the API keys, and the schemas of errors and of bodies that endpoints read without
-    FastAPI.
+    The function adds the API keys, the schemas of errors, and the schemas of bodies that endpoints
+    read without FastAPI.
     """
     describe = app.openapi
     unseen = (

@@ -13,7 +13,7 @@ empty. The client then has a debt, and its requests are rejected until the debt 
 
 Guarantees
 - A request is accepted only if this holds for every period that ends at that moment: the images
-  that were counted for its client are fewer than `burst` plus `rate` for each second.
+  that were counted for its client in the period are fewer than `burst` plus `rate` per second.
 - A debt of n images is paid off in `n / rate` seconds.
 - A debt comes only from requests that were accepted before their images were counted. These are at
   most `burst` requests, and `rate` requests for each second that an upload may take. The number of

@@ -7,7 +7,8 @@
 
 `--rate` sends requests at planned times, even if the server is slow. The latency of a request is
 measured from its planned time, so it is the latency that independent clients would see.
-`--concurrency` sends on N connections; each sends its next request when the last one is answered.
+`--concurrency` opens N connections. Each connection sends its next request when its last request is
+answered.
 `--find-max` searches the highest rate at which the 99th percentile of the latency is within the SLO
 (service level objective). For the SLO, a rejected request counts as a request without an answer.
 

@@ -3,10 +3,10 @@
     with Client("http://127.0.0.1:8000") as shoal:
         print(shoal.predict("horse.jpg").class_)
 
-When the service is busy, it tells clients when to retry. The client retries then, until its
-`timeout` ends. It also sends the remaining time to the service with each request, so that the
-service does not compute images for a client that has stopped waiting. Errors are exceptions of
-`shoal.errors`. A client reuses its connections, so create one client and use it for all requests.
+When the service is busy, its answer says when to retry. A client then waits and retries, until the
+client's `timeout` ends. Each request contains the remaining time, so that the service does not
+compute images for a client that has stopped waiting. Errors are exceptions of `shoal.errors`. A
+client reuses its connections, so create one client and use it for all requests.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Client:
         """Classifies one image.
 
         Raises:
-            NoPrediction: There is no prediction. Its subclasses state the reason.
+            NoPrediction: There is no prediction. The subclass states the reason.
             OSError: A file cannot be read.
         """
         return prediction(self._request("predict", [_part(image)]))

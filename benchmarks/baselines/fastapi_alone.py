@@ -1,4 +1,4 @@
-"""FastAPI as in tutorials, without batching: two processes, each with its own network.
+"""Runs a FastAPI server as in tutorials: two processes, each with its own network, no batching.
 
 python -m benchmarks.baselines.fastapi_alone
 """
@@ -18,20 +18,21 @@ app = FastAPI()
 
 
 class Prediction(BaseModel):
-    """The answer."""
+    """The answer to a prediction request."""
 
     class_: str = Field(alias="class")
     probability: float
 
 
-if __name__ == "benchmarks.baselines.fastapi_alone":  # in uvicorn's workers
+if __name__ == "benchmarks.baselines.fastapi_alone":  # this module was imported by a worker
     network = Network()
 
 
 @app.post("/predict")
 async def predict(img: Annotated[UploadFile, "an image"]) -> Prediction:
     """Classifies an image."""
-    # On the event loop: MXNet must stay on one thread, and another thread would only add cost.
+    # This runs on the event loop. MXNet must be called on one thread, and an additional thread
+    # would only take more CPU time.
     return Prediction.model_validate(network.classify([decode(await img.read())])[0])
 
 
@@ -40,7 +41,7 @@ if __name__ == "__main__":
         "benchmarks.baselines.fastapi_alone:app",
         port=int(os.environ["PORT"]),
         workers=2,
-        timeout_worker_healthcheck=60,  # loading takes longer than the default
+        timeout_worker_healthcheck=60,  # loading takes longer than the default timeout
         loop="uvloop",
         http="httptools",
         access_log=False,

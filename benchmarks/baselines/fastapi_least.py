@@ -1,8 +1,9 @@
-"""The cheapest FastAPI service around this network that we know how to build, for comparison.
+"""Runs a FastAPI service that computes this network and does as little else as possible.
 
-It has the connections, the engine and the settings of Shoal, and FastAPI's router. It reads the
-body, computes as many images as wait, and sends a fixed answer. It parses, decodes, predicts,
-counts and logs nothing, and has no deadlines.
+It shows how much CPU time Shoal's other features take. The service uses Shoal's connections, engine
+and settings, and FastAPI's router. It reads the body of each request, computes a blank image, and
+sends a fixed answer. It computes all waiting requests in one batch, up to `MAX_BATCH`. It does not
+decode the body, has no deadlines, metrics or logs, and does not predict times.
 
 python -m benchmarks.baselines.fastapi_least
 """
@@ -35,7 +36,7 @@ not_empty = asyncio.Event()
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
-    """Yields the engine, while tasks compute what waits."""
+    """Yields the engine, while tasks compute the waiting requests."""
     async with load_engine(settings) as engine:
         runners = [asyncio.create_task(compute(engine)) for _ in range(IN_FLIGHT)]
         yield engine
@@ -44,7 +45,7 @@ async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
 
 
 async def compute(engine: GluonEngine) -> None:
-    """Computes batches for ever."""
+    """Computes batches of the waiting requests, until the task is canceled."""
     while True:
         while not waiting:
             not_empty.clear()
@@ -53,12 +54,12 @@ async def compute(engine: GluonEngine) -> None:
         del waiting[:MAX_BATCH]
         await engine.infer([IMAGE] * len(batch))
         for answer in batch:
-            if not answer.done():  # it is canceled if its client disconnected
+            if not answer.done():  # the future is canceled if the client disconnected
                 answer.set_result(None)
 
 
 async def predict(request: Request) -> Response:
-    """Waits for a batch, and returns a fixed answer."""
+    """Waits until a batch with this request is computed, and returns a fixed answer."""
     await request.body()
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting.append(answer)

@@ -1,7 +1,7 @@
-"""The network that ships with Shoal, for the servers that Shoal is compared with.
+"""Loads and computes Shoal's default network, for the servers that Shoal is compared with.
 
-It is loaded once and compiled for each batch size, on one OpenMP thread, and is as fast as Shoal's
-in fp32. The comparison is then one of serving.
+The network is loaded once and compiled for each batch size. It uses one OpenMP thread and is as
+fast as in Shoal in fp32. So a comparison shows the differences between the servers only.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MODEL = "cifar_resnet20_v1"
 SIDE = 32
 
 Pixels = npt.NDArray[np.uint8]
-"""uint8 array of shape (32, 32, 3), RGB."""
+"""Pixels of an image: uint8 (32, 32, 3), RGB."""
 
 
 def decode(data: bytes) -> Pixels:
-    """Decodes an image as tutorials do."""
+    """Decodes and resizes an image with Pillow, as tutorials do."""
     return resized(Image.open(io.BytesIO(data)))
 
 
@@ -39,10 +39,11 @@ class Network:
     """A loaded network. It must be created and called on the same thread."""
 
     def __init__(self, max_batch_size: int = 1) -> None:
-        """Loads the latest version in the model store.
+        """Loads the latest version of the network in the default store.
 
         Args:
-            max_batch_size: The network is compiled for each power of two up to this size.
+            max_batch_size: Maximum number of images in a batch. The network is compiled for each
+                power of two up to this size.
         """
         self._mx = load_mxnet(threads=1)
         folder = versions.folder(manifest.STORE, MODEL, versions.latest(manifest.STORE, MODEL))
@@ -61,7 +62,7 @@ class Network:
             size *= 2
 
     def classify(self, images: Sequence[Pixels]) -> list[dict[str, Any]]:
-        """Returns the class of each image and its softmax probability."""
+        """Returns the most probable class of each image and the probability of that class."""
         size = next(size for size in self._by_size if size >= len(images))
         inputs = np.zeros((size, SIDE, SIDE, 3), dtype=np.float32)
         np.divide(np.stack(images), 255, out=inputs[: len(images)])

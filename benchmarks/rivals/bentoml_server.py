@@ -1,9 +1,9 @@
-"""BentoML: two workers, each with its own network and adaptive batcher.
+"""Defines a BentoML service: two workers, each with its own network and adaptive batcher.
 
 bentoml serve benchmarks.rivals.bentoml_server:Classifier --port N
 """
 
-# No `from __future__ import annotations`: BentoML evaluates the annotations.
+# `from __future__ import annotations` is not used, because BentoML evaluates the annotations.
 from typing import Any
 
 import bentoml
@@ -14,7 +14,7 @@ from benchmarks.baselines.network import Network, resized
 
 @bentoml.service(workers=2, traffic={"timeout": 60}, metrics={"enabled": False})
 class Classifier:
-    """The service."""
+    """The service. BentoML calls the method."""
 
     def __init__(self) -> None:
         self.network = Network(16)

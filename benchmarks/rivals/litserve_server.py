@@ -1,9 +1,9 @@
-"""LitServe: uvicorn and one worker, which decodes images and computes batches.
+"""Runs a LitServe server: uvicorn, and one worker that decodes images and computes batches.
 
 python -m benchmarks.rivals.litserve_server
 """
 
-# No `from __future__ import annotations`: LitServe evaluates the annotations.
+# `from __future__ import annotations` is not used, because LitServe evaluates the annotations.
 import os
 from typing import Any
 
@@ -14,13 +14,13 @@ from benchmarks.baselines.network import Network, Pixels, decode
 
 
 class Classifier(litserve.LitAPI):
-    """The service; LitServe calls its methods."""
+    """The service. LitServe calls the methods."""
 
     def setup(self, device: str) -> None:
         self.network = Network(16)
 
     def decode_request(self, request: Request) -> Pixels:
-        form: Any = request  # despite its type, the worker receives the form
+        form: Any = request  # although the annotation must be Request, this is the parsed form
         return decode(form["img"].file.read())
 
     def batch(self, inputs: list[Pixels]) -> list[Pixels]:

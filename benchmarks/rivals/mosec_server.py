@@ -1,6 +1,8 @@
-"""Mosec: a front end in Rust and two workers, each with its own network, that decode and compute.
+"""Runs a Mosec server: a front end in Rust and two workers, each with its own network.
 
-python benchmarks/rivals/mosec_server.py --port N    (accepts images as raw bodies)
+python benchmarks/rivals/mosec_server.py --port N
+
+The workers decode images and compute batches. An image must be the body of its request.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from benchmarks.baselines.network import Network, Pixels, decode
 
 
 class Classifier(Worker):
-    """A worker; Mosec calls its methods."""
+    """A worker. Mosec calls the methods."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks.simulate`: devices, arrivals, policies, and upper bounds."""
+"""Parts of the simulation `benchmarks.simulate`: devices, arrivals, policies and upper bounds."""

@@ -1,4 +1,8 @@
-"""Arrivals: when requests arrive, in increasing seconds; the same for every policy."""
+"""Arrivals: generates the times at which requests arrive, in increasing seconds.
+
+In all functions, `rate` is the mean number of requests per second, `count` is the approximate
+number of requests, and the times depend only on the arguments and the `seed`.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,31 @@ BURST = Path(__file__).parent / "burst.json"
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:
-    """Independent callers at a constant rate."""
+    """Returns arrivals of independent requests at a constant rate."""
     return _thinned(rate, count, seed, lambda _: 1.0, 1.0)
 
 
 def on_off(rate: float, count: int, seed: int) -> list[float]:
-    """Ten periods: a quarter of each at four times the rate, the remainder without arrivals."""
+    """Returns arrivals in ten periods.
+
+    The first quarter of each period has four times the rate, and the remaining time of the period
+    has no arrivals.
+    """
     period = count / rate / 10
     return _thinned(rate, count, seed, lambda t: 4.0 if t % period < period / 4 else 0.0, 4.0)
 
 
 def ramp(rate: float, count: int, seed: int) -> list[float]:
-    """One period from a tenth of the rate up to 1.9 times the rate and back."""
+    """Returns arrivals at a rate that rises from 0.1 to 1.9 times `rate` and then falls again."""
     day = count / rate
     return _thinned(rate, count, seed, lambda t: 1 - 0.9 * math.cos(2 * math.pi * t / day), 1.9)
 
 
 def bursts(rate: float, count: int, seed: int) -> list[float]:
-    """A tenth of the rate, and bursts of 128 requests that are sent at the same time.
+    """Returns arrivals in bursts of 128 requests, and single requests at a tenth of the rate.
 
-    `python -m benchmarks.record_burst` recorded when the requests of a burst arrive.
+    The requests of a burst are sent at the same time. Their arrival times were recorded by `python
+    -m benchmarks.record_burst`.
     """
     recorded: list[float] = json.loads(BURST.read_text())
     length = count / rate
@@ -44,7 +53,10 @@ def bursts(rate: float, count: int, seed: int) -> list[float]:
 def _thinned(
     rate: float, count: int, seed: int, shape: Callable[[float], float], peak: float
 ) -> list[float]:
-    """About `count` arrivals at `rate` times `shape(t)`, which is at most `peak`."""
+    """Returns about `count` arrivals, whose rate at the time t is `rate` * `shape(t)`.
+
+    `peak` is the maximum of `shape`.
+    """
     random_ = random.Random(seed)
     length = count / rate
     times = []

@@ -1,4 +1,8 @@
-"""Bounds: what no policy can exceed for given arrivals on a device without noise."""
+"""Bounds: computes upper bounds of the number of answers that any policy can reach.
+
+The bounds hold for given arrivals and a device whose times have no noise. A request must be
+answered within the SLO, the service level objective, which is a number of seconds.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +24,34 @@ def fluid(
     *,
     known_from: float = 0.0,
 ) -> list[Request]:
-    """Requests flow through the device at its best rate, one by one and without batches.
+    """Simulates a device that computes requests one by one at its maximum rate, without batches.
 
-    A request that would take longer than the SLO is rejected. In any interval, no device answers
-    more than its capacity times the interval's length, and a request must be answered within one
-    SLO of its arrival. Accepting every request for which there is room gives the maximum number of
-    answers under these conditions. So this is min(offered, capacity) at every moment, and not on
-    average.
+    A request is rejected if it cannot be answered within the SLO. All other requests are accepted.
+    No policy can reach more answers: in any interval, the device computes at most its capacity
+    times the length of the interval, and each request must be answered within one SLO after its
+    arrival.
 
     Args:
-        arrivals: In increasing seconds.
+        arrivals: Arrival times of the requests in increasing seconds.
         device: The device.
-        slo: Seconds in which a request must be answered.
-        half_time: When the device becomes slower.
-        known_from: Until then the change is unknown: a request is accepted if it could be answered
-            without the change. Of the accepted requests as many as possible are answered.
+        slo: Seconds within which a request must be answered.
+        half_time: Time in seconds at which the device becomes slower.
+        known_from: Time in seconds from which the change of the device is known. Before that time,
+            a request is accepted if it could be answered by the device without the change. As many
+            of the accepted requests as possible are answered.
+
+    Returns:
+        The requests with their results.
     """
     before = device.capacity(slo)
     after = device.capacity(slo / device.slower) / device.slower
 
     def requests_done(t: float) -> float:
-        """Requests that the device can compute by `t`."""
+        """Returns the number of requests that the device can compute until the time `t`."""
         return before * min(t, half_time) + after * max(t - half_time, 0.0)
 
     def time_of(work: float) -> float:
-        """When `work` requests are computed."""
+        """Returns the time at which the device can have computed `work` requests."""
         first = before * half_time
         return work / before if work <= first else half_time + (work - first) / after
 
@@ -66,18 +73,24 @@ def fluid(
 
 
 def clairvoyant(arrivals: Sequence[float], device: Device, slo: float) -> float:
-    """The maximum share of the arrivals that can be answered within the SLO if all arrivals are
-    known in advance and any request may be rejected.
+    """Returns the maximum share of requests that can be answered within the SLO.
 
-    All requests have the same SLO. Exchanging two requests therefore shows that an optimal schedule
-    computes them in order of arrival, and that each of its batches is a run of consecutive
-    arrivals. So for the first j arrivals and every number g of answers, it is enough to know the
-    earliest time at which the device can be free again:
+    The policy knows all arrivals in advance and may reject any request. The device must have one
+    lane. All requests have the same SLO, so there is an optimal schedule in which each batch
+    consists of consecutive arrivals: exchanging two requests never helps. So it is enough to
+    compute the following times for all j and g. free[j][g] is the earliest time at which the device
+    can be free again if g of the first j requests are answered:
 
         free[j][g] = min(free[j-1][g], over n: max(free[j-n][g-n], arrival j) + T(n))
 
-    where a batch of n counts only if it ends within one SLO of the arrival of its first request. Of
-    all states in which the device is idle at an arrival, only that with the most answers matters.
+    T(n) is the time of a batch of n requests. A batch is considered only if it ends within one SLO
+    after the arrival of its first request. If the device can be idle when a request arrives, only
+    the state with the most answers is kept.
+
+    Args:
+        arrivals: Arrival times of the requests in increasing seconds.
+        device: The device.
+        slo: Seconds within which a request must be answered.
     """
     sizes = [n for n in range(1, LARGEST + 1) if device.mean(n) <= slo]
     rows: deque[tuple[int, NDArray[np.float64]]] = deque([(0, np.zeros(1))], maxlen=max(sizes))

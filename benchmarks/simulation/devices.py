@@ -1,5 +1,9 @@
-"""Devices: simulated engines with a formula for T(n), noise, padding, several lanes, and a device
-that becomes slower halfway."""
+"""Devices: simulated devices that compute batches.
+
+The mean time T(n) of a batch of n items is given by a formula, and each batch has random noise.
+Some devices pad batches to a bucket, which is one of a few sizes. One device has several lanes,
+which compute one batch each at the same time. One device becomes slower in the middle of a run.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 LARGEST = 64
+"""Maximum batch size."""
 NOISE = 0.05
+"""Relative standard deviation of the time of a batch."""
 POWERS_OF_TWO = tuple(2**power for power in range(7))
 
 
 @dataclass(frozen=True)
 class Device:
-    """Computes one batch at a time in each lane. Lanes do not slow each other down."""
+    """A device that computes one batch at a time in each lane.
+
+    Lanes do not affect each other's speed.
+    """
 
     name: str
     seconds: Callable[[int], float]
-    """Mean seconds of a batch, before the device becomes slower."""
+    """Returns the mean seconds of a batch of a given size, in the first half of a run."""
     buckets: tuple[int, ...] = tuple(range(1, LARGEST + 1))
     """Sizes that batches are padded to."""
     slower: float = 1.0
-    """Factor of all times in the second half of a run."""
+    """Factor by which all times are multiplied in the second half of a run."""
     lanes: int = 1
+    """Number of lanes."""
     padded: tuple[int, ...] = field(init=False)
+    """Padded size of a batch, indexed by the size of the batch."""
 
     def __post_init__(self) -> None:
         sizes = range(LARGEST + 1)
@@ -32,24 +43,31 @@ class Device:
         object.__setattr__(self, "padded", padded)
 
     def mean(self, size: int) -> float:
-        """Seconds for a batch of `size`, padding included."""
+        """Returns the mean seconds of a batch of `size` items, in the first half of a run."""
         return self.seconds(self.padded[size])
 
     def capacity(self, slo: float) -> float:
-        """Maximum items per second in all lanes, by batches that take at most `slo` seconds."""
+        """Returns the maximum number of items per second that all lanes compute together.
+
+        Only batches that take at most `slo` seconds are considered.
+        """
         within = [n / self.mean(n) for n in range(1, LARGEST + 1) if self.mean(n) <= slo]
         return self.lanes * max(within)
 
 
 class Clockwork:
-    """One device in one run. The k-th batch in a lane has the same noise with every policy."""
+    """The state of a device in one run.
+
+    The noise is the same for every policy: it depends only on the seed, the lane and the number of
+    batches that the lane has computed.
+    """
 
     def __init__(self, device: Device, half_time: float, seed: int) -> None:
         """
         Args:
             device: The device.
-            half_time: Second at which it becomes slower.
-            seed: Of the noise.
+            half_time: Time in seconds at which the device becomes slower.
+            seed: Seed of the noise.
         """
         self.device = device
         self._half_time = half_time
@@ -57,15 +75,15 @@ class Clockwork:
         self._warm_up_noise = random.Random(-1 - seed)
         self._free = [0.0] * device.lanes
         self.since_change = 0
-        """Number of batches that began after it became slower."""
+        """Number of batches that began after the device became slower."""
 
     @property
     def free_at(self) -> float:
-        """When the first lane is free."""
+        """Time at which the first lane is free."""
         return min(self._free)
 
     def compute(self, size: int, now: float) -> float:
-        """When a batch of `size` ends that is handed over now. The first free lane computes it."""
+        """Computes a batch of `size` items in the first free lane, and returns the time it ends."""
         lane = self._free.index(self.free_at)
         begins = max(now, self._free[lane])
         changed = begins >= self._half_time
@@ -76,7 +94,7 @@ class Clockwork:
         return self._free[lane]
 
     def warm_up(self, runs: int) -> dict[int, list[float]]:
-        """Bucket -> seconds of `runs` batches."""
+        """Returns bucket -> seconds of `runs` batches, as an engine measures them at warm-up."""
         return {
             bucket: [self.device.mean(bucket) * _noisy(self._warm_up_noise) for _ in range(runs)]
             for bucket in self.device.buckets

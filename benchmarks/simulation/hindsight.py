@@ -1,9 +1,11 @@
-"""Hindsight: the best result of Shoal's policy on a trace if its settings are chosen afterwards.
+"""Hindsight: finds the best result of Shoal's policy on a trace, with settings from a grid.
 
-The settings are a margin, fixed or learned as in the product, and the share of the arrivals that a
-batch must keep up with. Of all pairs in a grid, the result is the one with the most goodput among
-those that answer enough accepted requests in time. If it misses a target, no pair in the grid meets
-it; other settings might.
+A trace is the list of arrival times of all requests. The trace is simulated with all pairs of two
+settings in the grid. The first setting is the margin, the share of a predicted time that is kept in
+reserve. It is fixed or learned as in the product. The second setting is `KEEPING_UP` of
+`batching.policy`. The best result has the highest goodput, which is the number of answers in time.
+Results with too few accepted requests answered in time are ignored. If the best result misses a
+target, all settings in the grid miss it, but settings that are not in the grid may meet it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from batching.latency import Margin
 from benchmarks.simulation.outcome import Figures
 
 MARGINS = (None, 0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
-"""None: learned."""
+"""Margins in the grid. None: the margin is learned."""
 KEEPING_UP = (0.0, 0.3, 0.6, 0.8, 1.0)
+"""Values of `batching.policy.KEEPING_UP` in the grid."""
 
 
 class FixedMargin(Margin):
@@ -29,7 +32,7 @@ class FixedMargin(Margin):
     def __init__(self, share: float) -> None:
         """
         Args:
-            share: The margin.
+            share: The margin, as a share of the predicted time.
         """
         self.share = share
 
@@ -39,7 +42,12 @@ class FixedMargin(Margin):
 
 @contextmanager
 def fixed(margin: float | None, keeping_up: float) -> Iterator[None]:
-    """Batchers that are made and used within the block have these settings."""
+    """Applies settings to all batchers that are made and used within the block.
+
+    Args:
+        margin: The margin. None: the margin is learned.
+        keeping_up: Value of `batching.policy.KEEPING_UP`.
+    """
     make = Margin if margin is None else lambda _: FixedMargin(margin)
     with (
         patch.object(timeline, "Margin", make),
@@ -49,12 +57,12 @@ def fixed(margin: float | None, keeping_up: float) -> Iterator[None]:
 
 
 def hindsight(attempt: Callable[[], tuple[Figures, float]], kept: float) -> dict[str, Any]:
-    """The best result in the grid; goodput 0 if no settings reach `kept`.
+    """Returns the best result in the grid. The goodput is 0 if no settings reach `kept`.
 
     Args:
-        attempt: Runs the trace with the current settings; returns the figures, and the share of
-            accepted requests that were answered in time.
-        kept: Minimum of that share.
+        attempt: Function that simulates the trace with the current settings. It returns the
+            results, and the share of accepted requests that were answered in time.
+        kept: Minimum share of accepted requests that must be answered in time.
     """
     best: dict[str, Any] = {"goodput": 0.0}
     for margin, keeping_up in product(MARGINS, KEEPING_UP):

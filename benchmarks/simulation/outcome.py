@@ -1,4 +1,4 @@
-"""Outcome: the requests of one run, and the figures computed from them."""
+"""Outcome: computes throughput and latency from the requests of one run."""
 
 from __future__ import annotations
 
@@ -12,31 +12,41 @@ class Request:
     """One request. Times are in seconds."""
 
     arrived: float
+    """Time of arrival."""
     accepted: bool = True
-    """False: rejected on arrival."""
+    """Whether the request was accepted on arrival."""
     done: float = math.inf
-    """When it was answered; infinity if never."""
+    """Time of the answer. Infinity: the request was not answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Figures of one policy in one run, in seconds and requests per second."""
+    """Results of one policy in one run. Latencies are those of accepted requests."""
 
     offered: float
+    """Requests per second."""
     goodput: float
+    """Requests per second that were answered within the SLO, the timeout of every request."""
     accepted_share: float
+    """Share of the requests that were accepted."""
     kept_share: float
+    """Share of the accepted requests that were answered within the SLO."""
     p50: float
+    """Median latency in seconds."""
     p99: float
+    """99th percentile of the latency in seconds."""
 
 
 def figures(requests: Sequence[Request], slo: float) -> Figures:
-    """Figures of the requests between a start of three SLOs and an end of one SLO.
+    """Computes the results of a run.
 
-    Requests at the end are left out because no further ones compete with them. Goodput is the
-    number of requests answered within the SLO per second. Latencies are those of accepted requests.
-    An accepted request without an answer has an infinite latency, and so reduces `kept_share`, the
-    share of accepted requests that were answered in time.
+    Requests in the first three SLOs of the run and in the last SLO are not counted. The first
+    requests find an empty queue, and the last requests do not compete with later requests. An
+    accepted request that was not answered has an infinite latency.
+
+    Args:
+        requests: Requests of the run, in order of arrival.
+        slo: Timeout of every request in seconds.
     """
     begin, end = requests[0].arrived + 3 * slo, requests[-1].arrived - slo
     counted = [request for request in requests if begin <= request.arrived <= end]
@@ -53,5 +63,5 @@ def figures(requests: Sequence[Request], slo: float) -> Figures:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The value that `share` of the values do not exceed."""
+    """Returns the smallest value that is not exceeded by at least `share` of the values."""
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else math.nan

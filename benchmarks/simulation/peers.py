@@ -1,9 +1,10 @@
-"""Peers: the policies of other servers, rewritten from their control flow.
+"""Peers: reimplements the batching policies of other servers.
 
-They are not the other servers' code, and are improved where that helps them: the queue is first in,
-first out, and a request without time is dropped before it is computed and not afterwards. A device
-with several lanes has a worker for each lane. All workers share one queue, a batch goes to the
-first free worker, and one worker collects requests at a time.
+The policies follow the control flow of these servers, but not their code. They are improved in two
+points: the queue is first in, first out, and a request whose deadline has passed is dropped before
+it is computed instead of afterwards. If a device has several lanes, which compute one batch each at
+the same time, there is a worker for each lane. All workers share one queue. The first free worker
+takes the next batch, and only one worker collects requests at a time.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from benchmarks.simulation.devices import LARGEST, Clockwork
 from benchmarks.simulation.outcome import Request
 
 Policy = Callable[[Sequence[float], Clockwork, float], list[Request]]
+"""Runs a policy. The arguments are the arrival times, the device, and the SLO (the timeout of every
+request) in seconds. Returns the requests with their results."""
 
 
 class _Queue:
-    """Requests that have arrived and still have time, oldest first."""
+    """Requests that have arrived and whose deadlines have not passed, the oldest first."""
 
     def __init__(self, arrivals: Sequence[float], slo: float) -> None:
         self.requests = [Request(arrived) for arrived in arrivals]
@@ -27,7 +30,7 @@ class _Queue:
         self._waiting: deque[Request] = deque()
 
     def arrive(self, now: float) -> None:
-        """Add requests that have arrived by `now`, and drop those without time."""
+        """Adds requests that have arrived by `now`, and drops requests with a passed deadline."""
         requests = self.requests
         while self._next < len(requests) and requests[self._next].arrived <= now:
             self._waiting.append(requests[self._next])
@@ -36,31 +39,39 @@ class _Queue:
             self._waiting.popleft()
 
     def first(self, now: float) -> float | None:
-        """`now` if a request waits, otherwise the next arrival; None after the last request."""
+        """Returns the earliest time from `now` on at which a request waits.
+
+        Returns None if no request waits and no further request arrives.
+        """
         self.arrive(now)
         if self._waiting:
             return now
         return self.requests[self._next].arrived if self._next < len(self.requests) else None
 
     def nth_arrival(self, n: int) -> float:
-        """When the n-th request arrives, counted from the first one in the queue."""
+        """Returns the arrival time of the n-th request, where n = 1 is the first in the queue."""
         place = self._next + n - len(self._waiting) - 1
         return self.requests[place].arrived if place < len(self.requests) else float("inf")
 
     def take(self, count: int) -> list[Request]:
-        """Remove and return the first `count` requests, or all if there are fewer."""
+        """Removes and returns the first `count` requests, or all requests if there are fewer."""
         return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def oldest(self) -> float:
-        """Arrival of the first request."""
+        """Returns the arrival time of the first request."""
         return self._waiting[0].arrived
 
 
 def _when_free(largest: int, window: Callable[[Clockwork], float]) -> Policy:
-    """A free worker takes the first request, waits `window` seconds for others, and computes."""
+    """Returns a policy in which a free worker takes the first request and waits for others.
+
+    Args:
+        largest: Maximum batch size.
+        window: Returns the seconds that the worker waits for other requests.
+    """
 
     def policy(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
         queue = _Queue(arrivals, slo)
@@ -81,12 +92,16 @@ def _when_free(largest: int, window: Callable[[Clockwork], float]) -> Policy:
 
 
 def _window(clockwork: Clockwork) -> float:
-    """T(1): a good choice for all loads together, since it is not tuned for each load."""
+    """Returns T(1), the mean time of a batch of one item, as the window for all loads."""
     return clockwork.device.mean(1)
 
 
 def early_freeze(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
-    """Batches are formed by size or window, whether or not the device is free."""
+    """A policy that forms batches even while the device is busy.
+
+    A batch is formed when it has the maximum size, or when its first request has waited for the
+    window.
+    """
     requests = [Request(arrived) for arrived in arrivals]
     window = _window(clockwork)
     first = 0
@@ -108,10 +123,11 @@ def early_freeze(arrivals: Sequence[float], clockwork: Clockwork, slo: float) ->
 
 
 def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
-    """Fits a*n + b to the times of the last 50 batches.
+    """A policy that predicts the time of a batch of n items as a*n + b.
 
-    Drops the first requests if the whole queue is predicted to be late, and waits for more requests
-    if that is predicted to pay off. Learns the time of a batch when it begins.
+    The prediction is fitted to the last 50 batches. If the first request would be late in a batch
+    of the whole queue, the first request is dropped. If waiting for more requests is predicted to
+    reduce the mean latency, the policy waits. It knows the time of a batch when the batch begins.
     """
     queue = _Queue(arrivals, slo)
     now = 0.0
@@ -153,7 +169,10 @@ def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> l
 
 
 def _least_squares(sizes: Sequence[int], times: Sequence[float]) -> tuple[float, float]:
-    """Slope and intercept. If all sizes are equal, those of least norm, as in the original."""
+    """Returns the slope and the intercept of the best fit.
+
+    If all sizes are equal, the fit with the smallest norm is returned, as in the original server.
+    """
     n = len(sizes)
     mean_size, mean_time = sum(sizes) / n, sum(times) / n
     spread = sum((size - mean_size) ** 2 for size in sizes)

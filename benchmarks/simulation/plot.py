@@ -1,4 +1,8 @@
-"""Goodput and the 99th percentile against offered load, one row of panels per device."""
+"""Plots the goodput and the 99th percentile of the latency by load, with a column for each device.
+
+The goodput is the number of requests per second that are answered within the SLO, the service level
+objective.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,13 @@ STYLE: dict[str, dict[str, Any]] = {
 
 
 def plot(results: list[dict[str, Any]], path: Path, slo: int = 10) -> None:
-    """Poisson arrivals at the tightest SLO."""
+    """Plots the cells with Poisson arrivals and one SLO, and writes the plot to a PNG file.
+
+    Args:
+        results: Results of all cells, as `benchmarks.simulate.run` returns them.
+        path: Path of the PNG file.
+        slo: SLO of the cells, as a multiple of T(1), the mean time of a batch of one item.
+    """
     shown = [cell for cell in results if cell["trace"] == "poisson" and cell["slo"] == slo]
     devices = list(dict.fromkeys(cell["device"] for cell in shown))
     figure, panels = plt.subplots(
@@ -49,7 +59,7 @@ def plot(results: list[dict[str, Any]], path: Path, slo: int = 10) -> None:
         bottom.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
         bottom.set_xlabel("offered load / capacity")
     panels[0][0].set_ylabel("goodput, % of capacity")
-    panels[1][0].set_ylabel("p99 of the accepted, % of the SLO")
+    panels[1][0].set_ylabel("p99 of accepted requests, % of the SLO")
     panels[0][0].legend(fontsize=8, loc="upper left")
     figure.suptitle(f"Poisson arrivals, SLO = {slo} x T(1)")
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""Shoal: the real `batching.Batcher`, on virtual time."""
+"""Shoal: runs the real `batching.Batcher` on virtual time, with a simulated device."""
 
 from __future__ import annotations
 
@@ -24,24 +24,29 @@ def shoal(
     prepare: float = 0.0,
     informed: bool = False,
 ) -> list[Request]:
-    """Run the batcher on a trace.
+    """Runs the batcher with the given arrivals, and returns the requests with their results.
 
     Args:
-        arrivals: In increasing seconds.
-        clockwork: The device.
+        arrivals: Arrival times of the requests in increasing seconds.
+        clockwork: The simulated device.
         slo: Timeout of every request in seconds.
-        max_in_flight: Batches handed over at the same time. None: the number of lanes.
-        prepare: Seconds that the host needs for each batch before the device can begin it. The
-            device may compute another batch meanwhile.
-        informed: After the device has become slower, its exact times are known when the second
-            batch that began after the change has ended. Only with one batch in flight.
+        max_in_flight: Maximum number of batches that the device has not returned. None: the number
+            of lanes.
+        prepare: Seconds that the host needs to prepare each batch for the device. The device can
+            compute another batch in that time.
+        informed: Whether the batcher gets the device's exact times after the device has become
+            slower. It gets them when the second batch that began after the change has ended. This
+            is supported only with one batch in flight.
     """
     simulated = _Run(arrivals, clockwork, slo, prepare, informed)
     return run(simulated.serve(max_in_flight or clockwork.device.lanes))
 
 
 class _InformedTable(LatencyTable):
-    """Knows the device's exact times from the second batch after its change on."""
+    """A latency table that is set to the device's exact times after the device became slower.
+
+    It is set when the second batch that began after the change has ended.
+    """
 
     def __init__(self, samples: Mapping[int, Sequence[float]], clockwork: Clockwork) -> None:
         super().__init__(samples)
@@ -105,7 +110,7 @@ class _Run:
         return items
 
     def call(self, batcher: Batcher[None, None], request: Request) -> None:
-        """Do the same as `Batcher.submit`, without a task for each caller."""
+        """Does the same as `Batcher.submit`, but without a task for each request."""
         loop = asyncio.get_running_loop()
         try:
             entry = batcher.enqueue(None, self.slo)

@@ -1,7 +1,8 @@
-"""Verdict: which targets are met in which cells, and which misses are explained.
+"""Verdict: decides which cells of the simulation meet the targets, and explains the others.
 
-A reference is a policy that knows more than Shoal. It explains a miss if it does no worse and
-misses the target as well.
+A cell is one simulation. A reference is a policy that knows more than Shoal's policy. If Shoal
+misses a target in a cell, a reference explains the miss if the result of the reference is not worse
+than Shoal's and also misses the target.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GOODPUT = 0.95
+"""Target: minimum goodput, which is the number of answers within the SLO, as a share of the bound.
+The SLO is the service level objective, the timeout of every request."""
 KEPT = 0.99
+"""Target: minimum share of accepted requests that are answered within the SLO."""
 SURVIVES = 0.99
-"""A policy survives a load if it answers this share of all requests within the SLO."""
+"""Minimum share of all requests that a policy must answer within the SLO for its latencies to be
+compared."""
 TIE = 1.02
-"""Ratio up to which two latencies count as equal: the device's noise is 5 %."""
+"""Maximum ratio of two latencies that count as equal, because the device's noise is 5 %."""
 BEATEN = 1.01
-"""Ratio of goodputs above which a peer is ahead."""
+"""Minimum ratio of a peer's goodput to Shoal's goodput at which the peer is ahead. A peer is the
+policy of another server."""
 REFERENCES = {
     "clairvoyant": "the clairvoyant policy",
     "unforeseen": "the flow that detects the change",
@@ -27,19 +33,23 @@ REFERENCES = {
 
 @dataclass
 class Target:
-    """A target, the number of comparisons, and the ones that miss it."""
+    """A target, with the results of all comparisons."""
 
     name: str
+    """Text of the target."""
     of: int = 0
+    """Number of comparisons."""
     explained: list[str] = field(default_factory=list)
+    """Texts of the misses that are explained."""
     missed: list[str] = field(default_factory=list)
+    """Texts of the misses that are not explained."""
 
     def judge(self, miss: str | None, explained: str | None = None) -> None:
-        """Count one comparison.
+        """Records one comparison.
 
         Args:
-            miss: What misses the target, in words. None: the target is met.
-            explained: The reference that misses it as well, in words.
+            miss: Text that describes the miss. None: the target is met.
+            explained: Text that explains the miss. None: the miss is not explained.
         """
         self.of += 1
         if miss and explained:
@@ -49,10 +59,11 @@ class Target:
 
     @property
     def met(self) -> int:
+        """Number of comparisons that meet the target."""
         return self.of - len(self.explained) - len(self.missed)
 
     def lines(self) -> list[str]:
-        """The verdict as text."""
+        """Returns the results as lines of text."""
         counts = f"explained in {len(self.explained)}, missed in {len(self.missed)}"
         return [
             f"{self.name}: met in {self.met} of {self.of}, {counts}",
@@ -62,11 +73,21 @@ class Target:
 
 
 def verdict(results: list[dict[str, Any]]) -> list[Target]:
-    """The targets for goodput, kept share, peers' goodput and peers' latency, in this order."""
+    """Compares the results of all cells with the targets.
+
+    Args:
+        results: Results of all cells, as `benchmarks.simulate.run` returns them.
+
+    Returns:
+        Four targets, in this order: Shoal's goodput, the share of accepted requests that are
+        answered in time, the goodput of peers, and the latency of peers.
+    """
     goodput = Target(f"goodput at least {GOODPUT:.0%} of the bound")
-    kept = Target(f"at least {KEPT:.0%} of the accepted in time")
-    beaten = Target("no peer more than 1 % ahead in goodput")
-    slower = Target("p50 and p99 no worse than a peer's that survives")
+    kept = Target(f"at least {KEPT:.0%} of the accepted requests answered in time")
+    beaten = Target("no peer has a goodput more than 1 % above Shoal's")
+    slower = Target(
+        f"p50 and p99 no worse than those of peers that answer {SURVIVES:.0%} of the requests"
+    )
     for cell in results:
         ours = cell["rows"]["shoal"]
         name = f"{cell['device']}, {cell['slo']} x T(1), {cell['trace']}, load {cell['load']:g}"
@@ -96,7 +117,10 @@ def _goodput(
 def _beaten(
     name: str, ours: dict[str, Any], peers: dict[str, dict[str, Any]]
 ) -> tuple[str | None, str | None]:
-    """Compares with the best peer that answers its accepted requests in time, if there is one."""
+    """Compares Shoal's goodput with that of the best peer.
+
+    Peers that answer their accepted requests in time are preferred.
+    """
     ahead = {p: row for p, row in peers.items() if row["goodput"] > BEATEN * ours["goodput"]}
     if not ahead:
         return None, None
@@ -104,8 +128,8 @@ def _beaten(
     peer = max(ahead, key=lambda p: (ahead[p]["kept_share"] >= fair, ahead[p]["goodput"]))
     its = ahead[peer]
     miss = f"{name}: {peer} has {its['goodput'] / ours['goodput']:.1%} of Shoal's goodput"
-    in_time = f"{its['kept_share']:.1%} of its accepted requests are in time"
-    in_time += f", of Shoal's {ours['kept_share']:.1%}"
+    in_time = f"{its['kept_share']:.1%} of {peer}'s accepted requests are answered in time"
+    in_time += f", and {ours['kept_share']:.1%} of Shoal's"
     return (miss, in_time) if its["kept_share"] < fair else (f"{miss}; {in_time}", None)
 
 
@@ -115,7 +139,7 @@ def _kept(name: str, cell: dict[str, Any], ours: dict[str, Any]) -> tuple[str | 
     miss = f"{name}: {ours['kept_share']:.1%}"
     if "kept_share_but_for_the_change" in ours:
         calm = ours["kept_share_but_for_the_change"]
-        miss += f", {calm:.1%} without four SLOs around the change"
+        miss += f", or {calm:.1%} without the requests around the change of the device"
     return _judged(miss, cell, ours, "kept_share", KEPT, "keeps", "unforeseen", "told")
 
 
@@ -128,13 +152,16 @@ def _judged(
     does: str,
     *references: str,
 ) -> tuple[str, str | None]:
-    """The miss, and the reference that explains it. References that reach the goal are added to the
-    miss."""
+    """Returns the text of a miss, and the text of the reference that explains the miss.
+
+    The second text is None if no reference explains the miss. References that do not explain the
+    miss are added to the first text.
+    """
     explained = None
     for key in references:
         if found := cell.get(key):
             reference = f"{REFERENCES[key]} {does} {found[figure]:.1%}"
-            # A reference that does worse than Shoal explains nothing.
+            # A reference whose result is worse than Shoal's does not explain the miss.
             if ours[figure] <= found[figure] < goal:
                 explained = reference
             else:

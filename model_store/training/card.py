@@ -105,7 +105,7 @@ def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
     """
     paths = sorted(p for p in photos.iterdir() if p.name.partition("_")[0] in model.classes)
     if not paths:
-        raise BadModel(f"{photos}: no file has a name CLASS_*, where CLASS is one of its classes")
+        raise BadModel(f"{photos}: no file is named CLASS_*, where CLASS is a class of the model")
     address = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(address.netloc, timeout=TIMEOUT)
     try:

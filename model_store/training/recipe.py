@@ -48,7 +48,7 @@ class Recipe:
         5e-4, "weight decay of all parameters except those of BatchNorm and biases"
     )
     averaging: float = _option(
-        0.999, "share of the previous average in the average of the weights, per step"
+        0.999, "weight of the previous average when the average of the weights is updated, per step"
     )
     small: float = _option(
         0.0, "share of the steps, at the beginning, that use crops of 24 x 24 pixels"

@@ -1,7 +1,8 @@
 """Serves the OpenAPI description at `/openapi.json`, and the scripts and styles of `/docs`.
 
-The content is kept in memory. FastAPI would render the description for each request, and Starlette
-would open each file in a thread. Clients without an API key could use that to block the event loop.
+The content is kept in memory. Without this module, FastAPI would render the description for each
+request, and Starlette would open each file in a thread. Both would slow down the event loop, and
+clients need no API key for such requests.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Classifies uploaded images: the endpoints `POST /predict` and `POST /predict/batch`.
 
-The endpoints catch no exceptions: `service.http.problems` turns them into error responses.
+The endpoints catch no exceptions: `service.http.problems` turns exceptions into error responses.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ IMAGE_ERRORS = (
 async def predict(request: Request) -> Response:
     """Classify one image, sent in the file field `img` of a form or as the body itself.
 
-    With `Accept: text/plain` the response is a sentence instead of JSON. If the header `Accept`
-    prefers neither, the setting `SHOAL_DEFAULT_ANSWER` chooses the format.
+    With `Accept: text/plain` the response is a sentence instead of JSON. If the client prefers
+    neither format, the setting `SHOAL_DEFAULT_ANSWER` determines the format.
     """
     pipeline = begin(request)
     with service_of(request).uploads.lease() as lease:

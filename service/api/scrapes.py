@@ -1,8 +1,8 @@
 """Renders the text of `/metrics`, at a limited rate.
 
-Rendering the text blocks the event loop for milliseconds, and usually clients need no API key to
-request it. Prometheus requests the text every few seconds and gets a new one each time. If requests
-exceed the limit, they get the text that was rendered last.
+Rendering the text blocks the event loop for milliseconds, and by default clients need no API key to
+request the text. Prometheus requests the text every few seconds, and gets a new text each time.
+Requests above the limit get the text that was rendered last.
 """
 
 from __future__ import annotations

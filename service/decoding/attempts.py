@@ -6,9 +6,9 @@ consequences:
 - If the decoder returns pixels or says that the image is invalid, the request is answered, and the
   decoder decodes the next image.
 - If an image took more CPU time than estimated from its header, its client is distrusted for a
-  while: all its images count as expensive (`trust`). If an ordinary image exceeded its limit on CPU
-  time, it is decoded again as an expensive image. If an expensive image exceeded its limit, it is
-  rejected, and the killed decoder counts against the client.
+  while: all images of the client count as expensive (`trust`). If an ordinary image exceeded its
+  limit on CPU time, it is decoded again as an expensive image. If an expensive image exceeded its
+  limit, it is rejected, and the killed decoder counts against the client.
 - If an ordinary image lacked memory or crashed its decoder, it is decoded again as an expensive
   image. If this happened to an expensive image in a used decoder, earlier images may be the cause:
   the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,

@@ -30,7 +30,7 @@ SECONDS: Mapping[str, float] = {
 SAMPLE_SECONDS = 0.0056
 """CPU seconds that decoding the sample images took on the machine of the measurements."""
 MAX_SLOWER = 8.0
-"""Maximum factor by which this machine counts as slower or faster than that machine."""
+"""Maximum factor by which this machine counts as slower or faster than the measured machine."""
 PIXELS_PER_BYTE: Mapping[str, float] = {"JPEG": 17, "JPEG progressive": 11, "WebP": 5}
 """Number of pixels that take as long as one encoded byte, by kind. Other kinds: 0."""
 MAX_BYTES_PER_PIXEL = 4

@@ -5,7 +5,7 @@ are forked from one process, the template.
 
 Guarantees
 - Each lane has its number of decoders, as far as the system allows. A decoder that has ended is
-  replaced immediately. If it cannot be started, the start is tried again every second.
+  replaced immediately. If the system allows no new process, the start is tried again every second.
 - If the template ends, all its decoders end. A new template and new decoders are then started.
 - A decoder that uses CPU time without an image is replaced.
 - Idle decoders return freed memory to the operating system.

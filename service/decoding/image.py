@@ -48,7 +48,7 @@ BYTES_PER_PIXEL = {
     "BMP run-length": 4,
     "GIF": 2,
 }
-"""Maximum bytes of memory per pixel that decoding takes if the header is correct, by kind of image."""
+"""Maximum bytes of memory per pixel that decoding takes if the header is correct, by kind."""
 
 COPIES = 3
 """Number of copies of an encoded image in a decoder: data, a file object and a library's copy."""
@@ -218,7 +218,7 @@ def _usual_jpeg(data: bytes) -> Header | None:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Return the same as `jpeg.is_plain`, but faster for the JPEGs that nearly all programs write."""
+    """Return the same as `jpeg.is_plain`, but faster for most JPEGs."""
     usual = jpeg.USUAL.match(data)
     if usual is not None and usual["scan"]:
         return usual["scanned"] == usual["components"][:1]

@@ -17,24 +17,24 @@ EXPENSIVE_MEMORY = 544 * MIB
 """Maximum number of bytes of memory of a decoder for expensive images. A progressive JPEG of 64
 megapixels needs as much."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
-"""Minimum that this maximum may be lowered to, in bytes, on machines with little memory."""
+"""Lowest value of that maximum, in bytes, on machines with little memory."""
 HEAP_MEMORY = 48 * MIB
 """Number of bytes that decoding may take in addition to `EncodedImage.memory`, because the
-allocator reserves some memory and cannot reuse some. Images of medium size need most of these bytes."""
+allocator reserves some memory and cannot reuse some. Images of medium size need the most."""
 LARGE_HEAP_MEMORY = 32 * MIB
-"""Number of these bytes for the largest images, whose buffers are allocated separately."""
+"""The same number for the largest images, whose buffers are allocated separately."""
 ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
 """Maximum of `EncodedImage.memory` of an ordinary image."""
 RESTING_MEMORY = 12 * MIB
-"""Number of bytes that each decoder and the template, which they are forked from, take without an
-image. Shared memory is not counted."""
+"""Number of bytes that each decoder and the template, which decoders are forked from, take without
+an image. Shared memory is not counted."""
 DESCRIPTORS, FORK_DESCRIPTORS = 3, 8
 """Numbers of file descriptors of the server: for each decoder, and for starting decoders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits on decoders. The kernel enforces limits on memory, and the server those on CPU time."""
+    """Limits on decoders. The kernel limits their memory, and the server their CPU time."""
 
     ordinary: int
     """Number of decoders for ordinary images."""
@@ -69,7 +69,7 @@ class Limits:
         return (
             f"{self.ordinary} decoders for ordinary images with {ORDINARY_MEMORY // MIB} MiB each, "
             f"{self.expensive} for expensive images with {self.expensive_memory // MIB} MiB each, "
-            f"at most {self.memory // MIB} MiB in total, {self.max_seconds:g} s of CPU time per image"
+            f"at most {self.memory // MIB} MiB in total; {self.max_seconds:g} s of CPU per image"
         )
 
 

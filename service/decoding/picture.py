@@ -1,15 +1,16 @@
-"""Decodes images with Pillow into the pixels that the network sees.
+"""Decodes images with Pillow into the pixels that the network gets.
 
-The network sees the middle square of the image as a browser shows it on a white page (EXIF
-orientation, alpha, palettes, the first frame), averaged down or enlarged to 32 x 32. The pixels of
-a 32 x 32 RGB image do not change.
+The image is treated as a browser shows it on a white page: with its EXIF orientation, alpha and
+palette, and only its first frame. The network gets the middle square of the image, resized to
+32 x 32 pixels. The pixels of a 32 x 32 RGB image do not change.
 
-This runs in the decoder processes, so it imports Pillow and nothing larger. The caller passes the
-type and size of the image (`service.decoding.image`), which has read its header.
+Decoder processes run this module, so it imports no large library except Pillow. Callers pass the
+type and the size of an image, which `service.decoding.image` has read from its header.
 
-Memory, in bytes per pixel at most: WebP 14, progressive JPEG 8, PNG and BMP 4, GIF 2; other JPEGs
-next to nothing. `benchmarks/decode_cost.py` measures it. A file may state a wrong size, so
-memory is limited by the kernel (`sandbox`) and CPU time by the server (`process`).
+Decoding takes at most this number of bytes of memory per pixel: 14 for WebP, 8 for progressive
+JPEG, 4 for PNG and BMP, 2 for GIF, and almost none for other JPEGs. `benchmarks/decode_cost.py`
+measures these numbers. A file may state a wrong size, so the kernel limits the memory (`sandbox`)
+and the server limits the CPU time (`process`).
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ from PIL.WebPImagePlugin import WebPImageFile
 from service.decoding import jpeg
 
 SIDE = 32
-"""Width and height of what the network sees, in pixels."""
+"""Width and height of the input of the network, in pixels."""
 CHANNELS = 3
+"""Number of channels of the input of the network: red, green and blue."""
 
 Box = tuple[float, float, float, float]
-"""Left, upper, right, lower."""
+"""Left, upper, right and lower edge of a rectangle, in pixels."""
 
 
 class Fault(IntEnum):
-    """Why an image could not be decoded."""
+    """Reasons why an image cannot be decoded."""
 
     DAMAGED = 1
     TWO_SIZES = 2
@@ -51,33 +53,37 @@ class Fault(IntEnum):
 
 
 class Undecodable(Exception):
-    """The image cannot be decoded; `fault` says why, and `__cause__` what the decoder raised."""
+    """An image cannot be decoded. `__cause__` is the exception of the decoder, if there is one."""
 
     def __init__(self, fault: Fault) -> None:
+        """
+        Args:
+            fault: Reason why the image cannot be decoded.
+        """
         super().__init__(fault.name)
         self.fault = fault
 
 
 def decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> bytes:
-    """Decode an image and shrink or enlarge its middle square.
+    """Decode an image and resize its middle square.
 
     Args:
         data: The encoded image.
-        kind: JPEG, PNG, WebP, BMP or GIF.
+        kind: Type of the image: JPEG, PNG, WebP, BMP or GIF.
         width: Width in pixels, according to the header.
         height: Height in pixels, according to the header.
-        max_pixels: Maximum width x height of a GIF, whose first frame may be larger than its
-            header says.
+        max_pixels: Maximum width x height. The check matters for a GIF, because its first frame
+            may be larger than its header says.
 
     Returns:
-        SIDE x SIDE x 3 bytes: rows of RGB pixels.
+        `SIDE` x `SIDE` x 3 bytes: rows of RGB pixels.
 
     Raises:
-        Undecodable: The image is damaged, too large, or takes more memory than there is.
+        Undecodable: The image is damaged or too large, or there is not enough memory.
     """
-    # Both belong to the whole process, and other libraries set them (GluonCV allows truncated
-    # images when it is imported), so they are set before each image. Pillow warns of an image that
-    # is larger than the second, and rejects one that is twice as large.
+    # These are global variables that other libraries set, too: importing GluonCV allows truncated
+    # images. So they are set before each image. Pillow rejects images with more than twice
+    # MAX_IMAGE_PIXELS.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     try:
@@ -89,8 +95,8 @@ def decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> 
     except Image.DecompressionBombError as error:
         raise Undecodable(Fault.TOO_LARGE) from error
     except Exception as error:
-        # Pillow's readers let out nearly every built-in exception, and which of them a damaged
-        # file gets is not documented.
+        # Pillow does not document which exceptions a damaged file causes. Nearly all built-in
+        # exceptions occur.
         raise Undecodable(Fault.DAMAGED) from error
 
 
@@ -105,8 +111,9 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
             raise Undecodable(Fault.TOO_LARGE)
     if 0 in image.size:
         raise Undecodable(Fault.DAMAGED)
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time and
-    # averaged as well as we would. The box is what such a draft stands for, to the fraction.
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. This takes a fraction of the time, and
+    # the pixels are averaged as well as by resizing. `draft` also returns the exact size of the
+    # whole image in pixels of the smaller one.
     draft = image.draft(None, (_SPARE * SIDE, _SPARE * SIDE))
     shown_width, shown_height = draft[1][2:] if draft else image.size
     drawn = image.tile[0].extents if kind == "GIF" and image.tile else None
@@ -114,23 +121,23 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
     if kind == "PNG":
         _scale_transparent_color(image, depth=data[24])
     seen = fit(image, shown_width, shown_height, drawn)
-    # Turned last: nothing so far depends on it, and by now it costs nothing.
+    # The orientation is applied last, when it takes almost no time on the small result.
     turn = _TURNS.get(_orientation(image.info))
     return seen if turn is None else seen.transpose(turn)
 
 
-# The readers. Called by name rather than through Image.open, which would try others, and would
-# turn a phone's multi-picture JPEG into an MPO.
+# These readers are called directly. `Image.open` would try other readers, too, and would open a
+# JPEG with several pictures, as phones write it, as an MPO.
 
 
 class _Jpeg(JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """All of EXIF would be read for a resolution that is not used, at any cost."""
+        """Do nothing. Pillow would read all EXIF data for a resolution that is not used."""
 
 
 class _WebP(WebPImageFile):
     def _get_next(self) -> tuple[bytes, int, int]:
-        """Frees the decoder's two canvases: only the first frame is wanted."""
+        """Return the first frame, and free the two canvases of the decoder."""
         frame = super()._get_next()
         del self._decoder
         return frame
@@ -144,13 +151,13 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "GIF": GifImageFile,
 }
 
-# A picture that only claims to be an animation is shown as the picture it is.
+# Invalid animations are decoded as still images, and large images are rejected elsewhere.
 warnings.filterwarnings("ignore", "Invalid APNG", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def _scale_transparent_color(image: Image.Image, depth: int) -> None:
-    """Pillow brings samples to 8 bits and leaves PNG's transparent color at the file's depth."""
+    """Convert the transparent color of a PNG to 8 bits, as Pillow has converted the samples."""
     color = image.info.get("transparency")
     if image.mode == "L" and color is not None:
         image.info["transparency"] = color * 255 // (2**depth - 1)
@@ -158,16 +165,19 @@ def _scale_transparent_color(image: Image.Image, depth: int) -> None:
         image.info["transparency"] = tuple(sample >> 8 for sample in color)
 
 
-# The pixels.
-
-# How much larger than needed an image stays until the last step: at 3 its result cannot be told
-# from one long filter over every pixel.
 _SPARE = 3
+"""Minimum ratio to `SIDE` of the size of an image before the last resizing step. With 3, the result
+has no visible differences to that of a single filter over all pixels."""
 _TILE = 1024
 
 
 def window(width: float, height: float) -> Box:
-    """The middle square, which is the part that the network sees."""
+    """Return the middle square of an image, which the network gets.
+
+    Args:
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+    """
     side = min(width, height)
     left, upper = (width - side) / 2, (height - side) / 2
     return left, upper, left + side, upper + side
@@ -179,20 +189,22 @@ def fit(
     height: float,
     drawn: tuple[int, int, int, int] | None = None,
 ) -> Image.Image:
-    """RGB of SIDE x SIDE from an image that stands for width x height pixels.
+    """Return the middle square of an image as RGB, resized to `SIDE` x `SIDE`.
 
     Args:
-        image: Of any mode. A draft of a JPEG is smaller than what it stands for.
-        width: Of what it stands for.
-        height: Of what it stands for.
-        drawn: The part that a GIF's first frame draws on; the rest is shown white. None: all.
+        image: Image of any mode.
+        width: Exact width of the image in pixels. It need not be an integer, because a JPEG that
+            was decoded at a smaller size has fractions of pixels at its edges.
+        height: Exact height of the image in pixels.
+        drawn: Part of a GIF that its first frame covers. The rest becomes white. None: the frame
+            covers the whole image.
     """
     if image.size == (SIDE, SIDE):
         return _tile(image, (0, 0, SIDE, SIDE), drawn)
     left, upper, right, lower = window(width, height)
     x0, y0, x1, y1 = math.floor(left), math.floor(upper), math.ceil(right), math.ceil(lower)
-    # Whole pixels are averaged first, which is quick, and tile by tile, so that there is never a
-    # second image of full size, whatever the colors have to be converted from.
+    # First, blocks of whole pixels are averaged, which is fast. This is done in tiles, so that no
+    # second image of full size is needed for the conversion to RGB.
     by_x = max(1, int((right - left) / (_SPARE * SIDE)))
     by_y = max(1, int((lower - upper) / (_SPARE * SIDE)))
     across, down = by_x * max(1, _TILE // by_x), by_y * max(1, _TILE // by_y)
@@ -207,8 +219,10 @@ def fit(
 def _tile(
     image: Image.Image, box: tuple[int, int, int, int], drawn: tuple[int, int, int, int] | None
 ) -> Image.Image:
-    """The part of `image` in `box` as RGB, white where nothing is `drawn`: Pillow fills that with
-    the palette's first color."""
+    """Return the part of `image` in `box` as RGB.
+
+    The area outside `drawn` becomes white. Pillow has filled it with the first palette color.
+    """
     tile = _on_white(image.crop(box))
     if drawn is None:
         return tile
@@ -224,7 +238,7 @@ def _tile(
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """RGB, on white paper where it is transparent."""
+    """Convert `image` to RGB. Transparent areas become white."""
     if image.mode == "I;16":
         image = _eight_bits(image)
     if not image.has_transparency_data:
@@ -239,7 +253,7 @@ _HIGH_BYTES = [value >> 8 for value in range(65_536)]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray scaled as Pillow scales 16-bit color; its own conversion of gray clips."""
+    """Convert 16-bit gray to 8 bits by scaling, because Pillow's conversion would clip."""
     deep = image.convert("I")
     gray = deep.point(_HIGH_BYTES, "L")
     if (color := image.info.get("transparency")) is not None:
@@ -261,9 +275,9 @@ _TURNS = {
 
 
 def _orientation(info: Mapping[str | tuple[int, int], object]) -> int:
-    """From EXIF, or from XMP where EXIF has none."""
+    """Return the EXIF orientation (1 to 8). If EXIF has none, it is read from XMP. Default: 1."""
     exif, digits, xmp = (info.get(key) for key in ("exif", "Raw profile type exif", "xmp"))
-    if exif is None and isinstance(digits, str):  # ImageMagick's, in a PNG
+    if exif is None and isinstance(digits, str):  # EXIF data in a PNG, as ImageMagick writes it
         exif = bytes.fromhex("".join(digits.split("\n")[3:]))
     if isinstance(exif, bytes) and (orientation := _exif_orientation(exif)):
         return orientation
@@ -273,9 +287,10 @@ def _orientation(info: Mapping[str | tuple[int, int], object]) -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """The tag in the first directory; None where it is missing or not as it should be.
+    """Return the orientation from the first directory of EXIF data.
 
-    Pillow would read every tag there is for it, and warn of what is odd about the others.
+    Returns None if the tag is missing or invalid. Pillow would read all tags, and warn about other
+    invalid tags.
     """
     tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])

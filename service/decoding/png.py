@@ -20,7 +20,7 @@ _HARMLESS = frozenset(
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a plain PNG, which is decoded in a time that its size limits.
+    """Whether this is a plain PNG, whose size limits the time of decoding it.
 
     A plain PNG is not interlaced. Its chunks are complete, few and small. Only its pixels are
     compressed, and no bytes follow the last chunk. So a decoder inflates only the pixels, and stops

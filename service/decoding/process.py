@@ -23,8 +23,8 @@ from service.decoding.image import EncodedImage
 from service.decoding.limits import HEAP_MEMORY
 
 START_SECONDS = 30.0
-"""Maximum number of seconds in which the template, which decoders are forked from, must respond. It is
-long because the machine may be busy."""
+"""Maximum number of seconds in which the template, which decoders are forked from, must respond.
+The machine may be busy."""
 MIN_WAIT, MAX_WAIT = 0.005, 1.0
 """Minimum and maximum number of seconds between two checks of a decoder during an image."""
 IDLE_CPU_SECONDS = 0.25
@@ -139,7 +139,7 @@ class DecoderProcess:
         return answer[0], answer[1:]
 
     def free_memory(self) -> None:
-        """Tell the process to return freed memory to the system. Also clears the file with the image."""
+        """Tell the process to return freed memory to the system, and clear the file of images."""
         self.used_at = None
         self._length = 0
         with suppress(OSError):
@@ -156,7 +156,7 @@ class DecoderProcess:
         return not ended.poll(0)
 
     def computes_for_itself(self) -> bool:
-        """Whether the process has used much CPU time since this was last called or an image ended."""
+        """Whether the process has used much CPU time since the last call or the last image."""
         before = self._seconds
         return self._cpu_seconds() - before > IDLE_CPU_SECONDS
 

@@ -1,27 +1,32 @@
-"""FairQueue: orders the images that wait for a decoder so that clients get equal decode time.
+"""A fair queue: orders the images that wait for a decoder so that clients get equal decode time.
 
-Promises
-- Clients that have jobs waiting receive equal CPU time, whatever their jobs cost: the times of two
-  of them differ by at most one job of each for each decoder.
-- Before the first job of a new client, each other client receives at most one job, the time of the
-  new job, and the error of its estimates, however many jobs it has waiting.
-- A client that sends a cheap job now and then waits for about two expensive jobs of others, not for
-  one of each client, if these are estimated right.
-- Pauses earn no credit. Time that a client has used beyond its share remains a debt after its last
-  job, until the clients that wait have received as much. Without waiting clients there is no debt.
-- New clients, however many, do not starve a client that waits: the level at which they start rises
-  with the time that others receive.
-- Within a client, cheap jobs precede expensive ones. The oldest job is overtaken only until the
-  others have received as much time as it is estimated to take, so none is starved. Most often its
-  deadline comes first.
-- A client without waiting jobs is accepted unless as many clients wait as jobs may. When the queue
-  is full, the client with the most waiting jobs loses one to a client that has at least two fewer.
-- Memory is bounded by `max_jobs` and the number of jobs that run.
+A job is an image to decode. Its cost is its CPU time, which is estimated before it is decoded.
 
-The method is fair queueing by virtual finish times (Demers, Keshav and Shenker, 1989). A client's
-level is the CPU time that it has received, its running jobs by their estimates. The client whose
-level will be lowest when its next job is done is served. New clients start at the level of the
-client that is served, plus an equal share of what was decoded since.
+Guarantees
+- Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. The
+  times of two clients differ by at most one job of each client per decoder.
+- Before the first job of a new client, every other client receives a limited time: at most one job,
+  the cost of the new job, and the errors of its own estimates. The number of its waiting jobs has
+  no influence.
+- A client that sends a cheap job from time to time waits for about two expensive jobs of others,
+  not for one job of each client, if the estimates are correct.
+- A client gets no credit for pauses. If a client has received more than its share, the excess
+  remains a debt after its last job, until the waiting clients have received the same time. Without
+  waiting clients there is no debt.
+- Any number of new clients cannot starve a waiting client: new clients start at a level that rises
+  with the time that other clients receive.
+- Cheap jobs of a client precede its expensive jobs. Other jobs overtake its oldest job only until
+  their total cost reaches the estimated cost of the oldest job. So no job starves.
+- A client without waiting jobs is accepted unless `max_jobs` clients are waiting. When the queue is
+  full, a new job replaces a job of the client with the most waiting jobs, if the client of the new
+  job has at least two fewer.
+- Memory is limited by `max_jobs` and the number of running jobs.
+
+The method is fair queueing by virtual finish times (Demers, Keshav and Shenker, 1989). The level of
+a client is the CPU time that it has received, plus the estimates of its running jobs. The next job
+comes from the client whose level will be the lowest after its next job. New clients start at the
+level of the client whose job was taken last, plus an equal share of the CPU time of the jobs that
+have ended since.
 """
 
 from __future__ import annotations
@@ -49,71 +54,76 @@ class _Client(Generic[T]):
     def __init__(self, name: Hashable, received: float) -> None:
         self.name = name
         self.received = received
-        """CPU seconds it has received, on the scale of `FairQueue._level`."""
+        """CPU seconds that the client has received, on the scale of `FairQueue._level`."""
         self.backlog = 0.0
-        """Estimated CPU seconds of its jobs, waiting and running."""
+        """Estimated CPU seconds of its waiting and running jobs."""
         self.jobs = Ranking[T]()
-        """Waiting jobs, by their estimates."""
+        """Waiting jobs, ordered by their estimates."""
         self.overtaken = 0.0
-        """Estimated CPU seconds of jobs that overtook the oldest one."""
+        """Estimated CPU seconds of the jobs that have overtaken the oldest job."""
         self.running = deque[float]()
-        """Estimates of the jobs that were taken and not charged yet, oldest first."""
+        """Estimates of the jobs that were taken and are not charged yet, oldest first."""
 
     @property
     def is_active(self) -> bool:
-        """Whether it has jobs, waiting or running."""
+        """Whether the client has waiting or running jobs."""
         return bool(self.jobs or self.running)
 
     @property
     def level(self) -> float:
+        """CPU seconds that the client has received, with the estimates of its running jobs."""
         return self.received + sum(self.running)
 
     def next(self) -> tuple[float, T]:
-        """The estimate of the next job to take, and the job."""
+        """Return the estimate of the client's next job, and the job."""
         oldest = self.jobs.oldest()
         return oldest if oldest[0] <= self.overtaken else self.jobs.lowest()
 
     def run(self, job: T, seconds: float) -> None:
-        """Make `job`, which waits, a running one."""
+        """Make a waiting job a running job."""
         self.overtaken = 0.0 if job == self.jobs.oldest()[1] else self.overtaken + seconds
         self.jobs.discard(job)
         self.running.append(seconds)
 
 
 class FairQueue(Generic[T]):
-    """Jobs of many clients. Jobs are identified by their hash, and each may wait once.
+    """The waiting jobs of all clients.
 
-    Each job that was taken must be charged once, when it has ended.
+    Jobs must be hashable, and each job can wait only once. Callers must call `charge` once for each
+    job that was taken, when it has ended.
     """
 
     def __init__(self, max_jobs: int) -> None:
-        """`max_jobs`: maximum number of jobs that wait, at least 1."""
+        """
+        Args:
+            max_jobs: Maximum number of waiting jobs, at least 1.
+        """
         self._max_jobs = max_jobs
-        self._jobs: dict[T, _Client[T]] = {}  # those that wait
+        self._jobs: dict[T, _Client[T]] = {}  # clients of the waiting jobs
         self._clients: dict[Hashable, _Client[T]] = {}
-        self._by_turn = Ranking[_Client[T]]()  # clients with waiting jobs, next one first
-        self._by_count = Ranking[_Client[T]]()  # the same, by the number of these jobs
-        self._in_debt = Ranking[_Client[T]]()  # clients without jobs, by what they have received
-        self._backlogs: list[float] = []  # of all clients, ascending
+        self._by_turn = Ranking[_Client[T]]()  # clients with waiting jobs, the next one first
+        self._by_count = Ranking[_Client[T]]()  # the same clients, by number of waiting jobs
+        self._in_debt = Ranking[_Client[T]]()  # clients without jobs, by received time
+        self._backlogs: list[float] = []  # backlogs of all clients, in ascending order
         self._level = 0.0
-        """CPU seconds that new clients start with."""
+        """Level at which new clients start, in CPU seconds."""
 
     def __len__(self) -> int:
         """Number of waiting jobs."""
         return len(self._jobs)
 
     def __contains__(self, job: T) -> bool:
-        """Whether `job` waits."""
+        """Whether `job` is waiting."""
         return job in self._jobs
 
     def put(self, job: T, client: Hashable, seconds: float) -> T | None:
         """Add a job of `client` that is estimated to take `seconds` of CPU time.
 
-        Returns the job of another client that was removed to make room, if any.
+        Returns the job of another client that was removed for this job. None: none was removed.
 
         Raises:
             DecodeQueueFull: The queue is full, and no client has at least two waiting jobs more
-                than this one.
+                than `client`.
             ValueError: The estimate is not finite.
         """
         seconds = _checked(seconds)
@@ -139,7 +149,7 @@ class FairQueue(Generic[T]):
         return True
 
     def take(self) -> T | None:
-        """Remove the next job to decode and return it; None: no job waits."""
+        """Remove the next job from the queue and return it. Returns None if no job is waiting."""
         if not self._jobs:
             return None
         _, client = self._by_turn.lowest()
@@ -151,10 +161,10 @@ class FairQueue(Generic[T]):
         return job
 
     def charge(self, client: Hashable, seconds: float) -> None:
-        """One job of `client` that was taken has ended, and took `seconds` of CPU time.
+        """Record that a taken job of `client` has ended and took `seconds` of CPU time.
 
         The time replaces the estimate of the job that was taken first. When all jobs of the client
-        have ended, what it has received is exact. Raises ValueError for a time that is not finite.
+        have ended, its received time is exact. Raises ValueError if `seconds` is not finite.
         """
         seconds = _checked(seconds)
         known = self._known(client)
@@ -168,12 +178,19 @@ class FairQueue(Generic[T]):
         self._settle(known)
 
     def seconds_until_done(self, client: Hashable, seconds: float) -> float:
-        """CPU seconds of decoding until a job put now would be done, by a single decoder.
+        """Return the seconds until a new job would be done if there were a single decoder.
 
-        Clients share the decoder equally: when `client` has received its backlog and `seconds`,
-        each other client has received as much, or its whole backlog if that is less. A client that
-        has received more than its share waits until the others have received that, too. Jobs that
-        run count as if they had just begun.
+        Clients share the decoder equally. So when `client` has received its backlog and the new
+        job, every other client has received the same time, or its whole backlog if that is less. If
+        `client` has received more than its share, the others first receive the same excess. Running
+        jobs count as if they had just started.
+
+        Args:
+            client: Client of the new job.
+            seconds: Estimated CPU seconds of the new job.
+
+        Raises:
+            ValueError: `seconds` is not finite.
         """
         seconds = _checked(seconds)
         share = seconds
@@ -191,8 +208,10 @@ class FairQueue(Generic[T]):
         return known
 
     def _make_room(self, client: Hashable) -> T | None:
-        """Make room for a job of `client`. Returns the job that was removed, if any. Raises
-        DecodeQueueFull."""
+        """Make room for a job of `client`. Raises DecodeQueueFull.
+
+        Returns the job that was removed. None: there was enough room.
+        """
         if len(self._jobs) < self._max_jobs:
             return None
         known = self._clients.get(client)
@@ -213,26 +232,26 @@ class FairQueue(Generic[T]):
 
     def _change_backlog(self, client: _Client[T], seconds: float) -> None:
         del self._backlogs[bisect_left(self._backlogs, client.backlog)]
-        # Without jobs it is zero, and not what rounding leaves.
+        # Without jobs the backlog is exactly zero, despite rounding errors.
         client.backlog = max(0.0, client.backlog + seconds) if client.is_active else 0.0
         insort(self._backlogs, client.backlog)
 
     def _advance(self, level: float) -> None:
-        """Raise the level of new clients to `level`, but not above that of the next client to be
-        served."""
+        """Raise the level of new clients to `level`, but not above the level that the next client
+        will have after its next job."""
         if self._by_turn:
             level = min(level, self._by_turn.lowest()[0])
         self._level = max(self._level, level)
         self._forget()
 
     def _settle(self, client: _Client[T]) -> None:
-        """Keep the debt of a client whose last job has ended."""
+        """Record the debt of a client whose last job has ended."""
         if not client.is_active:
             self._in_debt.set(client, client.received)
             self._forget()
 
     def _forget(self) -> None:
-        """Drop debts that are worked off, and the smallest of too many."""
+        """Drop the debts that are paid off. If there are too many debts, drop the smallest."""
         while self._in_debt:
             received, client = self._in_debt.lowest()
             if received > self._level and len(self._in_debt) <= self._max_jobs:
@@ -243,7 +262,7 @@ class FairQueue(Generic[T]):
 
 
 def _checked(seconds: float) -> float:
-    """Raises ValueError."""
+    """Return `seconds`, but at least `LEAST`. Raises ValueError if it is not finite."""
     if not math.isfinite(seconds):
         raise ValueError(f"{seconds} is not a finite number of seconds")
     return max(LEAST, seconds)

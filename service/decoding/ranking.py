@@ -50,7 +50,7 @@ class Ranking(Generic[M]):
         return key[0]
 
     def oldest(self) -> tuple[float, M]:
-        """Return value and member whose value was set first. Raises StopIteration if it is empty."""
+        """Return the value and member that were set first. Raises StopIteration if empty."""
         member = next(iter(self._keys))
         return self._keys[member][0], member
 

@@ -1,20 +1,20 @@
-"""Restricts a decoder process by means of the kernel.
+"""Restricts a decoder process, which decodes images, with features of the kernel.
 
-A decoder process calls `confine` before its first image, when it has only a socket and a file open.
-From then on it
-- may allocate a limited amount of memory (RLIMIT_AS),
-- writes no core dump, opens no file and makes no process (RLIMIT_CORE, RLIMIT_NOFILE,
-  PR_SET_DUMPABLE),
-- is killed when its parent ends (PR_SET_PDEATHSIG, set by `die_with_parent`),
-- gains no privileges (PR_SET_NO_NEW_PRIVS),
-- reaches no file, no TCP port, no abstract socket and no process outside (Landlock, Linux 5.13 and
-  later; what is restricted grows with the version of Linux),
-- may only make the system calls listed below: memory that is not executable, open descriptors,
-  time, exit. All others fail with EPERM (seccomp; x86-64 and aarch64). This also applies to root,
-  which a limit on the number of processes would not.
+A decoder process calls `confine` before its first image. At this time it has no open descriptors
+except a socket and a file. The following restrictions then apply to the process:
+- It may allocate a limited amount of memory (RLIMIT_AS).
+- It cannot write core dumps or open files (RLIMIT_CORE, RLIMIT_NOFILE, PR_SET_DUMPABLE).
+- The kernel kills it when its parent ends (PR_SET_PDEATHSIG, set by `die_with_parent`).
+- It cannot gain privileges (PR_SET_NO_NEW_PRIVS).
+- It cannot access files, TCP ports, abstract sockets or other processes (Landlock in Linux 5.13 or
+  later; newer versions of Linux restrict more of these).
+- It may make only the system calls that are listed below. They are about memory that is not
+  executable, open descriptors, time and the exit of the process. All other system calls, such as
+  those that create processes, fail with EPERM (seccomp on x86-64 and aarch64). This also applies to
+  root; a limit on the number of processes would not.
 
 The server limits CPU time (`service.decoding.process`). macOS has neither Landlock nor seccomp, and
-does not enforce RLIMIT_AS: there a decoder is a separate process with few restrictions.
+does not enforce RLIMIT_AS. On macOS, a decoder is a separate process with few restrictions.
 
 Sources: landlock(7), seccomp(2), prctl(2), getrlimit(2), and Linux' include/uapi.
 """
@@ -40,11 +40,12 @@ def confine(memory: int) -> list[str]:
     """Irrevocably restrict this process to what decoding needs.
 
     Args:
-        memory: Bytes of address space that the process may take beyond what it has now.
+        memory: Number of bytes of address space that the process may take in addition to its
+            current size.
 
     Returns:
-        The names of the restrictions that hold, for the log. One that the kernel does not have is
-        missing.
+        The names of the restrictions that apply, for the log. Restrictions that the kernel does not
+        support are missing.
 
     Raises:
         OSError: A resource limit cannot be set.
@@ -66,13 +67,13 @@ def _restrict_on_linux() -> list[str]:
         held.append("no core dumps")
     if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         held.append("no new privileges")
-        if version := _restrict_by_landlock():  # before RLIMIT_NOFILE: it needs a descriptor
+        if version := _restrict_by_landlock():  # needs a descriptor, so RLIMIT_NOFILE comes later
             held.append(f"Landlock {version}")
     return held
 
 
 def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends. Linux only."""
+    """Make the kernel kill this process when its parent ends. Has an effect on Linux only."""
     if sys.platform == "linux":
         _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -82,7 +83,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _address_space() -> int:
-    """Bytes of address space that this process has."""
+    """Return the size of this process's address space in bytes, or 0 if it is unknown."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -90,18 +91,19 @@ def _address_space() -> int:
         return 0
 
 
-# Landlock.
+# Constants and functions for Landlock
 
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # the same numbers on every architecture
 _ASK_VERSION = 1
 _FILES = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 5: 0xFFFF}
-"""Version of Landlock -> bits of the kinds of access to files that it can deny."""
+"""Bits of the kinds of file access that Landlock can deny, by its version."""
 _TCP, _SCOPES = 0x3, 0x3
-"""Bind and connect; abstract Unix sockets and signals."""
+"""Bits of the restricted operations. `_TCP`: bind and connect. `_SCOPES`: abstract Unix sockets and
+signals."""
 
 
 def _restrict_by_landlock() -> int:
-    """Deny all that the kernel's version of Landlock can. Returns that version, or 0: none."""
+    """Deny everything that the kernel's Landlock can deny. Returns its version, or 0 for none."""
     libc = _libc()
     version: int = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
     if version < 1:
@@ -120,11 +122,11 @@ def _restrict_by_landlock() -> int:
         os.close(ruleset)
 
 
-# seccomp: a classic BPF program that checks the number of each system call. The numbers are from
-# Linux' tables, which never change.
+# Constants and functions for seccomp: a classic BPF program checks the number of each system call.
+# The numbers are from Linux' tables and never change.
 
 _CALLS = {
-    # name: x86-64, aarch64
+    # name: number on x86-64, number on aarch64
     "read": (0, 63),
     "write": (1, 64),
     "close": (3, 57),
@@ -156,15 +158,15 @@ _CALLS = {
     "getrandom": (318, 278),
 }
 _WITHOUT_EXECUTION = {"mmap": (9, 222), "mprotect": (10, 226)}
-"""Allowed if their third argument does not request executable memory."""
+"""System calls that are allowed if their third argument does not request executable memory."""
 _PROT_EXEC = 0x4
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Machine -> column of the tables above, and AUDIT_ARCH value."""
+"""Column of the tables above and value of AUDIT_ARCH, by machine."""
 
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _THIRD_ARGUMENT = 0, 4, 32
-"""Offsets in struct seccomp_data, in bytes; for the argument, of its low half."""
+"""Offsets in bytes in struct seccomp_data. That of the argument is the offset of its low half."""
 _ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050000 | _EPERM, 0x80000000
 
 
@@ -177,7 +179,7 @@ def _filter_system_calls() -> bool:
     checked = [numbers[column] for numbers in _WITHOUT_EXECUTION.values()]
     program = _program(architecture, allowed, checked)
     code = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog: a length, padding, and a pointer.
+    # This is struct sock_fprog: a length, padding, and a pointer.
     rules = ctypes.create_string_buffer(
         struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
     )
@@ -186,7 +188,13 @@ def _filter_system_calls() -> bool:
 
 
 def _program(architecture: int, allowed: Iterable[int], checked: Iterable[int]) -> bytes:
-    """The filter, as an array of struct sock_filter."""
+    """Return the filter program as an array of struct sock_filter.
+
+    Args:
+        architecture: Value of AUDIT_ARCH. Processes with another value are killed.
+        allowed: Numbers of the allowed system calls.
+        checked: Numbers of the system calls in `_WITHOUT_EXECUTION`.
+    """
 
     def step(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, when_true, when_false, value)
@@ -207,5 +215,5 @@ def _program(architecture: int, allowed: Iterable[int], checked: Iterable[int]) 
             step(_RETURN, _ALLOW),
             step(_RETURN, _DENY),
         ]
-    steps.append(step(_RETURN, _DENY))  # also numbers of x32, which none of the above equals
+    steps.append(step(_RETURN, _DENY))  # also denies the numbers of the x32 ABI
     return b"".join(steps)

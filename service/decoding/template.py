@@ -1,18 +1,20 @@
-"""The template process, which decoder processes are forked from, and their main loops.
+"""The main loops of the template process and of decoder processes ("decoders").
 
-The template imports Pillow once and forks a decoder for each request of the server, which takes
-milliseconds. It has one thread, receives no image, no key and no environment of the server, and
-exits when the server closes their socket. `service.decoding.process` is the server's side.
+Decoders are forked from the template, which has imported Pillow. So the start of a decoder takes
+only milliseconds. The template has one thread. It receives no images, no API keys and not the
+environment of the server. It exits when the server closes the socket between them.
+`service.decoding.launch` is the server's side of the template, and `service.decoding.process` the
+server's side of a decoder.
 
-Messages (SOCK_SEQPACKET, numbers in the machine's own order)
-    template -> server    JSON: CPU seconds that decoding a sample took; once
-    server -> template    ORDER: FORK, with two descriptors: a socket, and the file for images
-    template -> server    RESULT: the process id; 0 if forking failed
-    server -> template    ORDER: REAP, for each decoder once; until then its process id is its own
-    template -> server    RESULT: its exit code, minus the signal that ended it, or LIVED_ON
-    decoder -> server     JSON: the restrictions that hold; once
-    server -> decoder     REQUEST: the file holds the image; of 0 bytes: free unused memory
-    decoder -> server     a byte: 0 and the pixels, or a Fault and the repr of the exception
+Messages (SOCK_SEQPACKET, integers in the byte order of the machine)
+    template -> server    JSON, once: CPU seconds of decoding the sample images
+    server -> template    ORDER with FORK and two descriptors: a socket, and the file for images
+    template -> server    RESULT: process id of the decoder, or 0 if the fork failed
+    server -> template    ORDER with REAP, once for each decoder; it frees the process id
+    template -> server    RESULT: exit code, negative number of the signal, or LIVED_ON
+    decoder -> server     JSON, once: names of the restrictions that apply
+    server -> decoder     REQUEST: decode the image in the file; with 0 bytes: free unused memory
+    decoder -> server     the byte 0 and the pixels, or a Fault and the repr of an exception
 """
 
 from __future__ import annotations
@@ -37,16 +39,17 @@ from service.decoding import picture, sandbox
 
 FORK, REAP = 1, 2
 ORDER = struct.Struct("=BQi")
-"""FORK, bytes of memory that the decoder may take, and the increment of its niceness (nice(2)); or
-REAP, the process id, and 0."""
+"""Three numbers: FORK, maximum number of bytes of memory of the decoder, and increment of its
+niceness (nice(2)). Or REAP, process id, and 0."""
 RESULT = struct.Struct("=i")
+"""Result of an order."""
 REQUEST = struct.Struct("=QQ8sIIQ")
-"""Bytes of the image, bytes of memory that decoding it takes at most, kind, width, height, and
-maximum number of pixels."""
+"""Number of bytes of the image, maximum number of bytes of memory for decoding it, type, width,
+height and maximum number of pixels."""
 MAX_MESSAGE = 8192
-"""Bytes."""
+"""Maximum number of bytes of a message."""
 MAX_CAUSE = 200
-"""Maximum number of characters of the exception's repr."""
+"""Maximum number of characters of the repr of an exception in a message."""
 
 _LIBC = ctypes.CDLL(None)
 
@@ -59,19 +62,21 @@ _IMPORTED_LATE = (
     "PIL.ImageColor",
     "PIL.ImagePalette",
 )
-"""Modules that Pillow imports when it needs them. The template does, as decoders open no files."""
+"""Modules that Pillow imports only when it needs them. The template imports them, because decoders
+cannot open files."""
 
 EXIT_SECONDS = 0.05
-"""Time in which a decoder that is to be reaped exits by itself; then it is killed."""
+"""Number of seconds in which a decoder that is reaped must exit by itself. Then it is killed."""
 LIVED_ON = 256
-"""RESULT for a decoder that did not exit in that time. Exit codes are smaller."""
+"""RESULT for a decoder that did not exit within `EXIT_SECONDS`. Exit codes are smaller."""
 
 SAMPLE = (512, 384)
-"""Width and height, in pixels, of the images whose decoding is timed."""
+"""Width and height of the sample images in pixels. The time of decoding them shows the speed of the
+machine."""
 
 
 def main(descriptor: int) -> None:
-    """Fork and reap decoders, until the other end of the socket `descriptor` is closed."""
+    """Fork and reap decoders until the server closes its end of the socket `descriptor`."""
     control = socket.socket(fileno=descriptor)
     _prefer_to_be_killed()
     for name in _IMPORTED_LATE:
@@ -87,13 +92,13 @@ def main(descriptor: int) -> None:
 
 
 def _receive(control: socket.socket) -> tuple[tuple[int, int, int], list[int]] | None:
-    """An order and its descriptors; None: the server has ended."""
+    """Receive an order and its descriptors. Returns None if the server has ended."""
     message, descriptors, _, _ = socket.recv_fds(control, ORDER.size, 2)
     return (ORDER.unpack(message), descriptors) if message else None
 
 
 def _fork(memory: int, nicer: int, connection: int, file: int) -> int:
-    """The process id of a new decoder; 0: the system allows no further process."""
+    """Fork a decoder. Returns its process id, or 0 if the system allows no more processes."""
     pid = 0
     with suppress(OSError):
         pid = os.fork()
@@ -105,7 +110,10 @@ def _fork(memory: int, nicer: int, connection: int, file: int) -> int:
 
 
 def _reap(pid: int) -> int:
-    """How the decoder `pid` ended: its exit code, minus the signal, or LIVED_ON."""
+    """Wait for the end of the decoder `pid`, and kill it after `EXIT_SECONDS`.
+
+    Returns its exit code, the negative number of the signal that ended it, or `LIVED_ON`.
+    """
     end = time.monotonic() + EXIT_SECONDS
     while time.monotonic() < end:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -118,7 +126,7 @@ def _reap(pid: int) -> int:
 
 
 def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) -> None:
-    """Main loop of a decoder process. Does not return."""
+    """Run the main loop of a decoder. This function does not return."""
     try:
         sandbox.die_with_parent()
         os.nice(nicer)
@@ -134,7 +142,7 @@ def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) ->
                 _free_memory()
                 continue
             fault, content = _decode(length, kind.rstrip(b"\0").decode(), *size)
-            # What earlier images have left may be why there was too little memory.
+            # Libraries may report a lack of memory as damage. Earlier images may have caused it.
             if fault == picture.Fault.DAMAGED and images and not _is_available(memory):
                 fault = picture.Fault.OUT_OF_MEMORY
             link.send(bytes([fault]) + content)
@@ -144,7 +152,10 @@ def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) ->
 
 
 def _decode(length: int, kind: str, width: int, height: int, max_pixels: int) -> tuple[int, bytes]:
-    """0 and the pixels of the image in the file, or a Fault and the repr of the exception."""
+    """Decode the image in the file.
+
+    Returns 0 and the pixels, or a `Fault` and the repr of an exception.
+    """
     try:
         return 0, picture.decode(os.pread(1, length, 0), kind, width, height, max_pixels)
     except picture.Undecodable as error:
@@ -154,8 +165,10 @@ def _decode(length: int, kind: str, width: int, height: int, max_pixels: int) ->
 
 
 def _is_available(memory: int) -> bool:
-    """Whether this process may take so many bytes. Libraries that lack memory do not always say so:
-    libjpeg and libwebp then call an image damaged."""
+    """Whether this process can allocate `memory` bytes.
+
+    Without enough memory, libjpeg and libwebp report that the image is damaged.
+    """
     _free_memory()
     try:
         mmap.mmap(-1, memory, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
@@ -165,19 +178,19 @@ def _is_available(memory: int) -> bool:
 
 
 def _free_memory() -> None:
-    """Return freed memory to the system."""
+    """Return freed memory to the operating system."""
     with suppress(AttributeError):  # not glibc
         _LIBC.malloc_trim(0)
 
 
 def _prefer_to_be_killed() -> None:
-    """When the machine or container runs out of memory, the kernel kills a decoder first."""
+    """Make the kernel kill decoders first when the machine or container runs out of memory."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
 
 
 def _sample_seconds() -> float:
-    """CPU seconds that decoding `SAMPLE` takes on this machine: the minimum of three."""
+    """Return the CPU seconds of decoding the sample images: the minimum of three measurements."""
     gray = Image.linear_gradient("L").resize(SAMPLE)
     photo = Image.merge("RGB", (gray, gray.rotate(90), Image.effect_noise(SAMPLE, 9)))
     files = {}

@@ -86,9 +86,10 @@ class ConnectionStreams:
         return stream
 
     def receive(self, stream: Stream | None, size: int) -> None:
-        """Count `size` bytes of a message that have arrived.
+        """Count `size` bytes that gRPC's server gets.
 
-        `stream`: the stream of the message. None: the stream is closed already.
+        `stream`: the stream whose message has the bytes. None: they belong to no message, or to a
+        stream that is closed.
         """
         if stream is not None:
             self._all_streams.receive(stream, size)

@@ -1,14 +1,14 @@
-"""Limits the rate of the frames of gRPC clients that carry no part of a message.
+"""Limits the rate at which gRPC clients may send frames without message data.
 
-Such frames, for example PING, SETTINGS, RST_STREAM and empty DATA, cause work for the server. Each
-client network may send `FRAMES_PER_SECOND` of these frames, and `FRAMES_AT_ONCE` in a burst. The
-number of frames that the network may still send is its credit. All connections of the network share
-the credit, so a client gets no additional credit from a new connection. Each response to a message
-adds credit.
+Such frames, for example PING, SETTINGS, RST_STREAM and empty DATA, cause work for the server. A
+client network is an IPv4 address or an IPv6 network. Each network may send `FRAMES_PER_SECOND` of
+these frames, and `FRAMES_AT_ONCE` in a burst. The number of frames that a network may still send is
+its credit. All connections of a network share the credit, so a client gets no additional credit
+from a new connection. Each response to a message that a handler has read adds credit.
 
 A relay passes on the frames of one connection. If its network has no credit, the relay waits in a
-queue of the network. Every `RETRY_SECONDS`, the relays that have waited the longest continue: one
-for each frame of the credit.
+queue of the network. Every `RETRY_SECONDS`, as many relays continue as the network has frames of
+credit. The relays that have waited the longest continue first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ FRAMES_PER_RESPONSE = 9.0
 besides its message: headers, acknowledgments, window updates and pings."""
 USEFUL_BYTES = 256
 """Number of bytes of a message that add credit for one frame. DATA frames with fewer bytes use up
-credit, except for the last frame of a message. DATA frames after the message use up credit, too."""
+credit, except for the last frame of a message. DATA frames after the message use up credit, too.
+Frames of other types use up credit for one more frame for every `USEFUL_BYTES` of payload, except
+HEADERS."""
 RESET_COST = 4.0
 """Credit that one RST_STREAM uses up, in frames. It is more than 1, because RST_STREAM wastes the
 work for its stream."""
@@ -96,7 +98,7 @@ class FrameCredit:
         self._limiter.credit.owe(self._network, frames, now)
 
     def add_for_response(self, message_bytes: int) -> None:
-        """Add credit for the response to a message of `message_bytes` bytes."""
+        """Add credit for the response to a message of `message_bytes` bytes that was read."""
         frames = min(FRAMES_PER_RESPONSE, message_bytes // USEFUL_BYTES)
         self._limiter.credit.give_back(self._network, frames)
 

@@ -2,12 +2,15 @@
 
 Guarantees
 - A header block has at most `HEAD_BYTES` bytes, and is complete within `HEAD_SECONDS`.
-- A frame has at most `MAX_PAYLOAD` bytes of payload.
+- A frame has at most `MAX_PAYLOAD` bytes of payload. A control frame has one of the sizes in
+  `CONTROL_SIZES`.
+- Frames of unknown types are discarded, as RFC 9113 allows (sections 4.1 and 5.5).
+- All bytes that are relayed are counted (`read_buffers`).
 - DATA frames belong to a stream that was opened.
 - New streams have odd and increasing numbers (RFC 9113, section 5.1.1). gRPC's server would ignore
   other numbers without a response.
-- Frames that carry no part of a message use up the credit of the client (`frame_credit`). Without
-  credit, no frame is relayed.
+- Frames without message data use up the credit of the client (`frame_credit`). Without credit, no
+  frame is relayed.
 - The number of calls that start in one turn of the event loop is limited (`turn_limit`).
 
 The filter adds the header `STREAM_HEADER` to each call. The header has the name of the stream, so
@@ -25,6 +28,7 @@ from service.grpc.connection_streams import OPEN_STREAMS, ConnectionStreams
 from service.grpc.frame_credit import RESET_COST, USEFUL_BYTES
 from service.grpc.http2_frames import (
     CONTINUATION,
+    CONTROL_SIZES,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -39,6 +43,8 @@ from service.grpc.timers import Timers
 from service.grpc.turn_limit import TurnLimit
 from service.server.connection import HEAD_SECONDS
 
+KNOWN = {DATA, HEADERS, CONTINUATION, *CONTROL_SIZES}
+"""Types of frames that are relayed."""
 STREAM_HEADER = "shoal-stream"
 """Header with the name of the stream, for the handler."""
 HEAD_BYTES = 32 * 1024
@@ -51,7 +57,7 @@ class BadFrame(Exception):
 
 
 class FrameFilter:
-    """Removes complete frames from the received data of a client, up to the limits."""
+    """Removes complete frames from the received data of a client, as far as the limits allow."""
 
     def __init__(
         self,
@@ -72,7 +78,7 @@ class FrameFilter:
         self._turn = turn
         self._abort = abort
         self.credit = 0.0
-        """Number of frames without a part of a message that may still be relayed."""
+        """Number of frames without message data that may still be relayed."""
         self.waits_for_turn = False
         """Whether `take` stopped at a call that must wait for a later turn of the event loop."""
         self._block_stream = 0
@@ -88,35 +94,45 @@ class FrameFilter:
         the event loop. Raises BadFrame if a frame is invalid.
         """
         self.waits_for_turn = False
-        begin = at = 0
+        at = 0
         taken: list[bytes] = []
         while self.credit > 0 and len(data) - at >= HEAD:
             size = int.from_bytes(data[at : at + 3], "big")
             end = at + HEAD + size
-            if size > MAX_PAYLOAD:
-                raise BadFrame(f"a frame is larger than {MAX_PAYLOAD} bytes")
+            kind, flags = data[at + 3], data[at + 4]
+            _check_size(kind, size)
             if len(data) < end:
                 break
-            kind, flags = data[at + 3], data[at + 4]
             if kind == HEADERS and self._turn.is_reached:
                 self.waits_for_turn = True
                 break
             number = int.from_bytes(data[at + 5 : at + HEAD], "big") & 0x7FFFFFFF
-            if kind in (HEADERS, CONTINUATION) or self._block_stream:
-                if name_frame := self._read_headers(kind, flags, number, size):
-                    data[at + 4] &= ~END_HEADERS  # `name_frame` ends the header block instead
-                    taken += (bytes(data[begin:end]), name_frame)
-                    begin = end
-            elif kind == DATA:
-                self._read_data(flags, number, size)
-            else:
-                self.credit -= RESET_COST if kind == RST_STREAM else 1
-                if kind == RST_STREAM:
-                    self._streams.close(number)
+            relayed = self._read(kind, flags, number, bytes(data[at:end]))
+            if kind != DATA:  # `_read_data` counts the bytes of DATA frames
+                self._streams.receive(None, len(relayed))
+            if relayed:
+                taken.append(relayed)
             at = end
-        taken.append(bytes(data[begin:at]))
         del data[:at]
         return taken
+
+    def _read(self, kind: int, flags: int, number: int, data: bytes) -> bytes:
+        """Check a complete frame, and subtract its cost from the credit.
+
+        The method returns the bytes to relay. It returns no bytes for a frame of an unknown type.
+        """
+        size = len(data) - HEAD
+        if kind in (HEADERS, CONTINUATION) or self._block_stream:
+            if name_frame := self._read_headers(kind, flags, number, size):
+                return data[:4] + bytes((flags & ~END_HEADERS,)) + data[5:] + name_frame
+        elif kind == DATA:
+            self._read_data(flags, number, size)
+        elif kind == RST_STREAM:
+            self.credit -= RESET_COST
+            self._streams.close(number)
+        else:
+            self.credit -= _cost(size)
+        return data if kind in KNOWN else b""
 
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes:
         """Check a frame of a header block.
@@ -125,7 +141,7 @@ class FrameFilter:
         name of the stream, to be inserted next. Otherwise, it returns no bytes.
         """
         if self._block_stream:
-            self.credit -= 1
+            self.credit -= _cost(size)
             if kind != CONTINUATION or number != self._block_stream:
                 raise BadFrame("a header block is interrupted by another frame")
         else:
@@ -164,6 +180,7 @@ class FrameFilter:
         if number > self._streams.last or not number % 2:
             raise BadFrame(f"a DATA frame belongs to stream {number}, which was never opened")
         stream = self._streams.get(number)
+        self._streams.receive(None, HEAD)
         if size:
             self._streams.receive(stream, size)
         if stream is None:  # the server has closed the stream, and the client may not know it yet
@@ -174,3 +191,16 @@ class FrameFilter:
             self.credit -= 1
         if flags & END_STREAM:
             self._streams.complete(stream)
+
+
+def _check_size(kind: int, size: int) -> None:
+    """Raise BadFrame if a frame of type `kind` may not have `size` bytes of payload."""
+    if size > MAX_PAYLOAD:
+        raise BadFrame(f"a frame is larger than {MAX_PAYLOAD} bytes")
+    if kind in CONTROL_SIZES and size not in CONTROL_SIZES[kind]:
+        raise BadFrame(f"a frame of type {kind} may not have {size} bytes of payload")
+
+
+def _cost(size: int) -> float:
+    """Credit that a frame with `size` bytes of payload uses up if it carries no message."""
+    return 1 + size // USEFUL_BYTES

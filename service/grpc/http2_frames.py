@@ -16,8 +16,23 @@ MAX_PAYLOAD = 16_384
 """Maximum number of bytes of a payload, unless the receiver's settings allow more (section
 6.5.2)."""
 
-DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x7, 0x9
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0x0, 0x1, 0x2, 0x3, 0x4
+PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x6, 0x7, 0x8, 0x9
 END_STREAM, END_HEADERS = 0x1, 0x4
+MAX_SETTINGS = 32
+"""Maximum number of settings in one SETTINGS frame. RFC 9113 defines 6."""
+MAX_DEBUG_DATA = 1024
+"""Maximum number of bytes of debug data in a GOAWAY frame."""
+CONTROL_SIZES = {
+    PRIORITY: range(5, 6),
+    RST_STREAM: range(4, 5),
+    SETTINGS: range(0, 6 * MAX_SETTINGS + 1, 6),
+    PING: range(8, 9),
+    GOAWAY: range(8, 8 + MAX_DEBUG_DATA + 1),
+    WINDOW_UPDATE: range(4, 5),
+}
+"""Maps the types of frames that carry neither headers nor a message to the allowed sizes of their
+payloads, in bytes (section 6)."""
 ENHANCE_YOUR_CALM = 0xB
 """Error code for a client that may cause excessive load (section 7)."""
 

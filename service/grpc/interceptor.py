@@ -4,7 +4,7 @@ The interceptor also turns exceptions into gRPC statuses. For HTTP, `http.middle
 `http.problems` have the same tasks. Clients get `x-request-id` and `server-timing` as trailing
 metadata. Errors also have a `problem-code`. If a retry may succeed, errors also have the time to
 wait, as `retry-after` in seconds and as `grpc-retry-pushback-ms` in milliseconds. Clients with a
-retry policy follow the latter automatically
+retry policy apply `grpc-retry-pushback-ms` automatically
 (https://github.com/grpc/proposal/blob/master/A6-client-retries.md).
 """
 
@@ -107,8 +107,8 @@ async def _answer(call: Call, route: str, method: Method, metrics: Metrics) -> A
         seconds = time.perf_counter() - started
         metrics.end_request(route, status, seconds, call.timing, code)
         _log(call, route, status, seconds, code)
-    # This is not in the `except` block, where gRPC's exception would get a reference to `error`. It
-    # would keep the message in memory.
+    # In the `except` block, gRPC's exception would get a reference to `error`, which would keep the
+    # message in memory.
     return await _abort(call.context, status, detail, metadata)
 
 

@@ -2,12 +2,12 @@
 
 gRPC's server reads the data of a connection into buffers of `BUFFER_BYTES`. It frees a buffer when
 all messages with bytes in the buffer have been handed out or dropped. So an incomplete message with
-a few bytes in a buffer also keeps the bytes of other messages there, even if those messages were
-answered long ago. These bytes count toward the upload memory, too: when a message has been handed
-out, its bytes are counted for another message in the same buffer.
+a few bytes in a buffer also keeps all other bytes there: headers, control frames, and messages that
+were answered long ago. These bytes count toward the upload memory, too: when a message has been
+handed out, its bytes are counted for another message in the same buffer.
 
-This module does not know where the buffers of gRPC's server begin, and assumes positions. The real
-buffers take at most twice the memory that is counted here.
+The real buffers of gRPC's server may begin and end at other positions than this module assumes. The
+real buffers take at most twice the memory that this module counts.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class ReadBuffers:
         """Maps each stream to the buffers with bytes of its message."""
 
     def add(self, size: int, stream: Stream | None) -> None:
-        """Add `size` bytes of a message, which the lease of its stream counts already.
+        """Add `size` bytes that gRPC's server gets.
 
-        `stream`: the stream of the message. None: the stream is closed, so gRPC's server drops the
-        bytes.
+        `stream`: the stream whose message has the bytes. Its lease counts them already. None: the
+        bytes belong to no message, or to a stream that is closed.
         """
         while size:
             part = min(size, self._room)

@@ -7,12 +7,13 @@ each connection. The relay checks the frames of the client (`frame_filter`), and
 gRPC's server over a local socket.
 
 Guarantees
-- There are at most SHOAL_MAX_CONNECTIONS connections. At the limit, a new connection replaces a
-  connection without a complete message that is being processed (`connection_limit`).
+- There are at most SHOAL_MAX_CONNECTIONS connections. At the limit, a new connection replaces
+  another connection (`connection_limit`). A connection is not replaced during the processing of one
+  of its complete messages.
 - The connection preface, the first bytes of a connection, must arrive within `HEAD_SECONDS`.
-- If a client uses up its credit for frames without a part of a message (`frame_credit`), the relay
-  reads more slowly. If this lasts for `FLOOD_SECONDS`, the client is disconnected. The client is
-  not disconnected immediately, because normal clients may cancel many calls at the same time.
+- If a client uses up its credit for frames without message data (`frame_credit`), the relay reads
+  more slowly. If this lasts for `FLOOD_SECONDS`, the client is disconnected. The client is not
+  disconnected immediately, because normal clients may cancel many calls at the same time.
 - A client that does not read its responses for `READ_SECONDS` is disconnected.
 - A relay buffers at most 160 KiB: 48 KiB that are not relayed yet, 64 KiB on the way to gRPC's
   server, and 48 KiB on the way to the client. Messages that were relayed count toward the upload
@@ -49,7 +50,7 @@ from service.server.connection_limit import Connections
 from service.server.transport import READ_SECONDS
 
 FLOOD_SECONDS = 30.0
-"""Seconds after which a client that uses up its credit is disconnected."""
+"""Seconds after which a client without enough credit is disconnected."""
 BUFFERED = 16_384
 """Maximum number of bytes in a write buffer before the relay stops reading from the other side."""
 _INBOX = memoryview(bytearray(32_768))
@@ -250,7 +251,7 @@ class Relay(asyncio.BufferedProtocol):
         for kind, flags, number in self._responses.feed(data):
             ended = kind in (HEADERS, DATA) and flags & END_STREAM
             if ended or kind == RST_STREAM:
-                if ended and (stream := self._streams.get(number)):
+                if ended and (stream := self._streams.get(number)) and stream.taken:
                     self._credit.add_for_response(stream.received)
                 self._streams.close(number)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Timers:
-    """Timers by name. A new timer replaces the timer with the same name."""
+    """Starts and cancels timers by name. A new timer replaces the timer with the same name."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

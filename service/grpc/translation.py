@@ -1,9 +1,9 @@
 """Converts ModelInferRequest messages to inference inputs, and probabilities to ModelInferResponse.
 
 A request message is converted to the InferenceRequest of REST, so the same checks apply. The
-elements of its tensor are in `raw_input_contents`, encoded like binary data of REST, or in
-`contents`, as a list with the type of the elements. The response has its elements in the same form.
-All functions are pure.
+elements of the input are in `raw_input_contents`, encoded like binary data of REST, or in
+`contents`, as a list with the type of the elements. The response has its elements in the same form
+as the request. All functions are pure.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ FIXED = {1: 8, 5: 4}
 def check(message: bytes) -> None:
     """Check the limits of an encoded ModelInferRequest.
 
-    Raises BadInference if it exceeds a limit or is not in the wire format.
+    Raises BadInference if the message exceeds a limit, or is not in the wire format.
     """
     fields = rest = 0
     parts: list[tuple[int, int, dict[int, Any]]] = [(0, len(message), REQUEST)]

@@ -101,7 +101,7 @@ class ApiKeys:
         self._version = _file_version(file)
         try:
             self._from_file = self._read(file)
-            log.info("API keys reloaded", extra={"fields": {"keys": len(self._from_file)}})
+            log.info("API keys read", extra={"fields": {"keys": len(self._from_file)}})
         except BadSettings as error:
             log.error("the API keys were not reloaded, and the previous keys stay valid: %s", error)
 

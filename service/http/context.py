@@ -53,7 +53,7 @@ class RequestContext:
         self.body_complete = False
         """Whether the whole body has arrived. If so, reading the body does not wait."""
         self.headers: dict[bytes, bytes] = {}
-        """The headers, with names in lower case. Of headers with the same name, only the first."""
+        """The headers, with names in lower case. If a name occurs twice, the first value counts."""
         self.request_id = ""
         """The ID of the request, which the response and the log contain."""
         self.forwarded_hosts: list[bytes] = []
@@ -145,7 +145,7 @@ def context_of(scope: Scope) -> RequestContext:
 
 
 def request_id(sent: bytes) -> str:
-    """Return the request ID that the client sent. If that ID is invalid, return a new one."""
+    """Return the request ID that the client sent, or a new ID if it is missing or invalid."""
     return sent.decode() if REQUEST_ID.fullmatch(sent) else os.urandom(16).hex()
 
 

@@ -1,4 +1,4 @@
-"""Serves content that does not change, from memory.
+"""Serves static content from memory.
 
 Reading a file for each request would take milliseconds and several threads. Clients need no API key
 for the files, so they could overload the server with such requests.

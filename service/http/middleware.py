@@ -155,10 +155,10 @@ class RequestMiddleware:
 
 
 def _was_disconnected(context: RequestContext, error: BaseException) -> bool:
-    """Whether `error` is a cancellation because the client disconnected, and for no other reason.
+    """Whether the task was canceled only because the client disconnected.
 
     If so, the task is no longer marked as canceled. If the server has canceled the task as well,
-    the result is False, so that the task ends.
+    the result is False, so that the cancellation of the server takes effect.
     """
     if not (context.disconnected and isinstance(error, asyncio.CancelledError)):
         return False

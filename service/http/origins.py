@@ -1,8 +1,8 @@
 """Checks the host of requests, and rejects cross-site requests of browsers.
 
 Any web page can make a browser send requests, even to servers that only the user of the browser can
-reach: servers on localhost or behind a firewall. Two checks protect such servers. Both are made
-before the body of a request is read.
+reach: servers on localhost or behind a firewall. Two checks protect such servers. Both checks take
+place before the body of a request is read.
 
 - Host: In an attack by DNS rebinding, the owner of attacker.example lets that name resolve to the
   address of this server. The browser then treats both as the same origin, so a page of
@@ -36,7 +36,7 @@ from service.settings import PREFIX, Settings, host_name, split
 BROWSER_HEADERS = frozenset({b"origin", b"sec-fetch-site", b"x-forwarded-host"})
 """Headers that `Guard.check` reads besides Host."""
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
-"""Paths that monitoring requests every few seconds. Requests for them may name any host."""
+"""Paths for monitoring systems. Requests for these paths may name any host."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods whose requests change nothing (RFC 9110, section 9.2.1)."""
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
@@ -98,7 +98,7 @@ class Guard:
             settings: The settings with the allowed hosts and origins.
         """
         self.accepted = set[bytes]()
-        """Hosts that were accepted before, at most `CACHED_HOSTS`."""
+        """Hosts that were accepted before: at most `CACHED_HOSTS`, and `MAX_HOST_BYTES` each."""
         self._hosts = allowed_hosts(settings)
         self._origins = frozenset(origin.encode() for origin in split(settings.cors_origins))
         self._any_origin = ANY.encode() in self._origins
@@ -112,7 +112,7 @@ class Guard:
             for name in hosts:
                 if not self._hosts.accepts(name):
                     raise _unknown(name)
-            if len(self.accepted) < CACHED_HOSTS:
+            if len(self.accepted) < CACHED_HOSTS and len(host) <= MAX_HOST_BYTES:
                 self.accepted.add(host)
         if scope["method"] in SAFE_METHODS or self._any_origin:
             return

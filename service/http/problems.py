@@ -1,8 +1,8 @@
 """Maps exceptions to the error responses that clients get.
 
 Error responses are `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`,
-`code` and `request_id`. Endpoints below `/v2` return `{"error": detail}` instead, as their protocol
-defines it. All errors are in the table `PROBLEMS`, so endpoints catch no exceptions.
+`code` and `request_id`. Endpoints below `/v2` return `{"error": detail}` instead, which their
+protocol requires. The table `PROBLEMS` lists all expected errors.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ SERVER_TIMING = {
     "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
 }
 MAX_RETRY_AFTER = 60
-"""Maximum of Retry-After, in seconds. Its value is an estimate, so a high value may be wrong."""
+"""Maximum of Retry-After, in seconds. Longer times would be too uncertain, since the time is an
+estimate."""
 RETRY_AFTER = {
     "description": "Seconds after which the client should retry.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_RETRY_AFTER},
@@ -151,7 +152,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "repository_off",
         "The model repository is disabled",
         "Models cannot be loaded or unloaded over the network, because this server has no admin "
-        "key. Its operator can set one with SHOAL_ADMIN_KEYS or SHOAL_ADMIN_KEYS_FILE.",
+        "key. The operator of this server can set a key with SHOAL_ADMIN_KEYS or "
+        "SHOAL_ADMIN_KEYS_FILE.",
     ),
     BadRepositoryCall: Problem(
         400, "bad_repository_call", "Invalid request to the model repository"
@@ -189,8 +191,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "too_many_messages",
         "Too many gRPC messages are arriving",
-        "Too many gRPC messages were arriving at the same time, and this one was canceled to make "
-        "room for a newer one. Try again after the number of seconds in retry-after.",
+        "Too many gRPC messages were arriving at the same time, and this message was canceled. Try "
+        "again after the number of seconds in retry-after.",
         retry_after=1,
     ),
     UploadMemoryFull: Problem(
@@ -221,8 +223,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "decoder_lost",
         "The decoder process was killed",
-        "Another process, or the operating system because memory ran out, killed the process that "
-        "decoded this image. Try again after the number of seconds in Retry-After.",
+        "The process that decoded this image was killed, for example because memory ran out. Try "
+        "again after the number of seconds in Retry-After.",
         retry_after=1,
     ),
     DecodersDown: Problem(
@@ -266,8 +268,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "engine_dead",
         "The engine is dead",
-        "The engine did not finish a batch, and this process ends. Try again after the number of "
-        "seconds in Retry-After, when another process may have replaced it.",
+        "The engine did not finish a batch, so this process ends. Another process may replace it. "
+        "Try again after the number of seconds in Retry-After.",
         retry_after=1,
         closes=True,
     ),
@@ -395,7 +397,7 @@ def answer(problem: Problem, error: Exception | None, request_id: str, path: str
 
 
 async def handle(request: Request, error: Exception) -> Response:
-    """Build the response for an exception in `HANDLED`. Starlette calls it as exception handler."""
+    """Build the response for an exception in `HANDLED`. Starlette calls this function."""
     problem = problem_for(error)
     if isinstance(error, HTTPException) and error.status_code == 405:
         error.headers = _allowed(request)

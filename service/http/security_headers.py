@@ -4,12 +4,12 @@
 - Content-Security-Policy: other pages cannot embed a response in a frame, and a response that is
   not a page cannot load anything.
 - Referrer-Policy: browsers do not send the URL of a page to other servers.
-- Cache-Control: browsers do not store responses. They may store the files of `/docs`, and check
-  their ETag before each use.
+- Cache-Control: browsers do not store responses. The files of `/docs` are an exception: browsers
+  may store a file, and check its ETag before each use.
 
 A response to a POST request gets only X-Content-Type-Options, since browsers neither store nor
-embed it. Headers that an endpoint has set are not replaced. Strict-Transport-Security is not added:
-the proxy that is responsible for TLS must add it.
+embed such responses. Headers that an endpoint has set are not replaced. Strict-Transport-Security
+is not added, because only the proxy that is responsible for TLS can add it.
 """
 
 from __future__ import annotations

@@ -306,14 +306,14 @@ class ModelHost:
             watcher.cancel()
 
     def _give_up(self) -> None:
-        """Let the process end, because the engine is dead. All requests have been answered."""
+        """Let the process end, because the engine is dead. Its requests got an error before."""
         self.failure = EngineDead("the engine did not finish a batch")
         log.critical("the engine is dead: %s; the process exits", self.failure)
         self._on_failure()
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
-        """Context manager for a load or unload. Only one can be in progress at a time.
+        """Context manager for a load or unload, which does not allow a second one at the same time.
 
         Raises Draining during the shutdown, NotReady during the startup, and ChangeUnderWay if
         another load or unload is in progress.

@@ -1,8 +1,8 @@
 """Lists the versions of the model in the model store, and loads and unloads them.
 
-A server has one model, which the settings name. Its versions can replace each other, but another
-model cannot replace it: requests that name the first model would fail. A second model needs a
-second server (docs/decisions/0014-replacing-the-model.md).
+A server has one model, which the settings name. Versions of this model can replace each other.
+Another model cannot replace this model, because requests that name this model would fail. To serve
+a second model, start a second server (docs/decisions/0014-replacing-the-model.md).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 NOT_NOW = (ChangeUnderWay, Draining, NotReady)
-"""Exceptions because the server cannot load any version now."""
+"""Exceptions that mean that the server cannot load any version now."""
 EXPECTED = (BadModel, BadParams, OSError, UnknownArchitecture)
-"""Exceptions because a version is invalid. Their messages explain the error to people."""
+"""Exceptions that mean that a version is invalid. Their messages are written for people."""
 
 
 class Repository:
@@ -129,7 +129,7 @@ class Repository:
         self._count("failed")
         why = str(error)
         if not isinstance(error, EXPECTED):
-            log.error("loading failed unexpectedly", exc_info=error)
+            log.error("loading a version failed unexpectedly", exc_info=error)
             why = f"{type(error).__name__}: {why.strip().partition(chr(10))[0]}"
         self._failed[version] = why
         log.warning("not loaded", extra={"fields": {"version": version, "reason": why}})

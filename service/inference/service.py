@@ -97,7 +97,7 @@ class Decoding(Protocol):
 
     @property
     def descriptors(self) -> int:
-        """File descriptors of this process that the decoders may take."""
+        """Maximum number of file descriptors of this process that the decoders use."""
 
     @property
     def is_down(self) -> bool:

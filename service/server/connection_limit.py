@@ -17,8 +17,8 @@ Guarantees
 - If all connections of that network are busy, its size decides. With more than 1/`CROWD` of all
   connections, the network loses its newest connection. With fewer, waiting connections of other
   networks are replaced first.
-- A busy connection is replaced only if its network still has more connections afterwards than the
-  network of the new one had before. So a client cannot keep other clients out. A client that has
+- A busy connection is replaced only if its network then still has more connections than the network
+  of the new connection had before. So a client cannot keep other clients out. A client that has
   all connections (NAT, a proxy) does not interrupt its own requests: if none of its connections is
   waiting, its new connections are rejected.
 
@@ -66,7 +66,10 @@ class Connections(ServerState):
     """Uvicorn's record of open connections, with a maximum number."""
 
     def __init__(self, limit: int) -> None:
-        """`limit`: maximum number of open connections."""
+        """
+        Args:
+            limit: Maximum number of open connections.
+        """
         super().__init__()
         self._limit = limit
         self._networks: dict[str, dict[Replaceable, None]] = {}

@@ -36,7 +36,7 @@ def join(host: str, port: int) -> list[socket.socket]:
 
 
 def bind(host: str, port: int, count: int) -> list[list[socket.socket]]:
-    """Bind sockets for several front ends. They do not listen yet.
+    """Bind sockets for several front ends. The sockets do not listen yet.
 
     Args:
         host: Host name or IP address. Each address of a name gets a socket.

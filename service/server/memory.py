@@ -55,8 +55,8 @@ class Memory:
     def __init__(self, connections: Sequence[Connections], uploads: UploadMemory) -> None:
         """
         Args:
-            connections: The connections of each port.
-            uploads: The uploads of all ports.
+            connections: Record of the open connections of each port.
+            uploads: Record of the memory of all uploads.
         """
         self._uses: list[tuple[Use, int]] = [
             *((one, MIN_CONNECTIONS) for one in connections),

@@ -110,8 +110,8 @@ class Server(uvicorn.Server):
         if sockets:  # uvicorn logs no message for given sockets
             self._log_started_message(sockets)
         loop = asyncio.get_running_loop()
-        # `loop.add_signal_handler` would not do: closing the loop restores the default action of
-        # SIGHUP, which ends the process.
+        # `loop.add_signal_handler` is not used, because closing the loop would restore the default
+        # action of SIGHUP, which ends the process.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload))
 
     async def _accept_more_per_turn(self) -> None:

@@ -51,7 +51,7 @@ class CancelScope:
             del reason  # breaks the cycle between the exception and its traceback
 
     def cancel(self, reason: Exception) -> None:
-        """Cancel the block. It may be called at most once."""
+        """Cancel the block. This method may be called at most once."""
         self._reason = reason
         self._task.cancel()
 

@@ -4,8 +4,8 @@ Bodies are kept in memory and not written to disk. The memory of all bodies toge
 body takes memory as its bytes arrive, and not when its headers announce its length. Two rules
 prevent slow clients from using up the memory:
 
-- Bodies that have been arriving for longer than `CHECK_INTERVAL` may hold half of the memory
-  together. If they hold more, the slowest of these bodies is rejected.
+- Bodies that have been arriving for longer than `CHECK_INTERVAL` count as slow. All slow bodies
+  together may hold half of the memory. If slow bodies hold more, the slowest body is rejected.
 - A body is rejected if it arrives at less than `MIN_RATE` after `GRACE` checks.
 
 The rate of a body is an exponential moving average: the last `CHECK_INTERVAL` has a weight of one
@@ -32,7 +32,7 @@ CHECK_INTERVAL = 2.0
 GRACE = 3
 """Number of checks after which a body must arrive at `MIN_RATE` or faster."""
 MIN_RATE = 1024
-"""Minimum rate of a body, in bytes per second."""
+"""Minimum rate at which a body must arrive, in bytes per second."""
 
 _COMPLETE = nullcontext()
 
@@ -83,7 +83,7 @@ class UploadMemory:
             self._make_room()
 
     def mark_slow(self, lease: Lease) -> None:
-        """Count the body of `lease` as slow: it has been arriving for more than one interval."""
+        """Count the body of `lease` as slow. No effect if it is slow already."""
         if lease not in self._slow:
             self._slow.add(lease)
             self._held_by_slow += lease.held

@@ -17,6 +17,7 @@ from python_multipart.multipart import MultipartParser, MultipartState, parse_op
 from service.errors import MissingImage
 
 FIELD = b"img"
+"""Name of the parts with images."""
 MAX_OTHERS = 63
 """Maximum number of parts that are not images."""
 MAX_PARAMETERS = 1024

@@ -87,7 +87,7 @@ async def index_all(request: Request) -> Response:
 async def index(request: Request) -> Response:
     """List all versions of the model, or only the loaded version with `{"ready": true}`.
 
-    The protocol defines this form of the request.
+    Clients of the protocol use this method, and GET is an addition of this server.
     """
     _check_key(request)
     body = await _read(request, schemas.RepositoryIndexRequest)

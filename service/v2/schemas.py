@@ -20,7 +20,7 @@ MAX_DIMENSIONS = 8
 
 
 class _RequestModel(BaseModel):
-    """Base of the request bodies. Values are not converted: the string "1" is not a number.
+    """Base class of the request bodies. Values are not converted: the string "1" is not a number.
 
     Lists whose items pydantic checks have a maximum length.
     """

@@ -1,7 +1,7 @@
 """Converts the data of an input tensor to image files or 8-bit pixels.
 
-The data is a list in JSON, or binary. All functions are pure. They raise BadInference if the data
-does not match the datatype and shape of the tensor.
+The data is a list in JSON, or binary data. All functions are pure. The functions raise BadInference
+if the data does not match the datatype and shape of the tensor.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _decode_base64(pieces: list[str | bytes]) -> Iterator[bytes]:
             decoded = binascii.a2b_base64(pieces.pop(), strict_mode=True)
         except ValueError as error:
             raise BadInference(NOT_BASE64) from error
-        if len(decoded) < PIECE // 4 * 3 and pieces:  # padding before the end
+        if len(decoded) < PIECE // 4 * 3 and pieces:  # the text has padding before its end
             raise BadInference(NOT_BASE64)
         yield decoded
         del decoded

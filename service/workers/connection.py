@@ -27,6 +27,11 @@ class FrameConnection(asyncio.Protocol):
         self.congested = False
         """Whether more than `HIGH_WATER` bytes are unsent: the other process reads too slowly."""
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Number of bytes that the other end has not accepted yet, without those of this turn."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER)

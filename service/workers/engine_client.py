@@ -127,11 +127,13 @@ class DecoderClient(_Client):
 
         Also raises NotReady if there is no connection, and DecodeQueueFull if this front end has
         sent too many bytes (`MAX_DECODE_BYTES`) of images that are not decoded yet. The limit is
-        needed because each process has a copy of these images.
+        needed because each process has a copy of these images. Bytes that are not sent yet count
+        even if their request was canceled.
         """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         size = len(image.data)
-        if self._bytes and self._bytes + size > MAX_DECODE_BYTES:
+        held = max(self._bytes, connection.unsent_bytes)
+        if held and held + size > MAX_DECODE_BYTES:
             raise DecodeQueueFull
         self._bytes += size
         try:

@@ -30,7 +30,7 @@ class Run:
     load: str
     """Name of the load in the table."""
     offered: float
-    """Rate that the load was to have (open loop), or rate of sent requests (closed loop)."""
+    """Planned rate of requests (open loop), or rate of sent requests (closed loop)."""
     achieved: float
     """Rate of answers with status 200 during the run."""
     latency: dict[str, float]
@@ -157,7 +157,7 @@ def plot(runs: Sequence[Run], slo: float | None, path: Path) -> None:
 
 
 def _percentiles(seconds: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Returns the percentiles of latencies. It does not interpolate, because some are infinite."""
+    """Returns the percentiles of latencies, without interpolation: some latencies are infinite."""
     if not len(seconds):
         return dict.fromkeys(PERCENTILES, math.inf)
     values = np.percentile(seconds, list(PERCENTILES.values()), method="higher")

@@ -117,7 +117,7 @@ def test_sighup_reads_the_keys(tmp_path: pathlib.Path) -> None:
         assert (status(ONE), status(TWO)) == (200, 401)
         file.write_text(TWO)
         server.send(signal.SIGHUP)
-        server.wait_for_log("keys reloaded")
+        server.wait_for_log("keys read")
         assert (status(ONE), status(TWO)) == (401, 200)
         file.write_text("")
         server.send(signal.SIGHUP)

@@ -26,7 +26,7 @@ function addFiles(files) {
 }
 
 function enqueue(card) {
-  const { signal } = clearing; // the current one: `clear` creates another for later cards
+  const { signal } = clearing; // `clear` replaces `clearing` for the cards that are added later
   runQueued(() => classify(card, signal));
 }
 

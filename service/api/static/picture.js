@@ -42,7 +42,7 @@ function centerSquare(picture) {
 
 /** A canvas with a square of `source`, at half its size if that is more than FILTER_SIDE. */
 function crop(source, left, upper, side) {
-  // At most by half: browsers average neighboring pixels only, and would skip others.
+  // A larger reduction in one step would skip pixels: browsers average neighboring pixels only.
   const target = side > FILTER_SIDE ? Math.ceil(side / 2) : side;
   const canvas = new OffscreenCanvas(target, target);
   whiteContext(canvas).drawImage(source, left, upper, side, side, 0, 0, target, target);

@@ -3,12 +3,12 @@
 const MAX_PAUSE = 60; // seconds
 let headers = {};
 
-/** Sends this key with every request. Not as Authorization, which a proxy in front may use. */
+/** Sends this key with every request, as X-API-Key: a proxy may use the header Authorization. */
 export function setKey(key) {
   headers = { "X-API-Key": key };
 }
 
-/** Why a picture was not classified, in words for people. */
+/** The error of a picture that was not classified. Its message is written for people. */
 export class PredictError extends Error {
   constructor(problem, { status = 0, retryAfter = NaN } = {}) {
     super(problem.detail);

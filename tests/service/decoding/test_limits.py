@@ -51,7 +51,7 @@ def test_limits_by_example(mebibytes: int, ordinary: int, expensive: int, each: 
 def test_limits_reject_too_little_memory() -> None:
     """The message says how much is needed at least."""
     least = ORDINARY_MEMORY + MIN_EXPENSIVE_MEMORY + 36 * MIB
-    with pytest.raises(ValueError, match=f"at least {least // MIB} are needed"):
+    with pytest.raises(ValueError, match=f"at least {least // MIB} MiB are needed"):
         limits(2, 200 * MIB, 2.0)
 
 

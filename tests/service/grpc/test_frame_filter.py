@@ -9,12 +9,21 @@ from service.grpc.frame_credit import RESET_COST, USEFUL_BYTES
 from service.grpc.frame_filter import STREAM_HEADER, BadFrame, FrameFilter
 from service.grpc.http2_frames import (
     CONTINUATION,
+    CONTROL_SIZES,
     DATA,
     END_HEADERS,
     END_STREAM,
+    GOAWAY,
+    HEAD,
     HEADERS,
+    MAX_DEBUG_DATA,
+    MAX_PAYLOAD,
+    MAX_SETTINGS,
+    PING,
+    PRIORITY,
     RST_STREAM,
     SETTINGS,
+    WINDOW_UPDATE,
     field,
     frame,
 )
@@ -24,7 +33,8 @@ from service.grpc.turn_limit import CALLS, TurnLimit
 from service.upload.body import UploadMemory
 
 CALL = frame(HEADERS, END_HEADERS, 1, b"call")
-PING = frame(0x6, 0, 0, bytes(8))
+A_PING = frame(PING, 0, 0, bytes(8))
+UNKNOWN = 0xFA
 
 
 class Connection:
@@ -41,7 +51,8 @@ class Client:
     def __init__(self, credit: float = 1000.0) -> None:
         connection, self.timers = Connection(), Timers()
         self.turn = TurnLimit()
-        self.all_streams = Streams(UploadMemory(2**20), 1000)
+        self.memory = UploadMemory(2**20)
+        self.all_streams = Streams(self.memory, 1000)
         self.streams = ConnectionStreams(connection, "::1", self.all_streams, self.timers)
         self.filter = FrameFilter(self.streams, self.timers, self.turn, connection.abort)
         self.filter.credit = credit
@@ -56,8 +67,8 @@ class Client:
 async def test_filter_relays_complete_frames() -> None:
     """A frame is relayed when its last byte has arrived."""
     client = Client()
-    assert client.send(PING + PING[:12]) == PING
-    assert client.send(PING[12:]) == PING and not client.data
+    assert client.send(A_PING + A_PING[:12]) == A_PING
+    assert client.send(A_PING[12:]) == A_PING and not client.data
 
 
 async def test_filter_adds_the_name_of_the_stream() -> None:
@@ -84,8 +95,15 @@ async def test_filter_does_not_name_trailers() -> None:
 @pytest.mark.parametrize(
     ("sent", "cost"),
     [
-        (PING, 1),
+        (A_PING, 1),
         (frame(SETTINGS, 0, 0), 1),
+        (frame(PRIORITY, 0, 1, bytes(5)), 1),
+        (frame(WINDOW_UPDATE, 0, 0, bytes(4)), 1),
+        (frame(GOAWAY, 0, 0, bytes(8)), 1),
+        (frame(GOAWAY, 0, 0, bytes(8 + MAX_DEBUG_DATA)), 1 + MAX_DEBUG_DATA // USEFUL_BYTES),
+        (frame(UNKNOWN, 0, 0), 1),
+        (frame(UNKNOWN, 0, 0, bytes(MAX_PAYLOAD)), 1 + MAX_PAYLOAD // USEFUL_BYTES),
+        (frame(HEADERS, 0, 3) + frame(CONTINUATION, 0, 3, bytes(USEFUL_BYTES)), 2),
         (frame(RST_STREAM, 0, 1, bytes(4)), RESET_COST),
         (frame(HEADERS, END_HEADERS, 3), 1),
         (frame(DATA, 0, 1), 1),
@@ -99,7 +117,7 @@ async def test_filter_does_not_name_trailers() -> None:
     ],
 )
 async def test_filter_counts_frames_without_a_message(sent: bytes, cost: float) -> None:
-    """Frames without a message use up credit, and DATA with a message does not."""
+    """Frames without a message use up credit by their size, and DATA with a message does not."""
     client = Client()
     client.send(CALL)
     before = client.filter.credit
@@ -110,10 +128,10 @@ async def test_filter_counts_frames_without_a_message(sent: bytes, cost: float) 
 async def test_filter_relays_nothing_without_credit() -> None:
     """Frames beyond the credit stay until there is credit again."""
     client = Client(credit=2)
-    assert client.send(5 * PING) == 2 * PING and client.data == 3 * PING
+    assert client.send(5 * A_PING) == 2 * A_PING and client.data == 3 * A_PING
     assert client.send(b"") == b""
     client.filter.credit = 3
-    assert client.send(b"") == 3 * PING
+    assert client.send(b"") == 3 * A_PING
 
 
 async def test_filter_waits_for_a_turn() -> None:
@@ -121,8 +139,8 @@ async def test_filter_waits_for_a_turn() -> None:
     client = Client()
     for _ in range(CALLS):
         client.turn.count_call()
-    assert client.send(PING + CALL + PING) == PING
-    assert client.filter.waits_for_turn and client.data == CALL + PING
+    assert client.send(A_PING + CALL + A_PING) == A_PING
+    assert client.filter.waits_for_turn and client.data == CALL + A_PING
 
 
 async def test_filter_counts_messages() -> None:
@@ -130,7 +148,49 @@ async def test_filter_counts_messages() -> None:
     client = Client()
     client.send(CALL + frame(DATA, 0, 1, bytes(1000)))
     stream = client.streams.get(1)
-    assert stream is not None and stream.received == stream.lease.held == 1000
+    assert stream is not None and stream.received == 1000
+    assert 1000 < stream.lease.held == client.memory.held
+
+
+@pytest.mark.parametrize("kind", [*range(12), UNKNOWN, 0xFF])
+async def test_filter_counts_all_bytes_that_are_relayed(kind: int) -> None:
+    """An incomplete message keeps the frames of every type that share its buffers, so the upload
+    memory holds all bytes that are relayed."""
+    client = Client()
+    relayed = client.send(CALL + frame(DATA, 0, 1, bytes(256)))
+    begin = frame(HEADERS, 0, 3) if kind == CONTINUATION else b""
+    number = 3 if kind in (HEADERS, CONTINUATION, RST_STREAM) else 1
+    payload = bytes(max(CONTROL_SIZES.get(kind, [500])))
+    relayed += client.send(begin + frame(kind, END_HEADERS, number, payload))
+    relayed += client.send(frame(DATA, 0, 1, bytes(256)))
+    assert client.memory.held == len(relayed)
+
+
+async def test_filter_discards_frames_of_unknown_types() -> None:
+    """They are not relayed, and the frames around them are."""
+    client, defined = Client(), {DATA, HEADERS, CONTINUATION, *CONTROL_SIZES}
+    unknown = b"".join(frame(kind, 0, 0, bytes(9)) for kind in set(range(256)) - defined)
+    assert client.send(A_PING + unknown + A_PING) == 2 * A_PING
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        (PRIORITY, (0, 4, 6)),
+        (RST_STREAM, (0, 3, 5)),
+        (SETTINGS, (1, 5, 6 * MAX_SETTINGS + 1, 6 * MAX_SETTINGS + 6)),
+        (PING, (0, 7, 9)),
+        (GOAWAY, (0, 7, 8 + MAX_DEBUG_DATA + 1)),
+        (WINDOW_UPDATE, (0, 3, 5)),
+    ],
+)
+async def test_filter_rejects_control_frames_of_other_sizes(
+    kind: int, sizes: tuple[int, ...]
+) -> None:
+    """The head alone is enough to reject a control frame whose size is not allowed."""
+    for size in (*sizes, MAX_PAYLOAD):
+        with pytest.raises(BadFrame, match=f"type {kind} may not have {size} bytes"):
+            Client().send(frame(kind, 0, 0, bytes(size))[:HEAD])
 
 
 async def test_filter_rejects_a_frame_before_it_is_complete() -> None:

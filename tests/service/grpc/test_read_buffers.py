@@ -58,7 +58,7 @@ def test_messages_alone_count_as_their_bytes() -> None:
     assert messages.memory.held == 0
 
 
-def test_bytes_of_closed_streams_count_for_the_message_behind_them() -> None:
+def test_bytes_of_no_message_count_for_the_message_behind_them() -> None:
     """gRPC's server drops them, but a message in the same buffer keeps them."""
     messages = Messages()
     messages.buffers.add(1000, None)
@@ -103,16 +103,20 @@ PIECES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 50_000), st.boolea
 def test_buffers_count_all_bytes_of_buffers_with_incomplete_messages(
     pieces: list[tuple[int, int, bool]],
 ) -> None:
-    """Whatever order the pieces have: as many bytes count as such buffers hold."""
+    """Whatever order the pieces have: as many bytes count as such buffers hold. Pieces with the
+    number 0 belong to no message."""
     messages, open_streams = Messages(), dict[int, Stream]()
-    written: list[tuple[int, int, Stream]] = []
+    written: list[tuple[int, int, Stream | None]] = []
     at = 0
     for number, size, ends in pieces:
-        stream = open_streams.setdefault(number, messages.begin())
-        messages.receive(stream, size)
+        stream = open_streams.setdefault(number, messages.begin()) if number else None
+        if stream is None:
+            messages.buffers.add(size, None)
+        else:
+            messages.receive(stream, size)
         written.append((at, at + size, stream))
         at += size
-        if ends:
+        if stream is not None and ends:
             messages.end(open_streams.pop(number))
         kept = {
             index

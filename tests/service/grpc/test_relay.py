@@ -115,8 +115,11 @@ async def reason(reader: asyncio.StreamReader) -> str:
     return data.rpartition(b"\0\0\0\x0b")[2].decode()
 
 
-async def arrived(wire: Wire, count: int) -> None:
-    await until(lambda: wire.memory.held == count)
+async def arrived(wire: Wire, frames: bytes) -> None:
+    """Wait until the upload memory holds the frames, and the name of each call in them."""
+    calls = sum(kind == HEADERS for kind, _, _ in FrameHeads().feed(frames))
+    size = len(frames) + calls * len(frame(CONTINUATION, 0, 1, field("shoal-stream", 32 * "0")))
+    await until(lambda: wire.memory.held == size)
 
 
 async def test_relay_adds_one_header_and_changes_nothing_else(wire: Wire) -> None:
@@ -143,16 +146,17 @@ async def test_relay_counts_bytes_until_the_call_ends(wire: Wire) -> None:
     """A response, a reset by either side, and the end of the connection release the bytes."""
     reset = frame(RST_STREAM, 0, 1, bytes(4))
     for ends in "answer", "client", "server", "connection":
-        _, writer = await wire.connect(START + CALL + frame(DATA, 0, 1, bytes(1000)))
+        sent = frame(SETTINGS, 0, 0) + CALL + frame(DATA, 0, 1, bytes(1000))
+        _, writer = await wire.connect(PREFACE + sent)
         _, server = await wire.servers.get()
-        await arrived(wire, 1000)
+        await arrived(wire, sent)
         if ends == "client":
             writer.write(reset)
         elif ends == "connection":
             writer.close()
         else:
             server.write(ANSWER if ends == "answer" else reset)
-        await arrived(wire, 0)
+        await arrived(wire, b"")
         assert not len(wire.streams)
         writer.close()
 
@@ -160,14 +164,15 @@ async def test_relay_counts_bytes_until_the_call_ends(wire: Wire) -> None:
 async def test_bytes_that_an_incomplete_message_keeps_are_held(wire: Wire) -> None:
     """gRPC's server keeps the bytes of an answered call in the buffer that it filled for both."""
     other = frame(HEADERS, END_HEADERS, 3, b"call") + frame(DATA, END_STREAM, 3, bytes(10_000))
-    await wire.connect(START + CALL + frame(DATA, 0, 1, bytes(256)) + other)
+    sent = frame(SETTINGS, 0, 0) + CALL + frame(DATA, 0, 1, bytes(256)) + other
+    await wire.connect(PREFACE + sent)
     _, server = await wire.servers.get()
-    await arrived(wire, 10_256)
+    await arrived(wire, sent)
     server.write(frame(HEADERS, END_HEADERS | END_STREAM, 3, b"answer"))
     await until(lambda: len(wire.streams) == 1)
-    assert wire.memory.held == 10_256
+    await arrived(wire, sent)
     server.write(ANSWER)
-    await arrived(wire, 0)
+    await arrived(wire, b"")
 
 
 @pytest.mark.parametrize("sent", [b"", PREFACE[:10]])
@@ -234,6 +239,7 @@ REPEATED = {
     "window updates": frame(0x8, 0, 0, b"\0\0\0\1"),
     "priorities": frame(0x2, 0, 1, bytes(5)),
     "unknown frames": frame(0x42, 0, 0, b"x"),
+    "large unknown frames": frame(0x42, 0, 0, bytes(1000)),
     "empty data": frame(DATA, 0, 1),
     "a byte of data each": frame(DATA, 0, 1, b"x"),
     "data of a closed stream": frame(DATA, 0, 1, bytes(1000)),
@@ -296,9 +302,11 @@ async def test_connecting_again_gives_no_further_credit(
     assert passed <= allowed + 5 * frame_credit.RESET_COST
 
 
-async def answered_calls(wire: Wire, limit: int, message: bytes, beside: bytes = b"") -> int:
-    """Make up to `limit` calls on one connection, 50 at a time. Returns the number of responses
-    until the connection has ended."""
+async def answered_calls(
+    wire: Wire, limit: int, message: bytes, beside: bytes = b"", *, is_read: bool = True
+) -> int:
+    """Make up to `limit` calls on one connection, 50 at a time, whose messages are read by their
+    handlers or not. Returns the number of responses until the connection has ended."""
     reader, writer = await wire.connect()
     server, answers = await wire.servers.get()
     await server.readexactly(len(PREFACE))
@@ -308,7 +316,10 @@ async def answered_calls(wire: Wire, limit: int, message: bytes, beside: bytes =
         with suppress(ConnectionError):
             while data := await server.read(65_536):
                 for kind, _, number in heads.feed(data):
-                    if kind == HEADERS:
+                    if kind == DATA:
+                        for stream in wire.streams:
+                            if is_read and stream.complete and not stream.taken:
+                                stream.take()
                         ends = END_HEADERS | END_STREAM
                         answers.write(frame(HEADERS, ends, number, b"answer"))
 
@@ -326,14 +337,18 @@ async def answered_calls(wire: Wire, limit: int, message: bytes, beside: bytes =
     return count
 
 
-@pytest.mark.parametrize("message", [b"", bytes(frame_credit.USEFUL_BYTES - 1)])
+@pytest.mark.parametrize(
+    ("size", "is_read"),
+    [(0, True), (frame_credit.USEFUL_BYTES - 1, True), (9 * frame_credit.USEFUL_BYTES, False)],
+)
 async def test_responses_without_a_message_give_no_credit(
-    wire: Wire, message: bytes, monkeypatch: pytest.MonkeyPatch
+    wire: Wire, size: int, is_read: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls with an empty or very short message are relayed slowly, although they are answered."""
+    """Calls with an empty or very short message, or one that no handler reads, are relayed slowly,
+    although they are answered."""
     monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.5)
     began = (loop := asyncio.get_running_loop()).time()
-    count = await answered_calls(wire, 4_000, message)
+    count = await answered_calls(wire, 4_000, bytes(size), is_read=is_read)
     seconds = loop.time() - began
     assert count <= frame_credit.FRAMES_AT_ONCE + frame_credit.FRAMES_PER_SECOND * (seconds + 1)
 
@@ -428,7 +443,7 @@ async def test_new_connection_replaces_a_waiting_one(wire: Wire) -> None:
     busy, _ = await wire.connect(START + CALL)
     (await wire.stream()).take()
     slow, _ = await wire.connect(START + CALL + frame(DATA, 0, 1, b"x"))
-    await arrived(wire, 1)
+    await until(lambda: wire.memory.held > 0)
     newest, _ = await wire.connect(START)
     assert "a new connection replaces this one" in await reason(slow)
     await wire.servers.get()

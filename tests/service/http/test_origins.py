@@ -17,7 +17,7 @@ from service.app import create_app
 from service.errors import CrossSite, UnknownHost
 from service.http.context import context_of
 from service.http.middleware import RequestMiddleware
-from service.http.origins import PROBE_PATHS, AllowedHosts, Guard, is_loopback
+from service.http.origins import MAX_HOST_BYTES, PROBE_PATHS, AllowedHosts, Guard, is_loopback
 from service.http.problems import PROBLEMS, documented
 from service.http.proxies import MAX_BYTES, MAX_NAMES, ProxyHeaders
 from service.settings import Settings, host_name, split
@@ -126,6 +126,14 @@ def test_refused_hosts_take_no_memory() -> None:
         hosts.accepts(b"%d.attacker.example" % number)
         hosts.accepts(b"%d" % number * 1000)
     assert hosts._cached.cache_info().currsize == hosts._cached.cache_info().maxsize == 1024
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_guard_remembers_short_hosts_only(excess: int) -> None:
+    """Where every host is accepted, those of more than `MAX_HOST_BYTES` are not remembered."""
+    guard, host = Guard(Settings(allowed_hosts="*")), b"h" * (MAX_HOST_BYTES + excess)
+    guard.check({"type": "http", "method": "GET", "path": "/", "headers": [(b"host", host)]})
+    assert guard.accepted == (set() if excess else {host})
 
 
 class FakeMetrics:

@@ -27,7 +27,9 @@ def store(tmp_path: pathlib.Path) -> pathlib.Path:
     """Versions 7, 8 and 10 of the model that is served, and a folder of another model."""
     for version in "7", "8", "10":
         add(tmp_path, version)
+    add(tmp_path, "99")
     shutil.copytree(tmp_path / "fake", tmp_path / "other")
+    shutil.rmtree(tmp_path / "fake" / "99")
     return tmp_path
 
 
@@ -108,7 +110,7 @@ async def test_load_failure_says_what_still_serves(
         (version,) = [v for v in await one.repository.index() if v["version"] == "8"]
         assert (version["state"], version["reason"]) == ("UNAVAILABLE", reason)
         await one.repository.unload("fake")
-        with pytest.raises(LoadFailed, match="No version is served"):
+        with pytest.raises(LoadFailed, match="No version is loaded"):
             await one.repository.load("fake", "8")
     assert one.counted == ["failed", "failed"]
     traceback = [record for record in caplog.records if record.exc_info]
@@ -123,7 +125,7 @@ async def test_load_failure_names_the_version_even_without_a_number(store: pathl
         with pytest.raises(LoadFailed, match=r"^fake 10 was not loaded: damaged"):
             await one.repository.load("fake")
         shutil.rmtree(store / "fake")
-        with pytest.raises(LoadFailed, match=r"^fake the version that a start would load was not"):
+        with pytest.raises(LoadFailed, match=r"^fake \(version at startup\) was not loaded"):
             await one.repository.load("fake")
 
 

@@ -210,3 +210,19 @@ async def test_decoder_client_limits_the_bytes_that_it_sends(pair: Pair) -> None
         pair.decoders.goes_on.set()
         await task
         await remote.run(encoded(1), b"client", 60)
+
+
+async def test_decoder_client_counts_the_unsent_bytes_of_canceled_requests(pair: Pair) -> None:
+    """Clients that upload and disconnect cannot fill a front end's memory while the engine process
+    does not read."""
+    async with pair.front_end_decoders() as remote, asyncio.timeout(30):
+        accepted, _ = await asyncio.to_thread(pair.address.accept)
+        with accepted:
+            await until(lambda: remote._connection)
+            large = encoded(1, MAX_DECODE_BYTES - 10)
+            task = asyncio.create_task(remote.run(large, b"client", 60))
+            await until(lambda: remote._connection and remote._connection.unsent_bytes)
+            task.cancel()
+            await outcomes([task])
+            with pytest.raises(DecodeQueueFull):
+                await remote.run(encoded(1, HIGH_WATER), b"client", 60)
