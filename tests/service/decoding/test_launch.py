@@ -119,3 +119,48 @@ async def test_template_that_ends_is_noticed(template: Template) -> None:
         await template.ended.wait()
     with pytest.raises(StartFailed):
         await template.fork(96 * MIB, 0)
+
+
+async def test_template_measures_this_machine(template: Template) -> None:
+    """The CPU time of the sample images is known when the template has started."""
+    assert 0.0001 < template.sample_seconds < 10
+
+
+async def test_template_forks_decoders_of_different_memory_and_niceness(
+    template: Template,
+) -> None:
+    """Each decoder has the niceness that its caller asks for, above that of the server."""
+    for nicer in (0, 5):
+        process = await template.fork(96 * MIB, nicer)
+        await process.ready()
+        niceness = os.getpriority(os.PRIO_PROCESS, process.pid)
+        assert niceness == min(os.getpriority(os.PRIO_PROCESS, 0) + nicer, 19)
+        process.close()
+
+
+async def test_template_reaps_each_decoder_once(template: Template) -> None:
+    """Reaping again returns the same exit code, since the process id may be another's by then."""
+    process = await template.fork(96 * MIB, 0)
+    await process.ready()
+    os.kill(process.pid, signal.SIGKILL)
+    assert await template.reap(process) == -signal.SIGKILL
+    assert await template.reap(process) == -signal.SIGKILL
+    process.close()
+
+
+async def test_template_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says that the template cannot be started, and why."""
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    template = Template()
+    with pytest.raises(StartFailed, match=r"cannot be started: .*nowhere"):
+        await template.start()
+    template.close()
+
+
+async def test_closing_a_template_twice_does_nothing(template: Template) -> None:
+    """A closed template has ended, and forks no decoder."""
+    template.close()
+    template.close()
+    assert template.has_ended
+    with pytest.raises(StartFailed):
+        await template.fork(96 * MIB, 0)

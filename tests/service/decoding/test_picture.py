@@ -11,8 +11,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageFile
 
+from service.decoding import picture
+from service.decoding.headers import read_header
 from service.decoding.image import identify
-from service.decoding.picture import SIDE
+from service.decoding.picture import SIDE, Fault, Undecodable
 from service.errors import BadImage
 from tests.service import synthetic
 from tests.service.decoding.decoded import (
@@ -295,3 +297,32 @@ def test_truncated_images_are_refused_whatever_others_allow(
     for part in (0.3, 0.6, 0.95):
         with pytest.raises(BadImage):
             decode(data[: int(len(data) * part)], MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "size", "fault"),
+    [
+        (encode(CHART, "PNG")[:-40], "PNG", (32, 32), Fault.DAMAGED),
+        (encode(CHART, "PNG"), "JPEG", (32, 32), Fault.DAMAGED),
+        (encode(CHART, "PNG"), "PNG", (31, 32), Fault.TWO_SIZES),
+        (encode(CHART, "JPEG"), "JPEG", (32, 64), Fault.TWO_SIZES),
+        (synthetic.gif(screen=(1, 1)), "GIF", (1, 1), Fault.TOO_LARGE),
+        (synthetic.bombs()["jpeg scans"], "JPEG", None, Fault.TOO_MANY_PARTS),
+    ],
+    ids=["truncated", "other type", "PNG size", "JPEG size", "GIF frame", "JPEG scans"],
+)
+def test_decode_says_why_an_image_cannot_be_decoded(
+    data: bytes, kind: str, size: tuple[int, int] | None, fault: Fault
+) -> None:
+    """The fault is one that the server has a message for; the GIF's frame has 1,024 pixels."""
+    if size is None:
+        _, *size = read_header(data)
+    with pytest.raises(Undecodable) as caught:
+        picture.decode(data, kind, *size, max_pixels=1023 if kind == "GIF" else MAX_PIXELS)
+    assert caught.value.fault == fault
+
+
+def test_decode_returns_rows_of_rgb() -> None:
+    """The result is 32 x 32 x 3 bytes, and a 32 x 32 image is returned as it is."""
+    rgb = picture.decode(encode(CHART, "PNG"), "PNG", 32, 32, MAX_PIXELS)
+    assert type(rgb) is bytes and rgb == CHART.tobytes()
