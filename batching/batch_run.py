@@ -56,7 +56,7 @@ class Entry(Generic[In, Out]):
 
 
 class BatchRun(Generic[In, Out]):
-    """One batch. Each instance can run once."""
+    """Computes one batch. Each instance can be used once."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ class Refused(Exception):
         Args:
             detail: Why the item was rejected.
             retry_after: Predicted number of seconds after which the same request would be accepted.
-                It is meaningless for a request whose timeout is shorter than the time of
+                The prediction does not hold if the request's timeout is shorter than the time of
                 computing one item.
         """
         super().__init__(detail)

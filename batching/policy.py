@@ -135,9 +135,9 @@ class Policy:
         """Whether the last of all batches ends before the earliest deadline.
 
         This is a shortcut: if deadlines are distant, or few items wait, batches need not be planned
-        one by one. The total time is estimated as that of full batches and one more full batch for
+        one by one. The total time is at most the time of all full batches, plus one full batch for
         the remaining items. If `LatencyTable.best` splits the remaining items into several batches,
-        these take less time than that.
+        these batches together take less time than one full batch.
         """
         full = self.table.seconds(cap)
         batches = len(deadlines) // self.table.best(cap) + 2

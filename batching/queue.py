@@ -20,9 +20,12 @@ class Waiting(Protocol):
     """The attributes that the queue uses of an item. Both are times in seconds."""
 
     @property
-    def arrived(self) -> float: ...
+    def arrived(self) -> float:
+        """Time of arrival."""
+
     @property
-    def deadline(self) -> float: ...
+    def deadline(self) -> float:
+        """Time by which the item must be answered."""
 
 
 W = TypeVar("W", bound=Waiting)

@@ -149,7 +149,7 @@ def measure(rounds: int, seconds: float) -> tuple[list[Costs], list[Costs], list
             floor["read"] = total_cost(bare, seconds / 2)
             routing = [total_cost(server, seconds / 2) for server in (uvicorn, fastapi)]
             floor["route"] = max(routing) - floor["read"]
-            if number >= 0:  # the first round warms up
+            if number >= 0:  # the first round only warms up the servers
                 stages.append(clocked_costs)
                 floors.append(floor)
                 totals.append(total)

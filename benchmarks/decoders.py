@@ -1,4 +1,4 @@
-"""Compares the latency and the throughput of decoder processes with those of threads.
+"""Compares decoder processes with threads in latency and throughput.
 
     python -m benchmarks.decoders              (takes some minutes)
     python -m benchmarks.decoders --rounds 9

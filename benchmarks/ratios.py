@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Ratio:
     """Mean of the ratios of several rounds.
 
-    If the machine is slower during a round, both measurements of the round are affected, and their
-    ratio is not.
+    If the machine is slower during a round, both measurements of the round are slower, and their
+    ratio does not change.
     """
 
     mean: float

@@ -300,7 +300,7 @@ def main() -> None:
     """Simulates all cells, prints the tables and writes the files."""
     arguments = options().parse_args()
 
-    todo = sorted(CELLS, key=lambda cell: -cell.load)  # the longest first
+    todo = sorted(CELLS, key=lambda cell: -cell.load)  # cells that take long are simulated first
     with ProcessPoolExecutor(arguments.processes) as pool:
         run_cell = functools.partial(run, seed=arguments.trace, in_hindsight=arguments.hindsight)
         done = dict(zip(todo, pool.map(run_cell, todo), strict=True))

@@ -80,7 +80,7 @@ def compare(before: Server, after: Server, rounds: int, names: list[str]) -> Non
     print("|---|---|---|---|---|")
     for name in names:
         load = LOADS[name]
-        for server in before, after:  # warm-up
+        for server in before, after:  # the first measurement only warms up the servers
             turn(server, load)
         pairs = [(turn(before, load), turn(after, load)) for _ in range(rounds)]
         old, new = zip(*pairs, strict=True)

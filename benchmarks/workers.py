@@ -1,4 +1,4 @@
-"""Compares the throughput of two front ends with that of one.
+"""Compares the throughput of two front ends with the throughput of one front end.
 
     python -m benchmarks.workers
 
@@ -195,7 +195,7 @@ def rounds(count: int, connections: int, seconds: float) -> list[dict[int, Measu
             by_count = {}
             for workers in COUNTS if number % 2 else reversed(COUNTS):
                 by_count[workers] = measure(servers[workers], connections, seconds, pinned)
-            if number >= 0:  # the first round warms up
+            if number >= 0:  # the first round only warms up the servers
                 results.append(by_count)
                 print(_lines(number + 1, by_count), flush=True)
     return results

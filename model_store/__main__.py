@@ -49,6 +49,7 @@ USER_ERRORS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command. `arguments` are those of the command line; None: `sys.argv[1:]`."""
     parser = argparse.ArgumentParser(
         prog="python -m model_store",
         description=__doc__,
@@ -171,6 +172,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all commands and their options to a parser."""
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(

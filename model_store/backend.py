@@ -13,7 +13,7 @@ from model_store.runtime import is_for_cpu, load_mxnet
 
 
 class Backend:
-    """MXNet on one device."""
+    """Makes networks that MXNet computes on one device."""
 
     def __init__(self, mx: Any, device: Device) -> None:
         """
@@ -29,7 +29,7 @@ class Backend:
         return Network(self._mx, model, self.device, precision, buckets)
 
     def gpu_memory(self) -> GpuMemory | None:
-        """Return the memory of the GPU, or None on a CPU. None if the driver does not report it."""
+        """Return the memory of the GPU. None: there is no GPU, or its driver does not report it."""
         return gpu_memory(self._mx, self.device)
 
 

@@ -48,7 +48,7 @@ class Results(list[R]):
 
 
 class BatchFormat:
-    """Input and output of one version's network."""
+    """Converts the input and the output of one version's network."""
 
     def __init__(self, model: Manifest, buckets: Sequence[int]) -> None:
         """

@@ -67,7 +67,10 @@ def choose(mx: Any, wanted: str) -> Device:
 
 
 def gpu_memory(mx: Any, device: Device) -> GpuMemory | None:
-    """Return the memory of `device`. Returns None for a CPU or if the driver does not report it."""
+    """Return the memory of a GPU.
+
+    Returns None if `device` is a CPU, or if the GPU's driver does not report its memory.
+    """
     if device.name == "cpu":
         return None
     try:

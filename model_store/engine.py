@@ -249,7 +249,8 @@ class GluonEngine:
             await lane.call(replica.close)
 
     def _pairs(self, replicas: Sequence[Replica]) -> Iterator[tuple[Lane, Replica]]:
-        return zip(self._lanes, replicas, strict=False)  # fewer replicas after a failed load
+        # If loading failed, there are fewer replicas than lanes.
+        return zip(self._lanes, replicas, strict=False)
 
     def _compute_next(self, lane: int) -> None:
         """Compute the next batch, if one waits. Must be called on the thread of `lane`.

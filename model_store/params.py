@@ -1,14 +1,14 @@
 """Params: reads and writes `.params` files, which contain a network's parameters, without MXNet.
 
-Files are not trusted. `read_params` returns all arrays of a valid file. If any byte of the file's
-structure is invalid, it raises `BadParams`, whose message says which file, what is wrong and what
-to do. Each length in the file is compared with the number of remaining bytes before memory is
-allocated, so reading a file takes about as much memory as the file has bytes.
+Files are not trusted. `read_params` returns all arrays of a valid file. If a file is invalid,
+`read_params` raises `BadParams`, and the message says which file, what is wrong and what to do.
+Each length in the file is compared with the number of remaining bytes before memory is allocated,
+so reading a file takes about as much memory as the file has bytes.
 
-`write_params` writes files that MXNet's `mx.nd.load` and `load_parameters` can read. It writes a
-complete file or no file, and always the same bytes for the same arrays. `check_params` checks that
-arrays fit a network. `Source.sha256` returns the checksum of the bytes that were read. Names of
-arrays are not changed: prefixes such as `arg:` and `aux:` are kept.
+`write_params` writes files that MXNet's `mx.nd.load` and `load_parameters` can read. A file is
+written completely or not at all, and the same arrays always give the same bytes. `check_params`
+checks that arrays fit a network. `Source.sha256` returns the checksum of the bytes that were read.
+Names of arrays are not changed: prefixes such as `arg:` and `aux:` are kept.
 
 The format is MXNet's list of arrays, as `NDArray::Save` and `NDArray::Load` define it
 (src/ndarray/ndarray.cc in Apache MXNet 1.x). Numbers are little-endian. There is no padding and no
@@ -205,7 +205,7 @@ class Source:
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes read so far, in hexadecimal.
 
-        After `arrays`, it is that of the whole file.
+        After `arrays`, these are all bytes of the file.
         """
         return self._digest.hexdigest()
 
@@ -297,7 +297,7 @@ def _read_name(source: Source, what: str) -> str:
         name = encoded.decode()
     except UnicodeDecodeError:
         raise source.bad(f"{what} is not UTF-8: {encoded[:40]!r}") from None
-    # MXNet ends a name at a NUL, and would load another name than the one checked here.
+    # MXNet ends a name at a NUL byte, so it would load another name than this module returns.
     if not name.isprintable():
         raise source.bad(f"{what} is not printable: {name[:40]!r}")
     return name

@@ -95,7 +95,7 @@ async def calibrate(
             "int8": await _outputs(partial, test.images, "cpu", threads, "int8"),
         }
         if device != "cpu":
-            with suppress(PrecisionUnavailable):  # there is no GPU
+            with suppress(PrecisionUnavailable):  # there is no GPU, so fp16 is not measured
                 outputs["fp16"] = await _outputs(partial, test.images, device, threads, "fp16")
         manifest.write(partial, _described(model, outputs, test))
         await store.verify(partial)

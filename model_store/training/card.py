@@ -215,15 +215,19 @@ def _photos(photos: Photos | None) -> str:
 
 def _calibration(model: Manifest) -> str:
     if (temperature := model.temperature) is None:
-        return "Not calibrated: probabilities are the softmax of the logits, and usually too high."
+        return (
+            "This version is not calibrated. Probabilities are the softmax of the logits and are "
+            "usually too high."
+        )
     return (
         f"Logits are divided by a temperature of {temperature.value} (Guo et al. 2017), fitted on "
         f"{temperature.fitted_on} images. On {temperature.measured_on}, the expected calibration "
         f"error fell from {temperature.calibration_error_before:.2%} to "
-        f"{temperature.calibration_error:.2%} (fp32, 15 bins). The table above is of all test "
-        "images, including those that the temperature was fitted on. Training images were not "
-        "used, because networks are too sure of them. A temperature changes no predicted class. "
-        "It was not measured on images unlike CIFAR-10's."
+        f"{temperature.calibration_error:.2%} (fp32, 15 bins). The table above is computed from "
+        "all test images, including the images that the temperature was fitted on. Training images "
+        "were not used to fit the temperature, because networks are too certain about them. A "
+        "temperature changes no predicted class. The calibration error was not measured on images "
+        "that differ from CIFAR-10's."
     )
 
 

@@ -68,9 +68,9 @@ class Progress:
     loss: float = 0.0
     """Sum of the losses in the current epoch."""
     right: int = 0
-    """Images of the current epoch that were classified correctly, after augmentation."""
+    """Number of augmented images in the current epoch that were classified correctly."""
     seen: int = 0
-    """Images of the current epoch that were trained on."""
+    """Number of images in the current epoch that were trained on."""
     epochs: list[Epoch] = field(default_factory=list)
     """Results of the finished epochs."""
 

@@ -69,7 +69,7 @@ def read_test(folder: pathlib.Path) -> Split:
 
 
 def fingerprint(*splits: Split) -> str:
-    """SHA-256 of every label and pixel, in order and by split."""
+    """Return a SHA-256 of all labels and pixels of the splits, in hexadecimal."""
     digest = hashlib.sha256()
     for split in splits:
         for array in (split.labels, split.images):

@@ -23,6 +23,7 @@ Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Arg
 
 
 def add_commands(command: Command) -> None:
+    """Add these commands. `command` adds a command with a name, a function and a help text."""
     evaluate = command("evaluate", _evaluate, "measure a version on CIFAR-10's test images")
     evaluate.add_argument(
         "--name", default="cifar_resnet20_v1", help="name of the model (default: %(default)s)"
@@ -130,7 +131,7 @@ def _progress(images: int) -> Iterator[Callable[[int], object]]:
 
 
 def _summary(evaluation: Evaluation) -> str:
-    """Accuracy and most frequent mistake of each class, and the figures of all images."""
+    """Return a table of each class's accuracy and most frequent error, and the overall results."""
     names = list(evaluation.by_class)
     lines = []
     for label, name in enumerate(names):

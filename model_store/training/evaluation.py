@@ -22,7 +22,8 @@ Labels = npt.NDArray[np.int64]
 
 BINS = 15
 MIN_PROBABILITY = 1e-30
-"""Smallest probability whose logarithm is taken: that of 0 would dominate all means."""
+"""Lower limit of a probability before its logarithm is computed. The logarithm of 0 is infinite and
+would make all means infinite."""
 MAX_TEMPERATURE, MIN_TEMPERATURE = 20.0, 0.05
 STEPS = 60
 """Number of steps of the search for a temperature."""

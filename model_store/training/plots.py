@@ -15,7 +15,7 @@ from model_store.training.evaluation import Evaluation
 
 
 def draw_evaluation(evaluation: Evaluation, path: pathlib.Path) -> None:
-    """The confusion matrix beside the reliability diagram, as a PNG."""
+    """Draw the confusion matrix and the reliability diagram, and write them to a PNG file."""
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     confusion, reliability = figure.subplots(1, 2)
     _draw_confusion(evaluation, confusion)

@@ -57,15 +57,14 @@ class Recipe:
         0, "side in pixels of a square that is replaced by gray in each image; 0: no square"
     )
     zoom: float = _option(
-        0.0, "the size of crops varies by factors from exp(-zoom) to exp(zoom); 0: it is fixed"
+        0.0, "the size of crops varies by factors from exp(-zoom) to exp(zoom); 0: a fixed size"
     )
     color: float = _option(
         0.0, "share by which contrast and brightness vary; saturation varies by twice this share"
     )
     sharpness: float = _option(
         0.0,
-        "maximum strength of blurring and sharpening; with 1, images are blurred by a 3 x 3 kernel "
-        "at most",
+        "maximum strength of blurring and sharpening; blurring of strength 1 is a 3 x 3 kernel",
     )
     mixup: float = _option(
         0.0, "images are blended in pairs, with shares from Beta(mixup, mixup); 0: no blending"

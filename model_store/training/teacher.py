@@ -1,8 +1,9 @@
 """Teachers: networks that another network learns from, and a file that stores their logits.
 
-A view is one augmented form of the key training set. Teachers compute each view once; runs that
-see the same views share the file, whatever their seed, length or architecture. A run that stops
-while the file is written loses at most the rows of its last batch, and computes them again.
+A view is one augmented form of the whole training set. A recipe may use the same views again in
+later epochs, so that teachers compute each view only once. Training runs with the same views share
+the file, even if their seeds, lengths or architectures differ. If a run stops while it writes the
+file, the logits of at most one batch are lost and are computed again.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Trainer:
             yield progress
 
     def accuracy(self, split: cifar10.Split) -> float:
-        """Share of the images of `split` that the averaged network classifies correctly."""
+        """Return the share of the images that the averaged network classifies correctly."""
         correct = 0
         for start in range(0, len(split.images), 500):
             part = slice(start, start + 500)
@@ -154,7 +154,7 @@ class Trainer:
             losses = self._loss(logits, targets)
             if expected is not None:
                 divergence = self._divergence(logits / recipe.temperature, expected)
-                # Times the square, gradients are as large as those of the labels.
+                # The square makes these gradients about as large as the gradients of the labels.
                 divergence = divergence * recipe.temperature**2
                 losses = (1 - recipe.teacher_weight) * losses + recipe.teacher_weight * divergence
         losses.backward()
@@ -162,7 +162,10 @@ class Trainer:
         return losses, logits
 
     def _teacher_probabilities(self, batch: Batch, inputs: Any) -> Any:
-        """Probabilities (n, classes) of the teachers, at the recipe's temperature; None without."""
+        """Return the teachers' probabilities (n, classes) at the recipe's temperature.
+
+        Returns None if there are no teachers.
+        """
         if self._teachers is None:
             return None
         logits = self._teachers.logits(batch.place, inputs)

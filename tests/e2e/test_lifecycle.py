@@ -61,7 +61,7 @@ def test_stop_does_not_wait_for_an_engine_that_hangs() -> None:
             assert server.stop() == 1
             assert time.monotonic() - started < 30
             assert waiting.result().json()["code"] == "cut_off"
-        assert "did not stop in time" in server.log()[-1]["message"]
+        assert "did not stop within the shutdown timeout" in server.log()[-1]["message"]
 
 
 def test_dead_engine_ends_the_process() -> None:

@@ -82,7 +82,7 @@ def test_health(client: InferenceServerClient) -> None:
     """The server and its model are live and ready; another version is an error."""
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("fake") and client.is_model_ready("fake", "7")
-    with pytest.raises(InferenceServerException, match="no other"):
+    with pytest.raises(InferenceServerException, match="serves only"):
         client.is_model_ready("fake", "8")
 
 
@@ -138,8 +138,8 @@ async def test_infer_100_calls_concurrently(server: Server) -> None:
 @pytest.mark.parametrize(
     ("model", "version", "tensor", "status", "expected"),
     [
-        ("other", "", images(HORSE), "NOT_FOUND", "no other"),
-        ("fake", "8", images(HORSE), "NOT_FOUND", "no other"),
+        ("other", "", images(HORSE), "NOT_FOUND", "serves only"),
+        ("fake", "8", images(HORSE), "NOT_FOUND", "serves only"),
         ("fake", "", images(b"hello"), "INVALID_ARGUMENT", "known type"),
         ("fake", "", images(HORSE, b"hello"), "INVALID_ARGUMENT", "image 1"),
         ("fake", "", images(b""), "INVALID_ARGUMENT", "no bytes"),

@@ -96,15 +96,14 @@ async def test_model_host_loads_in_the_background() -> None:
     hosted = Hosted(Slow())
     async with hosted.host.running():
         with pytest.raises(NotReady) as caught:
-            _ = hosted.host.batcher
+            await hosted.submit()
         assert caught.type is NotReady and await hosted.host.stats() is None
         with pytest.raises(NotReady):
             await hosted.host.unload()
-        assert hosted.events == []
         load.set()
         await until(lambda: hosted.host.loaded)
-        assert hosted.events == ["change"]
         assert await hosted.submit() == "7"
+    assert hosted.events == ["change"]
 
 
 async def test_model_host_reports_a_model_that_does_not_load() -> None:
@@ -113,10 +112,13 @@ async def test_model_host_reports_a_model_that_does_not_load() -> None:
     class Broken(FakeEngine):
         @asynccontextmanager
         async def load(self, settings: Settings) -> AsyncIterator[FakeEngine]:
-            raise BadModel("its SHA-256 differs")
+            if self.load_error is not None:
+                raise self.load_error
             yield self
 
-    hosted = Hosted(Broken())
+    engine = Broken()
+    engine.load_error = BadModel("its SHA-256 differs")
+    hosted = Hosted(engine)
     async with hosted.host.running():
         await until(lambda: hosted.events)
     assert hosted.events == ["failure"]
@@ -215,11 +217,12 @@ async def test_model_host_keeps_the_version_if_another_cannot_be_loaded(
         before = hosted.host.loaded
         replacing = asyncio.create_task(hosted.host.replace(version_8))
         await engine.loading.wait()
-        assert hosted.host.loading == "8"
+        loading = hosted.host.loading
         engine.loaded.set()
         with pytest.raises(BadModel):
             await replacing
-        assert hosted.host.loading is None and hosted.host.loaded is before
+        assert (loading, hosted.host.loading) == ("8", None)
+        assert hosted.host.loaded is before
         assert hosted.events == ["change"]
         assert await hosted.submit() == "7"
 
@@ -237,10 +240,11 @@ async def test_model_host_unloads_after_accepted_requests(version_8: pathlib.Pat
         assert hosted.host.loaded is None and hosted.events == ["change", "change"]
         with pytest.raises(Unloaded):
             await hosted.submit()
-        assert not engine.unloaded, "the engine still computes"
+        unloaded = engine.unloaded
         engine.goes_on.set()
         assert await asyncio.gather(*accepted) == ["7"] * 12
-        assert (await unloading).version == "7" and engine.unloaded
+        assert (await unloading).version == "7"
+        assert (unloaded, engine.unloaded) == (False, True), "not while the engine computes"
         assert await hosted.host.stats() is None
         with pytest.raises(Unloaded):
             await hosted.host.unload()

@@ -22,7 +22,7 @@ from service.workers.process import MAX_RESTARTS, WorkerProcess
 from service.workers.supervisor import ENGINE, GRACE, Supervisor, _engine_address
 from tests.batching.virtual_time import virtual_time
 
-SETTINGS = Settings(workers=2, port=0, shutdown_timeout=5.0)
+SETTINGS = Settings(workers=2, port=0, shutdown_timeout=5)
 LOAD_ENGINE = "tests.e2e.scripted:load"
 
 
@@ -174,7 +174,7 @@ async def test_supervisor_stops_front_ends_before_the_engine() -> None:
     stopping = asyncio.create_task(one._stop([fast, slow], engine))
     await asyncio.sleep(SETTINGS.shutdown_timeout)
     assert events == ["SIGTERM to front-end-1", "SIGTERM to front-end-2"]
-    cast(FakeProcess, slow.process).end(0)
+    cast(FakeProcess, slow.process).end(-signal.SIGTERM)  # not handled yet
     await stopping
     assert events[2:] == ["stop to engine"]
     assert one._status == ExitStatus.STOPPED

@@ -1,5 +1,8 @@
 """Connections of the load generator: each request ends once, with its answer or a failure."""
 
+# mypy: disable-error-code=unreachable
+# mypy does not know that a property may change between two lines.
+
 from __future__ import annotations
 
 import asyncio
