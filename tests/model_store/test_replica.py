@@ -55,8 +55,6 @@ def test_replica_measures_every_bucket() -> None:
     assert steps > len(BUCKETS) * WARM_UP_RUNS  # the lane can compute between two batches
     runs = {bucket: len(seconds) for bucket, seconds in loaded.warm_up_seconds.items()}
     assert runs == dict.fromkeys(BUCKETS, WARM_UP_RUNS)
-        BUCKETS, WARM_UP_RUNS
-    )
     assert sorted(network.batches) == [1] * (WARM_UP_RUNS + 1) + [2] * (WARM_UP_RUNS + 1)
     loaded.close()
     assert network.closed

@@ -74,26 +74,31 @@ async def test_lane_does_not_take_a_discarded_image() -> None:
     assert await waiting is late
 
 
+def state(places: Lane) -> str:
+    return "down" if places.is_down else "ready" if places.has_decoder else "empty"
+
+
 async def test_lane_has_its_decoder_within_the_context() -> None:
     """The decoder is ready within the context, and closed and reaped after it."""
     places, fake = lane(), FakeTemplate()
     async with places.decoder(cast(Template, fake)) as process:
-        assert places.processes == {process} and places.has_decoder and not places.is_down
-    assert not places.processes and not places.has_decoder
+        assert places.processes == {process} and state(places) == "ready"
+    assert not places.processes and state(places) == "empty"
     assert fake.forked[0].closed and fake.events == ["fork", "reap"]
 
 
 async def test_lane_is_down_after_a_start_failed() -> None:
     """It is up again as soon as a decoder is ready."""
     places, fake = lane(), FakeTemplate()
-    assert not places.is_down  # nothing has failed yet
+    assert state(places) == "empty"  # nothing has failed yet
     fake.failures = 1
     with pytest.raises(StartFailed):
         async with places.decoder(cast(Template, fake)):
             pass
-    assert places.is_down
+    assert state(places) == "down"
     async with places.decoder(cast(Template, fake)):
-        assert not places.is_down and not places.cannot_start
+        assert state(places) == "ready"
+    assert state(places) == "empty"
 
 
 async def test_lane_reaps_a_decoder_that_ends_before_it_is_ready() -> None:
@@ -103,5 +108,5 @@ async def test_lane_reaps_a_decoder_that_ends_before_it_is_ready() -> None:
     with pytest.raises(StartFailed):
         async with places.decoder(cast(Template, fake)):
             pass
-    assert places.is_down and not places.processes
+    assert state(places) == "down" and not places.processes
     assert fake.forked[0].closed and fake.events == ["fork", "reap"]

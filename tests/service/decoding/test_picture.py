@@ -315,10 +315,10 @@ def test_decode_says_why_an_image_cannot_be_decoded(
     data: bytes, kind: str, size: tuple[int, int] | None, fault: Fault
 ) -> None:
     """The fault is one that the server has a message for; the GIF's frame has 1,024 pixels."""
-    if size is None:
-        _, *size = read_header(data)
+    width, height = size or read_header(data)[1:]
+    max_pixels = 1023 if kind == "GIF" else MAX_PIXELS
     with pytest.raises(Undecodable) as caught:
-        picture.decode(data, kind, *size, max_pixels=1023 if kind == "GIF" else MAX_PIXELS)
+        picture.decode(data, kind, width, height, max_pixels)
     assert caught.value.fault == fault
 
 
