@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,9 +18,9 @@ from starlette.routing import Route
 from service.app import create_app
 from service.exit_status import ExitStatus
 from service.server.connection_limit import METRICS_CONNECTIONS, Connections
-from service.server.server import Server, SidePort
+from service.server.server import ACCEPT_SECONDS, Server, SidePort
 from service.settings import Settings
-from tests.fakes import FakeEngine
+from tests.fakes import MODEL, FakeEngine
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -118,6 +119,7 @@ async def test_server_answers_new_connections_while_it_drains() -> None:
         before.close()
         one.server.handle_exit(signal.SIGTERM, None)
         await until(lambda: one.server._service.draining)
+        await asyncio.sleep(3 * ACCEPT_SECONDS)
         during = await one.connect()
         assert (await during.get("/readyz")).startswith("http/1.1 503")
         during.close()
@@ -145,12 +147,13 @@ async def test_server_stops_its_listeners_before_the_application() -> None:
     listener = FakeListener()
     async with running(Settings(shutdown_timeout=20), listener) as one:
         assert listener.calls == ["start"]
-        host = one.server._service.engine
         one.server.handle_exit(signal.SIGTERM, None)
         await listener.stopping.wait()
         assert listener.calls[1:] == ["stop within 20 s"]
-        await asyncio.sleep(0.1)  # the application would end
-        assert await host.stats() is not None
+        await asyncio.sleep(0.5)  # the application would end
+        loaded = one.server._service.loaded
+        image = np.zeros((32, 32, 3), np.uint8)
+        assert (await loaded.submit(image, 5.0)).value.model is MODEL
     assert listener.calls[2:] == ["stopped"]
 
 
