@@ -1,4 +1,4 @@
-"""Tests /predict and /predict/batch: which requests they accept, and how answers and errors look."""
+"""Tests /predict and /predict/batch: accepted requests, answers and errors."""
 
 from __future__ import annotations
 
