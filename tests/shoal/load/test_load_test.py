@@ -72,7 +72,7 @@ async def test_load_test_leaves_out_rejected_images(
     test, received = await prepare(folder, [bad, response(), bad])
     job = test._job(seed=1, concurrency=1)
     assert job.requests == received[1:2] and job.expected == ["horse"]
-    assert "The server rejects 2 of 3 images; they are left out.\n" in capsys.readouterr().out
+    assert "The server rejects 2 of 3 images" in capsys.readouterr().out
 
 
 async def test_load_test_fails_if_every_image_is_rejected(folder: pathlib.Path) -> None:
@@ -87,7 +87,7 @@ async def test_load_test_fails_if_the_connection_breaks(
     folder: pathlib.Path, answer: bytes
 ) -> None:
     """The message asks whether the server runs."""
-    with pytest.raises(LoadTestFailed, match=r"connection broke.*Is the server running"):
+    with pytest.raises(LoadTestFailed, match=r"the connection .*Is the server running"):
         await prepare(folder, [answer])
 
 
