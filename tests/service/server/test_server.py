@@ -150,7 +150,7 @@ async def test_server_stops_its_listeners_before_the_application() -> None:
         one.server.handle_exit(signal.SIGTERM, None)
         await listener.stopping.wait()
         assert listener.calls[1:] == ["stop within 20 s"]
-        await asyncio.sleep(0.1)  # the application would end
+        await asyncio.sleep(0.5)  # the application would end
         loaded = one.server._service.loaded
         image = np.zeros((32, 32, 3), np.uint8)
         assert (await loaded.submit(image, 5.0)).value.model is MODEL
