@@ -15,6 +15,7 @@ NoPrediction
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,13 +105,16 @@ def problem_from(fields: Mapping[str, Any], retry_after: float | None = None) ->
         LookupError, TypeError, ValueError: `fields` does not describe a problem.
     """
     status = int(fields["status"])
+    seconds = fields.get("retry_after", retry_after)
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"retry_after is {seconds}, not a number of seconds")
     return _class_for(status)(
         status,
         code=str(fields["code"]),
         title=str(fields["title"]),
         detail=str(fields["detail"]),
         request_id=str(fields.get("request_id", "")),
-        retry_after=fields.get("retry_after", retry_after),
+        retry_after=seconds,
     )
 
 

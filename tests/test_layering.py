@@ -39,6 +39,8 @@ LAYERS = (
 )
 """Folders and files at the top of `service`, the lowest first. Each may import lower ones."""
 MODULES = modules(*PACKAGES)
+MAX_UNTESTED_LINES = 100
+"""Maximum number of lines of a module that has no test module of its own."""
 
 
 @functools.cache
@@ -151,3 +153,15 @@ def test_only_app_builds() -> None:
         calls = [node for node in nodes(path) if isinstance(node, ast.Call)]
         called = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
         assert path == ROOT / "service" / "app.py" or not called & built, path
+
+
+def test_modules_have_a_test_module_of_their_name() -> None:
+    """`package/x/y.py` of more than 100 lines has `tests/package/x/test_y.py`. `__init__` and
+    `__main__` are excepted."""
+    for path in MODULES:
+        name = path.relative_to(ROOT)
+        if name.stem in ("__init__", "__main__"):
+            continue
+        if len(path.read_text().splitlines()) > MAX_UNTESTED_LINES:
+            expected = "tests" / name.with_name(f"test_{name.name}")
+            assert (ROOT / expected).exists(), f"{name} has no {expected}"

@@ -65,7 +65,7 @@ async def test_create_app_loads_the_model_in_its_lifespan() -> None:
         ({"decode_memory": 2**20}, "SHOAL_DECODE_MEMORY=1048576: "),
         (
             {"metrics_need_key": True, "metrics_port": 0, "api_keys": KEY},
-            "SHOAL_METRICS_NEED_KEY: .* SHOAL_METRICS_PORT",
+            "SHOAL_METRICS_NEED_KEY .* SHOAL_METRICS_PORT",
         ),
         ({"api_keys": SecretStr("short")}, "SHOAL_API_KEYS"),
         ({"admin_keys": SecretStr("short")}, "SHOAL_ADMIN_KEYS"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pathlib
@@ -11,10 +12,10 @@ import sys
 import pytest
 
 from shoal import bench
-from shoal.command import parser
+from shoal.command import main, parser
 from shoal.load.report import summarize
 from tests.e2e.process import ROOT, SCRIPTED, Server
-from tests.shoal.load.fakes import samples_of
+from tests.shoal.load.fakes import good, samples_of, served
 
 
 @pytest.mark.slow
@@ -83,3 +84,39 @@ def test_bench_reports_a_missing_server() -> None:
 def test_bench_adds_predict_to_a_url_without_a_path(url: str, expected: str) -> None:
     """A URL without a path gets /predict; another path is kept."""
     assert parser({"bench"}).parse_args(["bench", url, "--rate", "1"]).url == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("slo", "line"),
+    [
+        ("60000", "Within 60000 ms at the 99th percentile of all requests: 40/s"),
+        ("0.0001", "Within 0.0001 ms at the 99th percentile of all requests: none of these loads"),
+    ],
+)
+async def test_bench_prints_the_highest_rate_within_the_slo(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, slo: str, line: str
+) -> None:
+    """After the table, a line has the highest of the rates whose 99th percentile is within it."""
+    (tmp_path / "a.jpg").write_bytes(b"pixels")
+    arguments = ["--rate", "20,40", "--slo-ms", slo, "--raw", "--images", str(tmp_path)]
+    arguments += ["--duration", "0.5", "--warm-up", "0", "--arrivals", "constant"]
+    async with served(good) as url:
+        assert await asyncio.to_thread(main, ["bench", url, *arguments]) == 0
+    header, first, second, last = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "load" and last == line
+    assert first.split()[0] == "20/s" and second.split()[0] == "40/s"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--rate", "1", "--concurrency", "1"], ["--rate", "inf"], ["--rate", "1,x"], ["--rate", "-1"]],
+    ids=" ".join,
+)
+def test_bench_rejects_wrong_loads(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """Two loads together, and rates that are no positive numbers, end with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", *arguments])
+    assert caught.value.code == 2 and "--" in capsys.readouterr().err

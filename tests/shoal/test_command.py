@@ -69,12 +69,6 @@ def test_command_rejects_wrong_arguments(
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_predict_rejects_a_model_together_with_a_url(capsys: pytest.CaptureFixture[str]) -> None:
-    """Flags that would have no effect are an error."""
-    assert main(["predict", "a.png", "--url", "http://127.0.0.1:9", "--model", "pets"]) == 2
-    assert "--model" in capsys.readouterr().err
-
-
 def test_models_reports_errors_under_its_own_name(
     capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
 ) -> None:

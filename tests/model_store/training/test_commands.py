@@ -149,7 +149,7 @@ def test_calibrate_adds_the_next_version_of_the_store_that_it_writes_to(
     options += ["--device", "cpu", "--threads", "1"]
     assert main(["calibrate", f"{name}/1", *options]) == 0
     *_, last = capsys.readouterr().out.splitlines()
-    assert last == f"{into / name / '8'}: made from version 1"
+    assert last == f"{into / name / '8'}: created from version 1"
     assert manifest.read(into / name / "8").derived_from is not None
     assert sorted(path.name for path in calibrated.parent.iterdir()) == before
 
@@ -161,7 +161,7 @@ def test_summary_names_the_most_frequent_mistake_of_each_class() -> None:
     cat, dog, bird, everything, calibration = commands._summary(
         evaluate(rows, labels, ("cat", "dog", "bird"))
     ).splitlines()
-    assert cat.split() == ["cat", "40.00%", "2", "taken", "for", "dog"]
+    assert cat.split() == ["cat", "40.00%", "2", "predicted", "as", "dog"]
     assert dog.split() == ["dog", "100.00%"]
     assert bird.split() == ["bird", "no", "image"]
     assert everything.split() == ["all", "50.00%", "of", "6", "images"]

@@ -1,4 +1,4 @@
-"""POST /predict: what goes in, what comes out, and how errors look."""
+"""Tests /predict and /predict/batch: accepted requests, answers and errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from service.decoding.image import EncodedImage, Pixels
+from service.decoding.pool import Decoders
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.service.conftest import connected, png
@@ -313,3 +315,187 @@ async def test_predict_ignores_what_follows_the_image(client: httpx.AsyncClient)
         headers={"content-type": "multipart/form-data; boundary=x"},
     )
     assert response.status_code == 200
+
+
+# --- POST /predict/batch. ------------------------------------------------------------------------
+
+
+async def post_batch(client: httpx.AsyncClient, *images: bytes, **headers: str) -> httpx.Response:
+    files = [("img", image) for image in images]
+    return await client.post("/predict/batch", files=files, headers=headers)
+
+
+async def test_predict_batch_keeps_the_order(client: httpx.AsyncClient) -> None:
+    """Each element is what /predict answers for that image alone, also for large images."""
+    images = [png(red, side=200 if red % 3 else 32) for red in range(20)]
+    response = await post_batch(client, *images)
+    assert response.status_code == 200
+    alone = [(await client.post("/predict", files={"img": image})).json() for image in images]
+    assert response.json() == {"predictions": alone}
+
+
+async def test_predict_batch_submits_each_image_as_an_item(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """The images are batched like those of many requests, and submitted together."""
+    await post_batch(client, *[HORSE] * 12)
+    assert engine.batches == [8, 4]
+
+
+async def test_predict_batch_returns_errors_of_single_images(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """At the position of a bad image is the problem that /predict returns for it."""
+    bad = {
+        "bad_image": b"hello",
+        "unsupported_image_type": b"II*\0" + bytes(100),
+        "image_too_large": png(7, side=1001),
+        "missing_image": b"",
+    }
+    response = await post_batch(client, HORSE, *bad.values(), HORSE)
+    first, *between, last = response.json()["predictions"]
+    assert response.status_code == 200
+    assert first["class"] == last["class"] == "horse"
+    assert [problem["code"] for problem in between] == list(bad)
+    for problem, upload in zip(between, bad.values(), strict=True):
+        alone = (await client.post("/predict", files={"img": upload})).json()
+        assert problem | {"request_id": ""} == alone | {"request_id": ""}
+        assert problem["request_id"] == response.headers["x-request-id"]
+    assert sum(engine.batches) == 2
+
+
+async def test_predict_batch_returns_rejections_of_single_images(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """Each rejection has its own `retry_after`, since a header has room for one."""
+    engine.seconds = 0.2
+    response = await post_batch(client, *[HORSE] * 40, **{"x-request-timeout": "0.35"})
+    answered = [p for p in response.json()["predictions"] if "class" in p]
+    refused = [p for p in response.json()["predictions"] if "class" not in p]
+    assert answered and refused and len(answered) + len(refused) == 40
+    assert {p["code"] for p in refused} <= {"deadline_unreachable", "deadline_exceeded"}
+    assert all(p["retry_after"] >= 1 for p in refused if p["status"] == 503)
+
+
+async def test_predict_batch_rejects_images_beyond_the_queue(engine: FakeEngine) -> None:
+    """Images that do not fit into the queue are rejected, and the others are answered."""
+    async with connected(Settings(max_queue_size=2), engine) as client:
+        predictions = (await post_batch(client, *[HORSE] * 4)).json()["predictions"]
+    outcomes = [p.get("code", "answered") for p in predictions]
+    assert outcomes == ["answered", "answered", "queue_full", "queue_full"]
+
+
+async def test_predict_batch_decodes_large_images_in_decoder_processes(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large images go to decoder processes, and small plain ones do not."""
+    decoded = []
+
+    async def run(_: Decoders, image: EncodedImage, *__: object) -> Pixels:
+        decoded.append(image.pixels)
+        return image.decode()
+
+    monkeypatch.setattr(Decoders, "run", run)
+    await post_batch(client, HORSE, png(7, side=300), HORSE, png(7, side=400))
+    assert decoded == [90_000, 160_000]
+
+
+async def test_predict_batch_reports_the_time_of_each_stage(client: httpx.AsyncClient) -> None:
+    """Server-Timing has each stage once."""
+    response = await post_batch(client, HORSE, HORSE)
+    stages = [stage.split(";")[0] for stage in response.headers["server-timing"].split(", ")]
+    assert stages == ["read", "decode", "queue", "infer"]
+
+
+async def test_predict_batch_hides_details_of_an_engine_failure(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """If the engine fails, each image gets a problem without internal details."""
+    engine.error = RuntimeError("secret innards")
+    response = await post_batch(client, HORSE, HORSE)
+    assert [p["code"] for p in response.json()["predictions"]] == ["engine_failed"] * 2
+    assert "innards" not in response.text
+
+
+async def test_predict_batch_fails_on_an_unexpected_exception(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unexpected exception is no problem of a single image: the request fails."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret innards")
+
+    monkeypatch.setattr("service.inference.pipeline.identify", fail)
+    response = await post_batch(client, HORSE, HORSE)
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+
+
+BATCH_CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "nothing": (422, "missing_image", {}),
+    "the image itself": (422, "missing_image", {"content": HORSE}),
+    "an image by type": (
+        422,
+        "missing_image",
+        {"content": HORSE, "headers": {"content-type": "image/png"}},
+    ),
+    "no field img": (422, "missing_image", {"files": {"image": HORSE}}),
+    "too many parts": (422, "missing_image", {"files": [("other", b"x")] * 200}),
+    "not a form": (
+        422,
+        "missing_image",
+        {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+    ),
+    "one too many": (413, "too_many_images", {"files": [("img", HORSE)] * 65}),
+    "many too many": (413, "too_many_images", {"files": [("img", HORSE)] * 200}),
+    "too many bytes": (413, "body_too_large", {"files": [("img", bytes(30_000))] * 4}),
+    "bad timeout": (
+        400,
+        "bad_timeout",
+        {"files": {"img": HORSE}, "headers": {"x-request-timeout": "soon"}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("status", "code", "request_"), BATCH_CASES.values(), ids=BATCH_CASES)
+async def test_predict_batch_rejects_bad_requests(
+    client: httpx.AsyncClient, status: int, code: str, request_: dict[str, Any]
+) -> None:
+    """An error of the whole request has the same form as elsewhere."""
+    response = await client.post("/predict/batch", **request_)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert len(response.json()["detail"]) > 40
+
+
+async def test_predict_batch_accepts_the_maximum_number_of_images(
+    client: httpx.AsyncClient, settings: Settings
+) -> None:
+    """A request with the maximum number of images is answered."""
+    images = [HORSE] * settings.max_images_per_request
+    response = await client.post(
+        "/predict/batch", files=[("other", b"x"), *[("img", image) for image in images]]
+    )
+    assert [p["class"] for p in response.json()["predictions"]] == ["horse"] * len(images)
+
+
+async def test_predict_batch_counts_toward_the_upload_memory(client: httpx.AsyncClient) -> None:
+    """All bytes of a form count until its images are decoded, and none afterwards."""
+    begun, more = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield bytes(90_000)
+        begun.release()  # the service asks for more: it has read the first part
+        await more.wait()
+
+    def raw(content: Any) -> asyncio.Task[httpx.Response]:
+        headers = {"content-type": "image/png"}
+        return asyncio.create_task(client.post("/predict", content=content, headers=headers))
+
+    waiting = [raw(slow()), raw(slow())]
+    for _ in waiting:
+        await begun.acquire()
+    refused = await post_batch(client, *[HORSE + bytes(15_000)] * 3)
+    assert (refused.status_code, refused.json()["code"]) == (503, "upload_memory_full")
+    more.set()
+    await asyncio.gather(*waiting)
+    for _ in range(5):
+        assert (await post_batch(client, *[HORSE + bytes(30_000)] * 3)).status_code == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -46,14 +45,6 @@ FILES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "BMP": ("BMP", "RGB", "BMP", {}),
     "GIF": ("GIF", "P", "GIF", {}),
 }
-
-
-@pytest.fixture
-async def template() -> AsyncIterator[Template]:
-    template = Template()
-    await template.start()
-    yield template
-    template.close()
 
 
 def photo(mode: str, width: int, height: int) -> Image.Image:

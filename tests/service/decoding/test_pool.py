@@ -22,10 +22,8 @@ from service.decoding.pool import Decoders
 from service.decoding.process import (
     DecoderEnded,
     DecoderGone,
-    DecoderProcess,
-    StartFailed,
 )
-from service.decoding.trust import DISTRUST_SECONDS, KILLS, Trust
+from service.decoding.trust import DISTRUST_SECONDS, KILLS
 from service.errors import (
     BadImage,
     DecoderLost,
@@ -35,136 +33,18 @@ from service.errors import (
     ImageTooLarge,
 )
 from tests.fakes import Clock
+from tests.service.decoding.fakes import (
+    ANSWER,
+    EXPENSIVE,
+    ORDINARY,
+    FakeTemplate,
+    Outcome,
+    image,
+)
 from tests.waiting import until
 
-PIXELS = bytes(32 * 32 * 3)
-ANSWER = 0, PIXELS
 CRASH, KILLED, STALLED = DecoderEnded(), DecoderEnded("cpu_time"), DecoderEnded("time")
 LIMITS = Limits(ordinary=2, expensive=1, expensive_memory=512 * 2**20, max_seconds=2.0)
-
-Outcome = tuple[int, bytes] | Exception
-
-
-class Process:
-    """A decoder that takes as long as it is told to, and answers what it is told to."""
-
-    def __init__(self, template: FakeTemplate, memory: int) -> None:
-        self.memory = memory
-        self.restrictions: list[str] = []
-        self.used_at: float | None = None
-        self.is_busy = False
-        self.closed = self.killed = False
-        self.is_alive = True
-        self.images = 0
-        self.image_seconds = self.held_seconds = 0.0
-        self._template = template
-
-    async def ready(self) -> None:
-        await asyncio.sleep(0)
-        if self._template.unready:
-            self._template.unready -= 1
-            raise StartFailed("a decoder process ended before it was ready")
-
-    async def decode(
-        self, image: EncodedImage, max_seconds: float, patience: float
-    ) -> tuple[int, bytes]:
-        template = self._template
-        template.limits.append(max_seconds)
-        self.images += 1
-        self.is_busy = True
-        template.begun.append((image, self))
-        template.something_began.set()
-        await template.goes_on.wait()
-        self.is_busy = False
-        self.image_seconds = template.seconds
-        self.held_seconds = template.held_seconds
-        outcome = template.outcomes.pop(0) if template.outcomes else ANSWER
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    def free_memory(self) -> None:
-        self.used_at = None
-
-    def computes_for_itself(self) -> bool:
-        return self._template.unasked
-
-    def kill(self) -> None:
-        self.killed = True
-        self._template.events.append("kill")
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FakeTemplate:
-    """Forks the decoders above."""
-
-    sample_seconds = 0.0056
-
-    def __init__(self) -> None:
-        self.ended = asyncio.Event()
-        self.outcomes: list[Outcome] = []
-        """Of the images that are decoded next; then all go well."""
-        self.seconds = 0.001
-        self.held_seconds = 0.0
-        self.exit_code = -signal.SIGSEGV
-        """Of the decoders that end."""
-        self.limits: list[float] = []
-        """CPU time that each image was allowed."""
-        self.unasked = False
-        """Whether decoders compute between two images."""
-        self.failures = 0
-        """How many more attempts to fork fail."""
-        self.no_expensive = False
-        """Whether decoders of expensive images cannot be forked."""
-        self.unready = 0
-        """How many more decoders end before they are ready."""
-        self.forked: list[Process] = []
-        self.begun: list[tuple[EncodedImage, Process]] = []
-        self.events: list[str] = []
-        """What was done to decoders: kill, reap, fork."""
-        self.goes_on, self.something_began = asyncio.Event(), asyncio.Event()
-        self.goes_on.set()
-        self.reaps = asyncio.Event()
-        """Whether reaping goes on."""
-        self.reaps.set()
-        self.starts = asyncio.Event()
-        """Whether forking goes on."""
-        self.starts.set()
-
-    @property
-    def has_ended(self) -> bool:
-        return self.ended.is_set()
-
-    async def start(self) -> None:
-        await asyncio.sleep(0)
-
-    async def fork(self, memory: int, nicer: int) -> DecoderProcess:
-        if self.failures or (nicer and self.no_expensive):
-            self.failures = max(0, self.failures - 1)
-            raise StartFailed("the system allows no more processes")
-        await self.starts.wait()
-        self.events.append("fork")
-        self.forked.append(Process(self, memory))
-        return cast(DecoderProcess, self.forked[-1])
-
-    async def reap(self, process: DecoderProcess) -> int:
-        if self.has_ended:
-            raise StartFailed("the template has ended")
-        await self.reaps.wait()
-        self.events.append("reap")
-        return self.exit_code
-
-    def close(self) -> None:
-        pass
-
-
-def image(pixels: int = 100_000, kind: str = "PNG") -> EncodedImage:
-    return EncodedImage(b"bytes", kind, 1000, max(1, pixels // 1000), 64_000_000)
-
-
-ORDINARY, EXPENSIVE = image(), image(10_000_000)
 
 
 @pytest.fixture
@@ -765,14 +645,3 @@ async def test_pool_starts_again_at_once_when_the_template_ends(
     async with asyncio.timeout(10):
         while len(template.forked) < 6:  # noqa: ASYNC110  # the attempts are milliseconds apart
             await asyncio.sleep(0.001)
-
-
-async def test_attempts_put_an_image_back_once(clock: Clock) -> None:
-    """Also where its decoder was lost and the template ended, one right after the other."""
-    places = lane.Lane(decoders=1, memory=1, max_seconds=1.0)
-    decoding = attempts.Attempts(places, places, Trust(), print, clock)
-    answer: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
-    job = lane.Job(ORDINARY, b"client", 1.0, 10.0, answer)
-    places.put(job)
-    decoding._try_again(job, places)
-    assert places.queue.seconds_until_done(b"client", 1.0) == pytest.approx(2.0)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pathlib
-import resource
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, cast
@@ -18,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.processes import started, wait_until_ended
+from benchmarks.processes import started
 from service.decoding.image import as_pixels, identify
 from service.decoding.launch import Template
 from service.decoding.picture import Fault
@@ -26,9 +23,7 @@ from service.decoding.process import (
     DecoderEnded,
     DecoderGone,
     DecoderProcess,
-    StartFailed,
 )
-from service.decoding.template import LIVED_ON
 from service.errors import BadImage
 from tests.service import synthetic
 from tests.service.synthetic import encode
@@ -40,22 +35,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Invalid APNG:UserWarning"),
 ]
-
-
-@pytest.fixture
-async def template() -> AsyncIterator[Template]:
-    template = Template()
-    await template.start()
-    yield template
-    template.close()
-
-
-@pytest.fixture
-async def process(template: Template) -> AsyncIterator[DecoderProcess]:
-    process = await template.fork(96 * MIB, 0)
-    await process.ready()
-    yield process
-    process.close()
 
 
 async def test_process_gives_the_same_pixels_as_decoding_here(process: DecoderProcess) -> None:
@@ -121,120 +100,6 @@ async def test_process_that_crashes_is_noticed(template: Template, process: Deco
     assert not process.is_alive
 
 
-async def test_processes_share_nothing_with_the_server(
-    process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A decoder has no variable of the server's environment, and no descriptor but two."""
-    proc = pathlib.Path(f"/proc/{process.pid}")
-    variables = proc.joinpath("environ").read_bytes().split(b"\0")[:-1]
-    names = {variable.partition(b"=")[0].decode() for variable in variables}
-    assert {name for name in names if not name.startswith("MALLOC_")} <= {"LD_LIBRARY_PATH"}
-    assert {path.name for path in proc.joinpath("fd").iterdir()} == {"0", "1"}
-
-
-async def test_decoders_are_killed_first_when_memory_runs_out(process: DecoderProcess) -> None:
-    """The kernel prefers them to the server."""
-    proc = pathlib.Path(f"/proc/{process.pid}")
-    preference = proc.joinpath("oom_score_adj").read_bytes()
-    assert preference == b"1000\n"
-
-
-SERVER = """
-import asyncio
-from service.decoding.launch import Template
-
-async def main():
-    template = Template()
-    await template.start()
-    process = await template.fork(96 * 2**20, 0)
-    await process.ready()
-    print(process.pid, template._process.pid, flush=True)
-    await asyncio.sleep(600)
-
-asyncio.run(main())
-"""
-
-
-def test_killing_the_server_ends_all_decoders() -> None:
-    """Nothing of them is left, though the server had no time to end them."""
-    with started([sys.executable, "-c", SERVER], grace=0, stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        pids = [int(pid) for pid in server.stdout.readline().split()]
-        assert len(pids) == 2
-        server.kill()
-        assert wait_until_ended(pids, 60)
-
-
-async def test_closing_the_template_ends_all_decoders(template: Template) -> None:
-    """Nothing of them is left, also when they are busy."""
-    processes = [await template.fork(96 * MIB, 0) for _ in range(2)]
-    for process in processes:
-        await process.ready()
-    template.close()
-    for process in processes:
-        with pytest.raises((DecoderEnded, DecoderGone)):
-            await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 10, 60)
-        process.close()
-
-
-async def test_template_tells_how_a_decoder_ended(template: Template) -> None:
-    """By its signal, or by its exit code; and one that lives on is killed."""
-    processes = [await template.fork(96 * MIB, 0) for _ in range(3)]
-    for process in processes:
-        await process.ready()
-    os.kill(processes[0].pid, signal.SIGSEGV)
-    os.kill(processes[1].pid, signal.SIGKILL)
-    assert await template.reap(processes[0]) == -signal.SIGSEGV
-    assert await template.reap(processes[1]) == -signal.SIGKILL
-    assert await template.reap(processes[2]) == LIVED_ON
-    for process in processes:
-        process.close()
-
-
-async def test_template_that_does_not_answer_is_given_up(
-    template: Template, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A late answer would be taken for that to the next order: another decoder's process id."""
-    monkeypatch.setattr("service.decoding.launch.START_SECONDS", 0.1)
-    assert template._process is not None
-    os.kill(template._process.pid, signal.SIGSTOP)
-    with pytest.raises(StartFailed):
-        await template.fork(96 * MIB, 0)
-    assert template.has_ended
-
-
-async def test_template_survives_the_lack_of_descriptors(template: Template) -> None:
-    """A decoder cannot be started then, however few are missing; the template, and the decoders
-    that there are, live on."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    started = 0
-    for more in range(8):
-        used = len(os.listdir("/proc/self/fd"))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used - 1 + more, hard))
-        try:
-            process = await template.fork(96 * MIB, 0)
-        except StartFailed:
-            assert not started
-        else:
-            started += 1
-            await process.ready()
-            process.close()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert not template.has_ended
-    assert 0 < started < 8
-
-
-async def test_template_that_ends_is_noticed(template: Template) -> None:
-    """At once, and not only with the next order."""
-    assert template._process is not None
-    template._process.kill()
-    async with asyncio.timeout(60):
-        await template.ended.wait()
-    with pytest.raises(StartFailed):
-        await template.fork(96 * MIB, 0)
-
-
 async def test_process_that_is_not_done_in_time_is_killed(process: DecoderProcess) -> None:
     """One that neither computes nor answers would keep its place for ever."""
     os.kill(process.pid, signal.SIGSTOP)
@@ -271,24 +136,6 @@ async def test_process_is_not_killed_for_time_in_which_the_server_did_not_run(
         await asyncio.sleep(0.001)
     os.kill(process.pid, signal.SIGCONT)
     assert (await decoding)[0] == 0
-
-
-def _photo(side: int) -> Image.Image:
-    return Image.linear_gradient("L").resize((side, side)).convert("RGB")
-
-
-@pytest.mark.parametrize(("kind", "side"), [("JPEG", 2600), ("WEBP", 1900), ("BMP", 3000)])
-async def test_process_says_when_it_lacks_memory(template: Template, kind: str, side: int) -> None:
-    """Where earlier images may have taken it. Libraries then call the image damaged, and the
-    process cannot even hold a long one."""
-    process = await template.fork(24 * MIB, 0)
-    await process.ready()
-    small = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
-    assert (await process.decode(small, 10, 60))[0] == 0
-    options = {"progressive": True, "subsampling": 0} if kind == "JPEG" else {}
-    large = identify(encode(_photo(side), kind, **options), MAX_PIXELS)
-    assert (await process.decode(large, 10, 60))[0] == Fault.OUT_OF_MEMORY
-    process.close()
 
 
 @pytest.fixture

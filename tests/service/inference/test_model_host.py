@@ -290,7 +290,7 @@ async def test_model_host_reports_an_engine_that_keeps_failing() -> None:
     [
         (None, ExitStatus.STOPPED, []),
         (EngineDead("gone"), ExitStatus.ENGINE_DEAD, []),
-        (BadModel("damaged"), ExitStatus.FAILED, ["the model cannot be served: damaged"]),
+        (BadModel("damaged"), ExitStatus.FAILED, ["the model cannot be loaded: damaged"]),
     ],
 )
 def test_exit_status_depends_on_the_failure(

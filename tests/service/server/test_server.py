@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from service.exit_status import ExitStatus
 from service.server.connection_limit import METRICS_CONNECTIONS, Connections
 from service.server.server import ACCEPT_SECONDS, Server, SidePort
 from service.settings import Settings
-from tests.fakes import FakeEngine
+from tests.fakes import MODEL, FakeEngine
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -146,12 +147,13 @@ async def test_server_stops_its_listeners_before_the_application() -> None:
     listener = FakeListener()
     async with running(Settings(shutdown_timeout=20), listener) as one:
         assert listener.calls == ["start"]
-        host = one.server._service.engine
         one.server.handle_exit(signal.SIGTERM, None)
         await listener.stopping.wait()
         assert listener.calls[1:] == ["stop within 20 s"]
-        await asyncio.sleep(0.1)  # the application would end
-        assert await host.stats() is not None
+        await asyncio.sleep(0.5)  # the application would end
+        loaded = one.server._service.loaded
+        image = np.zeros((32, 32, 3), np.uint8)
+        assert (await loaded.submit(image, 5.0)).value.model is MODEL
     assert listener.calls[2:] == ["stopped"]
 
 

@@ -136,6 +136,20 @@ async def test_load_changes_the_version_of_all_front_ends(pair: Pair) -> None:
         assert (await one.submit(image(7), 5)).value.model.version == "7"
 
 
+async def test_engine_server_reloads_once_for_all_front_ends(
+    pair: Pair, engine: FakeEngine
+) -> None:
+    """Front ends that reload at the same time, as after SIGHUP, get the result of one load."""
+    async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
+        await one.load("fake", "8")
+        engine.loaded.clear()
+        reloads = [asyncio.create_task(remote.reload()) for remote in (one, two)]
+        await until(lambda: sum(len(link._calls) for link in pair.hub.connections) == 2)
+        engine.loaded.set()
+        assert [model.version for model in await asyncio.gather(*reloads)] == ["7", "7"]
+    assert pair.loads == ["loaded", "loaded"]
+
+
 async def test_answer_names_the_version_that_computed_it(pair: Pair, engine: FakeEngine) -> None:
     """A batch of the old version answers with its name after another version was loaded."""
     engine.goes_on.clear()
