@@ -98,7 +98,7 @@ async def test_fleet_starts_another_template_when_one_ends(
             first.ended.set()
             await until(lambda: len(second.forked) == 2 and len(lane.processes) == 2)
             assert all(process.closed for process in first.forked)
-    assert "starting them again" in caplog.text
+    assert "starting the template and all decoders again" in caplog.text
 
 
 async def test_fleet_logs_restrictions_once(caplog: pytest.LogCaptureFixture) -> None:
