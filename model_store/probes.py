@@ -1,7 +1,7 @@
 """Probes: images that test whether a network computes the same probabilities as before.
 
-The images are computed from a formula. When a version is added, the network's probabilities for
-these images are recorded in the version's manifest. Whenever the version is loaded, the
+The pixels of the images come from a formula. When a version is added, the network's probabilities
+for these images are recorded in the version's manifest. Whenever the version is loaded, the
 probabilities are computed again and compared. The checksum in the manifest detects a changed file.
 The probes detect that this machine, its MXNet or this precision computes other results from the
 same file.

@@ -61,7 +61,7 @@ class LoadTest:
                 f"{options.url} answers {status} to {pictures[0].name}: {body[:300]!r}"
             )
         if rejected := len(pictures) - len(accepted):
-            print(f"The server rejects {rejected} of {len(pictures)} images. They are left out.")
+            print(f"The server rejects {rejected} of {len(pictures)} images. The load omits them.")
         self._requests = [requests[number] for number in accepted]
         self._expected = [images.class_of(answers[number][1]) for number in accepted]
         labels = [pictures[number].label for number in accepted]

@@ -79,7 +79,7 @@ async def test_batches_hold_the_earliest_deadlines() -> None:
 
 @virtual_time
 async def test_submit_rejects_at_once_if_the_queue_is_full() -> None:
-    """The rejection says when the items in the queue will be computed."""
+    """The rejection says when the items in the queue will be processed."""
     engine = FakeEngine()
     async with batcher(engine, max_batch_size=1, max_queue_size=2) as b:
         first = task(b, 0)
@@ -145,7 +145,7 @@ async def test_submit_protects_accepted_items() -> None:
 
 @virtual_time
 async def test_cancel_removes_an_item_from_the_queue() -> None:
-    """An item of a canceled caller is not computed; the other items are."""
+    """An item of a canceled caller is not processed; the other items are."""
     engine = FakeEngine()
     async with batcher(engine) as b:
         first = task(b, 0)
@@ -238,7 +238,7 @@ async def test_batcher_is_unhealthy_if_batches_fail_after_their_deadlines() -> N
 
 @virtual_time
 async def test_batcher_is_healthy_if_only_callers_cancel() -> None:
-    """A batch that is computed counts as a success even if its callers have canceled."""
+    """A batch that is finished counts as a success even if its callers have canceled."""
     engine = FakeEngine()
     engine.broken = True
     async with batcher(engine, max_failures=2) as b:
@@ -469,7 +469,7 @@ async def test_an_engine_that_is_early_gets_the_next_batch_at_once() -> None:
 
 @virtual_time
 async def test_max_queue_delay_waits_for_more_items() -> None:
-    """The oldest item waits at most that long, and a full batch is computed at once."""
+    """The oldest item waits at most that long, and a full batch runs at once."""
     engine = FakeEngine()
     async with batcher(engine, max_queue_delay=0.5, max_batch_size=2) as b:
         alone = await b.submit(0, 100)
@@ -529,7 +529,7 @@ def test_batcher_rejects_arguments_out_of_range(settings: dict[str, float]) -> N
 
 @virtual_time
 async def test_switch_uses_the_new_engine_from_the_next_batch_on() -> None:
-    """Items in the queue are computed by the new engine and predicted by its table; the batch in
+    """Items in the queue are processed by the new engine and predicted by its table; the batch in
     flight keeps its own."""
     engine = FakeEngine()
     async with batcher(engine, max_batch_size=2) as running:

@@ -48,7 +48,7 @@ def test_timeline_predicts_when_lanes_are_free(
 
 
 def test_timeline_reserves_time_in_one_lane() -> None:
-    """A batch that is to be computed again takes one lane."""
+    """A batch that is to run again takes one lane."""
     batches = timeline(0.0)
     with batches.reserve(4):
         assert batches.free_at(0.5) == pytest.approx(1.0)
@@ -120,7 +120,7 @@ def test_busy_seconds_counts_the_share_of_busy_lanes() -> None:
 def test_seconds_late_plans_batches_in_both_lanes(
     deadlines: list[float], deadline: float, late: float | None
 ) -> None:
-    """The batches ahead of a new item are computed in both lanes."""
+    """The batches ahead of a new item run in both lanes."""
     assert policy().seconds_late(deadlines, deadline, 0.0) == (late and pytest.approx(late))
 
 
@@ -128,7 +128,7 @@ def test_seconds_late_plans_batches_in_both_lanes(
     ("waiting", "at"), [(0, 1.0), (8, 1.0), (9, 2.0), (16, 2.0), (24, 2.0), (25, 3.0)]
 )
 def test_drained_at_is_the_end_of_both_lanes(waiting: int, at: float) -> None:
-    """All items are computed when both lanes are done."""
+    """All items are processed when both lanes are done."""
     p = policy()
     p.timeline.begin(8, 0.0)
     assert p.drained_at(waiting, 0.0) == at
@@ -200,7 +200,7 @@ async def test_batcher_uses_the_time_that_the_engine_reports() -> None:
 
 @virtual_time
 async def test_batcher_gives_a_free_lane_a_batch_at_once() -> None:
-    """Items that arrive while one lane computes are computed in the other. Items that arrive while
+    """Items that arrive while one lane is busy are processed in the other. Items that arrive while
     both compute wait for the first free lane."""
     engine = FakeEngine(lanes=2)
     async with batcher(engine, lanes=2, max_in_flight=2) as b:
@@ -219,7 +219,7 @@ async def test_batcher_gives_a_free_lane_a_batch_at_once() -> None:
 
 
 class Steady(Arrivals):
-    """One item every `gap` seconds; by default far more than can be computed."""
+    """One item every `gap` seconds; by default far more than can be processed."""
 
     def __init__(self, gap: float = 1e-9) -> None:
         super().__init__(memory=1.0)

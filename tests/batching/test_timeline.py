@@ -9,7 +9,7 @@ from tests.batching.fakes import policy, steps, table
 
 
 def test_timeline_reserves_time_for_computing_again() -> None:
-    """Half of a failed batch is ahead of new items, also while the other half is computed."""
+    """Half of a failed batch is ahead of new items, also while the other half runs."""
     p = policy(steps)
     with p.timeline.reserve(4):
         assert p.timeline.free_at(0.0) == 2.5
@@ -23,7 +23,7 @@ def test_timeline_reserves_time_for_computing_again() -> None:
     [(1, 0.0, 8.0), (1, 2.0, 10.0), (2, 0.0, 7.0), (3, 0.0, 6.0), (3, 2.0, 7.5)],
 )
 def test_drained_by_is_an_upper_bound(lanes: int, now: float, end: float) -> None:
-    """Batches behind the ones that are computed follow one after another, then the reserved ones.
+    """Batches behind the running ones follow one after another, then the reserved ones.
     The result is never earlier than that of planning them."""
     timeline = Policy(table(steps), 8, lanes).timeline
     for size in 1, 2, 1:
@@ -80,7 +80,7 @@ def test_timeline_learns_from_a_batch_in_time() -> None:
 
 
 def test_busy_seconds_counts_each_second_once() -> None:
-    """Each second counts once with any number of batches, including the one that is computed."""
+    """Each second counts once with any number of batches, including the one that runs."""
     p = policy()
     first = p.timeline.begin(1, 1.0)
     second = p.timeline.begin(1, 2.0)

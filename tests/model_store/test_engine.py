@@ -210,7 +210,7 @@ def another(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 async def test_replace_switches_between_batches(
     model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
 ) -> None:
-    """Batches alternate with the steps of the load. Each batch is computed by the version that
+    """Batches alternate with the steps of the load. Each batch is run by the version that
     `model` named when it was handed over."""
     async with load_engine(model, device="cpu", max_batch_size=4) as engine:
         switched_at: list[int] = []
@@ -432,7 +432,7 @@ def test_default_lanes_depend_on_cores_and_precision(
 async def test_replace_switches_all_lanes_at_once(
     model: pathlib.Path, another: pathlib.Path, images: Any, expected: Any
 ) -> None:
-    """Batches handed over before the switch are computed by the old version, all others by the new
+    """Batches handed over before the switch are run by the old version, all others by the new
     one. If loading fails in one lane, no lane changes."""
     async with load_engine(model, device="cpu", max_batch_size=2, lanes=2) as engine:
         new: list[asyncio.Task[Any]] = []

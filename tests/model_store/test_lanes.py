@@ -118,7 +118,7 @@ async def engine(
 async def test_infer_raises_what_a_network_raises(
     version: pathlib.Path, lane: BrokenLane, error: BaseException
 ) -> None:
-    """Whatever a network raises fails its batch with an Exception; the next batch is computed."""
+    """Whatever a network raises fails its batch with an Exception; the next batch runs."""
     async with engine(version, lane) as (loaded, backend), asyncio.timeout(10):
         backend.networks[0].error = error
         with pytest.raises((type(error), RuntimeError)) as caught:
@@ -131,7 +131,7 @@ async def test_infer_raises_what_a_network_raises(
 async def test_infer_forgets_a_batch_that_cannot_be_sent(
     version: pathlib.Path, lane: BrokenLane
 ) -> None:
-    """A batch that could not be sent to a lane is not computed in place of the next one."""
+    """A batch that could not be sent to a lane does not run in place of the next one."""
     async with engine(version, lane) as (loaded, _), asyncio.timeout(10):
         lane.failures = 2
         for _ in range(2):

@@ -66,7 +66,7 @@ def test_network_in_fp16_is_built(model: pathlib.Path) -> None:
 
 
 def test_network_does_not_fuse_what_mxnet_fuses_wrongly() -> None:
-    """A `_v2` network is computed correctly."""
+    """A `_v2` network returns correct results."""
     mx = load_mxnet(1)
     plain = build("cifar_resnet20_v2", 10)
     plain.initialize(mx.init.Xavier())

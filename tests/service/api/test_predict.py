@@ -114,7 +114,7 @@ async def test_a_deadline_of_its_own(client: httpx.AsyncClient, wish: str) -> No
 
 
 async def test_predict_rejects_an_unreachable_deadline(settings: Settings) -> None:
-    """A request whose answer is predicted to come too late is rejected and not computed."""
+    """A request whose answer is predicted to come too late is rejected and not classified."""
     slow = FakeEngine(warm_up_seconds=1000.0)
     async with connected(settings, slow) as client:
         response = await client.post("/predict", **raw(**{"x-request-timeout": "5"}))

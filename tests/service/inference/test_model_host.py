@@ -57,7 +57,7 @@ class Hosted:
         )
 
     def submit(self) -> asyncio.Task[str]:
-        """Submit an image. Returns the version that computes it."""
+        """Submit an image. Returns the version that classifies it."""
 
         async def version() -> str:
             return (await self.host.batcher.submit(IMAGE, 60)).value.model.version
@@ -184,7 +184,7 @@ async def test_model_host_drains_at_the_end() -> None:
 async def test_model_host_replaces_the_version_between_two_batches(
     version_8: pathlib.Path,
 ) -> None:
-    """The batch in the engine is computed by the old version, and the queue by the new one, with
+    """The batch in the engine is run by the old version, and the queue by the new one, with
     the latencies of its warm-up."""
     engine = FakeEngine()
     engine.goes_on.clear()

@@ -199,7 +199,7 @@ async def test_decoded_raises_the_error_of_a_piece() -> None:
 
 
 async def test_by_one_version_computes_each_image_once() -> None:
-    """If the version does not change, each image is computed once, and results keep the order."""
+    """If the version does not change, each image is classified once, and results keep the order."""
     fake, one = pipeline()
     results = await by_one_version(one, [image(red) for red in range(4)])
     assert summary(results) == [("7", 0), ("7", 1), ("7", 2), ("7", 3)]
@@ -208,7 +208,7 @@ async def test_by_one_version_computes_each_image_once() -> None:
 
 
 async def test_by_one_version_computes_again_what_the_old_version_computed() -> None:
-    """After a change, only the images of the old version are computed again."""
+    """After a change, only the images of the old version are classified again."""
     fake, one = pipeline("7778")
     results = await by_one_version(one, [image(red) for red in range(5)])
     assert summary(results) == [("8", 0), ("8", 1), ("8", 2), ("8", 3), ("8", 4)]
@@ -216,7 +216,7 @@ async def test_by_one_version_computes_again_what_the_old_version_computed() -> 
 
 
 async def test_by_one_version_repeats_until_one_version_computed_all() -> None:
-    """If the version changes again meanwhile, the images of older versions are computed again."""
+    """If the version changes again meanwhile, the images of older versions are classified again."""
     fake, one = pipeline("66778")
     results = await by_one_version(one, [image(red) for red in range(3)])
     assert summary(results) == [("8", 0), ("8", 1), ("8", 2)]

@@ -28,7 +28,7 @@ from tests.waiting import until
 
 
 async def test_submit_returns_the_answer_of_the_engine(pair: Pair) -> None:
-    """The answer has the probabilities, the model that computed them, and the durations."""
+    """The answer has the probabilities, the model that returned them, and the durations."""
     async with pair.engine(), pair.front_end() as remote:
         answers = await asyncio.gather(*(remote.submit(image(red), 5) for red in range(8)))
         for red, answer in enumerate(answers):
@@ -79,7 +79,7 @@ async def test_submit_raises_the_failure_of_the_engine(pair: Pair, engine: FakeE
 
 
 async def test_submit_raises_timeout_at_the_deadline(pair: Pair, engine: FakeEngine) -> None:
-    """The front end watches the deadline, also of an item that is being computed."""
+    """The front end watches the deadline, also of an item that is being processed."""
     engine.seconds = 0.6
     engine.warm_up_seconds = {8: [0.001] * 3}
     async with pair.engine(), pair.front_end() as remote:

@@ -46,7 +46,7 @@ class Odd(FakeEngine):
 
 
 async def test_engine_server_batches_across_front_ends(pair: Pair, engine: FakeEngine) -> None:
-    """Images of several front ends are computed in one batch."""
+    """Images of several front ends are classified in one batch."""
     engine.goes_on.clear()
     async with pair.engine(), pair.front_end() as one, pair.front_end() as two:
         first = asyncio.create_task(one.submit(image(0), 60))
@@ -89,7 +89,7 @@ async def test_engine_server_closes_a_connection_when_an_error_cannot_be_sent(
 
 
 async def test_canceled_item_leaves_the_queue(pair: Pair, engine: FakeEngine) -> None:
-    """A canceled item leaves the queue of the engine process and is not computed."""
+    """A canceled item leaves the queue of the engine process and is not processed."""
     engine.goes_on.clear()
     async with pair.engine(), pair.front_end() as remote:
         first = asyncio.create_task(remote.submit(image(0), 60))

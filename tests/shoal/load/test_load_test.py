@@ -72,7 +72,7 @@ async def test_load_test_leaves_out_rejected_images(
     test, received = await prepare(folder, [bad, response(), bad])
     job = test._job(seed=1, concurrency=1)
     assert job.requests == received[1:2] and job.expected == ["horse"]
-    assert "The server rejects 2 of 3 images. They are left out.\n" in capsys.readouterr().out
+    assert "The server rejects 2 of 3 images. The load omits them.\n" in capsys.readouterr().out
 
 
 async def test_load_test_fails_if_every_image_is_rejected(folder: pathlib.Path) -> None:
