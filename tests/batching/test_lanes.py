@@ -201,7 +201,7 @@ async def test_batcher_uses_the_time_that_the_engine_reports() -> None:
 @virtual_time
 async def test_batcher_gives_a_free_lane_a_batch_at_once() -> None:
     """Items that arrive while one lane is busy are processed in the other. Items that arrive while
-    both compute wait for the first free lane."""
+    both are busy wait for the first free lane."""
     engine = FakeEngine(lanes=2)
     async with batcher(engine, lanes=2, max_in_flight=2) as b:
         callers = [task(b, 0)]

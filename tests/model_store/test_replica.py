@@ -48,7 +48,7 @@ def fails() -> float:
 
 
 def test_replica_measures_every_bucket() -> None:
-    """A batch of each bucket runs once to compile it, and then `WARM_UP_RUNS` times to measure it."""
+    """A batch of each bucket runs once to compile it, and `WARM_UP_RUNS` times to measure it."""
     network = FakeNetwork(lambda: 0.0)
     loaded = replica(network)
     steps = sum(1 for _ in loaded.load({}))
