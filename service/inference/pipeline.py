@@ -61,7 +61,7 @@ class Pipeline:
         if service.rate_limiter is not None:
             service.rate_limiter.take(self._client(), time.monotonic())
         self.model = self.current_model()
-        """The model that was loaded when the request began. A newer version may answer it."""
+        """The model that was loaded when the request began. A newer version may run the images."""
         self._timing = timing
         self._timeout = timeout
         self._deadline = math.inf
