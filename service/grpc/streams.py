@@ -7,9 +7,9 @@ Guarantees
 - The bytes of every message count toward SHOAL_MAX_UPLOAD_MEMORY as they arrive. Slow messages are
   treated like slow uploads over HTTP (`upload.body`).
 - At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels
-  another message. The canceled message belongs to the client network with the most arriving
-  messages. Of that network's messages, it is the one whose last progress is the oldest. So a
-  client with many idle or slow streams does not delay other clients.
+  another message: among the messages of the client network with the most arriving messages, the one
+  without progress for the longest time. So a client with many idle or slow streams does not delay
+  other clients.
 - A message makes progress each time `PROGRESS_BYTES` of it have arrived, as on HTTP connections.
 - At most `IDLE` streams have no handler: the handler has not begun, or it has ended and the client
   has not received the response. At the limit, the connection with the oldest such stream is closed.
@@ -30,7 +30,7 @@ from service.server.connection_limit import PROGRESS_BYTES
 from service.upload.body import Lease, UploadMemory
 
 IDLE = 2048
-"""Maximum number of streams without a handler. Each takes 10 to 20 KiB, most of it in gRPC."""
+"""Maximum number of streams without a handler. Each stream takes 10 to 20 KiB, mostly in gRPC."""
 
 
 class Stream:
@@ -56,9 +56,10 @@ class Stream:
         self.client = client
         """Address of the client."""
         self.network = network(client)
-        """Network of the client, within which all connections count as one client."""
+        """Network of the client. All connections from this network count as one client."""
         self.lease = lease
-        """Counts the bytes that have arrived, until the handler receives the message."""
+        """Counts the memory of the bytes that have arrived, until the handler receives the
+        message."""
         self.received = 0
         """Number of bytes of the message that have arrived."""
         self.progress_number = 0
@@ -152,8 +153,9 @@ class Streams:
     def _stalled(self) -> Stream:
         """Return the stream whose message is to be canceled.
 
-        It belongs to the network with the most arriving messages, or to one of these networks if
-        there are several. Of their streams, it is the one whose last progress is the oldest.
+        The stream belongs to the network with the most arriving messages. It is the stream without
+        progress for the longest time. If several networks have the most messages, the streams of
+        all these networks are compared.
         """
         oldest = [(len(streams), next(iter(streams))) for streams in self._arriving.values()]
         return max(oldest, key=lambda item: (item[0], -item[1].progress_number))[1]
@@ -209,7 +211,7 @@ class Streams:
                 del self._arriving[stream.network]
 
     def close(self, stream: Stream) -> None:
-        """Remove the stream, which was answered, or which the client or gRPC's server has reset."""
+        """Remove the stream. Its RPC was answered, or the client or gRPC's server has reset it."""
         self.complete(stream)
         self._idle.pop(stream, None)
         self._open.pop(stream.name, None)

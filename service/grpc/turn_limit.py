@@ -1,4 +1,4 @@
-"""Limits the number of calls that all relays together start in one turn of the event loop.
+"""Limits the number of calls that all relays start in one turn (iteration) of the event loop.
 
 Starting a call blocks the event loop for about 0.3 ms, even without a message. The limit keeps a
 turn short if many calls arrive at the same time. Relays at the limit wait for later turns, and
