@@ -94,7 +94,8 @@ def create_app(
 ) -> FastAPI:
     """Build the ASGI application.
 
-    Its lifespan starts to load the model. At shutdown, it answers all accepted requests.
+    When the application starts, it begins to load the model. Before the application ends, it
+    answers all accepted requests.
 
     Args:
         settings: The settings of this process.
@@ -135,7 +136,7 @@ def create_engine_server(
         on_failure: Called once if the model cannot be loaded or the engine is dead.
 
     Raises:
-        BadSettings: The decoders do not fit into the memory that the settings give them.
+        BadSettings: The decoders need more memory than the settings allow.
     """
     metrics = Metrics(folder)
     host = ModelHost(
@@ -215,7 +216,7 @@ def _fastapi(settings: Settings, service: Service, front_end: bool) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    """Add the routes of the API before FastAPI's own routes, and those of the page at the end.
+    """Add the API's routes before FastAPI's own routes, and the page's routes after them.
 
     The first route that matches a request handles it.
     """

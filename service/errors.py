@@ -84,7 +84,7 @@ class DecodeQueueFull(Exception):
 
 
 class DecoderLost(Exception):
-    """The process that decoded the image was killed by another process, more than once."""
+    """The decoder process of the image was killed by another process, more than once."""
 
 
 class DecodersKilled(RateLimited):
@@ -96,7 +96,7 @@ class NotAdmin(Unauthorized):
 
 
 class RepositoryOff(Exception):
-    """The API that loads and unloads versions is disabled, because no admin key is set."""
+    """No admin key is set, so the API that loads and unloads versions is disabled."""
 
 
 class BadRepositoryCall(Exception):

@@ -50,8 +50,7 @@ class FrameLimiter:
         self._waiting: dict[str, OrderedDict[Callable[[], None], None]] = {}
 
     def wait(self, client_network: str, resume: Callable[[], None]) -> None:
-        """Add a relay to the queue of its network. `resume` is called once, to continue the
-        relay."""
+        """Add a relay to the queue of the network. The relay continues when `resume` is called."""
         queue = self._waiting.get(client_network)
         if queue is None:
             queue = self._waiting[client_network] = OrderedDict()

@@ -203,6 +203,5 @@ def _check_size(kind: int, size: int) -> None:
 
 
 def _cost(size: int) -> float:
-    """Return the credit that a frame without message data and with `size` bytes of payload uses
-    up."""
+    """Return the credit that a frame with a payload of `size` bytes, but no message, uses up."""
     return 1 + size // USEFUL_BYTES

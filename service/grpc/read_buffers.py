@@ -58,9 +58,9 @@ class ReadBuffers:
                 self._last, self._room, self._left_behind = {}, BUFFER_BYTES, 0
 
     def remove(self, stream: Stream) -> None:
-        """Remove the message of `stream`. gRPC's server has passed it to its handler or dropped it.
+        """Remove a message that gRPC's server has passed to its handler or dropped.
 
-        The lease of the stream must have been released.
+        The lease of `stream`, which carries the message, must have been released before.
         """
         for buffer in self._buffers.pop(stream, ()):
             self._leave_behind(buffer, buffer.pop(stream))

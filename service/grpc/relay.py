@@ -12,8 +12,8 @@ Guarantees
   messages is being processed.
 - The connection preface, the first bytes of a connection, must arrive within `HEAD_SECONDS`.
 - If a client uses up its credit for frames without message data (`frame_credit`), the relay reads
-  more slowly. If the client still has too little credit after `FLOOD_SECONDS`, it is disconnected.
-  The delay is needed because normal clients may cancel many calls at the same time.
+  more slowly. A client that still has too little credit after `FLOOD_SECONDS` is disconnected. The
+  delay is needed because normal clients may cancel many calls at the same time.
 - A client that does not read its responses for `READ_SECONDS` is disconnected.
 - A relay buffers at most 160 KiB: 48 KiB of data that is not relayed yet, 64 KiB on the way to
   gRPC's server, and 48 KiB on the way to the client. Messages that were relayed count toward the
@@ -246,8 +246,7 @@ class Relay(asyncio.BufferedProtocol):
     # From gRPC's server to the client.
 
     def relay_response(self, data: bytes) -> None:
-        """Relay bytes from gRPC's server to the client. Closes the streams that end in these
-        bytes."""
+        """Relay bytes from gRPC's server to the client. Closes streams that end in these bytes."""
         self._transport.write(data)
         for kind, flags, number in self._responses.feed(data):
             ended = kind in (HEADERS, DATA) and flags & END_STREAM

@@ -6,8 +6,8 @@ hands out complete messages only, so the `relay` counts the bytes that have arri
 Guarantees
 - The bytes of every message count toward SHOAL_MAX_UPLOAD_MEMORY as they arrive. Slow messages are
   treated like slow uploads over HTTP (`upload.body`).
-- At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels
-  another message: among the messages of the client network with the most arriving messages, the one
+- At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels a
+  message of the client network with the most arriving messages. The canceled message is the one
   without progress for the longest time. So a client with many idle or slow streams does not delay
   other clients.
 - A message makes progress each time `PROGRESS_BYTES` of it have arrived, as on HTTP connections.

@@ -80,7 +80,8 @@ class BatchMetrics(Protocol):
 
 
 LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
-"""A function that returns a context manager, which loads the engine and closes it at the end."""
+"""A function that returns a context manager. The latter loads the engine and closes it at the
+end."""
 
 
 class ModelHost:
@@ -101,8 +102,8 @@ class ModelHost:
             settings: The settings with the limits of the queue, the batches and the shutdown.
             load_engine: Loads the engine with the model in the settings.
             metrics: Counts the batches.
-            on_failure: Called once if the model cannot be loaded or the engine is dead. Then
-                `failure` is the reason.
+            on_failure: Called once if the model cannot be loaded or the engine is dead. The
+                attribute `failure` then contains the reason.
             on_change: Called each time `loaded` has changed.
             on_failing: Called once per second as long as the engine fails on every recent batch.
             tracing: Traces the batches. None: batches are not traced.
@@ -114,7 +115,8 @@ class ModelHost:
         self.failure: Exception | None = None
         """The reason why the process must end. None: the process need not end."""
         self.loading: str | None = None
-        """The version that is being loaded to replace the current version, if any."""
+        """The version that is being loaded to replace the current version. None: no version is
+        being loaded."""
         self._settings = settings
         self._load_engine = load_engine
         self._metrics = metrics
@@ -285,8 +287,8 @@ class ModelHost:
     async def _watching(self, batcher: Batcher[Any, Any]) -> AsyncIterator[None]:
         """Context manager that checks the health of the engine every `WATCH_INTERVAL`.
 
-        If the engine is dead, its requests are answered with an error and the process ends. If the
-        engine keeps failing, `on_failing` is called.
+        If the engine is dead, all requests in the engine are answered with an error and the process
+        ends. If the engine keeps failing, `on_failing` is called.
         """
 
         async def watch() -> None:
@@ -306,7 +308,7 @@ class ModelHost:
             watcher.cancel()
 
     def _give_up(self) -> None:
-        """Let the process end, because the engine is dead. Its requests got an error before."""
+        """Let the process end, because the engine is dead. Its requests already got an error."""
         self.failure = EngineDead("the engine did not finish a batch")
         log.critical("the engine is dead: %s; the process exits", self.failure)
         self._on_failure()

@@ -61,7 +61,8 @@ class Pipeline:
         if service.rate_limiter is not None:
             service.rate_limiter.take(self._client(), time.monotonic())
         self.model = self.current_model()
-        """The model that was loaded when the request began. A newer version may run the images."""
+        """The model that was loaded when the request began. A newer version may classify the
+        images."""
         self._timing = timing
         self._timeout = timeout
         self._deadline = math.inf
@@ -74,16 +75,19 @@ class Pipeline:
         return loaded.model
 
     def count_images(self, count: int) -> None:
-        """Count the images of the request for the rate limit. One image was counted before."""
+        """Count the images of the request for the rate limit.
+
+        The constructor has already counted one image.
+        """
         if self._service.rate_limiter is not None:
             self._service.rate_limiter.owe(self._client(), count - 1, time.monotonic())
 
     def shorten_deadline(self, timeout: float) -> None:
-        """Set the deadline to `timeout` seconds from now, unless it is earlier already."""
+        """Set the deadline to `timeout` seconds from now, unless this would make it later."""
         self._deadline = min(self._deadline, time.perf_counter() + timeout)
 
     async def read(self, body: Awaitable[Body]) -> Body:
-        """Await `body`, which reads the upload. Then set the deadline, and return the result."""
+        """Await `body`, which reads the upload. Then set the deadline, and return the read body."""
         began = time.perf_counter()
         result = await body
         ended = time.perf_counter()
@@ -108,7 +112,8 @@ class Pipeline:
     async def infer(self, image: Image) -> Classification:
         """Classify one image, in a batch with images of other requests.
 
-        Raises NotReady if no model is loaded, and the exceptions of `Submit`.
+        Raises NotReady if no model is loaded, and the exceptions of
+        `service.inference.service.Submit`.
         """
         began = time.perf_counter()
         loaded = self._service.engine.loaded
@@ -204,5 +209,5 @@ def begin(request: Request) -> Pipeline:
     return Pipeline(service, request.headers, address, context.timing, timeout)
 
 
-# Used without tracing, in place of the seat that links a traced image to its batch.
+# Without tracing, this replaces the context manager that links an image to the trace of its batch.
 _NO_SEAT = nullcontext[None]()

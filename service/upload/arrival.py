@@ -1,4 +1,4 @@
-"""Limits the time in which a body must arrive, and checks the rate of its arrival at intervals."""
+"""Limits the time until a body has arrived, and checks its rate of arrival at intervals."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Arrival(CancelScope):
     """Context manager for the block that reads a body.
 
     The block is canceled, and UploadTimeout is raised, if the body does not arrive within the
-    maximum time of its lease. The block is also canceled if the lease rejects the body, for example
-    because it arrives too slowly.
+    maximum time. The lease, which counts the memory of the body, contains this maximum. The block
+    is also canceled if the lease rejects the body, for example because the body arrives too slowly.
     """
 
     def __init__(self, lease: Watched, interval: float) -> None:

@@ -1,8 +1,8 @@
 """Reads the bodies of requests, within limits on their size, arrival time and memory.
 
 Bodies are kept in memory and not written to disk. The memory of all bodies together is limited. A
-body takes memory as its bytes arrive, and not when its headers announce its length. Two rules
-prevent slow clients from using up the memory:
+body counts toward this limit as its bytes arrive, and not when its headers announce its length. Two
+rules prevent slow clients from using up the memory:
 
 - Bodies that have been arriving for longer than `CHECK_INTERVAL` count as slow. All slow bodies
   together may hold half of the memory. If slow bodies hold more, the slowest body is rejected.
@@ -46,8 +46,8 @@ class UploadMemory:
         """
         Args:
             max_bytes: Maximum number of bytes that all bodies may hold at the same time.
-            max_upload_bytes: Maximum size of one body, in bytes. None: it is `max_bytes`.
-            max_seconds: Maximum time in which one body must arrive, in seconds.
+            max_upload_bytes: Maximum size of one body, in bytes. None: the same as `max_bytes`.
+            max_seconds: Maximum number of seconds until one body has arrived.
         """
         self.max_bytes = max_bytes
         self.held = 0
@@ -83,14 +83,14 @@ class UploadMemory:
             self._make_room()
 
     def mark_slow(self, lease: Lease) -> None:
-        """Count the body of `lease` as slow. No effect if it is slow already."""
+        """Count the body of `lease` as slow. No effect if the body already counts as slow."""
         if lease not in self._slow:
             self._slow.add(lease)
             self._held_by_slow += lease.held
             self._make_room()
 
     def unmark_slow(self, lease: Lease) -> None:
-        """Do not count the body of `lease` as slow any more. No effect if it is not slow."""
+        """Stop counting the body of `lease` as slow. No effect on a body that is not slow."""
         if lease in self._slow:
             self._slow.remove(lease)
             self._held_by_slow -= lease.held
@@ -112,7 +112,7 @@ class Lease:
         Args:
             memory: The memory that all bodies share.
             max_bytes: Maximum size of this body, in bytes.
-            max_seconds: Maximum time in which this body must arrive, in seconds.
+            max_seconds: Maximum number of seconds until this body has arrived.
         """
         self.max_bytes = max_bytes
         self.max_seconds = max_seconds
@@ -153,7 +153,7 @@ class Lease:
         Raises UploadMemoryFull.
         """
         self._memory.add(self, count)
-        self._held_before += count  # so that these bytes do not count for the rate
+        self._held_before += count  # these bytes do not count for the rate
 
     def begin(self, reject: Callable[[Exception], None]) -> None:
         """Record that the body begins to arrive. `reject` is called if the body is rejected."""

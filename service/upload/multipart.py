@@ -98,7 +98,7 @@ class Form:
             self._images.append(image)
             return
         if not self._begun:
-            # If a form begins with line breaks, the parser would skip the rest of the chunk, too.
+            # After line breaks at the start of a form, the parser would skip the rest of the chunk.
             chunk = chunk.lstrip(b"\r\n")
             self._begun = bool(chunk)
         try:
@@ -154,8 +154,8 @@ class Form:
 class _Parts:
     """Receives the parser's callbacks, and keeps the images.
 
-    It has no reference to the parser, because a cycle of references would keep parts of the body in
-    memory until a garbage collection.
+    This class has no reference to the parser. The cycle of references would keep parts of the body
+    in memory until a garbage collection.
     """
 
     def __init__(self, images: list[bytes], max_images: int) -> None:
@@ -203,10 +203,10 @@ class _Parts:
 
 
 def only_part(body: bytes, boundary: bytes) -> bytes | None:
-    """Return the image in a complete form with one part, in a fifth of the parser's time.
+    """Return the image in a complete form that has one part, without the parser.
 
-    Most forms have one part. Returns None if the form is different, so that the parser must read
-    it.
+    Most forms have one part, and this function takes a fifth of the parser's time. Returns None if
+    the form has a different structure. The parser must then read the form.
     """
     delimiter = b"--" + boundary
     end = body.find(b"\r\n" + delimiter, len(delimiter))

@@ -43,8 +43,8 @@ SHAPES = {
     ("pixels", "UINT8"): ([SIDE, SIDE, 3],),
     ("pixels", "FP32"): ([3, SIDE, SIDE],),
 }
-"""Maps the name and datatype of an input to the dimensions that may follow n, the number of images,
-in its shape."""
+"""Maps the name and datatype of an input to its allowed dimensions after the first one. The first
+dimension is n, the number of images."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The properties of a response that its request determines."""
+    """The parts of a response that the request determines: its id, and the list of its outputs."""
 
     id: str | None
     """The id of the request, which the response repeats. None: the request has no id."""
@@ -52,7 +52,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """An output tensor, flat and in row-major order."""
+    """An output tensor. Its elements are in row-major order."""
 
     name: str
     datatype: str

@@ -182,7 +182,8 @@ class ModelReady(BaseModel):
     ready: bool = Field(examples=[True])
 
 
-# The constants below describe headers and bodies for OpenAPI that the routes handle themselves.
+# The constants below describe headers and bodies for OpenAPI. The routes read and write these
+# headers and bodies without FastAPI.
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 LENGTH = {
