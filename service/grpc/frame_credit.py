@@ -50,7 +50,7 @@ class FrameLimiter:
         self._waiting: dict[str, OrderedDict[Callable[[], None], None]] = {}
 
     def wait(self, client_network: str, resume: Callable[[], None]) -> None:
-        """Add a relay to the queue of the network. The relay continues when `resume` is called."""
+        """Queue a relay of the network. To continue the relay, `resume` is called once."""
         queue = self._waiting.get(client_network)
         if queue is None:
             queue = self._waiting[client_network] = OrderedDict()

@@ -86,8 +86,7 @@ class Problem:
     title: str
     """Short description of the kind of error."""
     detail: str | None = None
-    """Text that says what happened and what to do. None: the text is the message of the
-    exception."""
+    """Text that says what happened and what to do. None: the exception's message."""
     retry_after: float | None = None
     """Seconds after which a retry may succeed, unless the exception has its own `retry_after`.
     None: a retry would fail as well."""
@@ -95,7 +94,7 @@ class Problem:
     """Whether the server closes the connection after the response."""
 
 
-# Maps each exception class to its error. Subclasses without an entry use the one of their base class.
+# Maps each exception class to its error. A subclass without an entry has its base class's error.
 PROBLEMS: dict[type[Exception], Problem] = {
     MissingImage: Problem(422, "missing_image", "No image in the request"),
     BadImage: Problem(400, "bad_image", "The image cannot be decoded"),

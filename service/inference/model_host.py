@@ -80,8 +80,8 @@ class BatchMetrics(Protocol):
 
 
 LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
-"""A function that returns a context manager. The latter loads the engine and closes it at the
-end."""
+"""A function that returns a context manager. Entering the context loads the engine, and leaving the
+context closes the engine."""
 
 
 class ModelHost:

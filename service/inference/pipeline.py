@@ -83,7 +83,7 @@ class Pipeline:
             self._service.rate_limiter.owe(self._client(), count - 1, time.monotonic())
 
     def shorten_deadline(self, timeout: float) -> None:
-        """Set the deadline to `timeout` seconds from now, unless this would make it later."""
+        """Set the deadline to `timeout` seconds from now. An earlier deadline stays unchanged."""
         self._deadline = min(self._deadline, time.perf_counter() + timeout)
 
     async def read(self, body: Awaitable[Body]) -> Body:
