@@ -126,8 +126,8 @@ def create_engine_server(
 ) -> EngineServer:
     """Build the server of the engine process.
 
-    The engine process runs the engine and the decoders. Front ends, which are the processes that
-    accept HTTP requests, use both through a socket in `folder`.
+    The engine process runs the engine and the decoders. Front ends are the processes that accept
+    HTTP requests. They use the engine and the decoders through a socket in `folder`.
 
     Args:
         settings: The settings of the service.

@@ -1,7 +1,8 @@
 """Defines the exceptions of the service.
 
 The exceptions do not depend on HTTP; `service.http.problems` maps them to responses. Decoder
-processes import this module as well. To keep them small, it imports almost nothing.
+processes import this module as well. This module imports almost nothing, to keep decoder processes
+small.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Keeps track of the open streams of one connection.
 
-A stream carries one RPC. The handler of a stream is the coroutine that returns its response.
+A stream carries one RPC. The handler of a stream is the coroutine that returns the response.
 
 Guarantees
 - A connection has at most `OPEN_STREAMS` open streams.
@@ -40,7 +40,7 @@ class Connection(Protocol):
 
 
 class ConnectionStreams:
-    """The open streams of one connection, by their HTTP/2 stream numbers."""
+    """Maps the HTTP/2 stream number of each open stream of one connection to the stream."""
 
     def __init__(
         self, connection: Connection, client: str, streams: Streams, timers: Timers

@@ -6,9 +6,9 @@ these frames, and `FRAMES_AT_ONCE` in a burst. The number of frames that a netwo
 its credit. All connections of a network share the credit, so a client gets no additional credit
 from a new connection. A response adds credit if a handler has read the message of the call.
 
-A relay passes on the frames of one connection. If its network has no credit, the relay waits in a
-queue of the network. Every `RETRY_SECONDS`, one waiting relay continues for each frame of the
-network's credit. The relays that have waited the longest continue first.
+A relay passes on the frames of one connection. If the client's network has no credit, the relay
+waits in a queue of this network. Every `RETRY_SECONDS`, one waiting relay continues for each frame
+of the network's credit. The relays that have waited the longest continue first.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""The bytes with which a client begins a connection (section 3.4)."""
+"""The first bytes that a client sends on a connection (section 3.4)."""
 HEAD = 9
 """Number of bytes of a frame header."""
 MAX_PAYLOAD = 16_384

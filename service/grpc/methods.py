@@ -1,8 +1,8 @@
 """Implements the methods of inference.GRPCInferenceService.
 
 The `interceptor` turns the exceptions of methods into gRPC statuses. Each RPC is registered as if
-its request were a stream of messages, so that a method can check the API key before it receives the
-message. Clients that send a single message notice no difference.
+its request were a stream of messages, because a method must check the API key before it receives
+the message. Clients that send a single message notice no difference.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Methods:
     def _parsed(self, data: bytes, model: Manifest) -> tuple[Name, InferInputs]:
         """Parse a ModelInferRequest. Returns the requested model, and the content of the request.
 
-        The result does not refer to `data`, so that the message can be freed.
+        The result does not refer to `data`, so the memory of the message can be freed.
         """
         message = translation.read(data)
         named = message.model_name, message.model_version

@@ -25,7 +25,7 @@ from service.telemetry.logs import log
 IDENTITY = 1
 """Bit mask of the allowed compression algorithms: only "identity", which means no compression."""
 CLIENT_ERRORS = ("ExecuteBatchError raised", "Invalid encoding")
-"""Beginnings of log messages about errors that clients cause. gRPC logs them as server errors."""
+"""Beginnings of log messages about errors that clients cause. gRPC logs these as server errors."""
 MAX_STREAMS = 128
 """Maximum number of concurrent RPCs per connection. Clients delay further RPCs."""
 

@@ -1,7 +1,7 @@
 """Limits the number of arriving gRPC messages, and their memory.
 
-A stream carries one RPC, and its handler is the coroutine that returns the response. gRPC's server
-hands out complete messages only, so the `relay` counts the bytes that have arrived.
+A stream carries one RPC. The handler of a stream is the coroutine that returns the response. gRPC's
+server hands out complete messages only, so the `relay` counts the bytes that have arrived.
 
 Guarantees
 - The bytes of every message count toward SHOAL_MAX_UPLOAD_MEMORY as they arrive. Slow messages are
@@ -117,11 +117,11 @@ class Streams:
         self._memory = memory
         self._max_arriving = max_arriving
         self._open: dict[str, Stream] = {}
-        # Arriving messages by client network, the one without progress for the longest time first.
+        # Arriving messages by client network. The oldest last progress comes first.
         self._arriving: dict[str, OrderedDict[Stream, None]] = {}
         self._arriving_count = 0
         self._progress_numbers = count()
-        # Streams without a handler, the one without a handler for the longest time first.
+        # Streams without a handler. The longest time without a handler comes first.
         self._idle = OrderedDict[Stream, None]()
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ class Streams:
         """Create a stream.
 
         At the limits in the module's docstring, another message is canceled, or a connection is
-        closed. The arguments are those of `Stream`.
+        closed. The arguments are the same as for `Stream`.
         """
         if self._arriving_count >= self._max_arriving:
             stalled = self._stalled()

@@ -20,7 +20,7 @@ bytes."""
 
 
 class _File(Response):
-    """A response that is sent in pieces of `PIECE_BYTES`, so that a connection copies little."""
+    """A response that is sent in pieces. A connection copies at most one piece at a time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(

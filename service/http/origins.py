@@ -140,7 +140,7 @@ def same_origin(origin: bytes, hosts: Iterable[bytes]) -> bool:
     """
     scheme, _, authority = origin.lower().partition(b"://")
     port = DEFAULT_PORTS.get(scheme)
-    if port is None:  # the origin is `null`, or not that of a web page
+    if port is None:  # the origin is `null`, or its scheme is not HTTP or HTTPS
         return False
     return authority.removesuffix(port) in [host.lower().removesuffix(port) for host in hosts]
 

@@ -453,7 +453,7 @@ def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | 
 
 
 def _is_v2(path: str) -> bool:
-    """Whether the path belongs to the Open Inference Protocol, whose errors have another format."""
+    """Whether `path` belongs to the Open Inference Protocol, which has another error format."""
     return path == "/v2" or path.startswith("/v2/")
 
 

@@ -72,7 +72,7 @@ def _cut_addresses(scope: Scope) -> None:
     value = _joined(scope, FOR)
     if _is_bounded(value):
         return
-    # The first of these pieces is dropped, because it may be only a part of an address.
+    # The first piece is dropped, because it may be only a part of an address.
     last = value[-MAX_BYTES:].rsplit(b",", MAX_NAMES)[1:]
     others = [field for field in scope["headers"] if field[0] != FOR]
     scope["headers"] = [*others, (FOR, b",".join(last))]

@@ -1,9 +1,9 @@
 """Runs the engine and its batcher in this process, from loading the model to the shutdown.
 
 The engine runs the model on batches. The batcher collects images of concurrent requests into
-batches. The model is loaded in the background, so the process can respond to probes meanwhile. If
-the model cannot be loaded, the process could never become ready, so `on_failure` is called to end
-the process.
+batches. The model is loaded in the background, so the process can respond to probes (health checks)
+during the load. If the load fails, the process can never become ready, so `on_failure` is called to
+end the process.
 
 Another version of the model can replace the current version at any time. The batcher and the
 requests in its queue stay, and the next batch runs on the new version.
@@ -315,7 +315,7 @@ class ModelHost:
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
-        """Context manager for a load or unload. Rejects a second load or unload meanwhile.
+        """Context manager for a load or unload. Until its end, rejects a second load or unload.
 
         Raises Draining during the shutdown, NotReady during the startup, and ChangeUnderWay if
         another load or unload is in progress.
@@ -331,9 +331,9 @@ class ModelHost:
 
 
 def exit_status(failure: Exception | None) -> ExitStatus:
-    """Return the exit status of a process whose engine ended with `failure`, and log `failure`.
+    """Log `failure`, and return the exit status of the process.
 
-    `failure` is None if the engine ended normally.
+    `failure` is the reason why the engine ended. None: the engine ended normally.
     """
     if failure is None:
         return ExitStatus.STOPPED

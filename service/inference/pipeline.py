@@ -3,8 +3,8 @@
 HTTP and gRPC requests use the same stages. Only reading the upload and building the response differ
 between protocols, and are not part of this module. Before the upload is read, the pipeline checks
 the API key and the rate limit. The timeout of the request starts when the whole upload has arrived.
-The pipeline measures the duration of each stage. For a request with several images, the duration of
-a stage is that of the slowest image.
+The pipeline measures the duration of each stage. If a request has several images, the duration of
+the slowest image counts for each stage.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Pipeline:
         """
         Args:
             service: The service that answers the request.
-            headers: Headers of the request, with names in lower case. The API key is read from
-                them.
+            headers: Headers of the request, with names in lower case. They contain the API key, if
+                any.
             address: IP address of the client.
             timing: Dictionary to which the duration of each stage is added, in seconds.
             timeout: Maximum number of seconds from the end of the upload to the result.
 
         Raises:
-            Unauthorized: The service requires an API key, and the request has no valid one.
+            Unauthorized: The service requires an API key, and the request has no valid API key.
             RateLimited: The client has sent too many images.
             NotReady: No model is loaded.
         """

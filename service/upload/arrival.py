@@ -26,7 +26,7 @@ class Watched(Protocol):
 
 
 class CancelScope:
-    """Context manager whose block can be canceled with a reason.
+    """Context manager that can cancel its block with a reason.
 
     After `cancel(reason)`, the block ends and the context manager raises `reason`.
     """

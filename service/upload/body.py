@@ -8,8 +8,8 @@ rules prevent slow clients from using up the memory:
   together may hold half of the memory. If slow bodies hold more, the slowest body is rejected.
 - A body is rejected if it arrives at less than `MIN_RATE` after `GRACE` checks.
 
-The rate of a body is an exponential moving average: the last `CHECK_INTERVAL` has a weight of one
-half.
+The rate of a body is an exponential moving average: the rate in the last `CHECK_INTERVAL` has a
+weight of one half.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHECK_INTERVAL = 2.0
 GRACE = 3
 """Number of checks after which a body must arrive at `MIN_RATE` or faster."""
 MIN_RATE = 1024
-"""Minimum rate at which a body must arrive, in bytes per second."""
+"""Minimum rate of arrival of a body, in bytes per second."""
 
 _COMPLETE = nullcontext()
 
@@ -71,7 +71,7 @@ class UploadMemory:
     def add(self, lease: Lease, count: int) -> None:
         """Count `count` more bytes of the body of `lease`. Raises UploadMemoryFull.
 
-        If slow bodies hold too much memory, the slowest of them is rejected.
+        If slow bodies hold too much memory, the slowest body is rejected.
         """
         if self.held + count > self.max_bytes:
             raise UploadMemoryFull("uploads hold the maximum amount of memory")

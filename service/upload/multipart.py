@@ -41,7 +41,7 @@ TOO_MANY_PARTS = (
 def boundary(content_type: str) -> bytes:
     """Return the boundary in the Content-Type header of a form.
 
-    Raises MissingImage if the header is not that of a form, or has no valid boundary.
+    Raises MissingImage if the header has another media type, or has no valid boundary.
     """
     if usual := _USUAL_FORM.fullmatch(content_type):
         return usual[1].encode()
@@ -109,7 +109,7 @@ class Form:
             raise MissingImage(f"The form is malformed: {error}. {HOW}.") from error
 
     def images(self) -> list[bytes]:
-        """Return the images, each of which may be empty. Raises MissingImage if there is none."""
+        """Return the images. An image may be empty. Raises MissingImage if there are no images."""
         if not self._images:
             raise MissingImage(f"The form has no complete field 'img'. {HOW}.")
         return self._images

@@ -21,7 +21,7 @@ ten numbers."""
 LONG = 4096
 """Strings with more bytes than this are removed before parsing."""
 MAX_STRINGS = 4000
-"""Maximum number of strings whose length is checked. Later strings are not removed."""
+"""Maximum number of strings to check for their length. Later strings are not removed."""
 
 # The remainder of a string that contains an escape sequence, including its closing quote.
 _ESCAPED = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
