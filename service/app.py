@@ -269,9 +269,9 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
 
 @asynccontextmanager
 async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[None]:
-    """Within the block, a front end updates the metrics that are added up over all processes.
+    """Context manager that updates the summed metrics of this process, if it is a front end.
 
-    If the service has only one process, `/metrics` updates these metrics before it returns them.
+    The summed metrics are added up over all processes. If the service has only one process, `/metrics` updates these metrics before it returns them.
     """
 
     async def update() -> None:

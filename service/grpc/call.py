@@ -32,7 +32,7 @@ class Call:
         """Address of the client."""
         self._stream = stream
         self.timing: dict[str, float] = {}
-        """Duration of each stage so far, in seconds."""
+        """Duration of each completed stage of the RPC, in seconds."""
         self.request_id = request_id(self.headers.get("x-request-id", "").encode())
 
     async def message(self, max_seconds: float) -> bytes:

@@ -119,7 +119,7 @@ class Methods:
     ) -> tuple[Name, Reply, list[Image]]:
         """Receive the message and decode its images.
 
-        The message is freed before the images wait for the engine.
+        The memory of the message is freed before the images wait for the engine.
         """
         with self._service.uploads.lease() as lease:
             message = await pipeline.read(_read(call, lease))

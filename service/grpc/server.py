@@ -76,7 +76,7 @@ class RpcServer:
             ],
         )
         try:
-            # If there are several workers, the supervisor has reserved the port, and they share it.
+            # With several workers, the supervisor has reserved the port, and all workers share it.
             shared = settings.workers > 1
             host, port = settings.host, settings.grpc_port or 0
             sockets = join(host, port) if shared else bind(host, port, 1)[0]

@@ -5,8 +5,8 @@ batches. The model is loaded in the background, so the process can respond to pr
 during the load. If the load fails, the process can never become ready, so `on_failure` is called to
 end the process.
 
-Another version of the model can replace the current version at any time. The batcher and the
-requests in its queue stay, and the next batch runs on the new version.
+Another version of the model can replace the current version at any time. The batcher keeps the
+requests in its queue, and the next batch runs on the new version.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class ModelHost:
             on_failure: Called once if the model cannot be loaded or the engine is dead. The
                 attribute `failure` then contains the reason.
             on_change: Called each time `loaded` has changed.
-            on_failing: Called once per second as long as the engine fails on every recent batch.
+            on_failing: Called once per second while every recent batch has failed.
             tracing: Traces the batches. None: batches are not traced.
         """
         self.loaded: LoadedModel | None = None
@@ -287,8 +287,8 @@ class ModelHost:
     async def _watching(self, batcher: Batcher[Any, Any]) -> AsyncIterator[None]:
         """Context manager that checks the health of the engine every `WATCH_INTERVAL`.
 
-        If the engine is dead, all requests in the engine are answered with an error and the process
-        ends. If the engine keeps failing, `on_failing` is called.
+        If the engine is dead, all unanswered requests get an error and the process ends. If the
+        engine keeps failing, `on_failing` is called.
         """
 
         async def watch() -> None:

@@ -53,7 +53,7 @@ class UploadMemory:
         self.held = 0
         """Number of bytes that all bodies hold now."""
         self.peak = 0
-        """Maximum of `held` since the process last returned free memory to the system."""
+        """Maximum of `held` since the process last returned free memory to the operating system."""
         self._max_upload_bytes = max_bytes if max_upload_bytes is None else max_upload_bytes
         self._max_seconds = max_seconds
         self._slow = set[Lease]()
@@ -199,7 +199,8 @@ class Lease:
         )
 
 
-# All functions below raise BodyTooLarge, UploadTimeout, UploadMemoryFull and ClientDisconnect.
+# In all functions below, `lease` counts the memory of the body. All of these functions raise
+# BodyTooLarge, UploadTimeout, UploadMemoryFull and ClientDisconnect.
 
 
 async def read_image(request: Request, lease: Lease) -> bytes:

@@ -36,8 +36,8 @@ class RequestedOutput:
     binary: bool
     """Whether the output is sent as binary data after the JSON."""
     classes: int = 0
-    """Number of most probable classes to send instead of the probabilities. 0: send the
-    probabilities."""
+    """Number of the most probable classes that are sent instead of the probabilities. 0: the
+    probabilities are sent."""
 
 
 @dataclass(frozen=True, slots=True)
