@@ -271,7 +271,8 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
 async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[None]:
     """Context manager that updates the summed metrics of this process, if it is a front end.
 
-    The summed metrics are added up over all processes. If the service has only one process, `/metrics` updates these metrics before it returns them.
+    The summed metrics are added up over all processes. If the service has only one process,
+    `/metrics` updates these metrics before it returns them.
     """
 
     async def update() -> None:

@@ -118,7 +118,7 @@ class ConnectionStreams:
     def _progress(self, number: int, stream: Stream) -> None:
         """Update the state of the connection after a step of the handler of `stream`.
 
-        The steps are: the handler begins, it receives the message, and it ends.
+        The steps of a handler are: it begins, receives the message, and ends.
         """
         if number not in self._open:
             return

@@ -7,8 +7,8 @@ control frames, and messages that were answered long ago. These bytes count towa
 memory, too. When a message has been passed to its handler, its bytes in a buffer are counted for
 another message in the same buffer.
 
-The real buffers of gRPC's server may begin and end at other positions than this module assumes. The
-real buffers take at most twice the memory that this module counts.
+The real buffers of gRPC's server may begin and end at other positions than this module assumes.
+They take at most twice the memory that this module counts.
 """
 
 from __future__ import annotations

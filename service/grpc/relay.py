@@ -1,10 +1,10 @@
 """Relays the frames of one gRPC client to gRPC's server, within limits.
 
 gRPC's server alone does not protect itself from hostile clients. It buffers whole messages and does
-not report how many bytes have arrived. When its limit of connections is reached, it rejects new
-connections and does not close idle connections. So clients connect to the `listener`, which creates
-a relay for each connection. The relay checks the frames of the client (`frame_filter`), and passes
-them on to gRPC's server over a local socket.
+not report how many bytes have arrived. When the limit of connections is reached, gRPC's server
+rejects new connections and does not close idle connections. So clients connect to the `listener`,
+which creates a relay for each connection. The relay checks the client's frames (`frame_filter`),
+and passes these frames on to gRPC's server over a local socket.
 
 Guarantees
 - There are at most SHOAL_MAX_CONNECTIONS connections. At the limit, a new connection replaces
@@ -150,8 +150,8 @@ class Relay(asyncio.BufferedProtocol):
     def disconnect(self, reason: str) -> None:
         """Send a GOAWAY frame with the reason, and close the connection.
 
-        A client that does not read its responses is disconnected immediately. The frame is not sent
-        if it would interrupt another frame.
+        A client that does not read its responses is disconnected immediately. The GOAWAY frame is
+        not sent if it would interrupt another frame.
         """
         if self._responses.at_frame_boundary:
             self._transport.write(goaway(reason))

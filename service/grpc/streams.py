@@ -10,9 +10,11 @@ Guarantees
   message of the client network with the most arriving messages. The canceled message is the one
   without progress for the longest time. So a client with many idle or slow streams does not delay
   other clients.
-- A message makes progress each time `PROGRESS_BYTES` of it have arrived, as on HTTP connections.
-- At most `IDLE` streams have no handler: the handler has not begun, or it has ended and the client
-  has not received the response. At the limit, the connection with the oldest such stream is closed.
+- A message makes progress whenever `PROGRESS_BYTES` more bytes have arrived, as on HTTP
+  connections.
+- At most `IDLE` streams have no handler. In such a stream, the handler has not begun, or it has
+  ended and the client has not received the response. At the limit, the connection with the oldest
+  such stream is closed.
 - A handler finds its stream by a random name, which clients cannot know. A second handler cannot
   find the same stream.
 """
@@ -80,7 +82,8 @@ class Stream:
         """Function that closes the connection of the stream."""
 
     def fail(self, fault: Exception) -> None:
-        """Make the handler raise `fault`, immediately or when it starts to wait for the message."""
+        """Make the handler raise `fault`, immediately or when the handler begins to await the
+        message."""
         self.fault = self.fault or fault
         self.lease.reject(fault)
 

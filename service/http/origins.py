@@ -10,11 +10,11 @@ place before the body of a request is read.
   of that page have the header `Host: attacker.example`. So requests are accepted only for hosts
   that an attacker does not control. These are IP addresses, localhost, the name in `SHOAL_HOST`,
   and the names in `SHOAL_ALLOWED_HOSTS`. Probes and metrics are exempt.
-- Cross-site requests: A page of another origin cannot read responses of this server, but it could
-  make browsers send requests that start work or change state. Browsers mark such requests with
-  `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/). Over plain HTTP, some browsers send only
-  `Origin` (RFC 6454). A request with neither header does not come from a web page. Go's
-  `http.CrossOriginProtection` uses the same algorithm.
+- Cross-site requests: A page of another origin cannot read responses of this server. However, the
+  page could make browsers send requests that start work or change state. Browsers mark such
+  requests with `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/). Over plain HTTP, some
+  browsers send only `Origin` (RFC 6454). A request with neither header does not come from a web
+  page. Go's `http.CrossOriginProtection` uses the same algorithm.
 
 `X-Forwarded-Host` is read only if a trusted proxy sent it. The forwarded host is checked in
 addition to the host in `Host`, because a page in a browser on a trusted machine can send a forged
