@@ -231,7 +231,7 @@ class ModelHost:
             if hung:
                 log.error("the engine did not stop within the shutdown timeout; the process exits")
                 logging.shutdown()
-                # Python cannot end a thread that hangs, and a normal exit would wait for it.
+                # Python cannot end a thread that hangs. A normal exit would wait for the thread.
                 os._exit(ExitStatus.ENGINE_DEAD if self.dead else ExitStatus.FAILED)
 
     async def _run(self, stop: asyncio.Event) -> None:

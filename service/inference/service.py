@@ -208,7 +208,7 @@ class Service:
         return loaded, stats
 
     async def is_live(self) -> bool:
-        """Whether the engine works. If not, only a restart of the process can repair it."""
+        """Whether the engine works. If not, the process must be restarted."""
         try:
             stats = await self.engine.stats()
         except TimeoutError:

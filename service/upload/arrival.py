@@ -40,7 +40,7 @@ class CancelScope:
         self._task = task
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # If the task was canceled for another reason as well, it continues to be canceled.
+        # If the task was also canceled for another reason, the task stays canceled.
         reason, self._reason = self._reason, None
         try:
             if reason is None or self._task.uncancel():

@@ -148,7 +148,7 @@ class Lease:
         self._memory.add(self, count)
 
     def keep(self, count: int) -> None:
-        """Count `count` bytes that do not belong to the body, but stay in memory because of it.
+        """Count `count` other bytes that cannot be freed before the body is freed.
 
         Raises UploadMemoryFull.
         """
