@@ -184,7 +184,7 @@ class FrameFilter:
         self._streams.receive(None, HEAD)
         if size:
             self._streams.receive(stream, size)
-        if stream is None:  # the server has closed the stream before the client noticed
+        if stream is None:  # the server has already closed the stream
             self.credit -= 1
             return
         is_useful = size >= USEFUL_BYTES or (size and flags & END_STREAM)
