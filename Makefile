@@ -44,7 +44,7 @@ check: $(VENV)/dev ## check format, lint and types, and run the fast tests; use 
 	$(RUN) -m pytest -q -m "not slow"
 
 check-lowest: $(VENV)/lowest/installed ## run the fast tests with the lowest allowed versions
-	$(VENV)/lowest/bin/python -m pytest -q -m "not slow and not faults" $(ARGS)
+	$(VENV)/lowest/bin/python -m pytest -q -W default -m "not slow and not faults" $(ARGS) # old libraries warn
 
 format: $(VENV)/dev ## format the code and apply fixes of the linter
 	$(RUN) -m ruff check --quiet --fix-only
