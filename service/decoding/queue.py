@@ -183,9 +183,9 @@ class FairQueue(Generic[T]):
 
         The backlog of a client is the CPU time of its waiting and running jobs. Clients share the
         decoder equally. While `client` receives its backlog and the new job, every other client
-        receives the same time. An other client whose backlog is smaller receives its whole backlog.
-        If `client` has received more than its share, the others first receive the same excess.
-        Running jobs count as if they had just started.
+        receives the same time, or at most its own backlog. If `client` has received more than its
+        share, the others first receive the same excess. Running jobs count as if they had just
+        started.
 
         Args:
             client: Client of the new job.

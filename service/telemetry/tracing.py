@@ -4,10 +4,10 @@ OpenTelemetry's own environment variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, 
 Without these variables, the service does not trace. Tracing needs the extra `otel`.
 
 Each request has a span. FastAPI creates the span of an HTTP request, and `request_span` creates the
-span of a gRPC request. If the headers contain `traceparent` (W3C Trace Context), the span is a child of the
-caller's span. The span of a request has children for the stages: `read` and, for each image,
-`decode`, `queue` and `infer`. A child is created after its stage has ended, from times that the
-service measures with or without tracing.
+span of a gRPC request. If the headers contain `traceparent` (W3C Trace Context), the span is a
+child of the caller's span. The span of a request has children for the stages: `read` and, for each
+image, `decode`, `queue` and `infer`. A child is created after its stage has ended, from times that
+the service measures with or without tracing.
 
 A batch contains images of several requests, so its span is the root of a separate trace. This span
 has a link to each request, and each `infer` span has a link to the span of its batch. A batch is

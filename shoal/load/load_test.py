@@ -25,12 +25,13 @@ from shoal.load.report import Run, summarize
 
 ARRIVALS = {"poisson": poisson, "constant": constant}
 FIRST_RATE, MIN_RATE = 50.0, 1.0
-"""Rate in requests per second at which `--find-max` begins, and rate below which it gives up."""
+"""First rate that `--find-max` tries, and minimum rate, in requests per second. If the server misses
+the SLO (service level objective) at all rates above the minimum, the search ends."""
 PRECISION = 1.05
-"""Ratio at which `--find-max` stops: the lowest rate that misses the SLO, divided by the highest
+"""`--find-max` stops when the lowest rate that misses the SLO is at most this multiple of the highest
 rate that meets the SLO."""
 ANSWER_TIMEOUT = 30.0
-"""Maximum number of seconds to wait for each answer before the load."""
+"""Timeout in seconds for the answer to each request that is sent before the load."""
 
 
 class LoadTestFailed(Exception):
