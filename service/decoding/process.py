@@ -23,8 +23,8 @@ from service.decoding.image import EncodedImage
 from service.decoding.limits import HEAP_MEMORY
 
 START_SECONDS = 30.0
-"""Maximum number of seconds in which the template, which decoders are forked from, must respond.
-The limit is high because the machine may be busy."""
+"""Timeout in seconds for an answer of the template, which decoders are forked from. The timeout is
+long because the machine may be busy."""
 MIN_WAIT, MAX_WAIT = 0.005, 1.0
 """Minimum and maximum number of seconds between two checks of a decoder that decodes an image."""
 IDLE_CPU_SECONDS = 0.25
@@ -45,8 +45,8 @@ class DecoderEnded(Exception):
     def __init__(self, killed_for: str | None = None) -> None:
         """
         Args:
-            killed_for: Limit for which the server killed the process: `cpu_time` or `time`. None:
-                the server did not kill the process.
+            killed_for: Limit that the process exceeded before the server killed it: `cpu_time` or
+                `time`. None: the server did not kill the process.
         """
         limit = "CPU time" if killed_for == "cpu_time" else killed_for
         super().__init__(f"was killed: it exceeded its limit on {limit}" if limit else "ended")
@@ -62,7 +62,7 @@ class DecoderProcess:
             pid: Process id. The system does not reuse it until `Template.reap` is called or the
                 template ends, whichever is first.
             link: Socket that is connected to the process.
-            file: Writable descriptor of the file from which the process reads images.
+            file: Writable descriptor of the file that the process reads images from.
         """
         self.pid = pid
         self.restrictions: list[str] = []

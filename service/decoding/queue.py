@@ -183,9 +183,9 @@ class FairQueue(Generic[T]):
 
         The backlog of a client is the CPU time of its waiting and running jobs. Clients share the
         decoder equally. While `client` receives its backlog and the new job, every other client
-        receives the same time, or at most its own backlog. If `client` has received more than its
-        share, the others first receive the same excess. Running jobs count as if they had just
-        started.
+        receives the same time or its own backlog, whichever is less. If `client` has received more
+        than its share, the others first receive the same excess. Running jobs count as if they had
+        just started.
 
         Args:
             client: Client of the new job.
@@ -239,7 +239,7 @@ class FairQueue(Generic[T]):
         insort(self._backlogs, client.backlog)
 
     def _advance(self, level: float) -> None:
-        """Raise the level at which new clients start to `level`.
+        """Raise the level of new clients to `level`, if `level` is higher.
 
         The result is not above the level that the next client will have after its next job.
         """

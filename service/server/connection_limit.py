@@ -183,7 +183,8 @@ def usable_limit(settings: Settings, decoders: int) -> int:
 def raise_descriptor_limit(needed: int) -> int:
     """Raise the soft limit of the process on descriptors to `needed`.
 
-    If the hard limit is lower than `needed`, the soft limit is raised to the hard limit. Returns the soft limit that is then in effect. Never lowers the limit.
+    If the hard limit is lower than `needed`, the soft limit is raised to the hard limit. Returns
+    the soft limit that is then in effect. Never lowers the limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY

@@ -131,7 +131,7 @@ class DecoderClient(_Client):
         Also raises NotReady if there is no connection, and DecodeQueueFull if this front end has
         sent too many bytes (`MAX_DECODE_BYTES`) of images that are not decoded yet. The limit is
         needed because each process has a copy of these images. Bytes that are not sent yet count
-        even if their request was canceled.
+        even if the request of these bytes was canceled.
         """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         size = len(image.data)

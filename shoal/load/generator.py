@@ -56,8 +56,8 @@ class Job:
 class Samples:
     """Measurements of one process.
 
-    `intended`, `latency` and `status` have one entry per request, in the order in which the
-    requests ended.
+    `intended`, `latency` and `status` have one entry per request, ordered by the end of the
+    requests.
     """
 
     intended: list[float] = field(default_factory=list)

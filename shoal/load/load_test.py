@@ -25,11 +25,11 @@ from shoal.load.report import Run, summarize
 
 ARRIVALS = {"poisson": poisson, "constant": constant}
 FIRST_RATE, MIN_RATE = 50.0, 1.0
-"""First rate that `--find-max` tries, and minimum rate, in requests per second. If the server misses
-the SLO (service level objective) at all rates above the minimum, the search ends."""
+"""First rate that `--find-max` tries, and minimum rate, in requests per second. The search ends if
+the server misses the SLO (service level objective) at all rates above the minimum."""
 PRECISION = 1.05
-"""`--find-max` stops when the lowest rate that misses the SLO is at most this multiple of the highest
-rate that meets the SLO."""
+"""`--find-max` stops when the lowest rate that misses the SLO is at most this multiple of the
+highest rate that meets the SLO."""
 ANSWER_TIMEOUT = 30.0
 """Timeout in seconds for the answer to each request that is sent before the load."""
 
@@ -109,7 +109,7 @@ class LoadTest:
 
 
 def find_max(measure: Callable[[float], Run], slo: float) -> Iterator[Run]:
-    """Searches the highest rate at which the server meets the SLO (service level objective).
+    """Searches for the highest rate that meets the SLO (service level objective).
 
     Args:
         measure: Function that runs an open loop at a rate, in requests per second.
