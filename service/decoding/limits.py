@@ -22,7 +22,7 @@ HEAP_MEMORY = 48 * MIB
 """Number of bytes that decoding may take in addition to `EncodedImage.memory`, because the
 allocator reserves some memory and cannot reuse some. Images of medium size need the most."""
 LARGE_HEAP_MEMORY = 32 * MIB
-"""Value that replaces `HEAP_MEMORY` for the largest images. It is lower, because the buffers of such
+"""Value instead of `HEAP_MEMORY` for the largest images. It is lower, because the buffers of such
 images are allocated separately."""
 ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
 """Maximum of `EncodedImage.memory` of an ordinary image."""

@@ -157,7 +157,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def _scale_transparent_color(image: Image.Image, depth: int) -> None:
-    """Convert the transparent color of a PNG to 8 bits, as Pillow has converted the samples."""
+    """Convert the transparent color of a PNG to 8 bits. Pillow has converted only the samples."""
     color = image.info.get("transparency")
     if image.mode == "L" and color is not None:
         image.info["transparency"] = color * 255 // (2**depth - 1)

@@ -36,11 +36,11 @@ class StartFailed(Exception):
 
 
 class DecoderGone(Exception):
-    """The process had ended, or sent unexpected data, before it received the image."""
+    """The decoder process had ended or had sent unexpected data before it received the image."""
 
 
 class DecoderEnded(Exception):
-    """The process ended before it answered."""
+    """The decoder process ended before it answered."""
 
     def __init__(self, killed_for: str | None = None) -> None:
         """

@@ -102,7 +102,7 @@ class Connection(HttpToolsProtocol):
     _frame_bytes = 0
     """Number of bytes parsed so far of the current head, or of the framing of the current body."""
     _body_left = 0
-    """Number of unparsed bytes of the current body, if its length is known."""
+    """Number of unparsed bytes of the current body. 0 if the length of the body is unknown."""
     _single_bytes = 0
     """Number of next bytes to parse one at a time, because a `HEAD_END` may end in these bytes."""
     _unparsed = b""
@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
     _next_turn: asyncio.Handle | None = None
     """Scheduled call that continues parsing in the next turn of the event loop."""
     _discarding = False
-    """Whether received data is dropped because the connection is being closed."""
+    """Whether the connection drops received data, because it is being closed."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         peer = transport.get_extra_info("peername")
