@@ -41,14 +41,14 @@ BLOCK = 32
 """Maximum width and height of the blocks that decoders work in, in pixels. A smaller image takes as
 long as a whole block."""
 SCANS: Mapping[str, int] = {"JPEG": 1, "JPEG progressive": 10}
-"""Number of scans of an ordinary JPEG, by kind. Decoders visit all blocks in each scan."""
+"""Number of scans of a typical JPEG, by kind. Decoders visit all blocks in each scan."""
 
 
 def work(image: EncodedImage) -> float:
     """Return the amount of work to decode `image`, as a number of pixels.
 
     The result is the sum of two numbers. The first is the number of pixels in all blocks of the
-    image, multiplied by the ratio of its number of scans to the ordinary number. The second is the
+    image, multiplied by the ratio of its number of scans to the typical number. The second is the
     number of pixels that take as long to decode as the bytes of the image.
     """
     blocks = BLOCK**2 * -(-image.width // BLOCK) * -(-image.height // BLOCK)

@@ -48,7 +48,7 @@ class Limits:
 
     @property
     def max_image_memory(self) -> int:
-        """Maximum of `EncodedImage.memory`. Images with more are rejected."""
+        """Maximum of `EncodedImage.memory`. Images that need more memory are rejected."""
         return self.expensive_memory - LARGE_HEAP_MEMORY
 
     def most_pixels(self, kind: str) -> int:

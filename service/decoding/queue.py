@@ -5,9 +5,9 @@ A job is an image to decode. Its cost is its CPU time, which is estimated before
 Guarantees
 - Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. The
   times of two clients differ by at most one job of each client per decoder.
-- Before the first job of a new client, every other client receives a limited CPU time: at most that
-  of one job, plus the cost of the new job, plus the errors of the other client's estimates. The
-  number of waiting jobs has no influence.
+- Before the first job of a new client, every other client receives a limited CPU time: at most the
+  cost of one job, plus the cost of the new job, plus the errors of the other client's estimates.
+  The number of waiting jobs has no influence.
 - A client that sends a cheap job from time to time waits for about two expensive jobs of others,
   not for one job of each client, if the estimates are correct.
 - A client gets no credit for pauses. If a client has received more than its share, the excess
