@@ -111,7 +111,7 @@ class Template:
                 return DecoderProcess(pid, ours, file)
 
     async def reap(self, process: DecoderProcess) -> int:
-        """Wait for the end of `process`. The template kills it after `template.EXIT_SECONDS`.
+        """Wait for the end of `process`. The template kills a process after `EXIT_SECONDS`.
 
         Returns the exit code of `process`, the negative number of the signal that ended it, or
         `template.LIVED_ON`. Raises StartFailed if the template and all its decoders have ended.
