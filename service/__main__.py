@@ -76,7 +76,7 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
         )
     if settings.workers == 1:
         return serve(app, settings)
-    # The application above was built to check the settings: each front end builds its own.
+    # The application above only checks the settings: each front end builds its own application.
     return supervise(settings, load_engine)
 
 

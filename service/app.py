@@ -94,7 +94,8 @@ def create_app(
 ) -> FastAPI:
     """Build the ASGI application.
 
-    Its lifespan starts to load the model. At shutdown, it answers all accepted requests.
+    When the application starts, it begins to load the model. Before the application ends, it
+    answers all accepted requests.
 
     Args:
         settings: The settings of this process.
@@ -125,8 +126,8 @@ def create_engine_server(
 ) -> EngineServer:
     """Build the server of the engine process.
 
-    The engine process runs the engine and the decoders. Front ends, which are the processes that
-    accept HTTP requests, use both through a socket in `folder`.
+    The engine process runs the engine and the decoders. Front ends are the processes that accept
+    HTTP requests. They use the engine and the decoders through a socket in `folder`.
 
     Args:
         settings: The settings of the service.
@@ -135,7 +136,7 @@ def create_engine_server(
         on_failure: Called once if the model cannot be loaded or the engine is dead.
 
     Raises:
-        BadSettings: The decoders do not fit into the memory that the settings give them.
+        BadSettings: The decoders need more memory than the settings allow.
     """
     metrics = Metrics(folder)
     host = ModelHost(
@@ -215,7 +216,7 @@ def _fastapi(settings: Settings, service: Service, front_end: bool) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    """Add the routes of the API before FastAPI's own routes, and those of the page at the end.
+    """Add the API's routes before FastAPI's own routes, and the page's routes after them.
 
     The first route that matches a request handles it.
     """
@@ -268,9 +269,10 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
 
 @asynccontextmanager
 async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[None]:
-    """Within the block, a front end updates the metrics that are added up over all processes.
+    """Context manager that updates the summed metrics of this process, if it is a front end.
 
-    If the service has only one process, `/metrics` updates these metrics before it returns them.
+    The summed metrics are added up over all processes. If the service has only one process,
+    `/metrics` updates these metrics before it returns them.
     """
 
     async def update() -> None:

@@ -1,7 +1,8 @@
 """Defines the exceptions of the service.
 
 The exceptions do not depend on HTTP; `service.http.problems` maps them to responses. Decoder
-processes import this module as well. To keep them small, it imports almost nothing.
+processes import this module as well. This module imports almost nothing, to keep decoder processes
+small.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class DecodeQueueFull(Exception):
 
 
 class DecoderLost(Exception):
-    """The process that decoded the image was killed by another process, more than once."""
+    """The decoder process of the image was killed by another process, more than once."""
 
 
 class DecodersKilled(RateLimited):
@@ -96,7 +97,7 @@ class NotAdmin(Unauthorized):
 
 
 class RepositoryOff(Exception):
-    """The API that loads and unloads versions is disabled, because no admin key is set."""
+    """No admin key is set, so the API that loads and unloads versions is disabled."""
 
 
 class BadRepositoryCall(Exception):

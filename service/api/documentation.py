@@ -1,8 +1,8 @@
 """Serves the OpenAPI description at `/openapi.json`, and the scripts and styles of `/docs`.
 
 The content is kept in memory. Without this module, FastAPI would render the description for each
-request, and Starlette would open each file in a thread. Both would slow down the event loop, and
-clients need no API key for such requests.
+request, and Starlette would open each file in a thread. Both would slow down the event loop.
+Clients without an API key may send such requests, so they could overload the server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEDIA_TYPES = {
     "swagger-ui.css": "text/css",
     "favicon.png": "image/png",
 }
-"""Maps the files of the package fastapi_offline that `/docs` loads to their media types."""
+"""Maps each file that `/docs` loads from the package fastapi_offline to its media type."""
 HEADERS = {"Cache-Control": "no-cache"}
 """Headers of the responses. Browsers store the content, and check its ETag before each use."""
 

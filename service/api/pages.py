@@ -5,8 +5,8 @@ once, when the router is created. The page uses `POST /predict` and `GET /metric
 client.
 
 Guarantees
-- The page loads content from this service only, and has no inline scripts or styles. Its
-  Content-Security-Policy makes browsers enforce both.
+- The page loads content from this service only, and has no inline scripts or styles. Browsers
+  enforce both rules, because the page has a Content-Security-Policy.
 - URLs within the page are relative, so the page works behind a proxy with a path prefix.
 """
 

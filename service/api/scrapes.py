@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from service.rate_limit import RateLimiter
 
 PER_SECOND = 5
-"""Maximum number of texts per second in the long run. Clients get a text at most 0.2 s old."""
+"""Maximum average number of texts rendered per second. Clients get a text at most 0.2 s old."""
 AT_ONCE = 10
 """Maximum number of texts that may be rendered in immediate succession."""
 

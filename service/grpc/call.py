@@ -1,4 +1,4 @@
-"""Defines the object for one RPC that the methods of the service get."""
+"""Defines `Call`, the object that a method of the service gets for one RPC."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Call:
         Args:
             context: gRPC's own object for the RPC.
             headers: The metadata that the client sent, with names in lower case.
-            stream: The stream of the RPC, which counts the bytes of the message as they arrive.
+            stream: The stream that carries the RPC. It counts the bytes of the message as they
+                arrive.
         """
         self.context = context
         self.headers = headers
@@ -31,21 +32,23 @@ class Call:
         """Address of the client."""
         self._stream = stream
         self.timing: dict[str, float] = {}
-        """Duration of each stage so far, in seconds."""
+        """Duration of each completed stage of the RPC, in seconds."""
         self.request_id = request_id(self.headers.get("x-request-id", "").encode())
 
     async def message(self, max_seconds: float) -> bytes:
         """Receive the client's message.
 
         Args:
-            max_seconds: Maximum time in which the message must arrive, in seconds.
+            max_seconds: Maximum number of seconds until the whole message has arrived.
 
         Raises:
             UploadTimeout: The message does not arrive within `max_seconds`, or arrives too slowly.
             TooManyMessages: The message was canceled, because too many messages were arriving.
-            UploadMemoryFull: The upload memory is full.
+            UploadMemoryFull: The upload memory, which all arriving messages and bodies share, is
+                full.
             BadInference: The client ended the call without a message.
-            CancelledError: The message is larger than allowed. gRPC has sent the status already.
+            CancelledError: The message is larger than allowed. In this case, gRPC has already sent
+                the error status.
         """
         if self._stream.fault is not None:
             raise self._stream.fault

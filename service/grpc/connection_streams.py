@@ -1,14 +1,14 @@
 """Keeps track of the open streams of one connection.
 
-A stream carries one RPC. The handler of a stream is the coroutine that returns its response.
+A stream carries one RPC. The handler of a stream is the coroutine that returns the response.
 
 Guarantees
 - A connection has at most `OPEN_STREAMS` open streams.
-- The connection is closed if one of its streams has no handler for `READ_SECONDS`. Either gRPC's
-  server has not started the handler, or the handler has ended and the client does not read the
-  response.
-- The connection is busy when a handler processes a complete message of one of its streams. If there
-  are too many connections, only connections that are not busy may be closed.
+- The connection is closed if one of its streams has no handler for `READ_SECONDS`. This happens if
+  gRPC's server does not start the handler, or if the client does not read the response after the
+  handler has ended.
+- The connection is busy while a handler is processing a complete message of one of its streams. If
+  there are too many connections, only connections that are not busy may be closed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Connection(Protocol):
         """Send `reason` to the client, and close the connection."""
 
     def set_busy(self, busy: bool) -> None:
-        """Record whether a handler processes a complete message of the connection."""
+        """Record whether a handler is processing a complete message of the connection."""
 
 
 class ConnectionStreams:
-    """The open streams of one connection, by their HTTP/2 stream numbers."""
+    """Maps the HTTP/2 stream number of each open stream of one connection to the stream."""
 
     def __init__(
         self, connection: Connection, client: str, streams: Streams, timers: Timers
@@ -59,12 +59,12 @@ class ConnectionStreams:
         self._open: dict[int, Stream] = {}
         self._buffers = ReadBuffers()
         self._handled = 0
-        """Number of complete messages that handlers are processing."""
+        """Number of complete messages of the connection that handlers are processing."""
         self.last = 0
-        """Highest stream number so far."""
+        """Highest stream number that the client has used so far."""
 
     def get(self, number: int) -> Stream | None:
-        """Return the stream with that number, or None if it is not open."""
+        """Return the open stream with this number, or None if there is none."""
         return self._open.get(number)
 
     @property
@@ -86,10 +86,10 @@ class ConnectionStreams:
         return stream
 
     def receive(self, stream: Stream | None, size: int) -> None:
-        """Count `size` bytes that gRPC's server gets.
+        """Count `size` bytes that were relayed to gRPC's server.
 
-        `stream`: the stream whose message has the bytes. None: they belong to no message, or to a
-        stream that is closed.
+        `stream`: the stream whose message contains the bytes. None: the bytes belong to no message,
+        or to a closed stream.
         """
         if stream is not None:
             self._all_streams.receive(stream, size)
@@ -118,7 +118,7 @@ class ConnectionStreams:
     def _progress(self, number: int, stream: Stream) -> None:
         """Update the state of the connection after a step of the handler of `stream`.
 
-        The steps are: the handler begins, it receives the message, and it ends.
+        The steps of a handler are: it begins, receives the message, and ends.
         """
         if number not in self._open:
             return

@@ -4,11 +4,11 @@ Such frames, for example PING, SETTINGS, RST_STREAM and empty DATA, cause work f
 client network is an IPv4 address or an IPv6 network. Each network may send `FRAMES_PER_SECOND` of
 these frames, and `FRAMES_AT_ONCE` in a burst. The number of frames that a network may still send is
 its credit. All connections of a network share the credit, so a client gets no additional credit
-from a new connection. Each response to a message that a handler has read adds credit.
+from a new connection. A response adds credit if a handler has read the message of the call.
 
-A relay passes on the frames of one connection. If its network has no credit, the relay waits in a
-queue of the network. Every `RETRY_SECONDS`, as many relays continue as the network has frames of
-credit. The relays that have waited the longest continue first.
+A relay passes on the frames of one connection. If the client's network has no credit, the relay
+waits in a queue of this network. Every `RETRY_SECONDS`, one waiting relay continues for each frame
+of the network's credit. The relays that have waited the longest continue first.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ FRAMES_PER_RESPONSE = 9.0
 """Maximum credit that one response adds, in frames. A usual call has at most this number of frames
 besides its message: headers, acknowledgments, window updates and pings."""
 USEFUL_BYTES = 256
-"""Number of bytes of a message that add credit for one frame. DATA frames with fewer bytes use up
-credit, except for the last frame of a message. DATA frames after the message use up credit, too.
-Frames of other types use up credit for one more frame for every `USEFUL_BYTES` of payload, except
-HEADERS."""
+"""Number of bytes of a message that add credit for one frame. A DATA frame with fewer bytes uses up
+credit, unless it is the last frame of a message. A DATA frame after the end of the message uses up
+credit, too. Frames of other types, except HEADERS, use up one additional frame of credit for every
+`USEFUL_BYTES` of payload."""
 RESET_COST = 4.0
-"""Credit that one RST_STREAM uses up, in frames. It is more than 1, because RST_STREAM wastes the
-work for its stream."""
+"""Credit that one RST_STREAM uses up, in frames. The value is more than 1, because the work for the
+reset stream was done in vain."""
 
 
 RETRY_SECONDS = 0.1
-"""Seconds between two times at which waiting relays continue."""
+"""Interval at which waiting relays continue, in seconds."""
 
 
 class FrameLimiter:
@@ -50,7 +50,7 @@ class FrameLimiter:
         self._waiting: dict[str, OrderedDict[Callable[[], None], None]] = {}
 
     def wait(self, client_network: str, resume: Callable[[], None]) -> None:
-        """Add a relay to the queue of its network. `resume` is called once, to continue it."""
+        """Queue a relay of the network. To continue the relay, `resume` is called once."""
         queue = self._waiting.get(client_network)
         if queue is None:
             queue = self._waiting[client_network] = OrderedDict()
@@ -90,15 +90,15 @@ class FrameCredit:
         self._network = network(client)
 
     def available(self, now: float) -> float:
-        """Return the credit at `now` (seconds of the event loop's clock). It may be negative."""
+        """Return the credit at `now` (seconds of the event loop's clock), which may be negative."""
         return self._limiter.credit.left(self._network, now)
 
     def spend(self, frames: float, now: float) -> None:
-        """Reduce the credit by `frames`, which were relayed at `now`."""
+        """Subtract `frames` from the credit at `now` (seconds of the event loop's clock)."""
         self._limiter.credit.owe(self._network, frames, now)
 
     def add_for_response(self, message_bytes: int) -> None:
-        """Add credit for the response to a message of `message_bytes` bytes that was read."""
+        """Add credit for a response. The message of its call has `message_bytes` bytes."""
         frames = min(FRAMES_PER_RESPONSE, message_bytes // USEFUL_BYTES)
         self._limiter.credit.give_back(self._network, frames)
 

@@ -5,7 +5,7 @@ Guarantees
 - A frame has at most `MAX_PAYLOAD` bytes of payload. A control frame has one of the sizes in
   `CONTROL_SIZES`.
 - Frames of unknown types are discarded, as RFC 9113 allows (sections 4.1 and 5.5).
-- All bytes that are relayed are counted (`read_buffers`).
+- All relayed bytes count toward the upload memory (module `read_buffers`).
 - DATA frames belong to a stream that was opened.
 - New streams have odd and increasing numbers (RFC 9113, section 5.1.1). gRPC's server would ignore
   other numbers without a response.
@@ -13,11 +13,11 @@ Guarantees
   frame is relayed.
 - The number of calls that start in one turn of the event loop is limited (`turn_limit`).
 
-The filter adds the header `STREAM_HEADER` to each call. The header has the name of the stream, so
-that the handler of the call can find the stream. If a client sends the same header, the added
-header replaces it, since it comes last. If the client's last header announces a longer value than
-the client sends, the added header becomes a part of that value. Then the call has no valid name,
-and is rejected.
+The filter adds the header `STREAM_HEADER` to each call. The header contains the name of the stream,
+which the handler of the call uses to find the stream. If a client sends a header with the same
+name, the added header takes precedence, because it comes last. A client can declare a length for
+its last header value that exceeds the bytes it sends. The added header is then parsed as part of
+that value. Such a call has no valid stream name, and is rejected.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from service.server.connection import HEAD_SECONDS
 KNOWN = {DATA, HEADERS, CONTINUATION, *CONTROL_SIZES}
 """Types of frames that are relayed."""
 STREAM_HEADER = "shoal-stream"
-"""Header with the name of the stream, for the handler."""
+"""Header that contains the name of the stream, for the handler."""
 HEAD_BYTES = 32 * 1024
 """Maximum number of bytes of a compressed header block. gRPC's server rejects header blocks with
 more than 16 KiB after decompression."""
@@ -57,7 +57,7 @@ class BadFrame(Exception):
 
 
 class FrameFilter:
-    """Removes complete frames from the received data of a client, as far as the limits allow."""
+    """Takes complete frames from the received data for relaying, until a limit is reached."""
 
     def __init__(
         self,
@@ -85,10 +85,10 @@ class FrameFilter:
         """Stream number of the incomplete header block. 0: no header block is incomplete."""
         self._block_bytes = 0
         self._ends_stream = False
-        """Whether the client sends nothing on the stream after the header block."""
+        """Whether the client ends the stream with the incomplete header block."""
 
     def take(self, data: bytearray) -> list[bytes]:
-        """Remove complete frames from the start of `data`, and return them for gRPC's server.
+        """Remove complete frames from the start of `data`, and return the bytes for gRPC's server.
 
         The method stops when the credit is used up, or at a call that must wait for a later turn of
         the event loop. Raises BadFrame if a frame is invalid.
@@ -137,8 +137,9 @@ class FrameFilter:
     def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes:
         """Check a frame of a header block.
 
-        If the frame completes the headers of a new stream, the method returns the frame with the
-        name of the stream, to be inserted next. Otherwise, it returns no bytes.
+        If the frame completes the headers of a new stream, the method returns a CONTINUATION frame
+        that contains the stream's name. The caller appends this frame to the relayed frame.
+        Otherwise, the method returns no bytes.
         """
         if self._block_stream:
             self.credit -= _cost(size)
@@ -183,7 +184,7 @@ class FrameFilter:
         self._streams.receive(None, HEAD)
         if size:
             self._streams.receive(stream, size)
-        if stream is None:  # the server has closed the stream, and the client may not know it yet
+        if stream is None:  # the server has already closed the stream
             self.credit -= 1
             return
         is_useful = size >= USEFUL_BYTES or (size and flags & END_STREAM)
@@ -202,5 +203,5 @@ def _check_size(kind: int, size: int) -> None:
 
 
 def _cost(size: int) -> float:
-    """Credit that a frame with `size` bytes of payload uses up if it carries no message."""
+    """Return the credit that a frame with a payload of `size` bytes, but no message, uses up."""
     return 1 + size // USEFUL_BYTES

@@ -1,7 +1,7 @@
-"""Encodes HTTP/2 frames, and finds the heads of frames in a byte stream (RFC 9113, section 4).
+"""Encodes HTTP/2 frames, and finds frame headers in a byte stream (RFC 9113, section 4).
 
-A frame begins with a head of 9 bytes: length of the payload (3 bytes), type (1 byte), flags (1
-byte), and stream number (4 bytes). The payload follows.
+A frame begins with a frame header of 9 bytes: length of the payload (3 bytes), type (1 byte), flags
+(1 byte), and stream number (4 bytes). The payload follows.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""The bytes with which a client begins a connection (section 3.4)."""
+"""The first bytes that a client sends on a connection (section 3.4)."""
 HEAD = 9
-"""Number of bytes of a head."""
+"""Number of bytes of a frame header."""
 MAX_PAYLOAD = 16_384
 """Maximum number of bytes of a payload, unless the receiver's settings allow more (section
 6.5.2)."""
@@ -31,8 +31,8 @@ CONTROL_SIZES = {
     GOAWAY: range(8, 8 + MAX_DEBUG_DATA + 1),
     WINDOW_UPDATE: range(4, 5),
 }
-"""Maps the types of frames that carry neither headers nor a message to the allowed sizes of their
-payloads, in bytes (section 6)."""
+"""Allowed payload sizes of each control frame type, in bytes (section 6). Control frames carry
+neither headers nor messages."""
 ENHANCE_YOUR_CALM = 0xB
 """Error code for a client that may cause excessive load (section 7)."""
 
@@ -53,7 +53,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 def goaway(reason: str) -> bytes:
     """Encode the GOAWAY frame that announces the end of a connection and its reason.
 
-    The frame says that no request was processed, so clients may retry requests without a response.
+    The frame says that no request was processed, so clients may retry all unanswered requests.
     """
     payload = bytes(4) + ENHANCE_YOUR_CALM.to_bytes(4, "big") + reason.encode()
     return frame(GOAWAY, 0, 0, payload)
@@ -70,7 +70,7 @@ def field(name: str, value: str) -> bytes:
 
 
 class FrameHeads:
-    """Finds the heads of frames in a stream of bytes that arrives in pieces of any size."""
+    """Finds the frame headers in a stream of bytes that arrives in pieces of any size."""
 
     def __init__(self) -> None:
         self._head = b""
@@ -82,7 +82,7 @@ class FrameHeads:
         return not self._head and not self._skip
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, int]]:
-        """Yield type, flags and stream number of each frame whose head ends in `data`."""
+        """Yield the type, flags and stream number of each frame header that ends in `data`."""
         at = min(self._skip, len(data))
         self._skip -= at
         while at < len(data):

@@ -1,10 +1,10 @@
 """Wraps the methods of all RPCs, to add a request ID, a log line, metrics and a trace span.
 
 The interceptor also turns exceptions into gRPC statuses. For HTTP, `http.middleware` and
-`http.problems` do the same. Clients get `x-request-id` and `server-timing` as trailing
-metadata. Errors also have a `problem-code`. If a retry may succeed, errors also have the time to
-wait, as `retry-after` in seconds and as `grpc-retry-pushback-ms` in milliseconds. Clients with a
-retry policy apply `grpc-retry-pushback-ms` automatically
+`http.problems` do the same. Clients get `x-request-id` and `server-timing` as trailing metadata. If
+a call fails, clients also get `problem-code`. If a retry may succeed, clients also get the time to
+wait: `retry-after` in seconds, and `grpc-retry-pushback-ms` in milliseconds. Clients with a retry
+policy apply `grpc-retry-pushback-ms` automatically
 (https://github.com/grpc/proposal/blob/master/A6-client-retries.md).
 """
 
@@ -31,8 +31,8 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing
 
 PROBES = ("ServerLive", "ServerReady", "ModelReady")
-"""Methods that probes call every few seconds. Their calls are not traced, and successful calls are
-logged at level DEBUG."""
+"""Methods that health checks call every few seconds. Calls of these methods are not traced.
+Successful calls are logged at level DEBUG."""
 STATUSES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -117,9 +117,9 @@ async def _abort(
 ) -> None:
     """End the call with an error status.
 
-    gRPC raises an AbortError, and keeps it with the call. The traceback of the AbortError refers to
-    the call. The traceback is removed, because such a cycle would keep the call in memory until a
-    garbage collection.
+    gRPC raises an AbortError, and the call refers to this exception. The traceback of the
+    AbortError refers to the call. This cycle would keep the call in memory until a garbage
+    collection, so the traceback is removed.
     """
     try:
         await context.abort(grpc.StatusCode[status], detail, metadata)
@@ -154,7 +154,8 @@ def _metadata(
 
     Args:
         call: The call.
-        problem: The entry of the error in `http.problems`. None: the call succeeded.
+        problem: The entry for the exception in the table of `http.problems`. None: the call
+            succeeded.
         error: The exception. None: the call succeeded.
     """
     metadata = [("x-request-id", call.request_id)]

@@ -13,7 +13,7 @@ from service.grpc.turn_limit import TurnLimit
 from service.server.connection_limit import Connections
 
 BACKLOG = 2048
-"""Maximum number of connections that wait in the operating system's queue to be accepted."""
+"""Maximum length of the backlog, the operating system's queue of connections to accept."""
 
 
 class RelayListener:
@@ -37,7 +37,7 @@ class RelayListener:
         ]
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets. Open connections stay."""
+        """Close the listening sockets. Open connections stay open."""
         for server in self._servers:
             server.close()
 

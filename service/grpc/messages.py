@@ -1,10 +1,10 @@
 """Defines the Python classes for the messages of `open_inference.proto`.
 
 The classes are built at import from the compiled file `open_inference.binpb`. Python code generated
-by protobuf's compiler is not used, because it works with one version of protobuf only.
+by protobuf's compiler is not used, because such code works with one version of protobuf only.
 
 The classes have their own descriptor pool. Protobuf's default pool accepts a message name only
-once, and clients such as `tritonclient` register the same names there.
+once, and clients such as `tritonclient` register the same names in the default pool.
 """
 
 from __future__ import annotations

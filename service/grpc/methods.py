@@ -1,8 +1,8 @@
 """Implements the methods of inference.GRPCInferenceService.
 
 The `interceptor` turns the exceptions of methods into gRPC statuses. Each RPC is registered as if
-its request were a stream of messages, so that a method can check the API key before it receives the
-message. Clients that send a single message notice no difference.
+its request were a stream of messages, because a method must check the API key before it receives
+the message. Clients that send a single message notice no difference.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from service.v2.outputs import Reply
 Name = tuple[str, str]
 """Name and version of a model. An empty version stands for the loaded version."""
 NAME_SECONDS = 5.0
-"""Maximum time in which a message that only names a model must arrive, in seconds."""
+"""Maximum number of seconds until a message that only names a model has arrived."""
 NAME_BYTES = 4096
-"""Maximum number of bytes that are parsed of a message that only names a model."""
+"""If a message only names a model, at most this number of bytes at its start are parsed."""
 
 
 class Methods:
@@ -85,7 +85,7 @@ class Methods:
         return messages.ModelReadyResponse(ready=ready)
 
     async def _is_ready(self) -> bool:
-        """Whether a readiness probe over HTTP would get 200. A gRPC probe gets no error status."""
+        """Whether a readiness probe over HTTP would get 200. Never raises NotReady."""
         try:
             await self._service.check_ready()
         except (NotReady, Draining):
@@ -119,7 +119,7 @@ class Methods:
     ) -> tuple[Name, Reply, list[Image]]:
         """Receive the message and decode its images.
 
-        The message is freed before the images wait for the engine.
+        The memory of the message is freed before the images wait for the engine.
         """
         with self._service.uploads.lease() as lease:
             message = await pipeline.read(_read(call, lease))
@@ -131,9 +131,9 @@ class Methods:
             return named, inputs.reply, await decoded(pipeline, inputs)
 
     def _parsed(self, data: bytes, model: Manifest) -> tuple[Name, InferInputs]:
-        """Parse a ModelInferRequest. Returns the model that it names, and its content.
+        """Parse a ModelInferRequest. Returns the requested model, and the content of the request.
 
-        The result does not refer to `data`, so that the message can be freed.
+        The result does not refer to `data`, so the memory of the message can be freed.
         """
         message = translation.read(data)
         named = message.model_name, message.model_version
@@ -148,7 +148,7 @@ class Methods:
 
 
 async def _read(call: Call, lease: Lease) -> bytes:
-    """Receive the message of `call`, and count its bytes in `lease`."""
+    """Receive the message of `call`. `lease` counts its bytes toward the upload memory."""
     data = await call.message(lease.max_seconds)
     lease.add(len(data))
     return data

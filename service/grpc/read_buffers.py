@@ -1,13 +1,14 @@
 """Counts the memory that gRPC's server keeps for the incomplete messages of one connection.
 
-gRPC's server reads the data of a connection into buffers of `BUFFER_BYTES`. It frees a buffer when
-all messages with bytes in the buffer have been handed out or dropped. So an incomplete message with
-a few bytes in a buffer also keeps all other bytes there: headers, control frames, and messages that
-were answered long ago. These bytes count toward the upload memory, too: when a message has been
-handed out, its bytes are counted for another message in the same buffer.
+gRPC's server reads the data of a connection into buffers of `BUFFER_BYTES`. The server frees a
+buffer when every message with bytes in the buffer has been passed to its handler or dropped. So an
+incomplete message with a few bytes in a buffer keeps the whole buffer in memory, with headers,
+control frames, and messages that were answered long ago. These bytes count toward the upload
+memory, too. When a message has been passed to its handler, its bytes in a buffer are counted for
+another message in the same buffer.
 
-The real buffers of gRPC's server may begin and end at other positions than this module assumes. The
-real buffers take at most twice the memory that this module counts.
+The real buffers of gRPC's server may begin and end at other positions than this module assumes.
+They take at most twice the memory that this module counts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from service.grpc.streams import Stream
 
 BUFFER_BYTES = 64 * 1024
-"""Maximum size of the buffers of gRPC's server, which its documentation does not mention."""
+"""Maximum size in bytes of a read buffer of gRPC's server. gRPC does not document this size."""
 
 _Buffer = dict[Stream, int]
 """A buffer, as a map from each stream to the number of bytes that are counted for the stream."""
@@ -28,17 +29,18 @@ class ReadBuffers:
         self._last: _Buffer = {}
         """The buffer that is being filled."""
         self._room = BUFFER_BYTES
-        """Number of unused bytes in the last buffer."""
+        """Number of unused bytes in the buffer `_last`."""
         self._left_behind = 0
-        """Number of bytes in the last buffer that are not counted for any stream."""
+        """Number of bytes in the buffer `_last` that are not counted for any stream."""
         self._buffers: dict[Stream, list[_Buffer]] = {}
-        """Maps each stream to the buffers with bytes of its message."""
+        """Maps each stream to the buffers that contain bytes of its message."""
 
     def add(self, size: int, stream: Stream | None) -> None:
-        """Add `size` bytes that gRPC's server gets.
+        """Add `size` bytes that were relayed to gRPC's server.
 
-        `stream`: the stream whose message has the bytes. Its lease counts them already. None: the
-        bytes belong to no message, or to a stream that is closed.
+        `stream`: the stream whose message contains the bytes. The stream's lease, which counts the
+        memory of the message, already counts these bytes. None: the bytes belong to no message, or
+        to a closed stream.
         """
         while size:
             part = min(size, self._room)
@@ -56,17 +58,16 @@ class ReadBuffers:
                 self._last, self._room, self._left_behind = {}, BUFFER_BYTES, 0
 
     def remove(self, stream: Stream) -> None:
-        """Remove the message of `stream`, which gRPC's server has handed out or dropped.
+        """Remove a message that gRPC's server has passed to its handler or dropped.
 
-        The lease of the stream must have been released.
+        The lease of `stream`, which carries the message, must have been released before.
         """
         for buffer in self._buffers.pop(stream, ()):
             self._leave_behind(buffer, buffer.pop(stream))
 
     def _leave_behind(self, buffer: _Buffer, size: int) -> None:
-        """Count `size` bytes of `buffer` for a stream that still has bytes there.
-
-        If there is no such stream, the buffer is free, unless it is still being filled.
+        """Count `size` bytes of `buffer` for another stream with bytes in the buffer. If there is
+        no such stream, gRPC's server has freed the buffer or is still filling it.
         """
         if buffer is self._last:
             size += self._left_behind

@@ -1,23 +1,23 @@
 """Relays the frames of one gRPC client to gRPC's server, within limits.
 
 gRPC's server alone does not protect itself from hostile clients. It buffers whole messages and does
-not report how many bytes have arrived. At its limit of connections, it rejects new connections and
-does not close idle connections. So clients connect to the `listener`, which creates a relay for
-each connection. The relay checks the frames of the client (`frame_filter`), and passes them on to
-gRPC's server over a local socket.
+not report how many bytes have arrived. When the limit of connections is reached, gRPC's server
+rejects new connections and does not close idle connections. So clients connect to the `listener`,
+which creates a relay for each connection. The relay checks the client's frames (`frame_filter`),
+and passes these frames on to gRPC's server over a local socket.
 
 Guarantees
 - There are at most SHOAL_MAX_CONNECTIONS connections. At the limit, a new connection replaces
-  another connection (`connection_limit`). A connection is not replaced during the processing of one
-  of its complete messages.
+  another connection (`connection_limit`). A connection is not replaced while one of its complete
+  messages is being processed.
 - The connection preface, the first bytes of a connection, must arrive within `HEAD_SECONDS`.
 - If a client uses up its credit for frames without message data (`frame_credit`), the relay reads
-  more slowly. If this lasts for `FLOOD_SECONDS`, the client is disconnected. The client is not
-  disconnected immediately, because normal clients may cancel many calls at the same time.
+  more slowly. A client that still has too little credit after `FLOOD_SECONDS` is disconnected. The
+  delay is needed because normal clients may cancel many calls at the same time.
 - A client that does not read its responses for `READ_SECONDS` is disconnected.
-- A relay buffers at most 160 KiB: 48 KiB that are not relayed yet, 64 KiB on the way to gRPC's
-  server, and 48 KiB on the way to the client. Messages that were relayed count toward the upload
-  memory (`streams`).
+- A relay buffers at most 160 KiB: 48 KiB of data that is not relayed yet, 64 KiB on the way to
+  gRPC's server, and 48 KiB on the way to the client. Messages that were relayed count toward the
+  upload memory (`streams`).
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from service.server.transport import READ_SECONDS
 FLOOD_SECONDS = 30.0
 """Seconds after which a client without enough credit is disconnected."""
 BUFFERED = 16_384
-"""Maximum number of bytes in a write buffer before the relay stops reading from the other side."""
+"""If the write buffer to one side has more bytes, the relay stops reading from the other side."""
 _INBOX = memoryview(bytearray(32_768))
 """Buffer for reading, which all connections share."""
 
 
 class Relay(asyncio.BufferedProtocol):
-    """The connection of a client, and its connection to gRPC's server."""
+    """The connection of one client, and the matching connection to gRPC's server."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Relay(asyncio.BufferedProtocol):
             connections: Limits the number of connections.
             streams: The streams of all connections.
             path: Path of the Unix socket on which gRPC's server listens.
-            frame_limiter: Limits the frames of each client network.
+            frame_limiter: Limits the frames without message data of each client network.
             turn: Limits the calls that all connections start in one turn of the event loop.
         """
         self._connections = connections
@@ -150,8 +150,8 @@ class Relay(asyncio.BufferedProtocol):
     def disconnect(self, reason: str) -> None:
         """Send a GOAWAY frame with the reason, and close the connection.
 
-        A client that does not read its responses is disconnected immediately. The frame is not sent
-        if it would interrupt another frame.
+        A client that does not read its responses is disconnected immediately. The GOAWAY frame is
+        not sent if it would interrupt another frame.
         """
         if self._responses.at_frame_boundary:
             self._transport.write(goaway(reason))
@@ -246,7 +246,7 @@ class Relay(asyncio.BufferedProtocol):
     # From gRPC's server to the client.
 
     def relay_response(self, data: bytes) -> None:
-        """Relay bytes from gRPC's server to the client. Closes the streams that end there."""
+        """Relay bytes from gRPC's server to the client. Closes streams that end in these bytes."""
         self._transport.write(data)
         for kind, flags, number in self._responses.feed(data):
             ended = kind in (HEADERS, DATA) and flags & END_STREAM

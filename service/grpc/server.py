@@ -2,8 +2,8 @@
 
 gRPC's server listens on a Unix socket that only the user of this process may open. Clients connect
 to the `listener`, and relays pass on their frames within limits. Compressed messages are rejected,
-since they can decompress to any size. The server does not support TLS: as for HTTP, this is the
-task of a proxy.
+since they can decompress to any size. The server does not support TLS. As for HTTP, a proxy must
+provide TLS.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 IDENTITY = 1
-"""Set of compression algorithms, as a bit mask, that has only "identity" (no compression)."""
+"""Bit mask of the allowed compression algorithms: only "identity", which means no compression."""
 CLIENT_ERRORS = ("ExecuteBatchError raised", "Invalid encoding")
-"""Beginnings of log messages about errors that clients cause. gRPC logs them as server errors."""
+"""Beginnings of log messages about errors that clients cause. gRPC logs these as server errors."""
 MAX_STREAMS = 128
-"""Maximum number of concurrent RPCs of a connection. Clients delay further RPCs."""
+"""Maximum number of concurrent RPCs per connection. Clients delay further RPCs."""
 
 
 def _is_server_error(record: logging.LogRecord) -> bool:
-    """Logging filter that drops gRPC's messages about errors that clients cause.
+    """Whether to log `record`, a message of gRPC. Errors that clients cause are not logged.
 
     Such errors are a disconnect during a response, and a header that is not valid UTF-8. The
     `interceptor` logs each call in one line anyway.
@@ -76,7 +76,7 @@ class RpcServer:
             ],
         )
         try:
-            # If there are several workers, the supervisor has reserved the port, and they share it.
+            # With several workers, the supervisor has reserved the port, and all workers share it.
             shared = settings.workers > 1
             host, port = settings.host, settings.grpc_port or 0
             sockets = join(host, port) if shared else bind(host, port, 1)[0]

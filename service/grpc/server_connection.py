@@ -10,7 +10,7 @@ _INBOX = memoryview(bytearray(32_768))
 
 
 class Client(Protocol):
-    """The methods of a relay that its connection to gRPC's server calls."""
+    """The methods of a relay that `ServerConnection` calls."""
 
     def server_connected(self, server: asyncio.Transport) -> None:
         """Begin to relay. Called when the connection is open."""

@@ -1,18 +1,20 @@
 """Limits the number of arriving gRPC messages, and their memory.
 
-A stream carries one RPC, and its handler is the coroutine that returns the response. gRPC's server
-hands out complete messages only, so the `relay` counts the bytes that have arrived.
+A stream carries one RPC. The handler of a stream is the coroutine that returns the response. gRPC's
+server hands out complete messages only, so the `relay` counts the bytes that have arrived.
 
 Guarantees
 - The bytes of every message count toward SHOAL_MAX_UPLOAD_MEMORY as they arrive. Slow messages are
   treated like slow uploads over HTTP (`upload.body`).
-- At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels
-  another message. The canceled message belongs to the client network with the most arriving
-  messages. Of that network's messages, it is the one whose last progress is the oldest. So a
-  client with many idle or slow streams does not delay other clients.
-- A message makes progress each time `PROGRESS_BYTES` of it have arrived, as on HTTP connections.
-- At most `IDLE` streams have no handler: the handler has not begun, or it has ended and the client
-  has not received the response. At the limit, the connection with the oldest such stream is closed.
+- At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels a
+  message of the client network with the most arriving messages. The canceled message is the one
+  without progress for the longest time. So a client with many idle or slow streams does not delay
+  other clients.
+- A message makes progress whenever `PROGRESS_BYTES` more bytes have arrived, as on HTTP
+  connections.
+- At most `IDLE` streams have no handler. In such a stream, the handler has not begun, or it has
+  ended and the client has not received the response. At the limit, the connection with the oldest
+  such stream is closed.
 - A handler finds its stream by a random name, which clients cannot know. A second handler cannot
   find the same stream.
 """
@@ -30,7 +32,7 @@ from service.server.connection_limit import PROGRESS_BYTES
 from service.upload.body import Lease, UploadMemory
 
 IDLE = 2048
-"""Maximum number of streams without a handler. Each takes 10 to 20 KiB, most of it in gRPC."""
+"""Maximum number of streams without a handler. Each stream takes 10 to 20 KiB, mostly in gRPC."""
 
 
 class Stream:
@@ -56,9 +58,10 @@ class Stream:
         self.client = client
         """Address of the client."""
         self.network = network(client)
-        """Network of the client, within which all connections count as one client."""
+        """Network of the client. All connections from this network count as one client."""
         self.lease = lease
-        """Counts the bytes that have arrived, until the handler receives the message."""
+        """Counts the memory of the bytes that have arrived, until the handler receives the
+        message."""
         self.received = 0
         """Number of bytes of the message that have arrived."""
         self.progress_number = 0
@@ -79,7 +82,8 @@ class Stream:
         """Function that closes the connection of the stream."""
 
     def fail(self, fault: Exception) -> None:
-        """Make the handler raise `fault`, immediately or when it starts to wait for the message."""
+        """Make the handler raise `fault`, immediately or when the handler begins to await the
+        message."""
         self.fault = self.fault or fault
         self.lease.reject(fault)
 
@@ -116,11 +120,11 @@ class Streams:
         self._memory = memory
         self._max_arriving = max_arriving
         self._open: dict[str, Stream] = {}
-        # Arriving messages by client network, the one without progress for the longest time first.
+        # Arriving messages by client network. The oldest last progress comes first.
         self._arriving: dict[str, OrderedDict[Stream, None]] = {}
         self._arriving_count = 0
         self._progress_numbers = count()
-        # Streams without a handler, the one without a handler for the longest time first.
+        # Streams without a handler. The longest time without a handler comes first.
         self._idle = OrderedDict[Stream, None]()
 
     def __len__(self) -> int:
@@ -135,7 +139,7 @@ class Streams:
         """Create a stream.
 
         At the limits in the module's docstring, another message is canceled, or a connection is
-        closed. The arguments are those of `Stream`.
+        closed. The arguments are the same as for `Stream`.
         """
         if self._arriving_count >= self._max_arriving:
             stalled = self._stalled()
@@ -152,8 +156,9 @@ class Streams:
     def _stalled(self) -> Stream:
         """Return the stream whose message is to be canceled.
 
-        It belongs to the network with the most arriving messages, or to one of these networks if
-        there are several. Of their streams, it is the one whose last progress is the oldest.
+        The stream belongs to the network with the most arriving messages. It is the stream without
+        progress for the longest time. If several networks have the most messages, the streams of
+        all these networks are compared.
         """
         oldest = [(len(streams), next(iter(streams))) for streams in self._arriving.values()]
         return max(oldest, key=lambda item: (item[0], -item[1].progress_number))[1]
@@ -209,7 +214,7 @@ class Streams:
                 del self._arriving[stream.network]
 
     def close(self, stream: Stream) -> None:
-        """Remove the stream, which was answered, or which the client or gRPC's server has reset."""
+        """Remove the stream. Its RPC was answered, or the client or gRPC's server has reset it."""
         self.complete(stream)
         self._idle.pop(stream, None)
         self._open.pop(stream.name, None)

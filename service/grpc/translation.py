@@ -1,9 +1,9 @@
 """Converts ModelInferRequest messages to inference inputs, and probabilities to ModelInferResponse.
 
-A request message is converted to the InferenceRequest of REST, so the same checks apply. The
-elements of the input are in `raw_input_contents`, encoded like binary data of REST, or in
-`contents`, as a list with the type of the elements. The response has its elements in the same form
-as the elements of the request. All functions are pure.
+A request message is converted to the InferenceRequest of REST, so the same checks apply. The field
+`raw_input_contents` contains the elements of the input in the encoding of binary data over REST.
+Alternatively, the field `contents` contains the elements as a typed list. The elements of the
+response have the same form as those of the request. All functions are pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from service.v2.schemas import MAX_DIMENSIONS, InferenceRequest, RequestInput
 from service.v2.tensor_data import Elements, from_binary
 
 CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
-"""Maps each datatype to the field of InferTensorContents that has elements of this datatype."""
+"""Maps each datatype to the field of InferTensorContents that contains elements of this
+datatype."""
 
 
 def read(data: bytes) -> Any:

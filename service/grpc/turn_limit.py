@@ -1,8 +1,8 @@
-"""Limits the number of calls that all relays together start in one turn of the event loop.
+"""Limits the number of calls that all relays start in one turn (iteration) of the event loop.
 
 Starting a call blocks the event loop for about 0.3 ms, even without a message. The limit keeps a
-turn short if many calls arrive at the same time. Relays at the limit wait for later turns, and
-continue in the order in which they began to wait.
+turn short if many calls arrive at the same time. When the limit is reached, relays wait for later
+turns. The relay that has waited the longest continues first.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ MAX_REST = 2**20
 786,432 bytes there."""
 
 IMAGES: dict[str, Any] = {}
-"""Marks fields with images, whose length does not count."""
-# Maps the numbers of fields with nested fields to their nested fields. The length of every field
-# that is not in this table counts as a whole.
+"""Marks a field that contains images. The length of this field does not count."""
+# Maps the number of each field with nested fields to a map of these nested fields. If a field is
+# not in this table, its whole length counts.
 REQUEST = {
     5: {5: {8: IMAGES}},  # inputs, contents, bytes_contents
     6: {},  # outputs

@@ -1,9 +1,8 @@
 """Keeps the state of one request, which the layers of the service share.
 
 This project's server creates a `RequestContext` for each request and stores it in the ASGI scope.
-`context_of` returns that context, or creates one if another ASGI server runs the application. A
-layer that leaves a value for another layer sets an attribute of the context, and not a key of the
-scope.
+`context_of` returns that context, or creates one if another ASGI server runs the application. To
+pass a value to another layer, a layer sets an attribute of the context, not a key of the scope.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ TIMEOUT = {
 }
 """Description of the timeout header for OpenAPI."""
 MAX_ACCEPT = 1024
-"""Maximum length of an Accept header that is parsed. Each media range takes a microsecond."""
+"""Maximum number of characters of an Accept header that is parsed. Parsing one media range takes a
+microsecond."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 """Form of the request IDs that clients may send."""
 
@@ -150,7 +150,7 @@ def request_id(sent: bytes) -> str:
 
 
 def server_timing(timing: dict[str, float]) -> str:
-    """Format durations in seconds as a Server-Timing header, which has milliseconds."""
+    """Format durations in seconds as a Server-Timing header, in milliseconds."""
     return ", ".join([f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in timing.items()])
 
 

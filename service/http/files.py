@@ -1,7 +1,7 @@
 """Serves static content from memory.
 
-Reading a file for each request would take milliseconds and several threads. Clients need no API key
-for the files, so they could overload the server with such requests.
+Reading a file for each request would take milliseconds and several threads. Clients without an API
+key may request the files, and could overload the server with such requests.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from starlette.types import Receive, Scope, Send
 Handler = Callable[[Request], Awaitable[Response]]
 """A function that responds to a request."""
 PIECE_BYTES = 65_536
-"""Number of bytes that are sent at once. A connection copies these bytes if its client is slow."""
+"""Number of bytes that are sent at once. If a client reads slowly, its connection copies these
+bytes."""
 
 
 class _File(Response):
-    """A response that is sent in pieces of `PIECE_BYTES`, so that a connection copies little."""
+    """A response that is sent in pieces. A connection copies at most one piece at a time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(

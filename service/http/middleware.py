@@ -157,8 +157,8 @@ class RequestMiddleware:
 def _was_disconnected(context: RequestContext, error: BaseException) -> bool:
     """Whether the task was canceled only because the client disconnected.
 
-    If so, the task is no longer marked as canceled. If the server has canceled the task as well,
-    the result is False, so that the cancellation of the server takes effect.
+    In that case, the function also clears one cancellation of the task (`Task.uncancel`). Returns
+    False if the server also canceled the task, so that the task still ends.
     """
     if not (context.disconnected and isinstance(error, asyncio.CancelledError)):
         return False
@@ -185,8 +185,8 @@ class FastRoute(APIRoute):
 class FastPath:
     """ASGI middleware that calls the endpoint of a `FastRoute` directly, without FastAPI's layers.
 
-    Requests for other routes, for paths with parameters, and with methods that a route does not
-    support are passed on to the application.
+    All other requests are passed on to the application. Examples are requests for other routes, for
+    paths with parameters, or with a method that the route does not support.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:

@@ -5,19 +5,19 @@ reach: servers on localhost or behind a firewall. Two checks protect such server
 place before the body of a request is read.
 
 - Host: In an attack by DNS rebinding, the owner of attacker.example lets that name resolve to the
-  address of this server. The browser then treats both as the same origin, so a page of
-  attacker.example could read responses of this server. But its requests have the header
-  `Host: attacker.example`. So requests are accepted only for hosts that an attacker does not
-  control: IP addresses, localhost, the name in `SHOAL_HOST` and the names in `SHOAL_ALLOWED_HOSTS`.
-  Probes and metrics are exempt.
-- Cross-site requests: A page of another origin cannot read responses of this server, but it could
-  make browsers send requests that start work or change state. Browsers mark such requests with
-  `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/). Over plain HTTP, some browsers send only
-  `Origin` (RFC 6454). A request with neither header does not come from a web page. Go's
-  `http.CrossOriginProtection` uses the same algorithm.
+  address of this server. The browser then treats attacker.example and this server as the same
+  origin, so a page of attacker.example could read responses of this server. However, the requests
+  of that page have the header `Host: attacker.example`. So requests are accepted only for hosts
+  that an attacker does not control. These are IP addresses, localhost, the name in `SHOAL_HOST`,
+  and the names in `SHOAL_ALLOWED_HOSTS`. Probes and metrics are exempt.
+- Cross-site requests: A page of another origin cannot read responses of this server. However, the
+  page could make browsers send requests that start work or change state. Browsers mark such
+  requests with `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/). Over plain HTTP, some
+  browsers send only `Origin` (RFC 6454). A request with neither header does not come from a web
+  page. Go's `http.CrossOriginProtection` uses the same algorithm.
 
-`X-Forwarded-Host` is read only if a trusted proxy sent it. The host in it is checked in addition to
-`Host` and does not replace it, because a page in a browser on a trusted machine can send a forged
+`X-Forwarded-Host` is read only if a trusted proxy sent it. The forwarded host is checked in
+addition to the host in `Host`, because a page in a browser on a trusted machine can send a forged
 `X-Forwarded-Host`.
 """
 
@@ -44,7 +44,7 @@ DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 MAX_HOST_BYTES = 260
 """Maximum number of bytes of a `Host` header. A DNS name with its port is at most this long."""
 CACHED_HOSTS = 1024
-"""Maximum number of hosts for which the result of the check is cached."""
+"""Maximum number of accepted hosts that are cached."""
 ANY = "*"
 """Entry in a setting that allows every host or every origin."""
 
@@ -73,7 +73,7 @@ class AllowedHosts:
         return ", ".join(["any IP address", *names])
 
     def accepts(self, host: bytes) -> bool:
-        """Whether requests for `host`, which may have a port, are accepted."""
+        """Whether requests for `host` are accepted. `host` may contain a port."""
         return self._any or (len(host) <= MAX_HOST_BYTES and self._cached(host))
 
     def _accepts(self, host: bytes) -> bool:
@@ -98,7 +98,8 @@ class Guard:
             settings: The settings with the allowed hosts and origins.
         """
         self.accepted = set[bytes]()
-        """Hosts that were accepted before: at most `CACHED_HOSTS`, and `MAX_HOST_BYTES` each."""
+        """Hosts that were accepted before. At most `CACHED_HOSTS` entries, each at most
+        `MAX_HOST_BYTES` bytes long."""
         self._hosts = allowed_hosts(settings)
         self._origins = frozenset(origin.encode() for origin in split(settings.cors_origins))
         self._any_origin = ANY.encode() in self._origins
@@ -127,7 +128,7 @@ class Guard:
 
 
 def allowed_hosts(settings: Settings) -> AllowedHosts:
-    """Return the hosts for which a server with these settings accepts requests."""
+    """Return the hosts that requests to a server with these settings may name."""
     return AllowedHosts(settings.host, split(settings.allowed_hosts))
 
 
@@ -139,7 +140,7 @@ def same_origin(origin: bytes, hosts: Iterable[bytes]) -> bool:
     """
     scheme, _, authority = origin.lower().partition(b"://")
     port = DEFAULT_PORTS.get(scheme)
-    if port is None:  # the origin is `null`, or not that of a web page
+    if port is None:  # the origin is `null`, or its scheme is not HTTP or HTTPS
         return False
     return authority.removesuffix(port) in [host.lower().removesuffix(port) for host in hosts]
 

@@ -67,8 +67,8 @@ SERVER_TIMING = {
     "schema": {"type": "string", "examples": ["read;dur=0.1, decode;dur=0.2, queue;dur=0.0"]},
 }
 MAX_RETRY_AFTER = 60
-"""Maximum of Retry-After, in seconds. Longer times would be too uncertain, since the time is an
-estimate."""
+"""Maximum of Retry-After, in seconds. The time is an estimate, and longer estimates are too
+uncertain."""
 RETRY_AFTER = {
     "description": "Seconds after which the client should retry.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_RETRY_AFTER},
@@ -82,11 +82,11 @@ class Problem:
     status: int
     """HTTP status."""
     code: str
-    """Identifies the kind of error for programs."""
+    """Code that identifies the kind of error for programs."""
     title: str
     """Short description of the kind of error."""
     detail: str | None = None
-    """Text that says what happened and what to do. None: it is the message of the exception."""
+    """Text that says what happened and what to do. None: the exception's message."""
     retry_after: float | None = None
     """Seconds after which a retry may succeed, unless the exception has its own `retry_after`.
     None: a retry would fail as well."""
@@ -94,7 +94,7 @@ class Problem:
     """Whether the server closes the connection after the response."""
 
 
-# Maps each exception class to its error. Subclasses without an entry get that of their base class.
+# Maps each exception class to its error. A subclass without an entry has its base class's error.
 PROBLEMS: dict[type[Exception], Problem] = {
     MissingImage: Problem(422, "missing_image", "No image in the request"),
     BadImage: Problem(400, "bad_image", "The image cannot be decoded"),
@@ -453,7 +453,7 @@ def documented(kinds: Iterable[type[Exception]], path: str = "/") -> dict[int | 
 
 
 def _is_v2(path: str) -> bool:
-    """Whether the path belongs to the Open Inference Protocol, whose errors have another format."""
+    """Whether `path` belongs to the Open Inference Protocol, which has another error format."""
     return path == "/v2" or path.startswith("/v2/")
 
 

@@ -12,22 +12,22 @@ HOST, FOR = b"x-forwarded-host", b"x-forwarded-for"
 PROXY_HEADERS = frozenset({HOST, FOR, b"x-forwarded-proto"})
 """Names of the headers that this module and uvicorn's middleware read."""
 MAX_BYTES = 1024
-"""Maximum number of bytes that are read of a header. Several lines of a header count together."""
+"""Maximum number of bytes that are read from a header. All lines of a header count together."""
 MAX_NAMES = 16
-"""Maximum number of names or addresses that are read of a header. Each takes about 5 us."""
+"""Maximum number of names or addresses that are read from a header. Each takes about 5 us."""
 
 
 class ProxyHeaders:
-    """ASGI middleware that reads the headers of trusted proxies and ignores those of other peers.
+    """ASGI middleware that reads the headers of trusted proxies. It ignores other proxy headers.
 
     uvicorn's middleware reads the client's address from `X-Forwarded-For` and the scheme from
     `X-Forwarded-Proto`. This middleware reads `X-Forwarded-Host` into
     `RequestContext.forwarded_hosts`, and then calls uvicorn's middleware.
 
     Proxies pass on headers of any length from their clients, so `MAX_BYTES` and `MAX_NAMES` limit
-    the work. Of a longer `X-Forwarded-For`, only the last addresses are read. They include the
-    client's address, because proxies append it. A longer `X-Forwarded-Host` counts as one name,
-    which the host check then rejects.
+    the work. If `X-Forwarded-For` is longer, only its last addresses are read. The last addresses
+    include the client's address, because proxies append it. If `X-Forwarded-Host` is longer, its
+    value counts as one name, and the host check rejects this name.
     """
 
     def __init__(self, app: ASGIApp, trusted: str) -> None:
@@ -72,7 +72,7 @@ def _cut_addresses(scope: Scope) -> None:
     value = _joined(scope, FOR)
     if _is_bounded(value):
         return
-    # The first of these pieces is dropped, because it may be only a part of an address.
+    # The first piece is dropped, because it may be only a part of an address.
     last = value[-MAX_BYTES:].rsplit(b",", MAX_NAMES)[1:]
     others = [field for field in scope["headers"] if field[0] != FOR]
     scope["headers"] = [*others, (FOR, b",".join(last))]

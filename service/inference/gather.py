@@ -63,7 +63,7 @@ def returning_errors(stage: Stage[In, Out]) -> Stage[In | Exception, Out | Excep
     """Return a stage that calls `stage` and returns expected exceptions instead of raising them.
 
     Expected exceptions are those in `http.problems.PROBLEMS`. If an item is an exception of an
-    earlier stage, it is returned unchanged, and `stage` is not called for it.
+    earlier stage, the item is returned unchanged, and `stage` is not called.
     """
 
     async def run(item: In | Exception) -> Out | Exception:

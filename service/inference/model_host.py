@@ -1,12 +1,12 @@
 """Runs the engine and its batcher in this process, from loading the model to the shutdown.
 
 The engine runs the model on batches. The batcher collects images of concurrent requests into
-batches. The model is loaded in the background, so the process can respond to probes meanwhile. If
-the model cannot be loaded, the process could never become ready, so `on_failure` is called to end
-the process.
+batches. The model is loaded in the background, so the process can respond to probes (health checks)
+during the load. If the load fails, the process can never become ready, so `on_failure` is called to
+end the process.
 
-Another version of the model can replace the current version at any time. The batcher and the
-requests in its queue stay, and the next batch runs on the new version.
+Another version of the model can replace the current version at any time. The batcher keeps the
+requests in its queue, and the next batch runs on the new version.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class BatchMetrics(Protocol):
 
 
 LoadEngine = Callable[[Settings], AbstractAsyncContextManager[Engine]]
-"""A function that returns a context manager, which loads the engine and closes it at the end."""
+"""A function that returns a context manager. Entering the context loads the engine, and leaving the
+context closes the engine."""
 
 
 class ModelHost:
@@ -101,10 +102,10 @@ class ModelHost:
             settings: The settings with the limits of the queue, the batches and the shutdown.
             load_engine: Loads the engine with the model in the settings.
             metrics: Counts the batches.
-            on_failure: Called once if the model cannot be loaded or the engine is dead. Then
-                `failure` is the reason.
+            on_failure: Called once if the model cannot be loaded or the engine is dead. The
+                attribute `failure` then contains the reason.
             on_change: Called each time `loaded` has changed.
-            on_failing: Called once per second as long as the engine fails on every recent batch.
+            on_failing: Called once per second while every recent batch has failed.
             tracing: Traces the batches. None: batches are not traced.
         """
         self.loaded: LoadedModel | None = None
@@ -114,7 +115,8 @@ class ModelHost:
         self.failure: Exception | None = None
         """The reason why the process must end. None: the process need not end."""
         self.loading: str | None = None
-        """The version that is being loaded to replace the current version, if any."""
+        """The version that is being loaded to replace the current version. None: no version is
+        being loaded."""
         self._settings = settings
         self._load_engine = load_engine
         self._metrics = metrics
@@ -229,7 +231,7 @@ class ModelHost:
             if hung:
                 log.error("the engine did not stop within the shutdown timeout; the process exits")
                 logging.shutdown()
-                # Python cannot end a thread that hangs, and a normal exit would wait for it.
+                # Python cannot end a thread that hangs. A normal exit would wait for the thread.
                 os._exit(ExitStatus.ENGINE_DEAD if self.dead else ExitStatus.FAILED)
 
     async def _run(self, stop: asyncio.Event) -> None:
@@ -285,7 +287,7 @@ class ModelHost:
     async def _watching(self, batcher: Batcher[Any, Any]) -> AsyncIterator[None]:
         """Context manager that checks the health of the engine every `WATCH_INTERVAL`.
 
-        If the engine is dead, its requests are answered with an error and the process ends. If the
+        If the engine is dead, all unanswered requests get an error and the process ends. If the
         engine keeps failing, `on_failing` is called.
         """
 
@@ -306,14 +308,14 @@ class ModelHost:
             watcher.cancel()
 
     def _give_up(self) -> None:
-        """Let the process end, because the engine is dead. Its requests got an error before."""
+        """Let the process end, because the engine is dead. Its requests already got an error."""
         self.failure = EngineDead("the engine did not finish a batch")
         log.critical("the engine is dead: %s; the process exits", self.failure)
         self._on_failure()
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
-        """Context manager for a load or unload. Rejects a second load or unload meanwhile.
+        """Context manager for a load or unload. Until its end, rejects a second load or unload.
 
         Raises Draining during the shutdown, NotReady during the startup, and ChangeUnderWay if
         another load or unload is in progress.
@@ -329,9 +331,9 @@ class ModelHost:
 
 
 def exit_status(failure: Exception | None) -> ExitStatus:
-    """Return the exit status of a process whose engine ended with `failure`, and log `failure`.
+    """Log `failure`, and return the exit status of the process.
 
-    `failure` is None if the engine ended normally.
+    `failure` is the reason why the engine ended. None: the engine ended normally.
     """
     if failure is None:
         return ExitStatus.STOPPED

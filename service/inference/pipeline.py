@@ -3,8 +3,8 @@
 HTTP and gRPC requests use the same stages. Only reading the upload and building the response differ
 between protocols, and are not part of this module. Before the upload is read, the pipeline checks
 the API key and the rate limit. The timeout of the request starts when the whole upload has arrived.
-The pipeline measures the duration of each stage. For a request with several images, the duration of
-a stage is that of the slowest image.
+The pipeline measures the duration of each stage. If a request has several images, the duration of
+the slowest image counts for each stage.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Pipeline:
         """
         Args:
             service: The service that answers the request.
-            headers: Headers of the request, with names in lower case. The API key is read from
-                them.
+            headers: Headers of the request, with names in lower case. They contain the API key, if
+                any.
             address: IP address of the client.
             timing: Dictionary to which the duration of each stage is added, in seconds.
             timeout: Maximum number of seconds from the end of the upload to the result.
 
         Raises:
-            Unauthorized: The service requires an API key, and the request has no valid one.
+            Unauthorized: The service requires an API key, and the request has no valid API key.
             RateLimited: The client has sent too many images.
             NotReady: No model is loaded.
         """
@@ -61,7 +61,8 @@ class Pipeline:
         if service.rate_limiter is not None:
             service.rate_limiter.take(self._client(), time.monotonic())
         self.model = self.current_model()
-        """The model that was loaded when the request began. A newer version may run the images."""
+        """The model that was loaded when the request began. A newer version may classify the
+        images."""
         self._timing = timing
         self._timeout = timeout
         self._deadline = math.inf
@@ -74,16 +75,19 @@ class Pipeline:
         return loaded.model
 
     def count_images(self, count: int) -> None:
-        """Count the images of the request for the rate limit. One image was counted before."""
+        """Count the images of the request for the rate limit.
+
+        The constructor has already counted one image.
+        """
         if self._service.rate_limiter is not None:
             self._service.rate_limiter.owe(self._client(), count - 1, time.monotonic())
 
     def shorten_deadline(self, timeout: float) -> None:
-        """Set the deadline to `timeout` seconds from now, unless it is earlier already."""
+        """Set the deadline to `timeout` seconds from now. An earlier deadline stays unchanged."""
         self._deadline = min(self._deadline, time.perf_counter() + timeout)
 
     async def read(self, body: Awaitable[Body]) -> Body:
-        """Await `body`, which reads the upload. Then set the deadline, and return the result."""
+        """Await `body`, which reads the upload. Then set the deadline, and return the read body."""
         began = time.perf_counter()
         result = await body
         ended = time.perf_counter()
@@ -108,7 +112,8 @@ class Pipeline:
     async def infer(self, image: Image) -> Classification:
         """Classify one image, in a batch with images of other requests.
 
-        Raises NotReady if no model is loaded, and the exceptions of `Submit`.
+        Raises NotReady if no model is loaded, and the exceptions of
+        `service.inference.service.Submit`.
         """
         began = time.perf_counter()
         loaded = self._service.engine.loaded
@@ -204,5 +209,5 @@ def begin(request: Request) -> Pipeline:
     return Pipeline(service, request.headers, address, context.timing, timeout)
 
 
-# Used without tracing, in place of the seat that links a traced image to its batch.
+# Without tracing, this replaces the context manager that links an image to the trace of its batch.
 _NO_SEAT = nullcontext[None]()

@@ -55,13 +55,13 @@ class LoadedModel:
     device: Device
     """The device that runs the model."""
     precision: Precision
-    """The precision in which the model runs."""
+    """The precision of the model's computations, such as fp32 or int8."""
     submit: Submit
     """Classifies an image with the model."""
 
 
 class Engine(Protocol):
-    """The model and its batcher, in this process or in another one."""
+    """The model and its batcher, in this process or in the engine process."""
 
     @property
     def loaded(self) -> LoadedModel | None:
@@ -93,7 +93,7 @@ class Decoding(Protocol):
 
     @property
     def max_memory(self) -> int:
-        """Maximum number of bytes of memory for decoding one image."""
+        """Maximum memory for decoding one image, in bytes."""
 
     @property
     def descriptors(self) -> int:
@@ -208,7 +208,7 @@ class Service:
         return loaded, stats
 
     async def is_live(self) -> bool:
-        """Whether the engine works. If not, only a restart of the process can repair it."""
+        """Whether the engine works. If not, the process must be restarted."""
         try:
             stats = await self.engine.stats()
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Limits the time in which a body must arrive, and checks the rate of its arrival at intervals."""
+"""Limits the time until a body has arrived, and checks its rate of arrival at intervals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Watched(Protocol):
 
 
 class CancelScope:
-    """Context manager whose block can be canceled with a reason.
+    """Context manager that can cancel its block with a reason.
 
     After `cancel(reason)`, the block ends and the context manager raises `reason`.
     """
@@ -40,7 +40,7 @@ class CancelScope:
         self._task = task
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # If the task was canceled for another reason as well, it continues to be canceled.
+        # If the task was also canceled for another reason, the task stays canceled.
         reason, self._reason = self._reason, None
         try:
             if reason is None or self._task.uncancel():
@@ -60,8 +60,8 @@ class Arrival(CancelScope):
     """Context manager for the block that reads a body.
 
     The block is canceled, and UploadTimeout is raised, if the body does not arrive within the
-    maximum time of its lease. The block is also canceled if the lease rejects the body, for example
-    because it arrives too slowly.
+    maximum time. The lease, which counts the memory of the body, contains this maximum. The block
+    is also canceled if the lease rejects the body, for example because the body arrives too slowly.
     """
 
     def __init__(self, lease: Watched, interval: float) -> None:

@@ -1,15 +1,15 @@
 """Reads the bodies of requests, within limits on their size, arrival time and memory.
 
 Bodies are kept in memory and not written to disk. The memory of all bodies together is limited. A
-body takes memory as its bytes arrive, and not when its headers announce its length. Two rules
-prevent slow clients from using up the memory:
+body counts toward this limit as its bytes arrive, and not when its headers announce its length. Two
+rules prevent slow clients from using up the memory:
 
 - Bodies that have been arriving for longer than `CHECK_INTERVAL` count as slow. All slow bodies
   together may hold half of the memory. If slow bodies hold more, the slowest body is rejected.
 - A body is rejected if it arrives at less than `MIN_RATE` after `GRACE` checks.
 
-The rate of a body is an exponential moving average: the last `CHECK_INTERVAL` has a weight of one
-half.
+The rate of a body is an exponential moving average: the rate in the last `CHECK_INTERVAL` has a
+weight of one half.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHECK_INTERVAL = 2.0
 GRACE = 3
 """Number of checks after which a body must arrive at `MIN_RATE` or faster."""
 MIN_RATE = 1024
-"""Minimum rate at which a body must arrive, in bytes per second."""
+"""Minimum rate of arrival of a body, in bytes per second."""
 
 _COMPLETE = nullcontext()
 
@@ -46,14 +46,14 @@ class UploadMemory:
         """
         Args:
             max_bytes: Maximum number of bytes that all bodies may hold at the same time.
-            max_upload_bytes: Maximum size of one body, in bytes. None: it is `max_bytes`.
-            max_seconds: Maximum time in which one body must arrive, in seconds.
+            max_upload_bytes: Maximum size of one body, in bytes. None: the same as `max_bytes`.
+            max_seconds: Maximum number of seconds until one body has arrived.
         """
         self.max_bytes = max_bytes
         self.held = 0
         """Number of bytes that all bodies hold now."""
         self.peak = 0
-        """Maximum of `held` since the process last returned free memory to the system."""
+        """Maximum of `held` since the process last returned free memory to the operating system."""
         self._max_upload_bytes = max_bytes if max_upload_bytes is None else max_upload_bytes
         self._max_seconds = max_seconds
         self._slow = set[Lease]()
@@ -71,7 +71,7 @@ class UploadMemory:
     def add(self, lease: Lease, count: int) -> None:
         """Count `count` more bytes of the body of `lease`. Raises UploadMemoryFull.
 
-        If slow bodies hold too much memory, the slowest of them is rejected.
+        If slow bodies hold too much memory, the slowest body is rejected.
         """
         if self.held + count > self.max_bytes:
             raise UploadMemoryFull("uploads hold the maximum amount of memory")
@@ -83,14 +83,14 @@ class UploadMemory:
             self._make_room()
 
     def mark_slow(self, lease: Lease) -> None:
-        """Count the body of `lease` as slow. No effect if it is slow already."""
+        """Count the body of `lease` as slow. No effect if the body already counts as slow."""
         if lease not in self._slow:
             self._slow.add(lease)
             self._held_by_slow += lease.held
             self._make_room()
 
     def unmark_slow(self, lease: Lease) -> None:
-        """Do not count the body of `lease` as slow any more. No effect if it is not slow."""
+        """Stop counting the body of `lease` as slow. No effect on a body that is not slow."""
         if lease in self._slow:
             self._slow.remove(lease)
             self._held_by_slow -= lease.held
@@ -112,7 +112,7 @@ class Lease:
         Args:
             memory: The memory that all bodies share.
             max_bytes: Maximum size of this body, in bytes.
-            max_seconds: Maximum time in which this body must arrive, in seconds.
+            max_seconds: Maximum number of seconds until this body has arrived.
         """
         self.max_bytes = max_bytes
         self.max_seconds = max_seconds
@@ -148,12 +148,12 @@ class Lease:
         self._memory.add(self, count)
 
     def keep(self, count: int) -> None:
-        """Count `count` bytes that do not belong to the body, but stay in memory because of it.
+        """Count `count` other bytes that cannot be freed before the body is freed.
 
         Raises UploadMemoryFull.
         """
         self._memory.add(self, count)
-        self._held_before += count  # so that these bytes do not count for the rate
+        self._held_before += count  # these bytes do not count for the rate
 
     def begin(self, reject: Callable[[Exception], None]) -> None:
         """Record that the body begins to arrive. `reject` is called if the body is rejected."""
@@ -199,7 +199,8 @@ class Lease:
         )
 
 
-# All functions below raise BodyTooLarge, UploadTimeout, UploadMemoryFull and ClientDisconnect.
+# In all functions below, `lease` counts the memory of the body. All of these functions raise
+# BodyTooLarge, UploadTimeout, UploadMemoryFull and ClientDisconnect.
 
 
 async def read_image(request: Request, lease: Lease) -> bytes:

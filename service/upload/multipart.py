@@ -41,7 +41,7 @@ TOO_MANY_PARTS = (
 def boundary(content_type: str) -> bytes:
     """Return the boundary in the Content-Type header of a form.
 
-    Raises MissingImage if the header is not that of a form, or has no valid boundary.
+    Raises MissingImage if the header has another media type, or has no valid boundary.
     """
     if usual := _USUAL_FORM.fullmatch(content_type):
         return usual[1].encode()
@@ -98,7 +98,7 @@ class Form:
             self._images.append(image)
             return
         if not self._begun:
-            # If a form begins with line breaks, the parser would skip the rest of the chunk, too.
+            # After line breaks at the start of a form, the parser would skip the rest of the chunk.
             chunk = chunk.lstrip(b"\r\n")
             self._begun = bool(chunk)
         try:
@@ -109,7 +109,7 @@ class Form:
             raise MissingImage(f"The form is malformed: {error}. {HOW}.") from error
 
     def images(self) -> list[bytes]:
-        """Return the images, each of which may be empty. Raises MissingImage if there is none."""
+        """Return the images. An image may be empty. Raises MissingImage if there are no images."""
         if not self._images:
             raise MissingImage(f"The form has no complete field 'img'. {HOW}.")
         return self._images
@@ -154,8 +154,8 @@ class Form:
 class _Parts:
     """Receives the parser's callbacks, and keeps the images.
 
-    It has no reference to the parser, because a cycle of references would keep parts of the body in
-    memory until a garbage collection.
+    This class has no reference to the parser. The cycle of references would keep parts of the body
+    in memory until a garbage collection.
     """
 
     def __init__(self, images: list[bytes], max_images: int) -> None:
@@ -203,10 +203,10 @@ class _Parts:
 
 
 def only_part(body: bytes, boundary: bytes) -> bytes | None:
-    """Return the image in a complete form with one part, in a fifth of the parser's time.
+    """Return the image in a complete form that has one part, without the parser.
 
-    Most forms have one part. Returns None if the form is different, so that the parser must read
-    it.
+    Most forms have one part, and this function takes a fifth of the parser's time. Returns None if
+    the form has a different structure. The parser must then read the form.
     """
     delimiter = b"--" + boundary
     end = body.find(b"\r\n" + delimiter, len(delimiter))

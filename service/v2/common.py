@@ -41,7 +41,10 @@ def server_metadata(version: str, repository: bool) -> dict[str, Any]:
 
 
 def model_metadata(model: Manifest) -> dict[str, Any]:
-    """Return the name, the inputs and the outputs of the model. A request has one of the inputs."""
+    """Return the name, the inputs and the outputs of the model.
+
+    A request contains exactly one of these inputs.
+    """
     return {
         "name": model.name,
         "versions": [model.version],

@@ -43,8 +43,8 @@ SHAPES = {
     ("pixels", "UINT8"): ([SIDE, SIDE, 3],),
     ("pixels", "FP32"): ([3, SIDE, SIDE],),
 }
-"""Maps the name and datatype of an input to the dimensions that may follow n, the number of images,
-in its shape."""
+"""Maps the name and datatype of an input to its allowed dimensions after the first one. The first
+dimension is n, the number of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def parse(body: bytes, header: int | None, model: Manifest, max_images: int) -> 
     """Parse the body of an inference request over REST.
 
     Args:
-        body: The JSON, and after it the binary data, if any.
+        body: The JSON, followed by the binary data, if any.
         header: Length of the JSON in bytes. None: the whole body is JSON.
         model: The loaded model.
         max_images: Maximum number of images in the request.

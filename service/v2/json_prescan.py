@@ -16,13 +16,14 @@ from service.errors import BadInference
 MAX_REMAINDER = 256 * 1024
 """Maximum number of bytes of the JSON without its long strings."""
 MAX_CONTAINERS = 24_000
-"""Maximum number of lists and objects. An empty list takes as long to parse as ten numbers."""
+"""Maximum number of arrays and objects in total. Parsing an empty array takes as long as parsing
+ten numbers."""
 LONG = 4096
 """Strings with more bytes than this are removed before parsing."""
 MAX_STRINGS = 4000
-"""Maximum number of strings whose length is checked. Later strings are not removed."""
+"""Maximum number of strings to check for their length. Later strings are not removed."""
 
-# The remainder of a string that contains an escape sequence, up to and with its closing quote.
+# The remainder of a string that contains an escape sequence, including its closing quote.
 _ESCAPED = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 LongStrings = Mapping[str, memoryview]
@@ -33,8 +34,8 @@ def take_out_long_strings(text: bytes) -> tuple[bytes, LongStrings]:
     """Replace long strings in JSON with short placeholders.
 
     Strings that contain a backslash are not replaced. If `text` has at most `MAX_REMAINDER` bytes,
-    nothing is replaced. Placeholders are random: a client that could write a placeholder itself
-    could refer to the same long string many times.
+    nothing is replaced. Placeholders are random. If clients could guess a placeholder, they could
+    refer to the same long string many times.
 
     Args:
         text: The JSON. It need not be valid.
@@ -44,7 +45,7 @@ def take_out_long_strings(text: bytes) -> tuple[bytes, LongStrings]:
 
     Raises:
         BadInference: The remainder has more than `MAX_REMAINDER` bytes, or more than
-            `MAX_CONTAINERS` lists and objects.
+            `MAX_CONTAINERS` arrays and objects in total.
     """
     if len(text) <= MAX_REMAINDER:
         _check_containers(text)

@@ -36,13 +36,13 @@ class RequestedOutput:
     binary: bool
     """Whether the output is sent as binary data after the JSON."""
     classes: int = 0
-    """Number of most probable classes to send instead of the probabilities. 0: send the
-    probabilities."""
+    """Number of the most probable classes that are sent instead of the probabilities. 0: the
+    probabilities are sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The properties of a response that its request determines."""
+    """The parts of a response that the request determines: its id, and the list of its outputs."""
 
     id: str | None
     """The id of the request, which the response repeats. None: the request has no id."""
@@ -52,7 +52,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """An output tensor, flat and in row-major order."""
+    """An output tensor. Its elements are in row-major order."""
 
     name: str
     datatype: str

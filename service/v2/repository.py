@@ -2,9 +2,9 @@
 
 The API follows an extension of the Open Inference Protocol that Triton's clients support:
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md
-In addition to the extension, the index can be read with GET. One version is loaded at a time, so a
-load replaces the current version. Every request needs an admin key. If no admin key is set, the API
-is disabled.
+Clients may also read the index with GET, which is an addition to the extension. One version is
+loaded at a time, so a load replaces the current version. Every request needs an admin key. If no
+admin key is set, the API is disabled.
 """
 
 from __future__ import annotations

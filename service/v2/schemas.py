@@ -1,8 +1,8 @@
 """Defines the bodies of the Open Inference Protocol v2 over REST as pydantic models.
 
-The models follow https://github.com/kserve/open-inference-protocol. Request bodies are validated
-with them; response bodies are only described for OpenAPI. `inputs` checks whether the model has the
-input of a request. Unknown members of a request are ignored, as the protocol requires.
+The models follow https://github.com/kserve/open-inference-protocol. Models of requests validate the
+bodies. Models of responses only describe the bodies for OpenAPI. `inputs` checks whether the model
+has the input of a request. Unknown members of a request are ignored, as the protocol requires.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_DIMENSIONS = 8
 class _RequestModel(BaseModel):
     """Base class of the request bodies. Values are not converted: the string "1" is not a number.
 
-    Lists whose items pydantic checks have a maximum length.
+    If pydantic checks the items of a list, the list has a maximum length.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -182,7 +182,8 @@ class ModelReady(BaseModel):
     ready: bool = Field(examples=[True])
 
 
-# The constants below describe headers and bodies for OpenAPI that the routes handle themselves.
+# The constants below describe headers and bodies for OpenAPI. The routes read and write these
+# headers and bodies without FastAPI.
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 LENGTH = {

@@ -25,7 +25,7 @@ TOLERANCE = 0.02
 """Maximum difference between a denormalized pixel and a whole number. Rounding errors of FP32 cause
 a difference of about 1e-4."""
 PIECE = 512 * 1024
-"""Number of base64 characters that are decoded in one step, which takes about a millisecond. The
+"""Number of base64 characters that are decoded in one step. A step takes about a millisecond. The
 number must be a multiple of four."""
 
 Encoded = Iterable[bytes]
@@ -87,9 +87,9 @@ def denormalized(numbers: Numbers, normalization: Normalization) -> Pixels:
 def base64_pieces(text: str | memoryview) -> Iterator[bytes]:
     """Return an iterator that decodes base64 in pieces, each in about a millisecond.
 
-    `text` is copied immediately, so its own memory may be freed. Each piece of the copy is freed
-    when it has been decoded. So the remaining text and the decoded pieces together take no more
-    memory than `text`. The iterator raises BadInference if `text` is not valid base64.
+    The function copies `text` immediately, so the caller may free `text`. Each piece of the copy is
+    freed after it has been decoded. So the remaining text and the decoded pieces together take no
+    more memory than `text`. The iterator raises BadInference if `text` is not valid base64.
     """
     copy: Any = bytes if isinstance(text, memoryview) else str
     pieces = [copy(text[start : start + PIECE]) for start in range(0, len(text), PIECE)]

@@ -1,13 +1,13 @@
-// Draws a picture twice: as a thumbnail, and as the input of the network.
+// Draws a picture twice: as a thumbnail, and as the input of the neural network.
 //
 // The second drawing follows service/decoding/picture.py: the center square on white, reduced by
-// averaging, then by Pillow's bicubic filter. A test compares the two.
+// averaging, then by Pillow's bicubic filter. A test compares the results.
 
 const SIDE = 32; // pixels of the network's input
 const FILTER_SIDE = 6 * SIDE; // maximum input of the bicubic filter, which is slow
 const THUMBNAIL = 256;
 
-/** Draws `file` on both canvases. Returns false if the browser cannot decode it. */
+/** Draws `file` on both canvases. Returns false if the browser cannot decode the file. */
 export async function draw(file, thumbnail, input) {
   let picture;
   try {
