@@ -3,25 +3,27 @@
 This module does no I/O and reads no clock: callers pass the current time, in seconds.
 
 Each client has a token bucket. As in the generic cell rate algorithm (ITU-T I.371), the bucket is
-stored as one number: the time at which it will be full again. A request is rejected if that time is
-more than `(burst - 1) / rate` seconds in the future, so that the bucket has less than one token.
-Rejected requests take no tokens, so a client that waits for the time in `Retry-After` is accepted.
+stored as one number: the time at which the bucket will be full again. A request is rejected if the
+bucket has less than one token, that is, if this time is more than `(burst - 1) / rate` seconds in
+the future. Rejected requests take no tokens. So a client that waits for the number of seconds in
+`Retry-After` is accepted.
 
 A request takes one token when it begins, before its body is read. When the server knows the number
 of images in the request, the request takes a token for each further image, even if the bucket is
 empty. The client then has a debt, and its requests are rejected until the debt is paid off.
 
 Guarantees
-- In any t seconds before a request is accepted, fewer than `burst + rate * t` images were counted
-  for its client.
+- When a request is accepted, fewer than `burst + rate * t` images of its client were counted in the
+  preceding t seconds. This is true for every t.
 - A debt of n images is paid off in `n / rate` seconds.
 - A debt comes only from requests that were accepted before their images were counted. There are at
   most `burst + rate * upload_timeout` such requests. The number of images per request is limited,
   too.
 - At most `max_clients` clients are remembered. A client with a full bucket can be forgotten without
-  effect. If there are more clients, the one whose last request is the oldest is forgotten. Its next
-  request starts with a full bucket. A client with that many addresses gains nothing, because each
-  address has a bucket of its own anyway.
+  effect. If there are too many clients, the client with the oldest last request is forgotten. The
+  next request of this client starts with a full bucket. A client with more than `max_clients`
+  addresses cannot use this to exceed the limit further, because each address already has its own
+  bucket.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class RateLimiter:
         self.owe(client, 1, now)
 
     def wait(self, client: Hashable, now: float) -> float:
-        """Return the number of seconds after `now` at which a request of `client` is accepted."""
+        """Return how many seconds after `now` a request of `client` is accepted. 0: at `now`."""
         return max(0.0, self._full_at.get(client, now) - self._ahead - now)
 
     def left(self, client: Hashable, now: float) -> float:
@@ -77,7 +79,7 @@ class RateLimiter:
         return 1 + (self._ahead - ahead) / self._seconds
 
     def give_back(self, client: Hashable, images: float) -> None:
-        """Put tokens back into the bucket of `client`, for `images` counted but not classified."""
+        """Put tokens back into the bucket of `client` for `images` that were not classified."""
         if client in self._full_at:
             self._full_at[client] -= images * self._seconds
 

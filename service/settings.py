@@ -1,7 +1,7 @@
 """All settings of the service: name, type, range, default and meaning.
 
 Settings are read once, when the process starts. The environment variable of a setting is `SHOAL_`
-and the name of the setting in capitals. `python -m service.settings` prints the table of
+followed by the name of the setting in capitals. `python -m service.settings` prints the table of
 docs/configuration.md.
 """
 
@@ -27,7 +27,7 @@ HOST = re.compile(
     r"(?:\[(?P<address>[\da-f:.]+)\]|(?P<name>(?:\*\.)?(?:[\w-]+\.)*[\w-]+)\.?)(?::\d*)?",
     re.ASCII | re.IGNORECASE,
 )
-"""Pattern of a host with an optional port (RFC 9110, section 7.2), or of *.example.com."""
+"""Pattern of a host with an optional port (RFC 9110, section 7.2). Accepts *.example.com, too."""
 
 
 class BadSettings(Exception):
@@ -307,7 +307,7 @@ def table() -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """Return the default of a setting as text. Empty: the description states the default."""
+    """Return the default of a setting as text, or "" if the description states the default."""
     default = field.default
     return "" if field.default_factory or default in (None, STORE) else str(default)
 

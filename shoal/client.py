@@ -203,7 +203,7 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _timeout_options(seconds: float) -> dict[str, Any]:
-    """Returns httpx options: its timeout, and a header that tells the service the same timeout."""
+    """Returns options for httpx: a timeout, and a header that tells the service this timeout."""
     return {"timeout": seconds, "headers": {"X-Request-Timeout": f"{seconds:.3f}"}}
 
 

@@ -15,7 +15,7 @@ import shtab
 
 SHELLS = ("bash", "zsh", "fish")
 PATHS = {"FILE": shtab.FILE, "FOLDER": shtab.DIRECTORY, "PATH": shtab.FILE}
-"""Kinds of completion by the metavar of an argument."""
+"""Kind of completion for an argument, by the metavar of the argument."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
 """Turns the settings of the service into command-line flags.
 
 The flag `--max-batch-size 8` sets the environment variable SHOAL_MAX_BATCH_SIZE of this process to
-8. The processes that it starts inherit the variable. Secrets have no flags, because all users of a
-machine can read the command lines of its processes.
+8. Child processes inherit the variable. Secrets have no flags, because all users of a machine can
+read the command lines of its processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METAVARS = {int: "N", float: "SECONDS", str: "TEXT", pathlib.Path: "PATH"}
 
 
 def add(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_fields) -> None:
-    """Adds flags for settings to a parser. The parser's result lacks flags that are not given.
+    """Adds flags for settings to a parser. Flags that are not given are absent from its result.
 
     Args:
         parser: Parser that the flags are added to.

@@ -120,7 +120,10 @@ async def _client(options: argparse.Namespace) -> AsyncIterator[AsyncClient]:
 async def _in_order(
     client: AsyncClient, names: Sequence[str]
 ) -> AsyncGenerator[tuple[str, Result]]:
-    """Yields each file and its result, in order. Classifies the next files at the same time."""
+    """Yields each file and its result, in the order of `names`.
+
+    At most `MAX_CONCURRENT` files are classified at the same time.
+    """
     pending: deque[asyncio.Task[tuple[str, Result]]] = deque()
     try:
         for name in names:

@@ -53,7 +53,10 @@ def predictions(response: httpx.Response) -> list[Prediction | Problem]:
 
 
 def error_from(response: httpx.Response) -> Problem | NotShoal:
-    """Returns the error in a response with another status than 200, also if a proxy sent it."""
+    """Returns the error in a response whose status is not 200.
+
+    The response may be from the service or from a proxy.
+    """
     try:
         return problem_from(response.json(), retry_after(response))
     except (ValueError, LookupError, TypeError):

@@ -23,8 +23,8 @@ from shoal.prediction import error_from
 MIN_TIMEOUT = 0.001
 """Minimum timeout of an attempt, in seconds."""
 SPREAD = 0.25
-"""Maximum share of Retry-After that a client waits in addition. Each client adds a random share, so
-that clients with the same Retry-After do not all retry at the same time."""
+"""Maximum additional wait, as a share of Retry-After. Each client adds a random wait, so that
+clients with the same Retry-After do not all retry at the same time."""
 
 Reply: TypeAlias = httpx.Response | httpx.RequestError | TimeoutError
 """The result of one attempt."""
@@ -42,7 +42,7 @@ class Retry:
     """Decides about the attempts to send one request."""
 
     def __init__(self, timeout: float, now: Callable[[], float], spread: float) -> None:
-        """Begins the timeout.
+        """Creates the state of one request. The timeout begins immediately.
 
         Args:
             timeout: Maximum number of seconds for all attempts and the waits between them.

@@ -10,15 +10,16 @@ consequences:
   limit on CPU time, it is decoded again as an expensive image. If an expensive image exceeded its
   limit, it is rejected, and the killed decoder counts against the client.
 - If an ordinary image lacked memory or crashed its decoder, it is decoded again as an expensive
-  image. If this happened to an expensive image in a used decoder, earlier images may be the cause:
+  image. If this happened to an expensive image, earlier images of the decoder may be the cause. So
   the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
   and the failure counts against the client.
 - If something outside the service ended the decoder, the image is decoded once more. If an image
   exceeds its time limit with little CPU time, something else has delayed the decoder. Neither case
   counts against the client.
 
-In all cases except the first, the decoder is replaced, because a malicious image may control it.
-The replacement is charged to the client unless something outside the service ended the decoder.
+In all cases except the first, the decoder is replaced, because a malicious image may control the
+decoder. The CPU time of the replacement is charged to the client, unless something outside the
+service ended the decoder.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from service.telemetry.logs import log
 
 LEAST_LIE = 0.005
-"""Number of CPU seconds above `MAX_UNDERESTIMATE` x the estimate that an image may take without
+"""An image may take `MAX_UNDERESTIMATE` x its estimate, plus this number of CPU seconds, without
 consequences."""
 MAX_LOSSES = 1
-"""Maximum number of decoders of one image that something outside ended before the image fails."""
+"""Number of times that an image is decoded again after something outside ended its decoder."""
 STALL_SECONDS = 5.0
-"""Number of seconds that a decoder may go on after the deadline of its image."""
+"""Number of seconds that a decoder may continue after the deadline of its image."""
 REPLACEMENT_SECONDS = 0.02
 """Number of CPU seconds that a client is charged for the replacement of a decoder."""
 
@@ -66,8 +67,9 @@ class Attempts:
             ordinary: Lane of ordinary images.
             expensive: Lane of expensive images, and of ordinary images that exceeded a limit.
             trust: Record of the clients whose images ended decoders or exceeded their estimates.
-            on_kill: Function that is called with the reason when a decoder ends unexpectedly:
-                `cpu_time`, `crash`, or `lost` if something outside the service ended it.
+            on_kill: Function that is called when a decoder ends unexpectedly. Its argument is the
+                reason: `cpu_time`, `crash`, or `lost` if something outside the service ended the
+                decoder.
             clock: Function that returns the time of a monotonic clock, in seconds.
         """
         self._ordinary = ordinary
@@ -77,9 +79,10 @@ class Attempts:
         self._clock = clock
 
     async def decode_next(self, template: Template, process: DecoderProcess, lane: Lane) -> bool:
-        """Let `process` decode the next image of `lane`, when there is one.
+        """Wait for the next image of `lane`, and let `process` decode it.
 
-        Returns whether `process` can decode another image.
+        `template` is the process that decoders are forked from. Returns whether `process` can
+        decode another image.
         """
         job = await lane.take()
         process.image_seconds = 0.0
@@ -88,7 +91,7 @@ class Attempts:
             with on_error(reject, job.answer):
                 try:
                     goes_on = await self._decode(job, template, process, lane)
-                except asyncio.CancelledError:  # the template, and so all decoders, have ended
+                except asyncio.CancelledError:  # the template and all its decoders have ended
                     canceled = True
                     self._try_again(job, lane)
         finally:
@@ -134,7 +137,10 @@ class Attempts:
         return True
 
     def _is_worth_it(self, job: Job) -> bool:
-        """Whether `job` can still be answered. Fails the job if it is too late or not allowed."""
+        """Whether `job` can still be answered in time.
+
+        Fails the job if decoding would end too late, or if its client is rejected for a while.
+        """
         now = self._clock()
         late = now + job.seconds - job.deadline
         if late > 0 and (self._ordinary.queue or self._expensive.queue):
@@ -161,7 +167,7 @@ class Attempts:
         lane: Lane,
         end: DecoderEnded,
     ) -> None:
-        """Handle the end of the decoder `process` of `job`."""
+        """Handle the end of `process`, which was decoding the image of `job`."""
         if end.killed_for == "cpu_time":
             await self._failed(job, template, process, lane, "cpu_time")
         elif end.killed_for == "time":  # the deadline of the request has passed
@@ -174,7 +180,7 @@ class Attempts:
             await self._failed(job, template, process, lane, "crash")
 
     async def _was_killed(self, template: Template, process: DecoderProcess) -> bool:
-        """Whether the kernel, an operator or the end of the template has ended `process`."""
+        """Whether the kernel or an operator has ended `process`, or its template has ended."""
         try:
             result = await template.reap(process)
         except StartFailed:
@@ -190,7 +196,7 @@ class Attempts:
 
         Args:
             job: Job with the image.
-            template: Template of the decoders.
+            template: Process that decoders are forked from.
             process: Decoder that failed.
             lane: Lane of `process`.
             reason: Limit that the image exceeded (`cpu_time` or `memory`), or `crash`.
@@ -228,7 +234,10 @@ class Attempts:
                 process.image_seconds += new.image_seconds
 
     def _try_again(self, job: Job, lane: Lane) -> None:
-        """Put `job` back into its lane after something else than its image ended the decoder."""
+        """Put `job` back into its lane, because something other than its image ended the decoder.
+
+        Fails the job if this has happened too often.
+        """
         job.losses += 1
         if job.losses > MAX_LOSSES:
             _fail(job, DecoderLost())

@@ -2,10 +2,10 @@
 
 Estimates do not depend on earlier images, so a client cannot influence the estimates of others.
 
-The CPU time depends on the number of pixels. Where entropy coding dominates, it also depends on the
-number of bytes: a baseline JPEG of 12 megapixels takes 8 to 61 ms, depending on its quality and
-noise. `work` combines both numbers. The estimates of photos and drawings from 0.1 to 64 megapixels
-are correct within a factor of 2.
+The CPU time depends on the number of pixels. If entropy coding takes most of the time, the CPU time
+also depends on the number of bytes: a baseline JPEG of 12 megapixels takes 8 to 61 ms, depending on
+its quality and noise. `work` combines both numbers. The estimates of photos and drawings from 0.1
+to 64 megapixels are correct within a factor of 2.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SECONDS: Mapping[str, float] = {
     "BMP run-length": 200e-9,
     "GIF": 5.6e-9,
 }
-"""CPU seconds per unit of `work`, by kind of image, on the machine of the measurements."""
+"""CPU seconds per unit of `work`, by kind of image, as measured on the reference machine."""
 SAMPLE_SECONDS = 0.0056
-"""CPU seconds that decoding the sample images took on the machine of the measurements."""
+"""CPU seconds that decoding the sample images took on the reference machine."""
 MAX_SLOWER = 8.0
-"""Maximum factor by which this machine counts as slower or faster than the measured machine."""
+"""Maximum factor by which this machine counts as slower or faster than the reference machine."""
 PIXELS_PER_BYTE: Mapping[str, float] = {"JPEG": 17, "JPEG progressive": 11, "WebP": 5}
-"""Number of pixels that take as long as one encoded byte, by kind. Other kinds: 0."""
+"""Number of pixels that take as long to decode as one encoded byte, by kind. Other kinds: 0."""
 MAX_BYTES_PER_PIXEL = 4
 """Maximum number of bytes per pixel that count as work. Decoders skip further bytes (metadata)."""
 OVERHEAD = 0.0003
@@ -41,14 +41,15 @@ BLOCK = 32
 """Maximum width and height of the blocks that decoders work in, in pixels. A smaller image takes as
 long as a whole block."""
 SCANS: Mapping[str, int] = {"JPEG": 1, "JPEG progressive": 10}
-"""Number of scans of an ordinary JPEG, by kind. Decoders visit all blocks in each scan."""
+"""Number of scans of a typical JPEG, by kind. Decoders visit all blocks in each scan."""
 
 
 def work(image: EncodedImage) -> float:
     """Return the amount of work to decode `image`, as a number of pixels.
 
-    It is the sum of the pixels of the image, in whole blocks and for each scan, and of the pixels
-    that take as long as its bytes.
+    The result is the sum of two numbers. The first is the number of pixels in all blocks of the
+    image, multiplied by the ratio of its number of scans to the typical number. The second is the
+    number of pixels that take as long to decode as the bytes of the image.
     """
     blocks = BLOCK**2 * -(-image.width // BLOCK) * -(-image.height // BLOCK)
     usual = SCANS.get(image.kind)

@@ -1,7 +1,7 @@
 """Keeps the decoder processes ("decoders") running.
 
-The decoders of ordinary images form one lane, and those of expensive images another. All decoders
-are forked from one process, the template.
+The decoders of ordinary images form one lane, and the decoders of expensive images form another
+lane. All decoders are forked from one process, the template (a fork server).
 
 Guarantees
 - Each lane has the configured number of decoders, or as many as the system allows. A decoder that
@@ -40,8 +40,8 @@ class Fleet:
         """
         Args:
             lanes: Lanes to run decoders for.
-            decode_next: Coroutine that waits for an image of a lane and lets a decoder decode the
-                image. It returns whether the decoder can decode another image.
+            decode_next: Coroutine function that waits for an image of a lane and lets a decoder
+                decode the image. It returns whether the decoder can decode another image.
             template: Function that creates the template process.
         """
         self.costs = Costs()

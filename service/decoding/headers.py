@@ -19,15 +19,16 @@ Header = tuple[str, int, int]
 
 _SERVED = "JPEG, PNG, WebP, BMP or GIF"
 _WEBP_CHUNKS = 4096
-"""Number of bytes at the start of a WebP in which a chunk of lossless pixels is searched. If the
+"""Number of bytes at the start of a WebP that are searched for a chunk of lossless pixels. If the
 chunk is not found, the estimated CPU time is wrong by less than a factor of 3."""
 _GIF_BLOCKS = 1024
-"""Maximum number of blocks in which the first frame of a GIF is searched. If the frame comes later,
-only the decoder finds it."""
+"""Maximum number of blocks of a GIF that are searched for its first frame. If the frame comes
+later, only the decoder finds it."""
 _PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 """Number of samples per pixel by color type of a PNG. Other color types have one sample."""
 _MAX_INFLATION = 1032
-"""Maximum number of bytes that one byte of Deflate expands to (RFC 1951: 258 bytes in two bits)."""
+"""Maximum number of bytes that one byte of Deflate data expands to (RFC 1951: 258 bytes in two
+bits)."""
 _MAX_RUN_LENGTH_PIXELS = 4_000_000  # Pillow decodes run-length encoded BMPs slowly, in Python
 
 
@@ -71,7 +72,10 @@ def _png_header(data: bytes) -> Header:
 
 
 def _gif_header(data: bytes) -> Header:
-    """Return the size of the canvas, enlarged to the first frame as decoders do."""
+    """Return the kind and the size of the canvas, enlarged if the first frame does not fit.
+
+    Decoders enlarge the canvas in the same way.
+    """
     width, height = struct.unpack_from("<HH", data, 6)
     if (position := _gif_first_frame(data)) is not None:
         left, upper, across, down = struct.unpack_from("<HHHH", data, position + 1)

@@ -51,7 +51,8 @@ BYTES_PER_PIXEL = {
 """Maximum bytes of memory per pixel that decoding takes if the header is correct, by kind."""
 
 COPIES = 3
-"""Number of copies of an encoded image in a decoder: data, a file object and a library's copy."""
+"""Number of copies of an encoded image in a decoder process: the data, the copy in a file object,
+and the copy of the library that decodes the image."""
 
 
 @dataclass(slots=True)  # a frozen class would take five times as long to create
@@ -87,7 +88,7 @@ class EncodedImage:
     def is_bounded(self) -> bool:
         """Whether decoding the image takes about a millisecond at most, even if it is malicious.
 
-        Then `decode_here` may run on the event loop.
+        If so, `decode_here` may run on the event loop.
         """
         if len(self.data) > _BOUNDED_BYTES or self.pixels > _BOUNDED_PIXELS:
             return False
@@ -98,9 +99,9 @@ class EncodedImage:
         return self.format == "PNG" and png.is_plain(self.data)
 
     def decode_here(self) -> Pixels | None:
-        """Decode an image that `is_bounded` in this process.
+        """Decode the image in this process. `is_bounded` must be True.
 
-        Returns None if the image may be damaged. A decoder process must then decode it.
+        Returns None if the image may be damaged. A decoder process must then decode the image.
         """
         if self.format == "JPEG":
             return self._decode_plain_jpeg()
@@ -114,7 +115,8 @@ class EncodedImage:
 
         Raises:
             BadImage: The image is damaged.
-            ImageTooLarge: The image has more pixels than its header says and than are allowed.
+            ImageTooLarge: The image has more pixels than its header says, and more than are
+                allowed.
             ImageTooExpensive: There is not enough memory.
         """
         try:

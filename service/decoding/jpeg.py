@@ -7,8 +7,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-# These limits are higher than the numbers of cameras and editors: a progressive JPEG has about ten
-# scans, and 20 are allowed at 64 megapixels. They keep decoding from taking minutes.
+# Files of cameras and editors do not reach these limits: a progressive JPEG has about ten scans,
+# and 20 are allowed at 64 megapixels. Without the limits, decoding could take minutes.
 _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
 _MAX_SCANNED_PIXELS = 20 * 64_000_000
@@ -50,7 +50,7 @@ def is_plain(data: bytes) -> bool:
 
     The image must also be gray or YCbCr, and have no EXIF, XMP or Adobe segments. Decoders read
     only one scan of such a file, so the size of the image limits the work. In other files, decoders
-    read all scans. Each scan can be ten bytes long, and the decoder visits all blocks in it.
+    read all scans. A scan can be as short as ten bytes, but decoders visit all blocks in each scan.
     """
     if b"Exif" in data or b"http://ns.adobe.com/" in data or b"Adobe" in data:
         return False
@@ -66,7 +66,7 @@ def is_plain(data: bytes) -> bool:
 def scans(data: bytes) -> int:
     """Return the number of scans that begin in the first 64 KiB.
 
-    Later scans are not counted, because many bytes already increase the estimated cost.
+    Later scans are not counted, because the length of such a file increases its estimated cost.
     """
     return data.count(b"\xff\xda", 0, _SCANS_BYTES)
 
@@ -74,7 +74,7 @@ def scans(data: bytes) -> int:
 def has_too_many_parts(data: bytes, pixels: int) -> bool:
     """Whether there are more segments or scans than cameras and editors write for `pixels` pixels.
 
-    Decoders visit all blocks in each scan of a progressive JPEG, even if the scan has a few bytes.
+    Decoders visit all blocks in each scan of a progressive JPEG, even if it has few bytes.
     """
     markers = [marker for marker, _ in itertools.islice(_segments(data), _MAX_SEGMENTS + 1)]
     scans = markers.count(_START_OF_SCAN)

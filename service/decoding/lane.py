@@ -1,4 +1,7 @@
-"""A lane: the decoder processes of one kind of images, and the images that wait for them."""
+"""A lane: the decoder processes of one kind of images, and the images that wait for them.
+
+The kinds are ordinary and expensive images (`service.decoding.limits`).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from service.errors import DecodeQueueFull
 from service.rate_limit import Client
 
 MAX_UNDERESTIMATE = 4.0
-"""Maximum ratio of the CPU time for decoding an image to its estimate. The ratio of ordinary photos
-is below 2.5."""
+"""Maximum ratio of the CPU time for decoding an image to the estimate of this time. The ratio of
+ordinary photos is below 2.5."""
 MAX_WAITING = 4096
 """Maximum number of waiting images of a lane."""
 SLOW_START_SECONDS = 3.0
-"""Number of seconds after which a decoder that is not ready counts as one that cannot start."""
+"""If a new decoder is not ready after this number of seconds, its start counts as failed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,11 +37,11 @@ class Job:
     seconds: float
     """Estimated CPU seconds of decoding the image."""
     deadline: float
-    """Time at which the pixels are needed, in seconds of the pool's clock."""
+    """Time when the pixels are needed, in seconds of the monotonic clock of `Decoders`."""
     answer: asyncio.Future[Pixels]
     """Future that receives the pixels or an exception."""
     losses: int = 0
-    """Number of decoders of this image that something outside the service ended."""
+    """Number of times that something outside the service ended the decoder of this image."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,19 +51,19 @@ class Lane:
     decoders: int
     """Number of decoder processes."""
     memory: int
-    """Maximum number of bytes of memory of each process."""
+    """Maximum number of bytes of memory of each decoder process."""
     max_seconds: float
     """Maximum CPU seconds for decoding an image in this lane."""
     min_seconds: float = 0.02
     """CPU seconds that decoding any image may take, even if its estimate is lower."""
     nicer: int = 0
-    """Increment of the niceness of the processes (nice(2))."""
+    """Increment of the niceness of the decoder processes (nice(2))."""
     queue: FairQueue[Job] = field(default_factory=lambda: FairQueue(MAX_WAITING))
-    """Waiting images."""
+    """Images that wait for a decoder."""
     processes: set[DecoderProcess] = field(default_factory=set)
-    """Processes that are ready to decode."""
+    """Decoder processes that are ready to decode."""
     cannot_start: bool = False
-    """Whether the decoder that was started last failed to start or is not ready in time."""
+    """Whether the latest start of a decoder failed or took too long."""
     _waiting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     @property
@@ -74,12 +77,12 @@ class Lane:
 
     @property
     def has_decoder(self) -> bool:
-        """Whether a decoder is ready. An ended decoder is replaced when it gets an image."""
+        """Whether a decoder is ready. Decoders that have ended do not count."""
         return any(process.is_alive for process in self.processes)
 
     @asynccontextmanager
     async def decoder(self, template: Template) -> AsyncIterator[DecoderProcess]:
-        """Start a decoder, which is ready within the context and is ended after it.
+        """Start a decoder. It is ready within the context, and is killed at the end of the context.
 
         Raises StartFailed if no decoder can be started.
         """
@@ -115,7 +118,7 @@ class Lane:
     def _fails_if_slow(self) -> Iterator[None]:
         """Mark the start of decoders as failed if the context takes too long.
 
-        The template, which decoders are forked from, may be suspended (SIGSTOP).
+        For example, the template, which decoders are forked from, may be suspended (SIGSTOP).
         """
         timer = asyncio.get_running_loop().call_later(SLOW_START_SECONDS, self.mark_failed)
         try:
@@ -153,5 +156,5 @@ class Lane:
 
 async def _reap(template: Template, process: DecoderProcess) -> None:
     """Wait until the killed `process` has ended."""
-    with suppress(StartFailed):  # the template, and so all decoders, have ended
+    with suppress(StartFailed):  # the template and all its decoders have ended
         await template.reap(process)

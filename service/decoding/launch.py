@@ -1,6 +1,7 @@
-"""Starts decoder processes: the server's side of the template (`service.decoding.template`).
+"""Starts decoder processes by sending orders to the template.
 
-The template is the process that all decoder processes are forked from.
+The template is a fork server: the process that all decoder processes are forked from. It runs the
+module `service.decoding.template`. The module here is the server's side.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from service.decoding import template
 from service.decoding.process import START_SECONDS, DecoderProcess, StartFailed
 
 # With these variables, the allocator keeps freed memory for the next image, so large WebPs take
-# half as long. The limit on memory includes the kept memory. Idle decoders return it.
+# half as long. The limit on memory includes the kept memory. Idle decoders return this memory.
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
@@ -41,7 +42,7 @@ class Template:
         self.sample_seconds = 0.0
         """CPU seconds that decoding the sample images takes on this machine."""
         self.ended = asyncio.Event()
-        """Set when the process has ended, or when its next answer may belong to another request.
+        """Set when the process has ended, or when its next answer may belong to an earlier order.
         Decoders can then no longer be forked."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -57,9 +58,9 @@ class Template:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
-            # The template gets its own process group, so that Ctrl-C reaches only the server. It
-            # stays in the server's session, because Linux would otherwise ignore the niceness of
-            # decoders (sched(7), autogroup).
+            # The template gets its own process group, so that Ctrl-C reaches only the server.
+            # The template stays in the server's session, because Linux would otherwise ignore the
+            # niceness of decoders (sched(7), autogroup).
             try:
                 self._process = subprocess.Popen(  # noqa: ASYNC220, S603  # Popen does not block
                     [
@@ -81,7 +82,7 @@ class Template:
         self.sample_seconds = json.loads(await self._receive())
 
     async def fork(self, memory: int, nicer: int) -> DecoderProcess:
-        """Fork a new decoder. Callers must await `ready` before its first image.
+        """Fork a new decoder. Callers must await `DecoderProcess.ready` before its first image.
 
         Args:
             memory: Maximum number of bytes of memory of the decoder.
@@ -110,10 +111,10 @@ class Template:
                 return DecoderProcess(pid, ours, file)
 
     async def reap(self, process: DecoderProcess) -> int:
-        """Wait for the end of `process`, which is ended if necessary.
+        """Wait for the end of `process`. The template kills a process after `EXIT_SECONDS`.
 
-        Returns its exit code, the negative number of the signal that ended it, or
-        `template.LIVED_ON`. Raises StartFailed if the template, and so all decoders, have ended.
+        Returns the exit code of `process`, the negative number of the signal that ended it, or
+        `template.LIVED_ON`. Raises StartFailed if the template and all its decoders have ended.
         """
         async with self._one_at_a_time:
             if process.exit_code is None:
@@ -132,7 +133,7 @@ class Template:
             self._process.wait()
 
     async def _ask(self, what: int, value: int, nicer: int = 0, *descriptors: int) -> int:
-        """Send an order to the template and return its result. Raises StartFailed."""
+        """Send an order to the template, and return the result. Raises StartFailed."""
         if self._control is None or self.has_ended:
             raise StartFailed("the template of the decoders has ended")
         try:
@@ -140,7 +141,7 @@ class Template:
             socket.send_fds(self._control, [order], descriptors)
             (result,) = template.RESULT.unpack(await self._receive())
         except BaseException as error:
-            self.ended.set()  # a late result would be mistaken for that of the next order
+            self.ended.set()  # a late result would be mistaken for the next order's result
             if isinstance(error, OSError):
                 raise StartFailed(f"the template of the decoders has ended: {error}") from error
             raise
@@ -148,7 +149,7 @@ class Template:
         return result
 
     def _read(self) -> None:
-        """Receive a message of the template, or notice that the template has ended."""
+        """Receive a message of the template. An empty message: the template has ended."""
         assert self._control is not None
         try:
             message = self._control.recv(template.MAX_MESSAGE)

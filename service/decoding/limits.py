@@ -17,17 +17,18 @@ EXPENSIVE_MEMORY = 544 * MIB
 """Maximum number of bytes of memory of a decoder for expensive images. A progressive JPEG of 64
 megapixels needs as much."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
-"""Lowest value of that maximum, in bytes, on machines with little memory."""
+"""Lowest maximum of a decoder for expensive images, in bytes, on machines with little memory."""
 HEAP_MEMORY = 48 * MIB
 """Number of bytes that decoding may take in addition to `EncodedImage.memory`, because the
 allocator reserves some memory and cannot reuse some. Images of medium size need the most."""
 LARGE_HEAP_MEMORY = 32 * MIB
-"""The same number for the largest images, whose buffers are allocated separately."""
+"""Value instead of `HEAP_MEMORY` for the largest images. It is lower, because the buffers of such
+images are allocated separately."""
 ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
 """Maximum of `EncodedImage.memory` of an ordinary image."""
 RESTING_MEMORY = 12 * MIB
-"""Number of bytes that each decoder and the template, which decoders are forked from, take without
-an image. Shared memory is not counted."""
+"""Number of bytes that a decoder takes without an image. The template, the process that decoders
+are forked from, takes as much. Shared memory is not counted."""
 DESCRIPTORS, FORK_DESCRIPTORS = 3, 8
 """Numbers of file descriptors of the server: for each decoder, and for starting decoders."""
 
@@ -47,11 +48,11 @@ class Limits:
 
     @property
     def max_image_memory(self) -> int:
-        """Maximum of `EncodedImage.memory`. Images with more are rejected."""
+        """Maximum of `EncodedImage.memory`. Images that need more memory are rejected."""
         return self.expensive_memory - LARGE_HEAP_MEMORY
 
     def most_pixels(self, kind: str) -> int:
-        """Return the number of pixels of this kind of image for which the memory is enough."""
+        """Return the maximum number of pixels that the memory allows for this kind of image."""
         return self.max_image_memory // BYTES_PER_PIXEL[kind]
 
     @property

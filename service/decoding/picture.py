@@ -1,14 +1,14 @@
 """Decodes images with Pillow into the pixels that the network gets.
 
-The image is treated as a browser shows it on a white page: with its EXIF orientation, alpha and
-palette, and only its first frame. The network gets the middle square of the image, resized to
-32 x 32 pixels. The pixels of a 32 x 32 RGB image do not change.
+The pixels look as in a browser that shows the image on a white page: EXIF orientation, alpha and
+palette are applied. Only the first frame of an animation is used. The network gets the middle
+square of the image, resized to 32 x 32 pixels. The pixels of a 32 x 32 RGB image do not change.
 
 Decoder processes run this module, so it imports no large library except Pillow. Callers pass the
 type and the size of an image, which `service.decoding.image` has read from its header.
 
-Decoding takes at most this number of bytes of memory per pixel: 14 for WebP, 8 for progressive
-JPEG, 4 for PNG and BMP, 2 for GIF, and almost none for other JPEGs. `benchmarks/decode_cost.py`
+Decoding takes at most this many bytes of memory per pixel: 14 for WebP, 8 for progressive JPEG, 4
+for PNG and BMP, 2 for GIF, and almost none for other JPEGs. `benchmarks/decode_cost.py`
 measures these numbers. A file may state a wrong size, so the kernel limits the memory (`sandbox`)
 and the server limits the CPU time (`process`).
 """
@@ -112,8 +112,8 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
     if 0 in image.size:
         raise Undecodable(Fault.DAMAGED)
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. This takes a fraction of the time, and
-    # the pixels are averaged as well as by resizing. `draft` also returns the exact size of the
-    # whole image in pixels of the smaller one.
+    # the result is as good as that of resizing. `draft` also returns the exact size of the whole
+    # image in pixels of the smaller image.
     draft = image.draft(None, (_SPARE * SIDE, _SPARE * SIDE))
     shown_width, shown_height = draft[1][2:] if draft else image.size
     drawn = image.tile[0].extents if kind == "GIF" and image.tile else None
@@ -126,8 +126,8 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
     return seen if turn is None else seen.transpose(turn)
 
 
-# These readers are called directly. `Image.open` would try other readers, too, and would open a
-# JPEG with several pictures, as phones write it, as an MPO.
+# These readers are called directly. `Image.open` would try other readers, too. It would also open
+# a JPEG with several pictures, which some phones write, as an MPO.
 
 
 class _Jpeg(JpegImageFile):
@@ -157,7 +157,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def _scale_transparent_color(image: Image.Image, depth: int) -> None:
-    """Convert the transparent color of a PNG to 8 bits, as Pillow has converted the samples."""
+    """Convert the transparent color of a PNG to 8 bits. Pillow has converted only the samples."""
     color = image.info.get("transparency")
     if image.mode == "L" and color is not None:
         image.info["transparency"] = color * 255 // (2**depth - 1)
@@ -166,8 +166,8 @@ def _scale_transparent_color(image: Image.Image, depth: int) -> None:
 
 
 _SPARE = 3
-"""Minimum ratio to `SIDE` of the size of an image before the last resizing step. With 3, the result
-has no visible differences to that of a single filter over all pixels."""
+"""Minimum size of an image before the last resizing step, as a multiple of `SIDE`. With 3, the
+result looks the same as that of a single filter over all pixels."""
 _TILE = 1024
 
 
@@ -275,7 +275,7 @@ _TURNS = {
 
 
 def _orientation(info: Mapping[str | tuple[int, int], object]) -> int:
-    """Return the EXIF orientation (1 to 8). If EXIF has none, it is read from XMP. Default: 1."""
+    """Return the orientation (1 to 8) from EXIF data, or else from XMP data. Default: 1."""
     exif, digits, xmp = (info.get(key) for key in ("exif", "Raw profile type exif", "xmp"))
     if exif is None and isinstance(digits, str):  # EXIF data in a PNG, as ImageMagick writes it
         exif = bytes.fromhex("".join(digits.split("\n")[3:]))

@@ -7,7 +7,8 @@ import struct
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _DEPTH_AND_COLOR, _INTERLACING = slice(24, 26), slice(28, 29)
-"""Positions of these fields in a PNG. They are part of its first chunk, the header."""
+"""Positions of two fields in a PNG: bit depth and color type, and interlace method. The fields are
+part of the first chunk, the header."""
 _GRAY_OF_16_BITS = b"\x10\0"
 
 _MAX_CHUNKS = 32

@@ -3,13 +3,13 @@
 Guarantees
 - An image cannot harm the server by exploiting a decoder: the kernel restricts these processes
   (`sandbox`). A decoder that takes too much CPU time is killed. A decoder that ends is replaced
-  (`fleet`), and only the request with its image fails (`attempts`).
+  (`fleet`), and only the request with the decoder's image fails (`attempts`).
 - All decoders together take at most `Limits.memory`.
 - Waiting clients get equal shares of decode time (`queue`). A client whose images have ended
   several decoders is rejected for a while (`trust`).
 - Ordinary images do not wait for expensive images, which have decoders of their own at a lower
   priority. If an ordinary image exceeds its limits, it is decoded again as an expensive image. If
-  it took too much CPU time, all images of its client count as expensive for a minute.
+  an image took too much CPU time, all images of its client count as expensive for a minute.
 - An image is rejected immediately if it would be decoded too late. This is predicted from the
   estimated costs of the image and of the waiting images. An image is dropped from the queue when
   its client disconnects or its deadline passes.
@@ -42,8 +42,8 @@ ORDINARY_SECONDS = 0.05
 ORDINARY_LIMIT = 0.12
 """Number of CPU seconds after which an ordinary image is decoded again as an expensive image."""
 NICER = 5
-"""Niceness of the decoders of expensive images (nice(2)). It gives them a third of the CPU time of
-other processes when CPUs are busy."""
+"""Niceness of the decoders of expensive images (nice(2)). When all CPUs are busy, such a decoder
+gets a third of the CPU time that another process gets."""
 
 
 class Decoders:
@@ -59,10 +59,11 @@ class Decoders:
         """
         Args:
             limits: Number of decoders, and their limits on memory and CPU time.
-            on_kill: Function that is called with the reason when a decoder ends unexpectedly:
-                `cpu_time`, `crash`, or `lost` if something outside the service ended it.
+            on_kill: Function that is called when a decoder ends unexpectedly. Its argument is the
+                reason: `cpu_time`, `crash`, or `lost` if something outside the service ended the
+                decoder.
             clock: Function that returns the time of a monotonic clock, in seconds.
-            template: Function that creates the process that decoders are forked from.
+            template: Function that creates the template, the process that decoders are forked from.
         """
         self.limits = limits
         self.max_memory = limits.max_image_memory
@@ -111,14 +112,15 @@ class Decoders:
 
         Raises:
             BadImage: The image is damaged, or crashed its decoder.
-            ImageTooLarge: The image has more pixels than its header says and than are allowed.
+            ImageTooLarge: The image has more pixels than its header says, and more than are
+                allowed.
             ImageTooExpensive: Decoding took more CPU time or memory than one image may take.
             DeadlineUnreachable: The image would be decoded too late. This is raised immediately, or
                 later if other images took longer than estimated.
             TimeoutError: `max_seconds` have passed.
             DecodeQueueFull: Too many images wait, or an image of another client replaced this one.
             DecodersKilled: Images of this client have ended too many decoders.
-            DecoderLost: Something outside the service ended the decoder of the image, twice.
+            DecoderLost: Something outside the service twice ended the decoder of the image.
             DecodersDown: No decoder for this image can be started.
         """
         now = self._clock()

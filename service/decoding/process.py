@@ -1,10 +1,10 @@
-"""The server's side of a decoder process ("decoder"): sends images, reads answers, and kills it.
+"""The server's side of a decoder process ("decoder"): sends images, reads answers, kills decoders.
 
 A malicious image may control its decoder, so the server does not trust decoders. The server checks
 the first byte and the length of each answer, and reads the CPU time of a decoder from the kernel.
-The kernel enforces the limit on memory (`service.decoding.sandbox`). When a decoder is to decode an
-image, the server copies the image into a file in memory that the decoder can only read. This takes
-5 us for a photo of 40 KB and 3 ms for 10 MiB.
+The kernel enforces the limit on memory (`service.decoding.sandbox`). The server copies each image
+into a file in memory that the decoder can only read. This takes 5 us for a photo of 40 KB and 3 ms
+for 10 MiB.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from service.decoding.image import EncodedImage
 from service.decoding.limits import HEAP_MEMORY
 
 START_SECONDS = 30.0
-"""Maximum number of seconds in which the template, which decoders are forked from, must respond.
-The limit is high because the machine may be busy."""
+"""Timeout in seconds for an answer of the template, which decoders are forked from. The timeout is
+long because the machine may be busy."""
 MIN_WAIT, MAX_WAIT = 0.005, 1.0
 """Minimum and maximum number of seconds between two checks of a decoder that decodes an image."""
 IDLE_CPU_SECONDS = 0.25
@@ -36,17 +36,17 @@ class StartFailed(Exception):
 
 
 class DecoderGone(Exception):
-    """The process had ended, or sent unexpected data, before it received the image."""
+    """The decoder process had ended or had sent unexpected data before it received the image."""
 
 
 class DecoderEnded(Exception):
-    """The process ended before it answered."""
+    """The decoder process ended before it answered."""
 
     def __init__(self, killed_for: str | None = None) -> None:
         """
         Args:
-            killed_for: Limit for which the server killed the process: `cpu_time` or `time`. None:
-                the server did not kill the process.
+            killed_for: Limit that the process exceeded before the server killed it: `cpu_time` or
+                `time`. None: the server did not kill the process.
         """
         limit = "CPU time" if killed_for == "cpu_time" else killed_for
         super().__init__(f"was killed: it exceeded its limit on {limit}" if limit else "ended")
@@ -59,27 +59,27 @@ class DecoderProcess:
     def __init__(self, pid: int, link: socket.socket, file: int) -> None:
         """
         Args:
-            pid: Process id. It is not reused until `Template.reap` is called or the template ends,
-                whichever is first.
+            pid: Process id. The system does not reuse it until `Template.reap` is called or the
+                template ends, whichever is first.
             link: Socket that is connected to the process.
-            file: Writable descriptor of the file from which the process reads images.
+            file: Writable descriptor of the file that the process reads images from.
         """
         self.pid = pid
         self.restrictions: list[str] = []
         """Names of the restrictions of the process (`sandbox.confine`), for the log."""
         self.used_at: float | None = None
-        """Time when decoding of its last image began, in seconds of the event loop's clock. None:
-        the process has freed its memory since then, or has had no image."""
+        """Time when the process began to decode its last image, in seconds of the event loop's
+        clock. None: the process has freed its memory since then, or has had no image."""
         self.is_busy = False
         """Whether the process is decoding an image."""
         self.images = 0
         """Number of images that the process has received."""
         self.image_seconds = 0.0
-        """CPU seconds for decoding the last image."""
+        """CPU seconds that the process took to decode its last image."""
         self.held_seconds = 0.0
-        """Number of seconds from the start of the last image to the last check (`_check`)."""
+        """Number of seconds from the start of the process's last image to the last `_check`."""
         self.exit_code: int | None = None
-        """Result of `Template.reap`. None: the process was not reaped."""
+        """Result of `Template.reap` for this process. None: there is no result yet."""
         self._link = link
         self._file = file
         self._pidfd = _open_pidfd(pid)
@@ -191,7 +191,10 @@ class DecoderProcess:
         raise DecoderGone
 
     def _cpu_seconds(self) -> float:
-        """Return the CPU seconds of the process since its start, or the last known value."""
+        """Return the CPU seconds of the process since its start.
+
+        If they cannot be read, for example because the process has ended, returns the last value.
+        """
         with suppress(OSError):  # the process has ended, or this is not Linux
             # This is the CPU clock of the process: clock_getcpuclockid(3).
             self._seconds = time.clock_gettime((~self.pid << 3) | 2)

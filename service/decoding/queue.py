@@ -5,9 +5,9 @@ A job is an image to decode. Its cost is its CPU time, which is estimated before
 Guarantees
 - Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. The
   times of two clients differ by at most one job of each client per decoder.
-- Before the first job of a new client, every other client receives a limited time: at most one job,
-  the cost of the new job, and the errors of its own estimates. The number of its waiting jobs has
-  no influence.
+- Before the first job of a new client, every other client receives a limited CPU time: at most the
+  cost of one job, plus the cost of the new job, plus the errors of the other client's estimates.
+  The number of waiting jobs has no influence.
 - A client that sends a cheap job from time to time waits for about two expensive jobs of others,
   not for one job of each client, if the estimates are correct.
 - A client gets no credit for pauses. If a client has received more than its share, the excess
@@ -43,7 +43,7 @@ from service.errors import DecodeQueueFull
 T = TypeVar("T", bound=Hashable)
 
 LEAST = 1e-6
-"""Minimum cost of a job, in seconds, so that jobs that cost nothing take turns, too."""
+"""Minimum cost of a job, in seconds. Without it, clients with free jobs would not take turns."""
 
 
 class _Client(Generic[T]):
@@ -56,13 +56,13 @@ class _Client(Generic[T]):
         self.received = received
         """CPU seconds that the client has received, on the scale of `FairQueue._level`."""
         self.backlog = 0.0
-        """Estimated CPU seconds of its waiting and running jobs."""
+        """Estimated CPU seconds of the client's waiting and running jobs."""
         self.jobs = Ranking[T]()
-        """Waiting jobs, ordered by their estimates."""
+        """The client's waiting jobs, ordered by their estimates."""
         self.overtaken = 0.0
-        """Estimated CPU seconds of the jobs that have overtaken the oldest job."""
+        """Estimated CPU seconds of the jobs that have overtaken the client's oldest job."""
         self.running = deque[float]()
-        """Estimates of the jobs that were taken and are not charged yet, oldest first."""
+        """Estimates of the client's jobs that were taken and are not charged yet, oldest first."""
 
     @property
     def is_active(self) -> bool:
@@ -163,8 +163,9 @@ class FairQueue(Generic[T]):
     def charge(self, client: Hashable, seconds: float) -> None:
         """Record that a taken job of `client` has ended and took `seconds` of CPU time.
 
-        The time replaces the estimate of the job that was taken first. When all jobs of the client
-        have ended, its received time is exact. Raises ValueError if `seconds` is not finite.
+        The time replaces the estimate of the client's job that was taken first. When all jobs of
+        the client have ended, its received time is exact. Raises ValueError if `seconds` is not
+        finite.
         """
         seconds = _checked(seconds)
         known = self._known(client)
@@ -180,10 +181,11 @@ class FairQueue(Generic[T]):
     def seconds_until_done(self, client: Hashable, seconds: float) -> float:
         """Return the seconds until a new job would be done if there were a single decoder.
 
-        Clients share the decoder equally. So when `client` has received its backlog and the new
-        job, every other client has received the same time, or its whole backlog if that is less. If
-        `client` has received more than its share, the others first receive the same excess. Running
-        jobs count as if they had just started.
+        The backlog of a client is the CPU time of its waiting and running jobs. Clients share the
+        decoder equally. While `client` receives its backlog and the new job, every other client
+        receives the same time or its own backlog, whichever is less. If `client` has received more
+        than its share, the others first receive the same excess. Running jobs count as if they had
+        just started.
 
         Args:
             client: Client of the new job.
@@ -237,8 +239,10 @@ class FairQueue(Generic[T]):
         insort(self._backlogs, client.backlog)
 
     def _advance(self, level: float) -> None:
-        """Raise the level of new clients to `level`, but not above the level that the next client
-        will have after its next job."""
+        """Raise the level of new clients to `level`, if `level` is higher.
+
+        The result is not above the level that the next client will have after its next job.
+        """
         if self._by_turn:
             level = min(level, self._by_turn.lowest()[0])
         self._level = max(self._level, level)

@@ -13,7 +13,7 @@ M = TypeVar("M", bound=Hashable)
 class Ranking(Generic[M]):
     """Members in ascending order of their values.
 
-    Members with equal values are in the order in which their values were set. The lowest and the
+    Members with equal values are ordered by the time when their values were set. The lowest and the
     highest member are found in constant time. A change takes about 2 us with 4,096 members: it
     needs O(log n) comparisons, and moves up to n pointers in memory.
     """

@@ -8,9 +8,9 @@ except a socket and a file. The following restrictions then apply to the process
 - It cannot gain privileges (PR_SET_NO_NEW_PRIVS).
 - It cannot access files, TCP ports, abstract sockets or other processes (Landlock in Linux 5.13 or
   later; newer versions of Linux restrict more of these).
-- It may make only the system calls that are listed below. They are about memory that is not
-  executable, open descriptors, time and the exit of the process. All other system calls, such as
-  those that create processes, fail with EPERM (seccomp on x86-64 and aarch64). This also applies to
+- It may make only the system calls that are listed below. These calls concern time, the exit of the
+  process, open descriptors, and memory that is not executable. All other system calls, such as
+  calls that create processes, fail with EPERM (seccomp on x86-64 and aarch64). This also applies to
   root; a limit on the number of processes would not.
 
 The server limits CPU time (`service.decoding.process`). macOS has neither Landlock nor seccomp, and
@@ -96,14 +96,17 @@ def _address_space() -> int:
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # the same numbers on every architecture
 _ASK_VERSION = 1
 _FILES = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 5: 0xFFFF}
-"""Bits of the kinds of file access that Landlock can deny, by its version."""
+"""Bits of the kinds of file access that Landlock can deny, by version of Landlock."""
 _TCP, _SCOPES = 0x3, 0x3
 """Bits of the restricted operations. `_TCP`: bind and connect. `_SCOPES`: abstract Unix sockets and
 signals."""
 
 
 def _restrict_by_landlock() -> int:
-    """Deny everything that the kernel's Landlock can deny. Returns its version, or 0 for none."""
+    """Deny everything that the kernel's Landlock can deny.
+
+    Returns the version of Landlock, or 0 if Landlock denies nothing.
+    """
     libc = _libc()
     version: int = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
     if version < 1:
@@ -162,11 +165,11 @@ _WITHOUT_EXECUTION = {"mmap": (9, 222), "mprotect": (10, 226)}
 _PROT_EXEC = 0x4
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Column of the tables above and value of AUDIT_ARCH, by machine."""
+"""Column of the tables above and value of AUDIT_ARCH, by name of the machine's architecture."""
 
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _THIRD_ARGUMENT = 0, 4, 32
-"""Offsets in bytes in struct seccomp_data. That of the argument is the offset of its low half."""
+"""Offsets in bytes in struct seccomp_data. `_THIRD_ARGUMENT`: low half of the third argument."""
 _ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050000 | _EPERM, 0x80000000
 
 

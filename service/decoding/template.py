@@ -1,16 +1,16 @@
 """The main loops of the template process and of decoder processes ("decoders").
 
-Decoders are forked from the template, which has imported Pillow. So the start of a decoder takes
-only milliseconds. The template has one thread. It receives no images, no API keys and not the
-environment of the server. It exits when the server closes the socket between them.
-`service.decoding.launch` is the server's side of the template, and `service.decoding.process` the
-server's side of a decoder.
+The template is a fork server: all decoders are forked from it. The template has imported Pillow, so
+the start of a decoder takes only milliseconds. The template has one thread. It receives no images,
+no API keys and not the environment of the server. It exits when the server closes its socket to the
+template. `service.decoding.launch` is the server's side of the template, and
+`service.decoding.process` is the server's side of a decoder.
 
 Messages (SOCK_SEQPACKET, integers in the byte order of the machine)
     template -> server    JSON, once: CPU seconds of decoding the sample images
     server -> template    ORDER with FORK and two descriptors: a socket, and the file for images
     template -> server    RESULT: process id of the decoder, or 0 if the fork failed
-    server -> template    ORDER with REAP, once for each decoder; it frees the process id
+    server -> template    ORDER with REAP, once for each decoder; this frees the process id
     template -> server    RESULT: exit code, negative number of the signal, or LIVED_ON
     decoder -> server     JSON, once: names of the restrictions that apply
     server -> decoder     REQUEST: decode the image in the file; with 0 bytes: free unused memory
@@ -39,10 +39,11 @@ from service.decoding import picture, sandbox
 
 FORK, REAP = 1, 2
 ORDER = struct.Struct("=BQi")
-"""Three numbers: FORK, maximum number of bytes of memory of the decoder, and increment of its
-niceness (nice(2)). Or REAP, process id, and 0."""
+"""Three numbers. To fork a decoder: FORK, the maximum number of bytes of memory of the decoder, and
+the increment of the decoder's niceness (nice(2)). To reap a decoder: REAP, its process id, and 0.
+"""
 RESULT = struct.Struct("=i")
-"""Result of an order."""
+"""Result of an order, as one number."""
 REQUEST = struct.Struct("=QQ8sIIQ")
 """Number of bytes of the image, maximum number of bytes of memory for decoding it, type, width,
 height and maximum number of pixels."""
@@ -66,7 +67,7 @@ _IMPORTED_LATE = (
 cannot open files."""
 
 EXIT_SECONDS = 0.05
-"""Number of seconds in which a decoder that is reaped must exit by itself. Then it is killed."""
+"""Number of seconds that REAP waits for a decoder to exit by itself before REAP kills it."""
 LIVED_ON = 256
 """RESULT for a decoder that did not exit within `EXIT_SECONDS`. Exit codes are smaller."""
 

@@ -24,8 +24,8 @@ heads of any length, and parses any number of pipelined requests before it answe
 - **Independent deadlines.**
   - The first byte of a request must arrive within the keep-alive time.
   - A head must be complete within `HEAD_SECONDS` after its first byte.
-  - If a request is answered or rejected before all of it has arrived, the rest must arrive within
-    `REST_SECONDS`.
+  - If a request is answered or rejected before it has arrived completely, the rest must arrive
+    within `REST_SECONDS`.
   - If the buffer of answers is full, or the connection is being closed, the client must read the
     answers within `READ_SECONDS`.
 
@@ -42,7 +42,7 @@ exactly one Host header (RFC 9112, section 3.2). An offer to upgrade the protoco
 (RFC 9110, section 7.8). Java's client makes such offers (h2c), and without this rule the parser
 would drop the bodies of these requests.
 
-The route limits the time in which a body must arrive. The head and body of an answer are written in
+The route sets the timeout for the arrival of a body. The head and body of an answer are written in
 one system call; uvicorn needs two.
 
 The scope of a request has a `RequestContext`. It tells the application whether the body is
@@ -70,14 +70,14 @@ from service.server.connection_limit import PROGRESS_BYTES, Connections
 from service.server.transport import READ_BYTES, READ_SECONDS, Deadline, Outgoing
 
 HEAD_SECONDS = 10.0
-"""Number of seconds after its first byte in which a head must be complete."""
+"""Timeout in seconds for a head (request line and headers). It starts at the first byte."""
 HEAD_BYTES = 64 * 1024
 """Maximum number of bytes of a request line and its headers."""
 HEAD_FIELDS = 128
-"""Maximum number of headers of a request, and of its trailers. The message of
+"""Maximum number of headers of a request, and maximum number of its trailers. The message of
 `problems.HEAD_TOO_LARGE` states `HEAD_BYTES` and `HEAD_FIELDS`."""
 REST_SECONDS = 2.0
-"""Number of seconds in which the rest of a request must arrive after an early answer."""
+"""Timeout in seconds for the rest of a request. It starts when the request is answered early."""
 PIECE_BYTES = 4096
 """Maximum number of bytes of a piece that is not part of a body of known length."""
 TURN = 1000
@@ -86,7 +86,8 @@ FRAME = 16
 """Maximum number of bytes of framing per byte of a chunked body. A chunk of one byte has `1;\\r\\n`
 before the byte and `\\r\\n` after it; the rest is a margin."""
 UNREAD_BYTES = 16 * 1024
-"""Number of unread bytes above which the application waits before it writes more."""
+"""If a client has not read more than this number of bytes, the application waits before it writes
+more."""
 HEAD_END = b"\r\n\r\n"
 """Bytes at the end of every head and of every chunked body."""
 _RELEASED = RequestContext()
@@ -101,9 +102,9 @@ class Connection(HttpToolsProtocol):
     _frame_bytes = 0
     """Number of bytes parsed so far of the current head, or of the framing of the current body."""
     _body_left = 0
-    """Number of unparsed bytes of the current body, if its length is known."""
+    """Number of unparsed bytes of the current body. 0 if the length of the body is unknown."""
     _single_bytes = 0
-    """Number of bytes to parse one at a time, because a `HEAD_END` may end in them."""
+    """Number of next bytes to parse one at a time, because a `HEAD_END` may end in these bytes."""
     _unparsed = b""
     """Received bytes that are not parsed yet."""
     _new_bytes = 0
@@ -115,7 +116,7 @@ class Connection(HttpToolsProtocol):
     _next_turn: asyncio.Handle | None = None
     """Scheduled call that continues parsing in the next turn of the event loop."""
     _discarding = False
-    """Whether received data is dropped because the connection is being closed."""
+    """Whether the connection drops received data, because it is being closed."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         peer = transport.get_extra_info("peername")
@@ -175,7 +176,7 @@ class Connection(HttpToolsProtocol):
         self._parse(self._unparsed + data if self._unparsed else data)
 
     def _parse(self, data: bytes) -> None:
-        """Parse `data` as far as the limits allow. Keep the rest, and pause reading until the rest
+        """Parse `data` until a limit is reached. Keep the rest, and pause reading until the rest
         is parsed."""
         at, self._work = 0, 0
         while at < len(data) and not self._blocked():
@@ -269,7 +270,7 @@ class Connection(HttpToolsProtocol):
             self._update_reading()
 
     def _update_reading(self) -> None:
-        """Pause reading while there are unparsed bytes or `flow` has paused it. Else resume it."""
+        """Pause reading if bytes are unparsed or `flow` is paused. Otherwise resume reading."""
         reading = not self._unparsed and not self.flow.read_paused
         if reading != self._reading:
             self._reading = reading
@@ -358,7 +359,7 @@ class Connection(HttpToolsProtocol):
         self._mark_waiting()
 
     def _mark_waiting(self) -> None:
-        """Mark the connection as one whose client must act next."""
+        """Mark the connection as waiting: its client must act next."""
         if self in self.connections:  # a replaced connection is not marked
             self.server_state.waiting[self] = None
 

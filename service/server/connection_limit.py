@@ -1,4 +1,4 @@
-"""Limits the number of open connections, and decides which one makes room for a new connection.
+"""Limits the number of open connections, and decides which connection makes room for a new one.
 
 Terms
 - Clients are counted by network: an IPv4 address, or the first 64 bits of an IPv6 address.
@@ -130,8 +130,8 @@ class Connections(ServerState):
     def _longest_waiting(self, size: int) -> Replaceable | None:
         """Return the waiting connection with the earliest last progress.
 
-        Only networks with at least `size` connections are considered. Returns None if they have no
-        waiting connection.
+        Only networks with at least `size` connections are considered. Returns None if these
+        networks have no waiting connection.
         """
         for connection in self.waiting:
             if len(self._networks[connection.network]) >= size:
@@ -150,7 +150,7 @@ class Connections(ServerState):
 
 
 def usable_limit(settings: Settings, decoders: int) -> int:
-    """Return the maximum number of HTTP connections, which gRPC connections have as well.
+    """Return the maximum number of HTTP connections. It also applies to gRPC connections.
 
     The result is `settings.max_connections`, or less if the process may not open enough
     descriptors. If necessary and allowed, this function raises the soft limit of the process on
@@ -181,9 +181,10 @@ def usable_limit(settings: Settings, decoders: int) -> int:
 
 
 def raise_descriptor_limit(needed: int) -> int:
-    """Raise the soft limit of the process on descriptors to `needed`, or as far as is allowed.
+    """Raise the soft limit of the process on descriptors to `needed`.
 
-    Returns the soft limit that is then in effect. Never lowers the limit.
+    If the hard limit is lower than `needed`, the soft limit is raised to the hard limit. Returns
+    the soft limit that is then in effect. Never lowers the limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY

@@ -13,7 +13,7 @@ import socket
 
 
 def reserve(host: str, port: int) -> tuple[int, list[socket.socket]]:
-    """Reserve a port, to which front ends then bind their sockets with `join`.
+    """Reserve a port. Front ends then bind their sockets to this port with `join`.
 
     Args:
         host: Host name or IP address.
@@ -65,7 +65,7 @@ def _free_port(family: int, host: str) -> int:
 
 
 def _check_unused(family: int, address: tuple[object, ...]) -> None:
-    """Raises OSError when another program uses the address, even if it allows sharing."""
+    """Raise OSError if another program uses the address, even if that program allows sharing."""
     _bound(family, address, shared=False).close()
 
 

@@ -39,7 +39,7 @@ def give_back() -> None:
 
 
 class Use(Protocol):
-    """A consumer of memory with a counted amount: of connections, or of bytes."""
+    """A consumer of memory. Its amount is a number of connections or a number of bytes."""
 
     @property
     def held(self) -> int:
@@ -64,9 +64,10 @@ class Memory:
         ]
 
     def is_worth_giving_back(self) -> bool:
-        """Whether a consumer has fallen to half of its peak or less, and by at least its minimum.
+        """Whether the amount of a consumer has fallen enough since its peak.
 
-        The peak of each such consumer is reset to its current amount.
+        It is enough if the amount is at most half of the peak and has fallen by at least the
+        minimum of the consumer. The peak of each such consumer is reset to its current amount.
         """
         fallen = [use for use, minimum in self._uses if _has_fallen(use, minimum)]
         for use in fallen:

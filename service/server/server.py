@@ -35,8 +35,8 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 ACCEPT_SECONDS = 0.1
-"""Number of seconds after a stop signal in which the server accepts connections from the kernel's
-backlog. Closing the socket earlier would reset these connections."""
+"""After a stop signal, the server accepts connections from the kernel's backlog for this number of
+seconds. Closing the socket earlier would reset these connections."""
 LINGER_SECONDS = 1.0
 """Number of seconds that idle connections stay open after the server stops accepting new ones."""
 ACCEPTS = 16

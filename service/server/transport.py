@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable
 
 READ_SECONDS = 30.0
-"""Number of seconds in which a client must read its answers after the buffer of answers is full, or
-after the server has begun to close the connection."""
+"""Timeout in seconds for a client that does not read. It starts when the response buffer is full,
+or when the server begins to close the connection."""
 READ_BYTES = 64 * 1024
 """Maximum number of bytes per read."""
 GATHERED_BYTES = 64 * 1024
-"""Number of gathered bytes above which they are written immediately."""
+"""If more than this number of bytes is buffered, the buffer is written immediately."""
 
 
 class Incoming(asyncio.BufferedProtocol):
@@ -21,7 +21,8 @@ class Incoming(asyncio.BufferedProtocol):
     """
 
     _buffer = memoryview(bytearray(READ_BYTES))
-    """Buffer of all connections. `buffer_updated` copies the bytes before the next read."""
+    """Read buffer, shared by all connections. `buffer_updated` copies the bytes before the next
+    read."""
 
     def __init__(self, connection: asyncio.Protocol) -> None:
         """
@@ -43,10 +44,10 @@ class Incoming(asyncio.BufferedProtocol):
 
 
 class Outgoing(asyncio.Transport):
-    """A transport that gathers data and writes once per turn of the event loop.
+    """A transport that buffers data, and writes once per turn of the event loop.
 
-    This saves system calls. More than `GATHERED_BYTES` are written immediately, and `flush` writes
-    immediately as well.
+    This saves system calls. If more than `GATHERED_BYTES` are buffered, they are written
+    immediately. `flush` also writes the buffer immediately.
     """
 
     def __init__(
@@ -55,8 +56,8 @@ class Outgoing(asyncio.Transport):
         """
         Args:
             transport: Transport of uvloop that the data is written to.
-            sent: Function that is called after part of an answer was written while the answer is
-                not complete. Default: a function that does nothing.
+            sent: Function that is called after each write of a partial answer. Default: a function
+                that does nothing.
         """
         super().__init__()
         self._transport = transport
@@ -86,7 +87,7 @@ class Outgoing(asyncio.Transport):
             self._sent()
 
     def flush(self) -> None:
-        """Write the gathered data immediately."""
+        """Write the buffered data immediately."""
         if self._gathered and not (self._ended or self._transport.is_closing()):
             self._transport.writelines(self._gathered)
         self._gathered.clear()
@@ -115,7 +116,7 @@ class Outgoing(asyncio.Transport):
 
 
 class Deadline:
-    """A timer that calls a function after a time, unless the timer is canceled before."""
+    """A timer that calls a function after a number of seconds, unless `stop` is called before."""
 
     __slots__ = ("_loop", "_missed", "_timer")
 
@@ -123,7 +124,7 @@ class Deadline:
         """
         Args:
             loop: Event loop of the timer.
-            missed: Function that the loop calls when the time is over.
+            missed: Function that the loop calls when the timer expires.
         """
         self._loop, self._missed = loop, missed
         self._timer: asyncio.TimerHandle | None = None

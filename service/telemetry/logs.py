@@ -60,7 +60,7 @@ def _open_standard_streams() -> None:
 
 
 class Output(logging.Handler):
-    """Writes lines to a file descriptor, all lines of one turn of the event loop in one call.
+    """Writes lines to a file descriptor: all lines of a turn of the event loop with one call.
 
     Python's buffered streams are not used. They would keep lines that could not be written, fail
     again at exit, and end the process with status 120.
@@ -172,7 +172,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 def _printable(value: Any) -> str:
     """Return the value as one line of text without control characters.
 
-    Clients choose some values, and control characters could change the terminal of a reader.
+    Clients choose some values, and control characters could change the state of a terminal.
     """
     text = str(value)
     return text if text.isprintable() else ascii(text)

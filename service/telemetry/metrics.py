@@ -1,8 +1,8 @@
 """Prometheus metrics of this process or of all processes of the service, served at `/metrics`.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, and `_total` for counters.
-The process that answers a request counts the request, its stages and its problem when the request
-ends. The process that runs a batch counts the batch. Current values, such as the queue length,
+When a request ends, the process that answered it counts the request, its stages, and the code of
+its error. The process that runs a batch counts the batch. Current values, such as the queue length,
 are read when Prometheus scrapes the metrics (`collectors`). Clients choose no label values.
 
 A service with several processes uses the multiprocess mode of prometheus_client. Each process
@@ -220,7 +220,7 @@ class Metrics:
         """Return all metrics in Prometheus' text format 0.0.4.
 
         Args:
-            now: Collector of current values. None: the text has none.
+            now: Collector of current values. None: the text has no current values.
         """
         parts: list[Collector] = [self._registry]
         if self._folder is not None:

@@ -3,11 +3,11 @@
 OpenTelemetry's own environment variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, turn tracing on.
 Without these variables, the service does not trace. Tracing needs the extra `otel`.
 
-Each request has a span. FastAPI creates the span of an HTTP request, and `request_span` that of a
-gRPC request. If the headers contain `traceparent` (W3C Trace Context), the span is a child of the
-caller's span. The span of a request has children for the stages: `read` and, for each image,
-`decode`, `queue` and `infer`. A child is created after its stage has ended, from times that the
-service measures with or without tracing.
+Each request has a span. FastAPI creates the span of an HTTP request, and `request_span` creates the
+span of a gRPC request. If the headers contain `traceparent` (W3C Trace Context), the span is a
+child of the caller's span. The span of a request has children for the stages: `read` and, for each
+image, `decode`, `queue` and `infer`. A child is created after its stage has ended, from times that
+the service measures with or without tracing.
 
 A batch contains images of several requests, so its span is the root of a separate trace. This span
 has a link to each request, and each `infer` span has a link to the span of its batch. A batch is
@@ -112,7 +112,7 @@ class Tracing:
         batch: SpanContext | None = None,
         error: BaseException | None = None,
     ) -> None:
-        """Create the span of a stage of the current request, after it has ended.
+        """Create the span of a completed stage of the current request.
 
         Args:
             name: Name of the stage.
@@ -129,7 +129,7 @@ class Tracing:
 
     @contextmanager
     def waiting(self, image: Image) -> Iterator[TracedImage]:
-        """Record the batch of `image`, within the context.
+        """Track which batch `image` joins, until the context exits.
 
         The yielded object has the span of the batch as soon as the batch starts.
         """
@@ -187,8 +187,8 @@ class TraceId(logging.Filter):
 def from_environment(environment: Mapping[str, str]) -> Tracing | None:
     """Create a `Tracing` as OpenTelemetry's environment variables configure it.
 
-    Returns None if they do not turn tracing on. Also returns None, and logs a warning, if spans
-    cannot be sent: predictions do not depend on tracing.
+    Returns None if these variables do not turn tracing on. If spans cannot be sent, logs a warning
+    and also returns None, because predictions must not depend on tracing.
     """
     if not enabled(environment):
         return None

@@ -28,7 +28,7 @@ STDIN = 0
 
 
 class Bootstrap(BaseModel):
-    """Settings, sockets and function that a process needs to start."""
+    """Data that a process needs to start: its settings, its sockets, and how to load the engine."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,7 +61,10 @@ class Bootstrap(BaseModel):
 
 
 def receive() -> tuple[Bootstrap, Settings]:
-    """Read the first line. Exits the process if the supervisor ends before it has sent the line."""
+    """Return the contents of the first line of standard input.
+
+    Exits the process if the supervisor ends before it has sent the whole line.
+    """
     line = b""
     while not line.endswith(b"\n"):
         # This loop reads unbuffered, byte by byte, because `watch_supervisor` reads the bytes after

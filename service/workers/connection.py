@@ -13,7 +13,7 @@ from service.telemetry.logs import log
 from service.workers.frames import BadFrame, Frame, FrameReader
 
 HIGH_WATER = 4 * 2**20
-"""Number of unsent bytes above which a connection is congested."""
+"""A connection with more than this number of unsent bytes is congested."""
 
 
 class FrameConnection(asyncio.Protocol):
@@ -29,7 +29,10 @@ class FrameConnection(asyncio.Protocol):
 
     @property
     def unsent_bytes(self) -> int:
-        """Number of bytes that the other end has not accepted yet, without those of this turn."""
+        """Number of bytes that the other end has not accepted yet.
+
+        Frames that were sent in this turn of the event loop are not counted.
+        """
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -52,7 +55,10 @@ class FrameConnection(asyncio.Protocol):
                 self.frame_received(frame)
 
     def send(self, frame: bytes) -> None:
-        """Send a frame at the end of this turn, or drop it if the connection has ended."""
+        """Send a frame at the end of this turn of the event loop.
+
+        If the connection has ended, the frame is dropped.
+        """
         if not self._unsent:
             self._loop.call_soon(self._write)
         self._unsent.append(frame)

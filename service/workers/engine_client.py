@@ -3,8 +3,8 @@
 Front ends, which are processes that serve HTTP, use these clients over a Unix socket. Each call
 ends in one of these ways: it returns the result, it raises the exception that the engine process
 raised, it raises TimeoutError at its deadline, or it raises NotReady because the connection is
-lost. The clients reconnect automatically. The supervisor keeps the address open while the engine
-process is restarted.
+lost. The clients reconnect automatically. The supervisor, which starts the processes, keeps the
+address open while the engine process is restarted.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ class _Client:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep a connection to the engine process within the context. Reconnects if it is lost."""
+        """Keep a connection to the engine process within the context.
+
+        If the connection is lost, it is opened again.
+        """
         task = asyncio.create_task(self._stay_connected())
         try:
             yield
@@ -91,7 +94,7 @@ class _Client:
                 _, connection = await loop.create_unix_connection(_EngineConnection, self._path)
             except OSError as error:
                 log.debug("cannot connect to the engine process: %s", error)
-            except Exception:  # noqa: BLE001  # an uncaught error would end the reconnecting
+            except Exception:  # noqa: BLE001  # an uncaught error would end this loop
                 log.exception("cannot connect to the engine process")
             else:
                 self._connection = connection
@@ -128,7 +131,7 @@ class DecoderClient(_Client):
         Also raises NotReady if there is no connection, and DecodeQueueFull if this front end has
         sent too many bytes (`MAX_DECODE_BYTES`) of images that are not decoded yet. The limit is
         needed because each process has a copy of these images. Bytes that are not sent yet count
-        even if their request was canceled.
+        even if the request of these bytes was canceled.
         """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         size = len(image.data)
@@ -240,11 +243,12 @@ class _EngineConnection(FrameConnection):
         self.unloaded = False
         """Whether the model was unloaded by a request."""
         self.models: dict[int, Manifest] = {}
-        """Manifests of models by the numbers that answers contain."""
+        """Manifests of models, by the number of the model in ANSWER frames."""
         self.pending: dict[int, asyncio.Future[Any]] = {}
-        """Future results of requests, by number: a `frames.Answer`, or the bytes of pixels."""
+        """Futures for the results of requests, by number of the request. A result is a
+        `frames.Answer`, or the bytes of pixels."""
         self.calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        """Future contents of RESULT frames, by the number of the call."""
+        """Futures for the contents of RESULT frames, by number of the call."""
         self.ended = asyncio.Event()
         """Set when the connection has ended."""
 

@@ -29,8 +29,8 @@ async def run(
 
     Args:
         bootstrap: Data that the supervisor sent. `sockets` has one element.
-        create_server: Function that builds the engine server. It gets a function that the server
-            calls when the model cannot be served.
+        create_server: Function that builds the engine server. Its argument is a function that the
+            server calls when the model cannot be served.
 
     Returns:
         The exit status of the process.

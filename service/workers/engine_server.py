@@ -63,7 +63,8 @@ class EngineServer:
         self._reloading: asyncio.Task[Identity] | None = None
         self.connections: set[_FrontEndConnection] = set()
         self.models: list[Manifest] = []
-        """All models that have answered requests. Frames refer to a model by its index + 1."""
+        """All models that have answered requests. Frames refer to a model by its number, which is
+        the index in this list plus 1."""
 
     @asynccontextmanager
     async def serving(self, listening: socket.socket) -> AsyncIterator[None]:
@@ -92,7 +93,7 @@ class EngineServer:
         return len(self.models)
 
     async def call(self, call: dict[str, Any]) -> object:
-        """Handle a call of a front end, such as to load a version of the model.
+        """Handle a call of a front end, such as a call to load a version of the model.
 
         Args:
             call: Name of the operation (`do`), and the arguments of the operation.
@@ -148,7 +149,8 @@ class _FrontEndConnection(FrameConnection):
         self.announce()
 
     def announce(self) -> None:
-        """Send the state of the loaded model. It must be sent before any answer of that model."""
+        """Send the state of the loaded model. Callers must do this before any answer of the model
+        is sent."""
         local = self._server.local
         with on_error(self._fail):
             started = local.loaded and {

@@ -1,10 +1,10 @@
 """Encodes and parses the messages between front ends and the engine process.
 
-A front end is a process that serves HTTP. This module does no I/O. A message is a frame: a head
+A front end is a process that serves HTTP. This module does no I/O. A message is a frame: a header
 (length of the body, kind, number) and a body. Integers and floats have the byte order of the
-machine, because both processes run on the same machine. The number identifies the request of a
-front end that the frame belongs to, or is 0. The number of a MODEL frame identifies the model, and
-the ANSWER frames refer to it.
+machine, because both processes run on the same machine. The number identifies the request that the
+frame belongs to. It is 0 if there is no such request. The number of a MODEL frame identifies a
+model, and ANSWER frames refer to the model by this number.
 
     front end -> engine    SUBMIT   deadline, pixels       CANCEL                  CALL   JSON
                            DECODE   deadline, client, encoded image
@@ -13,9 +13,9 @@ the ANSWER frames refer to it.
                            DECODED  pixels
 
 Deadlines are times of CLOCK_MONOTONIC, which is the same for all processes of a machine. So the
-transfer of a frame counts as part of its request's time. `FrameReader` checks each head before it
-waits for the body, and rejects bodies that are longer than `BOUNDS` allows for their kind. After
-BadFrame the connection must be closed.
+transfer of a frame counts as part of its request's time. `FrameReader` checks each frame header
+before it waits for the body, and rejects bodies that are longer or shorter than `BOUNDS` allows.
+After BadFrame the connection must be closed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ BOUNDS: Final = {
     DECODE: (_DECODE.size + 1, _DECODE.size + _MAX_ENCODED),
     DECODED: (IMAGE_BYTES, IMAGE_BYTES),
 }
-"""Minimum and maximum number of bytes of a body, by kind."""
+"""Minimum and maximum number of bytes of the body of a frame, by kind of the frame."""
 
 
 class BadFrame(Exception):
@@ -151,7 +151,7 @@ def answer(number: int, content: Answer) -> bytes:
 def error(number: int, content: Error) -> bytes:
     """Encode the error of a SUBMIT or DECODE frame.
 
-    A long detail is truncated, possibly within a character. `read_error` accepts such a detail.
+    A long detail is truncated, possibly within a multibyte character. `read_error` accepts that.
     """
     detail = content.detail.encode(errors="replace")[:_MAX_DETAIL]
     head = _HEAD.pack(_ERROR.size + len(detail), ERROR, number)

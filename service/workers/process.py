@@ -13,9 +13,9 @@ from service.workers.bootstrap import Bootstrap
 ARGUMENT = "--worker"
 """Argument of `python -m service`, before the name of the process. For internal use."""
 STEADY_SECONDS = 60.0
-"""Number of seconds that a process must run before its earlier restarts are no longer counted."""
+"""If a process has run for this number of seconds, its earlier restarts are no longer counted."""
 FIRST_PAUSE, MAX_PAUSE = 0.5, 10.0
-"""Number of seconds before the second restart in a row, and maximum before any restart."""
+"""Pause before the second restart in a row, and maximum pause before a restart, in seconds."""
 MAX_RESTARTS = 6
 """Maximum number of restarts in a row. If the process then ends again, its fault is permanent."""
 
@@ -81,7 +81,8 @@ class RestartPolicy:
     def ended(self, now: float) -> float | None:
         """Record that the process has ended.
 
-        Returns the number of seconds to wait before the restart. None: do not restart the process.
+        Returns the number of seconds to wait before the restart, or None if the process must not
+        be restarted.
         """
         if now - self._started >= STEADY_SECONDS:
             self._restarts = 0

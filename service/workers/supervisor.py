@@ -40,7 +40,8 @@ from service.workers.process import RestartPolicy, WorkerProcess
 ENGINE = "engine"
 """Name of the engine process."""
 GRACE = 2.0
-"""Number of seconds between the timeouts of a process itself and the time when it is killed."""
+"""Number of seconds that the supervisor waits in addition to a process's own timeouts before the
+supervisor kills the process."""
 
 
 class Supervisor:
@@ -163,7 +164,7 @@ class Supervisor:
         try:
             return await process.wait()
         finally:
-            # This drops the gauges of the process. Its counters and histograms stay.
+            # This removes the gauges of the process. The counters and histograms stay.
             mark_process_dead(process.pid, worker.bootstrap.folder)  # type: ignore[no-untyped-call]  # not typed
 
     async def _stop(self, front_ends: Sequence[WorkerProcess], engine: WorkerProcess) -> None:

@@ -27,7 +27,7 @@ def poisson(rate: float, duration: float, seed: int) -> list[float]:
 def constant(rate: float, duration: float, seed: int) -> list[float]:
     """Returns evenly spaced arrival times. The first is random within the first interval.
 
-    The arguments and the result are those of `poisson`.
+    The arguments and the result are as in `poisson`.
     """
     offset = random.Random(seed).random()
     return [(number + offset) / rate for number in range(round(rate * duration))]

@@ -1,9 +1,10 @@
 """Sends requests from one process, and records their results.
 
 In an open loop, requests are sent at planned times. The latency of a request is measured from its
-planned time, even if no connection was free then. If the server stalls, the latency of the requests
-that could not be sent includes the stall (this avoids Gil Tene's "coordinated omission"). In a
-closed loop, each connection sends its next request when the answer to the last one has arrived.
+planned time, even if no connection was free at that time. If the server stalls, the latency of
+requests that could not be sent includes the stall. This avoids the error that Gil Tene calls
+"coordinated omission". In a closed loop, each connection sends its next request when the answer to
+its previous request has arrived.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Job:
 class Samples:
     """Measurements of one process.
 
-    `intended`, `latency` and `status` have one entry per request, in the order in which the
-    requests ended.
+    `intended`, `latency` and `status` have one entry per request, ordered by the end of the
+    requests.
     """
 
     intended: list[float] = field(default_factory=list)
@@ -72,7 +73,7 @@ class Samples:
     bytes_received: int = 0
     """Number of bytes of the bodies of all answers."""
     send_lag: list[float] = field(default_factory=list)
-    """Open loop: number of seconds that the generator itself delayed each request."""
+    """Open loop: number of seconds by which the generator itself delayed each request."""
     cpu_share: float = 0.0
     """CPU time of the process as a share of one core."""
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 BOUNDARY = "shoal-load-test"
 CLASS = re.compile(rb'"class":\s*"([^"]+)"|classified as \[([^\]]+)\]')
-"""Pattern of the class in JSON from this service, or in the sentence of the Flask tutorial."""
+"""Pattern of the class in a JSON answer of this service, or in a text answer as in the Flask
+tutorial."""
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,13 @@ from shoal.load.report import Run, summarize
 
 ARRIVALS = {"poisson": poisson, "constant": constant}
 FIRST_RATE, MIN_RATE = 50.0, 1.0
-"""Rate in requests per second at which `--find-max` begins, and rate below which it gives up."""
+"""First rate that `--find-max` tries, and minimum rate, in requests per second. The search ends if
+the server misses the SLO (service level objective) at all rates above the minimum."""
 PRECISION = 1.05
-"""Ratio at which `--find-max` stops: the lowest rate that misses the SLO, divided by the highest
-rate that meets the SLO."""
+"""`--find-max` stops when the lowest rate that misses the SLO is at most this multiple of the
+highest rate that meets the SLO."""
 ANSWER_TIMEOUT = 30.0
-"""Maximum number of seconds to wait for each answer before the load."""
+"""Timeout in seconds for the answer to each request that is sent before the load."""
 
 
 class LoadTestFailed(Exception):
@@ -108,7 +109,7 @@ class LoadTest:
 
 
 def find_max(measure: Callable[[float], Run], slo: float) -> Iterator[Run]:
-    """Searches the highest rate at which the server meets the SLO (service level objective).
+    """Searches for the highest rate that meets the SLO (service level objective).
 
     Args:
         measure: Function that runs an open loop at a rate, in requests per second.

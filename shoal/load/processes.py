@@ -14,7 +14,7 @@ from shoal.load.generator import Generator, Job, Samples
 Progress = Callable[[int, int], None]
 """Function that is called with the total numbers of requests answered and failed so far."""
 START_TIMEOUT = 60.0
-"""Maximum number of seconds in which all processes must start."""
+"""Timeout in seconds for the start of all processes."""
 
 
 def run(jobs: Sequence[Job], progress: Progress) -> list[Samples]:

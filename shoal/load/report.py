@@ -17,11 +17,10 @@ from shoal.load.generator import Samples
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 BUSY = 0.9
-"""CPU time of a generator, as a share of one core, above which the generator may distort the
-results."""
+"""If a generator uses more than this share of one core, it may distort the results."""
 LAG = 0.002
-"""Delay of requests by the generator, in seconds at the 99th percentile, above which the generator
-may distort the results."""
+"""If the generators delay requests by more than this number of seconds (99th percentile), they may
+distort the results."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Run:
     latency: dict[str, float]
     """Percentiles of the latency of answers with status 200. Infinite: there was no such answer."""
     latency_of_all: dict[str, float]
-    """Percentiles of the latency of all requests. Other statuses than 200 count as infinite."""
+    """Percentiles of the latency of all requests. A request without an answer of status 200 has
+    infinite latency."""
     statuses: dict[str, int]
     """Number of requests by HTTP status, `failed` or `timed out`."""
     different: int
@@ -47,9 +47,9 @@ class Run:
     bytes_received: int
     """Number of bytes of the bodies of all answers."""
     generator_cpu: list[float]
-    """CPU time of each generator process as a share of a core."""
+    """CPU time of each generator process, as a share of one core."""
     generator_lag: float
-    """99th percentile of the delay of requests by the generator itself."""
+    """99th percentile of the delay of requests that the generators themselves cause."""
     latencies: npt.NDArray[np.float64] = field(repr=False)
     """Latency of each answer with status 200."""
 
