@@ -57,7 +57,8 @@ class Watchdog:
         """Whether the engine was stalled at the latest `check`.
 
         Args:
-            batch: As in `check`. False is returned if it is another batch than in that call.
+            batch: As in `check`. The result is False if the latest `check` was called with another
+                batch.
         """
         return batch is self._batch and self._exceeds(batch, STALLED_FLOOR, STALLED_TIMES)
 
