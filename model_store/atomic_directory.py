@@ -33,12 +33,12 @@ class AlreadyExists(FileExistsError):
 def atomic_directory(target: pathlib.Path, within: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield an empty directory that becomes `target` if the block succeeds.
 
-    When the context ends, all files are written to the disk. If the block raises, the directory and
-    its files are removed.
+    Before the directory is renamed, all its files are written to the disk. If the block raises, the
+    directory and its files are removed.
 
     Args:
         target: Path of the new directory, which must not exist.
-        within: An ancestor of `target`, in which the hidden directory is created.
+        within: An ancestor of `target`. The hidden directory is created there.
 
     Raises:
         AlreadyExists: `target` exists. This is also raised after the block, if another process has
@@ -94,7 +94,7 @@ def _remove_abandoned(within: pathlib.Path) -> None:
 
 @contextmanager
 def _opened(directory: pathlib.Path) -> Iterator[int]:
-    """Yield a file descriptor of `directory`. Closing the descriptor releases a lock on it."""
+    """Yield a file descriptor of `directory`. Closing it releases its lock."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield descriptor
