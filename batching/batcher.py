@@ -15,8 +15,8 @@ items. Only one task forms a batch at a time. `policy` decides when a batch is f
 it is, and `batch_run` runs the batch. All code runs on one event loop.
 
 The default clock is `time.monotonic` instead of the event loop's clock. A batch may take less than
-a millisecond, which is the resolution of uvloop's clock. uvloop's clock also does not advance while a
-callback runs.
+a millisecond, which is the resolution of uvloop's clock. In addition, uvloop's clock does not
+advance while a callback runs.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class LatencyTable:
         self._measured = [median(samples[bucket]) for bucket in self.buckets]
         self._at_warm_up = list(self._measured)
         # A kind is a group of buckets of similar size: those with the same number of bits.
-        self._latest: dict[int, tuple[int, float]] = {}  # kind -> its latest batch
+        self._latest: dict[int, tuple[int, float]] = {}  # kind -> bucket and seconds
         self._last_kind = 0
         self._batches = 0
         self._last_ran: dict[int, int] = {}  # kind -> number of its latest batch

@@ -90,7 +90,7 @@ class Replica:
         self.warm_up_seconds[bucket] = tuple(seconds)
 
     def _first_run(self, images: Sequence[Image]) -> None:
-        """Run the first batch, which compiles the network, and check that its results are finite."""
+        """Compile the network by running a first batch, and check that its results are finite."""
         called = f"{self.model.name} {self.model.version}"
         try:
             rows = self._infer(images)

@@ -16,8 +16,7 @@ from model_store.training.recipe import Recipe
 
 VIEWS = 0
 """Seed of the views, which are augmented copies of the training set. Runs with different seeds use
-the same views, but use the batches of the views in a different order.
-"""
+the same views, but use the batches of the views in a different order."""
 
 
 @dataclass(frozen=True)
