@@ -10,9 +10,10 @@ The engine is the function `infer` that runs a batch. Guarantees:
 - An error in the policy, the clock or the latency table fails the affected items immediately. The
   batcher continues with later items.
 
-There are `max_in_flight` tasks. Each of them forms a batch, hands it to the engine and answers its
-items. Only one task forms a batch at a time. `policy` decides when a batch is formed and how large
-it is, and `batch_run` runs the batch. All code runs on one event loop.
+There are `max_in_flight` tasks. Each task repeatedly forms a batch, hands the batch to the engine
+and answers the items of the batch. Only one task forms a batch at a time. `policy` decides when a
+batch is formed and how large it is, and `batch_run` runs the batch. All code runs on one event
+loop.
 
 The default clock is `time.monotonic` instead of the event loop's clock. A batch may take less than
 a millisecond, which is the resolution of uvloop's clock. In addition, uvloop's clock does not

@@ -261,7 +261,7 @@ def _spread(samples: Iterable[Sequence[float]]) -> float:
     """Return the relative standard deviation of the seconds of a batch.
 
     It is estimated from the distances of all samples to the median of their bucket. If a bucket has
-    an odd number of samples, one of them is the median and is left out.
+    an odd number of samples, the median is one of the samples and is left out.
     """
     distances: list[float] = []
     for runs in samples:

@@ -2,9 +2,9 @@
 
 This module does no I/O and reads no clock: callers pass the current time, in seconds.
 
-A lane is a part of the engine that runs one batch at a time. The lanes share one queue of
-batches, which is first in, first out. So if all lanes are busy when a batch is handed over, the
-batch begins when the first lane is free.
+A lane is a part of the engine that runs one batch at a time. The lanes share one first-in,
+first-out queue of batches. If all lanes are busy when a batch is handed to the engine, the batch
+waits in this queue.
 
 The latency table predicts the time of a batch. The margin is the share of a predicted time that is
 kept in reserve. The table and the margin learn from each batch that ends. They do not learn from

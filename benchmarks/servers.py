@@ -90,7 +90,7 @@ def serving(
         log: File for the output of the server.
         environment: Additional environment variables. None: none. PORT and SHOAL_PORT are set to
             the port.
-        folder: Working directory, from which Python also imports modules.
+        folder: Working directory. Python also imports modules from this directory.
 
     Yields:
         The server, which may not be ready yet.

@@ -5,8 +5,8 @@
 The program runs the real `batching.Batcher` on simulated devices and on virtual time. The policies
 of other servers, called peers, are simulated with the same arrivals of requests. The program prints
 tables and writes simulate.json and simulate.png to the folder `.bench/simulate`. With `--update`,
-it writes them to benchmarks/results, whose files are in the repository. It takes about a minute on
-two cores.
+the program writes these files to benchmarks/results, which is part of the repository. The program
+takes about a minute on two cores.
 
 A cell is one simulation: a device, a trace of arrivals, a load and a service level objective (SLO).
 The SLO is the timeout of every request. T(n) is the mean time of a batch of n items. There is a
@@ -91,7 +91,8 @@ FULL_BATCHES, LONG_RUN = 40, 400
 during the run. If the device becomes slower during a run, the run is long. The change makes some
 requests late, and in a normal run the share of late requests would be too large."""
 MAX_STEPS = 250_000
-"""Maximum number of arrivals x batch sizes for which the clairvoyant policy is computed."""
+"""The clairvoyant policy is computed only if the number of arrivals times the number of batch sizes
+is at most this number."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
 
 
 def in_flight(load: float, max_in_flight: int, *, seed: int = 1) -> dict[str, Any]:
-    """Simulates a GPU for which the host needs 0.3 ms to assemble and copy each batch.
+    """Simulates a GPU whose host needs 0.3 ms to assemble and copy each batch.
 
     Args:
         load: As in `Cell`.

@@ -1,9 +1,10 @@
 """Atomic directories: creates directories that appear complete or not at all.
 
-This also holds if the process is killed or the power fails. A directory is filled under a hidden
-name and then renamed. While the process fills the hidden directory, it holds a lock (flock) on it.
-The kernel releases the lock when the process ends for any reason. The next process that creates a
-directory in the same place removes the hidden directories that have no lock.
+No incomplete directory appears even if the process is killed or the power fails. A directory is
+filled under a hidden name and then renamed. While the process fills the hidden directory, the
+process holds a lock (flock) on the directory. The kernel releases the lock when the process ends
+for any reason. The next process that creates a directory in the same place removes the hidden
+directories that have no lock.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _remove_abandoned(within: pathlib.Path) -> None:
 
 @contextmanager
 def _opened(directory: pathlib.Path) -> Iterator[int]:
-    """Yield a file descriptor of `directory`. Closing it releases its lock."""
+    """Yield a file descriptor of `directory`. Closing the descriptor releases its lock."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield descriptor

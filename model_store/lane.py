@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class Lane:
-    """Runs calls on its thread in the order in which they are made."""
+    """Runs calls on its thread, in the order of the calls."""
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         """

@@ -106,7 +106,7 @@ class Int8(Plain):
 
 
 class Temperature(Plain):
-    """A number by which logits are divided before the softmax, to calibrate the probabilities.
+    """A number that divides the logits before the softmax, to calibrate the probabilities.
 
     Source: Guo et al. 2017, arXiv 1706.04599.
     """

@@ -2,7 +2,7 @@
 
 A lane is a thread that runs one batch at a time. A replica loads the network, runs some warm-up
 batches of every bucket (batch size), and checks the probabilities of the probe images. Probe images
-are test images for which the manifest contains the expected probabilities. If any of this fails,
+are test images. The manifest contains their expected probabilities. If any of these steps fails,
 the replica is not used.
 
 Loading is divided into steps. Between two steps, the lane can run batches of the version that

@@ -71,7 +71,7 @@ def augment(images: Images, recipe: Recipe, side: int, rng: np.random.Generator)
 def mix_up(
     images: Images, targets: Floats, alpha: float, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Blend each image and its row of `targets` with another image of the batch and its row.
+    """Blend each image with another image of the batch, and blend their rows of `targets`.
 
     The share of each image is drawn from Beta(alpha, alpha). If the drawn share is below one half,
     one minus the drawn share is used instead.
@@ -133,7 +133,7 @@ def _zoom(images: Images, side: int, zoom: float, rng: np.random.Generator) -> I
 
 
 def _start(length: Lengths, side: int, rng: np.random.Generator) -> Lengths:
-    """Return random positions in the padded image at which crops of the given lengths begin.
+    """Return random positions in the padded image, where crops of the given lengths begin.
 
     Crops that are smaller than the image lie within it. If `side` is the image's size, a crop may
     also extend over the edge by up to `PADDING` pixels.

@@ -28,7 +28,7 @@ MAX_TEMPERATURE, MIN_TEMPERATURE = 20.0, 0.05
 STEPS = 60
 """Number of steps of the search for a temperature."""
 GOLDEN = (5**0.5 - 1) / 2
-"""The golden ratio, by which each step of the search shortens the interval."""
+"""Factor by which each step of the search shortens the interval: 1 / golden ratio."""
 
 
 class Bin(BaseModel):

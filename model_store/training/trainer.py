@@ -4,8 +4,7 @@ Two networks are trained: one by gradient descent, and one whose weights are the
 first network's weights over the steps. The averaged network is the result.
 
 On a CPU, a mean over the axes replaces MXNet's global average pooling, which makes a step 1.5 times
-as fast. MXNet's pooling returns gradients in a memory layout for which BatchNorm has only a slow
-implementation.
+as fast. MXNet's pooling returns gradients in a memory layout that BatchNorm processes slowly.
 """
 
 from __future__ import annotations
