@@ -4,10 +4,9 @@ This module does no I/O and reads no clock: callers pass the current time. A lan
 engine that runs one batch at a time. T(n) is the predicted number of seconds that a batch of n
 items takes. The margin is the share of a predicted time that is kept in reserve.
 
-The rules use the deadlines of the items in the queue, the earliest first. The rules divide these
-items into batches, and plan the batches from the time at which the first lane is free. An item is
-in time if its batch is predicted to end, with the margin added, before the item's deadline. The
-rules:
+The rules consider the items in the queue in the order of their deadlines. They divide the items
+into batches, and plan the batches from the time at which the first lane is free. An item is in time
+if its batch is predicted to end, with the margin added, before the item's deadline. The rules:
 
 - If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
   just before a lane is free. So batches grow with the load.
@@ -15,13 +14,13 @@ rules:
   unless an item would be late. A batch is small if the engine, with batches of that size, would
   process too few of the items that arrive (see `KEEPING_UP`). Lanes share the CPU cores, and small
   batches use the cores inefficiently.
-- A batch is as large as its first deadline and the memory allow. Some items are left for the next
-  batch if two batches would take less time than one batch, because two batches can need less
-  padding.
+- A batch is as large as the earliest deadline of its items and the device's memory allow. Some
+  items are left for the next batch if two batches would take less time than one batch, because two
+  batches can need less padding.
 - A new item is rejected if it would be late, or if it would make an accepted item late. It is also
   rejected if it would be in time only in a small batch, as defined above.
 - If the engine has been idle for a while, one item is accepted even if it is predicted to be late.
-  Only another batch can show that an engine that was slow has recovered.
+  The batch of this item shows whether an engine that was slow has recovered.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def cpu_seconds(pid: int) -> float:
 def tree(pid: int) -> dict[int, float]:
     """Returns the CPU seconds of the process `pid` and of all its descendants, by process ID.
 
-    The CPU time of a process includes that of its children that have ended and were reaped.
+    The CPU time of a process includes the CPU time of its children that it has reaped.
     """
     children: dict[int, list[int]] = {}
     seconds: dict[int, float] = {}

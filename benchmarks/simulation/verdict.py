@@ -22,7 +22,7 @@ TIE = 1.02
 """Maximum ratio of two latencies that count as equal, because the device's noise is 5 %."""
 BEATEN = 1.01
 """A peer is the policy of another server. A peer is ahead if its goodput divided by Shoal's goodput
-is at least this number."""
+exceeds this number."""
 REFERENCES = {
     "clairvoyant": "the clairvoyant policy",
     "unforeseen": "the flow that detects the change",

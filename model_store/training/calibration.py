@@ -32,7 +32,7 @@ from model_store.training.evaluation import Probabilities, evaluate, fit_tempera
 SAMPLE = 2048
 """Number of training images on which the ranges are observed."""
 SEED = 1
-"""Seed of the choice of these images."""
+"""Seed for choosing these training images at random."""
 
 
 @dataclass(frozen=True)
