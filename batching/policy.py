@@ -172,7 +172,7 @@ class Policy:
     def drained_at(self, waiting: int, now: float) -> float:
         """Return the predicted time at which all batches in flight and `waiting` items are done.
 
-        A batch in flight is a batch that the engine has not returned.
+        A batch is in flight from when it is handed to the engine until the engine returns it.
         """
         full, rest = divmod(waiting, size := self.table.best(self.size_limit(now)))
         lanes = self.timeline.lanes(now)

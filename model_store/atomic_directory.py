@@ -1,10 +1,10 @@
 """Atomic directories: creates directories that appear complete or not at all.
 
-No incomplete directory appears even if the process is killed or the power fails. A directory is
-filled under a hidden name and then renamed. While the process fills the hidden directory, the
-process holds a lock (flock) on the directory. The kernel releases the lock when the process ends
-for any reason. The next process that creates a directory in the same place removes the hidden
-directories that have no lock.
+An incomplete directory never appears under its final name, even if the process is killed or the
+power fails. A directory is filled under a hidden name and then renamed. While the process fills the
+hidden directory, the process holds a lock (flock) on the directory. The kernel releases the lock
+when the process ends for any reason. The next process that creates a directory in the same place
+removes the hidden directories that have no lock.
 """
 
 from __future__ import annotations

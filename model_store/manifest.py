@@ -115,10 +115,10 @@ class Temperature(Plain):
     """The temperature. A value above 1 makes the probabilities less extreme; a value below 1 makes
     them more extreme."""
     fitted_on: str
-    """Name of the data set on which the temperature was fitted."""
+    """Description of the images on which the temperature was fitted."""
     measured_on: str
-    """Name of the separate data set on which `calibration_error` and `calibration_error_before`
-    were measured."""
+    """Description of the separate images on which `calibration_error` and
+    `calibration_error_before` were measured."""
     calibration_error: Share
     """Expected calibration error with this temperature, in 15 bins."""
     calibration_error_before: Share
