@@ -21,12 +21,12 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 Infer = Callable[[Sequence[In]], Awaitable[Sequence[Out | Exception]]]
-"""Runs a batch and returns one result for each item, in order. A result may be an exception; it
-fails only the item at its position.
+"""Runs a batch and returns one result for each item, in order. If a result is an exception, only
+the item at that position fails.
 
 The returned sequence may have an attribute `computed_at`: the time at which the engine finished the
-batch, by the batcher's clock. If it is missing, the time at which the event loop received the
-results is used, and a busy event loop makes the engine look slow."""
+batch, by the batcher's clock. If the attribute is missing, the batcher uses the time at which the
+event loop received the results. Then a busy event loop makes the engine look slow."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,11 +42,11 @@ class Entry(Generic[In, Out]):
 
     @property
     def waiting(self) -> bool:
-        """Whether the item was not answered, failed or canceled yet."""
+        """Whether the item still waits: it has not been answered, failed or canceled."""
         return not self.answer.done()
 
     def fail(self, error: Exception) -> None:
-        """Fail the item with `error`. Does nothing if the item no longer waits."""
+        """Complete `answer` with `error`. Does nothing if the item no longer waits."""
         if self.waiting:
             self.answer.set_exception(error)
 
@@ -84,7 +84,7 @@ class BatchRun(Generic[In, Out]):
         self.computed = False
         """Whether the engine returned a result for at least one item of the batch.
 
-        An item counts even if its caller had canceled.
+        A result counts even if the caller of its item has canceled.
         """
 
     async def run(self) -> BatchReport:

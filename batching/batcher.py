@@ -10,13 +10,14 @@ The engine is the function `infer` that runs a batch. Guarantees:
 - An error in the policy, the clock or the latency table fails the affected items immediately. The
   batcher continues with later items.
 
-There are `max_in_flight` tasks. Each of them forms a batch, hands it to the engine and answers its
-items. Only one task forms a batch at a time. `policy` decides when a batch is formed and how large
-it is, and `batch_run` runs the batch. All code runs on one event loop.
+There are `max_in_flight` tasks. Each task repeatedly forms a batch, hands the batch to the engine
+and answers the items of the batch. Only one task forms a batch at a time. `policy` decides when a
+batch is formed and how large it is, and `batch_run` runs the batch. All code runs on one event
+loop.
 
 The default clock is `time.monotonic` instead of the event loop's clock. A batch may take less than
-a millisecond, which is the resolution of uvloop's clock. That clock also does not advance while a
-callback runs.
+a millisecond, which is the resolution of uvloop's clock. In addition, uvloop's clock does not
+advance while a callback runs.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Batcher(Generic[In, Out]):
             latency: Predicts the seconds of a batch, and learns from each batch.
             max_batch_size: Maximum number of items in a batch, at most `latency.largest`.
             max_queue_size: Maximum number of items in the queue.
-            max_in_flight: Maximum number of batches that the engine has not returned.
+            max_in_flight: Maximum number of batches in flight. A batch is in flight from when it is
+                handed to the engine until the engine returns it.
             lanes: Number of batches that the engine runs at the same time. The engine queues
                 further batches. Values above `max_in_flight` count as `max_in_flight`.
             max_queue_delay: Seconds that an item may wait for others while the engine is idle.
@@ -181,14 +183,15 @@ class Batcher(Generic[In, Out]):
     def switch(self, latency: LatencyTable) -> None:
         """Predict with another table from the next batch on, because `infer` uses another engine.
 
-        Items in the queue keep waiting. Nothing is learned from batches that were handed over
-        before.
+        Items in the queue keep waiting. Nothing is learned from batches that were handed to the
+        previous engine.
 
         Args:
             latency: Predicts the new engine's batches.
 
         Raises:
-            ValueError: The buckets of `latency` differ from those of the current table.
+            ValueError: The buckets (the sizes that batches are padded to) of `latency` differ from
+                those of the current table.
         """
         self._policy.switch(latency)
         self._failures = 0
@@ -236,7 +239,7 @@ class Batcher(Generic[In, Out]):
     def healthy(self) -> bool:
         """Whether the batcher can answer items.
 
-        It cannot if one of its tasks has ended, if the engine is dead, or if the latest
+        The batcher cannot if one of its tasks has ended, if the engine is dead, or if the latest
         `max_failures` batches failed. A batch counts as failed if none of its items was computed.
         """
         return (
@@ -252,12 +255,12 @@ class Batcher(Generic[In, Out]):
 
     @property
     def in_flight(self) -> int:
-        """Number of batches that the engine has not returned."""
+        """Number of batches that were handed to the engine and are not returned yet."""
         return len(self._policy.timeline)
 
     @property
     def size_limit(self) -> int:
-        """Current maximum batch size, which is below `max_batch_size` after memory ran out."""
+        """Current maximum batch size. It is below `max_batch_size` after memory ran out."""
         return self._policy.size_limit(self._clock())
 
     @property
@@ -349,7 +352,7 @@ class Batcher(Generic[In, Out]):
         return self._policy.due_at(self._queue.deadlines, wait_until, now)
 
     def _wake_if_due(self) -> None:
-        """Wake the task that waits in `_next_batch` if a batch is due earlier than it expects.
+        """Wake the task that waits in `_next_batch` if a batch is due before the task would wake.
 
         Must be called after every change that can make a batch due earlier.
         """

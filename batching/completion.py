@@ -1,8 +1,8 @@
-"""Completes an answer with an error when the callback that should complete it raises.
+"""Fails a request's future if the callback that should set its result raises an exception.
 
-If a callback raises, the event loop only logs the exception. A request whose answer the callback
-should have completed would wait until its deadline. So code that completes an answer outside of the
-task that awaits the answer runs within `on_error`.
+If a callback raises, the event loop only logs the exception. The request would then wait until its
+deadline. Callbacks that set the result of a future must therefore run within `on_error`, unless
+they run in the task that awaits the future.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def reject(answer: asyncio.Future[Any], error: Exception) -> None:
 
 
 def raisable(error: BaseException) -> Exception:
-    """Return an error that a future can be completed with: `error`, or a RuntimeError caused by it.
+    """Return `error` if a future accepts it, otherwise a RuntimeError whose cause is `error`.
 
     A RuntimeError replaces StopIteration, because futures do not accept it. It also replaces
     exceptions that are not subclasses of Exception, because such an exception would end the task

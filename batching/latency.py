@@ -9,14 +9,15 @@ the measured and the predicted time of a batch. The rules of the table:
 - A larger batch is never predicted to be faster than a smaller batch.
 - One outlier changes nothing. An error is corrected only if the previous error had the same
   direction, and only by the smaller of the two errors.
-- A batch corrects the prediction of another bucket only in proportion to the ratio of the two
-  buckets. So many batches of one item hardly change the prediction for a full batch.
+- The more two buckets differ, the less a batch of one bucket corrects the prediction for the other
+  bucket. So many batches of one item hardly change the prediction for a full batch.
 - A lasting change, such as a throttled device, is learned within a few batches. If batches of two
   different sizes in a row have an error in common, the error is corrected for all buckets. If the
   error is so small that it may be noise, buckets whose latest batch was predicted correctly are not
   corrected.
-- A bucket that was slow gets another chance. If it is not used for many batches, its prediction
-  falls to the level of the buckets that are used, in the proportions measured at warm-up.
+- A bucket that was not used for many batches is stale. Its prediction falls to the level of the
+  buckets that are used, in the proportions measured at warm-up. So a bucket that was slow is used
+  again.
 
 `Margin` learns how reliable T(n) is. The margin is the share of a predicted time that is kept in
 reserve.
@@ -31,8 +32,8 @@ from itertools import accumulate
 from statistics import median
 
 MIN_SPLIT_GAIN = 0.1
-"""Minimum share of a batch's time that is saved if the batch is split in two. If the gain is
-smaller, it may be noise, and the batch is not split."""
+"""A batch is split in two only if this saves at least this share of its time. A smaller gain may be
+noise."""
 
 PATIENCE, MAX_PATIENCE = 32, 1024
 """Initial and maximum number of batches after which a bucket that was not used counts as stale. The
@@ -69,7 +70,7 @@ class LatencyTable:
         self._measured = [median(samples[bucket]) for bucket in self.buckets]
         self._at_warm_up = list(self._measured)
         # A kind is a group of buckets of similar size: those with the same number of bits.
-        self._latest: dict[int, tuple[int, float]] = {}  # kind -> bucket and seconds of a batch
+        self._latest: dict[int, tuple[int, float]] = {}  # kind -> bucket and seconds
         self._last_kind = 0
         self._batches = 0
         self._last_ran: dict[int, int] = {}  # kind -> number of its latest batch
@@ -111,7 +112,7 @@ class LatencyTable:
         return best
 
     def keeps_up_with(self, rate: float) -> int:
-        """Return the smallest batch size at which the engine computes `rate` items per second.
+        """Return the smallest batch size at which the engine computes at least `rate` items/s.
 
         If no size is sufficient, returns `best(largest)`.
         """
@@ -198,7 +199,7 @@ class LatencyTable:
         return error * abs(error) / (abs(error) + self.spread)
 
     def _derive(self) -> None:
-        """Compute the tables that the lookups use from the measured seconds."""
+        """Update the tables that other methods read. They are derived from the measured seconds."""
         self._seconds = [0.0]
         for bucket, seconds in zip(self.buckets, _never_decreasing(self._measured), strict=True):
             self._seconds += [seconds] * (bucket + 1 - len(self._seconds))
@@ -215,17 +216,17 @@ class LatencyTable:
         return (self.buckets[index - 1] if index else 0), size // 2
 
     def _in_two(self, first: int, size: int) -> float:
-        """Return the seconds of two batches: `first` items, and the other items of `size` items."""
+        """Return the seconds of two batches: one of `first` items, one of `size - first` items."""
         return self._seconds[first] + self._seconds[size - first]
 
 
 class Margin:
-    """The share of a predicted time that is kept in reserve. It is named `share`.
+    """Learns `share`, the share of a predicted time that is kept in reserve.
 
-    The share is chosen so that one batch in a hundred takes longer than the predicted time plus the
-    share. A batch is late if it takes longer than that. The share starts at three times the spread
-    at warm-up. Each late batch raises the share by a step, and each other batch lowers the share by
-    a hundredth of a step. Late batches in a row count as one, because the table learns from them.
+    A batch is late if it takes longer than the predicted time plus this share of the predicted
+    time. About one batch in a hundred is late. The share starts at three times the spread at
+    warm-up. Each late batch raises the share by a step, and each other batch lowers the share by a
+    hundredth of a step. Late batches in a row count as one, because the table learns from them.
     """
 
     MISSES = 0.01
@@ -252,7 +253,7 @@ class Margin:
 
 
 def _common(error: float, other: float) -> float:
-    """Return the smaller of two errors in the same direction; 0 for opposite directions."""
+    """Return the smaller of two errors, or 0 if the errors have opposite directions."""
     return min(error, other, key=abs) if error * other > 0 else 0.0
 
 
@@ -260,7 +261,7 @@ def _spread(samples: Iterable[Sequence[float]]) -> float:
     """Return the relative standard deviation of the seconds of a batch.
 
     It is estimated from the distances of all samples to the median of their bucket. If a bucket has
-    an odd number of samples, one of them is the median and is left out.
+    an odd number of samples, the median is one of the samples and is left out.
     """
     distances: list[float] = []
     for runs in samples:

@@ -4,22 +4,23 @@ This module does no I/O and reads no clock: callers pass the current time. A lan
 engine that runs one batch at a time. T(n) is the predicted number of seconds that a batch of n
 items takes. The margin is the share of a predicted time that is kept in reserve.
 
-The rules use the deadlines of the items in the queue, the earliest first. They plan how the items
-are divided into batches from the time when the first lane is free. An item is in time if its batch
-is predicted to end, with the margin added, before the item's deadline. The rules:
+The rules consider the items in the queue in the order of their deadlines. They divide the items
+into batches, and plan the batches from the time at which the first lane is free. An item is in time
+if its batch is predicted to end, with the margin added, before the item's deadline. The rules:
 
 - If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
   just before a lane is free. So batches grow with the load.
 - If some lanes are busy and others are free, a small batch waits until the first busy lane is free,
-  unless an item would be late. A batch is small if batches of its size process fewer items per
-  second than arrive (see `KEEPING_UP`). Lanes share the CPU cores, and small batches use the cores
-  inefficiently.
-- A batch is as large as its first deadline and the memory allow. Some items are left for the next
-  batch if two batches would take less time, because they need less padding.
+  unless an item would be late. A batch is small if the engine, with batches of that size, would
+  process too few of the items that arrive (see `KEEPING_UP`). Lanes share the CPU cores, and small
+  batches use the cores inefficiently.
+- A batch is as large as the earliest deadline of its items and the device's memory allow. Some
+  items are left for the next batch if two batches would take less time than one batch, because two
+  batches can need less padding.
 - A new item is rejected if it would be late, or if it would make an accepted item late. It is also
-  rejected if it can be in time only in a batch that is small in the same sense.
+  rejected if it would be in time only in a small batch, as defined above.
 - If the engine has been idle for a while, one item is accepted even if it is predicted to be late.
-  Only another batch can show that an engine that was slow has recovered.
+  The batch of this item shows whether an engine that was slow has recovered.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ found by simulation. With a smaller value, batches are too small under overload.
 value, too many items are rejected when the load is just below the engine's capacity."""
 
 ARRIVAL_MEMORY = 16
-"""Time over which the arrival rate is averaged, as a multiple of T(1). The value was found by
-simulation. With a smaller value, every burst counts as overload. With a larger value, overload is
-detected too late."""
+"""Time over which the arrival rate is averaged, as a multiple of T(1), the time of a batch of one
+item. The value was found by simulation. With a smaller value, every burst counts as overload. With
+a larger value, overload is detected too late."""
 
 ACCEPTED_MARGIN = 0.5
 """Share of the margin that is required for items that are already accepted. A new item needs the
@@ -52,7 +53,7 @@ MAX_CHOICES = 16
 
 
 class Policy:
-    """The rules for one engine, with the state they need."""
+    """The rules for one engine, with the data that the rules need."""
 
     def __init__(self, table: LatencyTable, max_batch_size: int, lanes: int = 1) -> None:
         """
@@ -153,8 +154,8 @@ class Policy:
         item need not be planned one by one.
 
         Returns:
-            The number of items in such batches, or 0 if that is not certain; and the lanes after
-            these batches were given to them.
+            The number of these items, and the state of the lanes after these batches are planned.
+            The number is 0 if it is not certain that there are such items.
         """
         size = self.table.best(cap)
         batches = (len(deadlines) - cap) // size + 1
@@ -169,9 +170,9 @@ class Policy:
         return batches * size, after
 
     def drained_at(self, waiting: int, now: float) -> float:
-        """Return the predicted time at which the batches in flight and `waiting` items end.
+        """Return the predicted time at which all batches in flight and `waiting` items are done.
 
-        A batch in flight is a batch that the engine has not returned.
+        A batch is in flight from when it is handed to the engine until the engine returns it.
         """
         full, rest = divmod(waiting, size := self.table.best(self.size_limit(now)))
         lanes = self.timeline.lanes(now)
@@ -182,7 +183,7 @@ class Policy:
     def due_at(self, deadlines: Sequence[float], wait_until: float, now: float) -> float:
         """Return the time at which the next batch should be formed.
 
-        The caller must be allowed to hand over another batch.
+        This method may be called only if another batch may be handed to the engine.
 
         Args:
             deadlines: Deadlines of the items in the queue, the earliest first. Must not be empty.
@@ -207,15 +208,16 @@ class Policy:
 
         Items that can no longer be in time are failed. If batches took longer than predicted, the
         first deadline may allow only a small batch. Then items with the earliest deadlines may be
-        failed as well, because a larger batch can begin now and fewer items are late in total.
+        failed as well: without them, a larger batch can begin now, and fewer items are late in
+        total.
 
         Args:
             deadlines: Deadlines of the items in the queue, the earliest first. Must not be empty.
             now: Current time.
 
         Returns:
-            The number of items to fail, which are the first in the queue, and the number of items
-            after them to take for the batch.
+            Two numbers: how many items at the front of the queue to fail, and how many of the items
+            behind those to take for the batch.
         """
         cap = self.size_limit(now)
         lanes = self.timeline.lanes(now)
@@ -233,7 +235,7 @@ class Policy:
     def _fewest_late(
         self, deadlines: Sequence[float], first: int, lanes: Lanes, cap: int, now: float
     ) -> int:
-        """Return how many of the first items to fail so that the fewest items are late in total.
+        """Return the number of first items to fail that makes the fewest items late in total.
 
         The result is at least `first`.
         """
@@ -301,7 +303,7 @@ class Policy:
         """Return the smallest batch size for a free lane while other lanes are busy.
 
         If all lanes compute batches of that size, the engine computes at least `KEEPING_UP` of the
-        items that arrive. The result is at most the most efficient bucket.
+        items that arrive. The result is at most the most efficient batch size.
         """
         rate = KEEPING_UP / (self.arrivals.gap(now) * self._lanes)
         return min(self.table.keeps_up_with(rate), self.table.most_efficient)
@@ -322,7 +324,7 @@ class Policy:
 
 
 class Arrivals:
-    """The average time between two arrivals of items, including rejected items.
+    """Averages the time between two arrivals of items. Rejected items count as well.
 
     The weight of an arrival decays exponentially with time.
     """

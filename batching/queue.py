@@ -17,7 +17,7 @@ from batching.completion import raisable, reject
 
 
 class Waiting(Protocol):
-    """The attributes that the queue uses of an item. Both are times in seconds."""
+    """The attributes of an item that the queue reads. Both are times in seconds."""
 
     @property
     def arrived(self) -> float:
@@ -113,7 +113,7 @@ class Alarm:
             self._rings.set_result(None)
 
     def wake_if_earlier(self, due_at: Callable[[], float]) -> None:
-        """Wake the task that sleeps, if `due_at()` is earlier than the time the task sleeps until.
+        """Wake the task that sleeps if `due_at()` is earlier than the end of its sleep.
 
         If `due_at` raises an exception, `sleep` raises that exception in the sleeping task.
         """

@@ -2,13 +2,13 @@
 
 This module does no I/O and reads no clock: callers pass the current time, in seconds.
 
-A lane is a part of the engine that runs one batch at a time. The lanes share one queue of
-batches, which is first in, first out. So if all lanes are busy when a batch is handed over, the
-batch begins when the first lane is free.
+A lane is a part of the engine that runs one batch at a time. The lanes share one first-in,
+first-out queue of batches. If all lanes are busy when a batch is handed to the engine, the batch
+waits in this queue.
 
 The latency table predicts the time of a batch. The margin is the share of a predicted time that is
-kept in reserve. Both learn from each batch that ends. They do not learn from batches that were
-handed over before a `switch`, because another engine ran those batches.
+kept in reserve. The table and the margin learn from each batch that ends. They do not learn from
+batches that were handed over before a `switch`, because another engine ran those batches.
 
 The time of a batch is not divided by the number of busy lanes. Every lane has its own CPU core, and
 the table learns how long a batch takes while other lanes are busy.
@@ -24,7 +24,7 @@ from heapq import heapify, heapreplace
 from batching.latency import LatencyTable, Margin
 
 STALE_AFTER = 1.0
-"""Seconds without a batch after which predictions count as stale."""
+"""Seconds without a batch after which predictions count as stale, that is, out of date."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,8 +50,8 @@ class InFlight:
     def expected_end(self, now: float) -> float:
         """Return the predicted end, or a later time if the batch is late.
 
-        A batch that is late by some seconds is expected to take as many seconds more. So if the
-        engine hangs, all deadlines soon count as unreachable.
+        A batch that is n seconds late is expected to take another n seconds. So if the engine
+        hangs, all deadlines soon count as unreachable.
         """
         return max(self.ends, 2 * now - self.ends)
 
@@ -121,9 +121,9 @@ class Timeline:
         return self.lanes(now).free_at
 
     def begins_at(self, now: float) -> float:
-        """Return the predicted time at which a batch that is handed over now begins.
+        """Return the predicted time at which a batch begins if it is handed over now.
 
-        Reserved batches (see `reserve`) are handed over later, so they do not delay it.
+        Reserved batches (see `reserve`) are handed over later, so they do not delay that batch.
         """
         return self._lanes_in_flight(now).free_at
 
@@ -135,7 +135,7 @@ class Timeline:
         return lanes
 
     def drained_by(self, now: float) -> float:
-        """Return an upper bound of the time at which all batches are finished, as in `lanes`."""
+        """Return an upper bound of the time at which all lanes are free, as in `lanes`."""
         last, behind = now, self._reserved
         for index, batch in enumerate(self._in_flight):
             if index < self._lanes:
@@ -180,8 +180,8 @@ class Timeline:
     def lane_ends_at(self, now: float) -> float:
         """Return the first predicted end of a batch if some lanes are free and others are busy.
 
-        Otherwise, returns `now`. A batch that is late does not postpone the result, so that free
-        lanes are still used if another lane hangs.
+        Otherwise, returns `now`. A batch that is late does not postpone the result. So free lanes
+        are still used if another lane hangs.
         """
         some_free = 0 < len(self._in_flight) < self._lanes
         return min(batch.ends for batch in self._in_flight) if some_free else now

@@ -6,7 +6,7 @@ The engine is stalled if one batch takes ten times its predicted time. New reque
 to another server. The engine recovers as soon as that batch ends.
 
 The engine is dead if one batch takes a hundred times its predicted time. The likely causes are a
-driver that hangs, a deadlock, or a device that is gone. Only a new process helps.
+driver that hangs, a deadlock, or a device that was removed. Only a restart of the process helps.
 
 At most `STEP` seconds count between two checks. If the process was suspended for a minute, the
 engine could not run during that minute, so the minute must not count.
@@ -57,7 +57,8 @@ class Watchdog:
         """Whether the engine was stalled at the latest `check`.
 
         Args:
-            batch: As in `check`. False is returned if it is another batch than in that call.
+            batch: As in `check`. The result is False if the latest `check` was called with another
+                batch.
         """
         return batch is self._batch and self._exceeds(batch, STALLED_FLOOR, STALLED_TIMES)
 

@@ -57,7 +57,7 @@ FLOORS = {
 
 
 def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:
-    """Loads the server with clocks, and returns the CPU seconds per request of each stage."""
+    """Puts the server with clocks under load. Returns each stage's CPU seconds per request."""
     before = _read_clock(endpoint)
     answered = _load(endpoint, seconds)[0]
     after = _read_clock(endpoint)
@@ -65,12 +65,12 @@ def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:
 
 
 def total_cost(endpoint: Endpoint, seconds: float) -> float:
-    """Loads a server, and returns its CPU seconds per request."""
+    """Puts a server under load, and returns its CPU seconds per request."""
     return _load(endpoint, seconds)[1]
 
 
 def _load(endpoint: Endpoint, seconds: float) -> tuple[int, float]:
-    """Loads a server, and returns the number of requests and the CPU seconds per request."""
+    """Puts a server under load. Returns the number of requests, and CPU seconds per request."""
     measurement = endpoint.closed_loop(SMALL, CONNECTIONS, seconds)
     require_success(measurement.run)
     return sum(measurement.run.statuses.values()), measurement.cpu

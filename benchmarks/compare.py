@@ -50,7 +50,7 @@ def measure(
         endpoint: Endpoint of the server, which must be ready.
         competitor: The server.
         maxima: Name -> throughput of the servers that determine the request rates for all servers.
-            This function adds the throughput of such a server.
+            If `competitor` is one of these servers, this function adds its throughput.
         seconds: Length of a measurement in seconds.
     """
 

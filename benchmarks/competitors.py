@@ -117,5 +117,5 @@ COMPETITORS = (
         },
     ),
 )
-"""All servers, in the order in which they are measured. The first two determine the request rates
-at which all servers are measured. No server logs requests."""
+"""All servers, in the order of the measurements. The request rates for all servers are derived from
+the throughput of the first two servers. No server logs requests."""

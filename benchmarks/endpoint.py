@@ -69,7 +69,7 @@ class Endpoint:
 
     @functools.cached_property
     def classes(self) -> list[str | None]:
-        """Class of each small image. The endpoint is asked for the classes on first use."""
+        """Class that the server answers for each small image. The images are sent on first use."""
         return [images.class_of(body) for _, body in ask(self._url, self.requests(SMALL))]
 
     def requests(self, pictures: Sequence[Picture]) -> list[bytes]:

@@ -28,9 +28,9 @@ GRACE = 15.0
 def signals_held() -> Iterator[None]:
     """Delays SIGINT and SIGTERM until the end of the block.
 
-    If a signal handler raised after a process is started and before the `try` block that ends the
-    process, the process would continue to run. Signal handlers run in the main thread only, so in
-    other threads this function does nothing.
+    A process is started just before the `try` block that ends the process. If a signal handler
+    raised an exception between the start and the block, the process would continue to run. Signal
+    handlers run in the main thread only, so in other threads this function does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,7 +50,7 @@ def signals_held() -> Iterator[None]:
 
 
 def exit_on_sigterm() -> None:
-    """Installs a handler so that `finally` blocks run, and servers end, if SIGTERM is received."""
+    """Installs a handler of SIGTERM that lets `finally` blocks run, which end the servers."""
     signal.signal(signal.SIGTERM, _exit)
 
 
@@ -135,7 +135,7 @@ def wait_until_ended(pids: Iterable[int], seconds: float) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Returns whether a process runs. A zombie, which its parent has not reaped, does not run."""
+    """Returns whether a process runs. A zombie (ended but not reaped) does not run."""
     return bool(fields := _stat(pid)) and fields[0] != "Z"
 
 
@@ -147,7 +147,7 @@ def cpu_seconds(pid: int) -> float:
 def tree(pid: int) -> dict[int, float]:
     """Returns the CPU seconds of the process `pid` and of all its descendants, by process ID.
 
-    The CPU time of a process includes that of its children that have ended and were reaped.
+    The CPU time of a process includes the CPU time of its children that it has reaped.
     """
     children: dict[int, list[int]] = {}
     seconds: dict[int, float] = {}

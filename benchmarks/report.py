@@ -19,7 +19,7 @@ RAW, FORM = f"{SHOAL}, raw body", f"{SHOAL}, form"
 
 @dataclass
 class Figures:
-    """Results of one server, in one round or as medians of several rounds.
+    """Results of one server: either of one round, or medians of several rounds.
 
     Rates are in requests per second, and times are in seconds. None: not measured.
     """
@@ -40,8 +40,8 @@ class Figures:
     large: float | None = None
     """Rate at which the server answers images of 12 megapixels."""
     half: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Name of a server -> 50th and 99th percentile of the latency if this server receives requests
-    at half of the throughput of the named server."""
+    """Name of a server -> 50th and 99th percentile of this server's latency. The request rate is
+    half of the throughput of the named server."""
     crowd: float | None = None
     """99th percentile of the latency with 1,000 connections."""
     crowd_lost: float | None = None
@@ -114,7 +114,7 @@ class Report:
         return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", note])
 
     def verdicts(self) -> Iterator[str]:
-        """Yields a line for each target that says whether it is reached, with the ratio."""
+        """Yields a line for each target: whether the target is reached, and the ratio."""
         ours, form = self.figures.get(RAW), self.figures.get(FORM)
         if ours is None or form is None:
             return

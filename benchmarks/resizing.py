@@ -97,7 +97,7 @@ def part(image: Image.Image, share: float, x: float = 0.5, y: float = 0.5) -> Im
 
 
 def parts(*wanted: tuple[float, float, float]) -> Way:
-    """Returns a way that makes several parts of a picture: `share`, `x` and `y` as in `part`."""
+    """Returns a way that makes several parts. `wanted`: `share`, `x`, `y` of each (see `part`)."""
     return lambda image: [part(image, *one) for one in wanted]
 
 

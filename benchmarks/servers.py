@@ -86,11 +86,11 @@ def serving(
     """Runs a server during the block. At the end of the block, all processes of the server end.
 
     Args:
-        command: Program and arguments, in which `{port}` is replaced by the port.
+        command: Program and arguments. The text `{port}` in them is replaced by the port.
         log: File for the output of the server.
         environment: Additional environment variables. None: none. PORT and SHOAL_PORT are set to
             the port.
-        folder: Working directory, from which Python also imports modules.
+        folder: Working directory. Python also imports modules from this directory.
 
     Yields:
         The server, which may not be ready yet.

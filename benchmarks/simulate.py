@@ -5,16 +5,16 @@
 The program runs the real `batching.Batcher` on simulated devices and on virtual time. The policies
 of other servers, called peers, are simulated with the same arrivals of requests. The program prints
 tables and writes simulate.json and simulate.png to the folder `.bench/simulate`. With `--update`,
-it writes them to benchmarks/results, whose files are in the repository. It takes about a minute on
-two cores.
+the program writes these files to benchmarks/results, which is part of the repository. The program
+takes about a minute on two cores.
 
 A cell is one simulation: a device, a trace of arrivals, a load and a service level objective (SLO).
 The SLO is the timeout of every request. T(n) is the mean time of a batch of n items. There is a
 table for each cell, with a row for each policy and these columns:
 - goodput: number of answers within the SLO, as a share of the bound. The bound is the largest
   number of answers that any policy could reach (see `benchmarks.simulation.bounds.fluid`).
-- average: the same number of answers as a share of a simpler bound, the smaller of the arrival rate
-  and the device's maximum rate, both averaged over the whole run.
+- average: the same number of answers as a share of a simpler bound. This bound is the arrival rate
+  or the device's maximum rate, whichever is smaller. Both rates are averages over the run.
 - accepted: share of the requests that were accepted.
 - kept: share of the accepted requests that were answered within the SLO.
 - p50, p99: latency of accepted requests in milliseconds.
@@ -26,14 +26,14 @@ It explains the miss if its result is not worse than the batcher's and also miss
 is evidence, but not a proof, that the target cannot be met. The references are:
 - The clairvoyant policy knows all arrivals in advance. Its result is computed for devices with one
   lane, which is a thread that runs one batch at a time, and without noise.
-- If the device becomes slower in the middle of the run: the policy of the bound, but it detects the
-  change only when the first batch after the change has ended.
-- If the device becomes slower, and with `--hindsight`: Shoal, with the device's exact times known
-  after the second batch that follows the change. The first batch could be an outlier.
+- If the device becomes slower in the middle of the run: the policy of the bound, with one change.
+  This reference detects the change only when the first batch after the change has ended.
+- If the device becomes slower, and with `--hindsight`: Shoal that is given the device's exact times
+  after the second slow batch. The first slow batch could be an outlier.
 - For other misses, with `--hindsight`: Shoal with the settings of a grid that are best for this
-  cell. Only settings with which enough accepted requests are answered in time are considered.
-If a peer has a higher goodput than Shoal, the miss is explained if the peer answers too few of its
-accepted requests in time, and a smaller share than Shoal.
+  cell. A setting is ignored if too few accepted requests are answered in time with that setting.
+A peer may have a higher goodput than Shoal. This miss is explained if the peer answers too small a
+share of its accepted requests in time, and a smaller share than Shoal.
 
 Finally, the program measures in real time how long a single item waits before it is handed to the
 engine.
@@ -87,11 +87,12 @@ LOADS_OF_LANES = {
 }
 """Trace and SLO -> loads, for devices with several lanes."""
 FULL_BATCHES, LONG_RUN = 40, 400
-"""Length of a normal and of a long run, as the number of full batches that the device can compute
-in it. Runs in which the device becomes slower are long. The change makes some requests late, and in
-a normal run their share would be too large."""
+"""Lengths of a normal run and of a long run: the number of full batches that the device can compute
+during the run. If the device becomes slower during a run, the run is long. The change makes some
+requests late, and in a normal run the share of late requests would be too large."""
 MAX_STEPS = 250_000
-"""Maximum number of arrivals x batch sizes for which the clairvoyant policy is computed."""
+"""The clairvoyant policy is computed only if the number of arrivals times the number of batch sizes
+is at most this number."""
 
 
 @dataclass(frozen=True)
@@ -193,11 +194,11 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
 
 
 def in_flight(load: float, max_in_flight: int, *, seed: int = 1) -> dict[str, Any]:
-    """Simulates a GPU for which the host needs 0.3 ms to assemble and copy each batch.
+    """Simulates a GPU whose host needs 0.3 ms to assemble and copy each batch.
 
     Args:
         load: As in `Cell`.
-        max_in_flight: Maximum number of batches that the engine has not returned.
+        max_in_flight: Maximum number of batches that are handed to the engine and not returned yet.
         seed: Seed of the arrivals and of the noise.
     """
     device = DEVICES["gpu"]

@@ -47,9 +47,9 @@ CLOCKED: tuple[tuple[Any, str, str], ...] = (
     (Metrics, "count_batch", "respond"),
     (Output, "flush", "respond"),
 )
-"""Class or module, name and stage of each function that begins a stage. Functions that it calls
-belong to the same stage, unless they are listed here as well. Code that runs outside of these
-functions is the event loop, which counts as `read`."""
+"""Class or module, name and stage of each function that begins a stage. Functions that a listed
+function calls belong to the same stage, unless they are listed as well. All other code is that of
+the event loop, and its time counts as `read`."""
 
 
 class StageClock:
@@ -66,8 +66,8 @@ class StageClock:
         """
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.own = 0.0
-        """Seconds that entering and leaving a stage take. They are subtracted from the outer
-        stage."""
+        """Seconds that entering and leaving a stage take. These seconds are subtracted from the
+        outer stage."""
         self._clock = clock
         self._thread = threading.get_ident()
         self._stages = ["read"]
@@ -128,7 +128,7 @@ class _Steps:
 def clocked(call: Callable[..., Any], clock: StageClock, stage: str) -> Callable[..., Any]:
     """Returns a function that does the same as `call` and adds its CPU time to `stage`.
 
-    If `call` is a coroutine function, so is the returned function.
+    If `call` is a coroutine function, the returned function is a coroutine function, too.
     """
 
     @functools.wraps(call)

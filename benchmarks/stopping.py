@@ -1,4 +1,4 @@
-"""Counts the requests in flight that a server does not answer when it receives SIGTERM."""
+"""Counts the in-flight requests that a server loses after SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def lost_on_stop(server: Server, requests: list[bytes]) -> int:
 
     Args:
         server: The server.
-        requests: Requests that are sent in turn.
+        requests: Requests to send. The list is repeated until there are `IN_FLIGHT` requests.
 
     Returns:
         The number of requests without a complete answer of status 200.

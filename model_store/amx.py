@@ -1,4 +1,4 @@
-"""AMX: requests and enables Intel's matrix unit, which Linux lets a process use only on request.
+"""AMX: requests permission from Linux to use Intel's matrix unit, and enables it in oneDNN.
 
 oneDNN is the library that runs MXNet's operators on a CPU. With AMX, oneDNN runs int8
 convolutions in half the time, with the same results. MXNet's version of oneDNN (2.4.4) uses AMX
@@ -30,7 +30,8 @@ gigabytes: with AMX, each operator takes megabytes."""
 CPU_FLAG = "amx_int8"
 """Name of AMX for 8-bit integers in /proc/cpuinfo."""
 CONVOLUTION_BYTES = 7 * 2**20
-"""Memory that oneDNN takes for each int8 convolution in each bucket, in addition to the tensors."""
+"""Bytes of memory that oneDNN takes for each int8 convolution and bucket (batch size), in addition
+to the tensors."""
 
 ARCH_PRCTL = 158
 """Number of the system call `arch_prctl` on x86-64."""
@@ -57,7 +58,8 @@ def configure(
     This function must be called before MXNet is imported.
 
     Args:
-        wanted: Whether to use AMX. Ignored if `environment` already contains the variable `ISA`.
+        wanted: Whether to use AMX. Ignored if `environment` already contains the variable that
+            `ISA` names.
         environment: Environment variables, which are changed in place.
         granted: Function that requests permission to use AMX. If it returns False, AMX is disabled
             even if `environment` enables it.
@@ -82,8 +84,8 @@ def fits_memory(folder: pathlib.Path, wanted_precision: str, bucket_count: int) 
     """Whether a version should run with AMX.
 
     The CPU must have AMX, the version must run in int8, and there must be enough memory. While a
-    version is replaced, two versions are loaded. For both together, AMX may take at most a third of
-    the machine's memory.
+    version is replaced, two versions are loaded. AMX may take at most a third of the machine's
+    memory for the two versions together.
 
     Args:
         folder: Folder of the version.

@@ -1,9 +1,10 @@
 """Atomic directories: creates directories that appear complete or not at all.
 
-This also holds if the process is killed or the power fails. A directory is filled under a hidden
-name and then renamed. While the process fills the hidden directory, it holds a lock (flock) on it.
-The kernel releases the lock when the process ends for any reason. The next process that creates a
-directory in the same place removes the hidden directories that have no lock.
+An incomplete directory never appears under its final name, even if the process is killed or the
+power fails. A directory is filled under a hidden name and then renamed. While the process fills the
+hidden directory, the process holds a lock (flock) on the directory. The kernel releases the lock
+when the process ends for any reason. The next process that creates a directory in the same place
+removes the hidden directories that have no lock.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class AlreadyExists(FileExistsError):
 def atomic_directory(target: pathlib.Path, within: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield an empty directory that becomes `target` if the block succeeds.
 
-    When the context ends, all files are written to the disk. If the block raises, the directory and
-    its files are removed.
+    Before the directory is renamed, all its files are written to the disk. If the block raises, the
+    directory and its files are removed.
 
     Args:
         target: Path of the new directory, which must not exist.
-        within: An ancestor of `target`, in which the hidden directory is created.
+        within: An ancestor of `target`. The hidden directory is created there.
 
     Raises:
         AlreadyExists: `target` exists. This is also raised after the block, if another process has
@@ -94,7 +95,7 @@ def _remove_abandoned(within: pathlib.Path) -> None:
 
 @contextmanager
 def _opened(directory: pathlib.Path) -> Iterator[int]:
-    """Yield a file descriptor of `directory`. Closing the descriptor releases a lock on it."""
+    """Yield a file descriptor of `directory`. Closing the descriptor releases its lock."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield descriptor

@@ -35,7 +35,7 @@ LIBRARIES = (
 
 
 def preload() -> list[str]:
-    """Load all libraries in the packages, and return the names and errors of failed libraries.
+    """Load all libraries in the packages. Returns the name and error of each failed library.
 
     A missing library is skipped, because it may be installed in a folder where the linker searches.
     """
@@ -52,7 +52,10 @@ def preload() -> list[str]:
 
 
 def package_of(message: str) -> str | None:
-    """Return the package of the library that a linker's message names; None if it names none."""
+    """Return the package that contains the library named in a linker error.
+
+    None: the error names no known library.
+    """
     for library in LIBRARIES:
         part, _, name = library.split("/")
         if name in message:

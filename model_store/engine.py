@@ -40,9 +40,9 @@ __all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "Results", "load_eng
 MEMORY_INTERVAL = 1.0
 """Minimum seconds between two readings of a GPU's memory."""
 SWITCH_INTERVAL = 0.001
-"""Seconds after which the event loop gives the interpreter lock to a lane that waits for the lock.
-Between two batches a lane needs the lock for microseconds, and does no other work while it waits.
-Python's default is 0.005."""
+"""Seconds after which the event loop gives Python's interpreter lock (GIL) to a lane that waits for
+the lock. Between two batches, a lane needs the lock for microseconds. While a lane waits for the
+lock, it does no other work. Python's default is 0.005."""
 MAX_LANES = 4
 """Default maximum number of lanes on a CPU."""
 MAX_BATCH_ON_CPU, MAX_BATCH_ON_GPU = 16, 64
@@ -54,11 +54,12 @@ class HandedBatch:
     """A batch that was handed to the engine, with the future that its caller awaits."""
 
     replicas: Sequence[Replica]
-    """Replicas of the version for the batch, one for each lane."""
+    """Replicas (loaded copies) of the version that runs the batch, one for each lane."""
     inputs: Inputs
     """Normalized images of the batch."""
     answer: asyncio.Future[tuple[Rows, float]]
-    """Future of the logits and of the time, by `time.monotonic`, at which they were computed."""
+    """Future whose result is the logits, and the time by `time.monotonic` at which the logits were
+    computed."""
 
     def settle(self, result: tuple[Rows, float] | BaseException) -> None:
         """Complete `answer`. Must be called on the event loop.
@@ -79,7 +80,7 @@ class HandedBatch:
 
 
 class GluonEngine:
-    """An engine, which `load_engine` makes. All methods must be called on the event loop."""
+    """Runs batches in lanes. Made by `load_engine`. Call all methods on the event loop."""
 
     def __init__(
         self, backend: Backend, max_batch_size: int, lanes: Sequence[Lane], precision: str = "auto"
@@ -119,10 +120,9 @@ class GluonEngine:
 
     @property
     def max_in_flight(self) -> int:
-        """Recommended maximum number of batches that the engine has not returned.
+        """Recommended maximum number of batches handed to the engine and not returned yet.
 
-        It is one more than the number of lanes, so that the next batch is ready when a lane is
-        free.
+        It is one more than the number of lanes. So the next batch is ready when a lane is free.
         """
         return len(self._lanes) + 1
 
@@ -133,7 +133,7 @@ class GluonEngine:
 
     @property
     def precision(self) -> Precision:
-        """Precision of the active version, with the reason it was chosen."""
+        """Precision of the active version, with the reason why that precision was chosen."""
         return self._serving[0].precision
 
     @property
@@ -228,7 +228,7 @@ class GluonEngine:
         return self._replicas
 
     async def _load(self, folder: pathlib.Path) -> Sequence[Replica]:
-        """Load a version in one lane after another, so that only one lane at a time is slower."""
+        """Load a version in one lane after another. So only one lane at a time is slower."""
         model, arrays = await asyncio.to_thread(versions.read, folder)
         chosen = precision.choose(self._wanted_precision, model, self.device.name)
         if chosen.name == "int8" and self._amx:
@@ -270,7 +270,7 @@ class GluonEngine:
         del batch, result  # breaks a reference cycle, as in `infer`
 
     def _compute(self, replica: Replica, inputs: Inputs) -> tuple[Rows, float]:
-        """Return the logits and the time, by `time.monotonic`, at which they were computed."""
+        """Return the logits, and the time by `time.monotonic` at which they were computed."""
         logits, computed_at = replica.compute(inputs), time.monotonic()
         if computed_at > self._read_memory_at:
             self._read_memory_at = computed_at + MEMORY_INTERVAL

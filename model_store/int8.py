@@ -7,11 +7,11 @@ integers represent.
 Convolutions read and write 8-bit tensors. A convolution is fused with the BatchNorm, the addition
 and the ReLU that follow it. oneDNN, the library that runs MXNet's operators on a CPU, quantizes
 the weights when they are first used, with one scale for each output channel. The first convolution,
-the pooling and the last layer run in fp32. They take a twentieth of the time, and in int8
+the pooling and the last layer run in fp32. These three parts take a twentieth of the time. In int8,
 they would cause most of the loss of accuracy.
 
-No graph and no quantized weights are stored. Both are derived from the architecture and the
-parameters, so the version has no second file that must be verified
+No graph and no quantized weights are stored. The graph and the quantized weights are derived from
+the architecture and the parameters, so a version needs no second file that must be verified
 (docs/decisions/0015-int8-beside-fp32.md).
 """
 

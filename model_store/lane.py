@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class Lane:
-    """Runs calls on its thread in the order in which they are made."""
+    """Runs calls on its thread, in the order of the calls."""
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         """
@@ -28,8 +28,8 @@ class Lane:
         """
         self._thread = thread
         self.send: Callable[[Callable[[], None]], object] = thread.submit
-        """Function that runs another function on the thread and does not wait for its end. The
-        other function must not raise."""
+        """Function that schedules another function on the thread and returns immediately. The
+        scheduled function must not raise."""
 
     async def call(self, call: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
         """Run `call(*arguments)` on the thread, and return its result."""

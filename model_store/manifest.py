@@ -25,7 +25,7 @@ MAX_BYTES = 2**20
 MAX_PARAMS_BYTES = 2**30
 """Maximum size of a `.params` file in bytes."""
 MAX_NUMBER = 2**63
-"""Maximum magnitude of a number in `training`."""
+"""Maximum absolute value of a number in `Manifest.training`."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 VERSION = r"[1-9][0-9]{0,8}"
 STORE = pathlib.Path(__file__).parent / "models"
@@ -91,7 +91,8 @@ class Int8(Plain):
     images: ImageCount
     """Number of calibration images."""
     ranges: Annotated[dict[Node, tuple[Bound, Bound]], Field(min_length=1, max_length=4096)]
-    """Name of a tensor in the graph that `int8` builds -> minimum and maximum of the tensor."""
+    """Maps the name of each tensor in the graph that the module `model_store.int8` builds to its
+    minimum and maximum."""
 
     @field_validator("ranges")
     @classmethod
@@ -105,7 +106,7 @@ class Int8(Plain):
 
 
 class Temperature(Plain):
-    """A number by which logits are divided before the softmax, to calibrate the probabilities.
+    """A number that divides the logits before the softmax, to calibrate the probabilities.
 
     Source: Guo et al. 2017, arXiv 1706.04599.
     """
@@ -114,9 +115,10 @@ class Temperature(Plain):
     """The temperature. A value above 1 makes the probabilities less extreme; a value below 1 makes
     them more extreme."""
     fitted_on: str
-    """Images on which the temperature was fitted."""
+    """Description of the images on which the temperature was fitted."""
     measured_on: str
-    """Other images, on which both calibration errors were measured."""
+    """Description of the separate images on which `calibration_error` and
+    `calibration_error_before` were measured."""
     calibration_error: Share
     """Expected calibration error with this temperature, in 15 bins."""
     calibration_error_before: Share
@@ -154,7 +156,7 @@ class Manifest(Identity):
     measured: tuple[Measurement, ...] = ()
     """Measured accuracies, in any order."""
     temperature: Temperature | None = None
-    """Temperature of the probabilities. None: the logits are not divided."""
+    """Temperature of the probabilities. None: the temperature is 1."""
     int8: Int8 | None = None
     """Ranges for int8. None: the version cannot be served in int8."""
     probes: dict[PrecisionName, tuple[tuple[Share, ...], ...]] = {}

@@ -156,7 +156,7 @@ class Network:
         """Whether the network with fused operators computes the same results as without fusion.
 
         For some architectures, such as `cifar_resnet20_v2`, MXNet's fused addition and convolution
-        computes wrong results. Their operators are not fused, which is slower.
+        computes wrong results. The operators of these architectures are not fused, which is slower.
         """
         random = np.random.default_rng(0).standard_normal((bucket, 3, SIDE, SIDE), np.float32)
         inputs = self._mx.nd.array(random, ctx=self._device.context)

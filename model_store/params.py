@@ -19,11 +19,11 @@ alignment:
              i32 element type, the elements in C order
     name     u64 bytes, UTF-8
 
-Supported are dense arrays of the element types in `TYPES`, in the format versions 2 and 3. Version
-2 is written by `net.save_parameters`, `net.export` and `mx.nd.save`. Version 3 is written by the
-same functions in NumPy mode, and also allows arrays without dimensions. Rejected are files of MXNet
-before 1.0, sparse arrays, arrays without names or without elements, more than `MAX_ARRAYS` arrays,
-and names that are longer than `MAX_NAME` bytes or not printable.
+This module supports dense arrays of the element types in `TYPES`, in the format versions 2 and 3.
+Version 2 is written by `net.save_parameters`, `net.export` and `mx.nd.save`. Version 3 is written
+by the same functions in NumPy mode, and also allows arrays without dimensions. The module rejects
+files of MXNet before 1.0, sparse arrays, arrays without names or without elements, more than
+`MAX_ARRAYS` arrays, and names that are longer than `MAX_NAME` bytes or not printable.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from model_store.manifest import Manifest, PrecisionName
 MAX_ACCURACY_LOSS = 0.003
 """Maximum loss of accuracy that `auto` accepts, as a share of the images."""
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
-"""Names in /proc/cpuinfo of the instructions that sum products of 8-bit numbers in 32 bits."""
+"""Names, in /proc/cpuinfo, of instructions that multiply 8-bit numbers and add the products in 32
+bits."""
 CHOICES = ("auto", "fp32", "int8", "fp16")
 """Precisions that a user can request."""
 

@@ -3,8 +3,8 @@
 The pixels of the images come from a formula. When a version is added, the network's probabilities
 for these images are recorded in the version's manifest. Whenever the version is loaded, the
 probabilities are computed again and compared. The checksum in the manifest detects a changed file.
-The probes detect that this machine, its MXNet or this precision computes other results from the
-same file.
+The probes detect that the same file gives other results on this machine, with its MXNet, or in this
+precision.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def images() -> Image:
 
 
 def repeated(rows: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
-    """Return the first `count` rows of `rows`. If `rows` has fewer rows, they are repeated."""
+    """Return the first `count` rows of `rows`. If there are fewer rows, they are repeated."""
     array = np.asarray(rows)
     return np.resize(array, (count, *array.shape[1:]))
 
@@ -70,5 +70,5 @@ def check(rows: Rows, recorded: npt.NDArray[np.float64], precision: PrecisionNam
 
 
 def record(rows: Rows) -> tuple[tuple[float, ...], ...]:
-    """Return the rows in the form in which a manifest stores them."""
+    """Return the rows as tuples of numbers, which a manifest can store."""
     return tuple(tuple(round(float(value), 7) for value in row) for row in rows)

@@ -2,7 +2,7 @@
 
 A lane is a thread that runs one batch at a time. A replica loads the network, runs some warm-up
 batches of every bucket (batch size), and checks the probabilities of the probe images. Probe images
-are test images for which the manifest contains the expected probabilities. If any of this fails,
+are test images. The manifest contains their expected probabilities. If any of these steps fails,
 the replica is not used.
 
 Loading is divided into steps. Between two steps, the lane can run batches of the version that
@@ -90,7 +90,7 @@ class Replica:
         self.warm_up_seconds[bucket] = tuple(seconds)
 
     def _first_run(self, images: Sequence[Image]) -> None:
-        """Run the first batch, which compiles the network, and check that it is finite."""
+        """Compile the network by running a first batch, and check that its results are finite."""
         called = f"{self.model.name} {self.model.version}"
         try:
             rows = self._infer(images)

@@ -40,8 +40,8 @@ KEEP_LOCK = (
     "MXNDArrayGetStorageType",
     "MXNDArrayFree",
 )
-"""MXNet's C functions, other than running the network, that its Python package calls for each
-batch."""
+"""Names of the short C functions that MXNet's Python package calls for each batch. The function
+that runs the network is not one of them."""
 
 
 class MXNetUnavailable(RuntimeError):
@@ -107,8 +107,8 @@ def _keep_interpreter_lock(mx: Any) -> None:
     """Make the short calls in `KEEP_LOCK` keep the interpreter lock.
 
     A thread that releases the lock while the event loop is busy may get it back only 5 ms later.
-    This must not be used with MXNet's default scheduler, because there a call that copies an array
-    waits for the computation.
+    This function must not be called if MXNet uses its default scheduler. With that scheduler, a
+    call that copies an array waits for the computation, and would keep the lock during that time.
     """
     library = ctypes.PyDLL(mx.libinfo.find_lib_path()[0])
     for name in KEEP_LOCK:

@@ -148,7 +148,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     """Return the manifest of a version.
 
     Raises:
-        BadModel: The manifest is invalid, or describes another version than that of `folder`.
+        BadModel: The manifest is invalid, or describes a version other than that in `folder`.
     """
     model = manifest.read(folder)
     name, version = folder.absolute().parts[-2:]

@@ -20,7 +20,7 @@ class Classifier(litserve.LitAPI):
         self.network = Network(16)
 
     def decode_request(self, request: Request) -> Pixels:
-        form: Any = request  # although the annotation must be Request, this is the parsed form
+        form: Any = request  # the parsed form; LitServe requires the annotation Request
         return decode(form["img"].file.read())
 
     def batch(self, inputs: list[Pixels]) -> list[Pixels]:

@@ -2,7 +2,8 @@
 
 python benchmarks/rivals/mosec_server.py --port N
 
-The workers decode images and compute batches. An image must be the body of its request.
+The workers decode images and compute batches. Clients send the image as the raw request body, not
+in a form.
 """
 
 from __future__ import annotations

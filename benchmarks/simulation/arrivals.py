@@ -1,7 +1,8 @@
 """Arrivals: generates the times at which requests arrive, in seconds, in ascending order.
 
 In all functions, `rate` is the mean number of requests per second, `count` is the approximate
-number of requests, and the times depend only on the arguments and the `seed`.
+number of requests, and `seed` is the seed of the random numbers. Equal
+arguments give equal times.
 """
 
 from __future__ import annotations

@@ -76,16 +76,16 @@ def clairvoyant(arrivals: Sequence[float], device: Device, slo: float) -> float:
     """Returns the maximum share of requests that can be answered within the SLO.
 
     The policy knows all arrivals in advance and may reject any request. The device must have one
-    lane. All requests have the same SLO, so there is an optimal schedule in which each batch
-    consists of consecutive arrivals: exchanging two requests never helps. So it is enough to
-    compute the following times for all j and g. free[j][g] is the earliest time at which the device
-    can be free again if g of the first j requests are answered:
+    lane. All requests have the same SLO, so exchanging two requests never helps. Therefore there is
+    an optimal schedule whose batches consist of consecutive arrivals. It is enough to compute the
+    following times for all j and g. free[j][g] is the earliest time at which the device can be free
+    again if g of the first j requests are answered:
 
         free[j][g] = min(free[j-1][g], over n: max(free[j-n][g-n], arrival j) + T(n))
 
     T(n) is the time that a batch of n requests takes. A batch is considered only if it ends within
-    one SLO after the arrival of its first request. Of the states in which the device is idle when a
-    request arrives, only the one with the most answers is kept.
+    one SLO after the arrival of its first request. If several states leave the device idle when a
+    request arrives, only the state with the most answers is kept.
 
     Args:
         arrivals: Arrival times of the requests in seconds, in ascending order.

@@ -83,7 +83,7 @@ class Clockwork:
         return min(self._free)
 
     def compute(self, size: int, now: float) -> float:
-        """Runs a batch of `size` items in the first free lane, and returns the time it ends."""
+        """Runs a batch of `size` items in the first free lane. Returns the time of its end."""
         lane = self._free.index(self.free_at)
         begins = max(now, self._free[lane])
         changed = begins >= self._half_time

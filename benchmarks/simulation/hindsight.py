@@ -2,9 +2,9 @@
 
 A trace is the list of arrival times of all requests. The trace is simulated with all pairs of two
 settings in the grid. The first setting is the margin, the share of a predicted time that is kept in
-reserve. It is fixed or learned as in the product. The second setting is `KEEPING_UP` of
+reserve. The margin is fixed, or learned as in Shoal. The second setting is `KEEPING_UP` of
 `batching.policy`. The best result has the highest goodput, which is the number of answers in time.
-Results with too few accepted requests answered in time are ignored. If the best result misses a
+A result is ignored if too few accepted requests were answered in time. If the best result misses a
 target, all settings in the grid miss it, but settings that are not in the grid may meet it.
 """
 

@@ -41,8 +41,8 @@ def figures(requests: Sequence[Request], slo: float) -> Figures:
     """Computes the results of a run.
 
     Requests that arrive in the first `3 * slo` seconds or the last `slo` seconds of the run are not
-    counted: the first requests find an empty queue, and the last do not compete with later ones. An
-    accepted request that was not answered has an infinite latency.
+    counted: the first requests find an empty queue, and the last requests do not compete with later
+    requests. An accepted request that was not answered has an infinite latency.
 
     Args:
         requests: Requests of the run, in order of arrival.
@@ -63,5 +63,5 @@ def figures(requests: Sequence[Request], slo: float) -> Figures:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Returns the smallest value such that at least `share` of all values are not larger."""
+    """Returns the smallest value for which at least `share` of all values are not larger."""
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else math.nan

@@ -39,7 +39,7 @@ class _Queue:
             self._waiting.popleft()
 
     def first(self, now: float) -> float | None:
-        """Returns the earliest time from `now` on at which a request waits.
+        """Returns the earliest time, not before `now`, at which a request waits.
 
         Returns None if no request waits and no further request arrives.
         """
@@ -66,7 +66,7 @@ class _Queue:
 
 
 def _when_free(largest: int, window: Callable[[Clockwork], float]) -> Policy:
-    """Returns a policy in which a free worker takes the first request and waits for others.
+    """Returns a policy: a free worker takes the first request, then waits for others.
 
     Args:
         largest: Maximum batch size.
@@ -92,7 +92,7 @@ def _when_free(largest: int, window: Callable[[Clockwork], float]) -> Policy:
 
 
 def _window(clockwork: Clockwork) -> float:
-    """Returns T(1), the mean time of a batch of one item, as the window for all loads."""
+    """Returns the window for all loads: T(1), the mean time of a batch of one item."""
     return clockwork.device.mean(1)
 
 
@@ -127,7 +127,8 @@ def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> l
 
     The prediction is fitted to the last 50 batches. If the first request would be late in a batch
     of the whole queue, the first request is dropped. If waiting for more requests is predicted to
-    reduce the mean latency, the policy waits. It knows the time of a batch when the batch begins.
+    reduce the mean latency, the policy waits. In this simulation, the policy learns the time of a
+    batch when the batch begins.
     """
     queue = _Queue(arrivals, slo)
     now = 0.0

@@ -30,10 +30,10 @@ def shoal(
         arrivals: Arrival times of the requests in seconds, in ascending order.
         clockwork: The simulated device.
         slo: Timeout of every request in seconds.
-        max_in_flight: Maximum number of batches that the device has not returned. None: the number
-            of lanes.
+        max_in_flight: Maximum number of batches that are handed to the device and not returned yet.
+            None: the number of lanes.
         prepare: Seconds that the host needs to prepare each batch for the device. The device can
-            run another batch in that time.
+            run another batch during that time.
         informed: Whether the batcher gets the device's exact times after the device has become
             slower. It gets them when the second batch that began after the change has ended. This
             is supported only with one batch in flight.

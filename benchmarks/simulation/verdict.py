@@ -16,13 +16,13 @@ The SLO is the service level objective, the timeout of every request."""
 KEPT = 0.99
 """Target: minimum share of accepted requests that are answered within the SLO."""
 SURVIVES = 0.99
-"""Minimum share of all requests that a policy must answer within the SLO for its latencies to be
-compared."""
+"""The latencies of a policy are compared only if the policy answers at least this share of all
+requests within the SLO."""
 TIE = 1.02
 """Maximum ratio of two latencies that count as equal, because the device's noise is 5 %."""
 BEATEN = 1.01
-"""Minimum ratio of a peer's goodput to Shoal's goodput at which the peer is ahead. A peer is the
-policy of another server."""
+"""A peer is the policy of another server. A peer is ahead if its goodput divided by Shoal's goodput
+exceeds this number."""
 REFERENCES = {
     "clairvoyant": "the clairvoyant policy",
     "unforeseen": "the flow that detects the change",

@@ -32,7 +32,7 @@ FILTERS = (
     Resampling.BICUBIC,
     Resampling.LANCZOS,
 )
-"""Resizing filters, of which `_zoom` chooses one at random for each image."""
+"""Resizing filters. `_zoom` chooses one of these filters at random for each image."""
 BRIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in the brightness of a pixel."""
 
@@ -71,10 +71,10 @@ def augment(images: Images, recipe: Recipe, side: int, rng: np.random.Generator)
 def mix_up(
     images: Images, targets: Floats, alpha: float, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Blend each image and its row of `targets` with another image of the batch and its row.
+    """Blend each image with another image of the batch, and blend their rows of `targets`.
 
-    The share of each image is drawn from Beta(alpha, alpha). If it is below one half, one minus the
-    share is used.
+    The share of each image is drawn from Beta(alpha, alpha). If the drawn share is below one half,
+    one minus the drawn share is used instead.
 
     Args:
         images: uint8 (n, side, side, 3).
@@ -98,8 +98,8 @@ def mix_up(
 def _crop(images: Images, side: int, rng: np.random.Generator) -> Images:
     """Crop each image at a random position.
 
-    A crop of the image's size may extend over the edge by up to `PADDING` pixels, where it is
-    black. A smaller crop lies within the image.
+    A crop of the image's size may extend over the edge by up to `PADDING` pixels. The part of the
+    crop outside of the image is black. A smaller crop lies within the image.
     """
     if side == SIDE:
         images = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
@@ -133,7 +133,7 @@ def _zoom(images: Images, side: int, zoom: float, rng: np.random.Generator) -> I
 
 
 def _start(length: Lengths, side: int, rng: np.random.Generator) -> Lengths:
-    """Return random positions in the padded image at which crops of the given lengths begin.
+    """Return random positions in the padded image, where crops of the given lengths begin.
 
     Crops that are smaller than the image lie within it. If `side` is the image's size, a crop may
     also extend over the edge by up to `PADDING` pixels.

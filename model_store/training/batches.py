@@ -15,14 +15,14 @@ from model_store.training.augmentation import augment, mix_up
 from model_store.training.recipe import Recipe
 
 VIEWS = 0
-"""Seed of the views. Runs with other seeds use the same views, but their batches in another order.
-"""
+"""Seed of the views, which are augmented copies of the training set. Runs with different seeds use
+the same views, but use the batches of the views in a different order."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Identifies a batch of a view. A view is one augmented form of the whole training set, which
-    is used in several epochs."""
+    """Identifies a batch of a view. A view is one augmented copy of the whole training set. Each
+    view is used in several epochs."""
 
     side: int
     """Side of the images in pixels."""

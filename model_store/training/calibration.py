@@ -6,9 +6,10 @@ the probe images (see `probes`). The source version does not change.
 
 The ranges are observed on `SAMPLE` training images. The temperature, a number that divides the
 logits, is fitted on every second test image. The calibration error is measured on the other test
-images. Training images are not used for this, because networks are too certain about images that
-they were trained on (docs/decisions/0025-temperature-from-test-images.md). The accuracy is measured
-on all test images, because the temperature does not change the predicted class of an image.
+images. Training images are not used to fit the temperature, because networks are too certain about
+images that they were trained on (docs/decisions/0025-temperature-from-test-images.md). The accuracy
+is measured on all test images, because the temperature does not change the predicted class of an
+image.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from model_store.training.evaluation import Probabilities, evaluate, fit_tempera
 SAMPLE = 2048
 """Number of training images on which the ranges are observed."""
 SEED = 1
-"""Seed of the choice of these images."""
+"""Seed for choosing these training images at random."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ async def calibrate(
         into: Folder of the store that the copy is added to.
         version: Number of the copy.
         device: auto, cpu, gpu or gpu:N. fp32 and int8 are measured on the CPU. fp16 is measured on
-            the GPU that `device` selects, or not at all if it selects no GPU.
+            the GPU that `device` selects. If `device` selects no GPU, fp16 is not measured.
         threads: Number of CPU threads.
 
     Raises:

@@ -99,7 +99,7 @@ class Progress:
 
 @contextmanager
 def saving(folder: pathlib.Path, origin: Origin, progress: Progress) -> Iterator[pathlib.Path]:
-    """Yield a folder for the weights, which becomes the only checkpoint in `folder`."""
+    """Yield a folder for the weights. It then becomes the only checkpoint in `folder`."""
     target = folder / f"step-{progress.step:08d}"
     state = {**dataclasses.asdict(origin), "progress": dataclasses.asdict(progress)}
     with atomic_directory(target, within=folder) as partial:

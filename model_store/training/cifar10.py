@@ -30,9 +30,10 @@ CLASSES = (
     "truck",
 )
 MEAN = (0.4914, 0.4822, 0.4465)
-"""Mean of the pixels of each channel, from 0 to 1, that networks are trained with."""
+"""Mean of each channel's pixels, on a scale from 0 to 1. Networks are trained with these values."""
 STD = (0.2023, 0.1994, 0.2010)
-"""Standard deviation of the pixels of each channel that networks are trained with."""
+"""Standard deviation of each channel's pixels, on a scale from 0 to 1. Networks are trained with
+these values."""
 SIDE = 32
 """Width and height of an image in pixels."""
 RECORD = 1 + 3 * SIDE * SIDE

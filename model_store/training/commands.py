@@ -207,7 +207,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _named(options: argparse.Namespace) -> tuple[str, str]:
-    """Return the name and the number of the version that NAME or NAME/VERSION means."""
+    """Return the model and the version that the argument NAME or NAME/VERSION selects."""
     name, _, version = options.model.partition("/")
     return name, version or versions.latest(options.store, name)
 

@@ -1,10 +1,10 @@
 """Evaluation: computes accuracy and calibration from probabilities and labels, with NumPy only.
 
-Probabilities are calibrated if they agree with accuracies: of the images whose class has the
-probability 0.8, 80 % are classified correctly. Expected calibration error, reliability bins and
-temperature scaling follow Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv
-1706.04599. Images are divided into `BINS` bins of equal width by the probability of their most
-probable class.
+Probabilities are calibrated if they agree with accuracies. For example, if the most probable class
+of some images has the probability 0.8, then 80 % of these images are classified correctly. Expected
+calibration error, reliability bins and temperature scaling follow Guo et al. 2017, On Calibration
+of Modern Neural Networks, arXiv 1706.04599. Images are divided into `BINS` bins of equal width by
+the probability of their most probable class.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_TEMPERATURE, MIN_TEMPERATURE = 20.0, 0.05
 STEPS = 60
 """Number of steps of the search for a temperature."""
 GOLDEN = (5**0.5 - 1) / 2
-"""The golden ratio, by which each step of the search shortens the interval."""
+"""Factor by which each step of the search shortens the interval: 1 / golden ratio."""
 
 
 class Bin(BaseModel):

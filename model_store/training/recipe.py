@@ -5,9 +5,9 @@ linearly and then falls like a cosine (one-cycle; Smith 2018, arXiv 1803.09820).
 BatchNorm and biases have no weight decay. The result of the run is an exponential average of the
 weights (Polyak and Juditsky 1992).
 
-Images are augmented (see `augmentation`). The first steps may use small crops, which take little
-more than half of the time. The network may also learn from the outputs of teachers, which are
-networks that are already trained (Hinton et al. 2015, arXiv 1503.02531).
+Images are augmented (see `augmentation`). The first steps may use small crops. A step with small
+crops takes little more than half of the time. The network may also learn from the outputs of
+teachers, which are networks that are already trained (Hinton et al. 2015, arXiv 1503.02531).
 """
 
 from __future__ import annotations

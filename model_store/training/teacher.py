@@ -1,9 +1,9 @@
 """Teachers: networks that another network learns from, and a file that stores their logits.
 
-A view is one augmented form of the whole training set. A recipe may use the same views again in
-later epochs, so that teachers run on each view only once. Training runs with the same views share
-the file, even if their seeds, lengths or architectures differ. If a run stops while it writes the
-file, the logits of at most one batch are lost and are computed again.
+A view is one augmented copy of the whole training set. A recipe may use the same views again in
+later epochs. Then teachers run on each view only once. Training runs with the same views share the
+file, even if their seeds, lengths or architectures differ. If a run stops while it writes the file,
+the logits of at most one batch are lost and are computed again.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Two networks are trained: one by gradient descent, and one whose weights are the
 first network's weights over the steps. The averaged network is the result.
 
 On a CPU, a mean over the axes replaces MXNet's global average pooling, which makes a step 1.5 times
-as fast. MXNet's pooling returns gradients in a memory layout for which BatchNorm has only a slow
-implementation.
+as fast. MXNet's pooling returns gradients in a memory layout that BatchNorm processes slowly.
 """
 
 from __future__ import annotations
@@ -49,7 +48,8 @@ class Trainer:
             device: auto, cpu, gpu or gpu:N.
             batches: Batches of images to train on.
             start: Weights that the run starts from. None: random weights.
-            teachers: Networks that the network learns from. Empty: it learns from labels only.
+            teachers: Networks that the network learns from. Empty: the network learns from labels
+                only.
             memory: Stores the logits of the teachers. None: the teachers run on every batch.
 
         Raises:
@@ -61,8 +61,9 @@ class Trainer:
         self.batches = batches
         self.steps = batches.steps
         self.progress = Progress()
-        # On a CPU, operators run in order, so that the same run gives exactly the same weights. On
-        # a GPU this would not help, because cuDNN adds in any order, and it would be slower.
+        # On a CPU, operators run in order, so equal runs give exactly the same weights. On a GPU,
+        # running operators in order would be slower and would not help: the order in which cuDNN
+        # adds numbers varies.
         self._mx = load_mxnet(origin.threads, in_order=is_for_cpu(device))
         self.device = choose(self._mx, device)
         self.mxnet_version: str = self._mx.__version__
@@ -91,7 +92,7 @@ class Trainer:
 
         Args:
             held_out: Images on which the accuracy of the averaged network is measured after every
-                epoch. If there are none, the accuracy is not measured.
+                epoch. If there are no held-out images, the accuracy is not measured.
         """
         progress = self.progress
         while progress.step < self.steps:
