@@ -68,7 +68,8 @@ def _png_header(data: bytes) -> Header:
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     bits = depth * _PNG_SAMPLES.get(color, 1)
     _reject_without_pixels("PNG", data, height * (1 + width * bits // 8) // _MAX_INFLATION)
-    return "PNG" if color in (2, 4, 6) else "PNG palette", width, height
+    is_slow = color in (2, 4, 6) or depth == 16  # gray of 16 bits takes as long as colors
+    return "PNG" if is_slow else "PNG palette", width, height
 
 
 def _gif_header(data: bytes) -> Header:
@@ -134,8 +135,8 @@ def _webp_header(data: bytes) -> Header:
 def _jpeg_header(data: bytes) -> Header:
     if (frame := jpeg.frame(data)) is None:
         raise BadImage("This JPEG image has no frame header. Send the whole file.")
-    width, height, baseline = frame
-    return "JPEG" if baseline else "JPEG progressive", width, height
+    width, height, has_one_scan = frame
+    return "JPEG" if has_one_scan else "JPEG progressive", width, height
 
 
 def _reject_without_pixels(name: str, data: bytes, size: int) -> None:

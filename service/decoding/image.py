@@ -213,7 +213,7 @@ def _usual_jpeg(data: bytes) -> Header | None:
     Returns None for all other images.
     """
     usual = jpeg.USUAL.match(data)
-    if usual is None:
+    if usual is None or usual["scanned"] != usual["components"][:1]:
         return None
     height, width = _SIZE.unpack(usual["size"])
     return ("JPEG", width, height) if width and height else None

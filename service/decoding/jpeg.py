@@ -27,22 +27,30 @@ USUAL = re.compile(
     rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda..(?P<scanned>.))?",
     re.DOTALL,
 )
+_TOO_MUCH_JUNK = -1
+"""In place of a marker: there are more than `_MAX_JUNK` bytes between segments."""
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def frame(data: bytes) -> tuple[int, int, bool] | None:
-    """Return width, height, and whether the frame is baseline or extended sequential.
+    """Return width, height, and whether decoders need one scan only.
 
-    Returns None if there is no frame header in the first 1,000 segments before the pixels. Raises
+    They need one scan if the frame is baseline or extended sequential, and its first scan has all
+    components. For other images, decoders keep the coefficients of all scans in memory. Returns
+    None if there is no frame header in the first 1,000 segments before the pixels. Raises
     struct.error if the data ends within the header.
     """
+    size: tuple[int, int] | None = None
+    components, is_sequential = b"", False
     for marker, position in itertools.islice(_segments(data), _MAX_SEGMENTS):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and size is None:
             height, width = struct.unpack_from(">HH", data, position + 3)
-            return width, height, marker in (_BASELINE, _EXTENDED)
+            size, components = (width, height), data[position + 7 : position + 8]
+            is_sequential = marker in (_BASELINE, _EXTENDED)
         if marker == _START_OF_SCAN:
-            break  # the frame header must precede the pixels
-    return None
+            is_sequential = is_sequential and data[position + 2 : position + 3] == components
+            break  # pixels follow
+    return None if size is None else (*size, is_sequential)
 
 
 def is_plain(data: bytes) -> bool:
@@ -79,11 +87,12 @@ def has_too_many_parts(data: bytes, pixels: int) -> bool:
     markers = [marker for marker, _ in itertools.islice(_segments(data), _MAX_SEGMENTS + 1)]
     scans = markers.count(_START_OF_SCAN)
     too_many_scans = scans > _MAX_SCANS or scans * pixels > _MAX_SCANNED_PIXELS
-    return len(markers) > _MAX_SEGMENTS or too_many_scans
+    return len(markers) > _MAX_SEGMENTS or too_many_scans or _TOO_MUCH_JUNK in markers
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield each marker and the position after it, until the image ends or has too much junk."""
+    """Yield each marker and the position after it, until the image ends or has too much junk. In
+    the latter case, `_TOO_MUCH_JUNK` is the last marker."""
     position, junk, in_scan = 2, _MAX_JUNK, False
     while found := _MARKER.search(data, position, len(data) if in_scan else position + junk + 2):
         marker = data[found.end() - 1]
@@ -95,3 +104,5 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         yield marker, position
         position += int.from_bytes(data[position : position + 2], "big")
         in_scan = marker == _START_OF_SCAN
+    if not in_scan and _MARKER.search(data, position):
+        yield _TOO_MUCH_JUNK, position

@@ -30,8 +30,8 @@ besides its message: headers, acknowledgments, window updates and pings."""
 USEFUL_BYTES = 256
 """Number of bytes of a message that add credit for one frame. A DATA frame with fewer bytes uses up
 credit, unless it is the last frame of a message. A DATA frame after the end of the message uses up
-credit, too. Frames of other types, except HEADERS, use up one additional frame of credit for every
-`USEFUL_BYTES` of payload."""
+credit, too. Frames of other types use up one additional frame of credit for every `USEFUL_BYTES` of
+payload. In a HEADERS frame, only bytes beyond `frame_filter.CHEAP_HEAD_BYTES` count."""
 RESET_COST = 4.0
 """Credit that one RST_STREAM uses up, in frames. The value is more than 1, because the work for the
 reset stream was done in vain."""

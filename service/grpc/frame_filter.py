@@ -47,9 +47,12 @@ KNOWN = {DATA, HEADERS, CONTINUATION, *CONTROL_SIZES}
 """Types of frames that are relayed."""
 STREAM_HEADER = "shoal-stream"
 """Header that contains the name of the stream, for the handler."""
-HEAD_BYTES = 32 * 1024
+HEAD_BYTES = 8 * 1024
 """Maximum number of bytes of a compressed header block. gRPC's server rejects header blocks with
-more than 16 KiB after decompression."""
+more than 16 KiB after decompression, but decompresses them first."""
+CHEAP_HEAD_BYTES = 2048
+"""Number of bytes of a HEADERS frame that cost no credit. Few clients send more. One byte can stand
+for many bytes after decompression."""
 
 
 class BadFrame(Exception):
@@ -151,6 +154,7 @@ class FrameFilter:
             if not number % 2:
                 raise BadFrame(f"a client may not open stream {number}: the number must be odd")
             self._block_stream, self._block_bytes = number, 0
+            self.credit -= max(0, size - CHEAP_HEAD_BYTES) // USEFUL_BYTES
             self._ends_stream = bool(flags & END_STREAM)
         self._block_bytes += size
         if self._block_bytes > HEAD_BYTES:

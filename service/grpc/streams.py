@@ -85,6 +85,8 @@ class Stream:
         """Make the handler raise `fault`, immediately or when the handler begins to await the
         message."""
         self.fault = self.fault or fault
+        if self.answered or self.taken:  # no handler waits for the message
+            self.expel()
         self.lease.reject(fault)
 
     def keep(self, size: int) -> None:
@@ -182,6 +184,9 @@ class Streams:
         stream.answered = True
         self.complete(stream)
         if stream.name in self._open:
+            # The client has not received the answer. Bytes that it still sends count as slow ones.
+            stream.lease.begin(lambda error: stream.expel())
+            self._memory.mark_slow(stream.lease)
             self._add_idle(stream)
         stream.report_progress()
 
@@ -218,4 +223,5 @@ class Streams:
         self.complete(stream)
         self._idle.pop(stream, None)
         self._open.pop(stream.name, None)
+        stream.lease.end()
         stream.lease.release()

@@ -207,3 +207,9 @@ def test_a_chunk_of_lossless_pixels_is_found_behind_others() -> None:
     for distance, kind in ((4000, "WebP lossless"), (4200, "WebP")):
         before = b"VP8X" + struct.pack("<II", 10, 0) + bytes(6) + b"ICCP" + bytes(distance)
         assert read_header(data[:12] + before + data[12:])[0] == kind
+
+
+def test_read_header_counts_gray_of_16_bits_as_color() -> None:
+    """A PNG in gray of 16 bits takes as long to decode as one in color."""
+    assert read_header(encode(flat("I;16", 1000), "PNG"))[0] == "PNG"
+    assert read_header(encode(flat("L", 100), "PNG"))[0] == "PNG palette"

@@ -50,3 +50,23 @@ def test_pixels_are_not_junk() -> None:
     scan = SCAN + bytes(5000) + b"\xff\xc4\x00\x02"
     assert not has_too_many_parts(b"\xff\xd8" + 64 * scan, 1)
     assert has_too_many_parts(b"\xff\xd8" + 65 * scan, 1)
+
+
+def test_frame_tells_images_with_several_scans() -> None:
+    """A baseline image whose first scan lacks components takes as much memory as a progressive
+    one."""
+    size = b"\x08\x00\x10\x00\x20"
+    head = b"\xff\xd8\xff\xc0\x00\x11" + size + b"\x03" + 3 * b"\x01\x11\x00"
+    one = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    all_components = b"\xff\xda\x00\x0c\x03" + 3 * b"\x01\x00" + b"\x00\x3f\x00"
+    assert frame(head + all_components) == (32, 16, True)
+    assert frame(head + one) == (32, 16, False)
+    assert frame(head) == (32, 16, True), "the decoder says that the pixels are missing"
+
+
+def test_has_too_many_parts_rejects_junk() -> None:
+    """Bytes between segments that are not read could hide any number of scans."""
+    start = b"\xff\xd8" + SCAN + b"\xff\xfe\x00\x02"
+    hidden = start + bytes(5000) + 400 * SCAN + b"\xff\xd9"
+    assert has_too_many_parts(hidden, 1_000_000)
+    assert not has_too_many_parts(start + bytes(100) + SCAN + b"\xff\xd9", 1_000_000)

@@ -6,7 +6,13 @@ import pytest
 
 from service.grpc.connection_streams import ConnectionStreams
 from service.grpc.frame_credit import RESET_COST, USEFUL_BYTES
-from service.grpc.frame_filter import STREAM_HEADER, BadFrame, FrameFilter
+from service.grpc.frame_filter import (
+    CHEAP_HEAD_BYTES,
+    HEAD_BYTES,
+    STREAM_HEADER,
+    BadFrame,
+    FrameFilter,
+)
 from service.grpc.http2_frames import (
     CONTINUATION,
     CONTROL_SIZES,
@@ -106,6 +112,11 @@ async def test_filter_does_not_name_trailers() -> None:
         (frame(HEADERS, 0, 3) + frame(CONTINUATION, 0, 3, bytes(USEFUL_BYTES)), 2),
         (frame(RST_STREAM, 0, 1, bytes(4)), RESET_COST),
         (frame(HEADERS, END_HEADERS, 3), 1),
+        (frame(HEADERS, END_HEADERS, 3, bytes(CHEAP_HEAD_BYTES)), 1),
+        (
+            frame(HEADERS, END_HEADERS, 3, bytes(HEAD_BYTES)),
+            1 + (HEAD_BYTES - CHEAP_HEAD_BYTES) // USEFUL_BYTES,
+        ),
         (frame(DATA, 0, 1), 1),
         (frame(DATA, 0, 1, bytes(USEFUL_BYTES - 1)), 1),
         (frame(DATA, 0, 1, bytes(USEFUL_BYTES)), 0),

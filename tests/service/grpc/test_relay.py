@@ -198,7 +198,7 @@ BLOCK = frame(HEADERS, 0, 1, b"call")
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
-        (BLOCK + 3 * frame(CONTINUATION, 0, 1, bytes(11_000)), "longer than 32768 bytes"),
+        (BLOCK + 3 * frame(CONTINUATION, 0, 1, bytes(3_000)), "longer than 8192 bytes"),
         (BLOCK + frame(PING, 0, 0, bytes(8)), "interrupted"),
         (BLOCK + frame(CONTINUATION, 0, 3), "interrupted"),
         (BLOCK + frame(HEADERS, END_HEADERS, 3), "interrupted"),

@@ -155,3 +155,23 @@ def test_streams_limit_those_without_a_handler() -> None:
     assert [one.closed for one in (ignored, unread)] == [True, False]
     honest.open(1001)
     assert [one.closed for one in (unread, handled, honest)] == [True, False, False]
+
+
+def test_streams_close_connections_that_send_after_the_answer() -> None:
+    """Bytes that no handler waits for cannot stay: a stream that was answered is closed with its
+    connection when memory is needed."""
+    memory = UploadMemory(100)
+    streams = Streams(memory, 8)
+    closed = list[str]()
+    answered = streams.open("::1", ignore, lambda: closed.append("answered"))
+    assert streams.claim(answered.name) is answered
+    streams.answer(answered)
+    streams.receive(answered, 60)
+    assert closed == ["answered"], "slow streams hold at most half of the memory"
+    taken = streams.open("::1", ignore, lambda: closed.append("taken"))
+    taken.take()
+    streams.receive(taken, 60)
+    assert closed == ["answered", "taken"]
+    streams.close(answered)
+    streams.close(taken)
+    assert memory.held == 0
