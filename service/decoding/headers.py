@@ -68,7 +68,7 @@ def _png_header(data: bytes) -> Header:
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     bits = depth * _PNG_SAMPLES.get(color, 1)
     _reject_without_pixels("PNG", data, height * (1 + width * bits // 8) // _MAX_INFLATION)
-    is_slow = color in (2, 4, 6) or depth == 16  # gray of 16 bits takes as long as colors
+    is_slow = color in (2, 4, 6) or depth == 16  # 16-bit grayscale takes as long to decode as color
     return "PNG" if is_slow else "PNG palette", width, height
 
 

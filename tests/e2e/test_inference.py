@@ -123,8 +123,8 @@ def test_infer_10_requests_concurrently(client: InferenceServerClient) -> None:
 @pytest.mark.parametrize(
     ("model", "version", "tensor", "status", "expected"),
     [
-        ("other", "", images(HORSE), "404", "no other"),
-        ("fake", "8", images(HORSE), "404", "no other"),
+        ("other", "", images(HORSE), "404", "serves only version"),
+        ("fake", "8", images(HORSE), "404", "serves only version"),
         ("fake", "", images(b"hello"), "400", "known type"),
         ("fake", "", images(HORSE, b"hello"), "400", "image 1"),
         ("fake", "", images(*[HORSE] * 65), "413", "64 are allowed"),
