@@ -34,7 +34,7 @@ FILES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "progressive JPEG, CMYK": ("JPEG progressive", "CMYK", "JPEG", {"progressive": True}),
     "PNG": ("PNG", "RGBA", "PNG", {"compress_level": 1}),
     "PNG, gray and alpha": ("PNG", "LA", "PNG", {"compress_level": 1}),
-    "PNG, gray of 16 bits": ("PNG palette", "I;16", "PNG", {"compress_level": 1}),
+    "PNG, gray of 16 bits": ("PNG", "I;16", "PNG", {"compress_level": 1}),
     "PNG, palette": ("PNG palette", "P", "PNG", {"compress_level": 1}),
     "WebP": ("WebP", "RGB", "WEBP", {"method": 0}),
     "WebP, alpha": ("WebP", "RGBA", "WEBP", {"method": 0}),
