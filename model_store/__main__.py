@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -235,7 +234,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    _add_data_and_device(parser)
+    commands.add_data(parser)
+    commands.add_device(parser)
     parser.add_argument("--version", help="number of the new version (default: the next one)")
     parser.add_argument(
         "--checkpoints",
@@ -259,25 +259,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
             help=option.metadata["help"]
             + (" (default: %(default)s)" if option.default != "" else ""),
         )
-
-
-def _add_data_and_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        type=pathlib.Path,
-        metavar="FOLDER",
-        required=True,
-        help="folder of CIFAR-10 in its binary version",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, gpu or gpu:N (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=os.cpu_count(),
-        help="number of CPU threads (default: %(default)s)",
-    )
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def add_commands(command: Command) -> None:
         "--name", default="cifar_resnet20_v1", help="name of the model (default: %(default)s)"
     )
     evaluate.add_argument("--version", help="number of the version (default: the highest)")
-    _add_data(evaluate)
-    _add_device(evaluate)
+    add_data(evaluate)
+    add_device(evaluate)
     evaluate.add_argument(
         "--precision",
         choices=CHOICES,
@@ -56,8 +56,8 @@ def add_commands(command: Command) -> None:
         "quantize a version to int8 and calibrate its probabilities",
     )
     _add_model(calibrated)
-    _add_data(calibrated)
-    _add_device(calibrated)
+    add_data(calibrated)
+    add_device(calibrated)
     calibrated.add_argument(
         "--into",
         type=pathlib.Path,
@@ -69,8 +69,8 @@ def add_commands(command: Command) -> None:
 
     card = command("card", _card, "write MODEL_CARD.md and its picture beside a version's manifest")
     _add_model(card)
-    _add_data(card)
-    _add_device(card)
+    add_data(card)
+    add_device(card)
     card.add_argument(
         "--photos",
         type=pathlib.Path,
@@ -218,7 +218,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the folder of the data."""
     parser.add_argument(
         "--data",
         type=pathlib.Path,
@@ -228,7 +229,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the device and the number of CPU threads."""
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, gpu or gpu:N (default: %(default)s)"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 import numpy as np
@@ -105,43 +104,3 @@ def test_other_classes(
     assert "not those of CIFAR-10" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "store" / "zoo").iterdir()] == ["1"]
     assert manifest.read(tmp_path / "store" / "zoo" / "1").probes["fp32"]
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_evaluate(
-    calibrated: pathlib.Path,
-    tiny: pathlib.Path,
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-    precision: str,
-) -> None:
-    """`evaluate` measures the figures of the manifest, and writes all of them as JSON."""
-    pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
-    options = ["--data", str(tiny), "--store", str(calibrated.parents[1]), "--version", "1"]
-    options += ["--threads", "1", "--precision", precision]
-    written, picture = tmp_path / "figures.json", tmp_path / "figures.png"
-    more = ["--json", str(written), "--picture", str(picture)]
-    assert main(["evaluate", *options, *more]) == 0
-    assert f"in {precision} (as asked)" in capsys.readouterr().out
-    figures = json.loads(written.read_text())
-    (measured,) = [o for o in manifest.read(calibrated).measured if o.precision == precision]
-    assert figures["accuracy"] == measured.accuracy
-    assert round(figures["negative_log_likelihood"], 4) == measured.negative_log_likelihood
-    assert (figures["name"], figures["version"]) == ("cifar_resnet20_v1", "1")
-    assert (
-        sum(map(sum, figures["confusion"]))
-        == sum(b["images"] for b in figures["reliability"])
-        == 16
-    )
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_evaluate_to_standard_output(
-    calibrated: pathlib.Path, tiny: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With `--json -`, standard output has only the JSON."""
-    options = ["--data", str(tiny), "--store", str(calibrated.parents[1]), "--version", "1"]
-    options += ["--threads", "1", "--precision", "fp32"]
-    assert main(["evaluate", *options, "--json", "-"]) == 0
-    figures = json.loads(capsys.readouterr().out)
-    assert sum(map(sum, figures["confusion"])) == 16
