@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.processes import started
 from benchmarks.report import machine
 from model_store import manifest, versions
-from model_store.engine import GluonEngine, load_engine
+from model_store.engine import LaneEngine, load_engine
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 MODEL = "cifar_resnet20_v1"
@@ -86,7 +86,7 @@ class Measured:
     """Share of `rate` that remains while another process keeps one core busy."""
 
 
-async def compute(engine: GluonEngine, size: int, in_flight: int, seconds: float) -> float:
+async def compute(engine: LaneEngine, size: int, in_flight: int, seconds: float) -> float:
     """Runs batches for some seconds, and returns the number of images per second.
 
     Args:

@@ -34,7 +34,7 @@ class FreeEngine:
         normalisation=Normalization(mean=MEAN, std=STD),
         parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
     )
-    device = Device(None, "cpu", "as asked")
+    device = Device("cpu", "as asked")
     precision = Precision("fp32", "as asked")
     lanes = 1
     max_in_flight = 2

@@ -21,7 +21,7 @@ import time
 import numpy as np
 
 from model_store import manifest, versions
-from model_store.engine import GluonEngine, load_engine
+from model_store.engine import LaneEngine, load_engine
 from model_store.precision import INT8_FLAGS, cpu_flags
 
 PRECISIONS = ("fp32", "int8")
@@ -47,7 +47,7 @@ async def measure(folder: pathlib.Path, rounds: int, batches: int) -> dict[int, 
 
 
 async def _measure(
-    engines: dict[str, GluonEngine], bucket: int, rounds: int, batches: int
+    engines: dict[str, LaneEngine], bucket: int, rounds: int, batches: int
 ) -> dict[str, float]:
     images = list(np.random.default_rng(1).integers(0, 256, (bucket, 32, 32, 3), dtype=np.uint8))
     spent: dict[str, list[float]] = {name: [] for name in engines}

@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from model_store import manifest, versions
-from model_store.engine import GluonEngine, load_engine
+from model_store.engine import LaneEngine, load_engine
 from model_store.store import probabilities
 from service.decoding.picture import Box, fit, window
 
@@ -175,7 +175,7 @@ def read(folder: pathlib.Path, classes: tuple[str, ...]) -> tuple[list[Image.Ima
 
 
 async def measure(
-    engine: GluonEngine, images: list[Image.Image], labels: list[int], way: Way
+    engine: LaneEngine, images: list[Image.Image], labels: list[int], way: Way
 ) -> Result:
     """Measures one way of resizing."""
     times = np.empty((3, len(images)))

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from model_store import manifest
-from model_store.runtime import load_mxnet
+from model_store.mxnet.runtime import load_mxnet
 from model_store.training import cifar10
 from model_store.training.teacher import Teachers, Version, read_version
 from service.decoding.image import identify

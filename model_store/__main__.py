@@ -27,11 +27,11 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from model_store import manifest, store, versions
-from model_store.architectures import UnknownArchitecture
+from model_store.backend import BackendUnavailable
 from model_store.device import DeviceUnavailable
+from model_store.mxnet.architectures import UnknownArchitecture
 from model_store.params import BadParams
 from model_store.precision import PrecisionUnavailable
-from model_store.runtime import MXNetUnavailable
 from model_store.training import cifar10, commands
 from model_store.training.recipe import Recipe
 
@@ -39,7 +39,7 @@ BAD_VERSION = (BadParams, OSError, UnknownArchitecture, manifest.BadModel)
 USER_ERRORS = (
     *BAD_VERSION,
     DeviceUnavailable,
-    MXNetUnavailable,
+    BackendUnavailable,
     ModuleNotFoundError,
     PrecisionUnavailable,
     ValueError,

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from model_store import manifest, probes, versions
-from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.batch import Rows
-from model_store.engine import GluonEngine, load_engine
+from model_store.engine import LaneEngine, load_engine
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Manifest
+from model_store.mxnet.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.params import read_params, sha256, write_params
 
 
@@ -117,7 +117,7 @@ async def _verified(folder: pathlib.Path, precision: str) -> Manifest:
 
 
 async def probabilities(
-    engine: GluonEngine,
+    engine: LaneEngine,
     images: npt.NDArray[np.uint8],
     done: Callable[[int], object] = lambda images: None,
 ) -> Rows:

@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
 import model_store.engine
-from model_store.engine import GluonEngine
+from model_store.engine import LaneEngine
 from service import errors
 from service.api import documentation, pages, predict, probes, schemas
 from service.decoding.limits import Limits, limits
@@ -65,7 +65,7 @@ LOAD_ENGINE = "service.app:load_engine"
 """Name of the default function that loads the engine, as `module:function`."""
 
 
-def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
+def load_engine(settings: Settings) -> AbstractAsyncContextManager[LaneEngine]:
     """Return a context manager that loads the model in the settings and closes it at the end.
 
     Entering the context manager raises BadModel if the model cannot be loaded.
@@ -77,6 +77,7 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
         settings.max_batch_size,
         settings.precision,
         settings.engine_lanes,
+        settings.backend,
     )
 
 

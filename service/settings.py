@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
     """Device that runs the network: auto, cpu, gpu or gpu:N. auto: a GPU if one works, else the
     CPU."""
+    backend: Literal["auto", "mxnet", "onnxruntime"] = "auto"
+    """Library that runs the network: auto, mxnet or onnxruntime. auto: of the installed libraries
+    that can run the version, the one that reaches a GPU. If none or both do: mxnet."""
     precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
     """Precision of the computation: auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 if the
     machine has instructions for it and the version was measured to be as accurate as in fp32; else

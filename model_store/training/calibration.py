@@ -21,9 +21,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from model_store import manifest, probes, store, versions
+from model_store.batch import BatchFormat
 from model_store.engine import load_engine
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Int8, Manifest, Measurement, Origin, Temperature
+from model_store.mxnet.int8 import Quantizable
+from model_store.mxnet.network import build_filled
+from model_store.mxnet.runtime import load_mxnet
 from model_store.params import sha256
 from model_store.precision import PrecisionUnavailable
 from model_store.training import cifar10, measurement
@@ -66,7 +70,7 @@ async def calibrate(
 
     Raises:
         BadModel: A version is invalid, or its classes are not those of CIFAR-10.
-        BadDataset, BadParams, DeviceUnavailable, MXNetUnavailable, OSError.
+        BadDataset, BadParams, DeviceUnavailable, BackendUnavailable, OSError.
     """
     source = versions.read_manifest(folder)
     if source.classes != cifar10.CLASSES:
@@ -88,7 +92,7 @@ async def calibrate(
         manifest.write(partial, bare)
         sample = np.random.default_rng(SEED).permutation(len(train.images))[:SAMPLE]
         model = bare.model_copy(
-            update={"int8": await _int8(partial, train.images[sample], len(train.images), threads)}
+            update={"int8": _int8(partial, train.images[sample], len(train.images), threads)}
         )
         manifest.write(partial, model)
         outputs: dict[manifest.PrecisionName, Outputs] = {
@@ -103,9 +107,14 @@ async def calibrate(
     return versions.folder(into, source.name, version)
 
 
-async def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:
-    async with load_engine(partial, "cpu", threads, measurement.BATCH, "fp32") as engine:
-        ranges = await engine.observe(list(images))
+def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:
+    mx = load_mxnet(threads, in_order=True)
+    model = versions.read_manifest(partial)
+    arrays = versions.read_parameters(partial / model.parameters.file, model.parameters)
+    network = build_filled(mx, model, mx.cpu(), arrays)
+    parts = np.array_split(images, range(measurement.BATCH, len(images), measurement.BATCH))
+    batch_format = BatchFormat(model, [measurement.BATCH])
+    ranges = Quantizable(mx, network).observe([batch_format.assemble(list(part)) for part in parts])
     return Int8(
         calibrated_on=f"CIFAR-10, {len(images):,} of the {of:,} training images, "
         f"drawn with seed {SEED}",

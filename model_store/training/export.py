@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from model_store import versions
 from model_store.batch import SIDE
 from model_store.manifest import BadModel, Manifest
-from model_store.network import filled
+from model_store.mxnet.network import build_filled
+from model_store.mxnet.runtime import load_mxnet
 from model_store.params import Arrays
-from model_store.runtime import load_mxnet
 
 OPSET = 13
 IR_VERSION = 8
@@ -78,22 +78,13 @@ def _graph(model: Manifest, folder: pathlib.Path) -> tuple[list[Node], Arrays]:
     """
     mx = load_mxnet(threads=1)
     parameters = versions.read_parameters(folder / model.parameters.file, model.parameters)
-    network = _run_all(filled(mx, model, mx.cpu(), parameters))
+    network = build_filled(mx, model, mx.cpu(), parameters)
     symbol = network(mx.sym.var(INPUT))
     nodes = json.loads(symbol.tojson())["nodes"]
     for node in nodes:
         node["names"] = [nodes[at]["name"] for at, *_ in node["inputs"]]
     arrays = {name: p.data().asnumpy() for name, p in network.collect_params().items()}
     return [node for node in nodes if node["op"] != "null"], arrays
-
-
-def _run_all(steps: Generator[None, None, Any]) -> Any:
-    """Run all steps and return their result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def _translated(nodes: list[Node], arrays: Arrays) -> list[Any]:

@@ -68,7 +68,7 @@ def train(
         BadModel: The new version exists, or another version is invalid.
         ValueError: The newest checkpoint has another origin, or an option is invalid.
         Interrupted: The run was stopped by Ctrl-C or SIGTERM.
-        BadDataset, BadParams, DeviceUnavailable, MXNetUnavailable, OSError.
+        BadDataset, BadParams, DeviceUnavailable, BackendUnavailable, OSError.
     """
     # Errors are raised before the training, which takes hours.
     target = versions.vacant_folder(store, recipe.architecture, version)

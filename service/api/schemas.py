@@ -56,6 +56,11 @@ class Ready(BaseModel):
     device_reason: str = Field(
         description="The reason why this device is used", examples=["as asked"]
     )
+    backend: str = Field(description="The library that runs the model", examples=["mxnet"])
+    backend_reason: str = Field(
+        description="The reason why this library is used",
+        examples=["onnxruntime reaches the same device, and mxnet is preferred"],
+    )
     precision: str = Field(examples=["int8"])
     precision_reason: str = Field(
         description="The reason why this precision is used",

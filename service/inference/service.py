@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from batching import Answer, Draining
+from model_store.backend import BackendChoice
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Identity, Manifest
@@ -54,6 +55,8 @@ class LoadedModel:
     model: Manifest
     device: Device
     """The device that runs the model."""
+    backend: BackendChoice
+    """The library that runs the model."""
     precision: Precision
     """The precision of the model's computations, such as fp32 or int8."""
     submit: Submit

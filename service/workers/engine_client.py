@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from batching import Answer
+from model_store.backend import BackendChoice
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image
 from model_store.manifest import Identity, Manifest
@@ -238,8 +239,9 @@ class _EngineConnection(FrameConnection):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state: tuple[Manifest, Device, Precision] | None = None
-        """Manifest of the loaded model, its device and precision. None: no model is loaded."""
+        self.state: tuple[Manifest, Device, BackendChoice, Precision] | None = None
+        """Manifest of the loaded model, its device, backend and precision. None: no model is
+        loaded."""
         self.unloaded = False
         """Whether the model was unloaded by a request."""
         self.models: dict[int, Manifest] = {}
@@ -320,7 +322,7 @@ class _EngineConnection(FrameConnection):
                 future.set_exception(NotReady())
 
 
-def _state(started: Any) -> tuple[Manifest, Device, Precision] | None:
+def _state(started: Any) -> tuple[Manifest, Device, BackendChoice, Precision] | None:
     """Parse the JSON value `started` of a STATE frame. Raises BadFrame."""
     match started:
         case None:
@@ -329,12 +331,15 @@ def _state(started: Any) -> tuple[Manifest, Device, Precision] | None:
             "model": dict(model),
             "device": str(device),
             "device_reason": str(device_reason),
+            "backend": "mxnet" | "onnxruntime" as backend,
+            "backend_reason": str(backend_reason),
             "precision": "fp32" | "int8" | "fp16" as precision,
             "precision_reason": str(precision_reason),
         }:
             return (
                 _manifest(model),
-                Device(None, device, device_reason),
+                Device(device, device_reason),
+                BackendChoice(backend, backend_reason),
                 Precision(precision, precision_reason),
             )
     raise BadFrame(f"an invalid state: {started}")

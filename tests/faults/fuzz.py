@@ -60,7 +60,14 @@ def streams() -> list[bytes]:
         frames.error(1, frames.Error(1, 0.5, "full")),
         frames.message(frames.RESULT, 2, {"result": None}),
         frames.message(
-            frames.STATE, 0, {"started": started | {"precision_reason": ""}, "unloaded": False}
+            frames.STATE,
+            0,
+            {
+                "started": started
+                | {"precision_reason": ""}
+                | {"backend": "mxnet", "backend_reason": ""},
+                "unloaded": False,
+            },
         ),
     ]
     return [*sound, b"".join(sound)]

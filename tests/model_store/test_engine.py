@@ -18,16 +18,17 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from model_store import amx, backend, engine, manifest, probes, versions
+from model_store import engine, manifest, probes, versions
+from model_store.backend import Request
 from model_store.batch import buckets
 from model_store.device import Device, DeviceUnavailable
-from model_store.engine import GluonEngine, load_engine
+from model_store.engine import LaneEngine, load_engine
 from model_store.manifest import BadModel, Int8
-from model_store.network import Network
+from model_store.mxnet import amx, backend
+from model_store.mxnet.network import Network
 from model_store.params import BadParams, read_params, sha256, write_params
 from model_store.replica import Replica
-from model_store.runtime import load_mxnet
-from tests.model_store.test_manifest import TEMPERATURE
+from tests.model_store.test_manifest import GOOD, TEMPERATURE
 from tests.reference import probabilities
 
 pytestmark = [
@@ -39,7 +40,7 @@ TOLERANCE = 1e-4
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def loaded(model: pathlib.Path) -> AsyncIterator[GluonEngine]:
+async def loaded(model: pathlib.Path) -> AsyncIterator[LaneEngine]:
     async with load_engine(model, device="cpu", max_batch_size=64) as engine:
         yield engine
 
@@ -65,7 +66,7 @@ def expected(model: pathlib.Path, images: Any) -> Any:
 @pytest.mark.parametrize("size", range(1, 65))
 @on_the_engines_loop
 async def test_infer_computes_any_batch_size(
-    loaded: GluonEngine, images: Any, expected: Any, size: int
+    loaded: LaneEngine, images: Any, expected: Any, size: int
 ) -> None:
     """A batch of any size gives each image what NumPy computes for it."""
     rows = await loaded.infer(list(images[:size]))
@@ -76,9 +77,7 @@ async def test_infer_computes_any_batch_size(
 
 
 @on_the_engines_loop
-async def test_infer_computes_single_images(
-    loaded: GluonEngine, images: Any, expected: Any
-) -> None:
+async def test_infer_computes_single_images(loaded: LaneEngine, images: Any, expected: Any) -> None:
     """Fifty images one by one have the same results as in a batch."""
     for image, wanted in zip(images[:50], expected, strict=False):
         (row,) = await loaded.infer([image])
@@ -89,7 +88,7 @@ async def test_infer_computes_single_images(
 
 @on_the_engines_loop
 async def test_infer_computes_photographs(
-    loaded: GluonEngine, model: pathlib.Path, data: pathlib.Path
+    loaded: LaneEngine, model: pathlib.Path, data: pathlib.Path
 ) -> None:
     """The same holds for photographs."""
     paths = sorted((data / "photos").glob("*.jpg"))[::3][:50]
@@ -100,7 +99,7 @@ async def test_infer_computes_photographs(
 
 
 @on_the_engines_loop
-async def test_load_warms_up_every_bucket(loaded: GluonEngine) -> None:
+async def test_load_warms_up_every_bucket(loaded: LaneEngine) -> None:
     """Every bucket up to the largest batch has been run and timed."""
     assert list(loaded.warm_up_seconds) == buckets(64, few=amx.enabled(os.environ))
     for seconds in loaded.warm_up_seconds.values():
@@ -108,7 +107,7 @@ async def test_load_warms_up_every_bucket(loaded: GluonEngine) -> None:
 
 
 @on_the_engines_loop
-async def test_engine_uses_one_thread_per_lane(loaded: GluonEngine, images: Any) -> None:
+async def test_engine_uses_one_thread_per_lane(loaded: LaneEngine, images: Any) -> None:
     """However many batches are computed."""
     before = {thread.name for thread in threading.enumerate()}
     for _ in range(5):
@@ -344,19 +343,19 @@ async def test_failed_batches_are_released(model: pathlib.Path, images: Any) -> 
     ("device", "gpu_build", "in_order"),
     [("auto", False, True), ("cpu", True, True), ("auto", True, False), ("gpu:0", True, False)],
 )
-def test_start_backend_runs_in_order_on_a_cpu(
+def test_start_runs_in_order_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, device: str, gpu_build: bool, in_order: bool
 ) -> None:
     """Lanes need it. A GPU, which may still be chosen, must not run in order."""
     loaded_in_order: list[bool] = []
-    monkeypatch.setattr("model_store.runtime.is_gpu_build", lambda: gpu_build)
+    monkeypatch.setattr("model_store.mxnet.runtime.is_gpu_build", lambda: gpu_build)
     monkeypatch.setattr(
         backend,
         "load_mxnet",
         lambda threads, in_order, with_amx: loaded_in_order.append(in_order),
     )
-    monkeypatch.setattr(backend, "choose", lambda mx, device: None)
-    backend.start_backend(device, 1, with_amx=False)
+    monkeypatch.setattr(backend, "choose", lambda mx, wanted: Device("cpu", wanted))
+    backend.start(Request(manifest.Manifest.model_validate(GOOD), device, 1, "fp32", 16))
     assert loaded_in_order == [in_order]
 
 
@@ -376,7 +375,7 @@ MANY = frozenset({"avx512_vnni", "amx_int8"})
         (MANY, "int8", 64, 3.5, True),
     ],
 )
-def test_fits_memory_needs_room_for_two_versions(
+def test_is_useful_needs_room_for_two_versions(
     copy: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     flags: frozenset[str],
@@ -391,8 +390,8 @@ def test_fits_memory_needs_room_for_two_versions(
     describe(copy, int8={"calibrated_on": "noise", "images": 1, "ranges": ranges})
     monkeypatch.setattr(amx, "memory", lambda: int(gib * 2**30))
     monkeypatch.setattr("model_store.precision.cpu_flags", lambda: flags)
-    bucket_count = len(buckets(size, few=True))
-    assert amx.fits_memory(copy, precision, bucket_count) is worth_it
+    request = Request(versions.read_manifest(copy), "cpu", 1, precision, size)
+    assert amx.is_useful(request) is worth_it
 
 
 @on_the_engines_loop
@@ -400,8 +399,9 @@ async def test_engine_has_one_lane_on_a_gpu(
     model: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is requested."""
-    gpu = Device(load_mxnet(1).cpu(), "gpu:0", "for once")
-    monkeypatch.setattr(backend, "choose", lambda mx, device: gpu)
+    gpu = Device("gpu:0", "for once")
+    monkeypatch.setattr(backend, "choose", lambda mx, wanted: gpu)
+    monkeypatch.setattr("model_store.mxnet.network.context", lambda mx, device: mx.cpu())
     async with load_engine(model, max_batch_size=1, precision="fp32", lanes=3) as loaded:
         assert loaded.lanes == 1
 
@@ -423,9 +423,8 @@ def test_default_lanes_depend_on_cores_and_precision(
     """One for each core, 4 at most; in int8 one core is left to the event loop."""
     ranges = Int8(calibrated_on="noise", images=1, ranges={"data": (-1.0, 1.0)})
     calibrated = versions.read_manifest(model).model_copy(update={"int8": ranges})
-    monkeypatch.setattr(versions, "read_manifest", lambda folder: calibrated)
     monkeypatch.setattr(engine, "cores", lambda: cores)
-    assert engine.default_lanes(model, precision) == lanes
+    assert engine.default_lanes(calibrated, precision) == lanes
 
 
 @on_the_engines_loop
@@ -452,8 +451,8 @@ async def test_replace_switches_all_lanes_at_once(
         second = engine._replicas[1]
         load, loads = Network.load, iter([False, True])
 
-        def fails(network: Network, arrays: Any, beside: bool) -> Any:
-            yield from load(network, arrays, beside)
+        def fails(network: Network, beside: bool) -> Any:
+            yield from load(network, beside)
             if next(loads):
                 raise MemoryError("no room for a second one")
 

@@ -43,6 +43,14 @@ FULL: dict[str, Any] = GOOD | {
     "temperature": TEMPERATURE,
     "int8": INT8,
     "probes": {"fp32": [[0.5, 0.5], [0.25, 0.75]]},
+    "onnx": {
+        "fp32": {
+            "file": "net.onnx",
+            "bytes": 3,
+            "sha256": "0" * 64,
+            "probes": [[0.5, 0.5], [0.25, 0.75]],
+        }
+    },
 }
 """With a value in every field."""
 
@@ -136,7 +144,7 @@ def test_full_manifest_has_every_field(tmp_path: pathlib.Path) -> None:
     """So that the next test tries every field."""
     model = manifest.read(write(tmp_path, json.dumps(FULL)))
     assert model.model_fields_set == set(manifest.Manifest.model_fields)
-    assert len(list(numbers(FULL))) == 23
+    assert len(list(numbers(FULL))) == 28
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "1e300", "-1e300"])

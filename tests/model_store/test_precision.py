@@ -51,7 +51,7 @@ def test_choose_takes_the_precision_and_gives_the_reason(
     wanted: str, model: Manifest, device: str, flags: Any, name: str, reason: str
 ) -> None:
     """`auto` needs the instructions and the measured accuracy; a name gets that precision."""
-    chosen = choose(wanted, model, device, flags)
+    chosen = choose(wanted, model, device, flags=flags)
     assert chosen.name == name
     assert reason in chosen.reason
 
@@ -59,7 +59,7 @@ def test_choose_takes_the_precision_and_gives_the_reason(
 @pytest.mark.parametrize(
     ("wanted", "model", "device", "message"),
     [
-        ("int8", described(ranges=False), "cpu", "model_store calibrate"),
+        ("int8", described(ranges=False), "cpu", "shoal models calibrate"),
         ("int8", BOTH, "gpu:0", "for a CPU"),
         ("fp16", BOTH, "cpu", "for a GPU"),
     ],
@@ -69,13 +69,13 @@ def test_choose_rejects_an_unavailable_precision(
 ) -> None:
     """A precision that is requested by name is not replaced."""
     with pytest.raises(PrecisionUnavailable, match=message):
-        choose(wanted, model, device, VNNI)
+        choose(wanted, model, device, flags=VNNI)
 
 
 def test_choose_rejects_other_names() -> None:
     """Other names are rejected."""
     with pytest.raises(ValueError, match=r"bf16.*fp32, int8"):
-        choose("bf16", BOTH, "cpu", VNNI)
+        choose("bf16", BOTH, "cpu", flags=VNNI)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from Linux")

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from benchmarks.processes import started
+from model_store.backend import BackendChoice
 from model_store.device import Device, GpuMemory
 from model_store.manifest import Identity
 from service.telemetry.collectors import PIDS, EngineCollector, ProcessesCollector
@@ -27,7 +28,8 @@ class Loaded:
     """A model that serves."""
 
     model = Identity(name="fake", version="7")
-    device = Device(None, "gpu:1", "it computes")
+    device = Device("gpu:1", "it computes")
+    backend = BackendChoice("mxnet", "as asked")
 
 
 LOADED = Loaded()

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_store.device import DeviceUnavailable, GpuMemory, choose, gpu_memory
+from model_store.device import DeviceUnavailable, GpuMemory
+from model_store.mxnet.device import choose, context, gpu_memory
 
 
 class MXNetError(RuntimeError):
@@ -45,7 +46,7 @@ NO_KERNEL = "Traceback\nCUDA: no kernel image is available for execution on the 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "mx", "name", "context", "reason"),
+    ("wanted", "mx", "name", "expected", "reason"),
     [
         ("cpu", mxnet(gpus=1), "cpu", "cpu context", "as asked"),
         ("auto", mxnet(gpus=1), "gpu:0", "gpu context 0", "computes"),
@@ -57,11 +58,11 @@ NO_KERNEL = "Traceback\nCUDA: no kernel image is available for execution on the 
     ],
 )
 def test_choose_takes_the_device_and_gives_the_reason(
-    wanted: str, mx: Any, name: str, context: str, reason: str
+    wanted: str, mx: Any, name: str, expected: str, reason: str
 ) -> None:
     """`auto` falls back to the CPU and says why; a name gets that device."""
     device = choose(mx, wanted)
-    assert (device.name, device.context) == (name, context)
+    assert (device.name, context(mx, device)) == (name, expected)
     assert reason in device.reason
 
 

@@ -17,7 +17,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from model_store.runtime import load_mxnet
+from model_store.mxnet.runtime import load_mxnet
 
 FILES = {
     "cifarresnet": tuple(
@@ -51,7 +51,7 @@ def build(architecture: str, classes: int, **gluon: Any) -> Any:
 
     Raises:
         UnknownArchitecture: `architecture` is not one of `ARCHITECTURES`.
-        MXNetUnavailable: MXNet cannot be imported.
+        BackendUnavailable: MXNet cannot be imported.
         ModuleNotFoundError: GluonCV is not installed.
     """
     if architecture in OTHERS:
