@@ -22,7 +22,7 @@ if __name__ == "__main__":
     # the signals.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can handle the signal
 
 import uvloop
 from fastapi import FastAPI
@@ -76,7 +76,7 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
         )
     if settings.workers == 1:
         return serve(app, settings)
-    # The application above only checks the settings: each front end builds its own application.
+    # The application above was only built to check the settings. Each front end builds its own.
     return supervise(settings, load_engine)
 
 

@@ -1,6 +1,7 @@
 """Estimates the CPU time of decoding an image from its header and its length.
 
-Estimates do not depend on earlier images, so a client cannot influence the estimates of others.
+Estimates do not depend on earlier images, so a client cannot influence the estimates for other
+clients.
 
 The CPU time depends on the number of pixels. If entropy coding takes most of the time, the CPU time
 also depends on the number of bytes: a baseline JPEG of 12 megapixels takes 8 to 61 ms, depending on

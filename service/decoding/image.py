@@ -145,7 +145,10 @@ class EncodedImage:
         """Return the exception for `fault`, with a message for the client."""
         match fault:
             case Fault.TWO_SIZES:
-                return BadImage(f"This {self.format} image has two different sizes. Save it again.")
+                return BadImage(
+                    f"The data of this {self.format} image contains two different image sizes. "
+                    "Save it again."
+                )
             case Fault.TOO_MANY_PARTS:
                 return BadImage(
                     "This JPEG image has more segments or scans than are allowed. Save it again."
@@ -200,15 +203,15 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
     if max_memory is not None and image.memory > max_memory:
         most = max_memory // BYTES_PER_PIXEL[image.kind]
         raise ImageTooLarge(
-            f"The image has {width} x {height} pixels, and the maximum for a {image.format} of its "
-            f"kind is {most:,} in total, because decoding takes much memory. Make it smaller: the "
-            f"network uses only {SIDE} x {SIDE} pixels."
+            f"The image has {width} x {height} pixels, and the maximum for this kind of "
+            f"{image.format} is {most:,} in total, because decoding it takes much memory. Make it "
+            f"smaller: the network uses only {SIDE} x {SIDE} pixels."
         )
     return image
 
 
 def _usual_jpeg(data: bytes) -> Header | None:
-    """Return the header of a JPEG that begins as nearly all programs write it.
+    """Return the header of a JPEG whose first segments are those that most programs write.
 
     Returns None for all other images.
     """

@@ -7,8 +7,8 @@ its credit. All connections of a network share the credit, so a client gets no a
 from a new connection. A response adds credit if a handler has read the message of the call.
 
 A relay passes on the frames of one connection. If the client's network has no credit, the relay
-waits in a queue of this network. Every `RETRY_SECONDS`, one waiting relay continues for each frame
-of the network's credit. The relays that have waited the longest continue first.
+waits in a queue of this network. Every `RETRY_SECONDS`, as many waiting relays continue as the
+network has credit. The relays that have waited the longest continue first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ credit, too. Frames of other types use up one additional frame of credit for eve
 payload. In a HEADERS frame, only bytes beyond `frame_filter.CHEAP_HEAD_BYTES` count."""
 RESET_COST = 4.0
 """Credit that one RST_STREAM uses up, in frames. The value is more than 1, because the work for the
-reset stream was done in vain."""
+reset stream was wasted."""
 
 
 RETRY_SECONDS = 0.1

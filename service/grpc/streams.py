@@ -122,11 +122,12 @@ class Streams:
         self._memory = memory
         self._max_arriving = max_arriving
         self._open: dict[str, Stream] = {}
-        # Arriving messages by client network. The oldest last progress comes first.
+        # Arriving messages by client network. The message without progress for the longest time
+        # comes first.
         self._arriving: dict[str, OrderedDict[Stream, None]] = {}
         self._arriving_count = 0
         self._progress_numbers = count()
-        # Streams without a handler. The longest time without a handler comes first.
+        # Streams without a handler. The stream without a handler for the longest time comes first.
         self._idle = OrderedDict[Stream, None]()
 
     def __len__(self) -> int:
@@ -184,7 +185,8 @@ class Streams:
         stream.answered = True
         self.complete(stream)
         if stream.name in self._open:
-            # The client has not received the answer. Bytes that it still sends count as slow ones.
+            # The client has not received the answer yet. Until then, bytes that the client sends
+            # still count toward the upload memory. They count as a slow message.
             stream.lease.begin(lambda error: stream.expel())
             self._memory.mark_slow(stream.lease)
             self._add_idle(stream)
