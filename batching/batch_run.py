@@ -119,7 +119,7 @@ class BatchRun(Generic[In, Out]):
         for entry in self._batch:
             if entry.waiting:
                 self._failed += 1
-                entry.fail(EngineDead("the engine did not come back from this item's batch"))
+                entry.fail(EngineDead("the engine did not return from this item's batch"))
 
     async def _compute(self, entries: Sequence[Entry[In, Out]]) -> None:
         """Run `entries` as one batch and answer them. If that fails, run each half separately."""

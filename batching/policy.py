@@ -4,9 +4,10 @@ This module does no I/O and reads no clock: callers pass the current time. A lan
 engine that runs one batch at a time. T(n) is the predicted number of seconds that a batch of n
 items takes. The margin is the share of a predicted time that is kept in reserve.
 
-The rules consider the items in the queue in the order of their deadlines. They divide the items
-into batches, and plan the batches from the time at which the first lane is free. An item is in time
-if its batch is predicted to end, with the margin added, before the item's deadline. The rules:
+For each decision, the policy plans how all items in the queue will be processed. It divides the
+items into batches in the order of their deadlines. Each batch starts when the next lane is
+predicted to be free. An item is in time if its batch is predicted to end, with the margin added,
+before the item's deadline. The rules:
 
 - If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
   just before a lane is free. So batches grow with the load.

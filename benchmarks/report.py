@@ -128,7 +128,7 @@ class Report:
             if name == MOSEC:
                 if (int8 := self.figures.get(f"{INT8}, raw body")) is not None:
                     yield _at_least("int8 against Mosec", int8.throughput, other.throughput, 1.6)
-                yield _at_least("CPU of Mosec against ours", other.cpu, own.cpu, 1.0)
+                yield _at_least("CPU time of Mosec against Shoal", other.cpu, own.cpu, 1.0)
                 yield _at_least("p99 with 1,000 connections", other.crowd, own.crowd, 1.0)
             if name in (UNBATCHED, MOSEC) and name in other.half and name in own.half:
                 pairs = zip(other.half[name], own.half[name], strict=True)

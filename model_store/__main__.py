@@ -1,4 +1,4 @@
-"""Train networks and manage the store.
+"""Train networks, and manage the model store, which is the folder of the models to serve.
 
     shoal models list
     shoal models verify --name pets
@@ -9,10 +9,10 @@
     shoal models export pets/2 --onnx pets.onnx
     shoal models train --data cifar-10-batches-bin --epochs 40
 
-`python -m model_store` runs the same commands. If a command fails, it prints one line that says
-what to do, and exits with status 2. If training is interrupted, the status is 130. If a version is
-invalid, `list` and `verify` print one line about it and continue with the next version. Then the
-status is 1.
+`python -m model_store` runs the same commands. The exit status is 0 if the command succeeds. If a
+command fails, it prints one line that says what to do, and exits with status 2. If training is
+interrupted, the exit status is 130. If `list` or `verify` finds an invalid version, it prints one
+line about this version, continues with the next version, and finally exits with status 1.
 """
 
 from __future__ import annotations

@@ -56,14 +56,14 @@ def choose(mx: Any, wanted: str) -> Device:
     if not DEVICE.fullmatch(wanted):
         raise ValueError(f"device {wanted!r} is not one of auto, cpu, gpu, gpu:N")
     if wanted == "cpu":
-        return Device(mx.cpu(), "cpu", "as asked")
+        return Device(mx.cpu(), "cpu", "as requested")
     number = int(wanted.partition(":")[2] or 0)
     reason = _why_unusable(mx, number)
     if reason is None:
-        return Device(mx.gpu(number), f"gpu:{number}", "it computes")
+        return Device(mx.gpu(number), f"gpu:{number}", "its test computation succeeded")
     if wanted == "auto":
         return Device(mx.cpu(), "cpu", reason)
-    raise DeviceUnavailable(f"device {wanted} was asked for, but {reason}")
+    raise DeviceUnavailable(f"device {wanted} was requested, but {reason}")
 
 
 def gpu_memory(mx: Any, device: Device) -> GpuMemory | None:

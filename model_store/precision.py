@@ -56,7 +56,7 @@ def choose(
         raise ValueError(f"precision {wanted!r} is not one of {', '.join(CHOICES)}")
     name: PrecisionName = "int8" if device == "cpu" else "fp16"
     if wanted == "fp32":
-        return Precision("fp32", "as asked")
+        return Precision("fp32", "as requested")
     if wanted == "auto":
         reason = _why_fp32(model, name, cpu_flags() if flags is None else flags)
         if reason is None:
@@ -65,15 +65,15 @@ def choose(
     if wanted != name:
         other = "a GPU" if wanted == "fp16" else "a CPU"
         raise PrecisionUnavailable(
-            f"precision {wanted} was asked for, but it is for {other}, and the device is {device}. "
+            f"precision {wanted} was requested, but it is for {other}, and the device is {device}. "
             f"Choose auto, fp32 or {name}"
         )
     if wanted == "int8" and model.int8 is None:
         raise PrecisionUnavailable(
-            f"precision int8 was asked for, but {model.name} {model.version} is not calibrated for "
+            f"precision int8 was requested, but {model.name} {model.version} is not calibrated for "
             "int8: make a calibrated version with `python -m model_store calibrate`"
         )
-    return Precision(name, "as asked")
+    return Precision(name, "as requested")
 
 
 def cpu_flags() -> frozenset[str]:

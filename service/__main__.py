@@ -1,9 +1,9 @@
 """Runs the service with `python -m service`, until SIGTERM or Ctrl-C.
 
-A second Ctrl-C exits immediately. The settings come from environment variables (`settings`), and
-`exit_status` lists the exit statuses. If SHOAL_WORKERS is more than 1, this process is the
-supervisor: it starts the engine process and the front ends, which accept the requests, as
-`python -m service --worker NAME`.
+A second Ctrl-C exits immediately. The settings are read from environment variables (see
+`service.settings`). The module `service.exit_status` lists the exit statuses. If SHOAL_WORKERS is
+more than 1, this process is the supervisor: it starts the engine process and the front ends, which
+accept the requests, as `python -m service --worker NAME`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@
 measured from its planned time, so it is the latency that independent clients would see.
 `--concurrency` opens N connections. Each connection sends its next request when its last request is
 answered.
-`--find-max` searches the highest rate at which the 99th percentile of the latency is within the SLO
-(service level objective). For the SLO, a rejected request counts as a request without an answer.
+`--find-max` searches for the highest rate at which the 99th percentile of the latency is within the
+SLO (service level objective). A request that is rejected or gets no answer counts as infinitely
+slow.
 
 The command sends each image once before the load. Under load, an image must get the same class
 again. If files are named CLASS_..., the command also reports how many of these images get the right

@@ -31,7 +31,7 @@ MODEL = Manifest(
 class FakeEngine:
     """Classifies an image by its first red value modulo ten, with probability 0.91."""
 
-    device = Device(None, "cpu", "as asked")
+    device = Device(None, "cpu", "as requested")
     precision = Precision("fp32", "this version is not calibrated for int8")
     lanes = 1
     max_in_flight = 1  # so that a test knows which batch it holds

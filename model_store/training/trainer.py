@@ -155,7 +155,7 @@ class Trainer:
             losses = self._loss(logits, targets)
             if expected is not None:
                 divergence = self._divergence(logits / recipe.temperature, expected)
-                # The square makes these gradients about as large as the gradients of the labels.
+                # The factor makes these gradients about as large as the gradients of the labels.
                 divergence = divergence * recipe.temperature**2
                 losses = (1 - recipe.teacher_weight) * losses + recipe.teacher_weight * divergence
         losses.backward()

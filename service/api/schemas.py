@@ -54,7 +54,7 @@ class Ready(BaseModel):
     model: Model
     device: str = Field(examples=["cpu"])
     device_reason: str = Field(
-        description="The reason why this device is used", examples=["as asked"]
+        description="The reason why this device is used", examples=["as requested"]
     )
     precision: str = Field(examples=["int8"])
     precision_reason: str = Field(

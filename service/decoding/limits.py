@@ -29,7 +29,7 @@ ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
 """Maximum of `EncodedImage.memory` of an ordinary image."""
 RESTING_MEMORY = 12 * MIB
 """Number of bytes that a decoder takes without an image. The template, the process that decoders
-are forked from, takes as much. Shared memory is not counted."""
+are forked from, takes the same amount. Shared memory is not counted."""
 DESCRIPTORS, FORK_DESCRIPTORS = 3, 8
 """Numbers of file descriptors of the server: for each decoder, and for starting decoders."""
 

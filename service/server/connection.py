@@ -186,7 +186,7 @@ class Connection(HttpToolsProtocol):
             self._work += 1
             if self._body_left:
                 end = at + min(self._body_left, READ_BYTES)
-                self.parser.feed_data(memoryview(data)[at:end])  # a body cannot be malformed
+                self.parser.feed_data(memoryview(data)[at:end])  # cannot be malformed
             else:
                 end = at + self._piece(data, at)
                 if not self._feed(data[at:end]):

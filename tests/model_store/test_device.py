@@ -47,7 +47,7 @@ NO_KERNEL = "Traceback\nCUDA: no kernel image is available for execution on the 
 @pytest.mark.parametrize(
     ("wanted", "mx", "name", "context", "reason"),
     [
-        ("cpu", mxnet(gpus=1), "cpu", "cpu context", "as asked"),
+        ("cpu", mxnet(gpus=1), "cpu", "cpu context", "as requested"),
         ("auto", mxnet(gpus=1), "gpu:0", "gpu context 0", "computes"),
         ("gpu", mxnet(gpus=2), "gpu:0", "gpu context 0", "computes"),
         ("gpu:1", mxnet(gpus=2), "gpu:1", "gpu context 1", "computes"),

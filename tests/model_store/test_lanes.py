@@ -48,7 +48,7 @@ class FakeNetwork:
 class FakeBackend:
     """Makes fake networks, and records on which threads the device's memory is read."""
 
-    device = Device(None, "gpu:0", "as asked")
+    device = Device(None, "gpu:0", "as requested")
 
     def __init__(self) -> None:
         self.networks: list[FakeNetwork] = []

@@ -55,7 +55,7 @@ def test_network_in_fp16_is_built(model: pathlib.Path) -> None:
     mx = load_mxnet(1)
     described = manifest.read(model)
     device = Device(mx.cpu(), "gpu:0", "for once")
-    half = Network(mx, described, device, Precision("fp16", "as asked"), [1, 2])
+    half = Network(mx, described, device, Precision("fp16", "as requested"), [1, 2])
     for _ in half.load(read_params(model / "net.params")):
         pass
     with pytest.raises(mx.base.MXNetError, match="FP16 gemm on cpu not implemented"):
@@ -75,8 +75,8 @@ def test_network_does_not_fuse_what_mxnet_fuses_wrongly() -> None:
     arrays = {n: p.data().asnumpy() for n, p in plain._collect_params_with_prefix().items()}
     described = {"name": "v2", "architecture": "cifar_resnet20_v2", "classes": list("abcdefghij")}
     model = manifest.Manifest.model_validate(GOOD | described)
-    device = Device(mx.cpu(), "cpu", "as asked")
-    served = Network(mx, model, device, Precision("fp32", "as asked"), [1, 2])
+    device = Device(mx.cpu(), "cpu", "as requested")
+    served = Network(mx, model, device, Precision("fp32", "as requested"), [1, 2])
     for _ in served.load(arrays):
         pass
     rows = BatchFormat(model, [1, 2]).probabilities(served.compute(inputs))

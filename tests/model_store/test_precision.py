@@ -42,9 +42,9 @@ BOTH = described(fp32=0.92, int8=0.918)
         ("auto", described(fp32=0.92, int8=0.9171), "cpu", VNNI, "int8", "measured"),
         ("auto", BOTH, "gpu:0", VNNI, "fp32", "in fp16 was not measured"),
         ("auto", described(fp32=0.92, fp16=0.92), "gpu:0", (), "fp16", "92.00% accurate in fp16"),
-        ("fp32", BOTH, "cpu", VNNI, "fp32", "as asked"),
-        ("int8", BOTH, "cpu", (), "int8", "as asked"),
-        ("fp16", BOTH, "gpu:1", (), "fp16", "as asked"),
+        ("fp32", BOTH, "cpu", VNNI, "fp32", "as requested"),
+        ("int8", BOTH, "cpu", (), "int8", "as requested"),
+        ("fp16", BOTH, "gpu:1", (), "fp16", "as requested"),
     ],
 )
 def test_choose_takes_the_precision_and_gives_the_reason(

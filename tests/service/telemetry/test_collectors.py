@@ -27,7 +27,7 @@ class Loaded:
     """A model that serves."""
 
     model = Identity(name="fake", version="7")
-    device = Device(None, "gpu:1", "it computes")
+    device = Device(None, "gpu:1", "its test computation succeeded")
 
 
 LOADED = Loaded()
