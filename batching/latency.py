@@ -188,7 +188,7 @@ class LatencyTable:
             self._measured[i] = min(seconds, newest) if i < index else max(seconds, newest)
 
     def _update_patience(self, kind: int, error: float) -> None:
-        """Set the patience of a stale kind that ran again. It doubles if the kind is still slow."""
+        """Update `_patience` after a stale kind ran. It doubles if the kind is still slow."""
         still_slow = error >= math.log(SLOWER)
         patience = 2 * self._patience.get(kind, PATIENCE) if still_slow else PATIENCE
         self._patience[kind] = min(patience, MAX_PATIENCE)

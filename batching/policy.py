@@ -113,8 +113,8 @@ class Policy:
         first = 0
         while first < len(deadlines):
             start = lanes.free_at
-            # Items before the new item are planned as `form_batch` will form their batches, which
-            # requires only a part of the margin.
+            # Items before the new item are planned in the same batches that `form_batch` will form,
+            # which requires only a part of the margin.
             margin_share = ACCEPTED_MARGIN if first < place else 1.0
             allowed = self._allowed_size(deadlines[first], start, now, margin_share)
             needed = 1

@@ -56,7 +56,7 @@ def _log_softmax(logits: Floats) -> Floats:
 
 
 def probability(logits: Floats, temperature: float) -> Floats:
-    """Returns the probability of the most probable class, as the service answers it."""
+    """Returns the probability of the most probable class, as in the service's response."""
     result: Floats = np.exp(_log_softmax(logits / temperature)).max(axis=1)
     return result
 

@@ -124,7 +124,7 @@ def _list(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     def describe(folder: pathlib.Path) -> str:
         asyncio.run(store.verify(folder))
-        return "matches its manifest, loads and computes"
+        return "matches its manifest and can be served"
 
     found = versions.find(options.store, options.name, options.version)
     return _print_each(options, found, describe)
@@ -220,8 +220,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         help="file of class names, one per line (default: the classes of CIFAR-10)",
     )
     for name, default, meaning in (
-        ("mean", cifar10.MEAN, "mean that is subtracted from"),
-        ("std", cifar10.STD, "standard deviation that divides"),
+        ("mean", cifar10.MEAN, "mean that is subtracted from pixel values (0 to 1)"),
+        ("std", cifar10.STD, "standard deviation that divides the result"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -229,7 +229,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
             nargs=3,
             default=default,
             metavar=("R", "G", "B"),
-            help=f"{meaning} pixel values from 0 to 1 (default: %(default)s)",
+            help=f"{meaning} (default: %(default)s)",
         )
 
 
@@ -242,7 +242,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         metavar="FOLDER",
         default=pathlib.Path("training"),
-        help="folder of checkpoints; the newest one is continued (default: %(default)s)",
+        help="folder of checkpoints; training continues from the newest one (default: %(default)s)",
     )
     parser.add_argument(
         "--logits",

@@ -175,8 +175,8 @@ class GluonEngine:
         finally:
             # Breaks a reference cycle: batch -> exception -> traceback -> this frame -> batch.
             del batch
-        # This also runs on the event loop's thread: NumPy may release the interpreter lock, and a
-        # lane would then have to wait until it gets the lock back.
+        # The softmax also runs on the event loop's thread. A lane that called NumPy might release
+        # the interpreter lock, and would then have to wait until it gets the lock back.
         rows = batch_format.probabilities(logits[: len(images)])
         return Results(batch_format.check_rows(rows), computed_at)
 

@@ -100,7 +100,7 @@ def _why_fp32(model: Manifest, name: PrecisionName, flags: Collection[str]) -> s
     if full is None or reduced is None:
         return f"the accuracy of this version in {name if full else 'fp32'} was not measured"
     if reduced < full - MAX_ACCURACY_LOSS:
-        return f"{_accuracies(model, name)}, which is more than {MAX_ACCURACY_LOSS:.1%} less"
+        return f"{_accuracies(model, name)}, a loss of more than {MAX_ACCURACY_LOSS:.1%}"
     return None
 
 

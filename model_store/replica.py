@@ -99,7 +99,7 @@ class Replica:
                 raise
             reason = str(error).strip().splitlines()[-1]
             raise BadModel(
-                f"{called} cannot be computed with the int8.ranges in its manifest: {reason}"
+                f"{called} cannot run with the int8.ranges in its manifest: {reason}"
             ) from error
         for result in self.format.check_rows(rows):
             if isinstance(result, Exception):

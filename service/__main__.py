@@ -41,9 +41,11 @@ from service.workers.process import ARGUMENT
 from service.workers.supervisor import ENGINE, Supervisor
 
 YOUNG_THRESHOLD = 5000
-"""Number of new objects after which Python collects its young generation (default: 700)."""
+"""Number of new objects after which Python collects its young generation (Python's default:
+700)."""
 FULL_COLLECTION = 20
-"""Number of collections of the middle generation before a full collection (default: 10)."""
+"""Number of collections of the middle generation before a full collection (Python's default:
+10)."""
 
 
 def main(load_engine: str = LOAD_ENGINE) -> int:
@@ -115,7 +117,7 @@ def supervise(settings: Settings, load_engine: str) -> int:
 
 
 def work(name: str) -> int:
-    """Run the engine process or a front end, as `name` says. Returns the exit status."""
+    """Run the process named `name`, the engine process or a front end. Returns the exit status."""
     bootstrap, settings = receive()
     configure(settings)
     if name == ENGINE:

@@ -134,7 +134,8 @@ def create_engine_server(
         settings: The settings of the service.
         load_engine: Function that loads the engine.
         folder: Path of the folder that all processes of the service share.
-        on_failure: Called once if the model cannot be loaded or the engine is dead.
+        on_failure: Called once if the model cannot be loaded, or if the engine does not return from
+            a batch and counts as dead.
 
     Raises:
         BadSettings: The decoders need more memory than the settings allow.

@@ -14,8 +14,8 @@ SLO (service level objective). A request that is rejected or gets no answer coun
 slow.
 
 The command sends each image once before the load. Under load, an image must get the same class
-again. If files are named CLASS_..., the command also reports how many of these images get the right
-class. The command reads the API key from the environment variable SHOAL_API_KEY.
+again. If files are named CLASS_..., the command also reports how many of these images are
+classified correctly. The command reads the API key from the environment variable SHOAL_API_KEY.
 """
 
 from __future__ import annotations

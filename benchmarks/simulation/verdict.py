@@ -25,7 +25,7 @@ BEATEN = 1.01
 exceeds this number."""
 REFERENCES = {
     "clairvoyant": "the clairvoyant policy",
-    "unforeseen": "the flow that detects the change",
+    "unforeseen": "the policy of the bound that detects the change",
     "told": "Shoal informed of the change",
     "hindsight": "the best setting in hindsight",
 }

@@ -47,11 +47,9 @@ class Recipe:
     weight_decay: float = _option(
         5e-4, "weight decay of all parameters except those of BatchNorm and biases"
     )
-    averaging: float = _option(
-        0.999, "weight of the previous average when the average of the weights is updated, per step"
-    )
+    averaging: float = _option(0.999, "decay per step of the exponential average of the weights")
     small: float = _option(
-        0.0, "share of the steps, at the beginning, that use crops of 24 x 24 pixels"
+        0.0, "share of the steps, from the first step on, that use crops of 24 x 24 pixels"
     )
     cutout: int = _option(
         0, "side in pixels of a square that is replaced by gray in each image; 0: no square"

@@ -68,7 +68,7 @@ class Ready(BaseModel):
 
 
 class Live(BaseModel):
-    """The state of a process that works."""
+    """The response of the liveness probe if the process works."""
 
     status: str = Field(examples=["live"])
 

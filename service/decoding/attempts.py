@@ -1,8 +1,8 @@
 """Sends images to decoder processes ("decoders"), and handles their results.
 
 Ordinary images need little CPU time and memory according to their headers. All other images are
-expensive. Each kind has its own decoders, which form a lane. The result of an attempt has these
-consequences:
+expensive. Each kind has its own decoders, which form a lane. The result of an attempt to decode an
+image has these consequences:
 - If the decoder returns pixels or says that the image is invalid, the request is answered, and the
   decoder decodes the next image.
 - If an image took more CPU time than estimated from its header, its client is distrusted for a
@@ -157,7 +157,8 @@ class Attempts:
             return True
         self._trust.lied(job.client, self._clock())
         process.image_seconds += REPLACEMENT_SECONDS
-        return False  # a decoder under an attacker's control could make all clients distrusted
+        # A compromised decoder could be slow on purpose, so that other clients are distrusted.
+        return False
 
     async def _ended(
         self,

@@ -13,8 +13,8 @@ Guarantees
 - A client gets no credit for pauses. If a client has received more than its share, the excess
   remains a debt after its last job, until the waiting clients have received the same time. Without
   waiting clients there is no debt.
-- Any number of new clients cannot starve a waiting client: new clients start at a level that rises
-  with the time that other clients receive.
+- New clients cannot starve a waiting client, however many there are: new clients start at a level
+  that rises with the time that other clients receive.
 - Cheap jobs of a client precede its expensive jobs. Other jobs overtake its oldest job only until
   their total cost reaches the estimated cost of the oldest job. So no job starves.
 - A client without waiting jobs is accepted unless `max_jobs` clients are waiting. When the queue is
@@ -43,7 +43,8 @@ from service.errors import DecodeQueueFull
 T = TypeVar("T", bound=Hashable)
 
 LEAST = 1e-6
-"""Minimum cost of a job, in seconds. Without it, clients with free jobs would not take turns."""
+"""Minimum cost of a job, in seconds. Without it, clients whose jobs cost nothing would not take
+turns."""
 
 
 class _Client(Generic[T]):

@@ -77,7 +77,7 @@ HEAD_FIELDS = 128
 """Maximum number of headers of a request, and maximum number of its trailers. The message of
 `problems.HEAD_TOO_LARGE` states `HEAD_BYTES` and `HEAD_FIELDS`."""
 REST_SECONDS = 2.0
-"""Timeout in seconds for the rest of a request. It starts when the request is answered early."""
+"""Timeout in seconds for the rest of a request that was answered before it was complete."""
 PIECE_BYTES = 4096
 """Maximum number of bytes of a piece that is not part of a body of known length."""
 TURN = 1000

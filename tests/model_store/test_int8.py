@@ -155,7 +155,7 @@ def lose(described: dict[str, Any]) -> None:
     [
         (rename, "the range of sg_mkldnn_conv"),
         (add, "no tensor data to quantize"),
-        (widen, "cannot be computed with the int8.ranges"),
+        (widen, "cannot run with the int8.ranges"),
         (narrow, "other results than when the version was added"),
         (flip, "is empty"),
         (lose, "int8.ranges"),
