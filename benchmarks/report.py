@@ -25,7 +25,7 @@ class Figures:
     """
 
     classes: list[str | None] = field(repr=False)
-    """Class that the server answers for each small image without load."""
+    """Class that the server returns for each small image without load."""
     throughput: float | None = None
     """Rate at which the server answers small images."""
     connections: float | None = None
@@ -40,8 +40,8 @@ class Figures:
     large: float | None = None
     """Rate at which the server answers images of 12 megapixels."""
     half: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Name of a server -> 50th and 99th percentile of this server's latency. The request rate is
-    half of the throughput of the named server."""
+    """Name of another server -> 50th and 99th percentile of the latency of the measured server, at
+    a request rate of half the throughput of the other server."""
     crowd: float | None = None
     """99th percentile of the latency with 1,000 connections."""
     crowd_lost: float | None = None

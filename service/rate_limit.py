@@ -50,7 +50,7 @@ class RateLimiter:
         """
         Args:
             rate: Maximum number of images per second of each client, on average.
-            burst: Maximum number of images that a client may send at once: the size of a bucket.
+            burst: Maximum number of images that a client may send in a burst: the size of a bucket.
             max_clients: Maximum number of clients that are remembered.
         """
         self._seconds = 1 / rate
@@ -101,7 +101,7 @@ class RateLimiter:
         if full_at <= now or len(self._full_at) > self._max_clients:
             del self._full_at[first]
         elif full_at - now > self._ahead + self._seconds:
-            # A client with a debt would otherwise keep the clients after it from being forgotten.
+            # Otherwise, a client with a debt would keep later clients from being forgotten.
             self._full_at.move_to_end(first)
 
 

@@ -44,7 +44,8 @@ LEAST_LIE = 0.005
 """An image may take `MAX_UNDERESTIMATE` x its estimate, plus this number of CPU seconds, without
 consequences."""
 MAX_LOSSES = 1
-"""Number of times that an image is decoded again after something outside ended its decoder."""
+"""Maximum number of times that an image is decoded again because its decoder was killed by
+something outside the service."""
 STALL_SECONDS = 5.0
 """Number of seconds that a decoder may continue after the deadline of its image."""
 REPLACEMENT_SECONDS = 0.02

@@ -31,7 +31,8 @@ SECONDS: Mapping[str, float] = {
 SAMPLE_SECONDS = 0.0056
 """CPU seconds that decoding the sample images took on the reference machine."""
 MAX_SLOWER = 8.0
-"""Maximum factor by which this machine counts as slower or faster than the reference machine."""
+"""Maximum ratio of this machine's CPU time to the reference machine's. The minimum is 1 /
+`MAX_SLOWER`. Measured ratios outside this range are clipped."""
 PIXELS_PER_BYTE: Mapping[str, float] = {"JPEG": 17, "JPEG progressive": 11, "WebP": 5}
 """Number of pixels that take as long to decode as one encoded byte, by kind. Other kinds: 0."""
 MAX_BYTES_PER_PIXEL = 4

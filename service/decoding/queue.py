@@ -5,7 +5,7 @@ A job is an image to decode. Its cost is its CPU time, which is estimated before
 Guarantees
 - Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. The
   times of two clients differ by at most one job of each client per decoder.
-- Before the first job of a new client, every other client receives a limited CPU time: at most the
+- While the first job of a new client waits, every other client receives at most this CPU time: the
   cost of one job, plus the cost of the new job, plus the errors of the other client's estimates.
   The number of waiting jobs has no influence.
 - A client that sends a cheap job from time to time waits for about two expensive jobs of others,

@@ -28,10 +28,10 @@ FRAMES_PER_RESPONSE = 9.0
 """Maximum credit that one response adds, in frames. A usual call has at most this number of frames
 besides its message: headers, acknowledgments, window updates and pings."""
 USEFUL_BYTES = 256
-"""Number of bytes of a message that add credit for one frame. A DATA frame with fewer bytes uses up
-credit, unless it is the last frame of a message. A DATA frame after the end of the message uses up
-credit, too. Frames of other types use up one additional frame of credit for every `USEFUL_BYTES` of
-payload. In a HEADERS frame, only bytes beyond `frame_filter.CHEAP_HEAD_BYTES` count."""
+"""Number of bytes of a message that add credit for one frame. A DATA frame uses up credit if it has
+fewer bytes and is not the last frame of a message, or if it follows the end of the message. A frame
+of another type uses up credit for one frame, plus one for every `USEFUL_BYTES` of payload. In a
+HEADERS frame, only bytes beyond `frame_filter.CHEAP_HEAD_BYTES` count."""
 RESET_COST = 4.0
 """Credit that one RST_STREAM uses up, in frames. The value is more than 1, because the work for the
 reset stream was wasted."""

@@ -17,8 +17,8 @@ Guarantees
 - If all connections of that network are busy and the network has more than 1/`CROWD` of all
   connections, its newest connection is replaced. If it has fewer, waiting connections of other
   networks are replaced first.
-- A busy connection is replaced only if its network then still has more connections than the network
-  of the new connection had before. So a client cannot keep other clients out. A client that has
+- A busy connection is replaced only if its network still has more connections without it than the
+  network of the new connection has. So a client cannot keep other clients out. A client that has
   all connections (NAT, a proxy) does not interrupt its own requests: if none of its connections is
   waiting, its new connections are rejected.
 
