@@ -53,13 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N[,N...]",
         help="number of connections (closed loop)",
     )
-    choose("--find-max", action="store_true", help="search the highest rate within the SLO")
+    choose("--find-max", action="store_true", help="search for the highest rate within the SLO")
     add(
         "--slo-ms",
         type=float,
         help="maximum 99th percentile of the latency, in ms (with --find-max: 100)",
     )
-    add("--duration", type=float, default=10.0, help="seconds of each measurement (%(default)s)")
+    add(
+        "--duration",
+        type=float,
+        default=10.0,
+        help="length of a measurement in seconds (%(default)s)",
+    )
     add(
         "--warm-up",
         type=float,
@@ -70,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arrivals",
         choices=ARRIVALS,
         default="poisson",
-        help="arrival times of --rate and --find-max (%(default)s)",
+        help="distribution of arrival times with --rate and --find-max (%(default)s)",
     )
     add(
         "--images",
