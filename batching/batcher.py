@@ -239,8 +239,9 @@ class Batcher(Generic[In, Out]):
     def healthy(self) -> bool:
         """Whether the batcher can answer items.
 
-        The batcher cannot if one of its tasks has ended, if the engine is dead, or if the latest
-        `max_failures` batches failed. A batch counts as failed if none of its items was computed.
+        It cannot answer items if one of its tasks has ended, if the engine is dead, or if the
+        latest `max_failures` batches failed. A batch counts as failed if none of its items was
+        computed.
         """
         return (
             (self._draining or 0 < self._live_runners == self._max_in_flight)

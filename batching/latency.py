@@ -16,9 +16,9 @@ the measured and the predicted time of a batch. The rules of the table:
   batches in a row have different sizes and the errors of both have the same sign, the predictions
   for all buckets are corrected by the smaller of the two errors. If this error is so small that it
   may be noise, buckets whose latest batch was predicted correctly are not corrected.
-- A bucket that was not used for many batches is stale. Its prediction is then derived from the
-  bucket of the latest batch and the ratio of the two buckets at warm-up, if the result is lower. So
-  a bucket that was slow for a while is used again.
+- A bucket that was not used for many batches is stale. Its prediction is then lowered to the
+  prediction for the latest batch's bucket, times the ratio of the two buckets at warm-up. So a
+  bucket that was slow for a while is used again.
 
 `Margin` learns how reliable T(n) is. The margin is the share of a predicted time that is kept in
 reserve.
@@ -40,13 +40,13 @@ PATIENCE, MAX_PATIENCE = 32, 1024
 """Initial and maximum number of batches after which a bucket that was not used counts as stale. The
 number doubles each time that a stale bucket is used again and is still slow."""
 SLOWER = 1.2
-"""The prediction of a stale bucket is lowered only if it is more than this factor higher than the
+"""The prediction of a stale bucket is lowered only if it is more than this factor times the
 prediction derived from the latest batch. A smaller difference may be noise."""
 
 BEYOND_NOISE = 3
-"""If two batches of different sizes have errors of the same sign, and both errors exceed this many
-standard deviations of a batch's time at warm-up, the errors are not noise. With 0, small random
-errors would be corrected for all buckets."""
+"""Number of standard deviations of a batch's time at warm-up. If two batches of different sizes
+have errors of the same sign that both exceed this number, the errors are not noise. With 0, small
+random errors would be corrected for all buckets."""
 
 NORMAL = 1.4826
 """Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
@@ -226,11 +226,11 @@ class LatencyTable:
 class Margin:
     """Learns `share`, the share of a predicted time that is kept in reserve.
 
-    A batch is late if it takes more than (1 + `share`) times the predicted time. `share` is
-    adjusted so that about one batch in a hundred is late: each late batch increases `share` by
-    about 20 %, and each other batch decreases it by 0.2 %. Several late batches in a row count as
-    one, because the table corrects its predictions meanwhile. At first, `share` is three times the
-    relative standard deviation of a batch's time at warm-up.
+    A batch is late if it takes more than (1 + `share`) times the predicted time. Each late batch
+    increases `share` by about 20 %, and each other batch decreases it by 0.2 %. So about one batch
+    in a hundred is late. Several late batches in a row count as one, because the table corrects its
+    predictions meanwhile. At first, `share` is three times the relative standard deviation of a
+    batch's time at warm-up.
     """
 
     MISSES = 0.01

@@ -11,13 +11,13 @@ before the item's deadline. The rules:
 
 - If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
   just before a lane is free. So batches grow with the load.
-- If some lanes are busy and others are free, a small batch waits until the first busy lane is free,
-  unless an item would be late. A batch is small if the engine, with batches of that size, would
-  process too few of the items that arrive (see `KEEPING_UP`). Lanes share the CPU cores, and small
-  batches use the cores inefficiently.
+- If some lanes are free and others are busy, a small batch waits until the first busy lane is free,
+  too. It does not wait if an item would be late. A batch is small if, with batches of its size, the
+  engine would process less than the share `KEEPING_UP` of the items that arrive. Lanes share the
+  CPU cores, and small batches use the cores inefficiently.
 - A batch is as large as the earliest deadline of its items and the device's memory allow. Some
-  items are left for the next batch if two batches would take less time than one batch, because two
-  batches can need less padding.
+  items are left for the next batch if two batches would take less time than one batch. This is
+  possible because two batches can need less padding.
 - A new item is rejected if it would be late, or if it would make an accepted item late. It is also
   rejected if it would be in time only in a small batch, as defined above.
 - If the engine has been idle for a while, one item is accepted even if it is predicted to be late.

@@ -7,9 +7,9 @@ The decoder processes of `service.decoding.pool.Decoders` and the same number of
 same images with the same code. In each round, processes and threads are measured one after the
 other, for about a second each, so that other work on the machine affects both equally. The latency
 is measured with one image in flight. The throughput is measured with one image in flight for each
-process or thread, and the table shows the median over the rounds of the ratio of the two
-throughputs. Processes differ from threads in two ways: each image must be sent to a process, which
-sends back the pixels, and the memory allocator of a process keeps freed memory for the next image.
+process or thread. The table shows the median of the rounds' ratios of the two throughputs.
+Processes differ from threads in two ways. Each image must be sent to a process, which sends back
+the pixels. The memory allocator of a process keeps freed memory for the next image.
 """
 
 from __future__ import annotations

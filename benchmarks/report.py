@@ -47,8 +47,8 @@ class Figures:
     crowd_lost: float | None = None
     """Number of requests that were not answered with 200, with 1,000 connections."""
     lost: float | None = None
-    """Number of requests that were not answered with 200 when the server received SIGTERM while 32
-    requests were in flight."""
+    """Number of the 32 requests in flight that were not answered with 200 after the server received
+    SIGTERM."""
     different: float | None = None
     """Number of answers under load whose class differs from `classes`."""
     generator_cpu: float | None = None

@@ -32,8 +32,8 @@ is evidence, but not a proof, that the target cannot be met. The references are:
   after the second slow batch. The first slow batch could be an outlier.
 - For other misses, with `--hindsight`: Shoal with the settings of a grid that are best for this
   cell. A setting is ignored if too few accepted requests are answered in time with that setting.
-A peer may have a higher goodput than Shoal. This miss is explained if the peer answers too small a
-share of its accepted requests in time, and a smaller share than Shoal.
+A peer may have a higher goodput than Shoal. This miss is explained if the share of accepted
+requests that the peer answers in time is too small and is smaller than Shoal's share.
 
 Finally, the program measures in real time how long a single item waits before it is handed to the
 engine.

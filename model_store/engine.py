@@ -340,8 +340,8 @@ def _tune_interpreter() -> None:
 def default_lanes(folder: pathlib.Path, wanted_precision: str) -> int:
     """Return the default number of lanes on a CPU for a version.
 
-    In int8, one core is left for the event loop: preparing a batch takes the event loop more CPU
-    time than the network takes to run the batch.
+    In int8, one core is left for the event loop: the event loop needs more CPU time to prepare a
+    batch than the network needs to run it.
 
     Args:
         folder: Folder of the version.

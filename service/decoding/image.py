@@ -29,8 +29,8 @@ Pixels = npt.NDArray[np.uint8]
 
 # Decoding a plain image within these limits takes about a millisecond at most, as
 # tests/service/decoding/test_bounded.py checks. The limit on the side is necessary because decoders
-# work in blocks of up to 16 x 16 pixels: an image that is one pixel wide takes up to 16 times as
-# long as its number of pixels suggests.
+# work in blocks of up to 16 x 16 pixels. An image that is one pixel wide takes up to 16 times as
+# long as a square image with the same number of pixels.
 _BOUNDED_BYTES = 32 * 1024
 _BOUNDED_PIXELS = 128 * 128
 _BOUNDED_SIDE = 512

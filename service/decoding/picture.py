@@ -112,8 +112,8 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
     if 0 in image.size:
         raise Undecodable(Fault.DAMAGED)
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. This takes a fraction of the time, and
-    # the result is as good as that of resizing. `draft` also returns the exact size of the smaller
-    # image, which may be a fraction of a pixel less than its number of pixels.
+    # the result is as good as that of resizing. `draft` also returns the exact width and height of
+    # the smaller image. They can be up to one pixel less than the width and height in whole pixels.
     draft = image.draft(None, (_SPARE * SIDE, _SPARE * SIDE))
     shown_width, shown_height = draft[1][2:] if draft else image.size
     drawn = image.tile[0].extents if kind == "GIF" and image.tile else None
