@@ -48,8 +48,8 @@ KNOWN = {DATA, HEADERS, CONTINUATION, *CONTROL_SIZES}
 STREAM_HEADER = "shoal-stream"
 """Header that contains the name of the stream, for the handler."""
 HEAD_BYTES = 8 * 1024
-"""Maximum number of bytes of a compressed header block. gRPC's server decompresses a header block
-before it checks its own limit of 16 KiB."""
+"""Maximum number of bytes of a compressed header block. gRPC's server rejects header blocks with
+more than 16 KiB after decompression, but decompresses them first."""
 CHEAP_HEAD_BYTES = 2048
 """Number of bytes of a HEADERS frame that cost no credit. Few clients send more. One byte can stand
 for many bytes after decompression."""

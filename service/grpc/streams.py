@@ -122,12 +122,11 @@ class Streams:
         self._memory = memory
         self._max_arriving = max_arriving
         self._open: dict[str, Stream] = {}
-        # Arriving messages by client network. The message without progress for the longest time
-        # comes first.
+        # Arriving messages by client network. The oldest last progress comes first.
         self._arriving: dict[str, OrderedDict[Stream, None]] = {}
         self._arriving_count = 0
         self._progress_numbers = count()
-        # Streams without a handler. The stream without a handler for the longest time comes first.
+        # Streams without a handler. The longest time without a handler comes first.
         self._idle = OrderedDict[Stream, None]()
 
     def __len__(self) -> int:
