@@ -9,10 +9,10 @@ image has these consequences:
   while: all images of the client count as expensive (`trust`). If an ordinary image exceeded its
   limit on CPU time, it is decoded again as an expensive image. If an expensive image exceeded its
   limit, it is rejected, and the killed decoder counts against the client.
-- If decoding an ordinary image ran out of memory or crashed the decoder, the image is decoded again
-  as an expensive image. If this happened to an expensive image, earlier images of the decoder may
-  be the cause. So the image is decoded again in a new decoder. If the image fails in a new decoder,
-  it is rejected, and the failure counts against the client.
+- If an ordinary image exceeded its memory or crashed its decoder, it is decoded again as an expensive
+  image. If this happened to an expensive image, earlier images of the decoder may be the cause. So
+  the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
+  and the failure counts against the client.
 - If something outside the service ended the decoder, the image is decoded once more. If an image
   exceeded its time limit but used little CPU time, other processes delayed the decoder. Neither
   case counts against the client.
@@ -182,7 +182,7 @@ class Attempts:
             await self._failed(job, template, process, lane, "crash")
 
     async def _was_killed(self, template: Template, process: DecoderProcess) -> bool:
-        """Whether something outside the service ended `process`, or its template has ended."""
+        """Whether the kernel or an operator has ended `process`, or its template has ended."""
         try:
             result = await template.reap(process)
         except StartFailed:

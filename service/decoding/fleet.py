@@ -5,7 +5,7 @@ lane. All decoders are forked from one process, the template (a fork server).
 
 Guarantees
 - Each lane has the configured number of decoders, or as many as the system allows. A decoder that
-  has ended is replaced immediately. If the system allows no new process, the service tries again
+  has ended is replaced immediately. If the system allows no new process, the start is tried again
   every second.
 - If the template ends, all its decoders end. A new template and new decoders are then started.
 - A decoder that uses CPU time without an image is replaced.

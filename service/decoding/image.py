@@ -211,7 +211,7 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
 
 
 def _usual_jpeg(data: bytes) -> Header | None:
-    """Return the header of a JPEG whose first segments are those that most programs write.
+    """Return the header of a JPEG that begins as nearly all programs write it.
 
     Returns None for all other images.
     """

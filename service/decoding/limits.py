@@ -20,8 +20,7 @@ MIN_EXPENSIVE_MEMORY = 160 * MIB
 """Lower bound of `Limits.expensive_memory` in bytes, for machines with little memory."""
 HEAP_MEMORY = 48 * MIB
 """Number of bytes that decoding may take in addition to `EncodedImage.memory`, because the
-allocator reserves memory in advance and cannot reuse all freed memory. Images of medium size need
-the most."""
+allocator reserves some memory and cannot reuse some. Images of medium size need the most."""
 LARGE_HEAP_MEMORY = 32 * MIB
 """Replaces `HEAP_MEMORY` for the largest images. The value is lower, because the buffers of such
 images are allocated outside the heap."""
@@ -29,7 +28,7 @@ ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
 """Maximum of `EncodedImage.memory` of an ordinary image."""
 RESTING_MEMORY = 12 * MIB
 """Number of bytes that a decoder takes without an image. The template, the process that decoders
-are forked from, takes the same amount. Shared memory is not counted."""
+are forked from, takes as much. Shared memory is not counted."""
 DESCRIPTORS, FORK_DESCRIPTORS = 3, 8
 """Numbers of file descriptors of the server: for each decoder, and for starting decoders."""
 

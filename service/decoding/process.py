@@ -77,7 +77,7 @@ class DecoderProcess:
         self.image_seconds = 0.0
         """CPU seconds that the process took to decode its last image."""
         self.held_seconds = 0.0
-        """Wall-clock seconds from `used_at` to the last `_check`."""
+        """Number of seconds from the start of the process's last image to the last `_check`."""
         self.exit_code: int | None = None
         """Result of `Template.reap` for this process. None: there is no result yet."""
         self._link = link
