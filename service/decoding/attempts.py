@@ -9,8 +9,8 @@ image has these consequences:
   while: all images of the client count as expensive (`trust`). If an ordinary image exceeded its
   limit on CPU time, it is decoded again as an expensive image. If an expensive image exceeded its
   limit, it is rejected, and the killed decoder counts against the client.
-- If an ordinary image exceeded its memory or crashed its decoder, it is decoded again as an expensive
-  image. If this happened to an expensive image, earlier images of the decoder may be the cause. So
+- If an ordinary image ran out of memory or crashed its decoder, it is decoded again as an
+  expensive image. If this happened to an expensive image, earlier images may be the cause. So
   the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
   and the failure counts against the client.
 - If something outside the service ended the decoder, the image is decoded once more. If an image

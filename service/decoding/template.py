@@ -143,8 +143,7 @@ def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) ->
                 _free_memory()
                 continue
             fault, content = _decode(length, kind.rstrip(b"\0").decode(), *size)
-            # When memory runs out, libraries may report that the image is damaged. Earlier images
-            # may have used up the memory.
+            # Libraries may report a lack of memory as damage. Earlier images may have caused it.
             if fault == picture.Fault.DAMAGED and images and not _is_available(memory):
                 fault = picture.Fault.OUT_OF_MEMORY
             link.send(bytes([fault]) + content)
