@@ -2,11 +2,11 @@
 
     python -m benchmarks.precision cifar_resnet20_v1/2 --store model_store/models
 
-This process loads an engine for each precision, with one lane and one OpenMP thread. The engines
-compute one after the other in each round, so that other work on the machine affects both of them
-alike. The results are medians of the rounds. The measured time is that of `infer`: normalization,
-the copy to MXNet, the network and the softmax. With `--json FILE`, the results are also written to
-a file.
+The program loads one engine for each precision. An engine has one lane (a thread that runs one
+batch at a time) and one OpenMP thread. In each round, the engines run batches one after the other,
+so that other work on the machine affects both equally. The results are medians over the rounds. The
+measured time is the CPU time of `infer`, which normalizes the images, copies them to MXNet, runs
+the network and computes the softmax. With `--json FILE`, the results are also written to a file.
 """
 
 from __future__ import annotations

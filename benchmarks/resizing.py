@@ -6,8 +6,8 @@ The folder `--photos` contains labeled photographs, named CLASS_*. Each way of r
 to the same decoded pictures. Some ways make several images of a picture, and the probabilities of
 these images are averaged. The table shows for each way:
 - how many pictures are classified correctly;
-- how many of these the service's own way classifies incorrectly (gained), and how many pictures
-  only the service's own way classifies correctly (lost);
+- how many pictures are classified correctly only with this way (gained), and how many only with the
+  service's way (lost);
 - the p-value of these two numbers, by a two-sided sign test;
 - the number of images that the network classifies for a picture;
 - the CPU time of resizing a decoded picture.

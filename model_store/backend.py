@@ -9,12 +9,11 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from model_store.device import Device, GpuMemory
 from model_store.manifest import BackendName, Manifest, PrecisionName
 from model_store.network import Network
-from model_store.precision import Precision
 
 
 class BackendUnavailable(RuntimeError):
@@ -62,29 +61,29 @@ class Backend(Protocol):
     def accelerator(self, precision: PrecisionName) -> str | None:
         """Return the name of what makes this precision faster. None: nothing does."""
 
-    def prepare(self, folder: pathlib.Path, model: Manifest, precision: PrecisionName) -> Any:
-        """Read and verify a file of a version, and return what `networks` needs of it.
-
-        This method is called on a thread that is not a lane's. Raises BadModel or BadParams if the
-        file is invalid or is not the file that the manifest describes.
-        """
-
     def networks(
         self,
+        folder: pathlib.Path,
         model: Manifest,
-        precision: Precision,
+        precision: PrecisionName,
         buckets: Sequence[int],
-        content: Any,
         count: int,
     ) -> Sequence[Network]:
-        """Return networks that are not loaded yet, one for each lane.
+        """Read and verify a version's file, and return networks that are not loaded yet.
+
+        This method is called on a thread that is not a lane's. It may also do what takes long and
+        need not be done on a lane's thread.
 
         Args:
+            folder: Folder of the version.
             model: The version's manifest.
             precision: Precision that `precision.choose` returned for this version and device.
             buckets: Batch sizes that the networks must be able to run, in ascending order.
-            content: Result of `prepare`.
-            count: Number of networks.
+            count: Number of networks, one for each lane.
+
+        Raises:
+            BadModel, BadParams: The file is invalid, or is not the file that the manifest
+                describes.
         """
 
     def gpu_memory(self) -> GpuMemory | None:

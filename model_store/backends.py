@@ -67,8 +67,8 @@ def start(wanted: str, request: Request) -> tuple[Backend, BackendChoice]:
     if wanted != "auto":
         name = next(name for name in MODULES if name == wanted)
         if reason := _why_not(name, request.model):
-            raise BackendUnavailable(f"backend {name} was asked for, but {name} {reason}")
-        return MODULES[name].start(request), BackendChoice(name, "as asked")
+            raise BackendUnavailable(f"backend {name} was requested, but {name} {reason}")
+        return MODULES[name].start(request), BackendChoice(name, "as requested")
     names = able(request.model)
     if not names:
         reasons = "; ".join(f"{name} {_why_not(name, request.model)}" for name in MODULES)

@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 
 class BadRow(ArithmeticError):
-    """The network's output for one image is not one finite number for each class."""
+    """The network's output for an image has a wrong shape, or contains NaN or infinity."""
 
 
 class Results(list[R]):

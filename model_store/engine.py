@@ -95,7 +95,7 @@ class LaneEngine:
         max_batch_size: int,
         lanes: Sequence[Lane],
         precision: str = "auto",
-        backend_reason: str = "as asked",
+        backend_reason: str = "as requested",
     ) -> None:
         """
         Args:
@@ -189,8 +189,8 @@ class LaneEngine:
         finally:
             # Breaks a reference cycle: batch -> exception -> traceback -> this frame -> batch.
             del batch
-        # This also runs on the event loop's thread: NumPy may release the interpreter lock, and a
-        # lane would then have to wait until it gets the lock back.
+        # The softmax also runs on the event loop's thread. A lane that called NumPy might release
+        # the interpreter lock, and would then have to wait until it gets the lock back.
         rows = batch_format.probabilities(logits[: len(images)])
         return Results(batch_format.check_rows(rows), computed_at)
 
@@ -238,10 +238,11 @@ class LaneEngine:
         model = await asyncio.to_thread(versions.read_manifest, folder)
         backends.check(backend.name, model)
         chosen = precision.choose(self._wanted_precision, model, self.device.name, backend.name)
-        content = await asyncio.to_thread(backend.prepare, folder, model, chosen.name)
         if accelerator := backend.accelerator(chosen.name):
             chosen = Precision(chosen.name, f"{chosen.reason}; with {accelerator}")
-        networks = backend.networks(model, chosen, self._buckets, content, len(self._lanes))
+        networks = await asyncio.to_thread(
+            backend.networks, folder, model, chosen.name, self._buckets, len(self._lanes)
+        )
         batch_format = BatchFormat(model, self._buckets, backend.normalizes)
         replicas: list[Replica] = []
         try:
@@ -351,8 +352,8 @@ def _tune_interpreter() -> None:
 def default_lanes(model: Manifest, wanted_precision: str, backend: BackendName = "mxnet") -> int:
     """Return the default number of lanes on a CPU for a version.
 
-    In int8, one core is left for the event loop: preparing a batch takes the event loop more CPU
-    time than the network takes to run the batch.
+    In int8, one core is left for the event loop: the event loop needs more CPU time to prepare a
+    batch than the network needs to run it.
 
     Args:
         model: Manifest of the version.

@@ -191,7 +191,9 @@ class Manifest(Identity):
     def _numbers_are_plausible(cls, training: dict[str, Any] | None) -> dict[str, Any] | None:
         for number in _numbers(training):
             if not (math.isfinite(number) and abs(number) <= MAX_NUMBER):
-                raise ValueError("a number in `training` is not finite or exceeds 2 to the 63rd")
+                raise ValueError(
+                    "a number in `training` is not finite, or its absolute value exceeds 2**63"
+                )
         return training
 
     @model_validator(mode="after")

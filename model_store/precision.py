@@ -1,9 +1,9 @@
 """Precision: chooses the precision in which a version runs on a device.
 
-A user requests `auto`, `fp32`, `int8` or `fp16`. `auto` means int8 on a CPU and fp16 on a GPU under
-two conditions: the machine has instructions for that precision, and the measured accuracy in that
-precision is at most `MAX_ACCURACY_LOSS` below the accuracy in fp32. Otherwise, `auto` means fp32.
-If a user requests a precision by name and it is not available, an error is raised
+A user requests `auto`, `fp32`, `int8` or `fp16`. `auto` means int8 on a CPU and fp16 on a GPU if
+two conditions are met. The machine must have instructions for that precision. The measured accuracy
+in that precision must be at most `MAX_ACCURACY_LOSS` below the accuracy in fp32. Otherwise, `auto`
+means fp32. If a user requests a precision by name and it is not available, an error is raised
 (docs/decisions/0015-int8-beside-fp32.md).
 """
 
@@ -61,7 +61,7 @@ def choose(
         raise ValueError(f"precision {wanted!r} is not one of {', '.join(CHOICES)}")
     name: PrecisionName = "int8" if device == "cpu" else "fp16"
     if wanted == "fp32":
-        return Precision("fp32", "as asked")
+        return Precision("fp32", "as requested")
     if wanted == "auto":
         reason = _why_fp32(model, name, backend, cpu_flags() if flags is None else flags)
         if reason is None:
@@ -70,15 +70,15 @@ def choose(
     if wanted != name:
         other = "a GPU" if wanted == "fp16" else "a CPU"
         raise PrecisionUnavailable(
-            f"precision {wanted} was asked for, but it is for {other}, and the device is {device}. "
+            f"precision {wanted} was requested, but it is for {other}, and the device is {device}. "
             f"Choose auto, fp32 or {name}"
         )
     if not is_offered(wanted, model, backend):
         raise PrecisionUnavailable(
-            f"precision {wanted} was asked for, but {model.name} {model.version} is not calibrated "
+            f"precision {wanted} was requested, but {model.name} {model.version} is not calibrated "
             f"for {wanted} with {backend}: make a calibrated version with `shoal models calibrate`"
         )
-    return Precision(name, "as asked")
+    return Precision(name, "as requested")
 
 
 def is_offered(wanted: str, model: Manifest, backend: BackendName) -> bool:
@@ -115,7 +115,7 @@ def _why_fp32(
         return f"the accuracy of this version in {name if full else 'fp32'} was not measured"
     if reduced < full - MAX_ACCURACY_LOSS:
         measured = _accuracies(model, name, backend)
-        return f"{measured}, which is more than {MAX_ACCURACY_LOSS:.1%} less"
+        return f"{measured}, a loss of more than {MAX_ACCURACY_LOSS:.1%}"
     return None
 
 

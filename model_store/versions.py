@@ -160,7 +160,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     name, version = folder.absolute().parts[-2:]
     if (model.name, model.version) != (name, version):
         raise BadModel(
-            f"{folder / MANIFEST} describes {model.name} {model.version} and lies in the folder of "
+            f"{folder / MANIFEST} describes {model.name} {model.version} but is in the folder of "
             f"{name} {version}: rename the folder, or correct the manifest"
         )
     return model

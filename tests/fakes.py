@@ -32,8 +32,8 @@ MODEL = Manifest(
 class FakeEngine:
     """Classifies an image by its first red value modulo ten, with probability 0.91."""
 
-    device = Device("cpu", "as asked")
-    backend = BackendChoice("mxnet", "as asked")
+    device = Device("cpu", "as requested")
+    backend = BackendChoice("mxnet", "as requested")
     precision = Precision("fp32", "this version is not calibrated for int8")
     lanes = 1
     max_in_flight = 1  # so that a test knows which batch it holds

@@ -16,8 +16,6 @@ from model_store.mxnet import amx
 from model_store.mxnet.device import choose, gpu_memory
 from model_store.mxnet.network import Network
 from model_store.mxnet.runtime import is_for_cpu, is_gpu_build, load_mxnet
-from model_store.params import Arrays
-from model_store.precision import Precision
 
 INSTALL = "install the extra 'shoal[cpu]' or, with an NVIDIA GPU, 'shoal[gpu]'"
 
@@ -45,20 +43,19 @@ class MXNetBackend:
     def accelerator(self, precision: PrecisionName) -> str | None:
         return "AMX" if self._amx and precision == "int8" else None
 
-    def prepare(self, folder: pathlib.Path, model: Manifest, precision: PrecisionName) -> Arrays:
-        return versions.read_parameters(folder / model.parameters.file, model.parameters)
-
     def networks(
         self,
+        folder: pathlib.Path,
         model: Manifest,
-        precision: Precision,
+        precision: PrecisionName,
         buckets: Sequence[int],
-        content: Arrays,
         count: int,
     ) -> list[Network]:
+        path = folder / model.parameters.file
+        arrays = versions.read_parameters(path, model.parameters)
         # MXNet cannot run one network on several threads, so each lane has its own copy.
         return [
-            Network(self._mx, model, self.device, precision, buckets, content) for _ in range(count)
+            Network(self._mx, model, self.device, precision, buckets, arrays) for _ in range(count)
         ]
 
     def gpu_memory(self) -> GpuMemory | None:

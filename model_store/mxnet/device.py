@@ -27,13 +27,13 @@ def choose(mx: Any, wanted: str) -> Device:
     """
     number = gpu_number(wanted)
     if number is None:
-        return Device("cpu", "as asked")
+        return Device("cpu", "as requested")
     reason = _why_unusable(mx, number)
     if reason is None:
-        return Device(f"gpu:{number}", "it computes")
+        return Device(f"gpu:{number}", "its test computation succeeded")
     if wanted == "auto":
         return Device("cpu", reason)
-    raise DeviceUnavailable(f"device {wanted} was asked for, but {reason}")
+    raise DeviceUnavailable(f"device {wanted} was requested, but {reason}")
 
 
 def context(mx: Any, device: Device) -> Any:

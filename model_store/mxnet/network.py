@@ -17,13 +17,12 @@ import numpy as np
 
 from model_store.batch import SIDE, Inputs, Rows
 from model_store.device import Device
-from model_store.manifest import Manifest
+from model_store.manifest import Manifest, PrecisionName
 from model_store.mxnet import amx
 from model_store.mxnet.architectures import build
 from model_store.mxnet.device import context
 from model_store.mxnet.int8 import Quantizable, Ranges
 from model_store.params import Arrays, check_params
-from model_store.precision import Precision
 
 # Messages of CUDA, of cuBLAS and cuDNN, of MXNet on a CPU, and of C++.
 OUT_OF_MEMORY = re.compile(
@@ -44,7 +43,7 @@ class Network:
         mx: Any,
         model: Manifest,
         device: Device,
-        precision: Precision,
+        precision: PrecisionName,
         buckets: Sequence[int],
         arrays: Arrays,
     ) -> None:
@@ -86,7 +85,7 @@ class Network:
         for bucket in self._buckets:
             shape = (bucket, 3, SIDE, SIDE)
             self._inputs[bucket] = self._mx.nd.zeros(shape, ctx=self._context)
-        if self._precision.name == "int8":
+        if self._precision == "int8":
             assert self._model.int8 is not None  # otherwise int8 would not have been chosen
             yield from self._quantize(self._model.int8.ranges, beside)
         else:
@@ -128,7 +127,7 @@ class Network:
                 params=self._shared.collect_params(),
             )
             yield
-        if self._precision.name == "fp16":
+        if self._precision == "fp16":
             # All copies must exist before the cast: a new copy cannot share cast parameters.
             for copy in copies.values():
                 copy.cast("float16")  # MXNet keeps the parameters of BatchNorm in fp32
@@ -142,7 +141,7 @@ class Network:
                     yield
             if not fuses:
                 copy.hybridize(static_alloc=True, static_shape=True)
-            forward = _in_half if self._precision.name == "fp16" else _Direct
+            forward = _in_half if self._precision == "fp16" else _Direct
             self._forward[bucket] = forward(copy, self._inputs[bucket])
             yield
 

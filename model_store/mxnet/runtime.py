@@ -115,8 +115,8 @@ def _keep_interpreter_lock(mx: Any) -> None:
 def _start_scheduler(mx: Any) -> None:
     """Start MXNet's scheduler without the message that it prints to standard error.
 
-    All schedulers except the default one print their name. Standard error is redirected for a few
-    microseconds only, so other messages are lost only if the scheduler crashes.
+    All schedulers except the default one print their name. Standard error is redirected to
+    /dev/null while the scheduler starts, which takes a few microseconds.
     """
     standard_error = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

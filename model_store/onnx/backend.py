@@ -10,10 +10,11 @@ from model_store import versions
 from model_store.backend import Request
 from model_store.device import Device, GpuMemory
 from model_store.manifest import BackendName, Manifest, PrecisionName
+from model_store.network import Network
+from model_store.onnx import openvino
 from model_store.onnx.device import choose
-from model_store.onnx.network import Network, open_session
 from model_store.onnx.runtime import INSTALL, is_gpu_build, is_installed, load_onnxruntime
-from model_store.precision import Precision
+from model_store.onnx.session import SessionNetwork, open_session
 
 __all__ = ["INSTALL", "OnnxBackend", "is_installed", "may_reach_gpu", "start", "why_not"]
 
@@ -37,22 +38,23 @@ class OnnxBackend:
         self._threads = threads
 
     def accelerator(self, precision: PrecisionName) -> str | None:
-        return None
-
-    def prepare(self, folder: pathlib.Path, model: Manifest, precision: PrecisionName) -> Any:
-        described = model.onnx[precision]
-        content = versions.read_file(folder / described.file, described)
-        return open_session(self._ort, content, self._threads, str(folder / described.file))
+        return "OpenVINO" if openvino.is_useful(precision, self.device.name) else None
 
     def networks(
         self,
+        folder: pathlib.Path,
         model: Manifest,
-        precision: Precision,
+        precision: PrecisionName,
         buckets: Sequence[int],
-        content: Any,
         count: int,
-    ) -> list[Network]:
-        return [Network(content) for _ in range(count)]
+    ) -> Sequence[Network]:
+        described = model.onnx[precision]
+        path = folder / described.file
+        content = versions.read_file(path, described)
+        if openvino.is_useful(precision, self.device.name):
+            return openvino.networks(content, str(path), buckets, self._threads, count)
+        session = open_session(self._ort, content, self._threads, str(path))
+        return [SessionNetwork(session) for _ in range(count)]
 
     def gpu_memory(self) -> GpuMemory | None:
         return None

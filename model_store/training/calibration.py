@@ -6,7 +6,7 @@ the probe images (see `probes`). The source version does not change.
 
 The ranges are observed on `SAMPLE` training images. The temperature, a number that divides the
 logits, is fitted on every second test image. The calibration error is measured on the other test
-images. Training images are not used to fit the temperature, because networks are too certain about
+images. Training images are not used to fit the temperature, because networks are overconfident on
 images that they were trained on (docs/decisions/0025-temperature-from-test-images.md). The accuracy
 is measured on all test images, because the temperature does not change the predicted class of an
 image.

@@ -3,9 +3,10 @@
 On a CPU, runs with the same options and the same number of threads give the same weights. After
 Ctrl-C, the same command continues the run and gives the same weights as an uninterrupted run.
 
-The result is an average of the weights over the steps. No other weights are chosen, even if their
-accuracy is higher. If training images are held out, the accuracy on them is measured after every
-epoch. Otherwise, the accuracy on the test images is measured once, after training.
+The result is an average of the weights over the steps. Weights of single steps are never used
+instead, even if their accuracy is higher. If training images are held out, the accuracy on them is
+measured after every epoch. Otherwise, the accuracy on the test images is measured once, after
+training.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Two networks are trained: one by gradient descent, and one whose weights are the average of the
 first network's weights over the steps. The averaged network is the result.
 
-On a CPU, a mean over the axes replaces MXNet's global average pooling, which makes a step 1.5 times
+On a CPU, MXNet's global average pooling is replaced by a mean over the axes. So a step is 1.5 times
 as fast. MXNet's pooling returns gradients in a memory layout that BatchNorm processes slowly.
 """
 
@@ -156,7 +156,7 @@ class Trainer:
             losses = self._loss(logits, targets)
             if expected is not None:
                 divergence = self._divergence(logits / recipe.temperature, expected)
-                # The square makes these gradients about as large as the gradients of the labels.
+                # The factor makes these gradients about as large as the gradients of the labels.
                 divergence = divergence * recipe.temperature**2
                 losses = (1 - recipe.teacher_weight) * losses + recipe.teacher_weight * divergence
         losses.backward()

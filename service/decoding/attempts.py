@@ -1,21 +1,21 @@
 """Sends images to decoder processes ("decoders"), and handles their results.
 
 Ordinary images need little CPU time and memory according to their headers. All other images are
-expensive. Each kind has its own decoders, which form a lane. The result of an attempt has these
-consequences:
+expensive. Each kind has its own decoders, which form a lane. The result of an attempt to decode an
+image has these consequences:
 - If the decoder returns pixels or says that the image is invalid, the request is answered, and the
   decoder decodes the next image.
 - If an image took more CPU time than estimated from its header, its client is distrusted for a
   while: all images of the client count as expensive (`trust`). If an ordinary image exceeded its
   limit on CPU time, it is decoded again as an expensive image. If an expensive image exceeded its
   limit, it is rejected, and the killed decoder counts against the client.
-- If an ordinary image lacked memory or crashed its decoder, it is decoded again as an expensive
-  image. If this happened to an expensive image, earlier images of the decoder may be the cause. So
+- If an ordinary image ran out of memory or crashed its decoder, it is decoded again as an
+  expensive image. If this happened to an expensive image, earlier images may be the cause. So
   the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
   and the failure counts against the client.
 - If something outside the service ended the decoder, the image is decoded once more. If an image
-  exceeds its time limit with little CPU time, something else has delayed the decoder. Neither case
-  counts against the client.
+  exceeded its time limit but used little CPU time, other processes delayed the decoder. Neither
+  case counts against the client.
 
 In all cases except the first, the decoder is replaced, because a malicious image may control the
 decoder. The CPU time of the replacement is charged to the client, unless something outside the
@@ -44,7 +44,8 @@ LEAST_LIE = 0.005
 """An image may take `MAX_UNDERESTIMATE` x its estimate, plus this number of CPU seconds, without
 consequences."""
 MAX_LOSSES = 1
-"""Number of times that an image is decoded again after something outside ended its decoder."""
+"""Maximum number of times that an image is decoded again because its decoder was killed by
+something outside the service."""
 STALL_SECONDS = 5.0
 """Number of seconds that a decoder may continue after the deadline of its image."""
 REPLACEMENT_SECONDS = 0.02
@@ -129,7 +130,7 @@ class Attempts:
             return False
         fields = _fields(job.image, Fault(fault).name, content)
         if fault == Fault.OUT_OF_MEMORY:
-            log.warning("a decoder lacked memory", extra={"fields": fields})
+            log.warning("a decoder ran out of memory", extra={"fields": fields})
             await self._failed(job, template, process, lane, "memory")
             return False
         log.debug("not decoded", extra={"fields": fields})
@@ -157,7 +158,8 @@ class Attempts:
             return True
         self._trust.lied(job.client, self._clock())
         process.image_seconds += REPLACEMENT_SECONDS
-        return False  # a decoder under an attacker's control could make all clients distrusted
+        # A compromised decoder could be slow on purpose, so that other clients are distrusted.
+        return False
 
     async def _ended(
         self,

@@ -123,7 +123,7 @@ class Fleet:
 async def _watch(template: Template) -> None:
     """Wait until `template` has ended, and then raise StartFailed."""
     await template.ended.wait()
-    raise StartFailed("the template of the decoders has ended")
+    raise StartFailed("the template process, which forks the decoder processes, has exited")
 
 
 def _first(error: Exception) -> BaseException:

@@ -29,8 +29,8 @@ Pixels = npt.NDArray[np.uint8]
 
 # Decoding a plain image within these limits takes about a millisecond at most, as
 # tests/service/decoding/test_bounded.py checks. The limit on the side is necessary because decoders
-# work in blocks of up to 16 x 16 pixels: an image that is one pixel wide takes up to 16 times as
-# long as its number of pixels suggests.
+# work in blocks of up to 16 x 16 pixels. An image that is one pixel wide takes up to 16 times as
+# long as a square image with the same number of pixels.
 _BOUNDED_BYTES = 32 * 1024
 _BOUNDED_PIXELS = 128 * 128
 _BOUNDED_SIDE = 512
@@ -145,7 +145,10 @@ class EncodedImage:
         """Return the exception for `fault`, with a message for the client."""
         match fault:
             case Fault.TWO_SIZES:
-                return BadImage(f"This {self.format} image has two different sizes. Save it again.")
+                return BadImage(
+                    f"The data of this {self.format} image contains two different image sizes. "
+                    "Save it again."
+                )
             case Fault.TOO_MANY_PARTS:
                 return BadImage(
                     "This JPEG image has more segments or scans than are allowed. Save it again."
@@ -200,9 +203,9 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
     if max_memory is not None and image.memory > max_memory:
         most = max_memory // BYTES_PER_PIXEL[image.kind]
         raise ImageTooLarge(
-            f"The image has {width} x {height} pixels, and the maximum for a {image.format} of its "
-            f"kind is {most:,} in total, because decoding takes much memory. Make it smaller: the "
-            f"network uses only {SIDE} x {SIDE} pixels."
+            f"The image has {width} x {height} pixels, and the maximum for this kind of "
+            f"{image.format} is {most:,} in total, because decoding it takes much memory. Make it "
+            f"smaller: the network uses only {SIDE} x {SIDE} pixels."
         )
     return image
 

@@ -28,12 +28,12 @@ USUAL = re.compile(
     re.DOTALL,
 )
 _TOO_MUCH_JUNK = -1
-"""In place of a marker: there are more than `_MAX_JUNK` bytes between segments."""
+"""Result of `_segments` instead of a marker if more than `_MAX_JUNK` bytes are between segments."""
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def frame(data: bytes) -> tuple[int, int, bool] | None:
-    """Return width, height, and whether decoders need one scan only.
+    """Return width, height, and whether decoders need only one scan.
 
     They need one scan if the frame is baseline or extended sequential, and its first scan has all
     components. For other images, decoders keep the coefficients of all scans in memory. Returns

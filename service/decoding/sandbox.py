@@ -7,7 +7,7 @@ except a socket and a file. The following restrictions then apply to the process
 - The kernel kills it when its parent ends (PR_SET_PDEATHSIG, set by `die_with_parent`).
 - It cannot gain privileges (PR_SET_NO_NEW_PRIVS).
 - It cannot access files, TCP ports, abstract sockets or other processes (Landlock in Linux 5.13 or
-  later; newer versions of Linux restrict more of these).
+  later; newer versions of Landlock can deny more of these).
 - It may make only the system calls that are listed below. These calls concern time, the exit of the
   process, open descriptors, and memory that is not executable. All other system calls, such as
   calls that create processes, fail with EPERM (seccomp on x86-64 and aarch64). This also applies to

@@ -184,7 +184,8 @@ class Streams:
         stream.answered = True
         self.complete(stream)
         if stream.name in self._open:
-            # The client has not received the answer. Bytes that it still sends count as slow ones.
+            # The client has not received the answer yet. Until then, bytes that the client sends
+            # still count toward the upload memory. They count as a slow message.
             stream.lease.begin(lambda error: stream.expel())
             self._memory.mark_slow(stream.lease)
             self._add_idle(stream)

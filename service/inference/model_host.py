@@ -314,7 +314,7 @@ class ModelHost:
             watcher.cancel()
 
     def _give_up(self) -> None:
-        """Let the process end, because the engine is dead. Its requests already got an error."""
+        """End the process, because the engine is dead. All requests already got an error."""
         self.failure = EngineDead("the engine did not finish a batch")
         log.critical("the engine is dead: %s; the process exits", self.failure)
         self._on_failure()

@@ -1,10 +1,10 @@
 """Clients of the engine and of the decoders, which run in the engine process.
 
-Front ends, which are processes that serve HTTP, use these clients over a Unix socket. Each call
-ends in one of these ways: it returns the result, it raises the exception that the engine process
-raised, it raises TimeoutError at its deadline, or it raises NotReady because the connection is
-lost. The clients reconnect automatically. The supervisor, which starts the processes, keeps the
-address open while the engine process is restarted.
+Front ends, which are processes that serve HTTP, use these clients over a Unix socket. A call
+returns the result or raises the exception that the engine process raised. A call raises
+TimeoutError at its deadline, and NotReady if the connection is lost. The clients reconnect
+automatically. The supervisor, which starts the processes, keeps the address open while the engine
+process is restarted.
 """
 
 from __future__ import annotations
@@ -129,10 +129,9 @@ class DecoderClient(_Client):
     async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
         """Decode an image, as `Decoders.run` does.
 
-        Also raises NotReady if there is no connection, and DecodeQueueFull if this front end has
-        sent too many bytes (`MAX_DECODE_BYTES`) of images that are not decoded yet. The limit is
-        needed because each process has a copy of these images. Bytes that are not sent yet count
-        even if the request of these bytes was canceled.
+        Also raises NotReady if there is no connection, and DecodeQueueFull if the images that are
+        not decoded yet exceed `MAX_DECODE_BYTES`. The limit is needed because each process has a
+        copy of these images. Bytes of a canceled request count until they are sent.
         """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         size = len(image.data)

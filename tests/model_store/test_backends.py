@@ -147,10 +147,9 @@ def test_start_takes_the_backend_that_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Even if the other one would reach a GPU."""
-    both = {"mxnet": FakeModule("cpu"), "onnxruntime": FakeModule("cpu")}
-    assert start(monkeypatch, **both, wanted=name) == (name, "as asked")
-    other = "mxnet" if name == "onnxruntime" else "onnxruntime"
-    assert both[other].starts == 0
+    mxnet, onnxruntime = FakeModule("cpu"), FakeModule("cpu")
+    assert start(monkeypatch, mxnet, onnxruntime, wanted=name) == (name, "as requested")
+    assert (mxnet if name == "onnxruntime" else onnxruntime).starts == 0
 
 
 def test_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ class FakeBackend:
     """Makes fake networks, and records on which threads the device's memory is read."""
 
     name: BackendName = "mxnet"
-    device = Device("gpu:0", "as asked")
+    device = Device("gpu:0", "as requested")
     normalizes = few_buckets = False
 
     def __init__(self) -> None:
@@ -59,11 +59,8 @@ class FakeBackend:
     def accelerator(self, precision: object) -> None:
         return None
 
-    def prepare(self, folder: object, model: object, precision: object) -> None:
-        return None
-
     def networks(
-        self, model: object, precision: object, buckets: object, content: object, count: int
+        self, folder: object, model: object, precision: object, buckets: object, count: int
     ) -> list[FakeNetwork]:
         self.made = [FakeNetwork() for _ in range(count)]
         return self.made

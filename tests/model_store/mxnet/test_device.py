@@ -48,10 +48,10 @@ NO_KERNEL = "Traceback\nCUDA: no kernel image is available for execution on the 
 @pytest.mark.parametrize(
     ("wanted", "mx", "name", "expected", "reason"),
     [
-        ("cpu", mxnet(gpus=1), "cpu", "cpu context", "as asked"),
-        ("auto", mxnet(gpus=1), "gpu:0", "gpu context 0", "computes"),
-        ("gpu", mxnet(gpus=2), "gpu:0", "gpu context 0", "computes"),
-        ("gpu:1", mxnet(gpus=2), "gpu:1", "gpu context 1", "computes"),
+        ("cpu", mxnet(gpus=1), "cpu", "cpu context", "as requested"),
+        ("auto", mxnet(gpus=1), "gpu:0", "gpu context 0", "its test computation succeeded"),
+        ("gpu", mxnet(gpus=2), "gpu:0", "gpu context 0", "its test computation succeeded"),
+        ("gpu:1", mxnet(gpus=2), "gpu:1", "gpu context 1", "its test computation succeeded"),
         ("auto", mxnet(cuda=False), "cpu", "cpu context", "CPU build"),
         ("auto", mxnet(gpus=0), "cpu", "cpu context", "no NVIDIA GPU"),
         ("auto", mxnet(gpus=1, error=NO_KERNEL), "cpu", "cpu context", "no kernel image"),

@@ -15,7 +15,6 @@ from model_store.mxnet.architectures import build
 from model_store.mxnet.network import Network
 from model_store.mxnet.runtime import load_mxnet
 from model_store.params import read_params
-from model_store.precision import Precision
 from tests.model_store.test_manifest import GOOD
 
 pytestmark = [
@@ -58,7 +57,7 @@ def test_network_in_fp16_is_built(model: pathlib.Path, monkeypatch: pytest.Monke
     device = Device("gpu:0", "for once")
     arrays = read_params(model / "net.params")
     monkeypatch.setattr(network, "context", lambda mx, device: mx.cpu())
-    half = Network(mx, described, device, Precision("fp16", "as asked"), [1, 2], arrays)
+    half = Network(mx, described, device, "fp16", [1, 2], arrays)
     for _ in half.load():
         pass
     with pytest.raises(mx.base.MXNetError, match="FP16 gemm on cpu not implemented"):
@@ -78,8 +77,8 @@ def test_network_does_not_fuse_what_mxnet_fuses_wrongly() -> None:
     arrays = {n: p.data().asnumpy() for n, p in plain._collect_params_with_prefix().items()}
     described = {"name": "v2", "architecture": "cifar_resnet20_v2", "classes": list("abcdefghij")}
     model = manifest.Manifest.model_validate(GOOD | described)
-    device = Device("cpu", "as asked")
-    served = Network(mx, model, device, Precision("fp32", "as asked"), [1, 2], arrays)
+    device = Device("cpu", "as requested")
+    served = Network(mx, model, device, "fp32", [1, 2], arrays)
     for _ in served.load():
         pass
     rows = BatchFormat(model, [1, 2]).probabilities(served.compute(inputs))

@@ -1,4 +1,4 @@
-"""Network: computes the logits of a version with ONNX Runtime.
+"""Session: computes the logits of a version with ONNX Runtime.
 
 One session serves all lanes: several threads may run it at the same time, with any batch size.
 """
@@ -16,7 +16,7 @@ INPUT, OUTPUT = "pixels", "logits"
 OUT_OF_MEMORY = re.compile(r"bad_alloc|failed to allocate memory|out of memory", re.IGNORECASE)
 
 
-class Network:
+class SessionNetwork:
     """A version's network for one lane. It can run batches before `close`."""
 
     def __init__(self, session: Any) -> None:
