@@ -28,7 +28,8 @@ FIELDS = {
     "name in the table, not added": b"\x0f\x20\x02ok",
     "Huffman code": b"\0\x81\x1f\x82\x1f\x1f",
     "long value": b"\0\x01a\x7f\x91\x01" + 272 * b"v",
-    "size of the table": b"\x3f\xe1\x1f",
+    "size of the table": b"\x2f",
+    "large size of the table": b"\x3f\xe1\x1f",
 }
 
 
