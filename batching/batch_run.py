@@ -139,7 +139,8 @@ class BatchRun(Generic[In, Out]):
                     f"the engine gave {len(results)} results for {len(entries)} items"
                 )
         except Exception as raised:  # noqa: BLE001  # reported to the callers
-            error = raised
+            # Breaks a reference cycle: entry -> exception -> traceback -> this frame -> entry.
+            error = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
         finally:
             try:
                 ended = self._clock()
