@@ -84,7 +84,7 @@ def choose(
 def is_offered(wanted: str, model: Manifest, backend: BackendName) -> bool:
     """Whether a version has what a backend needs for a precision. `wanted` is one of `CHOICES`."""
     if backend == "onnxruntime":
-        return wanted in ("auto", *model.onnx)
+        return wanted in ("auto", "fp32", *model.onnx)
     return wanted != "int8" or model.int8 is not None
 
 

@@ -1,4 +1,4 @@
-"""Architectures: builds the networks that can be served, which are GluonCV's networks for CIFAR.
+"""Architectures: builds GluonCV's networks for CIFAR with MXNet.
 
 Importing the package `gluoncv` also imports libraries for video, tables and OpenCV, and makes
 Pillow accept truncated images. The networks for CIFAR are defined in three files that need only
@@ -17,6 +17,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from model_store.architectures import UnknownArchitecture
 from model_store.mxnet.runtime import load_mxnet
 
 FILES = {
@@ -28,14 +29,6 @@ FILES = {
 }
 OTHERS = {"cifar_wideresnet16_3": (16, 3)}
 """Wide networks that GluonCV can build but has no name for: name -> layers and width factor."""
-ARCHITECTURES = (*(name for names in FILES.values() for name in names), *OTHERS)
-
-
-class UnknownArchitecture(ValueError):
-    """There is no architecture with the given name. The message lists all names."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
 
 
 def build(architecture: str, classes: int, **gluon: Any) -> Any:
@@ -44,13 +37,13 @@ def build(architecture: str, classes: int, **gluon: Any) -> Any:
     The network returns float32 logits (n, classes) for float32 (n, 3, 32, 32).
 
     Args:
-        architecture: One of `ARCHITECTURES`.
+        architecture: One of `model_store.architectures.ARCHITECTURES`.
         classes: Number of classes.
         gluon: Arguments `prefix` and `params` of Gluon's Block. With `params`, the network shares
             the parameters of another network.
 
     Raises:
-        UnknownArchitecture: `architecture` is not one of `ARCHITECTURES`.
+        UnknownArchitecture: There is no such architecture.
         BackendUnavailable: MXNet cannot be imported.
         ModuleNotFoundError: GluonCV is not installed.
     """

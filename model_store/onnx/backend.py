@@ -11,7 +11,9 @@ from model_store.backend import Request
 from model_store.device import Device, GpuMemory
 from model_store.manifest import BackendName, Manifest, PrecisionName
 from model_store.network import Network
-from model_store.onnx import openvino
+from model_store.onnx import openvino, writer
+from model_store.onnx.file import check_onnx
+from model_store.onnx.files import can_write
 from model_store.onnx.device import choose
 from model_store.onnx.runtime import INSTALL, is_gpu_build, is_installed, load_onnxruntime
 from model_store.onnx.session import SessionNetwork, open_session
@@ -48,9 +50,7 @@ class OnnxBackend:
         buckets: Sequence[int],
         count: int,
     ) -> Sequence[Network]:
-        described = model.onnx[precision]
-        path = folder / described.file
-        content = versions.read_file(path, described)
+        path, content = _read(folder, model, precision)
         if openvino.is_useful(precision, self.device.name):
             return openvino.networks(content, str(path), buckets, self._threads, count)
         session = open_session(self._ort, content, self._threads, str(path))
@@ -67,7 +67,12 @@ def may_reach_gpu() -> bool:
 
 def why_not(model: Manifest) -> str | None:
     """Return the reason why ONNX Runtime cannot run a version; None if it can."""
-    return None if "fp32" in model.onnx else "cannot run this version, which has no ONNX file"
+    if "fp32" in model.onnx or can_write():
+        return None
+    return (
+        "cannot run this version, which has no ONNX file. The extra 'shoal[export]' installs what "
+        "makes the file when the version is loaded"
+    )
 
 
 def start(request: Request) -> OnnxBackend:
@@ -78,3 +83,20 @@ def start(request: Request) -> OnnxBackend:
     """
     ort = load_onnxruntime()
     return OnnxBackend(ort, choose(ort, request.device), request.threads)
+
+
+def _read(
+    folder: pathlib.Path, model: Manifest, precision: PrecisionName
+) -> tuple[pathlib.Path, bytes]:
+    """Return the path and the content of a version's ONNX file.
+
+    A version that was added when the backend did not exist has no ONNX file. The file in fp32 is
+    then made from the parameters, and is not written to the store. Raises BadModel, BadParams.
+    """
+    if described := model.onnx.get(precision):
+        path = folder / described.file
+        content = versions.read_file(path, described)
+        check_onnx(content)
+        return path, content
+    path = folder / model.parameters.file
+    return path, writer.fp32(model, versions.read_parameters(path, model.parameters))

@@ -23,7 +23,8 @@ from types import FrameType
 from tqdm import tqdm
 
 from model_store import manifest, probes, versions
-from model_store.params import sha256
+from model_store.params import read_params, sha256
+from model_store.store import with_onnx
 from model_store.training import checkpoint, cifar10
 from model_store.training.batches import Batches
 from model_store.training.checkpoint import Origin
@@ -175,7 +176,8 @@ def _add_version(
     with versions.adding(store, training.recipe.architecture, version) as partial:
         training.save_average(partial / PARAMS)
         draw_progress(training.progress, partial / "training.png")
-        manifest.write(partial, _describe(training, images, measured, version, partial / PARAMS))
+        model = _describe(training, images, measured, version, partial / PARAMS)
+        manifest.write(partial, with_onnx(model, partial, read_params(partial / PARAMS)))
 
 
 def _describe(

@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from model_store.mxnet.architectures import ARCHITECTURES, UnknownArchitecture
+from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.training.cifar10 import SIDE
 
 T = TypeVar("T")

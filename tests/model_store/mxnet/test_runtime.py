@@ -12,7 +12,8 @@ import pytest
 
 from model_store.backend import BackendUnavailable
 from model_store.mxnet import runtime
-from model_store.mxnet.architectures import ARCHITECTURES, UnknownArchitecture, build
+from model_store.architectures import ARCHITECTURES, UnknownArchitecture
+from model_store.mxnet.architectures import build
 from model_store.mxnet.runtime import load_mxnet
 
 NOT_THERE = "cannot open shared object file: No such file or directory"
@@ -194,7 +195,8 @@ def test_build_makes_every_architecture_without_gluoncvs_package() -> None:
     code = (
         "import sys\n"
         "from PIL import ImageFile\n"
-        "from model_store.mxnet.architectures import ARCHITECTURES, build\n"
+        "from model_store.architectures import ARCHITECTURES\n"
+        "from model_store.mxnet.architectures import build\n"
         "for name in ARCHITECTURES: build(name, 10)\n"
         "sys.exit(ImageFile.LOAD_TRUNCATED_IMAGES or 'gluoncv' in sys.modules)\n"
     )

@@ -200,7 +200,7 @@ def test_fp32_equals_mxnet(architecture: str, model: Manifest) -> None:
 
 def test_architectures_are_those_of_mxnet() -> None:
     """Every architecture that MXNet can serve can be written, and no other."""
-    from model_store.mxnet.architectures import ARCHITECTURES
+    from model_store.architectures import ARCHITECTURES
 
     assert set(architectures.ARCHITECTURES) == set(ARCHITECTURES)
 
