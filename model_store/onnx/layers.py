@@ -50,8 +50,8 @@ def prelu(node: Node) -> Result:
 def normalized(node: Node) -> Result:
     """BatchNormalization and InstanceNormalization: parameters have one number per channel."""
     given = floating(node.given(0))
-    if given.rank < 2:
-        raise Refusal("the input has no channels")
+    if given.rank < (3 if node.op == "InstanceNormalization" else 2):
+        raise Refusal(f"the input has the shape {text(given.dims)}, which is not that of images")
     fixed(given.dims, *range(1, given.rank))
     for at in range(1, len(node.inputs)):
         if floating(node.given(at)).dims != given.dims[1:2]:
@@ -78,8 +78,8 @@ def softmax(node: Node) -> Result:
 def lrn(node: Node) -> Result:
     given = _image(floating(node.given(0)))
     size = node.attributes.get("size", 1)
-    if size % 2 == 0:
-        raise Refusal(f"size is {size}, which is not odd")
+    if size % 2 == 0 or given.rank != 4:
+        raise Refusal(f"size is {size}, which is not odd, or the input is not a batch of images")
     return Result([Tensor(given.dtype, given.dims)], given.elements * size)
 
 

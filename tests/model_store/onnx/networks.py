@@ -34,12 +34,14 @@ class Graph:
         self.opset = opset
         self.inputs = [helper.make_tensor_value_info("pixels", dtype, shape)]
         self.channels = int(shape[1] or 0) if len(shape) > 1 else 0
+        self._added = 0
         self._random = np.random.default_rng(seed)
 
     def add(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         """Adds a node and returns the name of its first output."""
-        names = [f"v{len(self.nodes)}" + (f"_{at}" if at else "") for at in range(outputs)]
-        self.nodes.append(helper.make_node(op, inputs, names, name=f"node{len(self.nodes)}", **attributes))
+        names = [f"v{self._added}" + (f"_{at}" if at else "") for at in range(outputs)]
+        self.nodes.append(helper.make_node(op, inputs, names, f"node{self._added}", **attributes))
+        self._added += 1
         return names[0]
 
     def array(self, array: NDArray[Any]) -> str:
