@@ -27,9 +27,9 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from model_store import manifest, store, versions
+from model_store.architectures import UnknownArchitecture
 from model_store.backend import BackendUnavailable
 from model_store.device import DeviceUnavailable
-from model_store.architectures import UnknownArchitecture
 from model_store.params import BadParams
 from model_store.precision import PrecisionUnavailable
 from model_store.training import cifar10, commands

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from model_store import backends, manifest, probes, versions
+from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.batch import Image, Rows
 from model_store.engine import LaneEngine, load_engine
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Manifest
-from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.onnx import files
 from model_store.onnx.file import check_onnx
 from model_store.params import Arrays, read_params, sha256, write_params
@@ -127,10 +127,13 @@ async def verify(folder: pathlib.Path) -> Manifest:
     model = versions.read_manifest(folder)
     for described in model.onnx.values():
         check_onnx(versions.read_file(folder / described.file, described))
-    for backend in backends.able(model) or ["auto"]:
+    names = backends.able(model)
+    if not names:
+        await _load_and_run(folder, "fp32", "auto")  # raises an error that says what to install
+    for name in names:
         for precision in ("fp32", "int8"):
-            if backend == "auto" or is_offered(precision, model, backend):
-                await _load_and_run(folder, precision, backend)
+            if is_offered(precision, model, name):
+                await _load_and_run(folder, precision, name)
     return model
 
 

@@ -12,9 +12,9 @@ from model_store.device import Device, GpuMemory
 from model_store.manifest import BackendName, Manifest, PrecisionName
 from model_store.network import Network
 from model_store.onnx import openvino, writer
+from model_store.onnx.device import choose
 from model_store.onnx.file import check_onnx
 from model_store.onnx.files import can_write
-from model_store.onnx.device import choose
 from model_store.onnx.runtime import INSTALL, is_gpu_build, is_installed, load_onnxruntime
 from model_store.onnx.session import SessionNetwork, open_session
 

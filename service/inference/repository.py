@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from batching import Draining
 from model_store import versions
+from model_store.architectures import UnknownArchitecture
 from model_store.manifest import BadModel, Identity
-from model_store.mxnet.architectures import UnknownArchitecture
 from model_store.params import BadParams
 from service.errors import ChangeUnderWay, LoadFailed, NotReady, UnknownModel
 from service.inference.model_host import ModelHost

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
+from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.backend import BackendUnavailable
 from model_store.mxnet import runtime
-from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.mxnet.architectures import build
 from model_store.mxnet.runtime import load_mxnet
 
