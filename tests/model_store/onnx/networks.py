@@ -85,7 +85,9 @@ class Graph:
     def pooled(self, x: str) -> str:
         return self.add("Flatten", self.add("GlobalAveragePool", x))
 
-    def pool(self, x: str, op: str = "MaxPool", kernel: int = 3, stride: int = 2, pad: int = 1) -> str:
+    def pool(
+        self, x: str, op: str = "MaxPool", kernel: int = 3, stride: int = 2, pad: int = 1
+    ) -> str:
         return self.add(op, x, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4)
 
     def proto(self, output: str, shape: Dims | None = None, dtype: int = FLOAT) -> Any:
@@ -244,7 +246,9 @@ def vit(
     )
     open_ = graph.add("Equal", wanted, graph.add("Mul", ones, graph.array(np.array(-1))))
     token = graph.add("Expand", graph.weights(1, 1, width), graph.add("Where", open_, ones, wanted))
-    x = graph.add("Add", graph.add("Concat", token, x, axis=1), graph.weights(1, patches + 1, width))
+    x = graph.add(
+        "Add", graph.add("Concat", token, x, axis=1), graph.weights(1, patches + 1, width)
+    )
 
     def norm(x: str) -> str:
         scales = graph.weights(width), graph.weights(width)
@@ -258,9 +262,7 @@ def vit(
     for _ in range(depth):
         y = shaped(linear(norm(x), width, 3 * width), patches + 1, 3, heads, size)
         y = graph.add("Transpose", y, perm=[2, 0, 3, 1, 4])
-        q, k, v = (
-            graph.add("Gather", y, graph.array(np.array(at)), axis=0) for at in range(3)
-        )
+        q, k, v = (graph.add("Gather", y, graph.array(np.array(at)), axis=0) for at in range(3))
         scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
         scores = graph.add("Mul", scores, graph.array(np.array(size**-0.5, np.float32)))
         y = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v)

@@ -273,7 +273,9 @@ def _quantize(g: RandomGraph, x: str, t: Tensor) -> None:
 
 
 def _cast(g: RandomGraph, x: str, t: Tensor) -> None:
-    to = g.dice.choice((TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.BOOL))
+    to = g.dice.choice(
+        (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.BOOL)
+    )
     g.add("Cast", g.add("Cast", x, to=to), to=TensorProto.FLOAT)
 
 
