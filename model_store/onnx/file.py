@@ -13,7 +13,7 @@ file that is accepted
   memory and bounded computation per image;
 - computes each image of a batch independently of the others.
 
-Reading takes time and memory in proportion to the size of the file. Payloads are not copied.
+Payloads are not copied. Besides them, reading any file takes at most a few seconds and 200 MB.
 """
 
 from __future__ import annotations

@@ -223,7 +223,9 @@ def efficientnet_b4(side: int = 380) -> bytes:
     return graph.file(graph.classify(graph.pooled(silu(graph.conv(x, 1792, 1))), 1792))
 
 
-def vit(side: int = 224, width: int = 192, depth: int = 12, heads: int = 3) -> bytes:
+def vit(
+    side: int = 224, width: int = 192, depth: int = 12, heads: int = 3, classes: int = 1000
+) -> bytes:
     """A vision transformer as PyTorch exports it: shapes are computed from that of the images."""
     graph = Graph(("n", 3, side, side))
     patches, size = (side // 16) ** 2, width // heads
@@ -272,7 +274,7 @@ def vit(side: int = 224, width: int = 192, depth: int = 12, heads: int = 3) -> b
         y = graph.add("Mul", half, graph.add("Add", erf, graph.array(np.array(1, np.float32))))
         x = graph.add("Add", x, linear(y, 4 * width, width))
     x = graph.add("Gather", norm(x), graph.array(np.array(0)), axis=1)
-    return graph.file(graph.classify(x, width))
+    return graph.file(graph.classify(x, width, classes))
 
 
 KNOWN: dict[str, Callable[[int], bytes]] = {
