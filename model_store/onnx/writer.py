@@ -9,7 +9,9 @@ In fp16, the pixels are normalized in float32, and the convolutions compute in f
 In int8, weights and activations are quantized by `onnxruntime.quantization`, as pairs of
 QuantizeLinear and DequantizeLinear: weights as int8 for each channel, activations as uint8. ONNX
 Runtime has fast x86 kernels for this combination only; with int8 activations it is slower than in
-fp32. The first convolution and the last layer compute in float32.
+fp32. The first convolution and the last layer compute in float32. The range of a tensor is the mean
+of the ranges in batches of `CALIBRATION_BATCH` images: the extremes of all images would be further
+apart, and results would be less exact.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ IR_VERSION = 8
 PRE_PROCESSED = ("onnx.quant.pre_process", "onnxruntime.quant")
 """Metadata that tells `onnxruntime.quantization` that no optimization has to precede it."""
 CALIBRATION_BATCH = 64
-"""Number of calibration images that run at the same time."""
+"""Number of calibration images in a batch."""
 
 Images = NDArray[np.uint8]
 
@@ -103,6 +105,7 @@ def int8(model: Manifest, arrays: Mapping[str, NDArray[Any]], images: Images) ->
             per_channel=True,
             calibrate_method=quantization.CalibrationMethod.MinMax,
             nodes_to_exclude=_in_float(exact),
+            extra_options={"CalibMovingAverage": True},
         )
         quantized = onnx.load(path)
     del quantized.metadata_props[:], quantized.graph.value_info[:]
