@@ -82,9 +82,8 @@ class Decoders:
 
     @property
     def is_down(self) -> bool:
-        """Whether there are no decoders and none can be started."""
-        cannot_start = any(lane.cannot_start for lane in self._lanes)
-        return cannot_start and not any(lane.has_decoder for lane in self._lanes)
+        """Whether no decoder is ready."""
+        return not any(lane.has_decoder for lane in self._lanes)
 
     @property
     def waiting(self) -> int:
