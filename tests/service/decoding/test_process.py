@@ -165,8 +165,9 @@ async def test_captured_decoder_that_sleeps_is_killed(
     process, theirs, _ = captured
     image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
     decoding = asyncio.create_task(process.decode(image, 10, 60))
-    while process._killed_for is None:  # noqa: ASYNC110  # a timer does it, and no event tells
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while process._killed_for is None:  # noqa: ASYNC110  # a timer does it, and no event tells
+            await asyncio.sleep(0.001)
     theirs.close()
     with pytest.raises(DecoderEnded) as ended:
         await decoding
@@ -175,17 +176,19 @@ async def test_captured_decoder_that_sleeps_is_killed(
 
 
 async def test_process_that_has_answered_is_not_killed_for_its_sleep(
-    captured: tuple[DecoderProcess, socket.socket, int], monkeypatch: pytest.MonkeyPatch
+    captured: tuple[DecoderProcess, socket.socket, int],
 ) -> None:
-    """The event loop may be late: it checks the decoder before it receives the answer."""
+    """The event loop may be late, and check the decoder before it receives the answer."""
     process, theirs, _ = captured
-    monkeypatch.setattr("service.decoding.process.MIN_WAIT", 0.0)
-    monkeypatch.setattr("service.decoding.process.MAX_WAIT", 0.0)
     image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
-    for _ in range(100):
-        decoding = asyncio.create_task(process.decode(image, 10, 60))
-        asyncio.get_running_loop().call_soon(theirs.send, b"\0")
-        assert (await decoding)[0] == 0
+    decoding = asyncio.create_task(process.decode(image, 10, 60))
+    await asyncio.sleep(0)
+    process._timer.cancel()
+    while not process._sleeps():  # noqa: ASYNC110  # the process may just have been started
+        await asyncio.sleep(0.001)
+    theirs.send(b"\0")
+    process._check(10, 60, 0, slept=True)
+    assert (await decoding)[0] == 0
     assert process._killed_for is None
 
 
