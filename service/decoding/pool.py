@@ -82,8 +82,9 @@ class Decoders:
 
     @property
     def is_down(self) -> bool:
-        """Whether no decoder is ready."""
-        return not any(lane.has_decoder for lane in self._lanes)
+        """Whether all decoders have ended, or none can be started."""
+        ended = any(lane.processes or lane.cannot_start for lane in self._lanes)
+        return ended and not any(lane.has_decoder for lane in self._lanes)
 
     @property
     def waiting(self) -> int:

@@ -101,7 +101,7 @@ class Decoding(Protocol):
 
     @property
     def is_down(self) -> bool:
-        """Whether no decoder process is ready."""
+        """Whether all decoder processes have ended, or none can be started."""
 
     @property
     def waiting(self) -> int:
