@@ -32,7 +32,7 @@ START_SECONDS = 30.0
 long because the machine may be busy."""
 MIN_WAIT, MAX_WAIT = 0.005, 0.1
 """Minimum and maximum number of seconds between two checks of a decoder that decodes an image. A
-check takes about 15 us."""
+check takes less than 0.1 ms."""
 IDLE_CPU_SECONDS = 0.25
 """Maximum CPU seconds that a decoder may use between two images, for example to free memory."""
 
