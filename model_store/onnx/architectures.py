@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from model_store.manifest import BadModel
+from model_store.architectures import UnknownArchitecture
 from model_store.onnx.graph import Graph
 
 CHANNELS = 3
@@ -25,18 +25,17 @@ def build(architecture: str, classes: int, input_: str) -> Graph:
     """Return the graph of a network that computes logits (n, classes) for (n, 3, 32, 32).
 
     Args:
-        architecture: One of `ARCHITECTURES`.
+        architecture: One of `model_store.architectures.ARCHITECTURES`.
         classes: Number of classes.
         input_: Name of the graph's input.
 
     Raises:
-        BadModel: `architecture` is not one of `ARCHITECTURES`.
+        UnknownArchitecture: There is no such architecture.
     """
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise BadModel(f"unknown architecture {architecture!r}; known: {known}")
+    if architecture not in BUILDERS:
+        raise UnknownArchitecture(architecture)
     graph = Graph(input_, CHANNELS)
-    features = ARCHITECTURES[architecture](graph)
+    features = BUILDERS[architecture](graph)
     graph.dense(graph.average(features, "pool"), "output", classes)
     return graph
 
@@ -132,7 +131,7 @@ def _preactivated(graph: Graph, x: str, name: str, channels: int, stride: int, a
     return graph.add(y, x, f"{name}.sum")
 
 
-ARCHITECTURES: dict[str, Callable[[Graph], str]] = {
+BUILDERS: dict[str, Callable[[Graph], str]] = {
     **{f"cifar_resnet{depth}_v1": partial(_resnet_v1, depth=depth) for depth in (20, 56, 110)},
     **{f"cifar_resnet{depth}_v2": partial(_resnet_v2, depth=depth) for depth in (20, 56, 110)},
     **{

@@ -8,24 +8,57 @@ import numpy as np
 import pytest
 
 from model_store import manifest
-from model_store.manifest import BadModel
-from model_store.onnx import architectures, writer
-from model_store.params import check_params, read_params
+from model_store.architectures import ARCHITECTURES, UnknownArchitecture
+from model_store.backend import BackendUnavailable
+from model_store.onnx import writer
+from model_store.onnx.architectures import BUILDERS, build
+from model_store.params import read_params
 from tests.model_store.onnx.running import coarse, logits, softmax
+
+
+def test_every_architecture_has_a_builder() -> None:
+    """No architecture can be served with one backend only."""
+    assert set(BUILDERS) == set(ARCHITECTURES)
+
+
+def test_build_names_the_parameters_of_the_network_that_ships(shipped: object) -> None:
+    """Names and shapes are those of the file that GluonCV's network saved."""
+    arrays = read_params(f"{shipped}/net.params")
+    graph = build("cifar_resnet20_v1", 10, "x")
+    assert {name: tuple(shape) for name, shape in graph.shapes.items()} == {
+        name: array.shape for name, array in arrays.items()
+    }
+
+
+@pytest.mark.parametrize("classes", [2, 100])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_build_gives_the_last_layer_one_output_for_each_class(
+    architecture: str, classes: int
+) -> None:
+    """Whatever the architecture."""
+    graph = build(architecture, classes, "x")
+    assert graph.shapes["output.bias"] == (classes,)
+    assert graph.shapes["output.weight"][0] == classes
+
+
+def test_build_rejects_other_names() -> None:
+    """The message lists the names."""
+    with pytest.raises(UnknownArchitecture, match="unknown architecture 'vgg'; known: cifar_res"):
+        build("vgg", 10, "x")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's own
-@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", BUILDERS)
 def test_network_equals_mxnet(architecture: str, shipped: pathlib.Path) -> None:
     """Every architecture has GluonCV's parameters, and computes the same probabilities."""
-    from model_store.architectures import build
-    from model_store.runtime import MXNetUnavailable, load_mxnet
+    from model_store.mxnet.architectures import build as build_gluon
+    from model_store.mxnet.runtime import load_mxnet
 
     try:
         mx = load_mxnet(threads=1)
-        network = build(architecture, 10)
-    except (MXNetUnavailable, ModuleNotFoundError) as error:
+        network = build_gluon(architecture, 10)
+    except (BackendUnavailable, ModuleNotFoundError) as error:
         pytest.skip(str(error))
     mx.random.seed(7)
     network.initialize(mx.init.Xavier(magnitude=3))
@@ -35,7 +68,7 @@ def test_network_equals_mxnet(architecture: str, shipped: pathlib.Path) -> None:
         if name.endswith(("gamma", "beta", "running_mean", "running_var")):
             parameter.set_data(mx.nd.random.uniform(0.5, 2, parameter.shape))
     arrays = {name: parameter.data().asnumpy() for name, parameter in parameters.items()}
-    shapes = architectures.build(architecture, 10, "x").shapes
+    shapes = build(architecture, 10, "x").shapes
     assert {name: array.shape for name, array in arrays.items()} == shapes
 
     pytest.importorskip("onnx", reason="the extra 'export' is not installed")
@@ -49,23 +82,3 @@ def test_network_equals_mxnet(architecture: str, shipped: pathlib.Path) -> None:
     computed = logits(writer.fp32(changed, arrays), images)
     spread = np.abs(expected).max()  # of random parameters: softmax alone would hide differences
     assert np.abs(softmax(computed / spread) - softmax(expected / spread)).max() < 1e-5
-
-
-def test_architectures_are_those_of_mxnet() -> None:
-    """Every architecture that MXNet can serve can be written, and no other."""
-    from model_store.architectures import ARCHITECTURES
-
-    assert set(architectures.ARCHITECTURES) == set(ARCHITECTURES)
-
-
-def test_parameters_of_the_network_that_ships(shipped: pathlib.Path) -> None:
-    """The names and shapes of parameters are those in GluonCV's files."""
-    model = manifest.read(shipped)
-    graph = architectures.build(model.architecture, len(model.classes), "x")
-    check_params(read_params(shipped / model.parameters.file), graph.shapes)
-
-
-def test_unknown_architecture() -> None:
-    """The error lists the known architectures."""
-    with pytest.raises(BadModel, match=r"unknown architecture 'vgg'; known: cifar_resnet20_v1"):
-        architectures.build("vgg", 10, "x")

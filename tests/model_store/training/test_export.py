@@ -12,9 +12,9 @@ import pytest
 
 from model_store import manifest, store
 from model_store.__main__ import main
-from model_store.architectures import build
 from model_store.engine import load_engine
-from model_store.runtime import load_mxnet
+from model_store.mxnet.architectures import build
+from model_store.mxnet.runtime import load_mxnet
 from model_store.training.export import export
 
 pytest.importorskip("onnx", reason="the extra 'export' is not installed")
