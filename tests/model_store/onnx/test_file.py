@@ -164,7 +164,10 @@ def _declared(*dims: Any, code: int = 1) -> Callable[[Any], None]:
         (_input(1, 0), "dimensions must be positive"),
         (lambda m: m.graph.input[0].type.tensor_type.shape.dim[2].Clear(), "only the first dimen"),
         (lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"), "only the first dimen"),
-        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 7), "input is int64"),
+        (
+            lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 7),
+            "the input is int64; float32",
+        ),
         (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 8), "element type 8"),
         (lambda m: m.graph.input[0].type.sequence_type.elem_type, "type that is not a tensor"),
         (_declared("n", 5, 8, 8), "declared with the shape"),
