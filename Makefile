@@ -8,12 +8,12 @@ MAKEFLAGS += --no-print-directory
 # PYTHON=... names the Python that creates an environment. Default: the first suitable Python of this list.
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
 
-# EXTRA names the backend: cpu or gpu (MXNet), onnx or onnx-gpu (ONNX Runtime). Default: the backend that
-# .venv already contains, or else cpu where MXNet runs and onnx elsewhere.
+# EXTRA names the backend: cpu or gpu (MXNet), onnx, openvino or onnx-gpu (ONNX Runtime). Default: the
+# backend that .venv already contains, or else cpu where MXNet runs and onnx elsewhere.
 MXNET_RUNS = import sys, sysconfig; sys.exit( \
 	sysconfig.get_platform() != "linux-x86_64" or not (3, 11) <= sys.version_info < (3, 13))
 ONNX_RUNS = import sys; sys.exit(sys.version_info < (3, 11))
-BACKENDS := cpu gpu onnx onnx-gpu
+BACKENDS := cpu gpu onnx openvino onnx-gpu
 FITTING := $(or $(notdir $(firstword $(wildcard .venv/cpu .venv/onnx))),$(shell \
 	for python in $(or $(PYTHON),$(PYTHONS)); do \
 		"$$python" -c '$(MXNET_RUNS)' 2>/dev/null && echo cpu && exit; \
@@ -35,7 +35,7 @@ ifneq ($(filter cpu gpu,$(EXTRA)),)
 BACKEND := MXNet
 RUNS = $(MXNET_RUNS)
 NEEDED := Python 3.11 or 3.12 on Linux and x86-64, which MXNet needs. EXTRA=onnx runs on others
-else ifneq ($(filter onnx onnx-gpu,$(EXTRA)),)
+else ifneq ($(filter $(BACKENDS),$(EXTRA)),)
 BACKEND := ONNX Runtime
 RUNS = $(ONNX_RUNS)
 NEEDED := Python 3.11 or later
@@ -50,7 +50,8 @@ help: ## list all commands
 	@echo
 	@echo "make serve PORT=9000 SHOAL_LOG_LEVEL=debug   serve with settings: docs/configuration.md"
 	@echo "make serve EXTRA=gpu                         serve with MXNet on an NVIDIA GPU (the first start downloads 3 GB)"
-	@echo "make serve EXTRA=onnx                        serve with ONNX Runtime; onnx-gpu: on an NVIDIA GPU (1.5 GB)"
+	@echo "make serve EXTRA=onnx                        serve with ONNX Runtime; openvino: faster in int8;"
+	@echo "                                             onnx-gpu: on an NVIDIA GPU (the first start downloads 1.5 GB)"
 
 serve: $(VENV)/$(EXTRA) ## install missing packages, and serve on http://127.0.0.1:8000
 	@$(ADDRESS) exec $(RUN) -m service
