@@ -59,7 +59,7 @@ def declared() -> Iterator[str]:
 
 
 def locked(name: str) -> dict[str, set[str]]:
-    """The packages of a lock file, and the versions of each. Several belong to different Pythons."""
+    """The packages of a lock file, and the versions of each for different Pythons."""
     found: dict[str, set[str]] = {}
     lock = (ROOT / f"requirements/{name}.lock").read_text()
     for package, version in re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE):
