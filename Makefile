@@ -278,7 +278,7 @@ check-image: ## run the image as in a cluster, and stop it under load
 	python3 k8s/check_image.py $(IMAGE):$(VERSION)-$(TARGET) --docker $(DOCKER) $(ARGS)
 
 manifests: $(VENV)/dev ## render, validate and lint k8s/ and the Dockerfile
-	k8s/check $(ARGS)
+	PYTHON=$(RUN) k8s/check $(ARGS)
 
 rehearse: $(VENV)/dev ## run a rolling update under load behind nginx
 	$(RUN) k8s/rehearse.py $(ARGS)
