@@ -34,7 +34,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pipconf,required=false \
     python -m pip --python /opt/shoal/bin/python install -r cpu.lock
 # Removes 45 MB that Shoal does not import: tests, C headers, NumPy's Fortran compiler, and all of GluonCV
-# but the files of its CIFAR networks, which model_store/architectures.py loads by path.
+# but the files of its CIFAR networks, which model_store/mxnet/architectures.py loads by path.
 WORKDIR /opt/shoal/lib/python3.11/site-packages
 RUN find . -type d -name tests -prune -exec rm -r {} + \
     && rm -r mxnet/include numpy/core/include numpy/f2py \

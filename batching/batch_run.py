@@ -26,7 +26,8 @@ the item at that position fails.
 
 The returned sequence may have an attribute `computed_at`: the time at which the engine finished the
 batch, by the batcher's clock. If the attribute is missing, the batcher uses the time at which the
-event loop received the results. Then a busy event loop makes the engine look slow."""
+event loop received the results. In this case, the engine seems slower than it is while the event
+loop is busy."""
 
 
 @dataclass(slots=True, eq=False)
@@ -119,7 +120,7 @@ class BatchRun(Generic[In, Out]):
         for entry in self._batch:
             if entry.waiting:
                 self._failed += 1
-                entry.fail(EngineDead("the engine did not come back from this item's batch"))
+                entry.fail(EngineDead("the engine did not return from this item's batch"))
 
     async def _compute(self, entries: Sequence[Entry[In, Out]]) -> None:
         """Run `entries` as one batch and answer them. If that fails, run each half separately."""
@@ -134,9 +135,12 @@ class BatchRun(Generic[In, Out]):
             results = await self._infer([entry.item for entry in entries])
             computed = len(results) == len(entries)
             if not computed:
-                error = EngineFailed(f"{len(results)} results for {len(entries)} items")
+                error = EngineFailed(
+                    f"the engine gave {len(results)} results for {len(entries)} items"
+                )
         except Exception as raised:  # noqa: BLE001  # reported to the callers
-            error = raised
+            # Breaks a reference cycle: entry -> exception -> traceback -> this frame -> entry.
+            error = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
         finally:
             try:
                 ended = self._clock()

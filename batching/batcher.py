@@ -161,7 +161,7 @@ class Batcher(Generic[In, Out]):
         now, queue, policy = self._clock(), self._queue, self._policy
         policy.arrivals.record(now)
         if self._dead:
-            raise EngineDead("the engine did not come back from another batch")
+            raise EngineDead("the engine did not return from another batch")
         if self._draining or not self._live_runners:
             raise Draining("not accepting", policy.drained_at(len(queue), now) - now)
         if queue.full:
@@ -232,15 +232,16 @@ class Batcher(Generic[In, Out]):
         for batch_run in self._batch_runs:
             batch_run.abandon()
         for entry in self._queue.take(len(self._queue)):
-            entry.fail(EngineDead("the engine did not come back from another batch"))
+            entry.fail(EngineDead("the engine did not return from another batch"))
         self._alarm.wake()
 
     @property
     def healthy(self) -> bool:
         """Whether the batcher can answer items.
 
-        The batcher cannot if one of its tasks has ended, if the engine is dead, or if the latest
-        `max_failures` batches failed. A batch counts as failed if none of its items was computed.
+        It cannot answer items if one of its tasks has ended, if the engine is dead, or if the
+        latest `max_failures` batches failed. A batch counts as failed if none of its items was
+        computed.
         """
         return (
             (self._draining or 0 < self._live_runners == self._max_in_flight)

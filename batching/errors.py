@@ -15,8 +15,8 @@ class Refused(Exception):
         Args:
             detail: Why the item was rejected.
             retry_after: Predicted number of seconds after which the same request would be accepted.
-                The prediction is wrong if the request's timeout is shorter than the time that a
-                batch of one item takes.
+                A request is never accepted if its timeout is shorter than the time that a batch of
+                one item takes. The prediction does not consider this.
         """
         super().__init__(detail)
         self.retry_after = retry_after

@@ -7,17 +7,18 @@ and reads no clock.
 pads each batch to a bucket, which is one of a few batch sizes. An error is the difference between
 the measured and the predicted time of a batch. The rules of the table:
 - A larger batch is never predicted to be faster than a smaller batch.
-- One outlier changes nothing. An error is corrected only if the previous error had the same
-  direction, and only by the smaller of the two errors.
-- The more two buckets differ, the less a batch of one bucket corrects the prediction for the other
-  bucket. So many batches of one item hardly change the prediction for a full batch.
-- A lasting change, such as a throttled device, is learned within a few batches. If batches of two
-  different sizes in a row have an error in common, the error is corrected for all buckets. If the
-  error is so small that it may be noise, buckets whose latest batch was predicted correctly are not
-  corrected.
-- A bucket that was not used for many batches is stale. Its prediction falls to the level of the
-  buckets that are used, in the proportions measured at warm-up. So a bucket that was slow is used
-  again.
+- A single outlier does not change a prediction. A prediction is corrected only if two errors in a
+  row have the same sign, and only by the smaller of the two errors.
+- A batch corrects the predictions for all buckets. The more a bucket's size differs from the
+  batch's size, the smaller is the correction. So many batches of one item hardly change the
+  prediction for a full batch.
+- If the speed of the device changes, the predictions are correct again after a few batches. If two
+  batches in a row have different sizes and the errors of both have the same sign, the predictions
+  for all buckets are corrected by the smaller of the two errors. If this error is so small that it
+  may be noise, buckets whose latest batch was predicted correctly are not corrected.
+- A bucket that was not used for many batches is stale. Its prediction is then lowered to the
+  prediction for the latest batch's bucket, times the ratio of the two buckets at warm-up. So a
+  bucket that was slow for a while is used again.
 
 `Margin` learns how reliable T(n) is. The margin is the share of a predicted time that is kept in
 reserve.
@@ -39,12 +40,13 @@ PATIENCE, MAX_PATIENCE = 32, 1024
 """Initial and maximum number of batches after which a bucket that was not used counts as stale. The
 number doubles each time that a stale bucket is used again and is still slow."""
 SLOWER = 1.2
-"""A stale bucket is corrected only if its prediction exceeds that of the used buckets by more than
-this factor. A smaller difference may be noise."""
+"""The prediction of a stale bucket is lowered only if it is more than this factor times the
+prediction derived from the latest batch. A smaller difference may be noise."""
 
 BEYOND_NOISE = 3
-"""An error that two sizes have in common is certain if it exceeds this many standard deviations of
-a batch's time at warm-up. With 0, small random errors would be corrected for all buckets."""
+"""Number of standard deviations of a batch's time at warm-up. If two batches of different sizes
+have errors of the same sign that both exceed this number, the errors are not noise. With 0, small
+random errors would be corrected for all buckets."""
 
 NORMAL = 1.4826
 """Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
@@ -69,7 +71,7 @@ class LatencyTable:
         self.buckets = tuple(sorted(samples))
         self._measured = [median(samples[bucket]) for bucket in self.buckets]
         self._at_warm_up = list(self._measured)
-        # A kind is a group of buckets of similar size: those with the same number of bits.
+        # Buckets whose sizes have the same number of binary digits, such as 4 to 7, form a kind.
         self._latest: dict[int, tuple[int, float]] = {}  # kind -> bucket and seconds
         self._last_kind = 0
         self._batches = 0
@@ -132,9 +134,10 @@ class LatencyTable:
         return {bucket: self._seconds[bucket] for bucket in self.buckets}
 
     def observe(self, size: int, seconds: float) -> None:
-        """Learn that a batch of `size` items took `seconds`.
+        """Correct the predictions with a batch of `size` items that took `seconds`.
 
-        Buckets with the same number of bits, such as 4 to 7, count as one size here.
+        Buckets whose sizes have the same number of binary digits, such as 4 to 7, count as one
+        size.
         """
         if not 0 < seconds < math.inf:
             return  # 0: the batch took less than the resolution of the clock
@@ -185,7 +188,7 @@ class LatencyTable:
             self._measured[i] = min(seconds, newest) if i < index else max(seconds, newest)
 
     def _update_patience(self, kind: int, error: float) -> None:
-        """Set the patience of a stale kind that ran again: doubled if the kind is still slow."""
+        """Update `_patience` after a stale kind ran. It doubles if the kind is still slow."""
         still_slow = error >= math.log(SLOWER)
         patience = 2 * self._patience.get(kind, PATIENCE) if still_slow else PATIENCE
         self._patience[kind] = min(patience, MAX_PATIENCE)
@@ -223,10 +226,11 @@ class LatencyTable:
 class Margin:
     """Learns `share`, the share of a predicted time that is kept in reserve.
 
-    A batch is late if it takes longer than the predicted time plus this share of the predicted
-    time. About one batch in a hundred is late. The share starts at three times the spread at
-    warm-up. Each late batch raises the share by a step, and each other batch lowers the share by a
-    hundredth of a step. Late batches in a row count as one, because the table learns from them.
+    A batch is late if it takes more than (1 + `share`) times the predicted time. Each late batch
+    increases `share` by about 20 %, and each other batch decreases it by 0.2 %. So about one batch
+    in a hundred is late. Several late batches in a row count as one, because the table corrects its
+    predictions meanwhile. At first, `share` is three times the relative standard deviation of a
+    batch's time at warm-up.
     """
 
     MISSES = 0.01

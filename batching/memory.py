@@ -2,10 +2,10 @@
 
 This module does no I/O and reads no clock: callers pass the current time.
 
-A bucket is a size that the engine pads batches to. If a batch does not fit into memory, the next
-smaller bucket is the limit for a pause of `PAUSE` seconds. After each pause the limit rises by one
-bucket. If memory runs out again while the limit is rising, the pause doubles, up to
-`LONGEST_PAUSE`.
+A bucket is a size that the engine pads batches to. If a batch does not fit into memory, the limit
+is lowered to the next smaller bucket for `PAUSE` seconds. This time is called a pause. After each
+pause the limit rises by one bucket. If memory runs out again while the limit is rising, the pause
+doubles, up to `LONGEST_PAUSE`.
 """
 
 from __future__ import annotations

@@ -4,19 +4,20 @@ This module does no I/O and reads no clock: callers pass the current time. A lan
 engine that runs one batch at a time. T(n) is the predicted number of seconds that a batch of n
 items takes. The margin is the share of a predicted time that is kept in reserve.
 
-The rules consider the items in the queue in the order of their deadlines. They divide the items
-into batches, and plan the batches from the time at which the first lane is free. An item is in time
-if its batch is predicted to end, with the margin added, before the item's deadline. The rules:
+For each decision, the policy plans how all items in the queue will be processed. It divides the
+items into batches in the order of their deadlines. Each batch starts when the next lane is
+predicted to be free. An item is in time if its batch is predicted to end, with the margin added,
+before the item's deadline. The rules:
 
 - If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
   just before a lane is free. So batches grow with the load.
-- If some lanes are busy and others are free, a small batch waits until the first busy lane is free,
-  unless an item would be late. A batch is small if the engine, with batches of that size, would
-  process too few of the items that arrive (see `KEEPING_UP`). Lanes share the CPU cores, and small
-  batches use the cores inefficiently.
+- If some lanes are free and others are busy, a small batch waits until the first busy lane is free,
+  too. It does not wait if an item would be late. A batch is small if, with batches of its size, the
+  engine would process less than the share `KEEPING_UP` of the items that arrive. Lanes share the
+  CPU cores, and small batches use the cores inefficiently.
 - A batch is as large as the earliest deadline of its items and the device's memory allow. Some
-  items are left for the next batch if two batches would take less time than one batch, because two
-  batches can need less padding.
+  items are left for the next batch if two batches would take less time than one batch. This is
+  possible because two batches can need less padding.
 - A new item is rejected if it would be late, or if it would make an accepted item late. It is also
   rejected if it would be in time only in a small batch, as defined above.
 - If the engine has been idle for a while, one item is accepted even if it is predicted to be late.
@@ -112,8 +113,8 @@ class Policy:
         first = 0
         while first < len(deadlines):
             start = lanes.free_at
-            # Items before the new item are planned as `form_batch` will form their batches, which
-            # requires only a part of the margin.
+            # Items before the new item are planned in the same batches that `form_batch` will form,
+            # which requires only a part of the margin.
             margin_share = ACCEPTED_MARGIN if first < place else 1.0
             allowed = self._allowed_size(deadlines[first], start, now, margin_share)
             needed = 1

@@ -10,8 +10,8 @@ The latency table predicts the time of a batch. The margin is the share of a pre
 kept in reserve. The table and the margin learn from each batch that ends. They do not learn from
 batches that were handed over before a `switch`, because another engine ran those batches.
 
-The time of a batch is not divided by the number of busy lanes. Every lane has its own CPU core, and
-the table learns how long a batch takes while other lanes are busy.
+The predicted time of a batch does not depend on the number of busy lanes. Every lane has its own
+CPU core, and the table learns how long a batch takes while other lanes are busy.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Watchdog:
         self._checked_at = 0.0
 
     def check(self, batch: InFlight | None, now: float) -> bool:
-        """Whether the engine is dead. Call this about once a second.
+        """Whether the engine is dead. Call this about once per second.
 
         Args:
             batch: The oldest batch in flight. None: no batch is in flight.

@@ -2,12 +2,12 @@
 
     python -m benchmarks.budget
 
-A stage is a part of the work for a request, such as decoding the image. The service computes small
-JPEGs in fp32, with a fixed number of requests in flight. In each round, it is measured with a clock
-for each stage (benchmarks/stage_clock.py) and without clocks. The sum of the stages must be about
-the CPU time without clocks. The lower limit of a stage, called its floor, is the CPU time of the
-cheapest known implementation of the same work. It is measured in the same round. The results are
-written to budget.json.
+A stage is a part of the work for a request, such as decoding the image. The service classifies
+small JPEGs in fp32, with a fixed number of requests in flight. In each round, the CPU time is
+measured twice: with a clock for each stage (benchmarks/stage_clock.py), and without clocks. The sum
+of the stages must be about the CPU time without clocks. The lower limit of a stage, called its
+floor, is the CPU time of the cheapest known implementation of the same work. It is measured in the
+same round. The results are written to budget.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FLOORS = {
 
 
 def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:
-    """Puts the server with clocks under load. Returns each stage's CPU seconds per request."""
+    """Sends load to the server with clocks. Returns the CPU seconds per request of each stage."""
     before = _read_clock(endpoint)
     answered = _load(endpoint, seconds)[0]
     after = _read_clock(endpoint)
@@ -65,12 +65,12 @@ def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:
 
 
 def total_cost(endpoint: Endpoint, seconds: float) -> float:
-    """Puts a server under load, and returns its CPU seconds per request."""
+    """Sends load to a server, and returns its CPU seconds per request."""
     return _load(endpoint, seconds)[1]
 
 
 def _load(endpoint: Endpoint, seconds: float) -> tuple[int, float]:
-    """Puts a server under load. Returns the number of requests, and CPU seconds per request."""
+    """Sends load to a server. Returns the number of requests, and CPU seconds per request."""
     measurement = endpoint.closed_loop(SMALL, CONNECTIONS, seconds)
     require_success(measurement.run)
     return sum(measurement.run.statuses.values()), measurement.cpu

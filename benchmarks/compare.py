@@ -140,7 +140,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--minutes", type=float, default=6.5, help="time limit (default: %(default)s)")
+    add("--minutes", type=float, default=6.5, help="time limit in minutes (default: %(default)s)")
     add(
         "--seconds",
         type=float,

@@ -1,14 +1,15 @@
-"""Compares decoder processes with threads in latency and throughput.
+"""Compares the latency and the throughput of decoder processes with those of threads.
 
     python -m benchmarks.decoders              (takes some minutes)
     python -m benchmarks.decoders --rounds 9
 
 The decoder processes of `service.decoding.pool.Decoders` and the same number of threads decode the
-same images with the same code. They are measured one after the other, for about a second each, so
-that other work on the machine affects both alike. The number of images in flight is the number of
-processes or threads. The table shows the median of the ratios of their throughput. Two things
-differ: the processes must also receive each image and send its pixels, and their memory allocator
-keeps freed memory.
+same images with the same code. In each round, processes and threads are measured one after the
+other, for about a second each, so that other work on the machine affects both equally. The latency
+is measured with one image in flight. The throughput is measured with one image in flight for each
+process or thread. The table shows the median of the rounds' ratios of the two throughputs.
+Processes differ from threads in two ways. Each image must be sent to a process, which sends back
+the pixels. The memory allocator of a process keeps freed memory for the next image.
 """
 
 from __future__ import annotations

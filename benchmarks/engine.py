@@ -1,12 +1,13 @@
-"""Measures the throughput of the engine on a CPU, alone and while another process is busy.
+"""Measures the engine's throughput on an idle CPU, and while another process keeps one core busy.
 
     python -m benchmarks.engine
 
-The engine runs batches in lanes, which are threads that run one batch at a time. The
-program measures several combinations of precision, lanes, OpenMP threads per lane and batches in
-flight, each in its own process. For each batch size, it measures the engine alone, and then while
-another process keeps one core busy. Only the ratio of the two is meaningful, because the speed of a
-machine changes. The results are written to engine.json.
+The engine runs batches in lanes, which are threads that run one batch at a time. The program
+measures several combinations of precision, number of lanes, OpenMP threads per lane and batches in
+flight. Each combination is measured in a new process. For each batch size, the throughput is
+measured twice: first without other load, then while another process keeps one core busy. Only the
+ratio of the two throughputs is meaningful, because the speed of a machine changes over time. The
+results are written to engine.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from benchmarks.processes import started
 from benchmarks.report import machine
 from model_store import manifest, versions
-from model_store.engine import GluonEngine, load_engine
+from model_store.engine import LaneEngine, load_engine
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 MODEL = "cifar_resnet20_v1"
@@ -86,7 +87,7 @@ class Measured:
     """Share of `rate` that remains while another process keeps one core busy."""
 
 
-async def compute(engine: GluonEngine, size: int, in_flight: int, seconds: float) -> float:
+async def compute(engine: LaneEngine, size: int, in_flight: int, seconds: float) -> float:
     """Runs batches for some seconds, and returns the number of images per second.
 
     Args:

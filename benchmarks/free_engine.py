@@ -34,8 +34,8 @@ class FreeEngine:
         normalisation=Normalization(mean=MEAN, std=STD),
         parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
     )
-    device = Device(None, "cpu", "as asked")
-    precision = Precision("fp32", "as asked")
+    device = Device("cpu", "as requested")
+    precision = Precision("fp32", "as requested")
     lanes = 1
     max_in_flight = 2
     gpu_memory: GpuMemory | None = None

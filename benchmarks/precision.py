@@ -2,11 +2,11 @@
 
     python -m benchmarks.precision cifar_resnet20_v1/2 --store model_store/models
 
-This process loads an engine for each precision, with one lane and one OpenMP thread. The engines
-compute one after the other in each round, so that other work on the machine affects both of them
-alike. The results are medians of the rounds. The measured time is that of `infer`: normalization,
-the copy to MXNet, the network and the softmax. With `--json FILE`, the results are also written to
-a file.
+The program loads one engine for each precision. An engine has one lane (a thread that runs one
+batch at a time) and one OpenMP thread. In each round, the engines run batches one after the other,
+so that other work on the machine affects both equally. The results are medians over the rounds. The
+measured time is the CPU time of `infer`, which normalizes the images, copies them to MXNet, runs
+the network and computes the softmax. With `--json FILE`, the results are also written to a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 import numpy as np
 
 from model_store import manifest, versions
-from model_store.engine import GluonEngine, load_engine
+from model_store.engine import LaneEngine, load_engine
 from model_store.precision import INT8_FLAGS, cpu_flags
 
 PRECISIONS = ("fp32", "int8")
@@ -47,7 +47,7 @@ async def measure(folder: pathlib.Path, rounds: int, batches: int) -> dict[int, 
 
 
 async def _measure(
-    engines: dict[str, GluonEngine], bucket: int, rounds: int, batches: int
+    engines: dict[str, LaneEngine], bucket: int, rounds: int, batches: int
 ) -> dict[str, float]:
     images = list(np.random.default_rng(1).integers(0, 256, (bucket, 32, 32, 3), dtype=np.uint8))
     spent: dict[str, list[float]] = {name: [] for name in engines}

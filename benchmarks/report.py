@@ -25,7 +25,7 @@ class Figures:
     """
 
     classes: list[str | None] = field(repr=False)
-    """Class that the server answers for each small image without load."""
+    """Class that the server returns for each small image without load."""
     throughput: float | None = None
     """Rate at which the server answers small images."""
     connections: float | None = None
@@ -40,15 +40,15 @@ class Figures:
     large: float | None = None
     """Rate at which the server answers images of 12 megapixels."""
     half: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Name of a server -> 50th and 99th percentile of this server's latency. The request rate is
-    half of the throughput of the named server."""
+    """Name of another server -> 50th and 99th percentile of the latency of the measured server, at
+    a request rate of half the throughput of the other server."""
     crowd: float | None = None
     """99th percentile of the latency with 1,000 connections."""
     crowd_lost: float | None = None
     """Number of requests that were not answered with 200, with 1,000 connections."""
     lost: float | None = None
-    """Number of requests that were not answered with 200 when the server received SIGTERM while 32
-    requests were in flight."""
+    """Number of the 32 requests in flight that were not answered with 200 after the server received
+    SIGTERM."""
     different: float | None = None
     """Number of answers under load whose class differs from `classes`."""
     generator_cpu: float | None = None
@@ -128,7 +128,7 @@ class Report:
             if name == MOSEC:
                 if (int8 := self.figures.get(f"{INT8}, raw body")) is not None:
                     yield _at_least("int8 against Mosec", int8.throughput, other.throughput, 1.6)
-                yield _at_least("CPU of Mosec against ours", other.cpu, own.cpu, 1.0)
+                yield _at_least("CPU time of Mosec against Shoal", other.cpu, own.cpu, 1.0)
                 yield _at_least("p99 with 1,000 connections", other.crowd, own.crowd, 1.0)
             if name in (UNBATCHED, MOSEC) and name in other.half and name in own.half:
                 pairs = zip(other.half[name], own.half[name], strict=True)

@@ -6,8 +6,8 @@ The folder `--photos` contains labeled photographs, named CLASS_*. Each way of r
 to the same decoded pictures. Some ways make several images of a picture, and the probabilities of
 these images are averaged. The table shows for each way:
 - how many pictures are classified correctly;
-- how many of these the service's own way classifies incorrectly (gained), and how many pictures
-  only the service's own way classifies correctly (lost);
+- how many pictures are classified correctly only with this way (gained), and how many only with the
+  service's way (lost);
 - the p-value of these two numbers, by a two-sided sign test;
 - the number of images that the network classifies for a picture;
 - the CPU time of resizing a decoded picture.
@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from model_store import manifest, versions
-from model_store.engine import GluonEngine, load_engine
+from model_store.engine import LaneEngine, load_engine
 from model_store.store import probabilities
 from service.decoding.picture import Box, fit, window
 
@@ -175,7 +175,7 @@ def read(folder: pathlib.Path, classes: tuple[str, ...]) -> tuple[list[Image.Ima
 
 
 async def measure(
-    engine: GluonEngine, images: list[Image.Image], labels: list[int], way: Way
+    engine: LaneEngine, images: list[Image.Image], labels: list[int], way: Way
 ) -> Result:
     """Measures one way of resizing."""
     times = np.empty((3, len(images)))

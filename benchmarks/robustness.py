@@ -1,4 +1,4 @@
-"""Measures how accurate versions remain if images are changed.
+"""Measures the accuracy of versions on images that were changed in several ways.
 
     python -m benchmarks.robustness --data DIR FOLDER [FOLDER ...]
 

@@ -7,8 +7,8 @@ All servers run at the same time. In each round, each server is loaded for one s
 after the other. The speed of a machine changes from second to second, so only ratios within a round
 are meaningful. Each request has a small image as its body. The minimal server is called `least`: it
 uses FastAPI, reads the body and runs the same network with the same engine, and does nothing
-else (benchmarks/baselines/fastapi_least.py). The column `idle` is the idle share of all cores while
-a server is loaded.
+else (benchmarks/baselines/fastapi_least.py). The column `idle` is the share of time in which the
+cores were idle while a server was loaded.
 """
 
 from __future__ import annotations

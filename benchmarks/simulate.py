@@ -26,14 +26,14 @@ It explains the miss if its result is not worse than the batcher's and also miss
 is evidence, but not a proof, that the target cannot be met. The references are:
 - The clairvoyant policy knows all arrivals in advance. Its result is computed for devices with one
   lane, which is a thread that runs one batch at a time, and without noise.
-- If the device becomes slower in the middle of the run: the policy of the bound, with one change.
-  This reference detects the change only when the first batch after the change has ended.
+- If the device becomes slower in the middle of the run: the policy of the bound, except that it
+  learns of the change only when the first batch after the change has ended.
 - If the device becomes slower, and with `--hindsight`: Shoal that is given the device's exact times
   after the second slow batch. The first slow batch could be an outlier.
 - For other misses, with `--hindsight`: Shoal with the settings of a grid that are best for this
   cell. A setting is ignored if too few accepted requests are answered in time with that setting.
-A peer may have a higher goodput than Shoal. This miss is explained if the peer answers too small a
-share of its accepted requests in time, and a smaller share than Shoal.
+A peer may have a higher goodput than Shoal. This miss is explained if the share of accepted
+requests that the peer answers in time is too small and is smaller than Shoal's share.
 
 Finally, the program measures in real time how long a single item waits before it is handed to the
 engine.

@@ -33,7 +33,7 @@ def seconds(size: int) -> float:
 class SimulatedDevice(FreeEngine):
     """An engine that sleeps for one batch at a time on its own thread."""
 
-    device = Device(None, "gpu", "simulated")
+    device = Device("gpu", "simulated")
     max_in_flight = 1
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:

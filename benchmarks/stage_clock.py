@@ -22,7 +22,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from batching import Batcher
-from model_store.engine import GluonEngine
+from model_store.engine import LaneEngine
 from service.__main__ import main
 from service.api import predict
 from service.http import middleware
@@ -39,7 +39,7 @@ CLOCKED: tuple[tuple[Any, str, str], ...] = (
     (Pipeline, "decode", "decode"),
     (Batcher, "submit", "queue"),
     (Batcher, "_run", "queue"),
-    (GluonEngine, "infer", "infer"),
+    (LaneEngine, "infer", "infer"),
     (predict, "_respond", "respond"),
     (Response, "__call__", "respond"),
     (middleware, "log_request", "respond"),

@@ -11,8 +11,8 @@ known pictures than for unknown pictures.
 The program prints three tables. The first table shows the area under the ROC curve of each score,
 where 0.5 is chance and 1 is perfect. The second table shows, for each score, the threshold that
 accepts 95 % of the known pictures, and the share of unknown pictures that this threshold rejects.
-The third table shows, for some thresholds of the probability, which share of the pictures is
-rejected, and how many of the accepted known pictures are classified correctly.
+The third table uses thresholds of the probability. It shows the share of pictures that each
+threshold rejects, and how many of the accepted known pictures are classified correctly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from model_store import manifest
-from model_store.runtime import load_mxnet
+from model_store.mxnet.runtime import load_mxnet
 from model_store.training import cifar10
 from model_store.training.teacher import Teachers, Version, read_version
 from service.decoding.image import identify
@@ -56,7 +56,7 @@ def _log_softmax(logits: Floats) -> Floats:
 
 
 def probability(logits: Floats, temperature: float) -> Floats:
-    """Returns the probability of the most probable class, as the service answers it."""
+    """Returns the probability of the most probable class, as in the service's response."""
     result: Floats = np.exp(_log_softmax(logits / temperature)).max(axis=1)
     return result
 

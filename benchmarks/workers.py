@@ -47,7 +47,7 @@ COUNTS = (1, 2)
 """Numbers of front ends that are compared."""
 READY_IN_A_ROW = 12
 """Number of successful answers in a row after which all front ends count as ready. Front ends do
-not become ready at the same time, and each answer comes from any of them."""
+not become ready at the same time, and any of them may answer a request."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train networks and manage the store.
+"""Train networks, and manage the model store, which is the folder of the models to serve.
 
     shoal models list
     shoal models verify --name pets
@@ -9,10 +9,10 @@
     shoal models export pets/2 --onnx pets.onnx
     shoal models train --data cifar-10-batches-bin --epochs 40
 
-`python -m model_store` runs the same commands. If a command fails, it prints one line that says
-what to do, and exits with status 2. If training is interrupted, the status is 130. If a version is
-invalid, `list` and `verify` print one line about it and continue with the next version. Then the
-status is 1.
+`python -m model_store` runs the same commands. The exit status is 0 if the command succeeds. If a
+command fails, it prints one line that says what to do, and exits with status 2. If training is
+interrupted, the exit status is 130. If `list` or `verify` finds an invalid version, it prints one
+line about this version, continues with the next version, and finally exits with status 1.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pydantic import ValidationError
 
 from model_store import manifest, store, versions
 from model_store.architectures import UnknownArchitecture
+from model_store.backend import BackendUnavailable
 from model_store.device import DeviceUnavailable
 from model_store.params import BadParams
 from model_store.precision import PrecisionUnavailable
-from model_store.runtime import MXNetUnavailable
 from model_store.training import cifar10, commands
 from model_store.training.recipe import Recipe
 
@@ -39,7 +39,7 @@ BAD_VERSION = (BadParams, OSError, UnknownArchitecture, manifest.BadModel)
 USER_ERRORS = (
     *BAD_VERSION,
     DeviceUnavailable,
-    MXNetUnavailable,
+    BackendUnavailable,
     ModuleNotFoundError,
     PrecisionUnavailable,
     ValueError,
@@ -124,7 +124,7 @@ def _list(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     def describe(folder: pathlib.Path) -> str:
         asyncio.run(store.verify(folder))
-        return "matches its manifest, loads and computes"
+        return "matches its manifest and can be served"
 
     found = versions.find(options.store, options.name, options.version)
     return _print_each(options, found, describe)
@@ -220,8 +220,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         help="file of class names, one per line (default: the classes of CIFAR-10)",
     )
     for name, default, meaning in (
-        ("mean", cifar10.MEAN, "mean that is subtracted from"),
-        ("std", cifar10.STD, "standard deviation that divides"),
+        ("mean", cifar10.MEAN, "mean that is subtracted from pixel values (0 to 1)"),
+        ("std", cifar10.STD, "standard deviation that divides the result"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -229,7 +229,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
             nargs=3,
             default=default,
             metavar=("R", "G", "B"),
-            help=f"{meaning} pixel values from 0 to 1 (default: %(default)s)",
+            help=f"{meaning} (default: %(default)s)",
         )
 
 
@@ -242,7 +242,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         metavar="FOLDER",
         default=pathlib.Path("training"),
-        help="folder of checkpoints; the newest one is continued (default: %(default)s)",
+        help="folder of checkpoints; training continues from the newest one (default: %(default)s)",
     )
     parser.add_argument(
         "--logits",

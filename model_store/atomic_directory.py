@@ -68,8 +68,8 @@ def _hidden(within: pathlib.Path) -> Iterator[pathlib.Path]:
     within.mkdir(parents=True, exist_ok=True)
     hidden = within / f".{uuid.uuid4().hex}.partial"
     with _opened(within) as parent:
-        # Another process must not remove the new directory before it is locked. So directories are
-        # created and removed only while a lock on `within` is held.
+        # A new directory has no lock at first, so another process could remove it. To prevent this,
+        # directories are created and removed only while a lock on `within` is held.
         with suppress(OSError):  # the file system has no locks, so no directory is removed
             fcntl.flock(parent, fcntl.LOCK_EX)
             _remove_abandoned(within)

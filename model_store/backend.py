@@ -1,53 +1,90 @@
-"""Backend: makes the networks that the engine runs, on one device, with MXNet."""
+"""Backend: what the engine needs of a library that runs networks.
+
+There are two backends, `model_store.mxnet` and `model_store.onnx` (ONNX Runtime). Neither knows the
+other. Everything that is not about a library is written once, in the modules of `model_store`.
+"""
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
-from model_store.device import Device, GpuMemory, choose, gpu_memory
-from model_store.manifest import Manifest
+from model_store.device import Device, GpuMemory
+from model_store.manifest import BackendName, Manifest, PrecisionName
 from model_store.network import Network
-from model_store.precision import Precision
-from model_store.runtime import is_for_cpu, load_mxnet
 
 
-class Backend:
-    """Makes networks that MXNet runs on one device."""
+class BackendUnavailable(RuntimeError):
+    """The backend cannot run the version. The message says why, and what to install or to do."""
 
-    def __init__(self, mx: Any, device: Device) -> None:
-        """
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """The backend that was chosen."""
+
+    name: BackendName
+    reason: str
+    """Reason why the backend was chosen."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user wants a backend to run."""
+
+    model: Manifest
+    """Manifest of the first version."""
+    device: str
+    """auto, cpu, gpu or gpu:N."""
+    threads: int
+    """Number of CPU threads that run one batch."""
+    precision: str
+    """auto, fp32, int8 or fp16; see `precision.choose`."""
+    max_batch_size: int
+    """Maximum number of images in a batch on a CPU."""
+
+
+class Backend(Protocol):
+    """Makes networks that one library runs on one device."""
+
+    name: BackendName
+    device: Device
+    """Device that runs the networks."""
+    normalizes: bool
+    """Whether the networks normalize pixels; see `batch.BatchFormat`."""
+
+    @property
+    def few_buckets(self) -> bool:
+        """Whether each bucket (batch size) takes so much memory that there should be fewer."""
+
+    def accelerator(self, precision: PrecisionName) -> str | None:
+        """Return the name of what makes this precision faster. None: nothing does."""
+
+    def networks(
+        self,
+        folder: pathlib.Path,
+        model: Manifest,
+        precision: PrecisionName,
+        buckets: Sequence[int],
+        count: int,
+    ) -> Sequence[Network]:
+        """Read and verify a version's file, and return networks that are not loaded yet.
+
+        This method is called on a thread that is not a lane's. It may also do what takes long and
+        need not be done on a lane's thread.
+
         Args:
-            mx: The module `mxnet`.
-            device: Device that runs the networks.
-        """
-        self.device = device
-        self._mx = mx
+            folder: Folder of the version.
+            model: The version's manifest.
+            precision: Precision that `precision.choose` returned for this version and device.
+            buckets: Batch sizes that the networks must be able to run, in ascending order.
+            count: Number of networks, one for each lane.
 
-    def network(self, model: Manifest, precision: Precision, buckets: Sequence[int]) -> Network:
-        """Return a network that is not loaded yet. Arguments are as in `Network`."""
-        return Network(self._mx, model, self.device, precision, buckets)
+        Raises:
+            BadModel, BadParams: The file is invalid, or is not the file that the manifest
+                describes.
+        """
 
     def gpu_memory(self) -> GpuMemory | None:
         """Return the memory of the GPU. None: there is no GPU, or its driver does not report it."""
-        return gpu_memory(self._mx, self.device)
-
-
-def start_backend(device: str, threads: int, with_amx: bool) -> Backend:
-    """Load MXNet and choose the device.
-
-    This function must be called on the thread of the first lane. A lane is a thread that computes
-    one batch at a time.
-
-    Args:
-        device: As in `device.choose`.
-        threads: Number of CPU threads that run one operator.
-        with_amx: Whether to use AMX, Intel's matrix unit, if the CPU has it.
-
-    Raises:
-        MXNetUnavailable, DeviceUnavailable, ValueError.
-    """
-    # On a CPU, operators run in order: each operator runs on the thread that calls it, so lanes run
-    # at the same time. On a GPU, the thread would have to wait after every operator.
-    mx = load_mxnet(threads, is_for_cpu(device), with_amx)
-    return Backend(mx, choose(mx, device))

@@ -21,8 +21,9 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 """Pixels of one image: uint8 (32, 32, 3), in the order height, width, channel (RGB)."""
 Probabilities: TypeAlias = npt.NDArray[np.float32]
 """Probabilities of one image: float32 (classes,), not negative, with the sum 1."""
-Inputs: TypeAlias = npt.NDArray[np.float32]
-"""Normalized images of a padded batch: float32 (bucket, 3, 32, 32)."""
+Inputs: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+"""Images of a padded batch: normalized float32 (bucket, 3, 32, 32), or uint8 (bucket, 32, 32, 3)
+for a network that normalizes the pixels itself."""
 Rows: TypeAlias = npt.NDArray[np.float32]
 """Logits or probabilities of a padded batch: float32 (bucket, classes)."""
 
@@ -30,7 +31,7 @@ R = TypeVar("R")
 
 
 class BadRow(ArithmeticError):
-    """The network's output for one image is not one finite number for each class."""
+    """The network's output for an image has a wrong shape, or contains NaN or infinity."""
 
 
 class Results(list[R]):
@@ -50,12 +51,16 @@ class Results(list[R]):
 class BatchFormat:
     """Converts the input and the output of one version's network."""
 
-    def __init__(self, model: Manifest, buckets: Sequence[int]) -> None:
+    def __init__(
+        self, model: Manifest, buckets: Sequence[int], network_normalizes: bool = False
+    ) -> None:
         """
         Args:
             model: Manifest with the normalization, the temperature and the classes.
             buckets: Sizes that batches are padded to, in increasing order.
+            network_normalizes: Whether the network normalizes the pixels itself.
         """
+        self._network_normalizes = network_normalizes
         self._buckets = buckets
         self._classes = len(model.classes)
         self._temperature = model.temperature.value if model.temperature else 1.0
@@ -64,8 +69,15 @@ class BatchFormat:
         self._scale, self._shift = _image_of(scale), _image_of(shift)
 
     def assemble(self, images: Sequence[Image]) -> Inputs:
-        """Return the images as (pixel / 255 - mean) / std, padded with zeros to a bucket."""
+        """Return the network's input, padded with zeros to a bucket.
+
+        It contains the pixels or, if the network does not normalize, (pixel / 255 - mean) / std.
+        """
         bucket = next(bucket for bucket in self._buckets if bucket >= len(images))
+        if self._network_normalizes:
+            pixels = np.zeros((bucket, SIDE, SIDE, 3), dtype=np.uint8)
+            np.stack(images, out=pixels[: len(images)])
+            return pixels
         inputs = np.zeros((bucket, 3, SIDE, SIDE), dtype=np.float32)
         normalized = np.stack(images).astype(np.float32)
         normalized *= self._scale

@@ -3,8 +3,8 @@
 Linux limits the resources of a container with control groups (cgroups). Version 2 of control groups
 has one tree of groups. Version 1 has one tree for each resource. /proc/self/cgroup contains the
 paths of the groups of a process. The limits of all parents of a group apply as well. In a
-container, the visible tree may begin with the container's own group, although /proc/self/cgroup
-contains the longer path that the group has outside the container.
+container, the mounted tree may begin with the container's own group. /proc/self/cgroup may still
+contain the longer path that the group has outside the container.
 
 Sources: cgroup-v2.rst, cgroup-v1/memory.rst and sched-bwc.rst in the documentation of Linux.
 """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import pathlib
 import sys
 import time
@@ -24,18 +23,26 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from model_store import amx, precision, versions
-from model_store.backend import Backend, start_backend
-from model_store.batch import SIDE, Image, Inputs, Probabilities, Results, Rows, buckets
+from model_store import backends, precision, versions
+from model_store.backend import Backend, BackendChoice, Request
+from model_store.batch import (
+    SIDE,
+    BatchFormat,
+    Image,
+    Inputs,
+    Probabilities,
+    Results,
+    Rows,
+    buckets,
+)
 from model_store.cgroup import cores
 from model_store.device import Device, GpuMemory
 from model_store.lane import Lane
-from model_store.manifest import Manifest
+from model_store.manifest import BackendName, Manifest
 from model_store.precision import Precision
 from model_store.replica import Replica
-from model_store.runtime import is_for_cpu
 
-__all__ = ["SIDE", "GluonEngine", "Image", "Probabilities", "Results", "load_engine"]
+__all__ = ["SIDE", "Image", "LaneEngine", "Probabilities", "Results", "load_engine"]
 
 MEMORY_INTERVAL = 1.0
 """Minimum seconds between two readings of a GPU's memory."""
@@ -79,11 +86,16 @@ class HandedBatch:
             self.answer.set_exception(error)
 
 
-class GluonEngine:
+class LaneEngine:
     """Runs batches in lanes. Made by `load_engine`. Call all methods on the event loop."""
 
     def __init__(
-        self, backend: Backend, max_batch_size: int, lanes: Sequence[Lane], precision: str = "auto"
+        self,
+        backend: Backend,
+        max_batch_size: int,
+        lanes: Sequence[Lane],
+        precision: str = "auto",
+        backend_reason: str = "as requested",
     ) -> None:
         """
         Args:
@@ -91,7 +103,10 @@ class GluonEngine:
             max_batch_size: Maximum number of images in a batch.
             lanes: Threads that compute batches, at least one.
             precision: auto, fp32, int8 or fp16; see `precision.choose`.
+            backend_reason: Reason why the backend was chosen.
         """
+        self.backend = BackendChoice(backend.name, backend_reason)
+        """Backend that runs the batches, with the reason why it was chosen."""
         self.gpu_memory: GpuMemory | None = None
         """Memory of the GPU, read after a batch and at most once per second. None on a CPU."""
         self.on_assembled: Callable[[float], None] | None = None
@@ -99,8 +114,7 @@ class GluonEngine:
         None: the seconds are not reported."""
         self._backend = backend
         self._wanted_precision = precision
-        self._amx = backend.device.name == "cpu" and amx.enabled(os.environ)
-        self._buckets = buckets(max_batch_size, few=self._amx)
+        self._buckets = buckets(max_batch_size, few=backend.few_buckets)
         self._read_memory_at = 0.0
         self._lanes = lanes
         self._handed = deque[HandedBatch]()
@@ -175,20 +189,10 @@ class GluonEngine:
         finally:
             # Breaks a reference cycle: batch -> exception -> traceback -> this frame -> batch.
             del batch
-        # This also runs on the event loop's thread: NumPy may release the interpreter lock, and a
-        # lane would then have to wait until it gets the lock back.
+        # The softmax also runs on the event loop's thread. A lane that called NumPy might release
+        # the interpreter lock, and would then have to wait until it gets the lock back.
         rows = batch_format.probabilities(logits[: len(images)])
         return Results(batch_format.check_rows(rows), computed_at)
-
-    async def observe(self, images: Sequence[Image]) -> dict[str, tuple[float, float]]:
-        """Return the range of each tensor for `manifest.Int8`, observed on `images`.
-
-        This is supported on a CPU only.
-        """
-        replica, size = self._serving[0], self._buckets[-1]
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
-        batches = [replica.format.assemble(part) for part in parts]
-        return await self._lanes[0].call(replica.observe, batches)
 
     async def replace(
         self, folder: pathlib.Path, on_switch: Callable[[], None] | None = None
@@ -205,7 +209,8 @@ class GluonEngine:
                 handed over earlier. None: no function is called.
 
         Raises:
-            BadModel, BadParams, PrecisionUnavailable, UnknownArchitecture, OSError.
+            BadModel, BadParams, BackendUnavailable, PrecisionUnavailable, UnknownArchitecture,
+            OSError.
             Exception: The network or its library failed.
         """
         replicas = await self._load(folder)
@@ -229,16 +234,23 @@ class GluonEngine:
 
     async def _load(self, folder: pathlib.Path) -> Sequence[Replica]:
         """Load a version in one lane after another. So only one lane at a time is slower."""
-        model, arrays = await asyncio.to_thread(versions.read, folder)
-        chosen = precision.choose(self._wanted_precision, model, self.device.name)
-        if chosen.name == "int8" and self._amx:
-            chosen = Precision(chosen.name, f"{chosen.reason}; with AMX")
+        backend = self._backend
+        model = await asyncio.to_thread(versions.read_manifest, folder)
+        backends.check(backend.name, model)
+        chosen = precision.choose(self._wanted_precision, model, self.device.name, backend.name)
+        if accelerator := backend.accelerator(chosen.name):
+            chosen = Precision(chosen.name, f"{chosen.reason}; with {accelerator}")
+        networks = await asyncio.to_thread(
+            backend.networks, folder, model, chosen.name, self._buckets, len(self._lanes)
+        )
+        batch_format = BatchFormat(model, self._buckets, backend.normalizes)
         replicas: list[Replica] = []
         try:
-            for lane in self._lanes:
-                network = self._backend.network(model, chosen, self._buckets)
-                replicas.append(Replica(network, model, chosen, self._buckets))
-                await lane.run_steps(replicas[-1].load(arrays, beside=bool(self._replicas)))
+            for lane, network in zip(self._lanes, networks, strict=True):
+                replicas.append(
+                    Replica(network, model, chosen, backend.name, batch_format, self._buckets)
+                )
+                await lane.run_steps(replicas[-1].load(beside=bool(self._replicas)))
         except BaseException:
             await self._close(replicas)
             raise
@@ -286,7 +298,8 @@ async def load_engine(
     max_batch_size: int | None = None,
     precision: str = "auto",
     lanes: int | None = 1,
-) -> AsyncIterator[GluonEngine]:
+    backend: str = "auto",
+) -> AsyncIterator[LaneEngine]:
     """Yield an engine whose version is loaded and warmed up. Leaving the context closes the engine.
 
     Args:
@@ -298,9 +311,10 @@ async def load_engine(
         precision: auto, fp32, int8 or fp16; see `precision.choose`.
         lanes: Number of batches that run on a CPU at the same time. A GPU always runs one.
             None: the number of cores, but at most 4; in int8 one less, but at least 1.
+        backend: auto, mxnet or onnxruntime; see `backends`.
 
     Raises:
-        BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, MXNetUnavailable,
+        BadModel, BadParams, UnknownArchitecture, DeviceUnavailable, BackendUnavailable,
         PrecisionUnavailable.
     """
     with ExitStack() as open_threads:
@@ -310,18 +324,16 @@ async def load_engine(
             return Lane(open_threads.enter_context(thread))
 
         first = new_lane()
-        bucket_count = len(buckets(max_batch_size or MAX_BATCH_ON_CPU, few=True))
-        with_amx = is_for_cpu(device) and await asyncio.to_thread(
-            amx.fits_memory, folder, precision, bucket_count
-        )
-        backend = await first.call(start_backend, device, threads, with_amx)
+        model = await asyncio.to_thread(versions.read_manifest, folder)
+        request = Request(model, device, threads, precision, max_batch_size or MAX_BATCH_ON_CPU)
+        started, choice = await first.call(backends.start, backend, request)
         _tune_interpreter()
-        on_cpu = backend.device.name == "cpu"
+        on_cpu = started.device.name == "cpu"
         size = max_batch_size or (MAX_BATCH_ON_CPU if on_cpu else MAX_BATCH_ON_GPU)
         if on_cpu and lanes is None:
-            lanes = await asyncio.to_thread(default_lanes, folder, precision)
+            lanes = default_lanes(model, precision, started.name)
         others = [new_lane() for _ in range(1, lanes or 1)] if on_cpu else []
-        engine = GluonEngine(backend, size, [first, *others], precision)
+        engine = LaneEngine(started, size, [first, *others], precision, choice.reason)
         try:
             await engine.replace(folder)
             yield engine
@@ -337,19 +349,20 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
 
 
-def default_lanes(folder: pathlib.Path, wanted_precision: str) -> int:
+def default_lanes(model: Manifest, wanted_precision: str, backend: BackendName = "mxnet") -> int:
     """Return the default number of lanes on a CPU for a version.
 
-    In int8, one core is left for the event loop: preparing a batch takes the event loop more CPU
-    time than the network takes to run the batch.
+    In int8, one core is left for the event loop: the event loop needs more CPU time to prepare a
+    batch than the network needs to run it.
 
     Args:
-        folder: Folder of the version.
+        model: Manifest of the version.
         wanted_precision: As in `precision.choose`.
+        backend: Name of the backend that runs the version.
 
     Raises:
-        BadModel, PrecisionUnavailable.
+        PrecisionUnavailable.
     """
-    chosen = precision.choose(wanted_precision, versions.read_manifest(folder), "cpu")
+    chosen = precision.choose(wanted_precision, model, "cpu", backend)
     lanes = min(cores(), MAX_LANES)
     return max(1, lanes - 1) if chosen.name == "int8" else lanes

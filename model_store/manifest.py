@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 MAX_BYTES = 2**20
 """Maximum size of a manifest in bytes."""
 MAX_PARAMS_BYTES = 2**30
-"""Maximum size of a `.params` file in bytes."""
+"""Maximum size of a `.params` or `.onnx` file in bytes."""
 MAX_NUMBER = 2**63
 """Maximum absolute value of a number in `Manifest.training`."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
@@ -35,6 +35,8 @@ Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Version = Annotated[str, Field(pattern=f"^{VERSION}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 PrecisionName = Literal["fp32", "int8", "fp16"]
+BackendName = Literal["mxnet", "onnxruntime"]
+ProbeRows = tuple[tuple[Share, ...], ...]
 Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
 Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 ImageCount = Annotated[int, Field(gt=0, le=10**12)]
@@ -61,12 +63,30 @@ class Normalization(Plain):
     std: tuple[Deviation, Deviation, Deviation]
 
 
-class Parameters(Plain):
-    """Name, size in bytes and SHA-256 of the parameter file in the version's folder."""
+class File(Plain):
+    """Name, size in bytes and SHA-256 of a file in the version's folder."""
 
-    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.params$")]
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     bytes: Annotated[int, Field(gt=0, le=MAX_PARAMS_BYTES)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Parameters(File):
+    """The parameter file, which MXNet needs."""
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.params$")]
+
+
+class OnnxFile(File):
+    """A file that ONNX Runtime needs. It contains the network in one precision.
+
+    The network's input is uint8 (n, 32, 32, 3), and it normalizes the pixels itself. Its output is
+    the logits, float32 (n, classes).
+    """
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.onnx$")]
+    probes: ProbeRows = ()
+    """Probabilities of each probe image, recorded when the version was added."""
 
 
 class Measurement(Plain):
@@ -79,6 +99,7 @@ class Measurement(Plain):
     accuracy: Share
     """Share of the images whose most probable class is the label."""
     precision: PrecisionName = "fp32"
+    backend: BackendName = "mxnet"
     negative_log_likelihood: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """Mean of -log(probability of the label), in nats. None: not measured."""
 
@@ -91,8 +112,8 @@ class Int8(Plain):
     images: ImageCount
     """Number of calibration images."""
     ranges: Annotated[dict[Node, tuple[Bound, Bound]], Field(min_length=1, max_length=4096)]
-    """Maps the name of each tensor in the graph that the module `model_store.int8` builds to its
-    minimum and maximum."""
+    """Maps the name of each tensor in the graph that `model_store.mxnet.int8` builds to its minimum
+    and maximum."""
 
     @field_validator("ranges")
     @classmethod
@@ -158,16 +179,21 @@ class Manifest(Identity):
     temperature: Temperature | None = None
     """Temperature of the probabilities. None: the temperature is 1."""
     int8: Int8 | None = None
-    """Ranges for int8. None: the version cannot be served in int8."""
-    probes: dict[PrecisionName, tuple[tuple[Share, ...], ...]] = {}
-    """Precision -> probabilities of each probe image, recorded when the version was added."""
+    """Ranges for int8 with MXNet. None: MXNet cannot run the version in int8."""
+    probes: dict[PrecisionName, ProbeRows] = {}
+    """Precision -> probabilities of each probe image with MXNet, recorded when the version was
+    added."""
+    onnx: dict[PrecisionName, OnnxFile] = {}
+    """Precision -> file with the network for ONNX Runtime."""
 
     @field_validator("training")
     @classmethod
     def _numbers_are_plausible(cls, training: dict[str, Any] | None) -> dict[str, Any] | None:
         for number in _numbers(training):
             if not (math.isfinite(number) and abs(number) <= MAX_NUMBER):
-                raise ValueError("a number in `training` is not finite or exceeds 2 to the 63rd")
+                raise ValueError(
+                    "a number in `training` is not finite, or its absolute value exceeds 2**63"
+                )
         return training
 
     @model_validator(mode="after")
@@ -178,19 +204,42 @@ class Manifest(Identity):
 
     @model_validator(mode="after")
     def _probes_fit(self) -> Manifest:
-        for precision, rows in self.probes.items():
+        recorded = {f"probes.{precision}": rows for precision, rows in self.probes.items()}
+        recorded |= {f"onnx.{p}.probes": one.probes for p, one in self.onnx.items() if one.probes}
+        for field, rows in recorded.items():
             if not rows or any(len(row) != len(self.classes) for row in rows):
                 raise ValueError(
-                    f"probes.{precision} must have one row or more, with one number for each class"
+                    f"{field} must have one row or more, with one number for each class"
                 )
         return self
 
-    def accuracy_in(self, precision: PrecisionName) -> float | None:
-        """Return the accuracy in a precision, measured on the largest data set.
+    @model_validator(mode="after")
+    def _files_differ(self) -> Manifest:
+        names = [one.file for one in self.onnx.values()]
+        if len(set(names)) != len(names):
+            raise ValueError("two precisions in `onnx` have the same file")
+        return self
 
-        Returns None if the accuracy in this precision was not measured.
+    def recorded_probes(self, precision: PrecisionName, backend: BackendName) -> ProbeRows:
+        """Return the recorded probabilities of the probe images; empty if none were recorded.
+
+        In fp32, all backends compute the same probabilities. So one backend's are used for another
+        if its own were not recorded.
         """
-        measured = [one for one in self.measured if one.precision == precision]
+        with_onnx = {name: one.probes for name, one in self.onnx.items() if one.probes}
+        own, other = self.probes, with_onnx
+        if backend == "onnxruntime":
+            own, other = other, own
+        return own.get(precision) or (other.get("fp32", ()) if precision == "fp32" else ())
+
+    def accuracy_in(self, precision: PrecisionName, backend: BackendName = "mxnet") -> float | None:
+        """Return the accuracy in a precision with a backend, measured on the largest data set.
+
+        Returns None if it was not measured.
+        """
+        measured = [
+            one for one in self.measured if (one.precision, one.backend) == (precision, backend)
+        ]
         return max(measured, key=lambda one: one.images).accuracy if measured else None
 
 

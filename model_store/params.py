@@ -214,7 +214,7 @@ class Source:
         return BadParams(f"{self._path}: {what}. {do}")
 
     def take(self, length: int, what: str) -> bytes:
-        """Return the next `length` bytes. Error messages call these bytes `what`."""
+        """Return the next `length` bytes. `what` names these bytes in error messages."""
         if length > self.left:
             raise self.bad(f"{what} needs {length:,} bytes, but only {self.left:,} remain")
         taken = self._raw.read(length)

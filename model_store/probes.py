@@ -2,9 +2,9 @@
 
 The pixels of the images come from a formula. When a version is added, the network's probabilities
 for these images are recorded in the version's manifest. Whenever the version is loaded, the
-probabilities are computed again and compared. The checksum in the manifest detects a changed file.
-The probes detect that the same file gives other results on this machine, with its MXNet, or in this
-precision.
+probabilities are computed again and compared. The checksum in the manifest shows whether the file
+has changed. The probes show whether the unchanged file gives different results on this machine,
+with this version of MXNet, or in this precision.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from model_store.manifest import BadModel, PrecisionName
 
 COUNT = 4
 MAX_DIFFERENCE: dict[PrecisionName, float] = {
-    "fp32": 1e-3,  # the order of additions differs between CPUs
-    "int8": 0.1,  # on CPUs without VNNI instructions, some sums exceed their range
+    "fp32": 1e-3,  # CPUs add numbers in different orders, and rounding errors differ
+    "int8": 0.1,  # on CPUs without VNNI instructions, some integer sums overflow
     "fp16": 0.05,
 }
 """Maximum difference between a recorded probability and a computed one."""
@@ -62,10 +62,11 @@ def check(rows: Rows, recorded: npt.NDArray[np.float64], precision: PrecisionNam
     worst = int(differences.argmax())
     if not differences[worst] <= MAX_DIFFERENCE[precision]:  # also true for NaN
         raise BadModel(
-            "the network computes other results than when the version was added: in "
-            f"{precision}, probe image {worst % COUNT + 1} differs by "
-            f"{differences[worst]:.2g}, and {MAX_DIFFERENCE[precision]:g} is allowed. Compare the "
-            "manifest with its source; if they are equal, this machine computes wrong results"
+            "the network's results differ from those recorded when the version was added: in "
+            f"{precision}, a probability of probe image {worst % COUNT + 1} differs by "
+            f"{differences[worst]:.2g}, and at most {MAX_DIFFERENCE[precision]:g} is allowed. "
+            "Compare the manifest with its original. If they are equal, this machine computes "
+            "wrong results"
         )
 
 

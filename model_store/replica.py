@@ -15,10 +15,9 @@ import time
 from collections.abc import Generator, Sequence
 
 from model_store import probes
-from model_store.batch import BatchFormat, Image, Inputs, Rows, noise
-from model_store.manifest import BadModel, Manifest
+from model_store.batch import BatchFormat, Image, Rows, noise
+from model_store.manifest import BackendName, BadModel, Manifest
 from model_store.network import Network
-from model_store.params import Arrays
 from model_store.precision import Precision
 
 WARM_UP_RUNS = 5
@@ -32,41 +31,43 @@ class Replica:
     """
 
     def __init__(
-        self, network: Network, model: Manifest, precision: Precision, buckets: Sequence[int]
+        self,
+        network: Network,
+        model: Manifest,
+        precision: Precision,
+        backend: BackendName,
+        batch_format: BatchFormat,
+        buckets: Sequence[int],
     ) -> None:
         """
         Args:
             network: Network that is not loaded yet, and that no other replica uses.
             model: The version's manifest.
             precision: Precision in which the network runs.
+            backend: Name of the backend that runs the network.
+            batch_format: Converts the network's input and output.
             buckets: Batch sizes that the network can run, in ascending order.
         """
         self.model = model
         self.precision = precision
-        self.format = BatchFormat(model, buckets)
+        self.format = batch_format
         self.warm_up_seconds: dict[int, tuple[float, ...]] = {}
         """Bucket -> seconds of each warm-up batch of that size."""
         self.compute = network.compute
         """Function that computes logits, float32 (bucket, classes), for an input from `format`."""
         self._network = network
+        self._backend: BackendName = backend
         self._buckets = buckets
 
-    def load(self, arrays: Arrays, beside: bool = True) -> Generator[None, None, None]:
+    def load(self, beside: bool = True) -> Generator[None, None, None]:
         """Load the network and warm it up, in steps.
 
         Arguments and errors are as in `Network.load`. Also raises BadModel if the network computes
         invalid results or other probabilities than expected.
         """
-        yield from self._network.load(arrays, beside)
+        yield from self._network.load(beside)
         for bucket in self._buckets:
             yield from self._warm_up(bucket)
-
-    def observe(self, batches: Sequence[Inputs]) -> dict[str, tuple[float, float]]:
-        """Return the range of each tensor for `manifest.Int8`, observed on `batches`.
-
-        This is supported on a CPU only.
-        """
-        return self._network.observe(batches)
 
     def close(self) -> None:
         """Free the memory of the network."""
@@ -77,7 +78,7 @@ class Replica:
         images = list(noise(bucket))
         self._first_run(images)
         yield
-        if recorded := self.model.probes.get(self.precision.name):
+        if recorded := self.model.recorded_probes(self.precision.name, self._backend):
             rows = self._infer(list(probes.repeated(probes.images(), bucket)))
             probes.check(rows, probes.repeated(recorded, bucket), self.precision.name)
             yield
@@ -97,9 +98,10 @@ class Replica:
         except RuntimeError as error:
             if self.precision.name != "int8":
                 raise
-            reason = str(error).strip().splitlines()[-1]
+            reason = str(error).strip().splitlines()[-1].rstrip(".")
             raise BadModel(
-                f"{called} cannot be computed with the int8.ranges in its manifest: {reason}"
+                f"{called} cannot be computed in int8 with {self._backend}: {reason}. Calibrate it "
+                "again, or serve it in fp32"
             ) from error
         for result in self.format.check_rows(rows):
             if isinstance(result, Exception):

@@ -12,13 +12,16 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from model_store import manifest, probes, versions
+from model_store import backends, manifest, probes, versions
 from model_store.architectures import ARCHITECTURES, UnknownArchitecture
-from model_store.batch import Rows
-from model_store.engine import GluonEngine, load_engine
+from model_store.batch import Image, Rows
+from model_store.engine import LaneEngine, load_engine
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Manifest
-from model_store.params import read_params, sha256, write_params
+from model_store.onnx import files
+from model_store.onnx.file import verified
+from model_store.params import Arrays, read_params, sha256, write_params
+from model_store.precision import is_offered
 
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
@@ -66,58 +69,82 @@ async def import_params(
     with versions.adding(store, name, version) as partial:
         path = partial / "net.params"
         write_params(path, arrays)
-        manifest.write(
-            partial,
-            Manifest(
-                name=name,
-                version=version,
-                architecture=architecture,
-                classes=classes,
-                normalisation=normalization,
-                parameters=manifest.Parameters(
-                    file=path.name, bytes=path.stat().st_size, sha256=sha256(path)
-                ),
+        model = Manifest(
+            name=name,
+            version=version,
+            architecture=architecture,
+            classes=classes,
+            normalisation=normalization,
+            parameters=manifest.Parameters(
+                file=path.name, bytes=path.stat().st_size, sha256=sha256(path)
             ),
         )
+        manifest.write(partial, with_onnx(model, partial, arrays))
         await record_probes(partial)
+        await verify(partial)
     return versions.folder(store, name, version)
 
 
-async def record_probes(folder: pathlib.Path) -> None:
-    """Record the probabilities of the probe images in the manifest of a version.
+def with_onnx(
+    model: Manifest, folder: pathlib.Path, arrays: Arrays, calibration: Image | None = None
+) -> Manifest:
+    """Write a version's ONNX files, and return its manifest with their descriptions.
 
-    The version is loaded in fp32 on the CPU.
+    Arguments and errors are as in `onnx.files.write`. If the packages that this needs are not
+    installed, no file is written.
     """
-    async with load_engine(folder, device="cpu", max_batch_size=1, precision="fp32") as engine:
+    if not files.can_write():
+        return model
+    return model.model_copy(update={"onnx": files.write(folder, model, arrays, calibration)})
+
+
+async def record_probes(folder: pathlib.Path) -> None:
+    """Record MXNet's probabilities of the probe images in the manifest of a version.
+
+    The version is loaded in fp32 on the CPU. If MXNet is not installed, the manifest does not
+    change.
+    """
+    if "mxnet" not in backends.installed():
+        return
+    async with load_engine(folder, "cpu", 1, 1, "fp32", backend="mxnet") as engine:
         rows = probes.record(await probabilities(engine, probes.images()))
         model = engine.model.model_copy(update={"probes": engine.model.probes | {"fp32": rows}})
     manifest.write(folder, model)
 
 
 async def verify(folder: pathlib.Path) -> Manifest:
-    """Load a version on the CPU, and return its manifest.
+    """Load a version on the CPU with every installed backend, and return its manifest.
 
     The version is loaded in fp32, and also in int8 if it is calibrated. Loading compares the
     probabilities of the probe images with the probabilities in the manifest. If the manifest has no
-    such probabilities, the computed probabilities must be finite.
+    such probabilities, the computed probabilities must be finite. All ONNX files are checked, even
+    if ONNX Runtime is not installed.
 
     Raises:
         BadModel, BadParams, UnknownArchitecture.
+        BackendUnavailable: No installed backend can run the version.
     """
-    model = await _verified(folder, "fp32")
-    if model.int8 is not None:
-        await _verified(folder, "int8")
+    model = versions.read_manifest(folder)
+    for described in model.onnx.values():
+        path = folder / described.file
+        verified(versions.read_file(path, described), path)
+    names = backends.able(model)
+    if not names:
+        await _load_and_run(folder, "fp32", "auto")  # raises an error that says what to install
+    for name in names:
+        for precision in ("fp32", "int8"):
+            if is_offered(precision, model, name):
+                await _load_and_run(folder, precision, name)
     return model
 
 
-async def _verified(folder: pathlib.Path, precision: str) -> Manifest:
-    async with load_engine(folder, device="cpu", max_batch_size=1, precision=precision) as engine:
+async def _load_and_run(folder: pathlib.Path, precision: str, backend: str) -> None:
+    async with load_engine(folder, "cpu", 1, 1, precision, backend=backend) as engine:
         await probabilities(engine, probes.images())
-        return engine.model
 
 
 async def probabilities(
-    engine: GluonEngine,
+    engine: LaneEngine,
     images: npt.NDArray[np.uint8],
     done: Callable[[int], object] = lambda images: None,
 ) -> Rows:

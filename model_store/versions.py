@@ -8,6 +8,8 @@ version is added completely or not at all, and is never overwritten.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -17,7 +19,17 @@ from pydantic import ValidationError
 
 from model_store import manifest
 from model_store.atomic_directory import AlreadyExists, atomic_directory
-from model_store.manifest import MANIFEST, NAME, VERSION, BadModel, Identity, Manifest, Parameters
+from model_store.files import open_regular
+from model_store.manifest import (
+    MANIFEST,
+    NAME,
+    VERSION,
+    BadModel,
+    File,
+    Identity,
+    Manifest,
+    Parameters,
+)
 from model_store.params import Arrays, opened
 
 
@@ -138,12 +150,6 @@ def _exists(target: pathlib.Path) -> BadModel:
     return BadModel(f"{target} exists; versions are never overwritten: choose another --version")
 
 
-def read(folder: pathlib.Path) -> tuple[Manifest, Arrays]:
-    """Return the manifest and the verified parameters of a version. Raises BadModel, BadParams."""
-    model = read_manifest(folder)
-    return model, read_parameters(folder / model.parameters.file, model.parameters)
-
-
 def read_manifest(folder: pathlib.Path) -> Manifest:
     """Return the manifest of a version.
 
@@ -154,7 +160,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     name, version = folder.absolute().parts[-2:]
     if (model.name, model.version) != (name, version):
         raise BadModel(
-            f"{folder / MANIFEST} describes {model.name} {model.version} and lies in the folder of "
+            f"{folder / MANIFEST} describes {model.name} {model.version} but is in the folder of "
             f"{name} {version}: rename the folder, or correct the manifest"
         )
     return model
@@ -179,6 +185,30 @@ def read_parameters(path: pathlib.Path, described: Parameters) -> Arrays:
         if source.sha256() != described.sha256:
             raise _differs(path, "its SHA-256 differs")
     return arrays
+
+
+def read_file(path: pathlib.Path, described: File) -> bytes:
+    """Return the content of a file of a version.
+
+    Args:
+        path: Path of the file.
+        described: Size and checksum of the file, as the manifest describes it.
+
+    Raises:
+        BadModel: The file cannot be read, or its size or checksum differs.
+    """
+    try:
+        with open_regular(path) as file:
+            # The size is checked first, so that a file of another size is not read.
+            size = os.fstat(file.fileno()).st_size
+            if size != described.bytes:
+                raise _differs(path, f"it has {size:,} bytes instead of {described.bytes:,}")
+            content = file.read(described.bytes + 1)
+    except OSError as error:
+        raise BadModel(f"{path}: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != described.sha256:
+        raise _differs(path, "its SHA-256 differs")
+    return content
 
 
 def _differs(path: pathlib.Path, reason: str) -> BadModel:

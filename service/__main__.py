@@ -1,9 +1,9 @@
 """Runs the service with `python -m service`, until SIGTERM or Ctrl-C.
 
-A second Ctrl-C exits immediately. The settings come from environment variables (`settings`), and
-`exit_status` lists the exit statuses. If SHOAL_WORKERS is more than 1, this process is the
-supervisor: it starts the engine process and the front ends, which accept the requests, as
-`python -m service --worker NAME`.
+A second Ctrl-C exits immediately. The settings are read from environment variables (see
+`service.settings`). The module `service.exit_status` lists the exit statuses. If SHOAL_WORKERS is
+more than 1, this process is the supervisor: it starts the engine process and the front ends, which
+accept the requests, as `python -m service --worker NAME`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if __name__ == "__main__":
     # the signals.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can handle the signal
 
 import uvloop
 from fastapi import FastAPI
@@ -41,9 +41,11 @@ from service.workers.process import ARGUMENT
 from service.workers.supervisor import ENGINE, Supervisor
 
 YOUNG_THRESHOLD = 5000
-"""Number of new objects after which Python collects its young generation (default: 700)."""
+"""Number of new objects after which Python collects its young generation (Python's default:
+700)."""
 FULL_COLLECTION = 20
-"""Number of collections of the middle generation before a full collection (default: 10)."""
+"""Number of collections of the middle generation before a full collection (Python's default:
+10)."""
 
 
 def main(load_engine: str = LOAD_ENGINE) -> int:
@@ -76,7 +78,7 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
         )
     if settings.workers == 1:
         return serve(app, settings)
-    # The application above only checks the settings: each front end builds its own application.
+    # The application above was only built to check the settings. Each front end builds its own.
     return supervise(settings, load_engine)
 
 
@@ -115,7 +117,7 @@ def supervise(settings: Settings, load_engine: str) -> int:
 
 
 def work(name: str) -> int:
-    """Run the engine process or a front end, as `name` says. Returns the exit status."""
+    """Run the process named `name`, the engine process or a front end. Returns the exit status."""
     bootstrap, settings = receive()
     configure(settings)
     if name == ENGINE:

@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
 import model_store.engine
-from model_store.engine import GluonEngine
+from model_store.engine import LaneEngine
 from service import errors
 from service.api import documentation, pages, predict, probes, schemas
 from service.decoding.limits import Limits, limits
@@ -60,13 +60,14 @@ SECURITY = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 NOTE_INTERVAL = 1.0
-"""Seconds between two updates of the metrics that are added up over all processes."""
+"""Interval in seconds at which a front end updates the metrics that are summed over all
+processes."""
 LOAD_ENGINE = "service.app:load_engine"
 """Name of the default function that loads the engine, as `module:function`."""
 
 
-def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
-    """Return a context manager that loads the model in the settings and closes it at the end.
+def load_engine(settings: Settings) -> AbstractAsyncContextManager[LaneEngine]:
+    """Return a context manager that loads the model named in the settings and closes it at the end.
 
     Entering the context manager raises BadModel if the model cannot be loaded.
     """
@@ -77,6 +78,7 @@ def load_engine(settings: Settings) -> AbstractAsyncContextManager[GluonEngine]:
         settings.max_batch_size,
         settings.precision,
         settings.engine_lanes,
+        settings.backend,
     )
 
 
@@ -133,7 +135,8 @@ def create_engine_server(
         settings: The settings of the service.
         load_engine: Function that loads the engine.
         folder: Path of the folder that all processes of the service share.
-        on_failure: Called once if the model cannot be loaded or the engine is dead.
+        on_failure: Called once if the model cannot be loaded, or if the engine does not return from
+            a batch and counts as dead.
 
     Raises:
         BadSettings: The decoders need more memory than the settings allow.
@@ -271,7 +274,7 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
 async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[None]:
     """Context manager that updates the summed metrics of this process, if it is a front end.
 
-    The summed metrics are added up over all processes. If the service has only one process,
+    Summed metrics are sums over all processes of the service. If the service has only one process,
     `/metrics` updates these metrics before it returns them.
     """
 

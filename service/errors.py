@@ -54,7 +54,7 @@ class UploadTimeout(Exception):
 
 
 class BadTimeout(Exception):
-    """The timeout that the client asks for is not a positive number."""
+    """The timeout that the client sent is not a positive number."""
 
 
 class Unauthorized(Exception):
@@ -137,7 +137,7 @@ class NotReady(Exception):
 
 
 class DecodersDown(NotReady):
-    """No decoder process can be started."""
+    """No decoder process is ready."""
 
 
 class Unloaded(NotReady):

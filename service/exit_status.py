@@ -10,7 +10,8 @@ class ExitStatus(IntEnum):
     """The process stopped after SIGTERM or Ctrl-C. It answered the requests in progress first."""
     FAILED = 1
     """The model cannot be served, the engine did not stop in time, a process of the service failed
-    repeatedly, or the supervisor, which starts the processes, has ended."""
+    repeatedly, or the supervisor has ended. The supervisor is the process that starts the
+    others."""
     BAD_SETTINGS = 2
     """A setting is invalid."""
     CANNOT_LISTEN = 3

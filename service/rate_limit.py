@@ -4,13 +4,14 @@ This module does no I/O and reads no clock: callers pass the current time, in se
 
 Each client has a token bucket. As in the generic cell rate algorithm (ITU-T I.371), the bucket is
 stored as one number: the time at which the bucket will be full again. A request is rejected if the
-bucket has less than one token, that is, if this time is more than `(burst - 1) / rate` seconds in
-the future. Rejected requests take no tokens. So a client that waits for the number of seconds in
-`Retry-After` is accepted.
+bucket has less than one token. This is the case if the stored time is more than `(burst - 1) /
+rate` seconds in the future. Rejected requests take no tokens. So a client that waits for the number
+of seconds in `Retry-After` is accepted.
 
-A request takes one token when it begins, before its body is read. When the server knows the number
-of images in the request, the request takes a token for each further image, even if the bucket is
-empty. The client then has a debt, and its requests are rejected until the debt is paid off.
+A request takes one token when it begins, before its body is read. Later, the server knows the
+number of images in the request. The request then takes a token for each further image, even if the
+bucket is empty. The client then has a debt, and its requests are rejected until the debt is paid
+off.
 
 Guarantees
 - When a request is accepted, fewer than `burst + rate * t` images of its client were counted in the
@@ -50,7 +51,7 @@ class RateLimiter:
         """
         Args:
             rate: Maximum number of images per second of each client, on average.
-            burst: Maximum number of images that a client may send at once: the size of a bucket.
+            burst: Maximum number of images that a client may send in a burst: the size of a bucket.
             max_clients: Maximum number of clients that are remembered.
         """
         self._seconds = 1 / rate
@@ -101,7 +102,7 @@ class RateLimiter:
         if full_at <= now or len(self._full_at) > self._max_clients:
             del self._full_at[first]
         elif full_at - now > self._ahead + self._seconds:
-            # A client with a debt would otherwise keep the clients after it from being forgotten.
+            # Otherwise, a client with a debt would keep later clients from being forgotten.
             self._full_at.move_to_end(first)
 
 

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
     """Device that runs the network: auto, cpu, gpu or gpu:N. auto: a GPU if one works, else the
     CPU."""
+    backend: Literal["auto", "mxnet", "onnxruntime"] = "auto"
+    """Library that runs the network: auto, mxnet or onnxruntime. auto: of the installed libraries
+    that can run the version, the one that reaches a GPU. If none or both do: mxnet."""
     precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
     """Precision of the computation: auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 if the
     machine has instructions for it and the version was measured to be as accurate as in fp32; else
@@ -74,9 +77,9 @@ class Settings(BaseSettings):
     engine_threads: int = Field(default=1, ge=1, le=256)
     """Number of CPU threads for each batch."""
     engine_lanes: int | None = Field(default=None, ge=1, le=64)
-    """Number of batches that run on a CPU at the same time. A GPU always runs one batch at a time.
-    Default: the number of CPU cores, at most 4. With int8 the default is one less, because
-    the event loop needs a core."""
+    """Maximum number of batches that a CPU runs at the same time. A GPU always runs one batch at a
+    time. Default: the number of CPU cores, but at most 4. In int8, the default is one less, but at
+    least 1, so that the event loop has a core."""
 
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
     """Maximum number of images in a batch. Default: 16 on a CPU, 64 on a GPU."""
@@ -126,9 +129,10 @@ class Settings(BaseSettings):
     are counted when their number is known. Requests beyond the limit are rejected with 429.
     Default: no limit."""
     rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Maximum number of images that a client may send at once. A single request may exceed this
-    number. Further requests of the client are then rejected until all its images are within the
-    rate limit again. Default: the rate limit, at least 1."""
+    """Maximum number of images that a client may send in a burst, faster than the rate limit
+    allows. A single request with more images is accepted, but the next requests of the client are
+    then rejected until its average rate is within the rate limit again. Default:
+    `SHOAL_RATE_LIMIT`, but at least 1."""
     allowed_hosts: str = ""
     """Host names, separated by commas, that are accepted in the header `Host`. IP addresses,
     localhost and the name in `SHOAL_HOST` are always accepted. `*.example.com`: all names below
@@ -149,10 +153,10 @@ class Settings(BaseSettings):
     """File with further admin keys, one per line. The service reads it again when it changes."""
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
-    """Maximum number of open HTTP connections, and also of open gRPC connections. The maximum is
-    lowered if the process may not open enough descriptors (`ulimit -n`): an HTTP connection needs
-    one, and a gRPC connection needs three. At the maximum, a new connection replaces an idle or
-    slow connection of the client with the most connections."""
+    """Maximum number of open HTTP connections. gRPC has a separate maximum of the same size. Both
+    are lower if the process may not open enough file descriptors (`ulimit -n`): each HTTP
+    connection needs one, and each gRPC connection needs three. At the maximum, a new connection
+    replaces an idle or slow connection of the client with the most connections."""
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Number of seconds after which an idle connection is closed. Set a higher value than the idle
     timeout of a load balancer in front of the service."""

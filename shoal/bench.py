@@ -9,12 +9,13 @@
 measured from its planned time, so it is the latency that independent clients would see.
 `--concurrency` opens N connections. Each connection sends its next request when its last request is
 answered.
-`--find-max` searches the highest rate at which the 99th percentile of the latency is within the SLO
-(service level objective). For the SLO, a rejected request counts as a request without an answer.
+`--find-max` searches for the highest rate at which the 99th percentile of the latency is within the
+SLO (service level objective). A request that is rejected or gets no answer counts as infinitely
+slow.
 
 The command sends each image once before the load. Under load, an image must get the same class
-again. If files are named CLASS_..., the command also reports how many of these images get the right
-class. The command reads the API key from the environment variable SHOAL_API_KEY.
+again. If files are named CLASS_..., the command also reports how many of these images are
+classified correctly. The command reads the API key from the environment variable SHOAL_API_KEY.
 """
 
 from __future__ import annotations
@@ -52,13 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N[,N...]",
         help="number of connections (closed loop)",
     )
-    choose("--find-max", action="store_true", help="search the highest rate within the SLO")
+    choose("--find-max", action="store_true", help="search for the highest rate within the SLO")
     add(
         "--slo-ms",
         type=float,
         help="maximum 99th percentile of the latency, in ms (with --find-max: 100)",
     )
-    add("--duration", type=float, default=10.0, help="seconds of each measurement (%(default)s)")
+    add(
+        "--duration",
+        type=float,
+        default=10.0,
+        help="length of a measurement in seconds (%(default)s)",
+    )
     add(
         "--warm-up",
         type=float,
@@ -69,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arrivals",
         choices=ARRIVALS,
         default="poisson",
-        help="arrival times of --rate and --find-max (%(default)s)",
+        help="distribution of arrival times with --rate and --find-max (%(default)s)",
     )
     add(
         "--images",

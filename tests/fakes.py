@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from model_store import versions
+from model_store.backend import BackendChoice
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalization, Parameters
@@ -31,7 +32,8 @@ MODEL = Manifest(
 class FakeEngine:
     """Classifies an image by its first red value modulo ten, with probability 0.91."""
 
-    device = Device(None, "cpu", "as asked")
+    device = Device("cpu", "as requested")
+    backend = BackendChoice("mxnet", "as requested")
     precision = Precision("fp32", "this version is not calibrated for int8")
     lanes = 1
     max_in_flight = 1  # so that a test knows which batch it holds

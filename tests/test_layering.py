@@ -107,7 +107,7 @@ def test_batching_imports_the_standard_library_only() -> None:
 
 
 def test_only_runtime_imports_mxnet() -> None:
-    """No module imports mxnet or gluoncv by a statement; `model_store.runtime` loads them."""
+    """No module imports mxnet or gluoncv by a statement; `model_store.mxnet.runtime` loads them."""
     assert not [path for path in MODULES if {"mxnet", "gluoncv"} & packages(path)]
 
 
@@ -148,7 +148,7 @@ def test_a_front_end_does_not_load_mxnet() -> None:
 
 def test_only_app_builds() -> None:
     """Engines and applications are built in one place."""
-    built = {"GluonEngine", "FastAPI", "ModelHost", "EngineServer", "Service"}
+    built = {"LaneEngine", "FastAPI", "ModelHost", "EngineServer", "Service"}
     for path in modules("service"):
         calls = [node for node in nodes(path) if isinstance(node, ast.Call)]
         called = {call.func.id for call in calls if isinstance(call.func, ast.Name)}

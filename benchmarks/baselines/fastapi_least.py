@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 from fastapi import Request, Response
 
-from model_store.engine import GluonEngine
+from model_store.engine import LaneEngine
 from service.__main__ import serve
 from service.app import create_app, load_engine
 from service.http.middleware import FastRoute
@@ -36,7 +36,7 @@ not_empty = asyncio.Event()
 
 
 @asynccontextmanager
-async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
+async def load(settings: Settings) -> AsyncIterator[LaneEngine]:
     """Yields the engine, while tasks run the network for the waiting requests."""
     async with load_engine(settings) as engine:
         runners = [asyncio.create_task(compute(engine)) for _ in range(IN_FLIGHT)]
@@ -45,7 +45,7 @@ async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
             runner.cancel()
 
 
-async def compute(engine: GluonEngine) -> None:
+async def compute(engine: LaneEngine) -> None:
     """Runs batches for the waiting requests, until the task is canceled."""
     while True:
         while not waiting:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from model_store import manifest, versions
-from model_store.architectures import build
-from model_store.runtime import load_mxnet
+from model_store.mxnet.architectures import build
+from model_store.mxnet.runtime import load_mxnet
 
 MODEL = "cifar_resnet20_v1"
 SIDE = 32

@@ -11,8 +11,8 @@ from typing import Any
 from flask import Flask, request
 
 from model_store import manifest, versions
-from model_store.architectures import build
-from model_store.runtime import load_mxnet
+from model_store.mxnet.architectures import build
+from model_store.mxnet.runtime import load_mxnet
 from model_store.training.cifar10 import CLASSES, MEAN, STD
 
 mx = load_mxnet(threads=1)

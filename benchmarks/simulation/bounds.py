@@ -27,9 +27,9 @@ def fluid(
     """Simulates a device that processes requests one by one at its maximum rate, without batches.
 
     A request is rejected if it cannot be answered within the SLO. All other requests are accepted.
-    No policy can reach more answers: in any interval, the device can process at most its capacity
-    (requests per second) times the length of the interval, and each request must be answered within
-    one SLO after its arrival.
+    No policy can reach more answers, for two reasons. In any interval, the device can process at
+    most its capacity (requests per second) times the length of the interval. Each request must be
+    answered within one SLO after its arrival.
 
     Args:
         arrivals: Arrival times of the requests in seconds, in ascending order.

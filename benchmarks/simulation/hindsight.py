@@ -1,8 +1,8 @@
 """Hindsight: finds the best result of Shoal's policy on a trace, with settings from a grid.
 
-A trace is the list of arrival times of all requests. The trace is simulated with all pairs of two
-settings in the grid. The first setting is the margin, the share of a predicted time that is kept in
-reserve. The margin is fixed, or learned as in Shoal. The second setting is `KEEPING_UP` of
+A trace is the list of arrival times of all requests. The trace is simulated with all combinations
+of two settings in the grid. The first setting is the margin, the share of a predicted time that is
+kept in reserve. The margin is fixed, or learned as in Shoal. The second setting is `KEEPING_UP` of
 `batching.policy`. The best result has the highest goodput, which is the number of answers in time.
 A result is ignored if too few accepted requests were answered in time. If the best result misses a
 target, all settings in the grid miss it, but settings that are not in the grid may meet it.

@@ -63,5 +63,5 @@ def figures(requests: Sequence[Request], slo: float) -> Figures:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Returns the smallest value for which at least `share` of all values are not larger."""
+    """Returns the smallest value x such that at least `share` of all values are at most x."""
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else math.nan

@@ -1,7 +1,7 @@
 """Verdict: decides which cells of the simulation meet the targets, and explains the others.
 
 A cell is one simulation. A reference is a policy that knows more than Shoal's policy. If Shoal
-misses a target in a cell, a reference explains the miss if the result of the reference is not worse
+misses a target in a cell, a reference may explain the miss. It does so if its result is not worse
 than Shoal's and also misses the target.
 """
 
@@ -25,7 +25,7 @@ BEATEN = 1.01
 exceeds this number."""
 REFERENCES = {
     "clairvoyant": "the clairvoyant policy",
-    "unforeseen": "the flow that detects the change",
+    "unforeseen": "the policy of the bound that detects the change",
     "told": "Shoal informed of the change",
     "hindsight": "the best setting in hindsight",
 }

@@ -19,7 +19,8 @@ from model_store.training.cifar10 import MEAN, SIDE, Images
 from model_store.training.recipe import Recipe
 
 PADDING = 4
-"""Maximum number of pixels by which a crop of the image's size extends over the image's edge."""
+"""Maximum number of pixels by which a crop may extend beyond the image's edge, if the crop has the
+image's size."""
 MARGIN = 12
 """Width in pixels of the border that is added around an image for crops that are larger than the
 image. The border is the reflection of the image."""

@@ -6,7 +6,7 @@ the probe images (see `probes`). The source version does not change.
 
 The ranges are observed on `SAMPLE` training images. The temperature, a number that divides the
 logits, is fitted on every second test image. The calibration error is measured on the other test
-images. Training images are not used to fit the temperature, because networks are too certain about
+images. Training images are not used to fit the temperature, because networks are overconfident on
 images that they were trained on (docs/decisions/0025-temperature-from-test-images.md). The accuracy
 is measured on all test images, because the temperature does not change the predicted class of an
 image.
@@ -20,12 +20,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_store import manifest, probes, store, versions
+from model_store import backends, manifest, probes, store, versions
+from model_store.batch import BatchFormat
 from model_store.engine import load_engine
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Int8, Manifest, Measurement, Origin, Temperature
+from model_store.mxnet.int8 import Quantizable
+from model_store.mxnet.network import build_filled
+from model_store.mxnet.runtime import load_mxnet
+from model_store.onnx import files
 from model_store.params import sha256
-from model_store.precision import PrecisionUnavailable
+from model_store.precision import PrecisionUnavailable, is_offered
 from model_store.training import cifar10, measurement
 from model_store.training.evaluation import Probabilities, evaluate, fit_temperature, tempered
 
@@ -33,6 +38,9 @@ SAMPLE = 2048
 """Number of training images on which the ranges are observed."""
 SEED = 1
 """Seed for choosing these training images at random."""
+PRECISIONS: tuple[manifest.PrecisionName, ...] = ("fp32", "int8", "fp16")
+
+Key = tuple[manifest.BackendName, manifest.PrecisionName]
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,13 @@ async def calibrate(
         into: Folder of the store that the copy is added to.
         version: Number of the copy.
         device: auto, cpu, gpu or gpu:N. fp32 and int8 are measured on the CPU. fp16 is measured on
-            the GPU that `device` selects. If `device` selects no GPU, fp16 is not measured.
+            the GPU that `device` selects. If `device` selects no GPU, the ONNX file in fp16 is
+            measured on the CPU, and fp16 with MXNet is not measured.
         threads: Number of CPU threads.
 
     Raises:
         BadModel: A version is invalid, or its classes are not those of CIFAR-10.
-        BadDataset, BadParams, DeviceUnavailable, MXNetUnavailable, OSError.
+        BadDataset, BadParams, DeviceUnavailable, BackendUnavailable, OSError.
     """
     source = versions.read_manifest(folder)
     if source.classes != cifar10.CLASSES:
@@ -74,8 +83,9 @@ async def calibrate(
     train, test = cifar10.read_train(data), cifar10.read_test(data)
     with versions.adding(into, source.name, version) as partial:
         copied = read_regular(folder / source.parameters.file, source.parameters.bytes)
-        (partial / source.parameters.file).write_bytes(copied)
-        bare = source.model_copy(
+        path = partial / source.parameters.file
+        path.write_bytes(copied)
+        model = source.model_copy(
             update={
                 "version": version,
                 "derived_from": _origin(folder, source),
@@ -83,29 +93,53 @@ async def calibrate(
                 "temperature": None,
                 "int8": None,
                 "probes": {},
+                "onnx": {},
             }
         )
-        manifest.write(partial, bare)
-        sample = np.random.default_rng(SEED).permutation(len(train.images))[:SAMPLE]
-        model = bare.model_copy(
-            update={"int8": await _int8(partial, train.images[sample], len(train.images), threads)}
-        )
         manifest.write(partial, model)
-        outputs: dict[manifest.PrecisionName, Outputs] = {
-            "fp32": await _outputs(partial, test.images, "cpu", threads, "fp32"),
-            "int8": await _outputs(partial, test.images, "cpu", threads, "int8"),
-        }
-        if device != "cpu":
-            with suppress(PrecisionUnavailable):  # there is no GPU, so fp16 is not measured
-                outputs["fp16"] = await _outputs(partial, test.images, device, threads, "fp16")
+        sample = np.random.default_rng(SEED).permutation(len(train.images))[:SAMPLE]
+        if "mxnet" in backends.installed():
+            int8 = _int8(partial, train.images[sample], len(train.images), threads)
+            model = model.model_copy(update={"int8": int8})
+        arrays = versions.read_parameters(path, source.parameters)
+        model = store.with_onnx(model, partial, arrays, train.images[sample])
+        manifest.write(partial, model)
+        outputs = await _all_outputs(partial, model, test.images, device, threads)
         manifest.write(partial, _described(model, outputs, test))
         await store.verify(partial)
     return versions.folder(into, source.name, version)
 
 
-async def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:
-    async with load_engine(partial, "cpu", threads, measurement.BATCH, "fp32") as engine:
-        ranges = await engine.observe(list(images))
+async def _all_outputs(
+    partial: pathlib.Path, model: Manifest, images: cifar10.Images, device: str, threads: int
+) -> dict[Key, Outputs]:
+    outputs: dict[Key, Outputs] = {}
+    for backend in backends.able(model):
+        for precision in PRECISIONS:
+            on = device if precision == "fp16" else "cpu"
+            if is_offered(precision, model, backend):
+                with suppress(PrecisionUnavailable):  # fp16 without a GPU
+                    outputs[backend, precision] = await _outputs(
+                        partial, images, on, threads, precision, backend
+                    )
+    if ("onnxruntime", "fp16") not in outputs and "fp16" in model.onnx:
+        # ONNX Runtime can also run this file on a CPU, slowly, with nearly the same results.
+        content = (partial / model.onnx["fp16"].file).read_bytes()
+        outputs["onnxruntime", "fp16"] = Outputs(
+            files.probabilities(content, model, images, threads),
+            files.probabilities(content, model, probes.images(), threads),
+        )
+    return outputs
+
+
+def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:
+    mx = load_mxnet(threads, in_order=True)
+    model = versions.read_manifest(partial)
+    arrays = versions.read_parameters(partial / model.parameters.file, model.parameters)
+    network = build_filled(mx, model, mx.cpu(), arrays)
+    parts = np.array_split(images, range(measurement.BATCH, len(images), measurement.BATCH))
+    batch_format = BatchFormat(model, [measurement.BATCH])
+    ranges = Quantizable(mx, network).observe([batch_format.assemble(list(part)) for part in parts])
     return Int8(
         calibrated_on=f"CIFAR-10, {len(images):,} of the {of:,} training images, "
         f"drawn with seed {SEED}",
@@ -115,38 +149,49 @@ async def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads:
 
 
 async def _outputs(
-    partial: pathlib.Path, images: cifar10.Images, device: str, threads: int, wanted: str
+    partial: pathlib.Path,
+    images: cifar10.Images,
+    device: str,
+    threads: int,
+    wanted: str,
+    backend: manifest.BackendName,
 ) -> Outputs:
-    async with load_engine(partial, device, threads, measurement.BATCH, wanted) as engine:
+    options = (device, threads, measurement.BATCH, wanted)
+    async with load_engine(partial, *options, backend=backend) as engine:
         return Outputs(
             await store.probabilities(engine, images),
             await store.probabilities(engine, probes.images()),
         )
 
 
-def _described(
-    model: Manifest, outputs: dict[manifest.PrecisionName, Outputs], test: cifar10.Split
-) -> Manifest:
-    temperature = _temperature(outputs["fp32"].test, test)
+def _described(model: Manifest, outputs: dict[Key, Outputs], test: cifar10.Split) -> Manifest:
+    exact = next(rows for (_, precision), rows in outputs.items() if precision == "fp32")
+    temperature = _temperature(exact.test, test)
     measured = []
-    for name, rows in outputs.items():
+    recorded: dict[Key, manifest.ProbeRows] = {}
+    for (backend, precision), rows in outputs.items():
         evaluation = evaluate(tempered(rows.test, temperature.value), test.labels, model.classes)
         measured.append(
             Measurement(
                 on=f"CIFAR-10, the {len(test.images):,} images of test_batch.bin",
                 images=evaluation.images,
-                precision=name,
+                precision=precision,
+                backend=backend,
                 accuracy=evaluation.accuracy,
                 negative_log_likelihood=round(evaluation.negative_log_likelihood, 4),
             )
         )
+        recorded[backend, precision] = probes.record(tempered(rows.probes, temperature.value))
     return model.model_copy(
         update={
             "temperature": temperature,
             "measured": tuple(measured),
-            "probes": {
-                name: probes.record(tempered(rows.probes, temperature.value))
-                for name, rows in outputs.items()
+            "probes": {p: rows for (b, p), rows in recorded.items() if b == "mxnet"},
+            "onnx": {
+                precision: described.model_copy(
+                    update={"probes": recorded["onnxruntime", precision]}
+                )
+                for precision, described in model.onnx.items()
             },
         }
     )

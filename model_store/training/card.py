@@ -21,7 +21,7 @@ from model_store.training.evaluation import Evaluation
 
 CARD, PICTURE = "MODEL_CARD.md", "evaluation.png"
 TIMEOUT = 30
-"""Maximum number of seconds for one answer of the service."""
+"""Timeout in seconds for each response of the service."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ async def write_card(
         photos: Folder of labeled photographs, named CLASS_*, that the service at `url` classifies.
             None: the card has no results for photographs.
         url: Address of a service that serves this version. Not used if `photos` is None.
-        device: auto, cpu, gpu or gpu:N. fp16 is measured only if `device` is not cpu and selects a
-            GPU.
+        device: auto, cpu, gpu or gpu:N. fp16 is measured only if `device` selects a GPU. The other
+            precisions are always measured on the CPU.
         threads: Number of CPU threads.
 
     Raises:
@@ -207,9 +207,9 @@ def _photos(photos: Photos | None) -> str:
     return (
         f"The service, in {photos.precision}, recognized {photos.right} of {photos.all} "
         f"photographs from other sources ({photos.right / photos.all:.1%}). The mean probability "
-        f"of the predicted classes was {photos.probability:.1%}. The photographs are few, were "
-        "chosen by hand, and are larger than CIFAR-10's images. The network sees their middle "
-        "square."
+        f"of the predicted classes was {photos.probability:.1%}. There are few photographs, "
+        "they were chosen by hand, and they are larger than CIFAR-10's images. The network gets "
+        "only the middle square of each photograph."
     )
 
 
@@ -223,11 +223,12 @@ def _calibration(model: Manifest) -> str:
         f"Logits are divided by a temperature of {temperature.value} (Guo et al. 2017), fitted on "
         f"{temperature.fitted_on} images. On {temperature.measured_on}, the expected calibration "
         f"error fell from {temperature.calibration_error_before:.2%} to "
-        f"{temperature.calibration_error:.2%} (fp32, 15 bins). The table above is computed from "
-        "all test images, including the images that the temperature was fitted on. Training images "
-        "were not used to fit the temperature, because networks are too certain about them. A "
-        "temperature changes no predicted class. The calibration error was not measured on images "
-        "that differ from CIFAR-10's."
+        f"{temperature.calibration_error:.2%} (fp32, 15 bins). The calibration errors in the "
+        "section Accuracy were measured on all test images, including the images that the "
+        "temperature was fitted on. Training images were not used to fit the temperature, because "
+        "networks are overconfident on images that they were trained on. The temperature does not "
+        "change the predicted class of any image. The calibration error was not measured on "
+        "images that differ from CIFAR-10's."
     )
 
 

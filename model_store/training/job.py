@@ -3,9 +3,10 @@
 On a CPU, runs with the same options and the same number of threads give the same weights. After
 Ctrl-C, the same command continues the run and gives the same weights as an uninterrupted run.
 
-The result is an average of the weights over the steps. No other weights are chosen, even if their
-accuracy is higher. If training images are held out, the accuracy on them is measured after every
-epoch. Otherwise, the accuracy on the test images is measured once, after training.
+The result is an average of the weights over the steps. Weights of single steps are never used
+instead, even if their accuracy is higher. If training images are held out, the accuracy on them is
+measured after every epoch. Otherwise, the accuracy on the test images is measured once, after
+training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from types import FrameType
 from tqdm import tqdm
 
 from model_store import manifest, probes, versions
-from model_store.params import sha256
+from model_store.params import read_params, sha256
+from model_store.store import with_onnx
 from model_store.training import checkpoint, cifar10
 from model_store.training.batches import Batches
 from model_store.training.checkpoint import Origin
@@ -68,7 +70,7 @@ def train(
         BadModel: The new version exists, or another version is invalid.
         ValueError: The newest checkpoint has another origin, or an option is invalid.
         Interrupted: The run was stopped by Ctrl-C or SIGTERM.
-        BadDataset, BadParams, DeviceUnavailable, MXNetUnavailable, OSError.
+        BadDataset, BadParams, DeviceUnavailable, BackendUnavailable, OSError.
     """
     # Errors are raised before the training, which takes hours.
     target = versions.vacant_folder(store, recipe.architecture, version)
@@ -174,7 +176,8 @@ def _add_version(
     with versions.adding(store, training.recipe.architecture, version) as partial:
         training.save_average(partial / PARAMS)
         draw_progress(training.progress, partial / "training.png")
-        manifest.write(partial, _describe(training, images, measured, version, partial / PARAMS))
+        model = _describe(training, images, measured, version, partial / PARAMS)
+        manifest.write(partial, with_onnx(model, partial, read_params(partial / PARAMS)))
 
 
 def _describe(

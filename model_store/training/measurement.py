@@ -37,7 +37,7 @@ async def evaluate(
 
     Raises:
         BadModel: The version is invalid, or its classes are not those of CIFAR-10.
-        BadParams, DeviceUnavailable, MXNetUnavailable, PrecisionUnavailable.
+        BadParams, DeviceUnavailable, BackendUnavailable, PrecisionUnavailable.
     """
     async with load_engine(folder, device, threads, BATCH, precision) as engine:
         if engine.model.classes != cifar10.CLASSES:

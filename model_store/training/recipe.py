@@ -6,7 +6,7 @@ BatchNorm and biases have no weight decay. The result of the run is an exponenti
 weights (Polyak and Juditsky 1992).
 
 Images are augmented (see `augmentation`). The first steps may use small crops. A step with small
-crops takes little more than half of the time. The network may also learn from the outputs of
+crops takes slightly more than half as long. The network may also learn from the outputs of
 teachers, which are networks that are already trained (Hinton et al. 2015, arXiv 1503.02531).
 """
 
@@ -47,11 +47,9 @@ class Recipe:
     weight_decay: float = _option(
         5e-4, "weight decay of all parameters except those of BatchNorm and biases"
     )
-    averaging: float = _option(
-        0.999, "weight of the previous average when the average of the weights is updated, per step"
-    )
+    averaging: float = _option(0.999, "decay per step of the exponential average of the weights")
     small: float = _option(
-        0.0, "share of the steps, at the beginning, that use crops of 24 x 24 pixels"
+        0.0, "share of the steps, from the first step on, that use crops of 24 x 24 pixels"
     )
     cutout: int = _option(
         0, "side in pixels of a square that is replaced by gray in each image; 0: no square"
@@ -71,8 +69,8 @@ class Recipe:
     )
     held_out: int = _option(
         0,
-        "number of training images, at the end of the data, that are used to measure the accuracy "
-        "and not to train",
+        "number of images, the last ones of the training data, that are used to measure the "
+        "accuracy and are not trained on",
     )
     teacher: str = _option("", "NAME/VERSION of networks to learn from, separated by commas")
     temperature: float = _option(

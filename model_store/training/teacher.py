@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from model_store import manifest, versions
 from model_store.manifest import BadModel, Manifest
-from model_store.network import filled
+from model_store.mxnet.network import filled
 from model_store.params import Arrays
 from model_store.training import cifar10
 from model_store.training.batches import Place

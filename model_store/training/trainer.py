@@ -3,7 +3,7 @@
 Two networks are trained: one by gradient descent, and one whose weights are the average of the
 first network's weights over the steps. The averaged network is the result.
 
-On a CPU, a mean over the axes replaces MXNet's global average pooling, which makes a step 1.5 times
+On a CPU, MXNet's global average pooling is replaced by a mean over the axes. So a step is 1.5 times
 as fast. MXNet's pooling returns gradients in a memory layout that BatchNorm processes slowly.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_store.architectures import build
-from model_store.device import choose
+from model_store.mxnet.architectures import build
+from model_store.mxnet.device import choose, context
+from model_store.mxnet.runtime import is_for_cpu, load_mxnet
 from model_store.params import Arrays, check_params
-from model_store.runtime import is_for_cpu, load_mxnet
 from model_store.training import checkpoint, cifar10
 from model_store.training.batches import Batch, Batches
 from model_store.training.checkpoint import Origin, Progress
@@ -54,7 +54,7 @@ class Trainer:
 
         Raises:
             BadParams: `start` or the parameters of a teacher do not fit the architecture.
-            DeviceUnavailable, MXNetUnavailable.
+            DeviceUnavailable, BackendUnavailable.
         """
         self.origin = origin
         self.recipe = recipe = origin.recipe
@@ -66,6 +66,7 @@ class Trainer:
         # adds numbers varies.
         self._mx = load_mxnet(origin.threads, in_order=is_for_cpu(device))
         self.device = choose(self._mx, device)
+        self._context = context(self._mx, self.device)
         self.mxnet_version: str = self._mx.__version__
         self._mx.random.seed(recipe.seed)
         self._net = self._new_network()
@@ -85,7 +86,7 @@ class Trainer:
         self._divergence = self._mx.gluon.loss.KLDivLoss(from_logits=False)
         self._teachers = None
         if teachers:
-            self._teachers = Teachers(self._mx, self.device.context, teachers, memory)
+            self._teachers = Teachers(self._mx, self._context, teachers, memory)
 
     def run(self, held_out: cifar10.Split) -> Iterator[Progress]:
         """Train from the current progress to the end. Yields the progress after every step.
@@ -131,8 +132,8 @@ class Trainer:
 
     def load(self, saved: pathlib.Path) -> None:
         """Load a checkpoint, which must have the same origin."""
-        self._net.load_parameters(str(saved / "net.params"), ctx=self.device.context)
-        self._average.load_parameters(str(saved / "average.params"), ctx=self.device.context)
+        self._net.load_parameters(str(saved / "net.params"), ctx=self._context)
+        self._average.load_parameters(str(saved / "average.params"), ctx=self._context)
         self._optimizer.load_states(str(saved / "optimiser.states"))
         self.progress = checkpoint.progress_of(saved)
 
@@ -148,14 +149,14 @@ class Trainer:
         recipe = self.recipe
         self._optimizer.set_learning_rate(recipe.learning_rate_at(self.progress.step, self.steps))
         inputs = self._to_device(batch.images)
-        targets = self._mx.nd.array(batch.targets, ctx=self.device.context)
+        targets = self._mx.nd.array(batch.targets, ctx=self._context)
         expected = self._teacher_probabilities(batch, inputs)
         with self._mx.autograd.record():
             logits = self._net(inputs)
             losses = self._loss(logits, targets)
             if expected is not None:
                 divergence = self._divergence(logits / recipe.temperature, expected)
-                # The square makes these gradients about as large as the gradients of the labels.
+                # The factor makes these gradients about as large as the gradients of the labels.
                 divergence = divergence * recipe.temperature**2
                 losses = (1 - recipe.teacher_weight) * losses + recipe.teacher_weight * divergence
         losses.backward()
@@ -170,7 +171,7 @@ class Trainer:
         if self._teachers is None:
             return None
         logits = self._teachers.logits(batch.place, inputs)
-        rows = self._mx.nd.array(logits.astype(np.float32), ctx=self.device.context)
+        rows = self._mx.nd.array(logits.astype(np.float32), ctx=self._context)
         return self._mx.nd.softmax(rows / self.recipe.temperature, axis=1)
 
     def _to_device(self, images: npt.NDArray[Any]) -> Any:
@@ -186,7 +187,7 @@ class Trainer:
         std = np.asarray(cifar10.STD, dtype=np.float32)
         pixels = (images.astype(np.float32) / 255 - mean) / std
         planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-        return self._mx.nd.array(planes, ctx=self.device.context)
+        return self._mx.nd.array(planes, ctx=self._context)
 
     def _new_network(self) -> Any:
         mx = self._mx
@@ -200,8 +201,8 @@ class Trainer:
             if isinstance(layer, mx.gluon.nn.GlobalAvgPool2D):
                 net.features._children[place] = Mean()
         he = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
-        net.initialize(he, ctx=self.device.context)
-        net(mx.nd.zeros((1, 3, cifar10.SIDE, cifar10.SIDE), ctx=self.device.context))
+        net.initialize(he, ctx=self._context)
+        net(mx.nd.zeros((1, 3, cifar10.SIDE, cifar10.SIDE), ctx=self._context))
         net.hybridize(static_alloc=True, static_shape=True)
         return net
 
@@ -209,7 +210,7 @@ class Trainer:
         parameters = self._net._collect_params_with_prefix()
         check_params(arrays, {name: p.shape for name, p in parameters.items()})
         for name, parameter in parameters.items():
-            parameter.set_data(self._mx.nd.array(arrays[name], ctx=self.device.context))
+            parameter.set_data(self._mx.nd.array(arrays[name], ctx=self._context))
 
     def _update_average(self, keep: float) -> None:
         """Set the averaged network to keep * average + (1 - keep) * network.

@@ -1,4 +1,4 @@
-"""Serves the page at `/`, where people add pictures and see their classes.
+"""Serves the page at `/`, on which people upload images and see their classes.
 
 The page consists of the files in `static/`, without a framework or a build step. The files are read
 once, when the router is created. The page uses `POST /predict` and `GET /metrics` like any other

@@ -45,7 +45,7 @@ async def readyz(request: Request) -> Response:
     """Readiness probe: returns 200 if the server can classify images now, and 503 otherwise.
 
     The server can classify images when the model is loaded and warmed up, and the engine and the
-    decoders work. The response names the model and the device.
+    decoders work. The response names the model, the device and the backend.
     """
     loaded, stats = await service_of(request).check_ready()
     expected = stats.expected if stats is not None else {}
@@ -55,6 +55,8 @@ async def readyz(request: Request) -> Response:
             "model": {"name": loaded.model.name, "version": loaded.model.version},
             "device": loaded.device.name,
             "device_reason": loaded.device.reason,
+            "backend": loaded.backend.name,
+            "backend_reason": loaded.backend.reason,
             "precision": loaded.precision.name,
             "precision_reason": loaded.precision.reason,
             "latency": {size: round(seconds, 6) for size, seconds in expected.items()},

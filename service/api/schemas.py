@@ -54,7 +54,12 @@ class Ready(BaseModel):
     model: Model
     device: str = Field(examples=["cpu"])
     device_reason: str = Field(
-        description="The reason why this device is used", examples=["as asked"]
+        description="The reason why this device is used", examples=["as requested"]
+    )
+    backend: str = Field(description="The library that runs the model", examples=["mxnet"])
+    backend_reason: str = Field(
+        description="The reason why this library is used",
+        examples=["onnxruntime reaches the same device, and mxnet is preferred"],
     )
     precision: str = Field(examples=["int8"])
     precision_reason: str = Field(
@@ -68,7 +73,7 @@ class Ready(BaseModel):
 
 
 class Live(BaseModel):
-    """The state of a process that works."""
+    """The response of the liveness probe if the process works."""
 
     status: str = Field(examples=["live"])
 

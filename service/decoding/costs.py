@@ -1,11 +1,12 @@
 """Estimates the CPU time of decoding an image from its header and its length.
 
-Estimates do not depend on earlier images, so a client cannot influence the estimates of others.
+Estimates do not depend on earlier images, so a client cannot influence the estimates for other
+clients.
 
 The CPU time depends on the number of pixels. If entropy coding takes most of the time, the CPU time
-also depends on the number of bytes: a baseline JPEG of 12 megapixels takes 8 to 61 ms, depending on
-its quality and noise. `work` combines both numbers. The estimates of photos and drawings from 0.1
-to 64 megapixels are correct within a factor of 2.
+also depends on the number of bytes. For example, a baseline JPEG of 12 megapixels takes 8 to 61 ms,
+depending on its quality and noise. `work` combines both numbers. The estimates of photos and
+drawings from 0.1 to 64 megapixels are correct within a factor of 2.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ SECONDS: Mapping[str, float] = {
 SAMPLE_SECONDS = 0.0056
 """CPU seconds that decoding the sample images took on the reference machine."""
 MAX_SLOWER = 8.0
-"""Maximum factor by which this machine counts as slower or faster than the reference machine."""
+"""Maximum ratio of this machine's CPU time to the reference machine's. The minimum is 1 /
+`MAX_SLOWER`. Measured ratios outside this range are clipped."""
 PIXELS_PER_BYTE: Mapping[str, float] = {"JPEG": 17, "JPEG progressive": 11, "WebP": 5}
 """Number of pixels that take as long to decode as one encoded byte, by kind. Other kinds: 0."""
 MAX_BYTES_PER_PIXEL = 4
@@ -48,8 +50,8 @@ def work(image: EncodedImage) -> float:
     """Return the amount of work to decode `image`, as a number of pixels.
 
     The result is the sum of two numbers. The first is the number of pixels in all blocks of the
-    image, multiplied by the ratio of its number of scans to the typical number. The second is the
-    number of pixels that take as long to decode as the bytes of the image.
+    image. It is multiplied by the number of scans and divided by the typical number of scans. The
+    second is the number of pixels that take as long to decode as the bytes of the image.
     """
     blocks = BLOCK**2 * -(-image.width // BLOCK) * -(-image.height // BLOCK)
     usual = SCANS.get(image.kind)

@@ -1,7 +1,7 @@
 """Reads the type and the size of images from their headers, without decoding pixels.
 
-A header may be wrong. So the limits on the CPU time and memory of decoding an image are derived
-from its header, and enforced while the image is decoded.
+A header may be false. So the header only sets the limits on CPU time and memory for the image.
+Other modules enforce these limits while the image is decoded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WEBP_CHUNKS = 4096
 chunk is not found, the estimated CPU time is wrong by less than a factor of 3."""
 _GIF_BLOCKS = 1024
 """Maximum number of blocks of a GIF that are searched for its first frame. If the frame comes
-later, only the decoder finds it."""
+later, its size is not known before the image is decoded."""
 _PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 """Number of samples per pixel by color type of a PNG. Other color types have one sample."""
 _MAX_INFLATION = 1032

@@ -11,6 +11,7 @@ at most (`EncodedImage.is_bounded`). All other images are sent to the decoder pr
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -29,8 +30,8 @@ Pixels = npt.NDArray[np.uint8]
 
 # Decoding a plain image within these limits takes about a millisecond at most, as
 # tests/service/decoding/test_bounded.py checks. The limit on the side is necessary because decoders
-# work in blocks of up to 16 x 16 pixels: an image that is one pixel wide takes up to 16 times as
-# long as its number of pixels suggests.
+# work in blocks of up to 16 x 16 pixels. An image that is one pixel wide takes up to 16 times as
+# long as a square image with the same number of pixels.
 _BOUNDED_BYTES = 32 * 1024
 _BOUNDED_PIXELS = 128 * 128
 _BOUNDED_SIDE = 512
@@ -69,6 +70,8 @@ class EncodedImage:
     """Height in pixels, according to the header."""
     max_pixels: int
     """Maximum number of pixels that the image may have."""
+    is_usual_jpeg: bool = False
+    """Whether the image begins like most baseline JPEGs (`jpeg.USUAL`)."""
 
     @property
     def pixels(self) -> int:
@@ -95,7 +98,7 @@ class EncodedImage:
         if max(self.width, self.height) > _BOUNDED_SIDE:
             return False
         if self.kind == "JPEG":
-            return _is_plain_jpeg(self.data)
+            return self.is_usual_jpeg or jpeg.is_plain(self.data)
         return self.format == "PNG" and png.is_plain(self.data)
 
     def decode_here(self) -> Pixels | None:
@@ -145,7 +148,10 @@ class EncodedImage:
         """Return the exception for `fault`, with a message for the client."""
         match fault:
             case Fault.TWO_SIZES:
-                return BadImage(f"This {self.format} image has two different sizes. Save it again.")
+                return BadImage(
+                    f"The data of this {self.format} image contains two different image sizes. "
+                    "Save it again."
+                )
             case Fault.TOO_MANY_PARTS:
                 return BadImage(
                     "This JPEG image has more segments or scans than are allowed. Save it again."
@@ -193,35 +199,24 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
         ImageTooLarge: The image has more than `max_pixels` pixels, or decoding would take more than
             `max_memory`.
     """
-    kind, width, height = _usual_jpeg(data) or read_header(data)
+    usual = jpeg.USUAL.match(data)
+    kind, width, height = _usual_header(usual) or read_header(data)
     if width * height > max_pixels:
         raise too_large(width, height, max_pixels)
-    image = EncodedImage(data, kind, width, height, max_pixels)
+    image = EncodedImage(data, kind, width, height, max_pixels, usual is not None)
     if max_memory is not None and image.memory > max_memory:
         most = max_memory // BYTES_PER_PIXEL[image.kind]
         raise ImageTooLarge(
-            f"The image has {width} x {height} pixels, and the maximum for a {image.format} of its "
-            f"kind is {most:,} in total, because decoding takes much memory. Make it smaller: the "
-            f"network uses only {SIDE} x {SIDE} pixels."
+            f"The image has {width} x {height} pixels, and the maximum for this kind of "
+            f"{image.format} is {most:,} in total, because decoding it takes much memory. Make it "
+            f"smaller: the network uses only {SIDE} x {SIDE} pixels."
         )
     return image
 
 
-def _usual_jpeg(data: bytes) -> Header | None:
-    """Return the header of a JPEG that begins as nearly all programs write it.
-
-    Returns None for all other images.
-    """
-    usual = jpeg.USUAL.match(data)
-    if usual is None or usual["scanned"] != usual["components"][:1]:
+def _usual_header(usual: re.Match[bytes] | None) -> Header | None:
+    """Return the header of a JPEG that begins like most. Returns None for all other images."""
+    if usual is None:
         return None
     height, width = _SIZE.unpack(usual["size"])
     return ("JPEG", width, height) if width and height else None
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Return the result of `jpeg.is_plain`, but faster for most JPEGs."""
-    usual = jpeg.USUAL.match(data)
-    if usual is not None and usual["scan"]:
-        return usual["scanned"] == usual["components"][:1]
-    return jpeg.is_plain(data)

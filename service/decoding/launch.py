@@ -1,7 +1,7 @@
 """Starts decoder processes by sending orders to the template.
 
 The template is a fork server: the process that all decoder processes are forked from. It runs the
-module `service.decoding.template`. The module here is the server's side.
+module `service.decoding.template`. This module is the server's side of it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Template:
         self.sample_seconds = 0.0
         """CPU seconds that decoding the sample images takes on this machine."""
         self.ended = asyncio.Event()
-        """Set when the process has ended, or when its next answer may belong to an earlier order.
-        Decoders can then no longer be forked."""
+        """Set when decoders can no longer be forked: the process has ended, or its next answer may
+        belong to an earlier order."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._messages: asyncio.Queue[bytes] = asyncio.Queue()
@@ -54,7 +54,7 @@ class Template:
         return self.ended.is_set()
 
     async def start(self) -> None:
-        """Start the process and wait for its measurement. Raises StartFailed."""
+        """Start the process, and wait until it has set `sample_seconds`. Raises StartFailed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
@@ -75,7 +75,8 @@ class Template:
             except OSError as error:
                 ours.close()
                 raise StartFailed(
-                    f"the template of the decoders cannot be started: {error}"
+                    "the template process, which forks the decoder processes, cannot be started: "
+                    f"{error}"
                 ) from error
         self._control = ours
         asyncio.get_running_loop().add_reader(ours, self._read)
@@ -135,7 +136,7 @@ class Template:
     async def _ask(self, what: int, value: int, nicer: int = 0, *descriptors: int) -> int:
         """Send an order to the template, and return the result. Raises StartFailed."""
         if self._control is None or self.has_ended:
-            raise StartFailed("the template of the decoders has ended")
+            raise StartFailed("the template process, which forks the decoder processes, has exited")
         try:
             order = template.ORDER.pack(what, value, nicer)
             socket.send_fds(self._control, [order], descriptors)
@@ -143,13 +144,15 @@ class Template:
         except BaseException as error:
             self.ended.set()  # a late result would be mistaken for the next order's result
             if isinstance(error, OSError):
-                raise StartFailed(f"the template of the decoders has ended: {error}") from error
+                raise StartFailed(
+                    f"the template process, which forks the decoder processes, has exited: {error}"
+                ) from error
             raise
         assert isinstance(result, int)
         return result
 
     def _read(self) -> None:
-        """Receive a message of the template. An empty message: the template has ended."""
+        """Receive a message of the template. An empty message means that the template has ended."""
         assert self._control is not None
         try:
             message = self._control.recv(template.MAX_MESSAGE)
@@ -168,9 +171,11 @@ class Template:
             async with asyncio.timeout(START_SECONDS):
                 message = await self._messages.get()
         except TimeoutError as error:
-            raise StartFailed("the template of the decoders does not respond") from error
+            raise StartFailed(
+                "the template process, which forks the decoder processes, does not respond"
+            ) from error
         if not message:
-            raise StartFailed("the template of the decoders has ended")
+            raise StartFailed("the template process, which forks the decoder processes, has exited")
         return message
 
 

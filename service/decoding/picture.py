@@ -112,8 +112,8 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
     if 0 in image.size:
         raise Undecodable(Fault.DAMAGED)
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. This takes a fraction of the time, and
-    # the result is as good as that of resizing. `draft` also returns the exact size of the whole
-    # image in pixels of the smaller image.
+    # the result is as good as that of resizing. `draft` also returns the exact width and height of
+    # the smaller image. They can be up to one pixel less than the width and height in whole pixels.
     draft = image.draft(None, (_SPARE * SIDE, _SPARE * SIDE))
     shown_width, shown_height = draft[1][2:] if draft else image.size
     drawn = image.tile[0].extents if kind == "GIF" and image.tile else None
@@ -121,7 +121,7 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
     if kind == "PNG":
         _scale_transparent_color(image, depth=data[24])
     seen = fit(image, shown_width, shown_height, drawn)
-    # The orientation is applied last, when it takes almost no time on the small result.
+    # The orientation is applied last, to the small result, which takes almost no time.
     turn = _TURNS.get(_orientation(image.info))
     return seen if turn is None else seen.transpose(turn)
 

@@ -25,7 +25,7 @@ def is_plain(data: bytes) -> bool:
 
     A plain PNG is not interlaced. Its chunks are complete, few and small. Only its pixels are
     compressed, and no bytes follow the last chunk. So a decoder inflates only the pixels, and stops
-    after as many rows as the header says. 16-bit gray is not plain, because its conversion uses a
+    after as many rows as the header says. A 16-bit gray image is not plain. Its conversion builds a
     table of 65,536 entries, which takes longer than decoding a small image.
     """
     position, chunks, pixels = len(SIGNATURE), 0, False

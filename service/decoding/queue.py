@@ -5,21 +5,21 @@ A job is an image to decode. Its cost is its CPU time, which is estimated before
 Guarantees
 - Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. The
   times of two clients differ by at most one job of each client per decoder.
-- Before the first job of a new client, every other client receives a limited CPU time: at most the
-  cost of one job, plus the cost of the new job, plus the errors of the other client's estimates.
-  The number of waiting jobs has no influence.
-- A client that sends a cheap job from time to time waits for about two expensive jobs of others,
-  not for one job of each client, if the estimates are correct.
-- A client gets no credit for pauses. If a client has received more than its share, the excess
-  remains a debt after its last job, until the waiting clients have received the same time. Without
-  waiting clients there is no debt.
-- Any number of new clients cannot starve a waiting client: new clients start at a level that rises
-  with the time that other clients receive.
+- While the first job of a new client waits, every other client receives limited CPU time. The limit
+  is the sum of three numbers: the cost of one job, the cost of the new job, and the errors of the
+  other client's estimates. The number of waiting jobs has no influence.
+- If the estimates are correct, a client that sends a cheap job from time to time waits for about
+  two expensive jobs of other clients. It does not wait for one job of each client.
+- A client gets no credit for pauses. If a client has received more than its share, the excess is a
+  debt. The debt remains after the client's last job, until the waiting clients have received the
+  same time. Without waiting clients there is no debt.
+- New clients cannot starve a waiting client, however many there are: new clients start at a level
+  that rises with the time that other clients receive.
 - Cheap jobs of a client precede its expensive jobs. Other jobs overtake its oldest job only until
   their total cost reaches the estimated cost of the oldest job. So no job starves.
 - A client without waiting jobs is accepted unless `max_jobs` clients are waiting. When the queue is
-  full, a new job replaces a job of the client with the most waiting jobs, if the client of the new
-  job has at least two fewer.
+  full, a new job replaces a job of the client with the most waiting jobs. This requires that the
+  client of the new job has at least two fewer waiting jobs.
 - Memory is limited by `max_jobs` and the number of running jobs.
 
 The method is fair queueing by virtual finish times (Demers, Keshav and Shenker, 1989). The level of
@@ -43,7 +43,8 @@ from service.errors import DecodeQueueFull
 T = TypeVar("T", bound=Hashable)
 
 LEAST = 1e-6
-"""Minimum cost of a job, in seconds. Without it, clients with free jobs would not take turns."""
+"""Minimum cost of a job, in seconds. Without it, clients whose jobs cost nothing would not take
+turns."""
 
 
 class _Client(Generic[T]):

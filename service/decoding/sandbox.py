@@ -7,7 +7,7 @@ except a socket and a file. The following restrictions then apply to the process
 - The kernel kills it when its parent ends (PR_SET_PDEATHSIG, set by `die_with_parent`).
 - It cannot gain privileges (PR_SET_NO_NEW_PRIVS).
 - It cannot access files, TCP ports, abstract sockets or other processes (Landlock in Linux 5.13 or
-  later; newer versions of Linux restrict more of these).
+  later; newer versions of Landlock can deny more of these).
 - It may make only the system calls that are listed below. These calls concern time, the exit of the
   process, open descriptors, and memory that is not executable. All other system calls, such as
   calls that create processes, fail with EPERM (seccomp on x86-64 and aarch64). This also applies to
@@ -35,13 +35,17 @@ _SECCOMP_MODE_FILTER = 2
 
 _EPERM = 1
 
+RESTING_MEMORY = 12 * 2**20
+"""Number of bytes that a decoder process takes without an image. The template, the process that
+decoders are forked from, takes as much. Memory that they share is not counted."""
+
 
 def confine(memory: int) -> list[str]:
     """Irrevocably restrict this process to what decoding needs.
 
     Args:
-        memory: Number of bytes of address space that the process may take in addition to its
-            current size.
+        memory: Maximum number of bytes of memory for images. The whole address space is limited to
+            this number plus `RESTING_MEMORY`.
 
     Returns:
         The names of the restrictions that apply, for the log. Restrictions that the kernel does not
@@ -51,7 +55,7 @@ def confine(memory: int) -> list[str]:
         OSError: A resource limit cannot be set.
     """
     held = _restrict_on_linux() if sys.platform == "linux" else []
-    size = _address_space() + memory
+    size = memory + RESTING_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     for limit in resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE:
         resource.setrlimit(limit, (0, 0))
@@ -72,6 +76,19 @@ def _restrict_on_linux() -> list[str]:
     return held
 
 
+def free_memory(memory: int) -> int:
+    """Return the bytes of address space that a new process has left after `confine(memory)`.
+
+    The result is at least 1. Must be called before `confine`.
+    """
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            held = int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        held = 0
+    return max(1, memory + RESTING_MEMORY - held)
+
+
 def die_with_parent() -> None:
     """Make the kernel kill this process when its parent ends. Has an effect on Linux only."""
     if sys.platform == "linux":
@@ -80,15 +97,6 @@ def die_with_parent() -> None:
 
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
-
-
-def _address_space() -> int:
-    """Return the size of this process's address space in bytes, or 0 if it is unknown."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:  # not Linux
-        return 0
 
 
 # Constants and functions for Landlock

@@ -8,8 +8,8 @@ from __future__ import annotations
 from service.rate_limit import Client, RateLimiter
 
 KILLS, KILLS_SECONDS = 5, 60.0
-"""Maximum number of decoders that images of a client may end, and number of seconds after which
-this number is available again."""
+"""Maximum number of decoders that images of a client may end within `KILLS_SECONDS` seconds. If
+more decoders end, the client is rejected for a while."""
 DISTRUST_SECONDS = 60.0
 """Number of seconds for which all images of a client count as expensive after an image of the
 client took more CPU time than estimated from its header."""

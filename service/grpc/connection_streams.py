@@ -22,8 +22,8 @@ from service.grpc.timers import Timers
 from service.server.transport import READ_SECONDS
 
 OPEN_STREAMS = 256
-"""Maximum number of open streams of a connection. gRPC's server allows 128, but enforces that limit
-only after the client has acknowledged the server's settings."""
+"""Maximum number of open streams of a connection. gRPC's own limit is 128, but applies only after
+the client has acknowledged the server's settings."""
 
 
 class Connection(Protocol):

@@ -7,8 +7,8 @@ its credit. All connections of a network share the credit, so a client gets no a
 from a new connection. A response adds credit if a handler has read the message of the call.
 
 A relay passes on the frames of one connection. If the client's network has no credit, the relay
-waits in a queue of this network. Every `RETRY_SECONDS`, one waiting relay continues for each frame
-of the network's credit. The relays that have waited the longest continue first.
+waits in a queue of this network. Every `RETRY_SECONDS`, as many waiting relays continue as the
+network has credit. The relays that have waited the longest continue first.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FRAMES_PER_RESPONSE = 9.0
 """Maximum credit that one response adds, in frames. A usual call has at most this number of frames
 besides its message: headers, acknowledgments, window updates and pings."""
 USEFUL_BYTES = 256
-"""Number of bytes of a message that add credit for one frame. A DATA frame with fewer bytes uses up
-credit, unless it is the last frame of a message. A DATA frame after the end of the message uses up
-credit, too. Frames of other types use up one additional frame of credit for every `USEFUL_BYTES` of
-payload. In a HEADERS frame, only bytes beyond `frame_filter.CHEAP_HEAD_BYTES` count."""
+"""Number of bytes of a message that add credit for one frame. A DATA frame uses up credit if it has
+fewer bytes and is not the last frame of a message, or if it follows the end of the message. A frame
+of another type uses up credit for one frame, plus one for every `USEFUL_BYTES` of payload. In a
+HEADERS frame, only bytes beyond `frame_filter.CHEAP_HEAD_BYTES` count."""
 RESET_COST = 4.0
 """Credit that one RST_STREAM uses up, in frames. The value is more than 1, because the work for the
-reset stream was done in vain."""
+reset stream was wasted."""
 
 
 RETRY_SECONDS = 0.1

@@ -1,7 +1,8 @@
 """Checks and counts the HTTP/2 frames of one gRPC client before they reach gRPC's server.
 
 Guarantees
-- A header block has at most `HEAD_BYTES` bytes, and is complete within `HEAD_SECONDS`.
+- A header block is limited in bytes and in fields (`header_block`), and is complete within
+  `HEAD_SECONDS`. It is relayed as one HEADERS frame when it is complete.
 - A frame has at most `MAX_PAYLOAD` bytes of payload. A control frame has one of the sizes in
   `CONTROL_SIZES`.
 - Frames of unknown types are discarded, as RFC 9113 allows (sections 4.1 and 5.5).
@@ -15,9 +16,7 @@ Guarantees
 
 The filter adds the header `STREAM_HEADER` to each call. The header contains the name of the stream,
 which the handler of the call uses to find the stream. If a client sends a header with the same
-name, the added header takes precedence, because it comes last. A client can declare a length for
-its last header value that exceeds the bytes it sends. The added header is then parsed as part of
-that value. Such a call has no valid stream name, and is rejected.
+name, the added header takes precedence, because it comes last.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from collections.abc import Callable
 
 from service.grpc.connection_streams import OPEN_STREAMS, ConnectionStreams
 from service.grpc.frame_credit import RESET_COST, USEFUL_BYTES
+from service.grpc.header_block import HeaderBlock
 from service.grpc.http2_frames import (
     CONTINUATION,
     CONTROL_SIZES,
@@ -36,27 +36,19 @@ from service.grpc.http2_frames import (
     HEADERS,
     MAX_PAYLOAD,
     RST_STREAM,
+    BadFrame,
     field,
-    frame,
 )
 from service.grpc.timers import Timers
 from service.grpc.turn_limit import TurnLimit
 from service.server.connection import HEAD_SECONDS
 
-KNOWN = {DATA, HEADERS, CONTINUATION, *CONTROL_SIZES}
-"""Types of frames that are relayed."""
+KNOWN = {DATA, *CONTROL_SIZES}
+"""Types of frames that are relayed unchanged."""
 STREAM_HEADER = "shoal-stream"
 """Header that contains the name of the stream, for the handler."""
-HEAD_BYTES = 8 * 1024
-"""Maximum number of bytes of a compressed header block. gRPC's server rejects header blocks with
-more than 16 KiB after decompression, but decompresses them first."""
 CHEAP_HEAD_BYTES = 2048
-"""Number of bytes of a HEADERS frame that cost no credit. Few clients send more. One byte can stand
-for many bytes after decompression."""
-
-
-class BadFrame(Exception):
-    """The client sent an invalid frame."""
+"""Number of bytes of a HEADERS frame that cost no credit. Few clients send more."""
 
 
 class FrameFilter:
@@ -84,11 +76,8 @@ class FrameFilter:
         """Number of frames without message data that may still be relayed."""
         self.waits_for_turn = False
         """Whether `take` stopped at a call that must wait for a later turn of the event loop."""
-        self._block_stream = 0
-        """Stream number of the incomplete header block. 0: no header block is incomplete."""
-        self._block_bytes = 0
-        self._ends_stream = False
-        """Whether the client ends the stream with the incomplete header block."""
+        self._block: HeaderBlock | None = None
+        """The incomplete header block. None: no header block is incomplete."""
 
     def take(self, data: bytearray) -> list[bytes]:
         """Remove complete frames from the start of `data`, and return the bytes for gRPC's server.
@@ -106,7 +95,7 @@ class FrameFilter:
             _check_size(kind, size)
             if len(data) < end:
                 break
-            if kind == HEADERS and self._turn.is_reached:
+            if kind in (HEADERS, CONTINUATION) and self._turn.is_reached:
                 self.waits_for_turn = True
                 break
             number = int.from_bytes(data[at + 5 : at + HEAD], "big") & 0x7FFFFFFF
@@ -122,13 +111,13 @@ class FrameFilter:
     def _read(self, kind: int, flags: int, number: int, data: bytes) -> bytes:
         """Check a complete frame, and subtract its cost from the credit.
 
-        The method returns the bytes to relay. It returns no bytes for a frame of an unknown type.
+        The method returns the bytes to relay. It returns no bytes for a frame of an unknown type,
+        and for a part of a header block that is incomplete.
         """
         size = len(data) - HEAD
-        if kind in (HEADERS, CONTINUATION) or self._block_stream:
-            if name_frame := self._read_headers(kind, flags, number, size):
-                return data[:4] + bytes((flags & ~END_HEADERS,)) + data[5:] + name_frame
-        elif kind == DATA:
+        if kind in (HEADERS, CONTINUATION) or self._block is not None:
+            return self._read_headers(kind, flags, number, data[HEAD:])
+        if kind == DATA:
             self._read_data(flags, number, size)
         elif kind == RST_STREAM:
             self.credit -= RESET_COST
@@ -137,49 +126,43 @@ class FrameFilter:
             self.credit -= _cost(size)
         return data if kind in KNOWN else b""
 
-    def _read_headers(self, kind: int, flags: int, number: int, size: int) -> bytes:
-        """Check a frame of a header block.
-
-        If the frame completes the headers of a new stream, the method returns a CONTINUATION frame
-        that contains the stream's name. The caller appends this frame to the relayed frame.
-        Otherwise, the method returns no bytes.
-        """
-        if self._block_stream:
-            self.credit -= _cost(size)
-            if kind != CONTINUATION or number != self._block_stream:
+    def _read_headers(self, kind: int, flags: int, number: int, payload: bytes) -> bytes:
+        """Check a frame of a header block. If the block is complete, return the bytes to relay."""
+        if self._block is not None:
+            self.credit -= _cost(len(payload))
+            if kind != CONTINUATION or number != self._block.number:
                 raise BadFrame("a header block is interrupted by another frame")
+            self._block.add(payload)
         else:
             if kind == CONTINUATION:
                 raise BadFrame("a CONTINUATION frame does not follow a HEADERS frame")
             if not number % 2:
                 raise BadFrame(f"a client may not open stream {number}: the number must be odd")
-            self._block_stream, self._block_bytes = number, 0
-            self.credit -= max(0, size - CHEAP_HEAD_BYTES) // USEFUL_BYTES
-            self._ends_stream = bool(flags & END_STREAM)
-        self._block_bytes += size
-        if self._block_bytes > HEAD_BYTES:
-            raise BadFrame(f"a header block is longer than {HEAD_BYTES} bytes")
-        if not flags & END_HEADERS:
-            if kind == HEADERS:
+            self.credit -= max(0, len(payload) - CHEAP_HEAD_BYTES) // USEFUL_BYTES
+            self._block = HeaderBlock(number, flags, payload)
+            if not flags & END_HEADERS:
                 self._timers.start("headers", HEAD_SECONDS, self._abort)
+        if not flags & END_HEADERS:
             return b""
         self._timers.cancel("headers")
-        self._block_stream = 0
-        return self._end_headers(number)
+        block, self._block = self._block, None
+        return self._end_headers(block)
 
-    def _end_headers(self, number: int) -> bytes:
+    def _end_headers(self, block: HeaderBlock) -> bytes:
+        """Return the bytes to relay for a complete header block."""
         self.credit -= 1
-        if number <= self._streams.last:  # the block has the trailers of an earlier stream
-            if self._ends_stream and (stream := self._streams.get(number)):
+        block.check()
+        if block.number <= self._streams.last:  # the trailers of an earlier stream
+            if block.ends_stream and (stream := self._streams.get(block.number)):
                 self._streams.complete(stream)
-            return b""
+            return block.encode()
         if self._streams.is_full:
             raise BadFrame(f"more than {OPEN_STREAMS} calls are open on one connection")
         self._turn.count_call()
-        stream = self._streams.open(number)
-        if self._ends_stream:
+        stream = self._streams.open(block.number)
+        if block.ends_stream:
             self._streams.complete(stream)
-        return frame(CONTINUATION, END_HEADERS, number, field(STREAM_HEADER, stream.name))
+        return block.encode(added=field(STREAM_HEADER, stream.name))
 
     def _read_data(self, flags: int, number: int, size: int) -> None:
         if number > self._streams.last or not number % 2:

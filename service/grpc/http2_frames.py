@@ -69,6 +69,10 @@ def field(name: str, value: str) -> bytes:
     return b"\0" + b"".join(bytes((len(part),)) + part for part in parts)
 
 
+class BadFrame(Exception):
+    """The client sent an invalid frame."""
+
+
 class FrameHeads:
     """Finds the frame headers in a stream of bytes that arrives in pieces of any size."""
 

@@ -61,7 +61,7 @@ def intercepted(
     Args:
         name: Name of the RPC.
         method: The method to call.
-        service: The service, whose metrics and tracing are used.
+        service: The service. It contains the metrics and the tracing.
         streams: The streams of all connections.
     """
     route, metrics, tracing = f"/{SERVICE.full_name}/{name}", service.metrics, service.tracing
@@ -107,8 +107,8 @@ async def _answer(call: Call, route: str, method: Method, metrics: Metrics) -> A
         seconds = time.perf_counter() - started
         metrics.end_request(route, status, seconds, call.timing, code)
         _log(call, route, status, seconds, code)
-    # In the `except` block, gRPC's exception would get a reference to `error`, which would keep the
-    # message in memory.
+    # `_abort` is called after the `except` block. Inside the block, Python would set `error` as the
+    # context of gRPC's exception, which would keep the message in memory.
     return await _abort(call.context, status, detail, metadata)
 
 

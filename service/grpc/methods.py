@@ -1,8 +1,8 @@
 """Implements the methods of inference.GRPCInferenceService.
 
-The `interceptor` turns the exceptions of methods into gRPC statuses. Each RPC is registered as if
-its request were a stream of messages, because a method must check the API key before it receives
-the message. Clients that send a single message notice no difference.
+The `interceptor` turns the exceptions of methods into gRPC statuses. Each RPC is registered with a
+stream of request messages, so that a method can check the API key before it receives the message.
+For clients that send a single message, this makes no difference.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 gRPC's server reads the data of a connection into buffers of `BUFFER_BYTES`. The server frees a
 buffer when every message with bytes in the buffer has been passed to its handler or dropped. So an
-incomplete message with a few bytes in a buffer keeps the whole buffer in memory, with headers,
-control frames, and messages that were answered long ago. These bytes count toward the upload
-memory, too. When a message has been passed to its handler, its bytes in a buffer are counted for
-another message in the same buffer.
+incomplete message with a few bytes in a buffer keeps the whole buffer in memory, including headers,
+control frames and answered messages. These bytes count toward the upload memory, too. When a
+message has been passed to its handler, the bytes that were counted for it are counted for another
+message with bytes in the same buffer.
 
 The real buffers of gRPC's server may begin and end at other positions than this module assumes.
 They take at most twice the memory that this module counts.

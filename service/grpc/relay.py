@@ -15,9 +15,9 @@ Guarantees
   more slowly. A client that still has too little credit after `FLOOD_SECONDS` is disconnected. The
   delay is needed because normal clients may cancel many calls at the same time.
 - A client that does not read its responses for `READ_SECONDS` is disconnected.
-- A relay buffers at most 160 KiB: 48 KiB of data that is not relayed yet, 64 KiB on the way to
-  gRPC's server, and 48 KiB on the way to the client. Messages that were relayed count toward the
-  upload memory (`streams`).
+- A relay buffers at most 168 KiB: 48 KiB of data that is not relayed yet, 8 KiB of an incomplete
+  header block, 64 KiB on the way to gRPC's server, and 48 KiB on the way to the client. Messages
+  that were relayed count toward the upload memory (`streams`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from service.grpc.connection_streams import ConnectionStreams
 from service.grpc.frame_credit import FRAMES_PER_SECOND, FrameCredit, FrameLimiter
-from service.grpc.frame_filter import BadFrame, FrameFilter
+from service.grpc.frame_filter import FrameFilter
 from service.grpc.http2_frames import (
     DATA,
     END_STREAM,
@@ -36,6 +36,7 @@ from service.grpc.http2_frames import (
     PREFACE,
     RST_STREAM,
     SETTINGS,
+    BadFrame,
     FrameHeads,
     frame,
     goaway,

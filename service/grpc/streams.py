@@ -13,8 +13,8 @@ Guarantees
 - A message makes progress whenever `PROGRESS_BYTES` more bytes have arrived, as on HTTP
   connections.
 - At most `IDLE` streams have no handler. In such a stream, the handler has not begun, or it has
-  ended and the client has not received the response. At the limit, the connection with the oldest
-  such stream is closed.
+  ended and the client has not received the response. At the limit, a connection is closed: the one
+  with the oldest such stream of the client network with the most such streams.
 - A handler finds its stream by a random name, which clients cannot know. A second handler cannot
   find the same stream.
 """
@@ -22,17 +22,16 @@ Guarantees
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from itertools import count
 
 from service.errors import BodyTooLarge, TooManyMessages, UploadMemoryFull
+from service.grpc.network_queues import NetworkQueues
 from service.rate_limit import network
 from service.server.connection_limit import PROGRESS_BYTES
 from service.upload.body import Lease, UploadMemory
 
 IDLE = 2048
-"""Maximum number of streams without a handler. Each stream takes 10 to 20 KiB, mostly in gRPC."""
+"""Maximum number of streams without a handler. Each stream takes 10 to 50 KiB, mostly in gRPC."""
 
 
 class Stream:
@@ -64,9 +63,6 @@ class Stream:
         message."""
         self.received = 0
         """Number of bytes of the message that have arrived."""
-        self.progress_number = 0
-        """Sequence number of the message's most recent progress. Later progress of any message has
-        a higher number."""
         self.fault: Exception | None = None
         """The reason why receiving the message has failed. None: it has not failed."""
         self.claimed = False
@@ -122,12 +118,10 @@ class Streams:
         self._memory = memory
         self._max_arriving = max_arriving
         self._open: dict[str, Stream] = {}
-        # Arriving messages by client network. The oldest last progress comes first.
-        self._arriving: dict[str, OrderedDict[Stream, None]] = {}
-        self._arriving_count = 0
-        self._progress_numbers = count()
-        # Streams without a handler. The longest time without a handler comes first.
-        self._idle = OrderedDict[Stream, None]()
+        self._arriving = NetworkQueues()
+        """Streams whose messages are arriving."""
+        self._idle = NetworkQueues()
+        """Streams without a handler."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -143,27 +137,15 @@ class Streams:
         At the limits in the module's docstring, another message is canceled, or a connection is
         closed. The arguments are the same as for `Stream`.
         """
-        if self._arriving_count >= self._max_arriving:
-            stalled = self._stalled()
+        if len(self._arriving) >= self._max_arriving:
+            stalled = self._arriving.first_of_largest()
             self.complete(stalled)
             stalled.fail(TooManyMessages())
         stream = Stream(client, self._memory.lease(self._memory.max_bytes), on_progress, expel)
         self._open[stream.name] = stream
-        self._arriving.setdefault(stream.network, OrderedDict())[stream] = None
-        self._arriving_count += 1
-        stream.progress_number = next(self._progress_numbers)
+        self._arriving.add(stream)
         self._add_idle(stream)
         return stream
-
-    def _stalled(self) -> Stream:
-        """Return the stream whose message is to be canceled.
-
-        The stream belongs to the network with the most arriving messages. It is the stream without
-        progress for the longest time. If several networks have the most messages, the streams of
-        all these networks are compared.
-        """
-        oldest = [(len(streams), next(iter(streams))) for streams in self._arriving.values()]
-        return max(oldest, key=lambda item: (item[0], -item[1].progress_number))[1]
 
     def claim(self, name: str) -> Stream | None:
         """Return the stream of a handler that begins.
@@ -175,7 +157,7 @@ class Streams:
         if stream is None or stream.claimed:
             return None
         stream.claimed = True
-        self._idle.pop(stream, None)
+        self._idle.remove(stream)
         stream.report_progress()
         return stream
 
@@ -184,25 +166,24 @@ class Streams:
         stream.answered = True
         self.complete(stream)
         if stream.name in self._open:
-            # The client has not received the answer. Bytes that it still sends count as slow ones.
+            # The client has not received the answer yet. Until then, bytes that the client sends
+            # still count toward the upload memory. They count as a slow message.
             stream.lease.begin(lambda error: stream.expel())
             self._memory.mark_slow(stream.lease)
             self._add_idle(stream)
         stream.report_progress()
 
     def _add_idle(self, stream: Stream) -> None:
-        self._idle[stream] = None
+        self._idle.add(stream)
         if len(self._idle) > IDLE:
-            next(iter(self._idle)).expel()
+            self._idle.first_of_largest().expel()
 
     def receive(self, stream: Stream, size: int) -> None:
         """Count `size` bytes of the message that have arrived."""
         before, stream.received = stream.received, stream.received + size
-        if before // PROGRESS_BYTES < stream.received // PROGRESS_BYTES:
-            arriving = self._arriving.get(stream.network, OrderedDict())
-            if stream in arriving:
-                arriving.move_to_end(stream)
-                stream.progress_number = next(self._progress_numbers)
+        made_progress = before // PROGRESS_BYTES < stream.received // PROGRESS_BYTES
+        if made_progress and stream in self._arriving:
+            self._arriving.add(stream)
         try:
             stream.lease.add(size)
         except (BodyTooLarge, UploadMemoryFull) as error:
@@ -211,17 +192,12 @@ class Streams:
     def complete(self, stream: Stream) -> None:
         """Record that the message is complete, or is not received any further."""
         stream.complete = True
-        arriving = self._arriving.get(stream.network, OrderedDict())
-        if stream in arriving:
-            del arriving[stream]
-            self._arriving_count -= 1
-            if not arriving:
-                del self._arriving[stream.network]
+        self._arriving.remove(stream)
 
     def close(self, stream: Stream) -> None:
         """Remove the stream. Its RPC was answered, or the client or gRPC's server has reset it."""
         self.complete(stream)
-        self._idle.pop(stream, None)
+        self._idle.remove(stream)
         self._open.pop(stream.name, None)
         stream.lease.end()
         stream.lease.release()

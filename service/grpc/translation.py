@@ -66,7 +66,7 @@ def request(message: Any, model: Manifest, max_images: int) -> InferInputs:
             {
                 "name": tensor.name,
                 "datatype": tensor.datatype,
-                # One dimension more than allowed is enough for the check to reject the shape.
+                # One dimension above the maximum is kept, so that the check rejects the shape.
                 "shape": tensor.shape[: MAX_DIMENSIONS + 1],
                 "parameters": _parameters(tensor.parameters),
             }

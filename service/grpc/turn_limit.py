@@ -1,8 +1,8 @@
-"""Limits the number of calls that all relays start in one turn (iteration) of the event loop.
+"""Limits the number of calls that all relays start in one iteration of the event loop (a turn).
 
-Starting a call blocks the event loop for about 0.3 ms, even without a message. The limit keeps a
-turn short if many calls arrive at the same time. When the limit is reached, relays wait for later
-turns. The relay that has waited the longest continues first.
+Starting a call takes about 0.3 ms of CPU time, even if its message has not arrived yet. The limit
+prevents many simultaneous calls from blocking the event loop for long. When the limit is reached,
+relays wait for later turns. The relay that has waited the longest continues first.
 """
 
 from __future__ import annotations

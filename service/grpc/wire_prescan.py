@@ -1,9 +1,9 @@
 """Limits the size of a ModelInferRequest, apart from the images in the message.
 
-Parsing a message blocks the event loop and takes memory. 10 MiB of images take 1 ms and almost no
-memory, but 10 MiB of the worst content take 0.7 s and 455 MiB. So this module checks a message in
-the wire format, before the message is parsed (https://protobuf.dev/programming-guides/encoding/).
-Everything that is not an image is limited.
+Parsing a message blocks the event loop and takes memory. A message with 10 MiB of images takes 1 ms
+and almost no memory. A malicious message of 10 MiB takes 0.7 s and 455 MiB. So this module checks a
+message in the wire format, before the message is parsed
+(https://protobuf.dev/programming-guides/encoding/). Everything that is not an image is limited.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Clients send a key as `Authorization: Bearer KEY` (RFC 6750) or as `X-API-Key: KEY`. The service
 keeps only digests of keys in memory, compares digests in constant time, and never logs a key.
 
-A key file is read again when it changes, so an operator can replace a key without a restart: add
-the new key, wait until clients use it, and remove the old key. If the changed file cannot be read
-or contains no key, the previous keys stay valid.
+A key file is read again when it changes, so an operator can replace a key without a restart. The
+operator adds the new key, waits until clients use it, and removes the old key. If the changed file
+cannot be read or contains no key, the previous keys stay valid.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ from starlette.types import Receive, Scope, Send
 Handler = Callable[[Request], Awaitable[Response]]
 """A function that responds to a request."""
 PIECE_BYTES = 65_536
-"""Number of bytes that are sent at once. If a client reads slowly, its connection copies these
-bytes."""
+"""Maximum number of bytes that are passed to the connection at once. The connection copies these
+bytes if the client reads slowly."""
 
 
 class _File(Response):
-    """A response that is sent in pieces. A connection copies at most one piece at a time."""
+    """A response that is sent in pieces. So a connection copies at most one piece at a time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(

@@ -139,8 +139,8 @@ class RequestMiddleware:
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the application if the guard accepts the request.
 
-        The guard is skipped if it has accepted the host before and the request has none of the
-        headers that only browsers and proxies send.
+        To save time, the guard is skipped for requests without the headers of browsers and proxies,
+        if it has accepted their host before.
         """
         headers = scope[CONTEXT].headers
         accepted = headers.get(b"host") in self._guard.accepted

@@ -231,7 +231,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "decoders_down",
         "Images cannot be decoded",
-        "The processes that decode images cannot be started. The log of the server has the reason. "
+        "No process that can decode the image is ready. The log of the server has the reason. "
         "Try again after the number of seconds in Retry-After.",
         retry_after=1,
     ),
@@ -240,7 +240,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "deadline_unreachable",
         "The deadline cannot be met",
         "Too many requests are waiting, so this request cannot be answered before its deadline. "
-        "Try again after the number of seconds in Retry-After, or send a longer timeout.",
+        "Try again after the number of seconds in Retry-After, or send a longer timeout in "
+        "X-Request-Timeout.",
     ),
     Draining: Problem(
         503,
@@ -260,8 +261,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
     EngineFailed: Problem(
         500,
         "engine_failed",
-        "The network failed on this image",
-        "The network could not classify this image. Other images are not affected. Try again. If "
+        "The model failed on this image",
+        "The model could not classify this image. Other images are not affected. Try again. If "
         "this error occurs again, report the request ID.",
     ),
     EngineDead: Problem(

@@ -18,7 +18,7 @@ MAX_NAMES = 16
 
 
 class ProxyHeaders:
-    """ASGI middleware that reads the headers of trusted proxies. It ignores other proxy headers.
+    """ASGI middleware that reads the headers of trusted proxies and ignores those of others.
 
     uvicorn's middleware reads the client's address from `X-Forwarded-For` and the scheme from
     `X-Forwarded-Proto`. This middleware reads `X-Forwarded-Host` into

@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any, Protocol
 
 from batching import Batcher, BatchReport, Draining, EngineDead, LatencyTable
+from model_store.backend import BackendChoice
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest
@@ -39,13 +40,16 @@ WATCH_INTERVAL = 1.0
 
 
 class Engine(Protocol):
-    """Runs batches. `model_store.engine.GluonEngine` documents the members."""
+    """Runs batches. `model_store.engine.LaneEngine` documents the members."""
 
     @property
     def model(self) -> Manifest: ...
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def backend(self) -> BackendChoice: ...
 
     @property
     def lanes(self) -> int: ...
@@ -280,7 +284,9 @@ class ModelHost:
             self._set_loaded(engine, self._batcher)
 
     def _set_loaded(self, engine: Engine, batcher: Batcher[Image, Classification]) -> None:
-        self.loaded = LoadedModel(engine.model, engine.device, engine.precision, batcher.submit)
+        self.loaded = LoadedModel(
+            engine.model, engine.device, engine.backend, engine.precision, batcher.submit
+        )
         self._on_change()
 
     @asynccontextmanager
@@ -308,7 +314,7 @@ class ModelHost:
             watcher.cancel()
 
     def _give_up(self) -> None:
-        """Let the process end, because the engine is dead. Its requests already got an error."""
+        """End the process, because the engine is dead. All requests already got an error."""
         self.failure = EngineDead("the engine did not finish a batch")
         log.critical("the engine is dead: %s; the process exits", self.failure)
         self._on_failure()
@@ -349,6 +355,8 @@ def _log_fields(engine: Engine, began: float) -> dict[str, str | float]:
         "version": engine.model.version,
         "device": engine.device.name,
         "device_reason": engine.device.reason,
+        "backend": engine.backend.name,
+        "backend_reason": engine.backend.reason,
         "precision": engine.precision.name,
         "precision_reason": engine.precision.reason,
         "seconds": round(time.perf_counter() - began, 3),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from batching import Answer, Draining
+from model_store.backend import BackendChoice
 from model_store.device import Device
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Identity, Manifest
@@ -54,6 +55,8 @@ class LoadedModel:
     model: Manifest
     device: Device
     """The device that runs the model."""
+    backend: BackendChoice
+    """The library that runs the model."""
     precision: Precision
     """The precision of the model's computations, such as fp32 or int8."""
     submit: Submit
@@ -101,7 +104,7 @@ class Decoding(Protocol):
 
     @property
     def is_down(self) -> bool:
-        """Whether decoder processes cannot be started."""
+        """Whether all decoder processes have ended, or none can be started."""
 
     @property
     def waiting(self) -> int:
@@ -192,7 +195,7 @@ class Service:
             NotReady: No model is loaded.
             Unloaded: An operator unloaded the model.
             Stalled: The engine makes no progress on a batch, or does not respond.
-            DecodersDown: No decoder process can be started.
+            DecodersDown: No decoder process is ready.
         """
         loaded = self.loaded
         if self.draining:

@@ -77,7 +77,7 @@ HEAD_FIELDS = 128
 """Maximum number of headers of a request, and maximum number of its trailers. The message of
 `problems.HEAD_TOO_LARGE` states `HEAD_BYTES` and `HEAD_FIELDS`."""
 REST_SECONDS = 2.0
-"""Timeout in seconds for the rest of a request. It starts when the request is answered early."""
+"""Timeout in seconds for the rest of a request that was answered before it was complete."""
 PIECE_BYTES = 4096
 """Maximum number of bytes of a piece that is not part of a body of known length."""
 TURN = 1000
@@ -186,7 +186,7 @@ class Connection(HttpToolsProtocol):
             self._work += 1
             if self._body_left:
                 end = at + min(self._body_left, READ_BYTES)
-                self.parser.feed_data(memoryview(data)[at:end])  # a body cannot be malformed
+                self.parser.feed_data(memoryview(data)[at:end])  # cannot be malformed
             else:
                 end = at + self._piece(data, at)
                 if not self._feed(data[at:end]):

@@ -11,16 +11,16 @@ Terms
 Guarantees
 - At most `limit` connections are open. The limit is lower than the number of descriptors that the
   process may open.
-- At the limit, a new connection replaces a connection of the network with the most connections: the
-  waiting connection whose last progress was longest ago. So idle connections are replaced first,
-  then slow connections, and uploads in progress last.
-- If all connections of that network are busy, its size decides. With more than 1/`CROWD` of all
-  connections, the network loses its newest connection. With fewer, waiting connections of other
+- At the limit, a new connection replaces another connection. This is the waiting connection without
+  progress for the longest time, of the network with the most connections. So idle connections are
+  replaced first, then slow connections, and uploads in progress last.
+- If all connections of that network are busy and the network has more than 1/`CROWD` of all
+  connections, its newest connection is replaced. If it has fewer, waiting connections of other
   networks are replaced first.
-- A busy connection is replaced only if its network then still has more connections than the network
-  of the new connection had before. So a client cannot keep other clients out. A client that has
-  all connections (NAT, a proxy) does not interrupt its own requests: if none of its connections is
-  waiting, its new connections are rejected.
+- A busy connection is replaced only if its network still has more connections without it than the
+  network of the new connection has. So a client cannot keep other clients out. If one client, such
+  as a proxy, has all connections and none of them is waiting, its new connections are rejected. So
+  it does not interrupt its own requests.
 
 If other parts of the process use up the descriptors, libuv accepts new connections and immediately
 closes them.
@@ -144,7 +144,7 @@ class Connections(ServerState):
             self._logged_at = now
             log.warning(
                 "the maximum of %d connections is open: new connections replace connections of the "
-                "clients with the most, or are rejected",
+                "clients with the most connections, or are rejected",
                 self._limit,
             )
 

@@ -66,8 +66,8 @@ class Memory:
     def is_worth_giving_back(self) -> bool:
         """Whether the amount of a consumer has fallen enough since its peak.
 
-        It is enough if the amount is at most half of the peak and has fallen by at least the
-        minimum of the consumer. The peak of each such consumer is reset to its current amount.
+        Two conditions apply: the amount is at most half of the peak, and it has fallen by at least
+        the consumer's minimum. The peak of each such consumer is reset to its current amount.
         """
         fallen = [use for use, minimum in self._uses if _has_fallen(use, minimum)]
         for use in fallen:

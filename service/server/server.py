@@ -27,7 +27,7 @@ from service.exit_status import ExitStatus
 from service.inference.service import Service
 from service.server.connection import Connection
 from service.server.connection_limit import METRICS_CONNECTIONS, Connections, usable_limit
-from service.server.listening import join
+from service.server.listening import bind, join
 from service.server.memory import CHECK_TICKS, Memory, give_back
 from service.server.reload import reload
 from service.server.transport import Incoming
@@ -97,18 +97,23 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        started = list[Listener]()
         try:
+            # The port is bound before the model is loaded, so that an error is reported early.
+            sockets = sockets or bind(self.config.host, self.config.port, 1)[0]
             for listener in self._listeners:
                 await listener.start()
+                started.append(listener)
         except OSError as error:
             log.error("%s", error)
+            for listener in started:
+                await listener.stop(0)
             sys.exit(ExitStatus.CANNOT_LISTEN)
         connections = [self._connections, *(listener.connections for listener in self._listeners)]
         self._memory = Memory(connections, self._service.uploads)
         await super().startup(sockets)
         await self._accept_more_per_turn()
-        if sockets:  # uvicorn logs no message for given sockets
-            self._log_started_message(sockets)
+        self._log_started_message(sockets)  # uvicorn logs no message for given sockets
         loop = asyncio.get_running_loop()
         # `loop.add_signal_handler` is not used, because closing the loop would restore the default
         # action of SIGHUP, which ends the process.
@@ -186,10 +191,13 @@ class SidePort(uvicorn.Server):
     async def start(self) -> None:
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
-        sockets = join(self.config.host, self.config.port) if self._shared else None
+        host, port = self.config.host, self.config.port
+        try:
+            sockets = join(host, port) if self._shared else bind(host, port, 1)[0]
+        except OSError as error:
+            raise OSError(f"metrics {error.strerror}") from error
         await self.startup(sockets)
-        if sockets:
-            self._log_started_message(sockets)
+        self._log_started_message(sockets)
         self._loop = asyncio.ensure_future(self.main_loop())
 
     async def stop(self, seconds: float) -> None:

@@ -12,6 +12,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model_store.backend import BackendChoice
 from model_store.device import Device
 from model_store.manifest import Identity
 from service.telemetry.engine_stats import EngineStats
@@ -29,6 +30,9 @@ class LoadedModel(Protocol):
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def backend(self) -> BackendChoice: ...
 
 
 class EngineCollector(Collector):
@@ -57,10 +61,13 @@ class EngineCollector(Collector):
         if loaded is not None:
             family = GaugeMetricFamily(
                 "shoal_model_info",
-                "Always 1. The labels name the loaded model and its device.",
-                labels=["model", "version", "device"],
+                "Always 1. The labels name the loaded model, its device and its backend.",
+                labels=["model", "version", "device", "backend"],
             )
-            family.add_metric([loaded.model.name, loaded.model.version, loaded.device.name], 1)
+            model = loaded.model
+            family.add_metric(
+                [model.name, model.version, loaded.device.name, loaded.backend.name], 1
+            )
             yield family
 
 

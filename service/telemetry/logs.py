@@ -1,9 +1,9 @@
 """Logs to standard output: one line per record, as JSON or as text.
 
-The lines of one turn of the event loop are written with one system call at the end of the turn. A
-system call per line would be a seventh of the cost of a request. Two kinds of records are written
-immediately, together with all earlier lines: warnings, and records that are logged outside of an
-event loop. `logging.shutdown` writes the last lines when the process exits.
+The lines of one turn of the event loop are written with one system call at the end of the turn. One
+system call per line would take a seventh of the CPU time of a request. Two kinds of records are
+written immediately, together with all earlier lines: warnings, and records that are logged outside
+of an event loop. `logging.shutdown` writes the last lines when the process exits.
 
 Callers pass the fields of a record in `extra={"fields": {...}}`. Images and secrets are never
 logged.

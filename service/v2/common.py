@@ -1,9 +1,8 @@
 """Implements the parts of the Open Inference Protocol v2 that REST and gRPC share.
 
-These parts are the metadata of the server and the model, the check of the requested model, and the
-stages from the inputs of a request to its classifications. The images of a request may be in
-different batches. If one image fails, the whole request fails. One version of one model is loaded
-at a time.
+These parts build the metadata of the server and the model, check the requested model, and decode
+and classify the images of a request. The images of a request may be in different batches. If one
+image fails, the whole request fails. One version of one model is loaded at a time.
 """
 
 from __future__ import annotations

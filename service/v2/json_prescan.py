@@ -82,6 +82,6 @@ def take_out_long_strings(text: bytes) -> tuple[bytes, LongStrings]:
 def _check_containers(text: bytes) -> None:
     if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
         raise BadInference(
-            f"The JSON has more than {MAX_CONTAINERS:,} lists and objects. Send pixels as binary "
-            "data after the JSON or in one flat list, or send fewer images per request."
+            f"The JSON has more than {MAX_CONTAINERS:,} arrays and objects in total. Send pixels "
+            "as binary data after the JSON or in one flat list, or send fewer images per request."
         )

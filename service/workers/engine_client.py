@@ -1,10 +1,10 @@
 """Clients of the engine and of the decoders, which run in the engine process.
 
-Front ends, which are processes that serve HTTP, use these clients over a Unix socket. Each call
-ends in one of these ways: it returns the result, it raises the exception that the engine process
-raised, it raises TimeoutError at its deadline, or it raises NotReady because the connection is
-lost. The clients reconnect automatically. The supervisor, which starts the processes, keeps the
-address open while the engine process is restarted.
+Front ends, which are processes that serve HTTP, use these clients over a Unix socket. A call
+returns the result or raises the exception that the engine process raised. A call raises
+TimeoutError at its deadline, and NotReady if the connection is lost. The clients reconnect
+automatically. The supervisor, which starts the processes, keeps the address open while the engine
+process is restarted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from batching import Answer
+from model_store.backend import BackendChoice
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image
 from model_store.manifest import Identity, Manifest
@@ -128,10 +129,9 @@ class DecoderClient(_Client):
     async def run(self, image: EncodedImage, client: Client, max_seconds: float) -> Pixels:
         """Decode an image, as `Decoders.run` does.
 
-        Also raises NotReady if there is no connection, and DecodeQueueFull if this front end has
-        sent too many bytes (`MAX_DECODE_BYTES`) of images that are not decoded yet. The limit is
-        needed because each process has a copy of these images. Bytes that are not sent yet count
-        even if the request of these bytes was canceled.
+        Also raises NotReady if there is no connection, and DecodeQueueFull if the images that are
+        not decoded yet exceed `MAX_DECODE_BYTES`. The limit is needed because each process has a
+        copy of these images. Bytes of a canceled request count until they are sent.
         """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         size = len(image.data)
@@ -238,8 +238,9 @@ class _EngineConnection(FrameConnection):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state: tuple[Manifest, Device, Precision] | None = None
-        """Manifest of the loaded model, its device and precision. None: no model is loaded."""
+        self.state: tuple[Manifest, Device, BackendChoice, Precision] | None = None
+        """Manifest of the loaded model, its device, backend and precision. None: no model is
+        loaded."""
         self.unloaded = False
         """Whether the model was unloaded by a request."""
         self.models: dict[int, Manifest] = {}
@@ -320,7 +321,7 @@ class _EngineConnection(FrameConnection):
                 future.set_exception(NotReady())
 
 
-def _state(started: Any) -> tuple[Manifest, Device, Precision] | None:
+def _state(started: Any) -> tuple[Manifest, Device, BackendChoice, Precision] | None:
     """Parse the JSON value `started` of a STATE frame. Raises BadFrame."""
     match started:
         case None:
@@ -329,12 +330,15 @@ def _state(started: Any) -> tuple[Manifest, Device, Precision] | None:
             "model": dict(model),
             "device": str(device),
             "device_reason": str(device_reason),
+            "backend": "mxnet" | "onnxruntime" as backend,
+            "backend_reason": str(backend_reason),
             "precision": "fp32" | "int8" | "fp16" as precision,
             "precision_reason": str(precision_reason),
         }:
             return (
                 _manifest(model),
-                Device(None, device, device_reason),
+                Device(device, device_reason),
+                BackendChoice(backend, backend_reason),
                 Precision(precision, precision_reason),
             )
     raise BadFrame(f"an invalid state: {started}")

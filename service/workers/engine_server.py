@@ -157,6 +157,8 @@ class _FrontEndConnection(FrameConnection):
                 "model": local.loaded.model.model_dump(mode="json"),
                 "device": local.loaded.device.name,
                 "device_reason": local.loaded.device.reason,
+                "backend": local.loaded.backend.name,
+                "backend_reason": local.loaded.backend.reason,
                 "precision": local.loaded.precision.name,
                 "precision_reason": local.loaded.precision.reason,
             }

@@ -17,7 +17,7 @@ STEADY_SECONDS = 60.0
 FIRST_PAUSE, MAX_PAUSE = 0.5, 10.0
 """Pause before the second restart in a row, and maximum pause before a restart, in seconds."""
 MAX_RESTARTS = 6
-"""Maximum number of restarts in a row. If the process then ends again, its fault is permanent."""
+"""Maximum number of restarts in a row. If the process then ends again, it is not restarted."""
 
 
 class WorkerProcess:

@@ -1,6 +1,6 @@
 """An HTTP/1.1 connection that sends one request at a time and uses little CPU time.
 
-`Connection.send` creates no future and no task. It calls a function of the caller once: with the
+`Connection.send` creates no future and no task. It calls the function `on_answer` once, with the
 status and the body of the answer, or with FAILED or TIMED_OUT and an empty body.
 `Connection.request` is a coroutine with the same result. Callers pass complete HTTP requests as
 bytes.

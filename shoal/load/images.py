@@ -1,6 +1,6 @@
 """Reads or generates images, builds requests from them, and finds the class in an answer.
 
-An image from a file that is named `<class>_...` has a label, which is the right class.
+An image from a file that is named `<class>_...` has a label, which is the correct class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Picture:
     data: bytes
     """Encoded image, such as a JPEG."""
     label: str | None
-    """Right class of the image. None: unknown."""
+    """Correct class of the image. None: unknown."""
 
 
 def read(folder: pathlib.Path) -> list[Picture]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -363,3 +365,35 @@ async def test_report_counts_canceled_items_once(broken: bool) -> None:
     kept = 3 if not broken else 1
     assert (report.answered, report.failed)[broken] == kept
     assert report.answered + report.failed + report.gone == 4 and report.gone == 4 - kept
+
+
+class Item:
+    """An item that weak references can refer to."""
+
+
+@pytest.mark.parametrize("failure", ["an exception", "too few results", "an exception of an item"])
+@virtual_time
+async def test_failed_batch_leaves_no_reference_cycles(failure: str) -> None:
+    """Items of a failed batch are freed without a garbage collection, since they can be large."""
+    kept = list[weakref.ref[Item]]()
+
+    async def infer(items: Sequence[Item]) -> Sequence[int | Exception]:
+        kept.extend(weakref.ref(item) for item in items)
+        if failure == "an exception":
+            raise RuntimeError("broken")
+        return [] if failure == "too few results" else [ValueError() for _ in items]
+
+    async def fail() -> None:
+        loop = asyncio.get_running_loop()
+        batch = [Entry(Item(), now(), now() + 100, loop.create_future()) for _ in range(4)]
+        await BatchRun(batch, infer, policy(), now, lambda: None).run()
+        for entry in batch:
+            assert isinstance(entry.answer.exception(), EngineFailed)
+
+    gc.collect()
+    gc.disable()
+    try:
+        await fail()
+        assert kept and not any(item() for item in kept)
+    finally:
+        gc.enable()

@@ -124,7 +124,7 @@ def test_model_that_does_not_load_ends_the_process() -> None:
     [
         ({"SHOAL_MODEL": "unknown"}, "it holds cifar_resnet20_v1"),
         ({"SHOAL_MODEL_VERSION": "999"}, "of version '999'"),
-        ({"SHOAL_DEVICE": "gpu:9"}, "device gpu:9 was asked for"),
+        ({"SHOAL_DEVICE": "gpu:9"}, "device gpu:9 was requested"),
     ],
 )
 def test_wrong_model_or_device_ends_the_process(environment: dict[str, str], told: str) -> None:
@@ -164,4 +164,4 @@ def test_port_in_use_ends_the_process() -> None:
             timeout=60,
         )
     assert run.returncode == 3
-    assert f"'127.0.0.1', {port}" in run.stdout and "address already in use" in run.stdout
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in run.stdout

@@ -70,4 +70,4 @@ def test_metrics_port_in_use_ends_the_process() -> None:
             timeout=60,
         )
     assert run.returncode == 3
-    assert f"'127.0.0.1', {port}" in run.stdout and "address already in use" in run.stdout
+    assert f"metrics cannot listen on 127.0.0.1:{port}: Address already in use" in run.stdout

@@ -447,13 +447,13 @@ def test_a_client_cannot_name_a_stream(server: Server, client: InferenceServerCl
 
 @pytest.mark.parametrize("length", [47, 14, 13, 1, 127])
 def test_a_client_cannot_hide_the_name_of_its_stream(server: Server, length: int) -> None:
-    """A client can make the server's header a part of its own last header. Then the call or the
-    connection ends, and the stream that the client names is not used."""
+    """A header block that would make the server's header a part of the client's last header ends
+    the connection."""
     names = field("shoal-stream", "1") + field("shoal-stream", "0" * 32)
     block = begin("ServerMetadata", 1)[HEAD:] + names + b"\0\1z" + bytes((length,))
     with raw(server, 1, frame(HEADERS, END_HEADERS | END_STREAM, 1, block)) as (one,):
         data = b""
-        while b"Failed parsing" not in data and b"The client has canceled the call" not in data:
+        while b"a header block ends within a field" not in data:
             received_now = one.recv(65_536)
             assert received_now, data
             data += received_now

@@ -38,7 +38,7 @@ class Fault(enum.IntEnum):
     NONE = 0
     RAISES = 1
     NOT_A_NUMBER = 2
-    """As GluonEngine does: an exception in place of that row."""
+    """As LaneEngine does: an exception in place of that row."""
     OUT_OF_MEMORY = 3
     """Fails if the batch has more than one item."""
     TOO_FEW = 4

@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from model_store.engine import GluonEngine
+from model_store.engine import LaneEngine
 from service.__main__ import serve
 from service.app import create_app, load_engine
 from service.settings import Settings, load_settings
@@ -22,7 +22,7 @@ LOOKS = 50
 
 
 @asynccontextmanager
-async def load(settings: Settings) -> AsyncIterator[GluonEngine]:
+async def load(settings: Settings) -> AsyncIterator[LaneEngine]:
     async def observe() -> None:
         while True:
             fewest = len(asyncio.all_tasks())

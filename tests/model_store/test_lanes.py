@@ -6,7 +6,7 @@ import asyncio
 import pathlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -17,9 +17,9 @@ import pytest
 from model_store import manifest
 from model_store.backend import Backend
 from model_store.device import Device, GpuMemory
-from model_store.engine import GluonEngine
+from model_store.engine import LaneEngine
 from model_store.lane import Lane
-from model_store.manifest import Parameters
+from model_store.manifest import BackendName, Parameters
 from model_store.params import sha256, write_params
 from tests.fakes import MODEL
 
@@ -32,7 +32,7 @@ class FakeNetwork:
     def __init__(self) -> None:
         self.error: BaseException | None = None
 
-    def load(self, arrays: object, beside: bool) -> Iterator[None]:
+    def load(self, beside: bool) -> Iterator[None]:
         yield
 
     def compute(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -48,15 +48,22 @@ class FakeNetwork:
 class FakeBackend:
     """Makes fake networks, and records on which threads the device's memory is read."""
 
-    device = Device(None, "gpu:0", "as asked")
+    name: BackendName = "mxnet"
+    device = Device("gpu:0", "as requested")
+    normalizes = few_buckets = False
 
     def __init__(self) -> None:
-        self.networks: list[FakeNetwork] = []
+        self.made: list[FakeNetwork] = []
         self.memory_read_on: list[str] = []
 
-    def network(self, model: object, precision: object, buckets: Sequence[int]) -> FakeNetwork:
-        self.networks.append(FakeNetwork())
-        return self.networks[-1]
+    def accelerator(self, precision: object) -> None:
+        return None
+
+    def networks(
+        self, folder: object, model: object, precision: object, buckets: object, count: int
+    ) -> list[FakeNetwork]:
+        self.made = [FakeNetwork() for _ in range(count)]
+        return self.made
 
     def gpu_memory(self) -> GpuMemory:
         self.memory_read_on.append(threading.current_thread().name)
@@ -102,10 +109,10 @@ def version(tmp_path: pathlib.Path) -> pathlib.Path:
 @asynccontextmanager
 async def engine(
     version: pathlib.Path, *lanes: Lane
-) -> AsyncIterator[tuple[GluonEngine, FakeBackend]]:
+) -> AsyncIterator[tuple[LaneEngine, FakeBackend]]:
     """An engine with the version loaded in all lanes."""
     backend = FakeBackend()
-    loaded = GluonEngine(cast(Backend, backend), 8, lanes, "fp32")
+    loaded = LaneEngine(cast(Backend, backend), 8, lanes, "fp32")
     await loaded.replace(version)
     yield loaded, backend
     await loaded.unload()
@@ -120,7 +127,7 @@ async def test_infer_raises_what_a_network_raises(
 ) -> None:
     """Whatever a network raises fails its batch with an Exception; the next batch runs."""
     async with engine(version, lane) as (loaded, backend), asyncio.timeout(10):
-        backend.networks[0].error = error
+        backend.made[0].error = error
         with pytest.raises((type(error), RuntimeError)) as caught:
             await loaded.infer(IMAGES)
         assert isinstance(caught.value, Exception)
@@ -170,5 +177,5 @@ async def test_engine_reports_the_seconds_of_assembling(
 
 async def test_engine_takes_one_batch_more_than_it_has_lanes(lane: BrokenLane) -> None:
     """One batch waits for the first free lane."""
-    loaded = GluonEngine(cast(Backend, FakeBackend()), 8, [lane] * 3)
+    loaded = LaneEngine(cast(Backend, FakeBackend()), 8, [lane] * 3)
     assert (loaded.lanes, loaded.max_in_flight) == (3, 4)

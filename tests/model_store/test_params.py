@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 
-from model_store.architectures import build
+from model_store.backend import BackendUnavailable
+from model_store.mxnet.architectures import build
+from model_store.mxnet.runtime import load_mxnet
 from model_store.params import (
     HEADER,
     MAX_ARRAYS,
@@ -36,7 +38,6 @@ from model_store.params import (
     sha256,
     write_params,
 )
-from model_store.runtime import MXNetUnavailable, load_mxnet
 from tests.model_store.fuzz_params import (
     IN_MEMORY,
     V1,
@@ -62,7 +63,7 @@ MANY = settings(
 def mx() -> Any:
     try:
         return load_mxnet(threads=1)
-    except MXNetUnavailable as error:
+    except BackendUnavailable as error:
         pytest.skip(str(error))
 
 

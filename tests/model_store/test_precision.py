@@ -38,20 +38,27 @@ BOTH = described(fp32=0.92, int8=0.918)
         ("auto", described(ranges=False, fp32=0.9), "cpu", VNNI, "fp32", "not calibrated"),
         ("auto", described(fp32=0.92), "cpu", VNNI, "fp32", "in int8 was not measured"),
         ("auto", described(), "cpu", VNNI, "fp32", "in fp32 was not measured"),
-        ("auto", described(fp32=0.92, int8=0.9169), "cpu", VNNI, "fp32", "more than 0.3% less"),
+        (
+            "auto",
+            described(fp32=0.92, int8=0.9169),
+            "cpu",
+            VNNI,
+            "fp32",
+            "more than 0.3%",
+        ),
         ("auto", described(fp32=0.92, int8=0.9171), "cpu", VNNI, "int8", "measured"),
         ("auto", BOTH, "gpu:0", VNNI, "fp32", "in fp16 was not measured"),
         ("auto", described(fp32=0.92, fp16=0.92), "gpu:0", (), "fp16", "92.00% accurate in fp16"),
-        ("fp32", BOTH, "cpu", VNNI, "fp32", "as asked"),
-        ("int8", BOTH, "cpu", (), "int8", "as asked"),
-        ("fp16", BOTH, "gpu:1", (), "fp16", "as asked"),
+        ("fp32", BOTH, "cpu", VNNI, "fp32", "as requested"),
+        ("int8", BOTH, "cpu", (), "int8", "as requested"),
+        ("fp16", BOTH, "gpu:1", (), "fp16", "as requested"),
     ],
 )
 def test_choose_takes_the_precision_and_gives_the_reason(
     wanted: str, model: Manifest, device: str, flags: Any, name: str, reason: str
 ) -> None:
     """`auto` needs the instructions and the measured accuracy; a name gets that precision."""
-    chosen = choose(wanted, model, device, flags)
+    chosen = choose(wanted, model, device, flags=flags)
     assert chosen.name == name
     assert reason in chosen.reason
 
@@ -59,7 +66,7 @@ def test_choose_takes_the_precision_and_gives_the_reason(
 @pytest.mark.parametrize(
     ("wanted", "model", "device", "message"),
     [
-        ("int8", described(ranges=False), "cpu", "model_store calibrate"),
+        ("int8", described(ranges=False), "cpu", "shoal models calibrate"),
         ("int8", BOTH, "gpu:0", "for a CPU"),
         ("fp16", BOTH, "cpu", "for a GPU"),
     ],
@@ -69,13 +76,13 @@ def test_choose_rejects_an_unavailable_precision(
 ) -> None:
     """A precision that is requested by name is not replaced."""
     with pytest.raises(PrecisionUnavailable, match=message):
-        choose(wanted, model, device, VNNI)
+        choose(wanted, model, device, flags=VNNI)
 
 
 def test_choose_rejects_other_names() -> None:
     """Other names are rejected."""
     with pytest.raises(ValueError, match=r"bf16.*fp32, int8"):
-        choose("bf16", BOTH, "cpu", VNNI)
+        choose("bf16", BOTH, "cpu", flags=VNNI)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from Linux")

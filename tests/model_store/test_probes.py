@@ -34,7 +34,9 @@ def test_check_rejects_another_row(precision: PrecisionName, difference: float) 
     recorded = np.full((4, 2), 0.5)
     rows = recorded.astype(np.float32)
     rows[2] += (difference, -difference)
-    with pytest.raises(BadModel, match=f"{precision}, probe image 3 differs by {difference:.2g}"):
+    with pytest.raises(
+        BadModel, match=f"{precision}, a probability of probe image 3 differs by {difference:.2g}"
+    ):
         probes.check(rows, recorded, precision)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_store.architectures import build
+from model_store.backend import BackendUnavailable
+from model_store.mxnet.architectures import build
+from model_store.mxnet.runtime import load_mxnet
 from model_store.params import read_params
-from model_store.runtime import MXNetUnavailable, load_mxnet
 from tests.reference import EPSILON, MEAN, STD, probabilities
 
 pytestmark = [
@@ -34,7 +35,7 @@ def net(images: Any) -> Any:
     try:
         mx = load_mxnet(threads=1)
         net = build("cifar_resnet20_v1", classes=10)
-    except (MXNetUnavailable, ModuleNotFoundError) as error:
+    except (BackendUnavailable, ModuleNotFoundError) as error:
         pytest.skip(str(error))
     mx.random.seed(20)
     net.initialize(mx.init.Xavier(magnitude=3))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
+from model_store.batch import BatchFormat
 from model_store.manifest import BadModel, Manifest, PrecisionName
-from model_store.network import Network
 from model_store.precision import Precision
 from model_store.replica import WARM_UP_RUNS, Replica
 from tests.model_store.test_manifest import GOOD
@@ -26,7 +26,7 @@ class FakeNetwork:
         self.loaded = self.closed = False
         self.batches: list[int] = []
 
-    def load(self, arrays: Any, beside: bool) -> Generator[None, None, None]:
+    def load(self, beside: bool) -> Generator[None, None, None]:
         yield
         self.loaded = True
 
@@ -40,7 +40,8 @@ class FakeNetwork:
 
 
 def replica(network: FakeNetwork, precision: PrecisionName = "fp32") -> Replica:
-    return Replica(cast(Network, network), MODEL, Precision(precision, "a test"), BUCKETS)
+    chosen = Precision(precision, "a test")
+    return Replica(network, MODEL, chosen, "mxnet", BatchFormat(MODEL, BUCKETS), BUCKETS)
 
 
 def fails() -> float:
@@ -51,7 +52,7 @@ def test_replica_measures_every_bucket() -> None:
     """A batch of each bucket runs once to compile it, and `WARM_UP_RUNS` times to measure it."""
     network = FakeNetwork(lambda: 0.0)
     loaded = replica(network)
-    steps = sum(1 for _ in loaded.load({}))
+    steps = sum(1 for _ in loaded.load())
     assert steps > len(BUCKETS) * WARM_UP_RUNS  # the lane can compute between two batches
     runs = {bucket: len(seconds) for bucket, seconds in loaded.warm_up_seconds.items()}
     assert runs == dict.fromkeys(BUCKETS, WARM_UP_RUNS)
@@ -63,12 +64,12 @@ def test_replica_measures_every_bucket() -> None:
 def test_replica_rejects_results_that_are_not_finite() -> None:
     """The message names the version."""
     with pytest.raises(BadModel, match="pets 3 computes invalid results"):
-        list(replica(FakeNetwork(lambda: float("nan"))).load({}))
+        list(replica(FakeNetwork(lambda: float("nan"))).load())
 
 
-def test_replica_blames_the_ranges_if_int8_cannot_be_computed() -> None:
+def test_replica_blames_the_calibration_if_int8_cannot_be_computed() -> None:
     """The message has the last line of the error; in other precisions the error is as it was."""
-    with pytest.raises(BadModel, match=r"int8\.ranges in its manifest: no range for layer 3"):
-        list(replica(FakeNetwork(fails), "int8").load({}))
+    with pytest.raises(BadModel, match="int8 with mxnet: no range for layer 3"):
+        list(replica(FakeNetwork(fails), "int8").load())
     with pytest.raises(RuntimeError, match="first line"):
-        list(replica(FakeNetwork(fails)).load({}))
+        list(replica(FakeNetwork(fails)).load())

@@ -115,7 +115,7 @@ def test_verify_finds_damage(
         for version in ("1", "3")
     ]
     assert verified.stderr.count("SHA-256") == 2
-    good = "cifar_resnet20_v1 2: matches its manifest, loads and computes\n"
+    good = "cifar_resnet20_v1 2: matches its manifest and can be served\n"
     assert verified.stdout == good
 
     only = ("--name", "cifar_resnet20_v1", "--version", "2")

@@ -141,6 +141,6 @@ def test_read_manifest_rejects_another_place(tmp_path: pathlib.Path, where: str)
     folder = write(tmp_path / where, json.dumps(GOOD))
     assert manifest.read(folder).name == "pets"
     with pytest.raises(
-        BadModel, match=rf"describes pets 3 and lies in the folder of {where.replace('/', ' ')}"
+        BadModel, match=rf"describes pets 3 but is in the folder of {where.replace('/', ' ')}"
     ):
         versions.read_manifest(folder)

@@ -178,7 +178,7 @@ def test_evaluate_prints_a_summary(
     options = ["--store", str(calibrated.parents[1]), "--version", "1", "--data", str(tiny)]
     assert main(["evaluate", *options, "--threads", "1", "--precision", "fp32"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == f"{name} 1 in fp32 (as asked)"
+    assert first == f"{name} 1 in fp32 (as requested)"
     assert [line.split()[0] for line in lines] == [*cifar10.CLASSES, "all", "calibration"]
 
 
@@ -220,7 +220,7 @@ def test_evaluate_writes_json_and_a_picture(
     written, picture = tmp_path / "found.json", tmp_path / "found.png"
     more = ["--json", str(written), "--picture", str(picture)]
     assert main(["evaluate", *options, *more]) == 0
-    assert f"in {precision} (as asked)" in capsys.readouterr().out
+    assert f"in {precision} (as requested)" in capsys.readouterr().out
     found = json.loads(written.read_text())
     (measured,) = [o for o in manifest.read(calibrated).measured if o.precision == precision]
     assert found["accuracy"] == measured.accuracy

@@ -12,10 +12,9 @@ import pytest
 
 from model_store import manifest, store
 from model_store.__main__ import main
-from model_store.architectures import build
 from model_store.engine import load_engine
-from model_store.manifest import BadModel
-from model_store.runtime import load_mxnet
+from model_store.mxnet.architectures import build
+from model_store.mxnet.runtime import load_mxnet
 from model_store.training.export import export
 
 pytest.importorskip("onnx", reason="the extra 'export' is not installed")
@@ -76,12 +75,3 @@ def test_other_architectures(architecture: str, tmp_path: pathlib.Path) -> None:
     assert main(["import", str(tmp_path / "net.params"), *options]) == 0
     export(tmp_path / "random" / "1", tmp_path / "net.onnx")
     check(tmp_path / "random" / "1", tmp_path / "net.onnx")
-
-
-def test_no_translation() -> None:
-    """An unknown operator is an error that names it."""
-    from model_store.training.export import _steps
-
-    node = {"op": "Dropout", "name": "drop", "names": ["x"], "attrs": {"p": "0.5"}}
-    with pytest.raises(BadModel, match=r"drop.*Dropout"):
-        list(_steps(node))

@@ -10,7 +10,7 @@ import pytest
 
 from model_store import manifest, versions
 from model_store.manifest import BadModel
-from model_store.runtime import load_mxnet
+from model_store.mxnet.runtime import load_mxnet
 from model_store.training import cifar10
 from model_store.training.batches import Place
 from model_store.training.recipe import Recipe

@@ -255,7 +255,8 @@ async def test_readyz(client: httpx.AsyncClient) -> None:
     body = (await client.get("/readyz")).json()
     assert body["status"] == "ready"
     assert body["model"] == {"name": "fake", "version": "7"}
-    assert (body["device"], body["device_reason"]) == ("cpu", "as asked")
+    assert (body["device"], body["device_reason"]) == ("cpu", "as requested")
+    assert (body["backend"], body["backend_reason"]) == ("mxnet", "as requested")
     assert body["precision"] == "fp32" and "not calibrated" in body["precision_reason"]
     assert list(body["latency"]) == ["1", "2", "4", "8"]
 

@@ -6,13 +6,8 @@ import pytest
 
 from service.grpc.connection_streams import ConnectionStreams
 from service.grpc.frame_credit import RESET_COST, USEFUL_BYTES
-from service.grpc.frame_filter import (
-    CHEAP_HEAD_BYTES,
-    HEAD_BYTES,
-    STREAM_HEADER,
-    BadFrame,
-    FrameFilter,
-)
+from service.grpc.frame_filter import CHEAP_HEAD_BYTES, STREAM_HEADER, FrameFilter
+from service.grpc.header_block import HEAD_BYTES, MAX_FIELDS
 from service.grpc.http2_frames import (
     CONTINUATION,
     CONTROL_SIZES,
@@ -30,6 +25,7 @@ from service.grpc.http2_frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    BadFrame,
     field,
     frame,
 )
@@ -38,9 +34,16 @@ from service.grpc.timers import Timers
 from service.grpc.turn_limit import CALLS, TurnLimit
 from service.upload.body import UploadMemory
 
-CALL = frame(HEADERS, END_HEADERS, 1, b"call")
+HEADER = field("name", "value")
+CALL = frame(HEADERS, END_HEADERS, 1, HEADER)
 A_PING = frame(PING, 0, 0, bytes(8))
 UNKNOWN = 0xFA
+
+
+def header_block(size: int) -> bytes:
+    """A header block of `size` bytes with one field."""
+    length = size - 6 - 127
+    return b"\0\1a\x7f" + bytes((length % 128 + 128, length // 128)) + bytes(size - 6)
 
 
 class Connection:
@@ -78,24 +81,40 @@ async def test_filter_relays_complete_frames() -> None:
 
 
 async def test_filter_adds_the_name_of_the_stream() -> None:
-    """A frame with the name follows the header block of a call, whether it has one part or two."""
+    """The header block of a call is relayed with the name, when the whole block has arrived."""
     client = Client()
     relayed = client.send(CALL)
     name = field(STREAM_HEADER, next(iter(client.all_streams)).name)
-    assert relayed == frame(HEADERS, 0, 1, b"call") + frame(CONTINUATION, END_HEADERS, 1, name)
-    parts = frame(HEADERS, 0, 3, b"ca"), frame(CONTINUATION, END_HEADERS, 3, b"ll")
-    assert client.send(parts[0]) == parts[0] and "headers" in client.timers
-    relayed = client.send(parts[1])
-    assert relayed.startswith(frame(CONTINUATION, 0, 3, b"ll")) and "headers" not in client.timers
-    assert STREAM_HEADER.encode() in relayed
+    assert relayed == frame(HEADERS, END_HEADERS, 1, HEADER + name)
+    assert client.send(frame(HEADERS, END_STREAM, 3, HEADER[:5])) == b""
+    assert "headers" in client.timers and client.streams.get(3) is None
+    relayed = client.send(frame(CONTINUATION, END_HEADERS, 3, HEADER[5:]))
+    name = field(STREAM_HEADER, [stream.name for stream in client.all_streams][-1])
+    assert relayed == frame(HEADERS, END_HEADERS | END_STREAM, 3, HEADER + name)
+    assert "headers" not in client.timers
 
 
 async def test_filter_does_not_name_trailers() -> None:
     """Headers of a stream that is already open are relayed unchanged."""
     client = Client()
     client.send(CALL)
-    trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, b"trailers")
+    trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, HEADER)
     assert client.send(trailers) == trailers
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [((MAX_FIELDS + 1) * b"\xbe", f"more than {MAX_FIELDS} fields"), (HEADER[:-1], "within a")],
+)
+async def test_filter_checks_header_blocks(number: int, block: bytes, reason: str) -> None:
+    """The headers of a call and trailers are checked before any part of them is relayed."""
+    client = Client()
+    client.send(CALL)
+    assert client.send(frame(HEADERS, 0, number, block)) == b""
+    with pytest.raises(BadFrame, match=reason):
+        client.send(frame(CONTINUATION, END_HEADERS, number))
+    assert client.streams.get(3) is None
 
 
 @pytest.mark.parametrize(
@@ -112,9 +131,9 @@ async def test_filter_does_not_name_trailers() -> None:
         (frame(HEADERS, 0, 3) + frame(CONTINUATION, 0, 3, bytes(USEFUL_BYTES)), 2),
         (frame(RST_STREAM, 0, 1, bytes(4)), RESET_COST),
         (frame(HEADERS, END_HEADERS, 3), 1),
-        (frame(HEADERS, END_HEADERS, 3, bytes(CHEAP_HEAD_BYTES)), 1),
+        (frame(HEADERS, END_HEADERS, 3, header_block(CHEAP_HEAD_BYTES)), 1),
         (
-            frame(HEADERS, END_HEADERS, 3, bytes(HEAD_BYTES)),
+            frame(HEADERS, END_HEADERS, 3, header_block(HEAD_BYTES)),
             1 + (HEAD_BYTES - CHEAP_HEAD_BYTES) // USEFUL_BYTES,
         ),
         (frame(DATA, 0, 1), 1),
@@ -145,13 +164,17 @@ async def test_filter_relays_nothing_without_credit() -> None:
     assert client.send(b"") == 3 * A_PING
 
 
-async def test_filter_waits_for_a_turn() -> None:
+@pytest.mark.parametrize("call", [CALL, frame(CONTINUATION, END_HEADERS, 1, HEADER)])
+async def test_filter_waits_for_a_turn(call: bytes) -> None:
     """Calls beyond the limit of the turn stay; other frames before them are relayed."""
-    client = Client()
+    client, other = Client(), A_PING
+    if call is not CALL:
+        client.send(frame(HEADERS, 0, 1))
+        other = b""
     for _ in range(CALLS):
         client.turn.count_call()
-    assert client.send(A_PING + CALL + A_PING) == A_PING
-    assert client.filter.waits_for_turn and client.data == CALL + A_PING
+    assert client.send(other + call + A_PING) == other
+    assert client.filter.waits_for_turn and client.data == call + A_PING
 
 
 async def test_filter_counts_messages() -> None:
@@ -172,6 +195,8 @@ async def test_filter_counts_all_bytes_that_are_relayed(kind: int) -> None:
     begin = frame(HEADERS, 0, 3) if kind == CONTINUATION else b""
     number = 3 if kind in (HEADERS, CONTINUATION, RST_STREAM) else 1
     payload = bytes(max(CONTROL_SIZES.get(kind, [500])))
+    if kind in (HEADERS, CONTINUATION):
+        payload = HEADER
     relayed += client.send(begin + frame(kind, END_HEADERS, number, payload))
     relayed += client.send(frame(DATA, 0, 1, bytes(256)))
     assert client.memory.held == len(relayed)

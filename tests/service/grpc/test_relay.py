@@ -36,7 +36,8 @@ pytestmark = pytest.mark.slow
 PATIENCE = 20.0
 PING = 0x6
 START = PREFACE + frame(SETTINGS, 0, 0)
-CALL = frame(HEADERS, END_HEADERS, 1, b"call")
+HEADER = field("name", "value")
+CALL = frame(HEADERS, END_HEADERS, 1, HEADER)
 ANSWER = frame(HEADERS, END_HEADERS | END_STREAM, 1, b"answer")
 MAX_CONNECTIONS = 2
 
@@ -118,12 +119,12 @@ async def reason(reader: asyncio.StreamReader) -> str:
 async def arrived(wire: Wire, frames: bytes) -> None:
     """Wait until the upload memory holds the frames, and the name of each call in them."""
     calls = sum(kind == HEADERS for kind, _, _ in FrameHeads().feed(frames))
-    size = len(frames) + calls * len(frame(CONTINUATION, 0, 1, field("shoal-stream", 32 * "0")))
+    size = len(frames) + calls * len(field("shoal-stream", 32 * "0"))
     await until(lambda: wire.memory.held == size)
 
 
 async def test_relay_adds_one_header_and_changes_nothing_else(wire: Wire) -> None:
-    """The frames arrive unchanged, with one frame inserted after the client's headers."""
+    """The frames arrive unchanged, except for one more header."""
     sent = START + CALL + frame(DATA, END_STREAM, 1, b"message")
     _, writer = await wire.connect(b"")
     at = 0
@@ -134,10 +135,8 @@ async def test_relay_adds_one_header_and_changes_nothing_else(wire: Wire) -> Non
         at += size
     server, _ = await wire.servers.get()
     name = field("shoal-stream", (await wire.stream()).name)
-    named = frame(CONTINUATION, END_HEADERS, 1, name)
-    expected = (
-        START + frame(HEADERS, 0, 1, b"call") + named + frame(DATA, END_STREAM, 1, b"message")
-    )
+    named = frame(HEADERS, END_HEADERS, 1, HEADER + name)
+    expected = START + named + frame(DATA, END_STREAM, 1, b"message")
     assert await server.readexactly(len(expected)) == expected
     assert (await wire.stream()).client == "127.0.0.1"
 
@@ -163,7 +162,7 @@ async def test_relay_counts_bytes_until_the_call_ends(wire: Wire) -> None:
 
 async def test_bytes_that_an_incomplete_message_keeps_are_held(wire: Wire) -> None:
     """gRPC's server keeps the bytes of an answered call in the buffer that it filled for both."""
-    other = frame(HEADERS, END_HEADERS, 3, b"call") + frame(DATA, END_STREAM, 3, bytes(10_000))
+    other = frame(HEADERS, END_HEADERS, 3, HEADER) + frame(DATA, END_STREAM, 3, bytes(10_000))
     sent = frame(SETTINGS, 0, 0) + CALL + frame(DATA, 0, 1, bytes(256)) + other
     await wire.connect(PREFACE + sent)
     _, server = await wire.servers.get()
@@ -192,7 +191,7 @@ async def test_relay_rejects_another_protocol(wire: Wire) -> None:
     assert wire.servers.empty()
 
 
-BLOCK = frame(HEADERS, 0, 1, b"call")
+BLOCK = frame(HEADERS, 0, 1, HEADER)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +203,9 @@ BLOCK = frame(HEADERS, 0, 1, b"call")
         (BLOCK + frame(HEADERS, END_HEADERS, 3), "interrupted"),
         (frame(CONTINUATION, END_HEADERS, 1), "does not follow a HEADERS frame"),
         (CALL + frame(DATA, 0, 1, bytes(16_385))[:9], "larger than 16384 bytes"),
-        (frame(HEADERS, END_HEADERS, 2, b"call"), "stream 2: the number must be odd"),
-        (frame(HEADERS, END_HEADERS, 0, b"call"), "stream 0: the number must be odd"),
-        (frame(HEADERS, 0, 0, b"call"), "stream 0: the number must be odd"),
+        (frame(HEADERS, END_HEADERS, 2, HEADER), "stream 2: the number must be odd"),
+        (frame(HEADERS, END_HEADERS, 0, HEADER), "stream 0: the number must be odd"),
+        (frame(HEADERS, 0, 0, HEADER), "stream 0: the number must be odd"),
         (CALL + frame(DATA, 0, 3, bytes(1000)), "stream 3, which was never opened"),
         (CALL + frame(DATA, 0, 0, bytes(1000)), "stream 0, which was never opened"),
     ],

@@ -121,13 +121,14 @@ def test_stream_names_are_not_guessable() -> None:
 class Connection:
     """A connection that closes its streams when it is closed."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, client: str = "::1") -> None:
         self.closed = False
         self._all = streams
+        self._client = client
         self._own: list[Stream] = []
 
     def open(self, count: int) -> list[Stream]:
-        self._own += [self._all.open("::1", ignore, self._close) for _ in range(count)]
+        self._own += [self._all.open(self._client, ignore, self._close) for _ in range(count)]
         return self._own[-count:]
 
     def _close(self) -> None:
@@ -155,6 +156,18 @@ def test_streams_limit_those_without_a_handler() -> None:
     assert [one.closed for one in (ignored, unread)] == [True, False]
     honest.open(1001)
     assert [one.closed for one in (unread, handled, honest)] == [True, False, False]
+
+
+def test_streams_without_a_handler_of_other_networks_stay() -> None:
+    """Beyond the limit, the client network with the most streams loses a connection."""
+    streams = Streams(UploadMemory(100), 4)
+    honest = Connection(streams, "10.9.9.9")
+    honest.open(1)
+    flood = [Connection(streams, f"10.0.0.{n % 2}") for n in range(100)]
+    for one in flood:
+        one.open(100)
+    assert not honest.closed
+    assert [one for one in flood if not one.closed] == flood[-20:]
 
 
 def test_streams_close_connections_that_send_after_the_answer() -> None:

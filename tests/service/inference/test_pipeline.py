@@ -32,7 +32,7 @@ class Host:
         self.timeouts: list[float] = []
         self.unloaded = False
         self.loaded: LoadedModel | None = LoadedModel(
-            MODEL, FakeEngine.device, FakeEngine.precision, self.submit
+            MODEL, FakeEngine.device, FakeEngine.backend, FakeEngine.precision, self.submit
         )
 
     async def submit(

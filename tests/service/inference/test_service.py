@@ -18,7 +18,7 @@ async def submit(image: object, timeout: float) -> Any:  # noqa: ASYNC109  # as 
     raise NotImplementedError
 
 
-LOADED = LoadedModel(MODEL, FakeEngine.device, FakeEngine.precision, submit)
+LOADED = LoadedModel(MODEL, FakeEngine.device, FakeEngine.backend, FakeEngine.precision, submit)
 STATS = EngineStats(True, False, 0, 0, 0.0, 8, 0.2, {"1": 0.01}, None)
 
 

@@ -159,13 +159,39 @@ async def test_server_stops_its_listeners_before_the_application() -> None:
 
 async def test_server_exits_if_a_port_is_not_available(caplog: pytest.LogCaptureFixture) -> None:
     """If another port cannot be served, the process exits with a status of its own, and the log
-    has the reason."""
+    has the reason. Ports that are served already are closed."""
     app = create_app(Settings(), FakeEngine().load)
-    app.state.listeners = [FakeListener(OSError("cannot listen on 127.0.0.1:9"))]
+    first = FakeListener()
+    first.done.set()
+    app.state.listeners = [first, FakeListener(OSError("cannot listen on 127.0.0.1:9"))]
     with pytest.raises(SystemExit) as caught:
-        await Server(app, Settings()).startup()
+        await Server(app, Settings(port=0)).startup()
     assert caught.value.code == ExitStatus.CANNOT_LISTEN
     assert "cannot listen on 127.0.0.1:9" in caplog.text
+    assert first.calls == ["start", "stop within 0 s", "stopped"]
+
+
+async def test_server_exits_before_it_starts_if_its_port_is_not_available(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No other port is served, and no model is loaded."""
+    app = create_app(Settings(), FakeEngine().load)
+    app.state.listeners = [listener := FakeListener()]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as caught:
+            await Server(app, Settings(port=port)).startup()
+    assert caught.value.code == ExitStatus.CANNOT_LISTEN
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in caplog.text
+    assert listener.calls == []
+
+
+async def test_side_port_that_is_in_use_raises_an_error() -> None:
+    """The error names the address, and the process does not exit."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"metrics cannot listen on 127.0.0.1:{port}: Address"):
+            await SidePort(Starlette(), Settings(), port).start()
 
 
 def test_server_ignores_further_sigterms() -> None:

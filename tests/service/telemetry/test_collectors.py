@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from benchmarks.processes import started
+from model_store.backend import BackendChoice
 from model_store.device import Device, GpuMemory
 from model_store.manifest import Identity
 from service.telemetry.collectors import PIDS, EngineCollector, ProcessesCollector
@@ -27,7 +28,8 @@ class Loaded:
     """A model that serves."""
 
     model = Identity(name="fake", version="7")
-    device = Device(None, "gpu:1", "it computes")
+    device = Device("gpu:1", "its test computation succeeded")
+    backend = BackendChoice("mxnet", "as requested")
 
 
 LOADED = Loaded()
@@ -88,14 +90,14 @@ def test_engine_collector_reports_every_stat() -> None:
         "batch_expected_seconds8": 0.02,
         "gpu_memory_bytesused": 7,
         "gpu_memory_bytesfree": 3,
-        "model_infogpu:1,fake,7": 1,
+        "model_infomxnet,gpu:1,fake,7": 1,
     }
 
 
 @pytest.mark.parametrize("loaded", [LOADED, None], ids=["loaded", "no model"])
 def test_engine_collector_leaves_out_what_is_unknown(loaded: Loaded | None) -> None:
     """Without stats there are no metrics of the engine, and without a model none of the model."""
-    names = {"ready"} if loaded is None else {"ready", "model_infogpu:1,fake,7"}
+    names = {"ready"} if loaded is None else {"ready", "model_infomxnet,gpu:1,fake,7"}
     assert scraped(EngineCollector(loaded, False, None)).keys() == names
 
 

@@ -98,7 +98,9 @@ async def test_metrics_show_the_current_state(
     assert value(samples, "batches_in_flight") == 1
     assert value(samples, "queue_length") + sum(engine.batches) == 4
     assert all(value(samples, "batch_expected_seconds", bucket=bucket) > 0 for bucket in "1248")
-    assert value(samples, "model_info", model="fake", version="7", device="cpu") == 1
+    assert (
+        value(samples, "model_info", model="fake", version="7", device="cpu", backend="mxnet") == 1
+    )
     await asyncio.gather(first, *waiting)
     assert value(await scrape(client), "queue_length") == 0
 

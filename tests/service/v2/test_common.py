@@ -131,7 +131,9 @@ def service(model: Manifest | None) -> Service:
     loaded = None
     if model is not None:
         submit = cast(Any, None)
-        loaded = LoadedModel(model, FakeEngine.device, FakeEngine.precision, submit)
+        loaded = LoadedModel(
+            model, FakeEngine.device, FakeEngine.backend, FakeEngine.precision, submit
+        )
     names = "settings decoders repository uploads keys admin_keys rate_limiter metrics tracing"
     return Service(engine=cast(Any, Host(loaded)), **dict.fromkeys(names.split(), cast(Any, None)))
 

@@ -121,7 +121,7 @@ def test_prescan_rejects_a_large_remainder_quickly(text: bytes) -> None:
 
 @pytest.mark.parametrize("item", [b"[],", b"{},"])
 def test_prescan_limits_lists_and_objects(item: bytes) -> None:
-    """Exactly `MAX_CONTAINERS` lists and objects are accepted, and one more is rejected."""
-    with pytest.raises(BadInference, match="24,000 lists"):
+    """Exactly `MAX_CONTAINERS` arrays and objects are accepted, and one more is rejected."""
+    with pytest.raises(BadInference, match="24,000 arrays"):
         take_out_long_strings(b"[" + item * MAX_CONTAINERS)
     assert take_out_long_strings(b"[" + item * (MAX_CONTAINERS - 1))[1] == {}

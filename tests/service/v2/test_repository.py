@@ -195,7 +195,9 @@ async def test_load_replaces_the_version(client: httpx.AsyncClient) -> None:
     inferred = (await client.post("/v2/models/fake/infer", json=body(HORSE))).json()
     assert (inferred["model_version"], inferred["outputs"][0]["data"]) == ("8", [REVERSED[7]])
     samples = await scrape(client)
-    assert value(samples, "model_info", model="fake", version="8", device="cpu") == 1
+    assert (
+        value(samples, "model_info", model="fake", version="8", device="cpu", backend="mxnet") == 1
+    )
     assert len([name for name, _ in samples if name == "shoal_model_info"]) == 1
     assert value(samples, "model_loads_total", outcome="loaded") == 1
 

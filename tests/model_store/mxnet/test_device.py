@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_store.device import DeviceUnavailable, GpuMemory, choose, gpu_memory
+from model_store.device import DeviceUnavailable, GpuMemory
+from model_store.mxnet.device import choose, context, gpu_memory
 
 
 class MXNetError(RuntimeError):
@@ -45,23 +46,23 @@ NO_KERNEL = "Traceback\nCUDA: no kernel image is available for execution on the 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "mx", "name", "context", "reason"),
+    ("wanted", "mx", "name", "expected", "reason"),
     [
-        ("cpu", mxnet(gpus=1), "cpu", "cpu context", "as asked"),
-        ("auto", mxnet(gpus=1), "gpu:0", "gpu context 0", "computes"),
-        ("gpu", mxnet(gpus=2), "gpu:0", "gpu context 0", "computes"),
-        ("gpu:1", mxnet(gpus=2), "gpu:1", "gpu context 1", "computes"),
+        ("cpu", mxnet(gpus=1), "cpu", "cpu context", "as requested"),
+        ("auto", mxnet(gpus=1), "gpu:0", "gpu context 0", "its test computation succeeded"),
+        ("gpu", mxnet(gpus=2), "gpu:0", "gpu context 0", "its test computation succeeded"),
+        ("gpu:1", mxnet(gpus=2), "gpu:1", "gpu context 1", "its test computation succeeded"),
         ("auto", mxnet(cuda=False), "cpu", "cpu context", "CPU build"),
         ("auto", mxnet(gpus=0), "cpu", "cpu context", "no NVIDIA GPU"),
         ("auto", mxnet(gpus=1, error=NO_KERNEL), "cpu", "cpu context", "no kernel image"),
     ],
 )
 def test_choose_takes_the_device_and_gives_the_reason(
-    wanted: str, mx: Any, name: str, context: str, reason: str
+    wanted: str, mx: Any, name: str, expected: str, reason: str
 ) -> None:
     """`auto` falls back to the CPU and says why; a name gets that device."""
     device = choose(mx, wanted)
-    assert (device.name, device.context) == (name, context)
+    assert (device.name, context(mx, device)) == (name, expected)
     assert reason in device.reason
 
 

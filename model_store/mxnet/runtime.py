@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from model_store import amx, cuda
+from model_store.backend import BackendUnavailable
+from model_store.mxnet import amx, cuda
 
 ENVIRONMENT = {
     # MXNet's tuning at import takes seconds and has hung under load (apache/mxnet issue 12255).
@@ -42,10 +43,6 @@ KEEP_LOCK = (
 )
 """Names of the short C functions that MXNet's Python package calls for each batch. The function
 that runs the network is not one of them."""
-
-
-class MXNetUnavailable(RuntimeError):
-    """MXNet cannot be imported. The message says what is missing and what to install."""
 
 
 @functools.cache
@@ -76,7 +73,7 @@ def load_mxnet(threads: int, in_order: bool = False, with_amx: bool = False) -> 
         with_amx: Whether to use AMX, Intel's matrix unit, if the CPU has it; see `amx`.
 
     Raises:
-        MXNetUnavailable: MXNet cannot be imported.
+        BackendUnavailable: MXNet cannot be imported.
     """
     if "mxnet" in sys.modules:
         return sys.modules["mxnet"]
@@ -94,9 +91,9 @@ def load_mxnet(threads: int, in_order: bool = False, with_amx: bool = False) -> 
             warnings.simplefilter("ignore")  # MXNet's DeprecationWarnings will not be fixed
             mx = importlib.import_module("mxnet")
     except ModuleNotFoundError as error:
-        raise MXNetUnavailable(_missing_package(error)) from error
+        raise BackendUnavailable(_missing_package(error)) from error
     except OSError as error:
-        raise MXNetUnavailable("; ".join([_missing_library(str(error)), *failures])) from error
+        raise BackendUnavailable("; ".join([_missing_library(str(error)), *failures])) from error
     _start_scheduler(mx)
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine":
         _keep_interpreter_lock(mx)
@@ -118,8 +115,8 @@ def _keep_interpreter_lock(mx: Any) -> None:
 def _start_scheduler(mx: Any) -> None:
     """Start MXNet's scheduler without the message that it prints to standard error.
 
-    All schedulers except the default one print their name. Standard error is redirected for a few
-    microseconds only, so other messages are lost only if the scheduler crashes.
+    All schedulers except the default one print their name. Standard error is redirected to
+    /dev/null while the scheduler starts, which takes a few microseconds.
     """
     standard_error = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

@@ -7,14 +7,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from model_store import manifest, network
-from model_store.architectures import build
+from model_store import manifest
 from model_store.batch import BatchFormat
 from model_store.device import Device
-from model_store.network import Network
+from model_store.mxnet import network
+from model_store.mxnet.architectures import build
+from model_store.mxnet.network import Network
+from model_store.mxnet.runtime import load_mxnet
 from model_store.params import read_params
-from model_store.precision import Precision
-from model_store.runtime import load_mxnet
 from tests.model_store.test_manifest import GOOD
 
 pytestmark = [
@@ -49,14 +49,16 @@ def test_is_out_of_memory_knows_the_messages(message: str, expected: bool) -> No
     assert network.is_out_of_memory(message) is expected
 
 
-def test_network_in_fp16_is_built(model: pathlib.Path) -> None:
+def test_network_in_fp16_is_built(model: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as a machine without a GPU allows: cast, shared by the buckets, and computed up to the
     first kernel that exists only for GPUs."""
     mx = load_mxnet(1)
     described = manifest.read(model)
-    device = Device(mx.cpu(), "gpu:0", "for once")
-    half = Network(mx, described, device, Precision("fp16", "as asked"), [1, 2])
-    for _ in half.load(read_params(model / "net.params")):
+    device = Device("gpu:0", "for once")
+    arrays = read_params(model / "net.params")
+    monkeypatch.setattr(network, "context", lambda mx, device: mx.cpu())
+    half = Network(mx, described, device, "fp16", [1, 2], arrays)
+    for _ in half.load():
         pass
     with pytest.raises(mx.base.MXNetError, match="FP16 gemm on cpu not implemented"):
         half.compute(np.zeros((1, 3, 32, 32), np.float32))
@@ -75,9 +77,9 @@ def test_network_does_not_fuse_what_mxnet_fuses_wrongly() -> None:
     arrays = {n: p.data().asnumpy() for n, p in plain._collect_params_with_prefix().items()}
     described = {"name": "v2", "architecture": "cifar_resnet20_v2", "classes": list("abcdefghij")}
     model = manifest.Manifest.model_validate(GOOD | described)
-    device = Device(mx.cpu(), "cpu", "as asked")
-    served = Network(mx, model, device, Precision("fp32", "as asked"), [1, 2])
-    for _ in served.load(arrays):
+    device = Device("cpu", "as requested")
+    served = Network(mx, model, device, "fp32", [1, 2], arrays)
+    for _ in served.load():
         pass
     rows = BatchFormat(model, [1, 2]).probabilities(served.compute(inputs))
     assert np.abs(rows - wanted).max() < TOLERANCE

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import pytest
 
-from model_store import runtime
-from model_store.architectures import ARCHITECTURES, UnknownArchitecture, build
-from model_store.runtime import MXNetUnavailable, load_mxnet
+from model_store.architectures import ARCHITECTURES, UnknownArchitecture
+from model_store.backend import BackendUnavailable
+from model_store.mxnet import runtime
+from model_store.mxnet.architectures import build
+from model_store.mxnet.runtime import load_mxnet
 
 NOT_THERE = "cannot open shared object file: No such file or directory"
 
@@ -72,7 +74,7 @@ def test_load_mxnet_says_what_to_install(
 ) -> None:
     """An error of the linker or the import becomes one line."""
     environment.setattr("importlib.import_module", importing(error))
-    with pytest.raises(MXNetUnavailable, match=message) as caught:
+    with pytest.raises(BackendUnavailable, match=message) as caught:
         load_mxnet(1)
     assert "\n" not in str(caught.value)
 
@@ -141,7 +143,7 @@ def test_load_mxnet_loads_cuda_first(
         return ["libnccl.so.2: file too short"]  # the system may have a better one
 
     environment.setattr(runtime, "is_gpu_build", lambda: gpu_build)
-    environment.setattr("model_store.cuda.preload", preload)
+    environment.setattr("model_store.mxnet.cuda.preload", preload)
 
     def import_module(name: str) -> types.ModuleType:
         order.append(name)
@@ -171,10 +173,12 @@ def test_load_mxnet_hides_the_name_of_the_scheduler(
 def test_load_mxnet_reports_a_broken_library(environment: pytest.MonkeyPatch) -> None:
     """If MXNet misses a library that exists, the message says what is wrong with it."""
     environment.setattr(runtime, "is_gpu_build", lambda: True)
-    environment.setattr("model_store.cuda.preload", lambda: ["/x/libnccl.so.2: file too short"])
+    environment.setattr(
+        "model_store.mxnet.cuda.preload", lambda: ["/x/libnccl.so.2: file too short"]
+    )
     environment.setattr("importlib.import_module", importing(OSError(f"libnccl.so.2: {NOT_THERE}")))
     with pytest.raises(
-        MXNetUnavailable, match=r"nvidia-nccl-cu11; /x/libnccl\.so\.2: file too short"
+        BackendUnavailable, match=r"nvidia-nccl-cu11; /x/libnccl\.so\.2: file too short"
     ):
         load_mxnet(1)
 
@@ -191,7 +195,8 @@ def test_build_makes_every_architecture_without_gluoncvs_package() -> None:
     code = (
         "import sys\n"
         "from PIL import ImageFile\n"
-        "from model_store.architectures import ARCHITECTURES, build\n"
+        "from model_store.architectures import ARCHITECTURES\n"
+        "from model_store.mxnet.architectures import build\n"
         "for name in ARCHITECTURES: build(name, 10)\n"
         "sys.exit(ImageFile.LOAD_TRUNCATED_IMAGES or 'gluoncv' in sys.modules)\n"
     )

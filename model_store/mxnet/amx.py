@@ -10,11 +10,12 @@ much memory oneDNN takes with AMX.
 from __future__ import annotations
 
 import ctypes
-import pathlib
 import platform
 from collections.abc import Callable, MutableMapping
 
-from model_store import precision, versions
+from model_store import precision
+from model_store.backend import Request
+from model_store.batch import buckets
 from model_store.cgroup import memory
 
 ISA = "DNNL_MAX_CPU_ISA"
@@ -80,26 +81,21 @@ def enabled(environment: MutableMapping[str, str]) -> bool:
     return environment.get(ISA, "").upper() == WITH_AMX
 
 
-def fits_memory(folder: pathlib.Path, wanted_precision: str, bucket_count: int) -> bool:
+def is_useful(request: Request) -> bool:
     """Whether a version should run with AMX.
 
     The CPU must have AMX, the version must run in int8, and there must be enough memory. While a
     version is replaced, two versions are loaded. AMX may take at most a third of the machine's
     memory for the two versions together.
 
-    Args:
-        folder: Folder of the version.
-        wanted_precision: As in `precision.choose`.
-        bucket_count: Number of buckets, which are the batch sizes that the network can run.
-
     Raises:
-        BadModel: The manifest of the version is invalid.
         PrecisionUnavailable: The wanted precision is not available.
     """
-    if CPU_FLAG not in precision.cpu_flags():
+    model = request.model
+    if CPU_FLAG not in precision.cpu_flags() or model.int8 is None:
         return False
-    model = versions.read_manifest(folder)
-    if model.int8 is None or precision.choose(wanted_precision, model, "cpu").name != "int8":
+    if precision.choose(request.precision, model, "cpu").name != "int8":
         return False
+    bucket_count = len(buckets(request.max_batch_size, few=True))
     convolutions = len(model.int8.ranges)
     return 2 * CONVOLUTION_BYTES * convolutions * bucket_count < memory() / 3

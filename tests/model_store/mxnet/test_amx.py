@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from model_store import amx
-from model_store.amx import ISA, WITH_AMX
 from model_store.cgroup import memory
+from model_store.mxnet import amx
+from model_store.mxnet.amx import ISA, WITH_AMX
 from model_store.precision import cpu_flags
 from tests.sources import ROOT
 

@@ -13,13 +13,13 @@ import pytest
 import pytest_asyncio
 
 from model_store import manifest, store
-from model_store.architectures import build
-from model_store.engine import GluonEngine, load_engine
-from model_store.int8 import Quantizable
+from model_store.engine import LaneEngine, load_engine
 from model_store.manifest import BadModel
+from model_store.mxnet.architectures import build
+from model_store.mxnet.int8 import Quantizable
+from model_store.mxnet.runtime import load_mxnet
 from model_store.params import read_params
 from model_store.precision import PrecisionUnavailable
-from model_store.runtime import load_mxnet
 from tests.reference import probabilities
 
 pytestmark = [
@@ -38,14 +38,14 @@ def images() -> Any:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def int8(calibrated: pathlib.Path) -> AsyncIterator[GluonEngine]:
+async def int8(calibrated: pathlib.Path) -> AsyncIterator[LaneEngine]:
     async with load_engine(calibrated, "cpu", 1, 64, "int8") as engine:
         yield engine
 
 
 @on_the_engines_loop
 async def test_int8_is_close_to_fp32(
-    int8: GluonEngine, calibrated: pathlib.Path, images: Any
+    int8: LaneEngine, calibrated: pathlib.Path, images: Any
 ) -> None:
     """Most images get the same class as in NumPy, but not the same numbers, because they are
     quantized."""
@@ -63,7 +63,7 @@ async def test_int8_is_close_to_fp32(
 
 @pytest.mark.parametrize("size", [1, 3, 16])
 @on_the_engines_loop
-async def test_int8_is_the_same_in_every_bucket(int8: GluonEngine, images: Any, size: int) -> None:
+async def test_int8_is_the_same_in_every_bucket(int8: LaneEngine, images: Any, size: int) -> None:
     """Other images and padding change nothing."""
     whole = await store.probabilities(int8, images)
     some = await int8.infer(list(images[:size]))
@@ -72,7 +72,7 @@ async def test_int8_is_the_same_in_every_bucket(int8: GluonEngine, images: Any, 
 
 @on_the_engines_loop
 async def test_int8_is_the_same_after_another_load(
-    int8: GluonEngine, calibrated: pathlib.Path, images: Any
+    int8: LaneEngine, calibrated: pathlib.Path, images: Any
 ) -> None:
     """Networks that were built in between change nothing."""
     build("cifar_resnet20_v1", 10)
@@ -155,7 +155,7 @@ def lose(described: dict[str, Any]) -> None:
     [
         (rename, "the range of sg_mkldnn_conv"),
         (add, "no tensor data to quantize"),
-        (widen, "cannot be computed with the int8.ranges"),
+        (widen, "cannot be computed in int8 with mxnet"),
         (narrow, "other results than when the version was added"),
         (flip, "is empty"),
         (lose, "int8.ranges"),

@@ -1,8 +1,8 @@
 """CUDA: loads NVIDIA's CUDA 11 libraries, which the GPU build of MXNet needs.
 
 The libraries are in the Python packages `nvidia-*-cu11`. These packages install them in the folders
-`nvidia/<part>/lib` of site-packages, where the linker does not search. The linker uses libraries
-that are already loaded, so this module loads all of them before MXNet is imported.
+`nvidia/<part>/lib` of site-packages, where the dynamic linker does not search. The dynamic linker
+uses libraries that are already loaded, so this module loads all of them before MXNet is imported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LIBRARIES = (
 def preload() -> list[str]:
     """Load all libraries in the packages. Returns the name and error of each failed library.
 
-    A missing library is skipped, because it may be installed in a folder where the linker searches.
+    A missing library is skipped, because it may be in a folder where the dynamic linker searches.
     """
     failures = []
     for library in LIBRARIES:
@@ -52,7 +52,7 @@ def preload() -> list[str]:
 
 
 def package_of(message: str) -> str | None:
-    """Return the package that contains the library named in a linker error.
+    """Return the package that contains the library named in an error of the dynamic linker.
 
     None: the error names no known library.
     """

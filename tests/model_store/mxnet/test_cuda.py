@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from model_store import cuda
+from model_store.mxnet import cuda
 
 # What `readelf -d` of the wheels says each needs.
 NEEDS = {

@@ -1,0 +1,102 @@
+"""Backend: makes the networks that the engine runs, on one device, with ONNX Runtime."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from model_store import versions
+from model_store.backend import Request
+from model_store.device import Device, GpuMemory
+from model_store.manifest import BackendName, Manifest, PrecisionName
+from model_store.network import Network
+from model_store.onnx import openvino, writer
+from model_store.onnx.device import choose
+from model_store.onnx.file import verified
+from model_store.onnx.files import can_write
+from model_store.onnx.runtime import INSTALL, is_gpu_build, is_installed, load_onnxruntime
+from model_store.onnx.session import SessionNetwork, open_session
+
+__all__ = ["INSTALL", "OnnxBackend", "is_installed", "may_reach_gpu", "start", "why_not"]
+
+
+class OnnxBackend:
+    """Makes networks that ONNX Runtime runs on one device."""
+
+    name: BackendName = "onnxruntime"
+    normalizes = True
+    few_buckets = False
+
+    def __init__(self, ort: Any, device: Device, threads: int) -> None:
+        """
+        Args:
+            ort: The module `onnxruntime`.
+            device: Device that runs the networks.
+            threads: Number of CPU threads that run one batch.
+        """
+        self.device = device
+        self._ort = ort
+        self._threads = threads
+
+    def accelerator(self, precision: PrecisionName) -> str | None:
+        return "OpenVINO" if openvino.is_useful(precision, self.device.name) else None
+
+    def networks(
+        self,
+        folder: pathlib.Path,
+        model: Manifest,
+        precision: PrecisionName,
+        buckets: Sequence[int],
+        count: int,
+    ) -> Sequence[Network]:
+        path, content = _read(folder, model, precision)
+        if openvino.is_useful(precision, self.device.name):
+            return openvino.networks(content, str(path), buckets, self._threads, count)
+        session = open_session(self._ort, content, self._threads, str(path))
+        return [SessionNetwork(session) for _ in range(count)]
+
+    def gpu_memory(self) -> GpuMemory | None:
+        return None
+
+
+def may_reach_gpu() -> bool:
+    """Whether the installed build can compute on a GPU. ONNX Runtime is not imported."""
+    return is_gpu_build()
+
+
+def why_not(model: Manifest) -> str | None:
+    """Return the reason why ONNX Runtime cannot run a version; None if it can."""
+    if "fp32" in model.onnx or can_write():
+        return None
+    return (
+        "cannot run this version, which has no ONNX file. The extra 'shoal[export]' installs what "
+        "makes the file when the version is loaded"
+    )
+
+
+def start(request: Request) -> OnnxBackend:
+    """Load ONNX Runtime and choose the device.
+
+    Raises:
+        BackendUnavailable, DeviceUnavailable, ValueError.
+    """
+    ort = load_onnxruntime()
+    return OnnxBackend(ort, choose(ort, request.device), request.threads)
+
+
+def _read(
+    folder: pathlib.Path, model: Manifest, precision: PrecisionName
+) -> tuple[pathlib.Path, bytes]:
+    """Return the path and the content of a version's ONNX file.
+
+    A version that was added when the backend did not exist has no ONNX file. The file in fp32 is
+    then made from the parameters, and is not written to the store. Raises BadModel, BadParams.
+    """
+    if described := model.onnx.get(precision):
+        path = folder / described.file
+        content = versions.read_file(path, described)
+        verified(content, path)
+        return path, content
+    path = folder / model.parameters.file
+    return path, writer.fp32(model, versions.read_parameters(path, model.parameters))

@@ -1,0 +1,48 @@
+"""Runtime: imports ONNX Runtime. All code that serves with ONNX Runtime calls `load_onnxruntime`.
+
+The packages `onnxruntime` (for CPUs) and `onnxruntime-gpu` install the same module over each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+from typing import Any
+
+from model_store.backend import BackendUnavailable
+
+INSTALL = "install the extra 'shoal[onnx]' or, with an NVIDIA GPU, 'shoal[onnx-gpu]'"
+FATAL = 4
+"""Lowest severity of log messages that ONNX Runtime prints. Errors are raised as well, so printing
+them would report them twice."""
+
+
+def is_installed() -> bool:
+    """Whether ONNX Runtime is installed. It is not imported."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+@functools.cache
+def is_gpu_build() -> bool:
+    """Whether the installed package is built for CUDA. It is not imported."""
+    try:
+        importlib.metadata.distribution("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def load_onnxruntime() -> Any:
+    """Import ONNX Runtime and return the module.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime cannot be imported.
+    """
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendUnavailable(f"ONNX Runtime cannot be imported ({error}): {INSTALL}") from error
+    ort.set_default_logger_severity(FATAL)
+    return ort
