@@ -1,7 +1,7 @@
 """Starts decoder processes by sending orders to the template.
 
-The template is a fork server: the process that all decoder processes are forked from. It runs the
-module `service.decoding.template`. This module is the server's side of it.
+The template is a fork server: the process that all decoder processes are forked from. The template
+runs `service.decoding.template`, and the module here is the server's side.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Template:
         self.sample_seconds = 0.0
         """CPU seconds that decoding the sample images takes on this machine."""
         self.ended = asyncio.Event()
-        """Set when decoders can no longer be forked: the process has ended, or its next answer may
+        """Set when decoders can no longer be forked: the process has ended, or its next result may
         belong to an earlier order."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -112,7 +112,8 @@ class Template:
                 return DecoderProcess(pid, ours, file)
 
     async def reap(self, process: DecoderProcess) -> int:
-        """Wait for the end of `process`. The template kills a process after `EXIT_SECONDS`.
+        """Wait for the end of `process`. The template kills a process that does not end within
+        `EXIT_SECONDS`.
 
         Returns the exit code of `process`, the negative number of the signal that ended it, or
         `template.LIVED_ON`. Raises StartFailed if the template and all its decoders have ended.

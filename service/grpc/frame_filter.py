@@ -2,7 +2,7 @@
 
 Guarantees
 - A header block is limited in bytes and in fields (`header_block`), and is complete within
-  `HEAD_SECONDS`. It is relayed as one HEADERS frame when it is complete.
+  `HEAD_SECONDS`. A complete header block is relayed as one HEADERS frame.
 - A frame has at most `MAX_PAYLOAD` bytes of payload. A control frame has one of the sizes in
   `CONTROL_SIZES`.
 - Frames of unknown types are discarded, as RFC 9113 allows (sections 4.1 and 5.5).

@@ -16,9 +16,9 @@ place before the body of a request is read.
   browsers send only `Origin` (RFC 6454). A request with neither header does not come from a web
   page. Go's `http.CrossOriginProtection` uses the same algorithm.
 
-`X-Forwarded-Host` is read only if a trusted proxy sent it. The host in `Host` is checked as well,
-because the server's own machine is trusted by default, and a page in a browser there can send a
-forged `X-Forwarded-Host`.
+`X-Forwarded-Host` is read only if a trusted proxy sent it. The host in `Host` is checked as well.
+Otherwise, a page could send a forged `X-Forwarded-Host` from a browser on the server's own machine,
+which is a trusted proxy by default.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def _open_standard_streams() -> None:
 class Output(logging.Handler):
     """Writes lines to a file descriptor: all lines of a turn of the event loop with one call.
 
-    Python's buffered streams are not used. They would keep lines that could not be written, fail
-    again at exit, and end the process with status 120.
+    Python's buffered streams are not used. Such streams would keep lines that could not be written,
+    fail again at exit, and end the process with status 120.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -202,7 +202,7 @@ def log_request(
         level: Log level of the line.
         request: ID, client, method and path of the request. Texts are truncated to `MAX_TEXT`.
         status: HTTP status, or name of the gRPC status.
-        seconds: Seconds from the arrival of the request's headers to the end of the answer.
+        seconds: Seconds from the arrival of the request's headers to the end of the response.
         code: Code of the problem that the client received. None: the request succeeded.
         timing: Stage of the request -> duration, in seconds.
     """
@@ -212,7 +212,7 @@ def log_request(
         fields["code"] = code
     for stage, duration in timing.items():
         fields[f"{stage}_seconds"] = _to_microsecond(duration)
-    # `log.log` would also search for its caller, which costs time.
+    # `log.log` would also search for the calling function, which costs time.
     record = logging.LogRecord(log.name, level, "", 0, "request", None, None)
     record.fields = fields
     log.handle(record)
