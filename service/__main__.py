@@ -78,7 +78,8 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
         )
     if settings.workers == 1:
         return serve(app, settings)
-    # The application above was only built to check the settings. Each front end builds its own.
+    # The application above was only built to check the settings. Each front end builds its own
+    # application.
     return supervise(settings, load_engine)
 
 
@@ -117,7 +118,7 @@ def supervise(settings: Settings, load_engine: str) -> int:
 
 
 def work(name: str) -> int:
-    """Run the process named `name`, the engine process or a front end. Returns the exit status."""
+    """Run the process `name`: the engine process or a front end. Returns the exit status."""
     bootstrap, settings = receive()
     configure(settings)
     if name == ENGINE:

@@ -130,14 +130,14 @@ def create_engine_server(
     """Build the server of the engine process.
 
     The engine process runs the engine and the decoders. Front ends are the processes that accept
-    HTTP requests. They use the engine and the decoders through a socket in `folder`.
+    HTTP requests. The front ends use the engine and the decoders through a socket in `folder`.
 
     Args:
         settings: The settings of the service.
         load_engine: Function that loads the engine.
         folder: Path of the folder that all processes of the service share.
-        on_failure: Called once if the model cannot be loaded, or if the engine does not return from
-            a batch and counts as dead.
+        on_failure: Called once if the model cannot be loaded, or if the engine does not finish a
+            batch in time and counts as dead.
 
     Raises:
         BadSettings: The decoders need more memory than the settings allow.
@@ -238,7 +238,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:
-    """Add the middleware from the innermost layer to the outermost one."""
+    """Add the middleware from the innermost layer to the outermost layer."""
     settings = service.settings
     if service.tracing is None:  # FastPath would skip FastAPI's layers, which trace requests
         app.add_middleware(FastPath, routes=app.router.routes)

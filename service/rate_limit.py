@@ -4,9 +4,9 @@ This module does no I/O and reads no clock: callers pass the current time, in se
 
 Each client has a token bucket. As in the generic cell rate algorithm (ITU-T I.371), the bucket is
 stored as one number: the time at which the bucket will be full again. A request is rejected if the
-bucket has less than one token. This is the case if the stored time is more than `(burst - 1) /
-rate` seconds in the future. Rejected requests take no tokens. Therefore, a client that waits for
-the number of seconds in `Retry-After` is accepted.
+bucket has less than one token, which means that the stored time is more than `(burst - 1) / rate`
+seconds in the future. Rejected requests take no tokens. Therefore, a client that waits for the
+number of seconds in `Retry-After` is accepted.
 
 A request takes one token when it begins, before its body is read. Later, the server knows the
 number of images in the request. The request then takes a token for each further image, even if the
@@ -15,7 +15,7 @@ off.
 
 Guarantees
 - When a request is accepted, fewer than `burst + rate * t` images of its client were counted in the
-  preceding t seconds. This is true for every t.
+  preceding t seconds. The limit holds for every t.
 - A debt of n images is paid off in `n / rate` seconds.
 - A debt comes only from requests that were accepted before their images were counted. There are at
   most `burst + rate * upload_timeout` such requests. The number of images per request is limited,

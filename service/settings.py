@@ -121,7 +121,8 @@ class Settings(BaseSettings):
     """API keys, separated by commas, of at least 16 characters each. Prediction requests must send
     an API key if there is at least one key in this setting or in `SHOAL_API_KEYS_FILE`."""
     api_keys_file: pathlib.Path | None = None
-    """File with further API keys, one per line. The service reads it again when it changes."""
+    """File with further API keys, one per line. The service reads the file again when it
+    changes."""
     metrics_need_key: bool = False
     """Whether requests for `/metrics` must send an API key."""
     rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
@@ -152,7 +153,8 @@ class Settings(BaseSettings):
     version of the model must send an admin key. If there is no admin key, such requests are
     rejected."""
     admin_keys_file: pathlib.Path | None = None
-    """File with further admin keys, one per line. The service reads it again when it changes."""
+    """File with further admin keys, one per line. The service reads the file again when it
+    changes."""
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
     """Maximum number of open HTTP connections. gRPC has a separate maximum of the same size. Both
@@ -273,8 +275,8 @@ def split(value: str) -> list[str]:
 def host_name(host: str) -> str | None:
     """Return the name or IP address in `host`, in lower case and without the port.
 
-    The result has neither the brackets of an IPv6 address nor a dot at the end. It is None if
-    `host` is not valid.
+    The result has neither the brackets of an IPv6 address nor a dot at the end. The result is None
+    if `host` is not valid.
     """
     match = HOST.fullmatch(host)
     return match and (match["address"] or match["name"]).lower()

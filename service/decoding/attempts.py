@@ -10,9 +10,9 @@ image has these consequences:
   limit on CPU time, it is decoded again as an expensive image. If an expensive image exceeded its
   limit, it is rejected, and the killed decoder counts against the client.
 - If an ordinary image ran out of memory or crashed its decoder, it is decoded again as an
-  expensive image. If this happened to an expensive image, earlier images may be the cause. So
-  the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
-  and the failure counts against the client.
+  expensive image. If an expensive image ran out of memory or crashed its decoder, earlier images
+  may be the cause. Therefore, the image is decoded again in a new decoder. If the image fails in a
+  new decoder, it is rejected, and the failure counts against the client.
 - A decoder that slept instead of decoding counts as crashed.
 - If something outside the service ended the decoder, the image is decoded one more time. If an
   image exceeded its time limit but used little CPU time, other processes delayed the decoder.
@@ -68,7 +68,7 @@ class Attempts:
         Args:
             ordinary: Lane of ordinary images.
             expensive: Lane of expensive images, and of ordinary images that exceeded a limit.
-            trust: Record of the clients whose images ended decoders or exceeded their estimates.
+            trust: Record of clients with images that ended decoders or exceeded their estimates.
             on_kill: Function that is called when a decoder ends unexpectedly. The argument is the
                 reason: `cpu_time`, `crash`, or `lost` if something outside the service ended the
                 decoder.

@@ -42,7 +42,7 @@ class Fleet:
         Args:
             lanes: Lanes to run decoders for.
             decode_next: Coroutine function that waits for an image of a lane and lets a decoder
-                decode the image. It returns whether the decoder can decode another image.
+                decode the image. The function returns whether the decoder can decode another image.
             template: Function that creates the template process.
         """
         self.costs = Costs()

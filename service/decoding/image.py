@@ -1,6 +1,6 @@
 """Identifies images by their headers, and decodes small images in this process.
 
-`identify` reads only the header of an image, which takes microseconds. It rejects images of
+`identify` reads only the header of an image, which takes microseconds. `identify` rejects images of
 unsupported types, images without pixels, and images that are too large.
 
 `EncodedImage.decode_here` decodes in this process, without limits on memory and CPU time. The event
@@ -53,7 +53,7 @@ BYTES_PER_PIXEL = {
 
 COPIES = 3
 """Number of copies of an encoded image in a decoder process: the data, the copy in a file object,
-and the copy of the library that decodes the image."""
+and the copy that the decoding library makes."""
 
 
 @dataclass(slots=True)  # a frozen class would take five times as long to create

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 
 # Files of cameras and editors do not reach these limits: a progressive JPEG has about ten scans,
-# and 20 are allowed at 64 megapixels. Without the limits, decoding could take minutes.
+# and 20 scans are allowed at 64 megapixels. Without the limits, decoding could take minutes.
 _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
 _MAX_SCANNED_PIXELS = 20 * 64_000_000

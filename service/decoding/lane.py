@@ -73,7 +73,7 @@ class Lane:
 
     @property
     def is_down(self) -> bool:
-        """Whether the lane has no decoder and cannot start one."""
+        """Whether the lane has no decoder and cannot start a decoder."""
         return self.cannot_start and not self.has_decoder
 
     @property

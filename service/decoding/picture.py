@@ -112,10 +112,10 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
             raise Undecodable(Fault.TOO_LARGE)
     if 0 in image.size:
         raise Undecodable(Fault.DAMAGED)
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. This takes a fraction of the time, and
-    # the result is as good as that of resizing. `draft` also returns the exact width and height of
-    # the smaller image. These can be up to one pixel less than the width and height in whole
-    # pixels.
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, which takes a fraction of the time. The
+    # result is as good as the result of resizing. `draft` also returns the exact width and height
+    # of the smaller image. The exact values can be up to one pixel less than the width and height
+    # in whole pixels.
     draft = image.draft(None, (_SPARE * SIDE, _SPARE * SIDE))
     shown_width, shown_height = draft[1][2:] if draft else image.size
     drawn = image.tile[0].extents if kind == "GIF" and image.tile else None
@@ -169,7 +169,7 @@ def _scale_transparent_color(image: Image.Image, depth: int) -> None:
 
 _SPARE = 3
 """Minimum size of an image before the last resizing step, as a multiple of `SIDE`. With 3, the
-result looks the same as that of a single filter over all pixels."""
+result looks the same as the result of a single filter over all pixels."""
 _TILE = 1024
 
 
@@ -195,8 +195,8 @@ def fit(
 
     Args:
         image: Image of any mode.
-        width: Exact width of the image in pixels. It need not be an integer, because a JPEG that
-            was decoded at a smaller size has fractions of pixels at its edges.
+        width: Exact width of the image in pixels. The width need not be an integer, because a JPEG
+            that was decoded at a smaller size has fractions of pixels at its edges.
         height: Exact height of the image in pixels.
         drawn: Part of a GIF that its first frame covers. The rest becomes white. None: the frame
             covers the whole image.

@@ -5,8 +5,8 @@ Guarantees
   (`sandbox`). A decoder that takes too much CPU time is killed. A decoder that ends is replaced
   (`fleet`), and only the request with the decoder's image fails (`attempts`).
 - All decoders together take at most `Limits.memory`.
-- Waiting clients get equal shares of decode time (`queue`). A client whose images have ended
-  several decoders is rejected for a while (`trust`).
+- Waiting clients get equal shares of decode time (`queue`). If images of a client have ended
+  several decoders, the client is rejected for a while (`trust`).
 - Ordinary images do not wait for expensive images, which have decoders of their own at a lower
   priority. If an ordinary image exceeds its limits, it is decoded again as an expensive image. If
   an image took too much CPU time, all images of its client count as expensive for a minute.

@@ -79,7 +79,7 @@ class DecoderProcess:
         """Names of the restrictions of the process (`sandbox.confine`), for the log."""
         self.used_at: float | None = None
         """Time when the process began to decode its last image, in seconds of the event loop's
-        clock. None: the process has freed its memory since then, or has had no image."""
+        clock. None: the process has freed its memory since its last image, or has had no image."""
         self.is_busy = False
         """Whether the process is decoding an image."""
         self.images = 0

@@ -13,7 +13,7 @@ Guarantees
   two expensive jobs of other clients. The client does not wait for one job of each other client.
 - A client gets no credit for pauses. If a client has received more than its share, the excess is a
   debt. The debt remains after the client's last job, until the waiting clients have received the
-  same time. Without waiting clients there is no debt.
+  same time. Without waiting clients, there is no debt.
 - New clients cannot starve a waiting client, however many there are: new clients start at a level
   that rises with the time that other clients receive.
 - Cheap jobs of a client precede its expensive jobs. Other jobs of the client overtake its oldest
@@ -25,9 +25,9 @@ Guarantees
 
 The method is fair queueing by virtual finish times (Demers, Keshav and Shenker, 1989). The level of
 a client is the CPU time that it has received, plus the estimates of its running jobs. The next job
-comes from the client whose level will be the lowest after its next job. New clients start at the
-level of the client whose job was taken last, plus an equal share of the CPU time of the jobs that
-have ended since.
+comes from the client with the lowest level after its next job. New clients start at the level of
+the client of the last taken job, plus an equal share of the CPU time of the jobs that have ended
+since.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class FairQueue(Generic[T]):
         self._max_jobs = max_jobs
         self._jobs: dict[T, _Client[T]] = {}  # clients of the waiting jobs
         self._clients: dict[Hashable, _Client[T]] = {}
-        self._by_turn = Ranking[_Client[T]]()  # clients with waiting jobs, the next first
+        self._by_turn = Ranking[_Client[T]]()  # clients with waiting jobs, the next client first
         self._by_count = Ranking[_Client[T]]()  # the same clients, by number of waiting jobs
         self._in_debt = Ranking[_Client[T]]()  # clients without jobs, by received time
         self._backlogs: list[float] = []  # backlogs of all clients, in ascending order
@@ -236,7 +236,7 @@ class FairQueue(Generic[T]):
 
     def _change_backlog(self, client: _Client[T], seconds: float) -> None:
         del self._backlogs[bisect_left(self._backlogs, client.backlog)]
-        # Without jobs the backlog is exactly zero, despite rounding errors.
+        # Without jobs, the backlog is exactly zero, despite rounding errors.
         client.backlog = max(0.0, client.backlog + seconds) if client.is_active else 0.0
         insort(self._backlogs, client.backlog)
 
@@ -251,7 +251,7 @@ class FairQueue(Generic[T]):
         self._forget()
 
     def _settle(self, client: _Client[T]) -> None:
-        """Record the debt of a client whose last job has ended."""
+        """Record the debt of a client without waiting or running jobs."""
         if not client.is_active:
             self._in_debt.set(client, client.received)
             self._forget()

@@ -1,10 +1,10 @@
 """The main loops of the template process and of decoder processes ("decoders").
 
 The template is a fork server: all decoders are forked from it. The template has imported Pillow, so
-the start of a decoder takes only milliseconds. The template has one thread. It receives no images,
-no API keys, and no environment variables of the server except a few. It exits when the server
-closes its socket to the template. `service.decoding.launch` is the server's side of the template,
-and `service.decoding.process` is the server's side of a decoder.
+the start of a decoder takes only milliseconds. The template has one thread. The template receives
+no images, no API keys, and no environment variables of the server except a few. The template exits
+when the server closes its socket to the template. `service.decoding.launch` is the server's side of
+the template, and `service.decoding.process` is the server's side of a decoder.
 
 Messages (SOCK_SEQPACKET, integers in the byte order of the machine)
     template -> server    JSON, once: CPU seconds of decoding the sample images

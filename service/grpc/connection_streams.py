@@ -88,8 +88,8 @@ class ConnectionStreams:
     def receive(self, stream: Stream | None, size: int) -> None:
         """Count `size` bytes that were relayed to gRPC's server.
 
-        `stream`: the stream whose message contains the bytes. None: the bytes belong to no message,
-        or to a closed stream.
+        `stream`: the stream with the message that contains the bytes. None: the bytes belong to no
+        message, or to a closed stream.
         """
         if stream is not None:
             self._all_streams.receive(stream, size)

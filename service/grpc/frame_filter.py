@@ -111,8 +111,8 @@ class FrameFilter:
     def _read(self, kind: int, flags: int, number: int, data: bytes) -> bytes:
         """Check a complete frame, and subtract its cost from the credit.
 
-        The method returns the bytes to relay. It returns no bytes for a frame of an unknown type,
-        and for a part of a header block that is incomplete.
+        Returns the bytes to relay. For a frame of an unknown type, and for a part of an incomplete
+        header block, the result is empty.
         """
         size = len(data) - HEAD
         if kind in (HEADERS, CONTINUATION) or self._block is not None:

@@ -50,7 +50,7 @@ STATUSES = {
 """Maps HTTP statuses to gRPC statuses (https://grpc.io/docs/guides/status-codes/)."""
 
 Method = Callable[[Call], Awaitable[Any]]
-"""A method of the service. It returns the response message, or raises an exception."""
+"""A method of the service, which returns the response message or raises an exception."""
 
 
 def intercepted(

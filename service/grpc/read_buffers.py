@@ -38,9 +38,9 @@ class ReadBuffers:
     def add(self, size: int, stream: Stream | None) -> None:
         """Add `size` bytes that were relayed to gRPC's server.
 
-        `stream`: the stream whose message contains the bytes. The stream's lease, which counts the
-        memory of the message, already counts these bytes. None: the bytes belong to no message, or
-        to a closed stream.
+        `stream`: the stream with the message that contains the bytes. The stream's lease, which
+        counts the memory of the message, already counts these bytes. None: the bytes belong to no
+        message, or to a closed stream.
         """
         while size:
             part = min(size, self._room)

@@ -137,8 +137,8 @@ class Streams:
     ) -> Stream:
         """Create a stream.
 
-        At the limits in the module's docstring, another message is canceled, or a connection is
-        closed. The arguments are the same as for `Stream`.
+        If a limit in the module's docstring is reached, another message is canceled, or a
+        connection is closed. The arguments are the same as for `Stream`.
         """
         if len(self._arriving) >= self._max_arriving:
             stalled = self._arriving.first_of_largest()

@@ -67,8 +67,8 @@ class RequestMiddleware:
             state: The state of the server. During a shutdown, each connection is closed after its
                 response.
             guard: Rejects requests for unknown hosts, and cross-site requests.
-            trusted_proxies: Addresses and networks of the proxies whose `X-Forwarded-*` headers are
-                read, separated by commas.
+            trusted_proxies: Addresses and networks of trusted proxies, separated by commas.
+                `X-Forwarded-*` headers of other clients are ignored.
         """
         self._app = app
         self._metrics = metrics
@@ -168,7 +168,7 @@ def _was_disconnected(context: RequestContext, error: BaseException) -> bool:
 
 
 class FastRoute(APIRoute):
-    """A route whose endpoint takes a `Request` and returns a `Response`.
+    """A route with an endpoint that takes a `Request` and returns a `Response`.
 
     Such an endpoint does not use FastAPI's parsing of requests, so `FastPath` can call it directly.
     """

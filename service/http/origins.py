@@ -38,7 +38,7 @@ BROWSER_HEADERS = frozenset({b"origin", b"sec-fetch-site", b"x-forwarded-host"})
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Paths for monitoring systems. Requests for these paths may name any host."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods whose requests change nothing (RFC 9110, section 9.2.1)."""
+"""Methods of requests that change nothing (RFC 9110, section 9.2.1)."""
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 """Maps each scheme to the port that an origin may omit."""
 MAX_HOST_BYTES = 260

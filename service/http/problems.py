@@ -138,7 +138,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "A page of another origin made the browser send this request. To allow that page, the "
         "operator of this server must add its origin to SHOAL_CORS_ORIGINS. If the page belongs to "
         "this server, a proxy has changed the Host header. Configure the proxy to keep the "
-        "header. Or let the proxy send X-Forwarded-Host, and list it in SHOAL_TRUSTED_PROXIES.",
+        "header. Or let the proxy send X-Forwarded-Host, and add its address to "
+        "SHOAL_TRUSTED_PROXIES.",
     ),
     NotAdmin: Problem(
         401,
@@ -151,7 +152,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         403,
         "repository_off",
         "The model repository is disabled",
-        "Models cannot be loaded or unloaded over the network, because this server has no admin "
+        "Models cannot be loaded or unloaded by requests, because this server has no admin "
         "key. The operator of this server can set a key with SHOAL_ADMIN_KEYS or "
         "SHOAL_ADMIN_KEYS_FILE.",
     ),

@@ -23,8 +23,8 @@ async def gather(stage: Stage[In, Out], items: Iterable[In], pause: bool = False
     Args:
         stage: The coroutine function to run.
         items: The argument of each call.
-        pause: Whether to let the event loop run other tasks before the next item is started. This
-            is useful if the stage begins with synchronous work.
+        pause: Whether to let the event loop run other tasks before the next item is started. A
+            pause is useful if the stage begins with synchronous work.
     """
     tasks: list[asyncio.Task[Out]] = []
     try:

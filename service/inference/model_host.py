@@ -274,10 +274,10 @@ class ModelHost:
         self._set_loaded(engine, batcher)
 
     def _switch(self, engine: Engine) -> None:
-        """Use the new version from the next batch on. The engine calls this method between two
-        batches.
+        """Use the new version from the next batch on.
 
-        The latencies of the new version were measured during its warm-up.
+        The engine calls this method between two batches. The latencies of the new version were
+        measured during its warm-up.
         """
         if self._batcher is not None:
             self._latency = LatencyTable(engine.warm_up_seconds)
@@ -323,8 +323,7 @@ class ModelHost:
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
-        """Context manager for a load or unload. Until the exit, a second load or unload is
-        rejected.
+        """Context manager for a load or unload. Until the exit, another load or unload is rejected.
 
         Raises Draining during the shutdown, NotReady during the startup, and ChangeUnderWay if
         another load or unload is in progress.

@@ -9,8 +9,9 @@ request. `Connection` guarantees:
   request are not parsed, and reading is paused. Reading is also paused while the client does not
   read its responses, and while more than 64 KiB of a body wait for the application.
 - **Limited work.** Bytes are parsed in pieces. A piece contains the end of at most one head. In one
-  turn of the event loop, a connection starts at most one request. It parses at most `TURN` pieces
-  and chunks of a body, and then at most one more piece with its chunks.
+  turn of the event loop, a connection starts at most one request. In this turn, the connection
+  parses at most `TURN` pieces and chunks of a body, and then at most one more piece with its
+  chunks.
 - **Limited memory.** A connection holds at most
   - one head of at most `HEAD_BYTES` and `HEAD_FIELDS` headers, and its path twice (the scope has
     `path` and `raw_path`);
@@ -86,8 +87,8 @@ FRAME = 16
 """Maximum number of bytes of framing per byte of a chunked body. A chunk of one byte has `1;\\r\\n`
 before the byte and `\\r\\n` after it; the rest is a margin."""
 UNREAD_BYTES = 16 * 1024
-"""If more than this number of bytes wait for the client to read them, the application waits before
-it writes more."""
+"""Maximum number of response bytes that wait for the client to read them. Above this number, the
+application waits before it writes more bytes."""
 HEAD_END = b"\r\n\r\n"
 """Bytes at the end of every head and of every chunked body."""
 _RELEASED = RequestContext()

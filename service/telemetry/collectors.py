@@ -102,7 +102,7 @@ def _engine_families(stats: EngineStats) -> Iterable[Metric]:
     )
     yield GaugeMetricFamily(
         "shoal_batch_size_limit",
-        "Current maximum batch size. It is lowered after the device ran out of memory.",
+        "Current maximum batch size, which is lowered when the device runs out of memory.",
         stats.size_limit,
     )
     yield GaugeMetricFamily(

@@ -25,7 +25,7 @@ class EngineStats:
     busy_seconds: float
     """Total time in which the engine had work, in seconds."""
     size_limit: int
-    """Current maximum batch size. It is lowered after the device ran out of memory."""
+    """Current maximum batch size, which is lowered when the device runs out of memory."""
     margin: float
     """Learned safety margin, as a share of the predicted duration of a batch."""
     expected: Mapping[str, float]

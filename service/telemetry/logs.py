@@ -49,14 +49,14 @@ def configure(settings: Settings) -> None:
 def _open_standard_streams() -> None:
     """Open /dev/null for each standard stream that is closed.
 
-    Otherwise the first socket would get the descriptor of standard output, and a client would
+    Otherwise, the first socket would get the descriptor of standard output, and a client would
     receive the log.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets `descriptor`, the lowest one that is free
+            os.open(os.devnull, os.O_RDWR)  # gets `descriptor`, the lowest free descriptor
 
 
 class Output(logging.Handler):

@@ -43,8 +43,8 @@ SHAPES = {
     ("pixels", "UINT8"): ([SIDE, SIDE, 3],),
     ("pixels", "FP32"): ([3, SIDE, SIDE],),
 }
-"""Maps the name and datatype of an input to its allowed dimensions after the first one. The first
-dimension is n, the number of images."""
+"""Maps the name and datatype of an input to its allowed dimensions after the first dimension, which
+is n, the number of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def _binary_data(tensor: RequestInput, binary: memoryview) -> memoryview | None:
     size = tensor.parameters["binary_data_size"]
     if tensor.data is not None:
         raise BadInference(
-            "The input has both 'data' and the parameter 'binary_data_size'. Send only one."
+            "The input has both 'data' and the parameter 'binary_data_size'. Send one of them."
         )
     if type(size) is not int or size != len(binary):
         raise BadInference(

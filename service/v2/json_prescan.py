@@ -38,7 +38,7 @@ def take_out_long_strings(text: bytes) -> tuple[bytes, LongStrings]:
     refer to the same long string many times.
 
     Args:
-        text: The JSON. It need not be valid.
+        text: The JSON, which need not be valid.
 
     Returns:
         The remainder, which is the JSON with the placeholders, and the long strings.

@@ -28,7 +28,8 @@ from service.v2 import schemas
 MAX_BODY = 64 * 1024
 """Maximum number of bytes of a body."""
 IGNORED_PARAMETERS = {"unload_dependents"}
-"""Parameters that Triton's clients send and that have no effect: no model depends on another."""
+"""Parameters that Triton's clients send and that have no effect: no model depends on another
+model."""
 
 RequestModel = TypeVar("RequestModel", schemas.RepositoryRequest, schemas.RepositoryIndexRequest)
 _version_type = TypeAdapter[str](Version)

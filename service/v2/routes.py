@@ -186,7 +186,8 @@ def _served(request: Request) -> LoadedModel:
 
 
 def _named_model(request: Request) -> tuple[str, str | None]:
-    """Return the model and the version in the path. The version is None if the path has none."""
+    """Return the model and the version in the path. The version is None if the path names no
+    version."""
     names = request.path_params
     return names["model"], names.get("version")
 

@@ -23,8 +23,8 @@ MAX_DIMENSIONS = 8
 class _RequestModel(BaseModel):
     """Base class of the request bodies.
 
-    Values are not converted: the string "1" is rejected where a number is required. Each list of
-    objects has a maximum length, which limits the time that pydantic takes to check the objects.
+    Values are not converted: the string "1" is rejected where a number is required. If pydantic
+    checks the items of a list, the list has a maximum length, which limits the time of the check.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)

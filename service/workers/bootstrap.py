@@ -1,4 +1,4 @@
-"""Data that the supervisor sends to each process that it starts, over the standard input.
+"""Data that the supervisor sends to each process at its start, over standard input.
 
 Standard input is a pipe. The first line contains the settings. Further bytes tell the process to
 finish its work and exit. The end of the pipe means that the supervisor has ended. The process then

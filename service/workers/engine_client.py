@@ -116,7 +116,7 @@ class DecoderClient(_Client):
         super().__init__(folder)
         self.max_memory = limits.max_image_memory
         self.descriptors = 0
-        """Number of descriptors of this process that the decoders need: none."""
+        """Number of descriptors of this process that the decoders need, which is always 0."""
         self.is_down = False
         """Always False: the stats of the engine process include the state of the decoders."""
         self._bytes = 0
@@ -289,7 +289,7 @@ class _EngineConnection(FrameConnection):
         if kind == ANSWER:
             answer = frames.read_answer(body)
             if answer.model not in self.models:
-                raise BadFrame(f"an answer with unknown model id {answer.model}")
+                raise BadFrame(f"an ANSWER frame with unknown model number {answer.model}")
             if (pending := self.pending.pop(number, None)) and not pending.done():
                 pending.set_result(answer)
         elif kind == DECODED:

@@ -139,7 +139,7 @@ class _FrontEndConnection(FrameConnection):
     def __init__(self, server: EngineServer) -> None:
         super().__init__()
         self._server = server
-        self._models = 0  # number of models whose manifests were sent
+        self._models = 0  # number of sent manifests
         self._cancel: dict[int, Callable[[], object]] = {}  # functions by the number of the request
         self._calls: set[asyncio.Task[None]] = set()
 

@@ -138,7 +138,7 @@ def decoded(number: int, pixels: bytes) -> bytes:
 
 
 def cancel(number: int) -> bytes:
-    """Encode the cancellation of a request whose result is no longer needed."""
+    """Encode the cancellation of a request."""
     return _HEAD.pack(0, CANCEL, number)
 
 

@@ -1,10 +1,10 @@
 """The supervisor: starts, restarts and stops the processes of the service.
 
 These processes are the front ends, which serve HTTP, and the engine process, which runs the model.
-The supervisor does not import MXNet and serves no requests. It owns everything that must remain
-when another process ends: the listening sockets, the socket of the engine process, and the folder
-that all processes share. Every process runs in a session of its own, so Ctrl-C sends SIGINT only to
-the supervisor.
+The supervisor does not import MXNet and serves no requests. The supervisor owns everything that
+must remain when another process ends: the listening sockets, the socket of the engine process, and
+the folder that all processes share. Every process runs in a session of its own, so Ctrl-C sends
+SIGINT only to the supervisor.
 
 A process that ends is restarted after a pause (`RestartPolicy`). The service exits with status 1 if
 a process fails too often, or if the model cannot be loaded at the start. At a shutdown, the

@@ -1,4 +1,5 @@
-// Controls the page: shows a card for each added picture, and sends at most four pictures at the same time.
+// Controls the page: shows a card for each added picture. Sends at most four pictures at the same
+// time.
 
 import { Card, percent } from "./card.js";
 import * as live from "./live.js";
