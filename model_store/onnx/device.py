@@ -11,6 +11,7 @@ from typing import Any
 from model_store.device import Device, DeviceUnavailable, gpu_number
 from model_store.onnx.cuda import Cuda
 from model_store.onnx.driver import DriverError
+from model_store.onnx.session import brief
 from model_store.onnx.trial import is_right
 
 CUDA = "CUDAExecutionProvider"
@@ -74,4 +75,4 @@ def _why_unusable(ort: Any, number: int, cuda: Cuda) -> str | None:
     try:
         return None if is_right(ort, CUDA, number) else f"{gpu} computes wrong results"
     except Exception as error:  # noqa: BLE001  # no other base is common to all errors
-        return f"{gpu} does not compute ({str(error).strip().splitlines()[0]})"
+        return f"{gpu} does not compute ({brief(error)})"

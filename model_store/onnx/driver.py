@@ -61,7 +61,8 @@ class Driver:
     def capability(self, number: int) -> Capability:
         """Return the compute capability of a GPU."""
         device = self._device(number)
-        return tuple(self._integer("cuDeviceGetAttribute", n, device) for n in (MAJOR, MINOR))  # type: ignore[return-value]
+        major, minor = (self._integer("cuDeviceGetAttribute", n, device) for n in (MAJOR, MINOR))
+        return major, minor
 
     def memory(self, number: int) -> GpuMemory:
         """Return the memory of a GPU. The first call may create the GPU's context.

@@ -50,8 +50,7 @@ class Bound:
     def __call__(self, inputs: Inputs) -> Rows:
         self._inputs.update_inplace(inputs)
         self._session.run_with_iobinding(self._binding)
-        logits: Rows = self._logits.numpy()
-        return logits
+        return np.array(self._logits.numpy())
 
 
 class GpuNetwork:

@@ -14,7 +14,7 @@ from typing import Any
 
 from model_store.manifest import BadModel
 from model_store.onnx.device import CUDA
-from model_store.onnx.session import is_out_of_memory
+from model_store.onnx.session import brief, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,9 @@ class Opener:
             raise error
         if self.graphs:
             self.graphs = False
-            reason = str(error).strip().splitlines()[0]
-            log.warning("%s runs without CUDA graphs, which is slower: %s", self.called, reason)
+            log.warning(
+                "%s runs without CUDA graphs, which is slower: %s", self.called, brief(error)
+            )
 
     def _open(self, bucket: int) -> Any:
         settings = self.ort.SessionOptions()
@@ -113,5 +114,5 @@ def memory_errors(bucket: int) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(str(error)):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise MemoryError(f"no memory for a batch of {bucket} images: {reason}") from error
+        message = f"no memory for a batch of {bucket} images: {brief(error)}"
+        raise MemoryError(message) from error

@@ -20,6 +20,9 @@ OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 
+FAILURE = re.compile(r"\w+ failure \d+: [^;]*[^; ]")
+"""What the libraries of CUDA report, inside a message of ONNX Runtime."""
+
 
 class SessionNetwork:
     """A version's network for one lane. It can run batches before `close`."""
@@ -89,3 +92,10 @@ def is_out_of_memory(message: str) -> bool:
     this process.
     """
     return OUT_OF_MEMORY.search(message) is not None
+
+
+def brief(error: Exception) -> str:
+    """Return the essential part of ONNX Runtime's error message, in one line."""
+    found = FAILURE.search(str(error))
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return found[0] if found else lines[0]
