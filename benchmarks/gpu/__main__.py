@@ -30,7 +30,9 @@ COUNTS = "1,4,8"
 
 def checks(options: argparse.Namespace, scratch: pathlib.Path) -> dict[str, Any]:
     """Runs all checks. An error ends only the check in which it was raised."""
-    subject = prepare(versions.folder(STORE, MODEL, versions.latest(STORE, MODEL)), options.device, scratch)
+    subject = prepare(
+        versions.folder(STORE, MODEL, versions.latest(STORE, MODEL)), options.device, scratch
+    )
     pixels, labels = blocks(options.images), None
     if options.cifar is not None:
         pixels, labels = cifar(options.cifar, options.images)

@@ -84,8 +84,12 @@ def latency(subject: Subject, seconds: float) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for precision in subject.precisions:
         for graphs in [True, False] if subject.gpu is not None else [False]:
-            network = subject.network(precision, buckets(BATCH), graphs)
             name = f"{precision}, graphs" if graphs else precision
+            try:
+                network = subject.network(precision, buckets(BATCH), graphs)
+            except Exception as error:  # noqa: BLE001  # the other networks are measured
+                results[name] = {"error": str(error)}
+                continue
             results[name] = {str(size): _timed(network, size, seconds) for size in buckets(BATCH)}
             network.close()
     return results
@@ -98,7 +102,11 @@ def variants(subject: Subject, seconds: float) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, options in VARIANTS.items():
         began = time.perf_counter()
-        network = subject.network(subject.precisions[-1], [1, BATCH], options=options)
+        try:
+            network = subject.network(subject.precisions[-1], [1, BATCH], options=options)
+        except Exception as error:  # noqa: BLE001  # ONNX Runtime may refuse an option
+            results[name] = {"refused": str(error)}
+            continue
         loaded = time.perf_counter() - began
         measured = {str(size): _timed(network, size, seconds) for size in (1, BATCH)}
         results[name] = {"load_seconds": loaded, **measured}

@@ -6,6 +6,8 @@ import asyncio
 import ctypes
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -52,25 +54,25 @@ class Library:
         if status := getattr(self._cuda, function)(*arguments):
             raise OSError(f"{function} returned {status}")
 
-    def take(self, bytes_left: int) -> list[ctypes.c_uint64]:
-        """Takes memory until `bytes_left` are free, and returns the pieces."""
-        pieces, size = [], CHUNK
-        while size >= SMALLEST:
-            free, total, piece = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_uint64()
-            self("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-            try:
-                if free.value < bytes_left + size:
-                    raise OSError("enough is taken")
-                self("cuMemAlloc_v2", ctypes.byref(piece), ctypes.c_size_t(size))
-                pieces.append(piece)
-            except OSError:
-                size //= 2
-        return pieces
-
-    def give(self, pieces: list[ctypes.c_uint64]) -> None:
-        """Frees the pieces."""
-        while pieces:
-            self("cuMemFree_v2", pieces.pop())
+    @contextmanager
+    def full(self, bytes_left: int) -> Iterator[None]:
+        """Context manager during which only `bytes_left` of the GPU's memory are free."""
+        pieces: list[ctypes.c_uint64] = []
+        size = CHUNK
+        try:
+            while size >= SMALLEST:
+                piece = ctypes.c_uint64()
+                try:
+                    if self._free() < bytes_left + size:
+                        raise OSError("enough is taken")
+                    self("cuMemAlloc_v2", ctypes.byref(piece), ctypes.c_size_t(size))
+                    pieces.append(piece)
+                except OSError:
+                    size //= 2
+            yield
+        finally:
+            for piece in pieces:
+                self("cuMemFree_v2", piece)
 
     def lose(self) -> None:
         """Runs code that stops with an error."""
@@ -79,6 +81,11 @@ class Library:
         self("cuModuleGetFunction", ctypes.byref(function), module, b"lose")
         self("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, None, None, None)
         self._cuda.cuCtxSynchronize()
+
+    def _free(self) -> int:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value
 
 
 def out_of_memory(subject: Subject) -> dict[str, Any]:
@@ -89,15 +96,14 @@ def out_of_memory(subject: Subject) -> dict[str, Any]:
     small = subject.network("fp32", [1, 64])
     before = small.compute(noise(64))
     results: dict[str, Any] = {}
-    taken = library.take(LEFT)
-    try:
-        subject.network("fp32", [LARGE]).close()
-        results["large_batch"] = "it fitted, so nothing was shown"
-    except MemoryError as error:
-        results["large_batch"] = f"MemoryError: {error}"
-    after = small.compute(noise(64))
+    with library.full(LEFT):
+        try:
+            subject.network("fp32", [LARGE]).close()
+            results["large_batch"] = "it fitted, so nothing was shown"
+        except MemoryError as error:
+            results["large_batch"] = f"MemoryError: {error}"
+        after = small.compute(noise(64))
     results["smaller_batch_differs_by"] = float(np.abs(after - before).max())
-    library.give(taken)
     large = subject.network("fp32", [LARGE])
     results["large_batch_later"] = list(large.compute(noise(LARGE)).shape)
     large.close()
@@ -117,18 +123,17 @@ def recovery(subject: Subject) -> dict[str, Any]:
         images = list(noise(64))
         async with engine(subject, "fp32") as loaded:
             before = np.array(await loaded.infer(images))
-            taken = library.take(0)
-            try:
-                await loaded.replace(subject.folder)
-                error = "none"
-            except Exception as raised:  # noqa: BLE001  # the report shows it
-                error = f"{type(raised).__name__}: {raised}"
-            during = np.array(await loaded.infer(images))
-            library.give(taken)
+            with library.full(0):
+                try:
+                    await loaded.replace(subject.folder)
+                    error = "none"
+                except Exception as raised:  # noqa: BLE001  # the report shows it
+                    error = f"{type(raised).__name__}: {raised}"
+                during = np.array(await loaded.infer(images))
             await loaded.replace(subject.folder)
             after = np.array(await loaded.infer(images))
         differences = [float(np.abs(rows - before).max()) for rows in (during, after)]
-        ok = error.startswith("MemoryError") and max(differences) <= 1e-5
+        ok = error != "none" and max(differences) <= 1e-5
         return {"error_while_full": error, "differences": differences, "ok": ok}
 
     return asyncio.run(check())

@@ -54,17 +54,25 @@ def _is_ok(result: Any) -> bool:
 
 
 def _latencies(title: str, results: dict[str, Any]) -> list[str]:
-    """Return a table of medians in microseconds: one row for each network, one column a size."""
-    rows = {name: value for name, value in results.items() if isinstance(value, dict)}
-    sizes = [size for size in next(iter(rows.values()), {}) if size.isdigit()]
-    if not sizes:
-        return [title, f"  {_text(results)}"]
-    lines = [f"{title}: median microseconds of a batch of" + "".join(f"{s:>9}" for s in sizes)]
-    width = len(lines[0]) - 9 * len(sizes)
-    for name, value in rows.items():
-        cells = [f"{value[size]['median_us']:9.0f}" for size in sizes]
-        lines.append(f"  {name}".ljust(width) + "".join(cells))
-    return lines
+    """Return a table of medians in microseconds, with a row for each network.
+
+    A network that was not measured has a line with the reason.
+    """
+    rows = {name: value for name, value in results.items() if "1" in _keys(value)}
+    others = {name: value for name, value in results.items() if name not in rows}
+    lines = [title]
+    if rows:
+        sizes = [size for size in next(iter(rows.values())) if size.isdigit()]
+        header = f"{title}: median microseconds of a batch of"
+        lines = [header + "".join(f"{size:>9}" for size in sizes)]
+        for name, value in rows.items():
+            cells = "".join(f"{value[size]['median_us']:9.0f}" for size in sizes)
+            lines.append(f"  {name}".ljust(len(header)) + cells)
+    return lines + [f"  {name}: {_text(value)}" for name, value in others.items()]
+
+
+def _keys(value: Any) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
 
 
 def _text(value: Any) -> str:
