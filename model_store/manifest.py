@@ -221,10 +221,16 @@ class Manifest(Identity):
         return self
 
     def recorded_probes(self, precision: PrecisionName, backend: BackendName) -> ProbeRows:
-        """Return the recorded probabilities of the probe images; empty if none were recorded."""
-        if backend == "mxnet":
-            return self.probes.get(precision, ())
-        return self.onnx[precision].probes if precision in self.onnx else ()
+        """Return the recorded probabilities of the probe images; empty if none were recorded.
+
+        In fp32, all backends compute the same probabilities. So one backend's are used for another
+        if its own were not recorded.
+        """
+        with_onnx = {name: one.probes for name, one in self.onnx.items() if one.probes}
+        own, other = self.probes, with_onnx
+        if backend == "onnxruntime":
+            own, other = other, own
+        return own.get(precision) or (other.get("fp32", ()) if precision == "fp32" else ())
 
     def accuracy_in(self, precision: PrecisionName, backend: BackendName = "mxnet") -> float | None:
         """Return the accuracy in a precision with a backend, measured on the largest data set.

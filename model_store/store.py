@@ -19,7 +19,7 @@ from model_store.engine import LaneEngine, load_engine
 from model_store.files import read_regular
 from model_store.manifest import BadModel, Manifest
 from model_store.onnx import files
-from model_store.onnx.file import check_onnx
+from model_store.onnx.file import verified
 from model_store.params import Arrays, read_params, sha256, write_params
 from model_store.precision import is_offered
 
@@ -126,7 +126,8 @@ async def verify(folder: pathlib.Path) -> Manifest:
     """
     model = versions.read_manifest(folder)
     for described in model.onnx.values():
-        check_onnx(versions.read_file(folder / described.file, described))
+        path = folder / described.file
+        verified(versions.read_file(path, described), path)
     names = backends.able(model)
     if not names:
         await _load_and_run(folder, "fp32", "auto")  # raises an error that says what to install

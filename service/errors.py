@@ -137,7 +137,7 @@ class NotReady(Exception):
 
 
 class DecodersDown(NotReady):
-    """No decoder process can be started."""
+    """No decoder process is ready."""
 
 
 class Unloaded(NotReady):

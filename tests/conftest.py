@@ -69,6 +69,7 @@ def model(shipped: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pa
         "temperature": None,
         "int8": None,
         "probes": {},
+        "onnx": {},
     }
     manifest.write(folder, manifest.read(shipped).model_copy(update=bare))
     return folder

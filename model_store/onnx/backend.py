@@ -15,7 +15,7 @@ from model_store.onnx import gpu, openvino, writer
 from model_store.onnx.cuda import Cuda
 from model_store.onnx.device import choose
 from model_store.onnx.driver import DriverError
-from model_store.onnx.file import check_onnx
+from model_store.onnx.file import verified
 from model_store.onnx.files import can_write
 from model_store.onnx.gpu_session import Opener
 from model_store.onnx.runtime import INSTALL, is_gpu_build, is_installed, load_onnxruntime
@@ -112,7 +112,7 @@ def _read(
     if described := model.onnx.get(precision):
         path = folder / described.file
         content = versions.read_file(path, described)
-        check_onnx(content)
+        verified(content, path)
         return path, content
     path = folder / model.parameters.file
     return path, writer.fp32(model, versions.read_parameters(path, model.parameters))

@@ -13,7 +13,7 @@ file that is accepted
   memory and bounded computation per image;
 - computes each image of a batch independently of the others.
 
-Reading takes time and memory in proportion to the size of the file. Payloads are not copied.
+Payloads are not copied. Besides them, reading any file takes at most a few seconds and 200 MB.
 """
 
 from __future__ import annotations
@@ -112,11 +112,19 @@ def read_onnx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> On
             content = file.read(size)
         if len(content) != size:
             raise Refusal("the file was truncated while it was read", "Copy it again")
-        return check_onnx(content)
     except OSError as error:
         raise BadOnnx(f"{path}: {error.strerror}. Check the path and its permissions") from error
     except Refusal as refusal:
         raise BadOnnx(f"{path}: {refusal.what}. {refusal.do}") from None
+    return verified(content, path)
+
+
+def verified(content: bytes, path: str | os.PathLike[str]) -> OnnxFile:
+    """Check the content of a file. `path` is for error messages. Raises BadOnnx."""
+    try:
+        return check_onnx(content)
+    except Refusal as refusal:
+        raise BadOnnx(f"{os.fspath(path)}: {refusal.what}. {refusal.do}") from None
 
 
 def check_onnx(content: bytes) -> OnnxFile:

@@ -270,7 +270,8 @@ def _product(a: Dims, b: Dims) -> Dims:
 def _check_scales(node: Node, given: Tensor) -> Tensor:
     """Return the scales of a quantization: one number, or one for each index of an axis."""
     scale, zero = floating(node.given(1)), node.input(2)
-    if zero and zero.dims != scale.dims:
+    # Quantizers store one scale as a list and its zero point as a number.
+    if zero and zero.dims != scale.dims and zero.elements * scale.elements != 1:
         raise Refusal("the scales and the zero points have different shapes")
     if scale.rank > 1 or (scale.rank == 1 and scale.dims != (1,)):
         at = axis(node.attributes.get("axis", 1), given.rank)

@@ -137,7 +137,7 @@ def read_attributes(
 
 
 def _value(proto: Decoded, rule: Attribute, name: str) -> Any:
-    values = [key for key in FIELDS.values() if proto.get(key, []) != []]
+    values = [key for key in FIELDS.values() if proto.get(key, ()) != ()]
     wanted = FIELDS[rule.type]
     if proto.get("type") != rule.type or values not in ([wanted], []):
         raise Refusal(f"the attribute {name!r} has another type than the operator defines")
@@ -148,13 +148,13 @@ def _value(proto: Decoded, rule: Attribute, name: str) -> Any:
         if value not in rule.choices:
             raise Refusal(f"the attribute {name!r} is {value[:40]!r}, not one of {rule.choices}")
         return value
-    numbers = value if isinstance(value, list) else [value]
+    numbers = list(value) if rule.type in (FLOATS, INTS) else [value]
     if len(numbers) > MAX_INTS:
         raise Refusal(f"the attribute {name!r} has {len(numbers):,} numbers; at most {MAX_INTS:,}")
     for number in numbers:
         if not rule.low <= number <= rule.high:
             raise Refusal(f"the attribute {name!r} is {number}, not {rule.low} to {rule.high}")
-    return value
+    return numbers if rule.type in (FLOATS, INTS) else value
 
 
 def _no_tensor(name: str) -> Tensor:

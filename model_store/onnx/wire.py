@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 from typing import Any
 
 MAX_FIELDS = 1 << 19
@@ -80,9 +81,15 @@ class Message:
     name: str
     fields: dict[int, Field | Refused] = field(repr=False)
 
+    @cached_property
+    def empty(self) -> Decoded:
+        """The message without any field. An empty message of two bytes takes little memory."""
+        known = [one for one in self.fields.values() if isinstance(one, Field)]
+        return {one.name: () for one in known if one.repeated}
+
 
 Decoded = dict[str, Any]
-"""Values by field name. Repeated fields are lists and always there; others are there if set."""
+"""Values by field name. Repeated fields are sequences and always there; others are there if set."""
 
 
 def decode(content: bytes, kind: Message) -> Decoded:
@@ -106,11 +113,7 @@ class _Decoder:
         self._text_bytes = 0
 
     def message(self, at: int, end: int, kind: Message) -> Decoded:
-        decoded: Decoded = {
-            known.name: []
-            for known in kind.fields.values()
-            if isinstance(known, Field) and known.repeated
-        }
+        decoded: Decoded = kind.empty.copy()
         while at < end:
             tag, at = self._varint(at, end)
             number, wire = tag >> 3, tag & 7
@@ -122,6 +125,7 @@ class _Decoder:
             what = f"{kind.name}.{known.name}"
             value, at = self._value(known, wire, at, end, what)
             if known.repeated:
+                decoded[known.name] = decoded[known.name] or []
                 decoded[known.name] += value
             elif known.name in decoded:
                 raise Refusal(f"{what} occurs twice", COPY_AGAIN)

@@ -13,6 +13,7 @@ image has these consequences:
   expensive image. If this happened to an expensive image, earlier images may be the cause. So
   the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
   and the failure counts against the client.
+- If the decoder slept instead of decoding, this counts as a crash.
 - If something outside the service ended the decoder, the image is decoded once more. If an image
   exceeded its time limit but used little CPU time, other processes delayed the decoder. Neither
   case counts against the client.
@@ -35,7 +36,7 @@ from service.decoding.image import EncodedImage, as_pixels
 from service.decoding.lane import MAX_UNDERESTIMATE, Job, Lane
 from service.decoding.launch import Template
 from service.decoding.picture import CHANNELS, SIDE, Fault
-from service.decoding.process import DecoderEnded, DecoderGone, DecoderProcess, StartFailed
+from service.decoding.process import DecoderEnded, DecoderProcess, StartFailed
 from service.decoding.trust import Trust
 from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from service.telemetry.logs import log
@@ -85,7 +86,11 @@ class Attempts:
         `template` is the process that decoders are forked from. Returns whether `process` can
         decode another image.
         """
-        job = await lane.take()
+        job = await lane.take(process)
+        if job is None:
+            log.warning("an idle decoder ended or sent data, and is replaced")
+            self._on_kill("lost" if await _was_killed(template, process, lane) else "crash")
+            return False
         process.image_seconds = 0.0
         goes_on = canceled = False
         try:
@@ -116,9 +121,6 @@ class Attempts:
         try:
             patience = job.deadline - self._clock() + STALL_SECONDS
             fault, content = await process.decode(job.image, lane.max_cpu_seconds(job), patience)
-        except DecoderGone:  # the decoder had ended before it received the image
-            lane.put(job)
-            return False
         except DecoderEnded as end:
             log.warning("a decoder %s", end, extra={"fields": _fields(job.image)})
             await self._ended(job, template, process, lane, end)
@@ -174,22 +176,11 @@ class Attempts:
             await self._failed(job, template, process, lane, "cpu_time")
         elif end.killed_for == "time":  # the deadline of the request has passed
             self._on_kill("lost")
-            process.image_seconds = max(process.image_seconds, process.held_seconds)
-        elif await self._was_killed(template, process):
+        elif end.killed_for is None and await _was_killed(template, process, lane):
             self._on_kill("lost")
             self._try_again(job, lane)
         else:
             await self._failed(job, template, process, lane, "crash")
-
-    async def _was_killed(self, template: Template, process: DecoderProcess) -> bool:
-        """Whether the kernel or an operator has ended `process`, or its template has ended."""
-        try:
-            result = await template.reap(process)
-        except StartFailed:
-            return True
-        if result == template_process.LIVED_ON:  # the decoder closed its socket but did not exit
-            process.image_seconds += template_process.EXIT_SECONDS
-        return result == -signal.SIGKILL
 
     async def _failed(
         self, job: Job, template: Template, process: DecoderProcess, lane: Lane, reason: str
@@ -222,10 +213,10 @@ class Attempts:
     ) -> None:
         """Decode the image of `job` in a new decoder, after `process` has ended."""
         lane.processes.discard(process)
-        process.kill()
+        process.close()  # its descriptors are counted for the new decoder
         async with AsyncExitStack() as stack:
             try:
-                await template.reap(process)
+                await lane.reap(template, process)
                 new = await stack.enter_async_context(lane.decoder(template))
             except StartFailed:
                 self._try_again(job, lane)
@@ -251,6 +242,14 @@ class Attempts:
             _fail(job, DecodersDown())
         elif not job.answer.done():
             self._expensive.put(job)
+
+
+async def _was_killed(template: Template, process: DecoderProcess, lane: Lane) -> bool:
+    """Whether the kernel or an operator has ended `process`, or its template has ended."""
+    result = await lane.reap(template, process)
+    if result == template_process.LIVED_ON:  # the decoder closed its socket but did not exit
+        process.image_seconds += template_process.EXIT_SECONDS
+    return result == -signal.SIGKILL
 
 
 def _error(image: EncodedImage, lane: Lane, reason: str) -> Exception:

@@ -5,8 +5,8 @@ lane. All decoders are forked from one process, the template (a fork server).
 
 Guarantees
 - Each lane has the configured number of decoders, or as many as the system allows. A decoder that
-  has ended is replaced immediately. If the system allows no new process, the start is tried again
-  every second.
+  has ended is replaced immediately, or within `IDLE_SECONDS` if it was idle. If the system allows
+  no new process, the start is tried again every second.
 - If the template ends, all its decoders end. A new template and new decoders are then started.
 - A decoder that uses CPU time without an image is replaced.
 - Idle decoders return freed memory to the operating system.
@@ -24,7 +24,8 @@ from service.decoding.process import DecoderProcess, StartFailed
 from service.telemetry.logs import log
 
 IDLE_SECONDS = 2.0
-"""Number of seconds after which an idle decoder returns freed memory to the operating system."""
+"""Number of seconds after which an idle decoder returns freed memory to the operating system, and
+number of seconds between two checks of the idle decoders."""
 RETRY_SECONDS = 1.0
 """Number of seconds between two attempts to start a decoder."""
 
@@ -79,7 +80,7 @@ class Fleet:
                 for lane in self._lanes:
                     for _ in range(lane.decoders):
                         group.create_task(self._keep(template, lane))
-                group.create_task(self._free_idle())
+                group.create_task(self._check_idle())
                 group.create_task(_watch(template))
         finally:
             template.close()
@@ -101,9 +102,11 @@ class Fleet:
                 log.error("%s; trying again in %g s", error, RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _free_idle(self) -> None:
+    async def _check_idle(self) -> None:
         while True:
             await asyncio.sleep(IDLE_SECONDS)
+            for lane in self._lanes:
+                lane.check()
             before = asyncio.get_running_loop().time() - IDLE_SECONDS
             idle = [p for lane in self._lanes for p in lane.processes if not p.is_busy]
             for process in idle:

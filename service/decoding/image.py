@@ -11,6 +11,7 @@ at most (`EncodedImage.is_bounded`). All other images are sent to the decoder pr
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -69,6 +70,8 @@ class EncodedImage:
     """Height in pixels, according to the header."""
     max_pixels: int
     """Maximum number of pixels that the image may have."""
+    is_usual_jpeg: bool = False
+    """Whether the image begins like most baseline JPEGs (`jpeg.USUAL`)."""
 
     @property
     def pixels(self) -> int:
@@ -95,7 +98,7 @@ class EncodedImage:
         if max(self.width, self.height) > _BOUNDED_SIDE:
             return False
         if self.kind == "JPEG":
-            return _is_plain_jpeg(self.data)
+            return self.is_usual_jpeg or jpeg.is_plain(self.data)
         return self.format == "PNG" and png.is_plain(self.data)
 
     def decode_here(self) -> Pixels | None:
@@ -196,10 +199,11 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
         ImageTooLarge: The image has more than `max_pixels` pixels, or decoding would take more than
             `max_memory`.
     """
-    kind, width, height = _usual_jpeg(data) or read_header(data)
+    usual = jpeg.USUAL.match(data)
+    kind, width, height = _usual_header(usual) or read_header(data)
     if width * height > max_pixels:
         raise too_large(width, height, max_pixels)
-    image = EncodedImage(data, kind, width, height, max_pixels)
+    image = EncodedImage(data, kind, width, height, max_pixels, usual is not None)
     if max_memory is not None and image.memory > max_memory:
         most = max_memory // BYTES_PER_PIXEL[image.kind]
         raise ImageTooLarge(
@@ -210,21 +214,9 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
     return image
 
 
-def _usual_jpeg(data: bytes) -> Header | None:
-    """Return the header of a JPEG that begins as nearly all programs write it.
-
-    Returns None for all other images.
-    """
-    usual = jpeg.USUAL.match(data)
-    if usual is None or usual["scanned"] != usual["components"][:1]:
+def _usual_header(usual: re.Match[bytes] | None) -> Header | None:
+    """Return the header of a JPEG that begins like most. Returns None for all other images."""
+    if usual is None:
         return None
     height, width = _SIZE.unpack(usual["size"])
     return ("JPEG", width, height) if width and height else None
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Return the result of `jpeg.is_plain`, but faster for most JPEGs."""
-    usual = jpeg.USUAL.match(data)
-    if usual is not None and usual["scan"]:
-        return usual["scanned"] == usual["components"][:1]
-    return jpeg.is_plain(data)

@@ -18,13 +18,13 @@ _SCANS_BYTES = 64 * 1024
 
 _BASELINE, _EXTENDED, _START_OF_SCAN, _END_OF_IMAGE = 0xC0, 0xC1, 0xDA, 0xD9
 
-# Start of a JPEG as nearly all programs write it: a JFIF header, quantization tables, and a
-# baseline frame in gray or YCbCr. In many files, the standard Huffman tables and the first scan
-# follow.
+# Start of a JPEG as most programs write it: a JFIF header, quantization tables, a baseline frame in
+# gray or YCbCr, the standard Huffman tables, and a scan with all components. Such an image is plain
+# (`is_plain`).
 USUAL = re.compile(
     rb"\xff\xd8\xff\xe0\x00\x10JFIF\x00.{9}(?:\xff\xdb\x00\x43.{65}|\xff\xdb\x00\x84.{130}){1,2}"
-    rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?P<components>\x01.{3}|\x03.{9})"
-    rb"(?P<scan>(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda..(?P<scanned>.))?",
+    rb"\xff\xc0\x00[\x0b\x11]\x08(?P<size>.{4})(?:(?P<gray>\x01).{3}|\x03.{9})"
+    rb"(?:\xff\xc4\x00(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda..(?(gray)\x01|\x03)",
     re.DOTALL,
 )
 _TOO_MUCH_JUNK = -1

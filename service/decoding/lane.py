@@ -6,8 +6,9 @@ The kinds are ordinary and expensive images (`service.decoding.limits`).
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from service.decoding.image import EncodedImage, Pixels
@@ -78,7 +79,7 @@ class Lane:
     @property
     def has_decoder(self) -> bool:
         """Whether a decoder is ready. Decoders that have ended do not count."""
-        return any(process.is_alive for process in self.processes)
+        return any(process.is_usable for process in self.processes)
 
     @asynccontextmanager
     async def decoder(self, template: Template) -> AsyncIterator[DecoderProcess]:
@@ -92,8 +93,18 @@ class Lane:
         finally:
             self.processes.discard(process)
             process.close()
+        await self.reap(template, process)
+
+    async def reap(self, template: Template, process: DecoderProcess) -> int:
+        """Wait for the end of `process`, and return its exit code (`Template.reap`).
+
+        If the template has ended, the kernel has killed all its decoders: returns -SIGKILL.
+        """
         with self._fails_if_slow():
-            await _reap(template, process)
+            try:
+                return await template.reap(process)
+            except StartFailed:
+                return -signal.SIGKILL
 
     async def _start(self, template: Template) -> DecoderProcess:
         """Start a decoder and wait until it is ready. Raises StartFailed."""
@@ -105,7 +116,7 @@ class Lane:
                 except BaseException as error:
                     process.close()
                     if isinstance(error, StartFailed):
-                        await _reap(template, process)
+                        await self.reap(template, process)
                     raise
         except StartFailed:
             self.mark_failed()
@@ -146,15 +157,18 @@ class Lane:
             displaced.answer.set_exception(DecodeQueueFull())
         self._waiting.release()
 
-    async def take(self) -> Job:
-        """Wait for the next job."""
+    async def take(self, process: DecoderProcess) -> Job | None:
+        """Wait for the next job for `process`. Returns None if `process` is not usable."""
         while True:
             await self._waiting.acquire()
+            if not process.is_usable:
+                self._waiting.release()  # another decoder can take the job
+                return None
             if (job := self.queue.take()) is not None:  # None: the job was discarded
                 return job
 
-
-async def _reap(template: Template, process: DecoderProcess) -> None:
-    """Wait until the killed `process` has ended."""
-    with suppress(StartFailed):  # the template and all its decoders have ended
-        await template.reap(process)
+    def check(self) -> None:
+        """Let all calls of `take` check whether their decoders are usable, if one is not."""
+        if not all(process.is_usable for process in self.processes):
+            for _ in self.processes:
+                self._waiting.release()

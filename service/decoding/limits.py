@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.decoding.image import BYTES_PER_PIXEL
+from service.decoding.sandbox import RESTING_MEMORY
 
 MIB = 2**20
 ORDINARY_MEMORY = 88 * MIB
@@ -19,16 +20,14 @@ megapixels needs this much."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
 """Lower bound of `Limits.expensive_memory` in bytes, for machines with little memory."""
 HEAP_MEMORY = 48 * MIB
-"""Number of bytes that decoding may take in addition to `EncodedImage.memory`, because the
-allocator reserves some memory and cannot reuse some. Images of medium size need the most."""
+"""Number of bytes that a decoder may take in addition to `EncodedImage.memory`: its libraries take
+address space, and the allocator reserves some memory and cannot reuse some. Images of medium size
+need the most."""
 LARGE_HEAP_MEMORY = 32 * MIB
 """Replaces `HEAP_MEMORY` for the largest images. The value is lower, because the buffers of such
 images are allocated outside the heap."""
 ORDINARY_IMAGE_MEMORY = ORDINARY_MEMORY - HEAP_MEMORY
 """Maximum of `EncodedImage.memory` of an ordinary image."""
-RESTING_MEMORY = 12 * MIB
-"""Number of bytes that a decoder takes without an image. The template, the process that decoders
-are forked from, takes as much. Shared memory is not counted."""
 DESCRIPTORS, FORK_DESCRIPTORS = 3, 8
 """Numbers of file descriptors of the server: for each decoder, and for starting decoders."""
 

@@ -82,9 +82,9 @@ class Decoders:
 
     @property
     def is_down(self) -> bool:
-        """Whether there are no decoders and none can be started."""
-        cannot_start = any(lane.cannot_start for lane in self._lanes)
-        return cannot_start and not any(lane.has_decoder for lane in self._lanes)
+        """Whether all decoders have ended, or none can be started."""
+        ended = any(lane.processes or lane.cannot_start for lane in self._lanes)
+        return ended and not any(lane.has_decoder for lane in self._lanes)
 
     @property
     def waiting(self) -> int:

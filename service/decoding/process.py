@@ -5,6 +5,11 @@ the first byte and the length of each answer, and reads the CPU time of a decode
 The kernel enforces the limit on memory (`service.decoding.sandbox`). The server copies each image
 into a file in memory that the decoder can only read. This takes 5 us for a photo of 40 KB and 3 ms
 for 10 MiB.
+
+Decoding never sleeps: a decoder with an image computes, waits for a CPU or for memory, or is
+stopped by a signal. A malicious image could make its decoder sleep, to delay other images without
+using CPU time. So the server checks the states of busy decoders at random times, and kills decoders
+that sleep. On average, a decoder can sleep for about `MAX_WAIT` in total before it is killed.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
+import random
 import signal
 import socket
 import time
@@ -25,8 +30,9 @@ from service.decoding.limits import HEAP_MEMORY
 START_SECONDS = 30.0
 """Timeout in seconds for an answer of the template, which decoders are forked from. The timeout is
 long because the machine may be busy."""
-MIN_WAIT, MAX_WAIT = 0.005, 1.0
-"""Minimum and maximum number of seconds between two checks of a decoder that decodes an image."""
+MIN_WAIT, MAX_WAIT = 0.005, 0.1
+"""Minimum and maximum number of seconds between two checks of a decoder that decodes an image. A
+check takes less than 0.1 ms."""
 IDLE_CPU_SECONDS = 0.25
 """Maximum CPU seconds that a decoder may use between two images, for example to free memory."""
 
@@ -35,22 +41,26 @@ class StartFailed(Exception):
     """No decoder process could be started."""
 
 
-class DecoderGone(Exception):
-    """The decoder process had ended or had sent unexpected data before it received the image."""
-
-
 class DecoderEnded(Exception):
     """The decoder process ended before it answered."""
 
     def __init__(self, killed_for: str | None = None) -> None:
         """
         Args:
-            killed_for: Limit that the process exceeded before the server killed it: `cpu_time` or
-                `time`. None: the server did not kill the process.
+            killed_for: Reason why the server killed the process: it exceeded its limit on
+                `cpu_time` or `time`, or it slept instead of decoding (`sleep`). None: the server
+                did not kill the process.
         """
-        limit = "CPU time" if killed_for == "cpu_time" else killed_for
-        super().__init__(f"was killed: it exceeded its limit on {limit}" if limit else "ended")
+        super().__init__(_ENDS[killed_for])
         self.killed_for = killed_for
+
+
+_ENDS = {
+    None: "ended",
+    "cpu_time": "was killed: it exceeded its limit on CPU time",
+    "time": "was killed: it exceeded its limit on time",
+    "sleep": "was killed: it slept instead of decoding",
+}
 
 
 class DecoderProcess:
@@ -75,9 +85,8 @@ class DecoderProcess:
         self.images = 0
         """Number of images that the process has received."""
         self.image_seconds = 0.0
-        """CPU seconds that the process took to decode its last image."""
-        self.held_seconds = 0.0
-        """Number of seconds from the start of the process's last image to the last `_check`."""
+        """CPU seconds that the process took to decode its last image. If the process was killed
+        because it stood still, the seconds until then."""
         self.exit_code: int | None = None
         """Result of `Template.reap` for this process. None: there is no result yet."""
         self._link = link
@@ -86,6 +95,7 @@ class DecoderProcess:
         self._length = 0
         self._loop = asyncio.get_running_loop()
         self._seconds = 0.0
+        self._held_seconds = 0.0
         self._killed_for: str | None = None
         link.setblocking(False)
 
@@ -116,17 +126,15 @@ class DecoderProcess:
             chosen these values.
 
         Raises:
-            DecoderGone: The process had ended, or sent data, before it received the image.
-            DecoderEnded: The process was killed or crashed.
+            DecoderEnded: The process was killed or has ended.
             OSError: There is not enough memory for a copy of the image.
         """
-        self._check_silent()
         self.images += 1
         self.used_at = now = self._loop.time()
-        self.held_seconds = 0.0
+        self._held_seconds = 0.0
         self.is_busy = True
         began = self._cpu_seconds()
-        wait = min(max_seconds, patience, MAX_WAIT)
+        wait = _random_wait(min(max_seconds, patience))
         self._timer = self._loop.call_later(wait, self._check, began + max_seconds, patience, now)
         try:
             self._send(image)
@@ -135,6 +143,8 @@ class DecoderProcess:
             self.is_busy = False
             self._timer.cancel()
             self.image_seconds = self._cpu_seconds() - began
+            if self._killed_for in ("time", "sleep"):
+                self.image_seconds = max(self.image_seconds, self._held_seconds)
         if not answer:
             raise DecoderEnded(self._killed_for)
         return answer[0], answer[1:]
@@ -148,13 +158,23 @@ class DecoderProcess:
             self._link.send(template.REQUEST.pack(0, 0, b"", 0, 0, 0))
 
     @property
-    def is_alive(self) -> bool:
-        """Whether the process has not ended. Always True on systems without pidfds."""
-        if self._pidfd is None:
-            return True
-        ended = select.poll()
-        ended.register(self._pidfd, select.POLLIN)
-        return not ended.poll(0)
+    def has_sent(self) -> bool:
+        """Whether a message of the process can be received, or the process has ended."""
+        try:
+            self._link.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the process is busy, or has neither ended nor sent data without an image.
+
+        Such data would be mistaken for the answer to the next image.
+        """
+        return self.is_busy or not self.has_sent
 
     def computes_for_itself(self) -> bool:
         """Whether the process has used much CPU time since the last call or the last image."""
@@ -170,25 +190,14 @@ class DecoderProcess:
                 os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill the process, and close the descriptors of this object."""
+        """Kill the process, and close the descriptors of this object. May be called twice."""
+        if self._link.fileno() < 0:
+            return
         self.kill()
         self._link.close()
         os.close(self._file)
         if self._pidfd is not None:
             os.close(self._pidfd)
-
-    def _check_silent(self) -> None:
-        """Check that the process has not sent data without a request.
-
-        Such data would be mistaken for the answer to the next image. Raises DecoderGone.
-        """
-        try:
-            self._link.recv(1)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            pass
-        raise DecoderGone
 
     def _cpu_seconds(self) -> float:
         """Return the CPU seconds of the process since its start.
@@ -203,7 +212,7 @@ class DecoderProcess:
     def _send(self, image: EncodedImage) -> None:
         """Copy `image` into the file, and tell the process to decode it.
 
-        Raises DecoderGone if the process has ended, and OSError if there is not enough memory.
+        Raises DecoderEnded, and OSError if there is not enough memory.
         """
         length = len(image.data)
         if length < self._length:
@@ -217,7 +226,7 @@ class DecoderProcess:
         try:
             self._link.send(request)
         except ConnectionError as error:
-            raise DecoderGone from error
+            raise DecoderEnded from error
 
     async def _receive(self) -> bytes:
         """Return the next message of the process. Empty: the process has ended."""
@@ -226,8 +235,10 @@ class DecoderProcess:
         except ConnectionError:
             return b""
 
-    def _check(self, max_cpu_seconds: float, patience: float, checked_at: float) -> None:
-        """Kill the process if it has exceeded a limit. Otherwise schedule the next check.
+    def _check(
+        self, max_cpu_seconds: float, patience: float, checked_at: float, slept: bool = False
+    ) -> None:
+        """Kill the process if it has exceeded a limit or sleeps. Otherwise schedule the next check.
 
         If the server was suspended (SIGSTOP) between two checks, the decoder was probably suspended
         too. So the time between two checks counts as `MAX_WAIT` at most.
@@ -236,17 +247,46 @@ class DecoderProcess:
             max_cpu_seconds: Maximum CPU seconds of the process since its start.
             patience: Maximum wall-clock time in seconds for decoding the current image.
             checked_at: Time of the last check, in seconds of the event loop's clock.
+            slept: Whether the process slept at the last check. A second check is necessary because
+                the answer may have been received a moment ago.
         """
         now = self._loop.time()
-        self.held_seconds += min(now - checked_at, MAX_WAIT)
+        self._held_seconds += min(now - checked_at, MAX_WAIT)
         cpu_left = max_cpu_seconds - self._cpu_seconds()
-        time_left = patience - self.held_seconds
-        if cpu_left <= 0 or time_left <= 0:
-            self._killed_for = "cpu_time" if cpu_left <= 0 else "time"
-            self.kill()
+        time_left = patience - self._held_seconds
+        sleeps = self._sleeps()
+        if cpu_left <= 0:
+            self._killed_for = "cpu_time"
+        elif time_left <= 0:
+            self._killed_for = "time"
+        elif sleeps and slept:
+            self._killed_for = "sleep"
         else:
-            wait = min(max(min(cpu_left, time_left), MIN_WAIT), MAX_WAIT)
-            self._timer = self._loop.call_later(wait, self._check, max_cpu_seconds, patience, now)
+            wait = MIN_WAIT if sleeps else _random_wait(min(cpu_left, time_left))
+            self._timer = self._loop.call_later(
+                wait, self._check, max_cpu_seconds, patience, now, sleeps
+            )
+            return
+        self.kill()
+
+    def _sleeps(self) -> bool:
+        """Whether the process sleeps and has not answered. False if its state cannot be read."""
+        if self.has_sent:
+            return False
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb", buffering=0) as file:
+                return file.read(512).rpartition(b") ")[2].startswith(b"S")
+        except OSError:  # not Linux
+            return False
+
+
+def _random_wait(longest: float) -> float:
+    """Return a random number of seconds until the next check: about `longest` at most.
+
+    The time is random so that a decoder cannot compute during checks and sleep between them.
+    """
+    longest = max(MIN_WAIT, min(longest, MAX_WAIT))
+    return random.uniform(MIN_WAIT, longest)  # noqa: S311  # decoders cannot observe the generator
 
 
 def _open_pidfd(pid: int) -> int | None:

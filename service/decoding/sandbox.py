@@ -35,13 +35,17 @@ _SECCOMP_MODE_FILTER = 2
 
 _EPERM = 1
 
+RESTING_MEMORY = 12 * 2**20
+"""Number of bytes that a decoder process takes without an image. The template, the process that
+decoders are forked from, takes as much. Memory that they share is not counted."""
+
 
 def confine(memory: int) -> list[str]:
     """Irrevocably restrict this process to what decoding needs.
 
     Args:
-        memory: Number of bytes of address space that the process may take in addition to its
-            current size.
+        memory: Maximum number of bytes of memory for images. The whole address space is limited to
+            this number plus `RESTING_MEMORY`.
 
     Returns:
         The names of the restrictions that apply, for the log. Restrictions that the kernel does not
@@ -51,7 +55,7 @@ def confine(memory: int) -> list[str]:
         OSError: A resource limit cannot be set.
     """
     held = _restrict_on_linux() if sys.platform == "linux" else []
-    size = _address_space() + memory
+    size = memory + RESTING_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     for limit in resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE:
         resource.setrlimit(limit, (0, 0))
@@ -72,6 +76,19 @@ def _restrict_on_linux() -> list[str]:
     return held
 
 
+def free_memory(memory: int) -> int:
+    """Return the bytes of address space that a new process has left after `confine(memory)`.
+
+    The result is at least 1. Must be called before `confine`.
+    """
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            held = int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        held = 0
+    return max(1, memory + RESTING_MEMORY - held)
+
+
 def die_with_parent() -> None:
     """Make the kernel kill this process when its parent ends. Has an effect on Linux only."""
     if sys.platform == "linux":
@@ -80,15 +97,6 @@ def die_with_parent() -> None:
 
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
-
-
-def _address_space() -> int:
-    """Return the size of this process's address space in bytes, or 0 if it is unknown."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:  # not Linux
-        return 0
 
 
 # Constants and functions for Landlock

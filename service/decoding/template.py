@@ -135,16 +135,17 @@ def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) ->
         os.dup2(file, 1)
         os.closerange(2, os.sysconf("SC_OPEN_MAX"))
         link = socket.socket(fileno=0)
+        free = sandbox.free_memory(memory)
         link.send(json.dumps(sandbox.confine(memory)).encode())
         images = 0
         while request := link.recv(REQUEST.size):
-            length, memory, kind, *size = REQUEST.unpack(request)
+            length, needed, kind, *size = REQUEST.unpack(request)
             if length == 0:
                 _free_memory()
                 continue
             fault, content = _decode(length, kind.rstrip(b"\0").decode(), *size)
             # Libraries may report a lack of memory as damage. Earlier images may have caused it.
-            if fault == picture.Fault.DAMAGED and images and not _is_available(memory):
+            if fault == picture.Fault.DAMAGED and images and not _is_available(min(needed, free)):
                 fault = picture.Fault.OUT_OF_MEMORY
             link.send(bytes([fault]) + content)
             images += 1

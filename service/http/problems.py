@@ -231,7 +231,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "decoders_down",
         "Images cannot be decoded",
-        "The processes that decode images cannot be started. The log of the server has the reason. "
+        "No process that can decode the image is ready. The log of the server has the reason. "
         "Try again after the number of seconds in Retry-After.",
         retry_after=1,
     ),

@@ -104,7 +104,7 @@ class Decoding(Protocol):
 
     @property
     def is_down(self) -> bool:
-        """Whether decoder processes cannot be started."""
+        """Whether all decoder processes have ended, or none can be started."""
 
     @property
     def waiting(self) -> int:
@@ -195,7 +195,7 @@ class Service:
             NotReady: No model is loaded.
             Unloaded: An operator unloaded the model.
             Stalled: The engine makes no progress on a batch, or does not respond.
-            DecodersDown: No decoder process can be started.
+            DecodersDown: No decoder process is ready.
         """
         loaded = self.loaded
         if self.draining:

@@ -2,9 +2,9 @@
 
     python -m tests.faults.fuzz --seconds 60 --seeds FOLDER --corpus FOLDER [decode form ...]
 
-Targets are decoding, forms, `.params` files and the frames between processes. The corpus starts
-with the seeds and the data of the tests, and grows in its folder, which must be outside the
-repository. The exit status is 1 if an input breaks a target; its file is named.
+Targets are decoding, forms, `.params` and `.onnx` files, and the frames between processes. The
+corpus starts with the seeds and the data of the tests, and grows in its folder, which must be
+outside the repository. The exit status is 1 if an input breaks a target; its file is named.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from service.workers import frames
 from tests.e2e.process import ROOT
 from tests.fakes import MODEL
 from tests.model_store.fuzz_params import sound_files
+from tests.model_store.onnx import fuzz_onnx
 from tests.service import synthetic
 
-TARGETS = ("decode", "form", "params", "frames")
+TARGETS = ("decode", "form", "params", "onnx", "frames")
 EXECUTED = re.compile(r"stat::number_of_executed_units: +(\d+)")
 MAX_SECONDS = 25
 """Maximum seconds for one input."""
@@ -34,6 +35,8 @@ def seeds(target: str) -> list[bytes]:
     """Returns the small inputs that the tests use."""
     if target == "params":
         return sound_files()
+    if target == "onnx":
+        return fuzz_onnx.sound_files()
     if target == "frames":
         return [bytes([size]) + stream for size in (0, 6, 255) for stream in streams()]
     pictures = [*synthetic.served().values(), *synthetic.bombs().values()]

@@ -21,6 +21,7 @@ from typing import cast
 import atheris
 
 with atheris.instrument_imports(include=["service", "model_store", "python_multipart", "PIL"]):
+    from model_store.onnx.file import BadOnnx, read_onnx
     from model_store.params import BadParams, read_params
     from service.decoding.image import identify
     from service.errors import (
@@ -44,7 +45,7 @@ HEAD = struct.Struct("=IBQ")
 """Layout of a frame header: bytes of the body, kind, number."""
 KNOWN = BadImage, UnsupportedImageType, ImageTooLarge, ImageTooExpensive
 _loop = asyncio.new_event_loop()
-_fuzz = pathlib.Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}.params"
+_fuzz = pathlib.Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}.file"
 
 
 def decodes(data: bytes) -> None:
@@ -83,6 +84,13 @@ def reads_params(data: bytes) -> None:
     _fuzz.write_bytes(data)
     with contextlib.suppress(BadParams):
         read_params(_fuzz)
+
+
+def reads_onnx(data: bytes) -> None:
+    """Reading returns the same bytes or raises BadOnnx."""
+    _fuzz.write_bytes(data)
+    with contextlib.suppress(BadOnnx):
+        assert read_onnx(_fuzz).content == data
 
 
 class _NoEngine:
@@ -153,6 +161,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "decode": decodes,
     "form": reads_forms,
     "params": reads_params,
+    "onnx": reads_onnx,
     "frames": reads_frames,
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from model_store import manifest
 from model_store.manifest import BadModel
@@ -204,3 +205,30 @@ def test_shipped_version_is_complete(shipped: pathlib.Path) -> None:
     assert sha256(path) == model.parameters.sha256
     assert model.measured[0].images == 5000
     assert (model.accuracy_in("fp32") or 0) >= 0.90
+
+
+def test_recorded_probes_in_fp32_are_those_of_any_backend() -> None:
+    """In other precisions, each backend has its own."""
+    rows = {"fp32": [[0.5, 0.5]], "int8": [[0.25, 0.75]]}
+    onnx = {
+        name: {"file": f"{name}.onnx", "bytes": 1, "sha256": "0" * 64, "probes": [[0.0, 1.0]]}
+        for name in ("fp32", "fp16")
+    }
+    both = manifest.Manifest.model_validate(GOOD | {"probes": rows, "onnx": onnx})
+    assert both.recorded_probes("fp32", "mxnet") == ((0.5, 0.5),)
+    assert both.recorded_probes("fp32", "onnxruntime") == ((0.0, 1.0),)
+    assert both.recorded_probes("int8", "mxnet") == ((0.25, 0.75),)
+    assert both.recorded_probes("int8", "onnxruntime") == ()
+    assert both.recorded_probes("fp16", "onnxruntime") == ((0.0, 1.0),)
+    for fields, backend in (({"probes": rows}, "onnxruntime"), ({"onnx": onnx}, "mxnet")):
+        one = manifest.Manifest.model_validate(GOOD | fields)
+        assert one.recorded_probes("fp32", backend) != ()  # type: ignore[arg-type]
+        assert one.recorded_probes("int8", backend) == ()  # type: ignore[arg-type]
+        assert one.recorded_probes("fp16", backend) == ()  # type: ignore[arg-type]
+
+
+def test_files_of_two_precisions_differ() -> None:
+    """Otherwise one of them would be served in a wrong precision."""
+    one = {"file": "net.onnx", "bytes": 1, "sha256": "0" * 64}
+    with pytest.raises(ValidationError, match="the same file"):
+        manifest.Manifest.model_validate(GOOD | {"onnx": {"fp32": one, "int8": one}})

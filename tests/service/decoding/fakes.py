@@ -27,9 +27,9 @@ class Process:
         self.used_at: float | None = None
         self.is_busy = False
         self.closed = self.killed = False
-        self.is_alive = True
+        self.is_usable = True
         self.images = 0
-        self.image_seconds = self.held_seconds = 0.0
+        self.image_seconds = 0.0
         self._template = template
 
     async def ready(self) -> None:
@@ -50,7 +50,6 @@ class Process:
         await template.goes_on.wait()
         self.is_busy = False
         self.image_seconds = template.seconds
-        self.held_seconds = template.held_seconds
         outcome = template.outcomes.pop(0) if template.outcomes else ANSWER
         if isinstance(outcome, Exception):
             raise outcome
@@ -64,9 +63,10 @@ class Process:
 
     def kill(self) -> None:
         self.killed = True
-        self._template.events.append("kill")
 
     def close(self) -> None:
+        if not self.closed:
+            self._template.events.append("close")
         self.closed = True
 
 
@@ -80,7 +80,6 @@ class FakeTemplate:
         self.outcomes: list[Outcome] = []
         """Of the images that are decoded next; then all go well."""
         self.seconds = 0.001
-        self.held_seconds = 0.0
         self.exit_code = -signal.SIGSEGV
         """Of the decoders that end."""
         self.limits: list[float] = []
@@ -96,7 +95,7 @@ class FakeTemplate:
         self.forked: list[Process] = []
         self.begun: list[tuple[EncodedImage, Process]] = []
         self.events: list[str] = []
-        """What was done to decoders: kill, reap, fork."""
+        """What was done to decoders: close, reap, fork."""
         self.goes_on, self.something_began = asyncio.Event(), asyncio.Event()
         self.goes_on.set()
         self.reaps = asyncio.Event()

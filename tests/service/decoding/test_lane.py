@@ -10,10 +10,10 @@ import pytest
 from service.decoding.image import Pixels
 from service.decoding.lane import MAX_UNDERESTIMATE, Job, Lane
 from service.decoding.launch import Template
-from service.decoding.process import StartFailed
+from service.decoding.process import DecoderProcess, StartFailed
 from service.decoding.queue import FairQueue
 from service.errors import DecodeQueueFull
-from tests.service.decoding.fakes import ORDINARY, FakeTemplate
+from tests.service.decoding.fakes import ORDINARY, FakeTemplate, Process
 
 
 def lane(decoders: int = 2) -> Lane:
@@ -66,8 +66,9 @@ async def test_lane_does_not_take_a_discarded_image() -> None:
     places.put(gone := job())
     places.put(kept := job())
     places.queue.discard(gone)
-    assert await places.take() is kept
-    waiting = asyncio.create_task(places.take())
+    process = cast(DecoderProcess, Process(FakeTemplate(), memory=1))
+    assert await places.take(process) is kept
+    waiting = asyncio.create_task(places.take(process))
     await asyncio.sleep(0)
     assert not waiting.done()
     places.put(late := job())
@@ -84,7 +85,7 @@ async def test_lane_has_its_decoder_within_the_context() -> None:
     async with places.decoder(cast(Template, fake)) as process:
         assert places.processes == {process} and state(places) == "ready"
     assert not places.processes and state(places) == "empty"
-    assert fake.forked[0].closed and fake.events == ["fork", "reap"]
+    assert fake.events == ["fork", "close", "reap"]
 
 
 async def test_lane_is_down_after_a_start_failed() -> None:
@@ -109,4 +110,4 @@ async def test_lane_reaps_a_decoder_that_ends_before_it_is_ready() -> None:
         async with places.decoder(cast(Template, fake)):
             pass
     assert state(places) == "down" and not places.processes
-    assert fake.forked[0].closed and fake.events == ["fork", "reap"]
+    assert fake.events == ["fork", "close", "reap"]

@@ -19,10 +19,7 @@ from service.decoding.launch import Template
 from service.decoding.limits import ORDINARY_MEMORY, Limits
 from service.decoding.picture import Fault
 from service.decoding.pool import Decoders
-from service.decoding.process import (
-    DecoderEnded,
-    DecoderGone,
-)
+from service.decoding.process import DecoderEnded
 from service.decoding.trust import DISTRUST_SECONDS, KILLS
 from service.errors import (
     BadImage,
@@ -39,11 +36,13 @@ from tests.service.decoding.fakes import (
     ORDINARY,
     FakeTemplate,
     Outcome,
+    Process,
     image,
 )
 from tests.waiting import until
 
-CRASH, KILLED, STALLED = DecoderEnded(), DecoderEnded("cpu_time"), DecoderEnded("time")
+CRASH, KILLED = DecoderEnded(), DecoderEnded("cpu_time")
+STALLED, ASLEEP = DecoderEnded("time"), DecoderEnded("sleep")
 LIMITS = Limits(ordinary=2, expensive=1, expensive_memory=512 * 2**20, max_seconds=2.0)
 
 
@@ -139,6 +138,7 @@ async def test_pool_tries_expensive_decoder_after_an_ordinary_one(
     ("outcome", "error"),
     [
         (CRASH, BadImage),
+        (ASLEEP, BadImage),
         (KILLED, ImageTooExpensive),
         ((Fault.OUT_OF_MEMORY, b""), ImageTooExpensive),
         ((77, b""), BadImage),
@@ -187,15 +187,40 @@ async def test_pool_replaces_a_decoder_that_ended(
     assert sum(process.closed for process in template.forked) == 2
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "reason"), [(-signal.SIGKILL, "lost"), (template_process.LIVED_ON, "crash")]
+)
 async def test_pool_does_not_blame_an_image_for_a_decoder_that_was_gone(
-    decoders: Decoders, template: FakeTemplate, kills: list[str]
+    template: FakeTemplate, clock: Clock, kills: list[str], exit_code: int, reason: str
 ) -> None:
-    """Something else ended the decoder before: the image is decoded by another one."""
-    template.outcomes.append(DecoderGone())
-    await decoders.run(ORDINARY, b"client", 10)
-    assert (
-        kills == [] and [process.memory for _, process in template.begun] == [ORDINARY_MEMORY] * 2
-    )
+    """Something else ended the decoder before: the image is decoded by another one. The end is
+    counted by its reason."""
+    template.exit_code = exit_code
+    async with running(template, kills.append, clock) as decoders:
+        await until(lambda: len(template.forked) == 3)
+        gone = next(one for one in template.forked if one.memory == LIMITS.expensive_memory)
+        gone.is_usable = False
+        await decoders.run(EXPENSIVE, b"client", 10)
+        assert gone.closed and [process for _, process in template.begun] == [template.forked[-1]]
+        assert kills == [reason]
+        await decoders.run(ORDINARY, b"client", 10)
+        assert template.begun[-1][1].memory == ORDINARY_MEMORY
+
+
+async def test_pool_replaces_idle_decoders_that_ended(
+    template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while there are no images."""
+    monkeypatch.setattr(fleet, "IDLE_SECONDS", 0.001)
+    async with running(template, kills.append, clock) as decoders:
+        await until(lambda: len(template.forked) == 3)
+        for process in template.forked[:3]:
+            process.is_usable = False
+        assert decoders.is_down
+        async with asyncio.timeout(10):
+            while len(template.forked) < 6:  # noqa: ASYNC110  # a timer does it
+                await asyncio.sleep(0.001)
+        await until(lambda: not decoders.is_down)
 
 
 async def test_pool_rejects_a_client_whose_images_end_decoders(
@@ -399,7 +424,8 @@ async def test_pool_is_down_where_no_decoder_can_be_started(
     monkeypatch.setattr(fleet, "RETRY_SECONDS", 0.01)
     template.failures = 1_000_000
     async with running(template, kills.append, clock) as decoders:
-        await until(lambda: decoders.is_down)
+        await until(lambda: decoders._ordinary.is_down)
+        assert decoders.is_down
         with pytest.raises(DecodersDown):
             await decoders.run(ORDINARY, b"client", 10)
         template.failures = 0
@@ -464,7 +490,7 @@ async def test_pool_replaces_a_decoder_on_whose_word_a_client_is_distrusted(
     await until(lambda: len(template.forked) == 5)
 
 
-@pytest.mark.parametrize("outcome", [CRASH, (Fault.OUT_OF_MEMORY, b""), (77, b"")])
+@pytest.mark.parametrize("outcome", [CRASH, ASLEEP, (Fault.OUT_OF_MEMORY, b""), (77, b"")])
 async def test_pool_trusts_a_client_whose_image_failed_in_an_ordinary_decoder(
     decoders: Decoders, template: FakeTemplate, outcome: Outcome
 ) -> None:
@@ -478,7 +504,7 @@ async def test_pool_trusts_a_client_whose_image_failed_in_an_ordinary_decoder(
     assert template.begun[-1][1].memory == ORDINARY_MEMORY
 
 
-@pytest.mark.parametrize("outcome", [CRASH, (Fault.OUT_OF_MEMORY, b""), (77, b"")])
+@pytest.mark.parametrize("outcome", [CRASH, ASLEEP, (Fault.OUT_OF_MEMORY, b""), (77, b"")])
 async def test_pool_decodes_an_image_again_that_failed_in_a_used_decoder(
     decoders: Decoders, template: FakeTemplate, outcome: Outcome
 ) -> None:
@@ -502,11 +528,12 @@ async def test_pool_decodes_an_image_again_that_failed_in_a_used_decoder(
 async def test_pool_has_one_decoder_a_place_while_an_image_is_decoded_again(
     decoders: Decoders, template: FakeTemplate
 ) -> None:
-    """The used decoder has ended before the new one is started: their memory is bounded."""
+    """The used decoder has ended before the new one is started: their memory and descriptors are
+    bounded."""
     await decoders.run(EXPENSIVE, b"other", 10)
     template.outcomes.append((Fault.OUT_OF_MEMORY, b""))
     await decoders.run(EXPENSIVE, b"client", 10)
-    assert "kill reap fork" in " ".join(template.events)
+    assert template.events[3:6] == ["close", "reap", "fork"]
 
 
 async def test_pool_tries_an_image_again_where_the_new_decoder_does_not_start(
@@ -523,7 +550,7 @@ async def test_pool_tries_an_image_again_where_the_new_decoder_does_not_start(
 
 @pytest.mark.parametrize(
     "outcomes",
-    [[CRASH] * 2, [KILLED], [(Fault.OUT_OF_MEMORY, b"")] * 2, [STALLED], [ANSWER]],
+    [[CRASH] * 2, [ASLEEP] * 2, [KILLED], [(Fault.OUT_OF_MEMORY, b"")] * 2, [ANSWER]],
 )
 async def test_pool_charges_a_client_for_what_its_image_did_to_a_decoder(
     decoders: Decoders,
@@ -531,10 +558,9 @@ async def test_pool_charges_a_client_for_what_its_image_did_to_a_decoder(
     monkeypatch: pytest.MonkeyPatch,
     outcomes: list[Outcome],
 ) -> None:
-    """For the replacement, and for the time in which the decoder stood still. Otherwise the client
-    could make others pay: its next image waits until they have received as much."""
+    """For the replacement. Otherwise the client could make others pay: its next image waits until
+    they have received as much."""
     monkeypatch.setattr(attempts, "REPLACEMENT_SECONDS", 100.0)
-    template.held_seconds = 100.0
     template.seconds = 1.9 if outcomes == [ANSWER] else 0.001
     cheap, dear = image(3_000_000), image(30_000_000)
     await decoders.run(dear, b"other", 10)
@@ -585,13 +611,15 @@ async def test_pool_is_not_down_while_one_kind_of_decoder_runs(
 async def test_pool_is_down_where_the_start_of_decoders_takes_long(
     template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the template was stopped: images are rejected until a decoder is ready."""
+    """As where the template was stopped: images wait at first, and are rejected later until a
+    decoder is ready."""
     monkeypatch.setattr(lane, "SLOW_START_SECONDS", 0.01)
     template.starts.clear()
     async with running(template, kills.append, clock) as decoders:
         async with asyncio.timeout(10):
-            while not decoders.is_down:  # noqa: ASYNC110  # a timer does it, and no event tells
+            while not decoders._ordinary.is_down:  # noqa: ASYNC110  # a timer does it
                 await asyncio.sleep(0.001)
+        assert decoders.is_down
         with pytest.raises(DecodersDown):
             await decoders.run(ORDINARY, b"client", 10)
         template.starts.set()
@@ -606,20 +634,22 @@ async def test_pool_is_down_where_ended_decoders_are_not_reaped(
     monkeypatch.setattr(lane, "SLOW_START_SECONDS", 0.01)
     await until(lambda: len(template.forked) == 3)
     template.reaps.clear()
-    for process in template.forked:
-        process.is_alive = False
-    template.outcomes.append(DecoderGone())
+    expensive = decoders._expensive
+    (process,) = expensive.processes
+    cast(Process, process).is_usable = False
     waiting = ask(decoders, EXPENSIVE)
-    await until(lambda: decoders.is_down)
+    await until(lambda: expensive.is_down)
+    with pytest.raises(DecodersDown):
+        await decoders.run(EXPENSIVE, b"client", 10)
     template.reaps.set()
     await waiting
-    assert not decoders.is_down
+    assert not expensive.is_down
 
 
 async def test_pool_is_down_where_no_decoder_is_alive(
     template: FakeTemplate, clock: Clock, kills: list[str]
 ) -> None:
-    """An idle decoder that has ended is replaced later, but does not count."""
+    """Decoders that have ended do not count, even if they can be replaced."""
     async with running(template, kills.append, clock) as decoders:
         await until(lambda: len(template.forked) == 3)
         await decoders.run(ORDINARY, b"client", 10)
@@ -629,7 +659,7 @@ async def test_pool_is_down_where_no_decoder_is_alive(
         await until(lambda: template.failures == 0)
         assert not decoders.is_down
         for process in template.forked:
-            process.is_alive = False
+            process.is_usable = False
         assert decoders.is_down
 
 

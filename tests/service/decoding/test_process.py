@@ -19,11 +19,7 @@ from benchmarks.processes import started
 from service.decoding.image import as_pixels, identify
 from service.decoding.launch import Template
 from service.decoding.picture import Fault
-from service.decoding.process import (
-    DecoderEnded,
-    DecoderGone,
-    DecoderProcess,
-)
+from service.decoding.process import DecoderEnded, DecoderProcess
 from service.errors import BadImage
 from tests.service import synthetic
 from tests.service.synthetic import encode
@@ -97,7 +93,7 @@ async def test_process_that_crashes_is_noticed(template: Template, process: Deco
         await decoding
     assert ended.value.killed_for is None
     await template.reap(process)
-    assert not process.is_alive
+    assert not process.is_usable
 
 
 async def test_process_that_is_not_done_in_time_is_killed(process: DecoderProcess) -> None:
@@ -106,6 +102,7 @@ async def test_process_that_is_not_done_in_time_is_killed(process: DecoderProces
     with pytest.raises(DecoderEnded) as ended:
         await process.decode(identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS), 10, 0.1)
     assert ended.value.killed_for == "time"
+    assert process.image_seconds >= 0.1
 
 
 class LateLoop:
@@ -131,8 +128,8 @@ async def test_process_is_not_killed_for_time_in_which_the_server_did_not_run(
     decoding = asyncio.create_task(process.decode(image, 10, 60))
     await asyncio.sleep(0)
     loop.paused += 3600
-    held = process.held_seconds
-    while process.held_seconds == held:  # noqa: ASYNC110  # a timer does it, and no event tells
+    held = process._held_seconds
+    while process._held_seconds == held:  # noqa: ASYNC110  # a timer does it, and no event tells
         await asyncio.sleep(0.001)
     os.kill(process.pid, signal.SIGCONT)
     assert (await decoding)[0] == 0
@@ -154,11 +151,45 @@ async def captured() -> AsyncIterator[tuple[DecoderProcess, socket.socket, int]]
 async def test_captured_decoder_cannot_answer_for_the_next_image(
     captured: tuple[DecoderProcess, socket.socket, int],
 ) -> None:
-    """What it sends before it is given an image ends it."""
+    """It gets no image after it has sent something without an image."""
     process, theirs, _ = captured
+    assert process.is_usable
     theirs.send(b"\0" + bytes(32 * 32 * 3))
-    with pytest.raises(DecoderGone):
-        await process.decode(identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS), 10, 60)
+    assert not process.is_usable
+
+
+async def test_captured_decoder_that_sleeps_is_killed(
+    captured: tuple[DecoderProcess, socket.socket, int],
+) -> None:
+    """Decoding never sleeps. The time until then is charged to the client."""
+    process, theirs, _ = captured
+    image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
+    decoding = asyncio.create_task(process.decode(image, 10, 60))
+    async with asyncio.timeout(60):
+        while process._killed_for is None:  # noqa: ASYNC110  # a timer does it, and no event tells
+            await asyncio.sleep(0.001)
+    theirs.close()
+    with pytest.raises(DecoderEnded) as ended:
+        await decoding
+    assert ended.value.killed_for == "sleep"
+    assert process.image_seconds > 0
+
+
+async def test_process_that_has_answered_is_not_killed_for_its_sleep(
+    captured: tuple[DecoderProcess, socket.socket, int],
+) -> None:
+    """The event loop may be late, and check the decoder before it receives the answer."""
+    process, theirs, _ = captured
+    image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
+    decoding = asyncio.create_task(process.decode(image, 10, 60))
+    await asyncio.sleep(0)
+    process._timer.cancel()
+    while not process._sleeps():  # noqa: ASYNC110  # the process may just have been started
+        await asyncio.sleep(0.001)
+    theirs.send(b"\0")
+    process._check(10, 60, 0, slept=True)
+    assert (await decoding)[0] == 0
+    assert process._killed_for is None
 
 
 async def test_captured_decoder_sees_nothing_of_an_earlier_image(

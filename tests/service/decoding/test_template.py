@@ -7,13 +7,16 @@ import os
 import pathlib
 import socket
 import sys
+from collections.abc import AsyncIterator
 
 import pytest
 from PIL import Image
 
 from benchmarks.processes import started
+from service.decoding import launch
 from service.decoding.image import identify
 from service.decoding.launch import Template
+from service.decoding.limits import HEAP_MEMORY, MIN_EXPENSIVE_MEMORY
 from service.decoding.picture import Fault
 from service.decoding.process import DecoderProcess
 from service.decoding.template import FORK, MAX_MESSAGE, ORDER, REAP, REQUEST, RESULT
@@ -49,17 +52,52 @@ def _photo(side: int) -> Image.Image:
     return Image.linear_gradient("L").resize((side, side)).convert("RGB")
 
 
+_LEAKING = """
+import sys; sys.path[:] = {path!r}
+from service.decoding import template
+def leak(*image):
+    taken.append(bytearray(60 * 2**20) if not taken else b"")
+    return decode(*image)
+taken, decode, template._decode = [], template._decode, leak
+template.main({descriptor})
+"""
+
+
+@pytest.fixture
+async def leaking(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Template]:
+    """A template of decoders that take 60 MiB forever when they get their first image."""
+    monkeypatch.setattr(launch, "_RUN", _LEAKING)
+    template = Template()
+    await template.start()
+    yield template
+    template.close()
+
+
 @pytest.mark.parametrize(("kind", "side"), [("JPEG", 2600), ("WEBP", 1900), ("BMP", 3000)])
-async def test_process_says_when_it_lacks_memory(template: Template, kind: str, side: int) -> None:
-    """Where earlier images may have taken it. Libraries then call the image damaged, and the
-    process cannot even hold a long one."""
-    process = await template.fork(24 * MIB, 0)
+async def test_process_says_when_it_lacks_memory(leaking: Template, kind: str, side: int) -> None:
+    """Where earlier images have taken it. Libraries then call the image damaged, and the process
+    cannot even hold a long one."""
+    process = await leaking.fork(96 * MIB, 0)
     await process.ready()
     small = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
     assert (await process.decode(small, 10, 60))[0] == 0
     options = {"progressive": True, "subsampling": 0} if kind == "JPEG" else {}
     large = identify(encode(_photo(side), kind, **options), MAX_PIXELS)
     assert (await process.decode(large, 10, 60))[0] == Fault.OUT_OF_MEMORY
+    process.close()
+
+
+async def test_used_process_says_that_a_large_image_is_damaged(template: Template) -> None:
+    """An image that nearly takes all memory is not decoded again in a new process, which would have
+    no more memory for it."""
+    process = await template.fork(MIN_EXPENSIVE_MEMORY, 0)
+    await process.ready()
+    small = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
+    assert (await process.decode(small, 10, 60))[0] == 0
+    data = encode(_photo(5700), "PNG", compress_level=1)
+    damaged = identify(data[: len(data) // 2], MAX_PIXELS)
+    assert damaged.memory + HEAP_MEMORY > MIN_EXPENSIVE_MEMORY
+    assert (await process.decode(damaged, 10, 60))[0] == Fault.DAMAGED
     process.close()
 
 
