@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
-from onnx import helper
+import pytest
 
 from model_store.onnx.device import CUDA
 
@@ -79,7 +78,8 @@ class FakeSession:
 
 def network() -> bytes:
     """Return a network whose three logits are the mean red, green and blue of the image."""
-    types = onnx.TensorProto
+    onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+    types, helper = onnx.TensorProto, onnx.helper
     nodes = [
         helper.make_node("Cast", ["pixels"], ["floats"], to=types.FLOAT),
         helper.make_node("ReduceMean", ["floats"], ["logits"], axes=[1, 2], keepdims=0),

@@ -7,8 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 
 from model_store.onnx import gpu
 from model_store.onnx.gpu import GpuNetwork

@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 
 from model_store.manifest import BadModel
 from model_store.onnx.gpu_session import OPTIONS, Opener

@@ -11,7 +11,7 @@ import pytest
 
 from model_store.onnx.trial import NETWORK, is_right
 
-ort = pytest.importorskip("onnxruntime")
+ort = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 
 
 class Runtime:
@@ -38,7 +38,7 @@ class Session:
 
 def test_network_is_made_with_onnx() -> None:
     """The bytes in the source code are those that the package `onnx` makes."""
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
     helper, numbers = onnx.helper, onnx.numpy_helper
     filters = np.arange(18, dtype=np.float32).reshape(2, 1, 3, 3) % 3 - 1
     matrix = np.arange(16, dtype=np.float32).reshape(8, 2) % 5 - 2
