@@ -111,27 +111,29 @@ class Generator:
         self._ended = asyncio.Event()
         self._timer = Timer(self._send_due)
         watch = asyncio.create_task(self._watch())
-        if job.times is not None:
-            await asyncio.gather(*(self._open() for _ in range(job.concurrency)))
-        cpu = time.process_time()
-        self._start = time.monotonic()
-        if job.times is not None:
-            self._send_due()
-        else:
-            for _ in range(job.concurrency):
-                self._put(self._start)
-        await asyncio.sleep(job.duration)
-        self._ending = True
-        if job.times is None:
-            self._due.clear()
-        self._end_if_done()
-        await self._ended.wait()
-        elapsed = time.monotonic() - self._start
-        self._samples.cpu_share = (time.process_time() - cpu) / elapsed
-        watch.cancel()
-        self._timer.close()
-        for connection in self._connections:
-            connection.close()
+        try:
+            if job.times is not None:
+                await asyncio.gather(*(self._open() for _ in range(job.concurrency)))
+            cpu = time.process_time()
+            self._start = time.monotonic()
+            if job.times is not None:
+                self._send_due()
+            else:
+                for _ in range(job.concurrency):
+                    self._put(self._start)
+            await asyncio.sleep(job.duration)
+            self._ending = True
+            if job.times is None:
+                self._due.clear()
+            self._end_if_done()
+            await self._ended.wait()
+            elapsed = time.monotonic() - self._start
+            self._samples.cpu_share = (time.process_time() - cpu) / elapsed
+        finally:
+            watch.cancel()
+            self._timer.close()
+            for connection in self._connections:
+                connection.close()
         return self._samples
 
     def _send_due(self) -> None:
