@@ -33,6 +33,8 @@ from model_store.params import Arrays, check_params
 
 INPUT, OUTPUT = "pixels", "logits"
 NORMALIZED = "normalized"
+INSTALL = "install the extra 'shoal[export]'"
+"""What to install to get the package `onnx`."""
 OPSET = 13
 IR_VERSION = 8
 PRE_PROCESSED = ("onnx.quant.pre_process", "onnxruntime.quant")
@@ -138,7 +140,7 @@ def load_onnx() -> Any:
     try:
         return importlib.import_module("onnx")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: install the extra 'shoal[export]'") from error
+        raise ModuleNotFoundError(f"{error}: {INSTALL}") from error
 
 
 def make_model(
