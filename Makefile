@@ -174,7 +174,7 @@ soak: $(VENV)/dev ## look for leaks under constant load; ARGS="--minutes 60"
 
 CORPUS ?= $(HOME)/.cache/shoal-fuzz
 
-fuzz: $(VENV)/dev ## fuzz decoders, forms, .params files and frames; ARGS="--seconds 60"
+fuzz: $(VENV)/dev ## fuzz decoders, forms, .params and .onnx files, and frames; ARGS="--seconds 60"
 	@exec $(RUN) -m tests.faults.fuzz --corpus $(CORPUS) $(ARGS)
 
 attacks: $(VENV)/dev ## run each attack and measure its cost; ARGS="--only GIF --json FILE"

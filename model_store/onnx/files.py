@@ -17,6 +17,7 @@ from model_store import probes
 from model_store.batch import BatchFormat, Image, Rows
 from model_store.manifest import Manifest, OnnxFile, PrecisionName
 from model_store.onnx import writer
+from model_store.onnx.quantization import quantize
 from model_store.onnx.runtime import is_installed, load_onnxruntime
 from model_store.onnx.session import INPUT, OUTPUT, open_session
 from model_store.params import Arrays
@@ -59,7 +60,7 @@ def write(
         "fp16": writer.fp16(model, arrays),
     }
     if calibration is not None:
-        contents["int8"] = writer.int8(model, arrays, calibration)
+        contents["int8"] = quantize(contents["fp32"], calibration)
     described = {}
     for precision, content in contents.items():
         (folder / NAMES[precision]).write_bytes(content)

@@ -148,14 +148,13 @@ def _value(proto: Decoded, rule: Attribute, name: str) -> Any:
         if value not in rule.choices:
             raise Refusal(f"the attribute {name!r} is {value[:40]!r}, not one of {rule.choices}")
         return value
-    value = list(value) if rule.type in (FLOATS, INTS) else value
-    numbers = value if rule.type in (FLOATS, INTS) else [value]
+    numbers = list(value) if rule.type in (FLOATS, INTS) else [value]
     if len(numbers) > MAX_INTS:
         raise Refusal(f"the attribute {name!r} has {len(numbers):,} numbers; at most {MAX_INTS:,}")
     for number in numbers:
         if not rule.low <= number <= rule.high:
             raise Refusal(f"the attribute {name!r} is {number}, not {rule.low} to {rule.high}")
-    return value
+    return numbers if rule.type in (FLOATS, INTS) else value
 
 
 def _no_tensor(name: str) -> Tensor:

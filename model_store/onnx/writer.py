@@ -1,25 +1,17 @@
-"""Writer: makes the `.onnx` files of a version in fp32, fp16 and int8, without MXNet.
+"""Writer: makes the `.onnx` files of a version in fp32 and fp16, without MXNet.
 
 Each file has one input, `pixels`, uint8 (n, height, width, channels), and one output, `logits`,
 float32 (n, classes). The batch size `n` is open. The normalization of the pixels is part of the
 graph; the temperature and the softmax are not. The same arguments always give the same bytes.
+`quantization` makes the int8 file from the fp32 file.
 
 In fp16, the pixels are normalized in float32, and the convolutions compute in float16.
-
-In int8, weights and activations are quantized by `onnxruntime.quantization`, as pairs of
-QuantizeLinear and DequantizeLinear: weights as int8 for each channel, activations as uint8. ONNX
-Runtime has fast x86 kernels for this combination only; with int8 activations it is slower than in
-fp32. The first convolution and the last layer compute in float32. The range of a tensor is the mean
-of the ranges in batches of `CALIBRATION_BATCH` images: the extremes of all images would be further
-apart, and results would be less exact.
 """
 
 from __future__ import annotations
 
 import importlib
-import pathlib
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,12 +29,6 @@ INSTALL = "install the extra 'shoal[export]'"
 """What to install to get the package `onnx`."""
 OPSET = 13
 IR_VERSION = 8
-PRE_PROCESSED = ("onnx.quant.pre_process", "onnxruntime.quant")
-"""Metadata that tells `onnxruntime.quantization` that no optimization has to precede it."""
-CALIBRATION_BATCH = 64
-"""Number of calibration images in a batch."""
-
-Images = NDArray[np.uint8]
 
 
 def fp32(model: Manifest, arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -59,7 +45,7 @@ def fp32(model: Manifest, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """
     operators, parameters = network(model, arrays, NORMALIZED, OUTPUT)
     before, constants = _normalization(model)
-    return _bytes(_file(model, [*before, *operators], constants | parameters))
+    return to_bytes(_file(model, [*before, *operators], constants | parameters))
 
 
 def fp16(model: Manifest, arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -72,47 +58,7 @@ def fp16(model: Manifest, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     before.append(Operator("Cast", [NORMALIZED], "normalized16", {"to": _type("FLOAT16")}))
     after = Operator("Cast", ["logits16"], OUTPUT, {"to": _type("FLOAT")})
     halves = {name: _half(name, array) for name, array in parameters.items()}
-    return _bytes(_file(model, [*before, *operators, after], constants | halves))
-
-
-def int8(model: Manifest, arrays: Mapping[str, NDArray[Any]], images: Images) -> bytes:
-    """Return an `.onnx` file that is quantized to int8.
-
-    The other arguments and errors are as in `fp32`.
-
-    Args:
-        model: Manifest.
-        arrays: Parameters.
-        images: Calibration images, uint8 (n, 32, 32, 3), on which the ranges of all tensors are
-            observed. A few hundred are enough.
-
-    Raises:
-        ValueError: There are no images.
-        ModuleNotFoundError: The package `onnx` or `onnxruntime` is not installed.
-    """
-    if not len(images):
-        raise ValueError("int8 needs calibration images")
-    onnx, quantization = load_onnx(), _load_quantization()
-    exact = onnx.load_from_string(fp32(model, arrays))
-    onnx.helper.set_model_props(exact, dict([PRE_PROCESSED]))
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "net.onnx")
-        quantization.quantize_static(
-            exact,
-            path,
-            _reader(quantization, images),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            per_channel=True,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-            nodes_to_exclude=_in_float(exact),
-            extra_options={"CalibMovingAverage": True},
-        )
-        quantized = onnx.load(path)
-    del quantized.metadata_props[:], quantized.graph.value_info[:]
-    quantized.producer_name, quantized.producer_version = exact.producer_name, ""
-    return _bytes(quantized)
+    return to_bytes(_file(model, [*before, *operators, after], constants | halves))
 
 
 def network(
@@ -208,7 +154,8 @@ def _file(model: Manifest, operators: Sequence[Operator], arrays: Arrays) -> Any
     )
 
 
-def _bytes(model: Any) -> bytes:
+def to_bytes(model: Any) -> bytes:
+    """Return the content of an `.onnx` file. Equal models give equal bytes."""
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
@@ -224,35 +171,3 @@ def _half(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
     if not np.isfinite(half).all():
         raise BadModel(f"{name} has values that float16 cannot represent. Use fp32 or int8")
     return half
-
-
-def _load_quantization() -> Any:
-    try:
-        return importlib.import_module("onnxruntime.quantization")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: install the extra 'shoal[onnx]'") from error
-
-
-def _reader(quantization: Any, images: Images) -> Any:
-    """Return a `CalibrationDataReader`, which yields batches of the images."""
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches = _batches(images)
-
-        def get_next(self) -> dict[str, Images] | None:
-            return next(self._batches, None)
-
-    return Reader()
-
-
-def _batches(images: Images) -> Iterator[dict[str, Images]]:
-    for start in range(0, len(images), CALIBRATION_BATCH):
-        yield {INPUT: images[start : start + CALIBRATION_BATCH]}
-
-
-def _in_float(model: Any) -> list[str]:
-    """Return the names of the nodes that are not quantized."""
-    nodes = list(model.graph.node)
-    first = next(at for at, node in enumerate(nodes) if node.op_type == "Conv")
-    return [node.name for at, node in enumerate(nodes) if at <= first or node.op_type == "Gemm"]

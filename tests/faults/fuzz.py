@@ -2,9 +2,9 @@
 
     python -m tests.faults.fuzz --seconds 60 --seeds FOLDER --corpus FOLDER [decode form ...]
 
-Targets are decoding, forms, `.params` and `.onnx` files, and the frames between processes. The corpus starts
-with the seeds and the data of the tests, and grows in its folder, which must be outside the
-repository. The exit status is 1 if an input breaks a target; its file is named.
+Targets are decoding, forms, `.params` and `.onnx` files, and the frames between processes. The
+corpus starts with the seeds and the data of the tests, and grows in its folder, which must be
+outside the repository. The exit status is 1 if an input breaks a target; its file is named.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
+import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+
+onnx = pytest.importorskip("onnx")
+TensorProto, helper, numpy_helper = onnx.TensorProto, onnx.helper, onnx.numpy_helper
 
 OPSET = 17
 FLOAT = TensorProto.FLOAT
@@ -155,8 +157,9 @@ def vgg19(side: int = 224) -> bytes:
         x = graph.pool(x, "MaxPool", 2, 2, 0)
     inputs = 512 * (side // 32) ** 2
     # As PyTorch exports x.view(x.size(0), -1).
-    count = graph.add("Gather", graph.add("Shape", x), graph.array(np.array(0)), axis=0)
-    rows = graph.add("Concat", graph.add("Unsqueeze", count, graph.ints(0)), graph.ints(-1), axis=0)
+    images = graph.add("Gather", graph.add("Shape", x), graph.array(np.array(0)), axis=0)
+    images = graph.add("Unsqueeze", images, graph.ints(0))
+    rows = graph.add("Concat", images, graph.ints(-1), axis=0)
     x = graph.add("Reshape", x, rows)
     for width in (4096, 4096):
         x = graph.add("Dropout", graph.add("Relu", graph.classify(x, inputs, width)))
@@ -239,7 +242,7 @@ def vit(
         return graph.add("Reshape", x, graph.add("Concat", one, graph.ints(*rest), axis=0))
 
     x = graph.add("Transpose", shaped(x, width, patches), perm=[0, 2, 1])
-    # token.expand(n, -1, -1)
+    # As PyTorch exports the expansion of the class token to n images.
     wanted = graph.add("Concat", one, graph.ints(-1, -1), axis=0)
     ones = graph.add(
         "ConstantOfShape", graph.ints(3), value=numpy_helper.from_array(np.array([1], np.int64))

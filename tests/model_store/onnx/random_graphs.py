@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 from model_store.onnx import tensors
 from model_store.onnx.messages import NODE, TENSOR
 from model_store.onnx.tensors import FLOATS, Dims, N, Tensor
 from model_store.onnx.walk import Walk
 from model_store.onnx.wire import Refusal, decode
-from tests.model_store.onnx.networks import Graph
+from tests.model_store.onnx.networks import Graph, TensorProto, helper, numpy_helper
 
 UNARY = ("Relu", "Sigmoid", "Erf", "Tanh", "Exp", "Sqrt", "Abs", "Neg", "HardSwish", "Identity")
 BINARY = ("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max")
@@ -74,20 +73,19 @@ def _unary(g: RandomGraph, x: str, t: Tensor) -> None:
 
 
 def _parametric(g: RandomGraph, x: str, t: Tensor) -> None:
-    op, attributes = g.dice.choice(
-        [
-            ("LeakyRelu", {"alpha": 0.2}),
-            ("HardSigmoid", {"alpha": 0.1, "beta": 0.4}),
-            ("Softmax", {"axis": g.dice.randint(-2, 3)}),
-            ("LogSoftmax", {"axis": g.dice.randint(-2, 3)}),
-            ("Gelu", {"approximate": g.dice.choice(("none", "tanh"))}),
-            ("LRN", {"size": g.dice.choice((1, 3, 5))}),
-            ("GlobalAveragePool", {}),
-            ("GlobalMaxPool", {}),
-            ("Flatten", {"axis": g.dice.randint(-2, 3)}),
-            ("Dropout", {}),
-        ]
-    )
+    choices: list[tuple[str, dict[str, Any]]] = [
+        ("LeakyRelu", {"alpha": 0.2}),
+        ("HardSigmoid", {"alpha": 0.1, "beta": 0.4}),
+        ("Softmax", {"axis": g.dice.randint(-2, 3)}),
+        ("LogSoftmax", {"axis": g.dice.randint(-2, 3)}),
+        ("Gelu", {"approximate": g.dice.choice(("none", "tanh"))}),
+        ("LRN", {"size": g.dice.choice((1, 3, 5))}),
+        ("GlobalAveragePool", {}),
+        ("GlobalMaxPool", {}),
+        ("Flatten", {"axis": g.dice.randint(-2, 3)}),
+        ("Dropout", {}),
+    ]
+    op, attributes = g.dice.choice(choices)
     g.add(op, x, **attributes)
 
 
@@ -273,10 +271,9 @@ def _quantize(g: RandomGraph, x: str, t: Tensor) -> None:
 
 
 def _cast(g: RandomGraph, x: str, t: Tensor) -> None:
-    to = g.dice.choice(
-        (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.BOOL)
-    )
-    g.add("Cast", g.add("Cast", x, to=to), to=TensorProto.FLOAT)
+    names = ("FLOAT16", "DOUBLE", "INT32", "BOOL")
+    narrow = g.add("Cast", x, to=TensorProto.DataType.Value(g.dice.choice(names)))
+    g.add("Cast", narrow, to=TensorProto.FLOAT)
 
 
 def _clip(g: RandomGraph, x: str, t: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -16,20 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-
 from model_store.manifest import BadModel
 from model_store.onnx import file
 from model_store.onnx.file import BadOnnx, Port, check_onnx, read_onnx
 from model_store.onnx.wire import Refusal
 from tests.model_store.fuzz_params import damaged
-from tests.model_store.onnx.fuzz_onnx import changed, examine, run, sound_files
-from tests.model_store.onnx.networks import KNOWN, Graph, edited, small
+from tests.model_store.onnx.fuzz_onnx import changed, examine, onnxruntime, run, sound_files
+from tests.model_store.onnx.networks import KNOWN, Graph, TensorProto, edited, onnx, small
 from tests.model_store.onnx.random_graphs import RandomGraph, with_images
 from tests.model_store.onnx.test_wire import number, sized
 
-TensorProto = onnx.TensorProto
 MANY = settings(
     deadline=None,
     max_examples=60,
@@ -80,8 +77,8 @@ def test_read_rejects_what_is_not_a_file(path: Path) -> None:
 def test_read_rejects_a_file_over_the_limit(path: Path) -> None:
     """Before any of it is read."""
     path.write_bytes(content := small())
-    assert read_onnx(path, max_bytes=len(content))
-    with pytest.raises(BadOnnx, match="are more than the .* allowed"):
+    assert read_onnx(path, max_bytes=len(content)).content == content
+    with pytest.raises(BadOnnx, match=r"are more than the .* allowed"):
         read_onnx(path, max_bytes=len(content) - 1)
     os.truncate(path, 1 << 40)  # a terabyte of holes
     with pytest.raises(BadOnnx, match=r"more than the 1,073,741,824 allowed"):
@@ -167,7 +164,10 @@ def _declared(*dims: Any, code: int = 1) -> Callable[[Any], None]:
         (_input(1, 0), "dimensions must be positive"),
         (lambda m: m.graph.input[0].type.tensor_type.shape.dim[2].Clear(), "only the first dimen"),
         (lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"), "only the first dimen"),
-        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 7), "input is int64"),
+        (
+            lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 7),
+            "the input is int64; float32",
+        ),
         (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 8), "element type 8"),
         (lambda m: m.graph.input[0].type.sequence_type.elem_type, "type that is not a tensor"),
         (_declared("n", 5, 8, 8), "declared with the shape"),
@@ -218,7 +218,7 @@ def test_check_accepts_what_tools_leave_behind() -> None:
         model.graph.input.append(onnx.helper.make_tensor_value_info("p0", 1, shape))
         _declared("n", 4, None, 8)(model)
 
-    assert check_onnx(edited(small(), change))
+    assert check_onnx(edited(small(), change)).operators == check_onnx(small()).operators
 
 
 @pytest.mark.parametrize("what", ["node", "initializer", "value_info"])
@@ -290,14 +290,14 @@ def check_shapes(seed: int) -> int:
         session = onnxruntime.InferenceSession(
             graph.all_outputs(), options, providers=["CPUExecutionProvider"]
         )
-    except Exception:  # ONNX's own inference fails for some poolings that round up
+    except Exception:  # noqa: BLE001 (ONNX's inference fails for some poolings that round up)
         return 0
     names = [output.name for output in session.get_outputs()]
     for images in (1, 3):
         shape = with_images(graph.walk.values["pixels"].dims, images)
         try:
             arrays = session.run(None, {"pixels": np.ones(shape, np.float32)})
-        except Exception:  # such as a negative padding of SAME_UPPER
+        except Exception:  # noqa: BLE001 (such as a negative padding of SAME_UPPER)
             return 0
         for name, array in zip(names, arrays, strict=True):
             tensor = graph.walk.values[name]
@@ -365,10 +365,8 @@ def test_read_rejects_a_file_truncated_at_any_byte() -> None:
 @given(st.binary(max_size=300), st.sampled_from([b"", small()[:30], small()[:-20]]))
 def test_read_survives_random_bytes(soup: bytes, start: bytes) -> None:
     """Any bytes are rejected with a message, or accepted."""
-    try:
+    with contextlib.suppress(Refusal):
         check_onnx(start + soup)
-    except Refusal as refusal:
-        assert refusal.what and refusal.do
 
 
 def test_the_largest_lists_take_little_time_and_memory() -> None:

@@ -130,7 +130,7 @@ def test_images_are_not_combined(op: str, inputs: list[Any], attributes: dict[st
     if op == "Expand":
         assert shaped(op, *inputs) == (2, N, 3)  # copies of each image stay apart
         return
-    with pytest.raises(Refusal, match="other images|mix the images|number of images n"):
+    with pytest.raises(Refusal, match=r"other images|mix the images|number of images n"):
         compute(op, *inputs, **attributes)
 
 
