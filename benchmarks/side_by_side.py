@@ -2,13 +2,15 @@
 
     make side-by-side                      (after `make bench-rivals`, with Mosec)
     python -m benchmarks.side_by_side Mosec "Shoal in int8" --rounds 20
+    python -m benchmarks.side_by_side "mxnet in fp32" "onnxruntime in fp32"
 
 All servers run at the same time. In each round, each server is loaded for one second, one server
 after the other. The speed of a machine changes from second to second, so only ratios within a round
 are meaningful. Each request has a small image as its body. The minimal server is called `least`: it
 uses FastAPI, reads the body and runs the same network with the same engine, and does nothing
-else (benchmarks/baselines/fastapi_least.py). The column `idle` is the share of time in which the
-cores were idle while a server was loaded.
+else (benchmarks/baselines/fastapi_least.py). A server that is called `mxnet in fp32` is Shoal with
+that backend and precision. The column `idle` is the share of time in which the cores were idle
+while a server was loaded.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from benchmarks.compare import WARM_UP
-from benchmarks.competitors import COMPETITORS, INT8, MOSEC, SHOAL, Competitor
+from benchmarks.competitors import COMPETITORS, MOSEC, Competitor
 from benchmarks.endpoint import SMALL, Endpoint, require_success
 from benchmarks.processes import TERMINATED, exit_on_sigterm
 from benchmarks.ratios import Ratio
 from benchmarks.servers import module
+from model_store import backends
 
 LEAST = [
     Competitor(
@@ -42,7 +45,22 @@ LEAST = [
     )
     for precision in ("fp32", "int8")
 ]
-BY_NAME = {c.name: c for c in [*COMPETITORS, *LEAST] if True in c.raw}
+BACKENDS = [
+    Competitor(
+        f"{backend} in {precision}",
+        module("service"),
+        (True,),
+        environment={
+            "SHOAL_BACKEND": backend,
+            "SHOAL_PRECISION": precision,
+            "SHOAL_LOG_LEVEL": "warning",
+        },
+    )
+    for precision in ("fp32", "int8")
+    for backend in backends.installed()
+]
+"""Shoal with each installed backend."""
+BY_NAME = {c.name: c for c in [*COMPETITORS, *LEAST, *BACKENDS] if True in c.raw}
 """Name -> server, for all servers that accept an image as the body."""
 SECONDS = 1.0
 """Length of a measurement in seconds."""
@@ -138,13 +156,14 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = (MOSEC, "least in fp32", SHOAL, "least in int8", INT8)
+    default = (MOSEC, *(c.name for c in [*LEAST, *BACKENDS]))
     add = parser.add_argument
     add(
         "names",
         nargs="*",
         default=[name for name in default if BY_NAME[name].installed],
-        help=f"servers to compare (default: all that are installed): {', '.join(BY_NAME)}",
+        help=f"servers to compare, of {', '.join(BY_NAME)} "
+        f"(default: {', '.join(default)}, as far as they are installed)",
     )
     add("--rounds", type=int, default=20, help="number of rounds (default: %(default)s)")
     add("--connections", type=int, default=64, help="connections (default: %(default)s)")

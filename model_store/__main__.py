@@ -11,8 +11,9 @@
 
 `python -m model_store` runs the same commands. The exit status is 0 if the command succeeds. If a
 command fails, it prints one line that says what to do, and exits with status 2. If training is
-interrupted, the exit status is 130. If `list` or `verify` finds an invalid version, it prints one
-line about this version, continues with the next version, and finally exits with status 1.
+interrupted, the exit status is 130. If `list` or `verify` finds a version that is invalid, or that
+no installed backend can run, it prints one line about this version, continues with the next
+version, and finally exits with status 1.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from model_store import manifest, store, versions
+from model_store import backends, manifest, store, versions
 from model_store.architectures import UnknownArchitecture
 from model_store.backend import BackendUnavailable
 from model_store.device import DeviceUnavailable
 from model_store.params import BadParams
-from model_store.precision import PrecisionUnavailable
+from model_store.precision import PrecisionUnavailable, is_offered
 from model_store.training import cifar10, commands
+from model_store.training.measurement import PRECISIONS
 from model_store.training.recipe import Recipe
 
-BAD_VERSION = (BadParams, OSError, UnknownArchitecture, manifest.BadModel)
+BAD_VERSION = (BadParams, BackendUnavailable, OSError, UnknownArchitecture, manifest.BadModel)
 USER_ERRORS = (
     *BAD_VERSION,
     DeviceUnavailable,
-    BackendUnavailable,
     ModuleNotFoundError,
     PrecisionUnavailable,
     ValueError,
@@ -91,6 +92,11 @@ def _train(options: argparse.Namespace) -> int:
         raise ModuleNotFoundError(
             f"{error}: install the extra 'shoal[train]', as `make train` does"
         ) from error
+    if "mxnet" not in backends.installed():
+        raise BackendUnavailable(
+            "training needs MXNet, which is not installed: on Linux x86-64 with Python 3.11 or "
+            "3.12, install the extra 'shoal[cpu]'"
+        )
 
     chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)}
     try:
@@ -107,7 +113,9 @@ def _train(options: argparse.Namespace) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130
-    measured = manifest.read(target).measured[0]
+    model = manifest.read(target)
+    measured = model.measured[0]
+    print(commands.onnx_files(model))
     print(f"{target}: accuracy {measured.accuracy:.2%} on {measured.on}")
     return 0
 
@@ -116,15 +124,20 @@ def _list(options: argparse.Namespace) -> int:
     def describe(folder: pathlib.Path) -> str:
         model = versions.read_manifest(folder)
         accuracy = f"{model.measured[0].accuracy:.2%}" if model.measured else "not measured"
-        return f"{len(model.classes)} classes, accuracy {accuracy}"
+        with_mxnet = ", ".join(one for one in PRECISIONS if is_offered(one, model, "mxnet"))
+        with_onnx = ", ".join(one for one in PRECISIONS if one in model.onnx) or "no files"
+        return (
+            f"{len(model.classes)} classes, accuracy {accuracy}; "
+            f"mxnet: {with_mxnet}; onnxruntime: {with_onnx}"
+        )
 
     return _print_each(options, versions.all_versions(options.store), describe)
 
 
 def _verify(options: argparse.Namespace) -> int:
     def describe(folder: pathlib.Path) -> str:
-        asyncio.run(store.verify(folder))
-        return "matches its manifest and can be served"
+        names = asyncio.run(store.verify(folder))
+        return f"matches its manifest and can be served with {' and '.join(names)}"
 
     found = versions.find(options.store, options.name, options.version)
     return _print_each(options, found, describe)
@@ -166,6 +179,7 @@ def _import(options: argparse.Namespace) -> int:
     )
     elsewhere = options.store != manifest.STORE
     where = f"SHOAL_MODEL_STORE={options.store} " if elsewhere else ""
+    print(commands.onnx_files(manifest.read(target)))
     print(f"{target}: imported; serve it with {where}SHOAL_MODEL={target.parent.name}")
     return 0
 

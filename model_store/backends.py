@@ -40,8 +40,17 @@ CHOICES = ("auto", *MODULES)
 
 
 def able(model: Manifest) -> list[BackendName]:
-    """Return the installed backends that can run a version, the preferred one first."""
-    return [name for name in installed() if MODULES[name].why_not(model) is None]
+    """Return the installed backends that can run a version, the preferred one first.
+
+    Raises:
+        BackendUnavailable: There is none.
+    """
+    reasons = {name: _why_not(name, model) for name in MODULES}
+    names = [name for name, reason in reasons.items() if reason is None]
+    if not names:
+        told = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+        raise BackendUnavailable(f"no backend can run this version: {told}")
+    return names
 
 
 def installed() -> list[BackendName]:
@@ -69,11 +78,7 @@ def start(wanted: str, request: Request) -> tuple[Backend, BackendChoice]:
         if reason := _why_not(name, request.model):
             raise BackendUnavailable(f"backend {name} was requested, but {name} {reason}")
         return MODULES[name].start(request), BackendChoice(name, "as requested")
-    names = able(request.model)
-    if not names:
-        reasons = "; ".join(f"{name} {_why_not(name, request.model)}" for name in MODULES)
-        raise BackendUnavailable(f"no backend can run this version: {reasons}")
-    return _best(names, request)
+    return _best(able(request.model), request)
 
 
 def check(name: BackendName, model: Manifest) -> None:

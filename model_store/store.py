@@ -17,7 +17,7 @@ from model_store.architectures import ARCHITECTURES, UnknownArchitecture
 from model_store.batch import Image, Rows
 from model_store.engine import LaneEngine, load_engine
 from model_store.files import read_regular
-from model_store.manifest import BadModel, Manifest
+from model_store.manifest import BackendName, BadModel, Manifest
 from model_store.onnx import files
 from model_store.onnx.file import verified
 from model_store.params import Arrays, read_params, sha256, write_params
@@ -112,8 +112,8 @@ async def record_probes(folder: pathlib.Path) -> None:
     manifest.write(folder, model)
 
 
-async def verify(folder: pathlib.Path) -> Manifest:
-    """Load a version on the CPU with every installed backend, and return its manifest.
+async def verify(folder: pathlib.Path) -> list[BackendName]:
+    """Load a version on the CPU with every installed backend, and return these backends.
 
     The version is loaded in fp32, and also in int8 if it is calibrated. Loading compares the
     probabilities of the probe images with the probabilities in the manifest. If the manifest has no
@@ -129,18 +129,12 @@ async def verify(folder: pathlib.Path) -> Manifest:
         path = folder / described.file
         verified(versions.read_file(path, described), path)
     names = backends.able(model)
-    if not names:
-        await _load_and_run(folder, "fp32", "auto")  # raises an error that says what to install
     for name in names:
         for precision in ("fp32", "int8"):
             if is_offered(precision, model, name):
-                await _load_and_run(folder, precision, name)
-    return model
-
-
-async def _load_and_run(folder: pathlib.Path, precision: str, backend: str) -> None:
-    async with load_engine(folder, "cpu", 1, 1, precision, backend=backend) as engine:
-        await probabilities(engine, probes.images())
+                async with load_engine(folder, "cpu", 1, 1, precision, backend=name) as engine:
+                    await probabilities(engine, probes.images())
+    return names
 
 
 async def probabilities(

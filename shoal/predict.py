@@ -38,7 +38,7 @@ from shoal.output import Result, error_line, header, json_line, row
 
 MAX_CONCURRENT = 8
 """Maximum number of files that are classified at the same time."""
-SETTINGS = ("model", "model_version", "model_store", "device")
+SETTINGS = ("model", "model_version", "model_store", "device", "backend")
 FATAL = (Unreachable, NotShoal, NotServed, Unauthorized)
 """Errors that end the command, because all further files would fail in the same way."""
 

@@ -38,6 +38,14 @@ LAYERS = (
     "__main__",
 )
 """Folders and files at the top of `service`, the lowest first. Each may import lower ones."""
+LIBRARIES = {
+    "mxnet": "model_store/mxnet",
+    "gluoncv": "model_store/mxnet",
+    "onnx": "model_store/onnx",
+    "onnxruntime": "model_store/onnx",
+    "openvino": "model_store/onnx",
+}
+"""Each library of a backend, and the only folder that may import it."""
 MODULES = modules(*PACKAGES)
 MAX_UNTESTED_LINES = 100
 """Maximum number of lines of a module that has no test module of its own."""
@@ -59,6 +67,19 @@ def imports(path: pathlib.Path) -> frozenset[str]:
 def packages(path: pathlib.Path) -> set[str]:
     """The top-level packages that a module imports."""
     return {name.partition(".")[0] for name in imports(path)}
+
+
+def imported_by_call(path: pathlib.Path) -> list[str]:
+    """Names of modules that a module imports with `importlib.import_module("name")`."""
+    return [
+        node.args[0].value
+        for node in nodes(path)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "import_module"
+        and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
+    ]
 
 
 def module(path: pathlib.Path) -> str:
@@ -106,9 +127,22 @@ def test_batching_imports_the_standard_library_only() -> None:
         assert packages(path) <= {*sys.stdlib_module_names, "batching"}, path
 
 
-def test_only_runtime_imports_mxnet() -> None:
-    """No module imports mxnet or gluoncv by a statement; `model_store.mxnet.runtime` loads them."""
-    assert not [path for path in MODULES if {"mxnet", "gluoncv"} & packages(path)]
+def test_no_statement_imports_a_library_of_a_backend() -> None:
+    """The libraries may be missing, and take long to import. So `importlib` imports them, in the
+    folder of their backend, when they are needed."""
+    for path in MODULES:
+        assert not set(LIBRARIES) & packages(path), path
+        for name in imported_by_call(path):
+            folder = LIBRARIES.get(name.partition(".")[0])
+            assert folder is None or path.is_relative_to(ROOT / folder), f"{path}: {name}"
+
+
+def test_backends_do_not_know_each_other() -> None:
+    """`model_store.mxnet` and `model_store.onnx` can each be removed without the other."""
+    for name, other in ("mxnet", "onnx"), ("onnx", "mxnet"):
+        for path in modules(f"model_store/{name}"):
+            found = {one for one in imports(path) if one.startswith(f"model_store.{other}")}
+            assert not found, path
 
 
 def test_only_the_command_imports_training() -> None:
@@ -138,10 +172,10 @@ def test_a_server_does_not_load_training() -> None:
 
 
 @pytest.mark.slow
-def test_a_front_end_does_not_load_mxnet() -> None:
-    """Importing the whole service loads neither MXNet nor the packages of the extras `grpc` and
-    `otel`."""
-    unwanted = "{'mxnet', 'grpc', 'google.protobuf', 'opentelemetry.sdk'}"
+def test_a_front_end_does_not_load_backends() -> None:
+    """Importing the whole service loads no library of a backend, and no package of the extras
+    `grpc` and `otel`."""
+    unwanted = {*LIBRARIES, "grpc", "google.protobuf", "opentelemetry.sdk"}
     code = f"import service.__main__, sys; sys.exit(len({unwanted} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

@@ -1,7 +1,7 @@
 """OpenVINO: an accelerator of ONNX Runtime's backend, which runs int8 networks on x86-64.
 
-For int8, OpenVINO is faster than ONNX Runtime; for fp32 it is not (docs/decisions/0041-onnx.md). It
-is used if it is installed. It reads the same ONNX files.
+For int8, OpenVINO is faster than ONNX Runtime; for fp32 it is not
+(docs/decisions/0041-onnx-runtime.md). It is used if it is installed. It reads the same ONNX files.
 
 OpenVINO compiles a network for one batch size. A network that accepts every batch size would run up
 to 40 % slower. So there is one compiled network for each bucket (batch size), which all lanes

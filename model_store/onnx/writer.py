@@ -25,6 +25,8 @@ from model_store.params import Arrays, check_params
 
 INPUT, OUTPUT = "pixels", "logits"
 NORMALIZED = "normalized"
+INSTALL = "install the extra 'shoal[export]'"
+"""What to install to get the package `onnx`."""
 OPSET = 13
 IR_VERSION = 8
 
@@ -84,7 +86,7 @@ def load_onnx() -> Any:
     try:
         return importlib.import_module("onnx")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: install the extra 'shoal[export]'") from error
+        raise ModuleNotFoundError(f"{error}: {INSTALL}") from error
 
 
 def make_model(

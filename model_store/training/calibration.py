@@ -15,42 +15,25 @@ image.
 from __future__ import annotations
 
 import pathlib
-from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 
 from model_store import backends, manifest, probes, store, versions
 from model_store.batch import BatchFormat
-from model_store.engine import load_engine
 from model_store.files import read_regular
-from model_store.manifest import BadModel, Int8, Manifest, Measurement, Origin, Temperature
+from model_store.manifest import Int8, Manifest, Measurement, Origin, Temperature
 from model_store.mxnet.int8 import Quantizable
 from model_store.mxnet.network import build_filled
 from model_store.mxnet.runtime import load_mxnet
-from model_store.onnx import files
 from model_store.params import sha256
-from model_store.precision import PrecisionUnavailable, is_offered
 from model_store.training import cifar10, measurement
 from model_store.training.evaluation import Probabilities, evaluate, fit_temperature, tempered
+from model_store.training.measurement import Key
 
 SAMPLE = 2048
 """Number of training images on which the ranges are observed."""
 SEED = 1
 """Seed for choosing these training images at random."""
-PRECISIONS: tuple[manifest.PrecisionName, ...] = ("fp32", "int8", "fp16")
-
-Key = tuple[manifest.BackendName, manifest.PrecisionName]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Probabilities in one precision, at a temperature of 1."""
-
-    test: Probabilities
-    """Probabilities of the test images."""
-    probes: Probabilities
-    """Probabilities of the probe images."""
 
 
 async def calibrate(
@@ -68,9 +51,7 @@ async def calibrate(
         data: Folder of CIFAR-10's binary version.
         into: Folder of the store that the copy is added to.
         version: Number of the copy.
-        device: auto, cpu, gpu or gpu:N. fp32 and int8 are measured on the CPU. fp16 is measured on
-            the GPU that `device` selects. If `device` selects no GPU, the ONNX file in fp16 is
-            measured on the CPU, and fp16 with MXNet is not measured.
+        device: auto, cpu, gpu or gpu:N; see `measurement.outputs`.
         threads: Number of CPU threads.
 
     Raises:
@@ -78,8 +59,7 @@ async def calibrate(
         BadDataset, BadParams, DeviceUnavailable, BackendUnavailable, OSError.
     """
     source = versions.read_manifest(folder)
-    if source.classes != cifar10.CLASSES:
-        raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
+    measurement.check_classes(folder, source)
     train, test = cifar10.read_train(data), cifar10.read_test(data)
     with versions.adding(into, source.name, version) as partial:
         copied = read_regular(folder / source.parameters.file, source.parameters.bytes)
@@ -104,32 +84,12 @@ async def calibrate(
         arrays = versions.read_parameters(path, source.parameters)
         model = store.with_onnx(model, partial, arrays, train.images[sample])
         manifest.write(partial, model)
-        outputs = await _all_outputs(partial, model, test.images, device, threads)
+        outputs = await measurement.outputs(
+            partial, [test.images, probes.images()], device, threads
+        )
         manifest.write(partial, _described(model, outputs, test))
         await store.verify(partial)
     return versions.folder(into, source.name, version)
-
-
-async def _all_outputs(
-    partial: pathlib.Path, model: Manifest, images: cifar10.Images, device: str, threads: int
-) -> dict[Key, Outputs]:
-    outputs: dict[Key, Outputs] = {}
-    for backend in backends.able(model):
-        for precision in PRECISIONS:
-            on = device if precision == "fp16" else "cpu"
-            if is_offered(precision, model, backend):
-                with suppress(PrecisionUnavailable):  # fp16 without a GPU
-                    outputs[backend, precision] = await _outputs(
-                        partial, images, on, threads, precision, backend
-                    )
-    if ("onnxruntime", "fp16") not in outputs and "fp16" in model.onnx:
-        # ONNX Runtime can also run this file on a CPU, slowly, with nearly the same results.
-        content = (partial / model.onnx["fp16"].file).read_bytes()
-        outputs["onnxruntime", "fp16"] = Outputs(
-            files.probabilities(content, model, images, threads),
-            files.probabilities(content, model, probes.images(), threads),
-        )
-    return outputs
 
 
 def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:
@@ -148,29 +108,20 @@ def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) 
     )
 
 
-async def _outputs(
-    partial: pathlib.Path,
-    images: cifar10.Images,
-    device: str,
-    threads: int,
-    wanted: str,
-    backend: manifest.BackendName,
-) -> Outputs:
-    options = (device, threads, measurement.BATCH, wanted)
-    async with load_engine(partial, *options, backend=backend) as engine:
-        return Outputs(
-            await store.probabilities(engine, images),
-            await store.probabilities(engine, probes.images()),
-        )
+def _described(
+    model: Manifest, outputs: dict[Key, list[Probabilities]], test: cifar10.Split
+) -> Manifest:
+    """Return the manifest with the results.
 
-
-def _described(model: Manifest, outputs: dict[Key, Outputs], test: cifar10.Split) -> Manifest:
-    exact = next(rows for (_, precision), rows in outputs.items() if precision == "fp32")
-    temperature = _temperature(exact.test, test)
+    `outputs` has the probabilities of the test images and of the probe images, at a temperature of
+    1.
+    """
+    exact = next(rows for (_, precision), (rows, _) in outputs.items() if precision == "fp32")
+    temperature = _temperature(exact, test)
     measured = []
     recorded: dict[Key, manifest.ProbeRows] = {}
-    for (backend, precision), rows in outputs.items():
-        evaluation = evaluate(tempered(rows.test, temperature.value), test.labels, model.classes)
+    for (backend, precision), (rows, probe_rows) in outputs.items():
+        evaluation = evaluate(tempered(rows, temperature.value), test.labels, model.classes)
         measured.append(
             Measurement(
                 on=f"CIFAR-10, the {len(test.images):,} images of test_batch.bin",
@@ -181,7 +132,7 @@ def _described(model: Manifest, outputs: dict[Key, Outputs], test: cifar10.Split
                 negative_log_likelihood=round(evaluation.negative_log_likelihood, 4),
             )
         )
-        recorded[backend, precision] = probes.record(tempered(rows.probes, temperature.value))
+        recorded[backend, precision] = probes.record(tempered(probe_rows, temperature.value))
     return model.model_copy(
         update={
             "temperature": temperature,

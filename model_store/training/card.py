@@ -14,10 +14,11 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-from model_store import precision, versions
-from model_store.manifest import BadModel, Manifest, PrecisionName
+from model_store import versions
+from model_store.manifest import BadModel, Manifest
 from model_store.training import cifar10, measurement
-from model_store.training.evaluation import Evaluation
+from model_store.training.evaluation import Evaluation, evaluate
+from model_store.training.measurement import Key
 
 CARD, PICTURE = "MODEL_CARD.md", "evaluation.png"
 TIMEOUT = 30
@@ -31,6 +32,8 @@ class Photos:
     by_class: dict[str, tuple[int, int]]
     """Class -> number of its photographs that were classified correctly, and number of all its
     photographs."""
+    backend: str
+    """Backend with which the service runs the version."""
     precision: str
     """Precision in which the service runs the version."""
     probability: float
@@ -55,7 +58,7 @@ async def write_card(
     device: str = "auto",
     threads: int = 1,
 ) -> pathlib.Path:
-    """Measure a version in every available precision, write its card, and return the card's path.
+    """Measure a version with every installed backend in every precision, and write its card.
 
     Args:
         folder: Folder of the version.
@@ -63,13 +66,15 @@ async def write_card(
         photos: Folder of labeled photographs, named CLASS_*, that the service at `url` classifies.
             None: the card has no results for photographs.
         url: Address of a service that serves this version. Not used if `photos` is None.
-        device: auto, cpu, gpu or gpu:N. fp16 is measured only if `device` selects a GPU. The other
-            precisions are always measured on the CPU.
+        device: auto, cpu, gpu or gpu:N; see `measurement.outputs`.
         threads: Number of CPU threads.
+
+    Returns:
+        Path of the card.
 
     Raises:
         ModuleNotFoundError: The extra `train` is not installed.
-        BadDataset, BadModel, BadParams, OSError.
+        BadDataset, BadModel, BadParams, BackendUnavailable, DeviceUnavailable, OSError.
     """
     from model_store.training.plots import draw_evaluation
 
@@ -77,15 +82,12 @@ async def write_card(
     # The photographs come first. If the service does not answer, the error is raised immediately.
     predicted = None if photos is None else predict_photos(url, model, photos)
     test = cifar10.read_test(data)
-    evaluations: dict[PrecisionName, Evaluation] = {}
-    for name in ("fp32", "int8", "fp16") if device != "cpu" else ("fp32", "int8"):
-        try:
-            evaluations[name], _ = await measurement.evaluate(
-                folder, test, device if name == "fp16" else "cpu", threads, name
-            )
-        except precision.PrecisionUnavailable:
-            continue
-    draw_evaluation(evaluations["fp32"], folder / PICTURE)
+    measurement.check_classes(folder, model)
+    outputs = await measurement.outputs(folder, [test.images], device, threads)
+    evaluations = {
+        key: evaluate(rows, test.labels, model.classes) for key, (rows,) in outputs.items()
+    }
+    draw_evaluation(_exact(evaluations), folder / PICTURE)
     path = folder / CARD
     path.write_text(_card(model, evaluations, predicted), encoding="utf-8")
     return path
@@ -125,7 +127,8 @@ def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
             total += float(answer["probability"])
             right, count = by_class.get(label, (0, 0))
             by_class[label] = right + (answer["class"] == label), count + 1
-        return Photos(by_class, str(ready["precision"]), total / len(paths))
+        runs = str(ready["backend"]), str(ready["precision"])
+        return Photos(by_class, *runs, total / len(paths))
     except OSError as error:
         raise BadModel(f"{url} does not answer ({error}): start the service first") from error
     finally:
@@ -141,12 +144,15 @@ def _answer(
     return answer
 
 
-def _card(
-    model: Manifest, evaluations: dict[PrecisionName, Evaluation], photos: Photos | None
-) -> str:
+def _exact(evaluations: dict[Key, Evaluation]) -> Evaluation:
+    """Return the evaluation in fp32 of the first backend."""
+    return next(one for (_, precision), one in evaluations.items() if precision == "fp32")
+
+
+def _card(model: Manifest, evaluations: dict[Key, Evaluation], photos: Photos | None) -> str:
     sections = [
         f"# {model.name}, version {model.version}",
-        _overview(model, evaluations["fp32"]),
+        _overview(model, _exact(evaluations)),
         "## Accuracy",
         _precisions(model, evaluations),
         f"![Confusion matrix and reliability of fp32]({PICTURE})",
@@ -174,30 +180,34 @@ def _overview(model: Manifest, evaluation: Evaluation) -> str:
     )
 
 
-def _precisions(model: Manifest, evaluations: dict[PrecisionName, Evaluation]) -> str:
+def _precisions(model: Manifest, evaluations: dict[Key, Evaluation]) -> str:
     rows = [
-        f"| {name} | {one.accuracy:.2%} | {one.calibration_error:.2%} | "
+        f"| {backend} | {precision} | {one.accuracy:.2%} | {one.calibration_error:.2%} | "
         f"{one.negative_log_likelihood:.4f} |"
-        for name, one in evaluations.items()
+        for (backend, precision), one in evaluations.items()
     ]
-    text = _table("| precision | accuracy | calibration error | negative log likelihood |", rows)
+    head = "| backend | precision | accuracy | calibration error | negative log likelihood |"
+    text = _table(head, rows)
     if model.int8 is not None:
         text += f"\n\nint8 was calibrated on {model.int8.calibrated_on}."
-    if "fp16" not in evaluations:
-        text += "\n\nfp16 was not measured: it needs a GPU."
+    if ("onnxruntime", "fp16") in evaluations:
+        text += "\n\nWithout a GPU, fp16 with onnxruntime is measured on the CPU."
+    if ("mxnet", "fp16") not in evaluations:
+        text += "\n\nfp16 with mxnet was not measured: it needs a GPU."
     return text
 
 
-def _classes(evaluations: dict[PrecisionName, Evaluation], photos: Photos | None) -> str:
+def _classes(evaluations: dict[Key, Evaluation], photos: Photos | None) -> str:
     rows = []
-    for label in evaluations["fp32"].by_class:
-        shares = [evaluations[name].by_class[label] for name in evaluations]
+    for label in _exact(evaluations).by_class:
+        shares = [one.by_class[label] for one in evaluations.values()]
         cells = ["" if share is None else f"{share:.1%}" for share in shares]
         if photos is not None:
             right, count = photos.by_class.get(label, (0, 0))
             cells.append(f"{right} of {count}")
         rows.append(f"| {label} | {' | '.join(cells)} |")
-    columns = [*evaluations, *(["photographs"] if photos is not None else [])]
+    columns = [" ".join(key) for key in evaluations]
+    columns += ["photographs"] if photos is not None else []
     return _table(f"| class | {' | '.join(columns)} |", rows)
 
 
@@ -205,11 +215,11 @@ def _photos(photos: Photos | None) -> str:
     if photos is None:
         return ""
     return (
-        f"The service, in {photos.precision}, recognized {photos.right} of {photos.all} "
-        f"photographs from other sources ({photos.right / photos.all:.1%}). The mean probability "
-        f"of the predicted classes was {photos.probability:.1%}. There are few photographs, "
-        "they were chosen by hand, and they are larger than CIFAR-10's images. The network gets "
-        "only the middle square of each photograph."
+        f"The service, with {photos.backend} in {photos.precision}, recognized {photos.right} of "
+        f"{photos.all} photographs from other sources ({photos.right / photos.all:.1%}). The mean "
+        f"probability of the predicted classes was {photos.probability:.1%}. There are few "
+        "photographs, they were chosen by hand, and they are larger than CIFAR-10's images. The "
+        "network gets only the middle square of each photograph."
     )
 
 

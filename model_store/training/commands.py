@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from model_store import manifest, versions
-from model_store.precision import CHOICES
+from model_store import backends, manifest, precision, versions
+from model_store.onnx import writer
 from model_store.training import cifar10, measurement
 from model_store.training.calibration import calibrate
 from model_store.training.evaluation import Evaluation
@@ -32,8 +32,14 @@ def add_commands(command: Command) -> None:
     add_data(evaluate)
     add_device(evaluate)
     evaluate.add_argument(
+        "--backend",
+        choices=backends.CHOICES,
+        default="auto",
+        help="library that computes (default: %(default)s)",
+    )
+    evaluate.add_argument(
         "--precision",
-        choices=CHOICES,
+        choices=precision.CHOICES,
         default="auto",
         help="precision of the computation (default: %(default)s)",
     )
@@ -95,11 +101,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     folder = versions.folder(options.store, options.name, version)
     test = cifar10.read_test(options.data)
     with _progress(len(test.images)) as done:
-        evaluation, precision = asyncio.run(
+        measured = asyncio.run(
             measurement.evaluate(
-                folder, test, options.device, options.threads, options.precision, done
+                folder,
+                test,
+                options.device,
+                options.threads,
+                options.precision,
+                options.backend,
+                done,
             )
         )
+    evaluation = measured.evaluation
     if options.picture is not None:
         from model_store.training.plots import draw_evaluation
 
@@ -107,8 +120,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     about = {
         "name": options.name,
         "version": version,
-        "precision": precision.name,
-        "precision_reason": precision.reason,
+        "backend": measured.backend.name,
+        "backend_reason": measured.backend.reason,
+        "precision": measured.precision.name,
+        "precision_reason": measured.precision.reason,
     }
     text = json.dumps(about | evaluation.model_dump(), indent=2) + "\n"
     if str(options.json) == "-":
@@ -116,7 +131,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         return 0
     if options.json is not None:
         options.json.write_text(text, encoding="utf-8")
-    print(f"{options.name} {version} in {precision.name} ({precision.reason})")
+    print(
+        f"{options.name} {version} with {measured.backend.name} ({measured.backend.reason}), "
+        f"in {measured.precision.name} ({measured.precision.reason})"
+    )
     print(_summary(evaluation))
     return 0
 
@@ -167,13 +185,14 @@ def _calibrate(options: argparse.Namespace) -> int:
     )
     model = manifest.read(target)
     for one in model.measured:
-        print(f"{one.precision}: accuracy {one.accuracy:.2%} on {one.on}")
+        print(f"{one.backend} in {one.precision}: accuracy {one.accuracy:.2%} on {one.on}")
     if (temperature := model.temperature) is not None:
         print(
             f"temperature {temperature.value}: calibration error "
             f"{temperature.calibration_error_before:.2%} -> "
             f"{temperature.calibration_error:.2%} on {temperature.measured_on}"
         )
+    print(onnx_files(model))
     print(f"{target}: created from version {source}")
     return 0
 
@@ -204,6 +223,13 @@ def _export(options: argparse.Namespace) -> int:
     export(versions.folder(options.store, name, version), options.onnx)
     print(f"{options.onnx}: {name} {version}, pixels float32 (n, 3, 32, 32) -> probabilities")
     return 0
+
+
+def onnx_files(model: manifest.Manifest) -> str:
+    """Return a line with the names of a version's ONNX files, or with what to install for them."""
+    if model.onnx:
+        return f"ONNX files: {', '.join(one.file for one in model.onnx.values())}"
+    return f"no ONNX files, which the backend onnxruntime needs: {writer.INSTALL}"
 
 
 def _named(options: argparse.Namespace) -> tuple[str, str]:

@@ -288,13 +288,21 @@ INPUTS = """[...document.querySelectorAll('.input')].map((canvas) =>
 
 
 def test_page_shows_the_status_of_the_service(page: Page, write: Write) -> None:
-    """The figures come from /metrics, which is not requested while the page is hidden."""
+    """The figures come from /metrics, which is not requested while the page is hidden. The tooltip
+    of the model has the reasons from /readyz."""
     page.drop("#zone", *[write(f"{number}.png", png(number)) for number in range(8)])
     page.wait_for("parseFloat(document.getElementById('per-second').innerText) > 0")
     assert 1 <= float(page.texts("#batch-size")[0]) <= 8
     number, unit = page.texts("#p99")[0].split()
     assert unit == "ms" and 100 <= float(number) <= 1000
-    assert page.texts("#model") == ["fake, version 7, on cpu"]
+    assert page.texts("#model") == ["fake, version 7, on cpu with mxnet"]
+    page.wait_for("document.getElementById('model').title")
+    reasons = page.evaluate("document.getElementById('model').title").splitlines()
+    assert [line.partition(":")[0] for line in reasons] == [
+        "device cpu",
+        "backend mxnet",
+        "precision fp32",
+    ]
     page.evaluate("Object.defineProperty(document, 'hidden', { value: true })")
     before = scrapes(page)
     assert before >= 2

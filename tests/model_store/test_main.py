@@ -11,7 +11,7 @@ import pytest
 from model_store import manifest, versions
 from model_store.__main__ import main
 from model_store.params import write_params
-from tests.model_store.test_manifest import GOOD, write
+from tests.model_store.test_manifest import FULL, GOOD, write
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def test_list_continues_after_a_bad_version(
     """A bad version does not hide the others."""
     assert main(["list", "--store", str(store)]) == 1
     said = capsys.readouterr()
-    assert said.out == "pets 3: 2 classes, accuracy not measured\n"
+    about = "2 classes, accuracy not measured; mxnet: fp32, fp16; onnxruntime: no files"
+    assert said.out == f"pets 3: {about}\n"
     bad = [line.split(": ")[:2] for line in said.err.splitlines()]
     assert bad == [["python -m model_store list", version] for version in ("cats 1", "pets 4")]
 
@@ -111,3 +112,30 @@ def test_train_without_its_extra_says_what_to_install(
     assert main(["train", "--data", str(tmp_path), "--store", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "matplotlib" in error and "shoal[train]" in error and error.count("\n") == 1
+
+
+def test_train_without_mxnet_says_what_to_install(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the data is read."""
+    pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["train", "--data", str(tmp_path), "--store", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "training needs MXNet" in error and "shoal[cpu]" in error and error.count("\n") == 1
+
+
+def test_list_names_the_files_of_each_backend(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The precisions of MXNet come from the parameters and the ranges, those of ONNX Runtime from
+    its files."""
+    model = manifest.Manifest.model_validate(FULL)
+    with versions.adding(tmp_path, model.name, model.version) as partial:
+        manifest.write(partial, model)
+    assert main(["list", "--store", str(tmp_path)]) == 0
+    onnx = [name for name in ("fp32", "int8", "fp16") if name in model.onnx]
+    end = f"mxnet: fp32, int8, fp16; onnxruntime: {', '.join(onnx)}\n"
+    assert capsys.readouterr().out.endswith(end)

@@ -15,6 +15,7 @@ const fields = {
 
 let samples = [];
 let timer = null;
+let explained = null; // model whose reasons are the tooltip
 
 /** Starts to update the figures. */
 export function start() {
@@ -58,8 +59,27 @@ function show(newest) {
   fields.batchSize(change.batchSize === null ? "–" : change.batchSize.toFixed(1));
   fields.p99(change.p99 === null ? "–" : duration(change.p99));
   fields.model(newest.model ?? "is being loaded");
+  if (newest.model !== explained) explain(newest.model);
   panel.hidden = false;
   setNote("All clients, over the last ten seconds.");
+}
+
+/** Makes the reasons for the device, the backend and the precision the tooltip of the model. */
+async function explain(model) {
+  explained = model;
+  const element = document.getElementById("model");
+  element.title = "";
+  if (model === null) return;
+  try {
+    const response = await fetch("readyz", { signal: AbortSignal.timeout(INTERVAL) });
+    const ready = await response.json();
+    if (!response.ok) throw new Error(ready.detail);
+    element.title = ["device", "backend", "precision"]
+      .map((field) => `${field} ${ready[field]}: ${ready[`${field}_reason`]}`)
+      .join("\n");
+  } catch {
+    explained = null; // asks again with the next figures
+  }
 }
 
 /** Reads the figures that the panel needs from Prometheus' text format. `at`: time in seconds. */
@@ -71,7 +91,9 @@ export function parseMetrics(text, at) {
     if (name === "shoal_batch_size_count") sample.batches += value;
     if (name === "shoal_batch_size_sum") sample.items += value;
     if (name === "shoal_model_info") {
-      sample.model = `${label("model")}, version ${label("version")}, on ${label("device")}`;
+      sample.model =
+        `${label("model")}, version ${label("version")}, on ${label("device")} ` +
+        `with ${label("backend")}`;
     }
     if (!labels.includes(PREDICT)) continue;
     if (name === "shoal_request_duration_seconds_count") sample.predictions += value;

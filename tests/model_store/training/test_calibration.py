@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from model_store import manifest, probes, versions
+from model_store import backends, manifest, probes, versions
 from model_store.__main__ import main
 from model_store.manifest import Manifest
 from model_store.params import read_params, sha256
@@ -37,12 +37,16 @@ def test_same_network(described: Manifest, calibrated: pathlib.Path, model: path
     assert described.derived_from.sha256 == sha256(model / manifest.MANIFEST)
 
 
-@pytest.mark.mxnet
-def test_measured_in_both(described: Manifest) -> None:
-    """Accuracy is measured in fp32 and int8, on every test image."""
-    assert [one.precision for one in described.measured] == ["fp32", "int8"]
-    assert [one.images for one in described.measured] == [16, 16]
-    assert described.int8 is not None and described.int8.images == 80
+@pytest.mark.parametrize("backend", backends.installed())
+def test_measured_with_every_backend(described: Manifest, backend: str) -> None:
+    """Accuracy is measured with every installed backend, on every test image. Without a GPU, fp16
+    is measured with ONNX Runtime only."""
+    measured = [one for one in described.measured if one.backend == backend]
+    expected = {"mxnet": ["fp32", "int8"], "onnxruntime": ["fp32", "int8", "fp16"]}
+    assert [one.precision for one in measured] == expected[backend]
+    assert {one.images for one in measured} == {16}
+    if backend == "mxnet":
+        assert described.int8 is not None and described.int8.images == 80
 
 
 def test_temperature(described: Manifest, calibrated: pathlib.Path, tiny: pathlib.Path) -> None:
@@ -64,7 +68,6 @@ def test_temperature(described: Manifest, calibrated: pathlib.Path, tiny: pathli
     )
 
 
-@pytest.mark.mxnet
 def test_probes_are_tempered(described: Manifest, calibrated: pathlib.Path) -> None:
     """The recorded probes have the temperature that is served."""
     assert described.temperature is not None
@@ -73,8 +76,10 @@ def test_probes_are_tempered(described: Manifest, calibrated: pathlib.Path) -> N
         probes.images(),
         temperature=described.temperature.value,
     )
-    assert np.abs(np.array(described.probes["fp32"]) - expected).max() < 1e-4
-    assert np.array(described.probes["int8"]).shape == expected.shape
+    for backend in backends.installed():
+        recorded = np.array(described.recorded_probes("fp32", backend))
+        assert np.abs(recorded - expected).max() < 1e-4
+        assert np.array(described.recorded_probes("int8", backend)).shape == expected.shape
 
 
 def test_calibrating_again(
@@ -90,7 +95,6 @@ def test_calibrating_again(
     assert again.int8 == first.int8
 
 
-@pytest.mark.mxnet
 def test_other_classes(
     calibrated: pathlib.Path,
     tiny: pathlib.Path,
@@ -106,4 +110,5 @@ def test_other_classes(
     assert main(["calibrate", "zoo", "--store", store, "--data", str(tiny)]) == 2
     assert "not those of CIFAR-10" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "store" / "zoo").iterdir()] == ["1"]
-    assert manifest.read(tmp_path / "store" / "zoo" / "1").probes["fp32"]
+    imported = manifest.read(tmp_path / "store" / "zoo" / "1")
+    assert imported.recorded_probes("fp32", backends.installed()[0])

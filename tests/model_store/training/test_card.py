@@ -27,6 +27,7 @@ class Service(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     ready: ClassVar[dict[str, Any]] = {
         "model": {"name": "pets", "version": "3"},
+        "backend": "onnxruntime",
         "precision": "int8",
     }
 
@@ -73,7 +74,8 @@ def test_photos(url: str, photos: pathlib.Path) -> None:
     """Each file that is named after a class is predicted and counted; other files are ignored."""
     seen = predict_photos(url, MODEL, photos)
     assert seen.by_class == {"cat": (2, 2), "dog": (0, 1)}
-    assert (seen.right, seen.all, seen.precision, seen.probability) == (2, 3, "int8", 0.75)
+    assert (seen.backend, seen.precision) == ("onnxruntime", "int8")
+    assert (seen.right, seen.all, seen.probability) == (2, 3, 0.75)
 
 
 def test_rejected_photo(url: str, photos: pathlib.Path) -> None:
@@ -101,12 +103,11 @@ def test_no_photo(url: str, tmp_path: pathlib.Path) -> None:
         predict_photos(url, MODEL, tmp_path)
 
 
-@pytest.mark.mxnet
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's own
 def test_card(calibrated: pathlib.Path, tiny: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """The card has the accuracy in each precision, the temperature and the recipe; writing it does
-    not change the manifest."""
+    """The card has the accuracy with each backend in each precision, the temperature and the
+    recipe; writing it does not change the manifest."""
     pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
     folder = pathlib.Path(shutil.copytree(calibrated, tmp_path / "cifar_resnet20_v1" / "1"))
     before = (folder / manifest.MANIFEST).read_bytes()
@@ -114,10 +115,14 @@ def test_card(calibrated: pathlib.Path, tiny: pathlib.Path, tmp_path: pathlib.Pa
     text = path.read_text()
     model = manifest.read(folder)
     for one in model.measured:
-        assert f"| {one.precision} | {one.accuracy:.2%} |" in text
+        assert f"| {one.backend} | {one.precision} | {one.accuracy:.2%} |" in text
+    columns = [f"{one.backend} {one.precision}" for one in model.measured]
+    assert f"| class | {' | '.join(columns)} |" in text
     assert model.temperature is not None and model.training is not None
     assert f"temperature of {model.temperature.value}" in text
     assert f"| seed | {model.training['seed']} |" in text
-    assert "fp16 was not measured" in text and "photographs" not in text.partition("##")[0]
+    assert (
+        "fp16 with mxnet was not measured" in text and "photographs" not in text.partition("##")[0]
+    )
     assert (folder / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / manifest.MANIFEST).read_bytes() == before

@@ -8,11 +8,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from model_store import manifest
+from model_store import backends, manifest
 from model_store.__main__ import main
 from model_store.training import cifar10, commands
 from model_store.training.evaluation import evaluate
-from tests.model_store.test_manifest import GOOD, write
+from tests.model_store.test_manifest import FULL, GOOD, write
 
 MXNET = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's own
 RECORD = bytes(1 + 3 * 32 * 32)
@@ -105,6 +105,7 @@ def test_commands_reject_unknown_versions(
         (["card", "pets"], "--data"),
         (["export", "pets"], "--onnx"),
         (["evaluate", "--data", ".", "--precision", "fp64"], "fp64"),
+        (["evaluate", "--data", ".", "--backend", "torch"], "torch"),
     ],
     ids=" ".join,
 )
@@ -141,15 +142,20 @@ def test_calibrate_adds_the_next_version_of_the_store_that_it_writes_to(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With --into, numbers are counted there: 8 follows 7, although the source store has only 1."""
+    """With --into, numbers are counted there: 8 follows 7, although the source store has only 1.
+    There is one line for each backend and precision."""
     name, into = calibrated.parent.name, tmp_path / "into"
     write(into / name / "7", "{")
     before = sorted(path.name for path in calibrated.parent.iterdir())
     options = ["--store", str(calibrated.parents[1]), "--into", str(into), "--data", str(tiny)]
     options += ["--device", "cpu", "--threads", "1"]
     assert main(["calibrate", f"{name}/1", *options]) == 0
-    *_, last = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     assert last == f"{into / name / '8'}: created from version 1"
+    measured = manifest.read(into / name / "8").measured
+    assert {one.backend for one in measured} == set(backends.installed())
+    for line, one in zip(lines, measured, strict=False):
+        assert line.startswith(f"{one.backend} in {one.precision}: accuracy {one.accuracy:.2%} on ")
     assert manifest.read(into / name / "8").derived_from is not None
     assert sorted(path.name for path in calibrated.parent.iterdir()) == before
 
@@ -173,12 +179,14 @@ def test_summary_names_the_most_frequent_mistake_of_each_class() -> None:
 def test_evaluate_prints_a_summary(
     calibrated: pathlib.Path, tiny: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without --json, standard output has the version, its precision and a line for each class."""
+    """Without --json, standard output has the version, the backend, the precision and a line for
+    each class."""
     name = calibrated.parent.name
     options = ["--store", str(calibrated.parents[1]), "--version", "1", "--data", str(tiny)]
     assert main(["evaluate", *options, "--threads", "1", "--precision", "fp32"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == f"{name} 1 in fp32 (as requested)"
+    assert first.startswith(f"{name} 1 with {backends.installed()[0]} (")
+    assert first.endswith("), in fp32 (as requested)")
     assert [line.split()[0] for line in lines] == [*cifar10.CLASSES, "all", "calibration"]
 
 
@@ -205,6 +213,7 @@ def test_card_prints_the_file_that_it_wrote(
 
 @pytest.mark.slow
 @MXNET
+@pytest.mark.parametrize("backend", backends.installed())
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_evaluate_writes_json_and_a_picture(
     calibrated: pathlib.Path,
@@ -212,17 +221,24 @@ def test_evaluate_writes_json_and_a_picture(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     precision: str,
+    backend: str,
 ) -> None:
     """`evaluate` measures the figures of the manifest, and writes all of them as JSON."""
     pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
     options = ["--data", str(tiny), "--store", str(calibrated.parents[1]), "--version", "1"]
-    options += ["--threads", "1", "--precision", precision]
+    options += ["--threads", "1", "--precision", precision, "--backend", backend]
     written, picture = tmp_path / "found.json", tmp_path / "found.png"
     more = ["--json", str(written), "--picture", str(picture)]
     assert main(["evaluate", *options, *more]) == 0
-    assert f"in {precision} (as requested)" in capsys.readouterr().out
+    line = f"with {backend} (as requested), in {precision} (as requested"
+    assert line in capsys.readouterr().out
     found = json.loads(written.read_text())
-    (measured,) = [o for o in manifest.read(calibrated).measured if o.precision == precision]
+    assert (found["backend"], found["backend_reason"]) == (backend, "as requested")
+    (measured,) = [
+        one
+        for one in manifest.read(calibrated).measured
+        if (one.backend, one.precision) == (backend, precision)
+    ]
     assert found["accuracy"] == measured.accuracy
     assert round(found["negative_log_likelihood"], 4) == measured.negative_log_likelihood
     assert (found["name"], found["version"]) == ("cifar_resnet20_v1", "1")
@@ -241,3 +257,11 @@ def test_evaluate_writes_json_to_standard_output(
     assert main(["evaluate", *options, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(map(sum, found["confusion"])) == 16
+
+
+def test_onnx_files_names_the_files_or_what_to_install() -> None:
+    """The line is the same after `import`, `calibrate` and `train`."""
+    with_files = manifest.Manifest.model_validate(FULL)
+    names = [one.file for one in with_files.onnx.values()]
+    assert commands.onnx_files(with_files) == f"ONNX files: {', '.join(names)}"
+    assert "shoal[export]" in commands.onnx_files(manifest.Manifest.model_validate(GOOD))
