@@ -1,4 +1,4 @@
-"""Runs the service with an engine that takes no CPU time, to measure all other work of a request.
+"""Runs the service with an engine that takes no CPU time, to measure the rest of the service.
 
 python -m benchmarks.free_engine
 """
@@ -24,7 +24,7 @@ ROW = np.array([0.91 if name == "horse" else 0.01 for name in CLASSES], dtype=np
 
 
 class FreeEngine:
-    """An engine that classifies every image as a horse, without computing anything."""
+    """An engine that returns the same probabilities for every image, without any computation."""
 
     model = Manifest(
         name="free",

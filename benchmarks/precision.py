@@ -1,12 +1,13 @@
-"""Measures the CPU time per image in int8 and in fp32, for each batch size.
+"""Measures the CPU time per image in int8 and fp32, for each batch size.
 
     python -m benchmarks.precision cifar_resnet20_v1/2 --store model_store/models
 
-The program loads one engine for each precision. An engine has one lane (a thread that runs one
+The program loads one engine for each precision. Each engine has one lane (a thread that runs one
 batch at a time) and one OpenMP thread. In each round, the engines run batches one after the other,
-so that other work on the machine affects both equally. The results are medians over the rounds. The
-measured time is the CPU time of `infer`, which normalizes the images, copies them to MXNet, runs
-the network and computes the softmax. With `--json FILE`, the results are also written to a file.
+so that other work on the machine affects both equally. The results are medians of the rounds. The
+program measures the CPU time of `infer`. This function normalizes the images, copies them to MXNet,
+runs the neural network and computes the softmax. With `--json FILE`, the results are also written
+to a JSON file.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PRECISIONS = ("fp32", "int8")
 
 
 async def measure(folder: pathlib.Path, rounds: int, batches: int) -> dict[int, dict[str, float]]:
-    """Measures a version, and returns batch size -> precision -> median CPU seconds per image.
+    """Measures a version. Returns median CPU seconds per image, by batch size and precision.
 
     Args:
         folder: Folder of the version.
@@ -68,7 +69,7 @@ def main() -> None:
         "--store",
         type=pathlib.Path,
         default=manifest.STORE,
-        help="folder of the store (default: %(default)s)",
+        help="folder of the model store (default: %(default)s)",
     )
     parser.add_argument(
         "--rounds", type=int, default=25, help="number of rounds (default: %(default)s)"
@@ -79,7 +80,7 @@ def main() -> None:
         default=10,
         help="number of batches of each precision in a round (default: %(default)s)",
     )
-    parser.add_argument("--json", type=pathlib.Path, help="JSON file for the results")
+    parser.add_argument("--json", type=pathlib.Path, help="path of a JSON file for the results")
     options = parser.parse_args()
     name, _, version = options.model.partition("/")
     folder = versions.folder(options.store, name, version)
