@@ -107,7 +107,7 @@ def main() -> None:
         "folders", type=pathlib.Path, nargs="+", metavar="FOLDER", help="folder of a version"
     )
     parser.add_argument(
-        "--data", type=pathlib.Path, required=True, metavar="DIR", help="folder with the files of CIFAR-10"
+        "--data", type=pathlib.Path, required=True, metavar="DIR", help="folder with CIFAR-10"
     )
     parser.add_argument(
         "--held-out",

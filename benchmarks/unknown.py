@@ -307,7 +307,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=pathlib.Path, required=True, metavar="DIR", help="folder with the files of CIFAR-10")
+    add("--data", type=pathlib.Path, required=True, metavar="DIR", help="folder with CIFAR-10")
     add(
         "--photos",
         type=pathlib.Path,
