@@ -52,7 +52,7 @@ def read_header(data: bytes) -> Header:
     except struct.error as error:
         raise BadImage(f"This {name} image ends within its header. Send the whole file.") from error
     if width * height == 0 and name != "GIF":  # the first frame of a GIF sets its size
-        raise BadImage(f"This {name} image has {width} x {height} pixels. Send another image.")
+        raise BadImage(f"This {name} image has {width} x {height} pixels. Send a larger image.")
     return kind, width, height
 
 

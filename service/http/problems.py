@@ -270,7 +270,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "engine_dead",
         "The engine is dead",
-        "The engine did not finish a batch, so this process ends. Another process may replace it. "
+        "The engine did not finish a batch, so this process exits. A new process may replace it. "
         "Try again after the number of seconds in Retry-After.",
         retry_after=1,
         closes=True,
