@@ -3,8 +3,8 @@
     python -m benchmarks.bare             an asyncio protocol
     python -m benchmarks.bare uvicorn     an ASGI application on uvicorn
 
-The server shows the lowest CPU time per request that is possible in Python. The environment
-variable SHOAL_PORT sets the port.
+A measurement of this server shows the lowest CPU time per request that is possible in Python. The
+environment variable SHOAL_PORT sets the port.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ FLOORS = {
     "infer": f"the neural network alone, in batches of {BATCH}",
     "respond": "json.dumps of the response",
 }
-"""Implementation of each stage whose CPU time is measured as the floor of the stage."""
+"""Cheapest known implementation of each stage. Its CPU time is the floor of the stage."""
 
 
 def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:

@@ -39,7 +39,7 @@ CONNECTIONS = (64, 32, 16, 4, 2, 1)
 WARM_UP = 0.3
 """Seconds at the beginning of a measurement that are not counted."""
 CROWD = 1000
-"""Number of connections in the measurement with many connections."""
+"""Number of connections in the measurement of `Figures.crowd` and `Figures.crowd_lost`."""
 
 
 def measure(
@@ -50,8 +50,9 @@ def measure(
     Args:
         endpoint: Endpoint of the server, which must be ready.
         competitor: The server.
-        maxima: Throughput of two servers, by name. It determines the request rates for all
-            servers. If `competitor` is one of the two servers, this function adds the throughput.
+        maxima: Throughput of the servers `UNBATCHED` and `MOSEC`, by name. Half of these numbers
+            are the request rates for `Figures.half`. If `competitor` is one of the two servers,
+            this function adds its throughput.
         seconds: Length of a measurement in seconds.
     """
 

@@ -39,7 +39,7 @@ class Competitor:
         return self.program.exists()
 
     def version(self) -> str:
-        """Returns the name and the version of `package`; an empty string if it is None."""
+        """Returns the name and the version of `package`. Empty: `package` is None."""
         if self.package is None:
             return ""
         code = f"import importlib.metadata as m; print(m.version({self.package!r}))"

@@ -73,7 +73,7 @@ class Endpoint:
         return [images.class_of(body) for _, body in ask(self._url, self.requests(SMALL))]
 
     def requests(self, pictures: Sequence[Picture]) -> list[bytes]:
-        """Returns one request for each image, which uploads the image."""
+        """Returns requests that upload the images, one request for each image."""
         return [images.request(self._url, picture, self.raw) for picture in pictures]
 
     def closed_loop(

@@ -50,14 +50,14 @@ def signals_held() -> Iterator[None]:
 
 
 def exit_on_sigterm() -> None:
-    """Makes SIGTERM exit the program through its `finally` blocks, because they end the servers."""
+    """Lets SIGTERM raise SystemExit, so that `finally` blocks run and end the servers."""
     signal.signal(signal.SIGTERM, _exit)
 
 
 def _exit(*_: object) -> None:
     """Exits the program. If an event loop runs, cancels the tasks of the event loop instead.
 
-    An exception that a signal handler raises while an event loop runs might be ignored.
+    While an event loop runs, an exception of a signal handler might be ignored.
     """
     try:
         loop = asyncio.get_running_loop()
@@ -75,7 +75,7 @@ def started(
 
     Args:
         command: Program and arguments.
-        grace: Seconds from SIGTERM, which is sent at the end of the block, to SIGKILL, which is
+        grace: Seconds from SIGTERM to SIGKILL. SIGTERM is sent at the end of the block. SIGKILL is
             sent if the process still runs. 0: only SIGKILL is sent.
         options: Arguments of `subprocess.Popen`.
     """
@@ -147,7 +147,7 @@ def cpu_seconds(pid: int) -> float:
 def tree(pid: int) -> dict[int, float]:
     """Returns the CPU seconds of the process `pid` and of all descendants, by process ID.
 
-    The CPU time of a process includes the CPU time of its children that it has reaped.
+    The CPU time of a process includes the CPU time of reaped child processes.
     """
     children: dict[int, list[int]] = {}
     seconds: dict[int, float] = {}

@@ -148,7 +148,7 @@ class Report:
                 differing = len(ours.classes) - same
                 yield f"     {name}: number of images with another class than in fp32: {differing}"
             lost = (figures.lost or 0) + (figures.crowd_lost or 0) + (figures.different or 0)
-            yield f"{_mark(lost == 0)} {name}: requests lost, rejected or mixed up: {lost:.0f}"
+            yield f"{_mark(lost == 0)} {name}: lost, rejected or wrong responses: {lost:.0f}"
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the report to three files: `path` with the suffixes .json, .md and .png."""

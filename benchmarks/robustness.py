@@ -1,4 +1,4 @@
-"""Measures the accuracy of versions of the neural network on images with several changes.
+"""Measures the accuracy of versions of the neural network on changed images.
 
     python -m benchmarks.robustness --data DIR FOLDER [FOLDER ...]
 

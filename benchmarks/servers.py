@@ -1,4 +1,4 @@
-"""Starts servers, measures their CPU time, and ends them with all their processes."""
+"""Starts servers, measures the CPU time of servers, and ends all processes of servers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Server:
         return sum(tree(self.pid).values())
 
     def wait_for_port(self, seconds: float) -> bool:
-        """Waits for at most `seconds` until the server listens. Returns False after that time."""
+        """Waits for at most `seconds` until the server listens. Returns whether it listens."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):

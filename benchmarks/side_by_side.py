@@ -1,4 +1,4 @@
-"""Compares the throughput of Shoal with that of other servers and of a minimal server.
+"""Compares the throughput of Shoal, other servers and a minimal server.
 
     make side-by-side                (with Mosec, if `make bench-rivals` has installed it)
     python -m benchmarks.side_by_side Mosec "Shoal in int8" --rounds 20

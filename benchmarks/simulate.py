@@ -26,8 +26,8 @@ a target, a reference may explain the miss. A reference is a policy that knows m
 batcher. A reference explains the miss if its result is not worse than the batcher's and also misses
 the target. Such an explanation is evidence, but not a proof, that the target cannot be met. The
 references are:
-- The clairvoyant policy knows all arrivals in advance. Its result is computed for devices with one
-  lane, which is a thread that runs one batch at a time, and without noise.
+- The clairvoyant policy knows all arrivals in advance. Its result is computed without noise, and
+  only for devices with one lane. A lane is a thread that runs one batch at a time.
 - The policy of the bound is a reference if the device becomes slower in the middle of the run. For
   this purpose, the policy learns of the change when the first batch after the change has ended.
 - Shoal with the device's exact times is a reference with `--hindsight`, if the device becomes
@@ -198,7 +198,7 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
 
 
 def in_flight(load: float, max_in_flight: int, *, seed: int = 1) -> dict[str, Any]:
-    """Simulates a GPU whose host needs 0.3 ms to assemble and copy each batch.
+    """Simulates a GPU with a host that needs 0.3 ms to assemble and copy each batch.
 
     Args:
         load: Arrival rate as a share of the device's maximum rate within the SLO.

@@ -31,7 +31,7 @@ def seconds(size: int) -> float:
 
 
 class SimulatedDevice(FreeEngine):
-    """An engine that runs one batch at a time. Running a batch means sleeping on a thread."""
+    """An engine that runs one batch at a time. For each batch, a thread sleeps."""
 
     device = Device("gpu", "simulated")
     max_in_flight = 1

@@ -66,8 +66,8 @@ class StageClock:
         """
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.own = 0.0
-        """Seconds that the clock needs to enter and leave a stage. They are subtracted from the
-        outer stage."""
+        """Seconds that the clock needs to enter and leave a stage. These seconds are subtracted
+        from the outer stage."""
         self._clock = clock
         self._thread = threading.get_ident()
         self._stages = ["read"]

@@ -2,8 +2,8 @@
 
 A comparison with this service shows how much CPU time Shoal's other features take. The service uses
 Shoal's HTTP server, engine and settings, and FastAPI's router. The service reads the body of each
-request, runs the neural network on a blank image, and sends a fixed response. All requests that
-wait form one batch of at most `MAX_BATCH` requests. The service does not decode the body, has no
+request, runs the neural network on a blank image, and sends a fixed response. Waiting requests are
+collected into batches of at most `MAX_BATCH` requests. The service does not decode the body, has no
 deadlines, metrics or logs, and does not predict how long batches take.
 
 python -m benchmarks.baselines.fastapi_least

@@ -1,4 +1,4 @@
-"""The tutorial's Flask server, changed to load the neural network once in each gunicorn worker.
+"""Runs the tutorial's Flask server with a change: each worker loads the network only once.
 
 gunicorn benchmarks.baselines.flask_once:app
 """

@@ -1,7 +1,8 @@
 """Loads and runs Shoal's default neural network, for the servers that Shoal is compared with.
 
-The neural network is loaded once, compiled for each batch size, and run with one OpenMP thread. It
-is as fast as in Shoal in fp32. So a comparison shows only the differences between the servers.
+The neural network is loaded once, compiled for each batch size, and run with one OpenMP thread.
+This implementation is as fast as Shoal in fp32. So a comparison shows only the differences between
+the servers.
 """
 
 from __future__ import annotations

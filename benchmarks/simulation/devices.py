@@ -80,7 +80,7 @@ class Clockwork:
 
     @property
     def free_at(self) -> float:
-        """Time at which the first lane is free."""
+        """Earliest time at which a lane is free."""
         return min(self._free)
 
     def compute(self, size: int, now: float) -> float:

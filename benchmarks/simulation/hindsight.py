@@ -1,12 +1,12 @@
 """Finds the best result of Shoal's policy on a trace, with settings from a grid.
 
 A trace is the list of arrival times of all requests. The trace is simulated with all combinations
-of two settings in the grid. The first setting is the margin, the share of a predicted time that is
-kept in reserve. The margin is fixed, or learned as in Shoal. The second setting is `KEEPING_UP` of
-`batching.policy`. The best result has the highest goodput, the number of requests completed in time
-per second. A result is ignored if too few accepted requests were completed in time. If the best
-result misses a target, all settings in the grid miss the target. Settings that are not in the grid
-may still meet the target.
+of two settings in the grid. The first setting is the safety margin of predictions, as a share of
+the predicted time. The margin is fixed, or learned as in Shoal. The second setting is `KEEPING_UP`
+of `batching.policy`. The best result has the highest goodput, the number of requests completed in
+time per second. A result is ignored if too few accepted requests were completed in time. If the
+best result misses a target, all settings in the grid miss the target. Settings that are not in the
+grid may still meet the target.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def fixed(margin: float | None, keeping_up: float) -> Iterator[None]:
 
 
 def hindsight(attempt: Callable[[], tuple[Figures, float]], kept: float) -> dict[str, Any]:
-    """Returns the best result in the grid. The goodput is 0 if no settings reach `kept`.
+    """Returns the best result in the grid. Its goodput is 0 if no settings reach `kept`.
 
     Args:
-        attempt: Function that simulates the trace with the current settings. It returns the
-            results, and the share of accepted requests that were completed in time.
+        attempt: Function that simulates the trace with the current settings. The function
+            returns the results, and the share of accepted requests that were completed in time.
         kept: Minimum share of accepted requests that must be completed in time.
     """
     best: dict[str, Any] = {"goodput": 0.0}

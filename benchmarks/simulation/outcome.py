@@ -26,7 +26,7 @@ class Figures:
     offered: float
     """Number of requests that arrived per second."""
     goodput: float
-    """Number of requests per second that were completed within the SLO, their timeout."""
+    """Number of requests per second that were completed within the SLO, the timeout."""
     accepted_share: float
     """Share of the requests that were accepted."""
     kept_share: float

@@ -1,10 +1,11 @@
 """Simulates the batching policies of other servers.
 
-The policies have the control flow of these servers, but no code of these servers was copied. Two
-points are better than in the servers. The queue is first in, first out. Requests that have exceeded
-their deadline are dropped before they are computed, not afterwards. If a device has several lanes,
-which run one batch each at the same time, there is a worker for each lane. All workers share one
-queue. The first free worker takes the next batch, and only one worker collects requests at a time.
+The policies have the control flow of these servers, but no code of these servers was copied. The
+policies are better than the servers in two points. The queue is first in, first out. Requests that
+have exceeded their deadline are dropped before they are computed, not afterwards. If a device has
+several lanes, which run one batch each at the same time, there is a worker for each lane. All
+workers share one queue. The first free worker takes the next batch, and only one worker collects
+requests at a time.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ SURVIVES = 0.99
 """The latencies of a policy are compared only if the policy completes at least this share of all
 requests within the SLO."""
 TIE = 1.02
-"""Maximum ratio of two latencies that count as equal. It is above 1, because the device's noise is
-5 %."""
+"""Maximum ratio of two latencies that count as equal. The ratio is above 1, because the device's
+noise is 5 %."""
 BEATEN = 1.01
 """A peer, which is the policy of another server, is ahead of Shoal if the ratio of its goodput to
 Shoal's goodput exceeds this number."""
