@@ -282,3 +282,9 @@ manifests: $(VENV)/dev ## render, validate and lint k8s/ and the Dockerfile
 
 rehearse: $(VENV)/dev ## run a rolling update under load behind nginx
 	$(RUN) k8s/rehearse.py $(ARGS)
+
+.PHONY: check-gpu
+
+# PYTHON names the Python that installs the wheels. Without WHEELS, the environment of EXTRA is used.
+check-gpu: $(if $(WHEELS),,$(VENV)/$(EXTRA)) ## check ONNX Runtime on this GPU, without a package index; WHEELS=FOLDER
+	@exec $(or $(PYTHON),$(RUN)) benchmarks/check_gpu.py $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
