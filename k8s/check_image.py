@@ -1,4 +1,4 @@
-"""Runs a container image as the manifests run it, and checks the properties that they require.
+"""Runs a container image as the manifests run it, and checks what the manifests require.
 
     python3 k8s/check_image.py IMAGE [--docker podman] [--photos FOLDER]
 
