@@ -31,7 +31,7 @@ STEP = 2.0
 class Watchdog:
     """Measures how long the oldest batch in flight has been running.
 
-    A batch is in flight from when it is handed to the engine until the engine returns it.
+    A batch is in flight from its submission to the engine until the engine returns its results.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Watchdog:
         self._checked_at = 0.0
 
     def check(self, batch: InFlight | None, now: float) -> bool:
-        """Whether the engine is dead. Call this about once per second.
+        """Whether the engine is dead. Callers must call this method about once per second.
 
         Args:
             batch: The oldest batch in flight. None: no batch is in flight.

@@ -1,7 +1,7 @@
-"""Print a script with which a shell completes the commands, flags and files of `shoal`.
+"""Print a script that lets a shell complete the commands, flags and files of `shoal`.
 
     shoal completion bash > ~/.local/share/bash-completion/completions/shoal
-    shoal completion zsh > ~/.zfunc/_shoal      # with fpath+=~/.zfunc before compinit in ~/.zshrc
+    shoal completion zsh > ~/.zfunc/_shoal      # needs fpath+=~/.zfunc before compinit in ~/.zshrc
     shoal completion fish > ~/.config/fish/completions/shoal.fish
 
 The script takes effect in new shells. Run the command again after each update of Shoal.
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _complete_paths(parser: argparse.ArgumentParser) -> None:
-    """Marks the arguments that are paths, in this command and in its subcommands."""
+    """Marks the arguments of a parser and its subcommands that shells complete as paths."""
     for action in parser._actions:  # argparse has no public way to list its arguments
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():

@@ -3,8 +3,8 @@
 In an open loop, requests are sent at planned times. The latency of a request is measured from its
 planned time, even if no connection was free at that time. If the server stalls, the latency of
 requests that could not be sent includes the stall. This avoids the error that Gil Tene calls
-"coordinated omission". In a closed loop, each connection sends its next request when the answer to
-its previous request has arrived.
+"coordinated omission". In a closed loop, each connection sends its next request when the response
+to its previous request has arrived.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CONNECTIONS = 4096
 WATCH_INTERVAL = 0.5
 """Number of seconds between two checks for timeouts, and between two progress reports."""
 PAUSE_AFTER_FAILURE = 0.01
-"""Number of seconds after a refused connection before its request is recorded as failed."""
+"""Number of seconds after a refused connection before a request is recorded as failed."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Job:
     url: str
     """URL of the server."""
     requests: Sequence[bytes]
-    """Complete HTTP requests. The generator chooses each request that it sends at random."""
+    """Complete HTTP requests. The generator picks one of them at random each time."""
     expected: Sequence[str | None]
-    """Class that the answer to each element of `requests` must name. None: any class."""
+    """Expected class for each element of `requests`. None: any class is accepted."""
     duration: float
     """Number of seconds in which requests are sent."""
     timeout: float
-    """Maximum number of seconds to wait for an answer."""
+    """Maximum number of seconds to wait for a response."""
     seed: int
     """Seed of the choice of requests."""
     times: Sequence[float] | None
@@ -56,8 +56,8 @@ class Job:
 class Samples:
     """Measurements of one process.
 
-    `intended`, `latency` and `status` have one entry per request, ordered by the end of the
-    requests.
+    `intended`, `latency` and `status` have one entry per request, in the order in which the
+    requests ended.
     """
 
     intended: list[float] = field(default_factory=list)
@@ -65,13 +65,13 @@ class Samples:
     latency: list[float] = field(default_factory=list)
     """Number of seconds from the planned time to the end of the request."""
     status: list[int] = field(default_factory=list)
-    """HTTP status of the answer, or FAILED or TIMED_OUT."""
+    """HTTP status of the response, or FAILED or TIMED_OUT."""
     different: int = 0
-    """Number of answers with another class than expected."""
+    """Number of responses with a class that differs from the expected class."""
     bytes_sent: int = 0
-    """Number of bytes of all requests."""
+    """Total size of all requests in bytes."""
     bytes_received: int = 0
-    """Number of bytes of the bodies of all answers."""
+    """Total size of the bodies of all responses in bytes."""
     send_lag: list[float] = field(default_factory=list)
     """Open loop: number of seconds by which the generator itself delayed each request."""
     cpu_share: float = 0.0
@@ -87,7 +87,8 @@ class Generator:
         Args:
             job: Load to generate.
             progress: Function that is called every `WATCH_INTERVAL` seconds with the number of
-                requests answered so far and the number of requests failed so far.
+                requests that have succeeded so far and the number of requests that have failed so
+                far.
         """
         self._job = job
         self._progress = progress
@@ -147,7 +148,7 @@ class Generator:
             self._timer.set(self._start + times[self._next])
 
     def _put(self, intended: float) -> None:
-        """Enqueues a request. It is sent as soon as a connection is free."""
+        """Enqueues a request, which is sent as soon as a connection is free."""
         self._due.append(intended)
         while self._due and self._idle:
             connection = self._idle.popleft() if self._job.concurrency else self._idle.pop()

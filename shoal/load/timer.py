@@ -28,7 +28,7 @@ class Timer:
     """A timer that calls a function on the running event loop, once for each `set`."""
 
     def __init__(self, fire: Callable[[], None]) -> None:
-        """Creates a timer. Raises OSError if no descriptor is available.
+        """Creates a timer. Raises OSError if no file descriptor is available.
 
         Args:
             fire: Function that is called when the timer expires.
@@ -44,7 +44,7 @@ class Timer:
         """Sets the time of the next call.
 
         Args:
-            when: Time of `time.monotonic`, in seconds. A past time calls the function immediately.
+            when: Time of `time.monotonic`, in seconds. In the past: calls the function immediately.
         """
         nanoseconds = max(int(when * 1e9), 1)
         spec = _TimerSpec(value=_TimeSpec(*divmod(nanoseconds, 1_000_000_000)))
