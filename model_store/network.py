@@ -1,4 +1,4 @@
-"""Network: what a backend makes of a version, for one lane."""
+"""Network: the interface of a version's neural network, which runs in one lane."""
 
 from __future__ import annotations
 

@@ -87,7 +87,9 @@ async def test_load_test_fails_if_the_connection_breaks(
     folder: pathlib.Path, answer: bytes
 ) -> None:
     """The message asks whether the server runs."""
-    with pytest.raises(LoadTestFailed, match=r"connection was lost.*Check that the server is running"):
+    with pytest.raises(
+        LoadTestFailed, match=r"connection was lost.*Check that the server is running"
+    ):
         await prepare(folder, [answer])
 
 
