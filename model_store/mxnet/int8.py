@@ -133,8 +133,8 @@ class Quantizable:
 
         The first part ends at the first int8 convolution, the second part at the second, and so on.
         When oneDNN runs a convolution for the first time, it compiles the convolution. With AMX,
-        Intel's matrix unit, this takes up to 0.1 s. Equal convolutions share the code. If the parts
-        are run in order, each step compiles only one convolution.
+        Intel's matrix unit, this takes up to 0.1 s. Equal convolutions share the compiled code. If
+        the parts are run in order, each step compiles only one convolution.
         """
         inner = block(self._mx.sym.var(INPUT)).get_internals()
         for name in inner.list_outputs():

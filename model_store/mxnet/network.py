@@ -1,8 +1,8 @@
 """Network: computes the logits of a version with MXNet.
 
 All methods of one network must be called on the same thread. MXNet compiles a network for one batch
-size, and changing the batch size takes more than a millisecond. So there is one MXNet network for
-each bucket (batch size). These networks share their parameters.
+size, and changing the batch size takes more than a millisecond. Therefore, there is one MXNet
+network for each bucket (batch size). These networks share their parameters.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 MXNet 1.9.1 is the last release of a retired project and needs preparation. Before the import,
 `load_mxnet` sets environment variables that MXNet and OpenMP read only once, and adds the alias
-`np.bool`, which MXNet uses and NumPy has removed. For the GPU build of MXNet, it also loads CUDA's
-libraries. If the import fails, the error message says what to install.
+`np.bool`, which MXNet uses and NumPy has removed. For the GPU build of MXNet, `load_mxnet` also
+loads CUDA's libraries. If the import fails, the error message says what to install.
 
 `load_mxnet` must be called only on a thread that will use a network.
 """

@@ -14,10 +14,10 @@ def choose(ort: Any, wanted: str) -> Device:
 
     Args:
         ort: The module `onnxruntime`.
-        wanted: auto, cpu, gpu (the first GPU) or gpu:N (counted from 0).
+        wanted: auto, cpu, gpu (the first GPU) or gpu:N. N is counted from 0.
 
     Raises:
-        ValueError: `wanted` is none of these.
+        ValueError: `wanted` is not one of these names.
         DeviceUnavailable: The GPU is missing or cannot compute.
     """
     number = gpu_number(wanted)

@@ -27,7 +27,7 @@ class SessionNetwork:
         self._session = session
 
     def load(self, beside: bool = True) -> Generator[None, None, None]:
-        """The session is loaded already, so there is nothing to do."""
+        """Do nothing, because the session is already loaded."""
         yield from ()
 
     def compute(self, inputs: Inputs) -> Rows:

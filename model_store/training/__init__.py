@@ -1,1 +1,1 @@
-"""Trains and measures networks and writes their model cards. Servers never import this package."""
+"""Trains and measures neural networks, and writes model cards. Servers never import it."""

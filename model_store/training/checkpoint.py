@@ -42,7 +42,7 @@ class Origin:
     start: str = ""
     """SHA-256 of the parameters that the run starts from. Empty: random parameters."""
     teachers: tuple[str, ...] = ()
-    """SHA-256 of the parameters of each teacher, a network that the network learns from."""
+    """SHA-256 of the parameters of each teacher. A teacher is a network to learn from."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Progress of a run."""
+    """Progress of a training run."""
 
     step: int = 0
     """Number of finished steps."""
@@ -99,7 +99,7 @@ class Progress:
 
 @contextmanager
 def saving(folder: pathlib.Path, origin: Origin, progress: Progress) -> Iterator[pathlib.Path]:
-    """Yield a folder for the weights. It then becomes the only checkpoint in `folder`."""
+    """Yield a folder for the weights. After the block, it is the only checkpoint in `folder`."""
     target = folder / f"step-{progress.step:08d}"
     state = {**dataclasses.asdict(origin), "progress": dataclasses.asdict(progress)}
     with atomic_directory(target, within=folder) as partial:

@@ -87,7 +87,7 @@ def held_out(split: Split, count: int) -> tuple[Split, Split]:
     rest = len(split.images) - count
     if rest <= 0:
         raise ValueError(
-            f"--held-out {count} is not below the number of training images, {len(split.images)}"
+            f"--held-out {count} must be below the number of training images, {len(split.images)}"
         )
     return (
         Split(split.images[:rest], split.labels[:rest]),

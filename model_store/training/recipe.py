@@ -69,8 +69,8 @@ class Recipe:
     )
     held_out: int = _option(
         0,
-        "number of images, the last ones of the training data, that are used to measure the "
-        "accuracy and are not trained on",
+        "number of images at the end of the training data that are not trained on, but used to "
+        "measure the accuracy",
     )
     teacher: str = _option("", "NAME/VERSION of networks to learn from, separated by commas")
     temperature: float = _option(
@@ -78,7 +78,7 @@ class Recipe:
     )
     teacher_weight: float = _option(
         0.9,
-        "share of the loss that compares the outputs with those of the teachers; the remaining "
+        "share of the loss that compares the outputs with the teachers' outputs; the remaining "
         "share compares the outputs with the labels",
     )
     views: int = _option(
@@ -95,15 +95,15 @@ class Recipe:
         if self.architecture not in ARCHITECTURES:
             raise UnknownArchitecture(self.architecture)
         if not 0 <= self.teacher_weight <= 1:
-            raise ValueError(f"--teacher-weight {self.teacher_weight} is not from 0 to 1")
+            raise ValueError(f"--teacher-weight {self.teacher_weight} must be from 0 to 1")
         if self.temperature <= 0:
-            raise ValueError(f"--temperature {self.temperature} is not above 0")
+            raise ValueError(f"--temperature {self.temperature} must be above 0")
         if not 0 <= self.zoom <= MAX_ZOOM:
-            raise ValueError(f"--zoom {self.zoom} is not from 0 to {MAX_ZOOM}")
+            raise ValueError(f"--zoom {self.zoom} must be from 0 to {MAX_ZOOM}")
         for name in ("mixup", "color", "sharpness", "held_out", "views"):
             if getattr(self, name) < 0:
                 option = name.replace("_", "-")
-                raise ValueError(f"--{option} {getattr(self, name)} is below 0")
+                raise ValueError(f"--{option} {getattr(self, name)} must be at least 0")
 
     @property
     def teachers(self) -> tuple[str, ...]:
