@@ -70,7 +70,7 @@ def test_bench_reports_a_missing_server() -> None:
         timeout=60,
     )
     assert run.returncode == 1
-    assert "Is the server running?" in run.stderr and "Traceback" not in run.stderr
+    assert "Check that the server is running" in run.stderr and "Traceback" not in run.stderr
 
 
 @pytest.mark.parametrize(
