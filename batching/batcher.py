@@ -269,7 +269,7 @@ class Batcher(Generic[In, Out]):
 
     @property
     def size_limit(self) -> int:
-        """Current maximum batch size. Smaller than `max_batch_size` after memory ran out."""
+        """Current maximum batch size, which is below `max_batch_size` after memory ran out."""
         return self._policy.size_limit(self._clock())
 
     @property

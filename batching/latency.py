@@ -167,7 +167,7 @@ class LatencyTable:
         self._derive()
 
     def _correct_stale_sizes(self, bucket: int) -> None:
-        """Lower the predictions for stale buckets to the level of `bucket`, the latest bucket."""
+        """Lower the predictions for stale buckets, based on `bucket`, the latest batch's bucket."""
         index = bisect_left(self.buckets, bucket)
         share = self._measured[index] / self._at_warm_up[index]
         for i, other in enumerate(self.buckets):
@@ -181,8 +181,9 @@ class LatencyTable:
         """Adjust measured seconds that contradict those of `bucket`, the latest batch's bucket.
 
         A contradiction is a smaller bucket that takes longer, or a larger bucket that takes less
-        time. If both values were kept, T(n) would be their mean, which is always too low for one
-        bucket and too high for the other. Corrections would then move the two values apart forever.
+        time. If both values were kept, T(n) would be the mean of the two values, which is always
+        too low for one bucket and too high for the other. Corrections would then move the two
+        values apart forever.
         """
         index = bisect_left(self.buckets, bucket)
         newest = self._measured[index]
@@ -204,7 +205,7 @@ class LatencyTable:
         return error * abs(error) / (abs(error) + self.spread)
 
     def _derive(self) -> None:
-        """Compute the tables that other methods read from the measured seconds."""
+        """Derive the tables that other methods read, from the measured seconds."""
         self._seconds = [0.0]
         for bucket, seconds in zip(self.buckets, _never_decreasing(self._measured), strict=True):
             self._seconds += [seconds] * (bucket + 1 - len(self._seconds))
@@ -259,7 +260,7 @@ class Margin:
 
 
 def _common(error: float, other: float) -> float:
-    """Return the smaller of two errors, or 0 if the errors have opposite directions."""
+    """Return the smaller of two errors, or 0 if the errors have opposite signs."""
     return min(error, other, key=abs) if error * other > 0 else 0.0
 
 

@@ -24,7 +24,7 @@ class MemoryCap:
             buckets: Sizes that the engine pads batches to, in increasing order.
         """
         self.unlimited = True
-        """True until memory runs out for the first time: `limit` returns the largest bucket."""
+        """Whether memory has never run out. While true, `limit` returns the largest bucket."""
         self._buckets = buckets
         self._capped_to = len(buckets) - 1
         self._since = 0.0

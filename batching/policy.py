@@ -5,8 +5,8 @@ engine that runs one batch at a time. T(n) is the predicted number of seconds th
 items takes. The margin is the extra time that is added to a prediction, as a share of the predicted
 time.
 
-For each decision, the policy plans how all items in the queue will be processed. It divides the
-items into batches in the order of their deadlines. Each batch starts when the next lane is
+For each decision, the policy plans how all items in the queue will be processed. The policy divides
+the items into batches in the order of their deadlines. Each batch starts when the next lane is
 predicted to be free. An item is in time if its batch is predicted to end, with the margin added,
 before the item's deadline. The rules:
 
@@ -21,8 +21,8 @@ before the item's deadline. The rules:
   can be faster because they need less padding.
 - A new item is rejected if it would be late, or if it would make an accepted item late. A new item
   is also rejected if only a small batch, as defined above, would be in time.
-- If the engine has been idle for a while, one item is accepted even if it is predicted to be late.
-  The batch of this item shows whether an engine that was slow has recovered.
+- If the engine has been idle for `timeline.STALE_AFTER` seconds, one item is accepted even if it is
+  predicted to be late. The batch of this item shows whether an engine that was slow has recovered.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Policy:
             table: Predicts the batches of the new engine.
 
         Raises:
-            ValueError: The buckets of `table` differ from those of the current table.
+            ValueError: `table` and the current table have different buckets.
         """
         if table.buckets != self.table.buckets:
             raise ValueError(f"the buckets must be {self.table.buckets}, not {table.buckets}")
@@ -91,7 +91,7 @@ class Policy:
         self.arrivals = Arrivals(memory=ARRIVAL_MEMORY * table.seconds(1))
 
     def seconds_late(self, deadlines: Sequence[float], deadline: float, now: float) -> float | None:
-        """Return the seconds by which an item would be late if a new item were accepted.
+        """Return by how many seconds an item would be late if a new item were accepted.
 
         Returns None if the new item should be accepted.
 
@@ -114,8 +114,8 @@ class Policy:
         first = 0
         while first < len(deadlines):
             start = lanes.free_at
-            # Items before the new item are planned in the same batches that `form_batch` will form,
-            # which requires only a part of the margin.
+            # Items before the new item are planned in the same batches that `form_batch` will form.
+            # `form_batch` requires only a part of the margin.
             margin_share = ACCEPTED_MARGIN if first < place else 1.0
             allowed = self._allowed_size(deadlines[first], start, now, margin_share)
             needed = 1
@@ -304,8 +304,8 @@ class Policy:
     def _min_size_for_free_lane(self, now: float) -> int:
         """Return the smallest batch size for a free lane while other lanes are busy.
 
-        If all lanes compute batches of that size, the engine computes at least `KEEPING_UP` of the
-        items that arrive. The result is at most the most efficient batch size.
+        If all lanes compute batches of that size, the engine computes at least the share
+        `KEEPING_UP` of the items that arrive. The result is at most the most efficient batch size.
         """
         rate = KEEPING_UP / (self.arrivals.gap(now) * self._lanes)
         return min(self.table.keeps_up_with(rate), self.table.most_efficient)
@@ -313,8 +313,9 @@ class Policy:
     def _min_worthwhile_size(self, timeout: float, cap: int, now: float) -> int:
         """Return the smallest batch size that is efficient enough at the current arrival rate.
 
-        Batches of that size compute at least `KEEPING_UP` of the items that arrive. The result is
-        at most the number of items that can arrive and be computed within `timeout` seconds.
+        With batches of that size, the engine computes at least the share `KEEPING_UP` of the items
+        that arrive. The result is at most the number of items that can arrive and be computed
+        within `timeout` seconds.
         """
         gap = self.arrivals.gap(now)
 

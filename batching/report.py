@@ -14,7 +14,7 @@ Out = TypeVar("Out")
 
 @dataclass(slots=True)
 class Answer(Generic[Out]):
-    """The result for one item, with its time in the queue and the time that its batch took."""
+    """The result for one item, its time in the queue, and the time that its batch took."""
 
     value: Out
     """Result that the engine returned for the item."""

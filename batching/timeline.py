@@ -47,7 +47,7 @@ class InFlight:
 
     @property
     def ends(self) -> float:
-        """Predicted end of the batch. It may be in the past."""
+        """Predicted end of the batch. This time may be in the past."""
         return self.begins + self.seconds
 
     def expected_end(self, now: float) -> float:
@@ -157,8 +157,8 @@ class Timeline:
     def reserve(self, size: int) -> Iterator[None]:
         """Reserve the time of a batch of `size` items within the block.
 
-        If a batch fails, it runs again in two halves. While the first half runs, the time of the
-        second half is reserved.
+        If a batch fails, its two halves run one after the other. While the first half runs, the
+        time of the second half is reserved.
         """
         seconds = self.table.seconds(size)
         self._reserved += seconds
@@ -209,8 +209,8 @@ class Timeline:
         Args:
             batch: As returned by `begin`.
             now: Current time.
-            computed: Whether the engine finished the batch. Nothing is learned from a batch that
-                failed.
+            computed: Whether the engine finished the batch. The table and the margin do not learn
+                from failed batches.
             computed_at: Time at which the engine finished the batch. If the time is None or after
                 `now`, `now` is used.
         """
@@ -231,7 +231,7 @@ class Timeline:
             self.margin.observe(batch.seconds, computed_at - began)
 
     def forget(self, batch: InFlight) -> None:
-        """Remove `batch` if `end` raised before it removed `batch`.
+        """Remove `batch` if `end` raised an exception before it removed `batch`.
 
         Does nothing if `batch` has ended.
         """

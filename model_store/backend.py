@@ -34,7 +34,7 @@ class Request:
     """The version that a user wants to run, and the options for running it."""
 
     model: Manifest
-    """Manifest of the first version."""
+    """Manifest of the version that is loaded first."""
     device: str
     """auto, cpu, gpu or gpu:N."""
     threads: int

@@ -1,8 +1,8 @@
 """Engine: computes class probabilities for batches of images.
 
 Several lanes run batches at the same time. A lane is a thread that runs one batch at a time. The
-engine has one lane on a GPU and several lanes on a CPU (docs/decisions/0027-lanes.md).
-Each lane has its own replica, which is a loaded copy of the version.
+engine has one lane on a GPU and several lanes on a CPU (docs/decisions/0027-lanes.md). Each lane
+has its own replica, which is a loaded copy of the version.
 
 One version is active. `replace` loads another version while the active version still runs
 batches, and then makes the new version active. If the new version cannot be loaded, nothing
@@ -208,8 +208,8 @@ class LaneEngine:
 
         Args:
             folder: Folder of the new version.
-            on_switch: Function that is called when the new version becomes active, before it
-                runs its first batch. The previous version still runs the batches that were
+            on_switch: Function that is called when the new version becomes active, before the new
+                version runs its first batch. The previous version still runs the batches that were
                 submitted earlier. None: no function is called.
 
         Raises:

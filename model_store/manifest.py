@@ -1,10 +1,11 @@
 """Manifest: describes a version of a model, in the file `manifest.json` in the version's folder.
 
 A manifest contains the name of the network's architecture, the classes, the normalization of
-pixels, and the size and checksum of the parameter file. It may also contain measured accuracies,
-the ranges of tensors that int8 needs, and the network's probabilities for the probe images. Probe
-images (see `probes`) show whether a loaded network computes the same results as when the version
-was added. `versions` finds and adds versions in a store; `params` reads parameter files.
+pixels, and the size and checksum of the parameter file. A manifest may also contain measured
+accuracies, the ranges of tensors that int8 needs, and the network's probabilities for the probe
+images. Probe images (see `probes`) show whether a loaded network computes the same results as when
+the version was added. `versions` finds and adds versions in a store; `params` reads parameter
+files.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Parameters(File):
 
 
 class OnnxFile(File):
-    """A file that ONNX Runtime needs. It contains the network in one precision.
+    """A file that contains the network in one precision for ONNX Runtime.
 
     The network's input is pixels, uint8 (n, 32, 32, 3), which the network normalizes itself. The
     network's output is logits, float32 (n, classes).
@@ -112,8 +113,8 @@ class Int8(Plain):
     images: ImageCount
     """Number of calibration images."""
     ranges: Annotated[dict[Node, tuple[Bound, Bound]], Field(min_length=1, max_length=4096)]
-    """Maps the name of each tensor in the graph that `model_store.mxnet.int8` builds to its minimum
-    and maximum."""
+    """Name of a tensor -> minimum and maximum. `model_store.mxnet.int8` builds the graph of these
+    tensors."""
 
     @field_validator("ranges")
     @classmethod
@@ -170,8 +171,8 @@ class Manifest(Identity):
     architecture: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     normalisation: Normalization
-    """Normalization of pixels. The key keeps its British spelling, because existing manifests have
-    it."""
+    """Normalization of pixels. The key keeps its British spelling, because existing manifests
+    contain this key."""
     parameters: Parameters
     training: dict[str, Any] | None = None
     """The recipe, the seed and the software of the training run. None: unknown."""

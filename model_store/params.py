@@ -72,7 +72,7 @@ OTHER_FORMATS = {
     b"\x93NUMPY": "a NumPy .npy file",
     b"\x89HDF": "an HDF5 file (Keras, .h5)",
     b"\x1f\x8b": "a gzip archive",
-    b"version https://": "a Git LFS pointer, which `git lfs pull` replaces by the file",
+    b"version https://": "a Git LFS pointer, which `git lfs pull` replaces with the file",
     b"{": "JSON, such as the network's -symbol.json",
     b"<": "a web page, such as the error page of a failed download",
 }
@@ -185,7 +185,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 class Source:
-    """An open file. Reading past its end raises BadParams before memory is allocated."""
+    """An open file. Reading past the end raises BadParams before memory is allocated."""
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
         """
@@ -205,7 +205,7 @@ class Source:
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes read so far, in hexadecimal.
 
-        After `arrays`, these are all bytes of the file.
+        After a call of `arrays`, all bytes of the file have been read.
         """
         return self._digest.hexdigest()
 
@@ -299,7 +299,7 @@ def _read_name(source: Source, what: str) -> str:
         name = encoded.decode()
     except UnicodeDecodeError:
         raise source.bad(f"{what} is not UTF-8: {encoded[:40]!r}") from None
-    # MXNet ends a name at a NUL byte, so it would load another name than this module returns.
+    # MXNet ends a name at a NUL byte, so MXNet would load another name than this module returns.
     if not name.isprintable():
         raise source.bad(f"{what} is not printable: {name[:40]!r}")
     return name

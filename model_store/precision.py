@@ -3,8 +3,8 @@
 A user requests `auto`, `fp32`, `int8` or `fp16`. `auto` means int8 on a CPU and fp16 on a GPU if
 two conditions are met. The machine must have instructions for that precision. The measured accuracy
 in that precision must be at most `MAX_ACCURACY_LOSS` below the accuracy in fp32. Otherwise, `auto`
-means fp32. If a user requests a precision by name and it is not available, an error is raised
-(docs/decisions/0015-int8-beside-fp32.md).
+means fp32. If a user requests a precision by name and this precision is not available, an error is
+raised (docs/decisions/0015-int8-beside-fp32.md).
 """
 
 from __future__ import annotations

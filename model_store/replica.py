@@ -25,9 +25,9 @@ WARM_UP_RUNS = 5
 
 
 class Replica:
-    """A loaded copy of a version. It can run batches after `load` and before `close`.
+    """A loaded copy of a version, which runs batches after `load` and before `close`.
 
-    All methods except those of `format` must be called on the lane's thread.
+    All methods except the methods of `format` must be called on the lane's thread.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Store: imports versions into a store, which is a folder of models, and verifies them.
+"""Store: imports versions into a store, which is a folder of models, and verifies versions.
 
 Importing and verifying load the version with `load_engine`, as the server does. Therefore, a
 version that was imported or verified without an error can be served.
@@ -48,8 +48,8 @@ async def import_params(
 ) -> pathlib.Path:
     """Add a network that was trained elsewhere, and return the new version's folder.
 
-    Before the version appears in the store, the version is loaded, and the probabilities that it
-    computes for the probe images (see `probes`) are recorded in its manifest.
+    Before the version appears in the store, the version is loaded, and the network's probabilities
+    for the probe images (see `probes`) are recorded in the manifest.
 
     Args:
         source: The `.params` file.
@@ -151,7 +151,7 @@ async def probabilities(
     """Compute the probabilities of images, float32 (n, classes).
 
     Args:
-        engine: Runs the network on the images, in batches of its largest size.
+        engine: Runs the network on the images, in batches of the engine's maximum size.
         images: uint8 (n, 32, 32, 3).
         done: Function that is called after each batch with the number of images in the batch. The
             default does nothing.

@@ -187,7 +187,7 @@ class AsyncClient:
 
 
 def parse_url(url: str) -> httpx.URL:
-    """Parses the URL of a server. Raises ValueError unless it is an http(s) URL with a host."""
+    """Parses the URL of a server. Raises ValueError unless `url` is an http(s) URL with a host."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
@@ -203,7 +203,7 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _timeout_options(seconds: float) -> dict[str, Any]:
-    """Returns options for httpx: a timeout, and a header that tells the service this timeout."""
+    """Returns options for httpx: a timeout, and a header that sends the timeout to the service."""
     return {"timeout": seconds, "headers": {"X-Request-Timeout": f"{seconds:.3f}"}}
 
 

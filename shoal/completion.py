@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _complete_paths(parser: argparse.ArgumentParser) -> None:
-    """Marks the arguments of a parser and its subcommands that shells complete as paths."""
+    """Marks the arguments that shells complete as paths, in a parser and its subcommands."""
     for action in parser._actions:  # argparse has no public way to list its arguments
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():

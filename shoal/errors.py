@@ -29,7 +29,7 @@ class Unreachable(NoPrediction):
 
 
 class NotShoal(NoPrediction):
-    """A server responded, but this service does not send such responses."""
+    """A server responded, but not in the format of this service."""
 
 
 class NotServed(NoPrediction):
@@ -98,8 +98,8 @@ def problem_from(fields: Mapping[str, Any], retry_after: float | None = None) ->
 
     Args:
         fields: A problem+json body, or the error of one image in the response to a batch.
-        retry_after: Number of seconds after which a retry may succeed. The value is used if
-            `fields` contains none. None: unknown.
+        retry_after: Number of seconds after which a retry may succeed, for `fields` without a
+            `retry_after`. None: unknown.
 
     Raises:
         LookupError, TypeError, ValueError: `fields` does not describe a problem.

@@ -29,7 +29,7 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.ASGITransport]:
         app: Application that `create_app` returned.
 
     Yields:
-        A transport that calls `app`, for clients of `URL`. The service is ready by then.
+        A transport that calls `app`, for clients of `URL`. The service is ready.
 
     Raises:
         NotServed: The model cannot be loaded.

@@ -62,8 +62,8 @@ def configure(
         wanted: Whether to use AMX. Ignored if `environment` already contains the variable that
             `ISA` names.
         environment: Environment variables, which are changed in place.
-        granted: Function that requests permission to use AMX. If it returns False, AMX is disabled
-            even if `environment` enables it.
+        granted: Function that requests permission to use AMX. If the function returns False, AMX is
+            disabled even if `environment` enables AMX.
     """
     if wanted:
         environment.setdefault(ISA, WITH_AMX)

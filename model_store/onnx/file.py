@@ -74,7 +74,7 @@ class Port:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A valid file, and what its network needs."""
+    """A valid file, and the memory and computation that its network needs."""
 
     content: bytes
     """All bytes of the file, unchanged."""
@@ -114,7 +114,7 @@ def read_onnx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> On
                 raise Refusal(what, "Check that this is the right file")
             content = file.read(size)
         if len(content) != size:
-            raise Refusal("the file was truncated while it was read", "Copy it again")
+            raise Refusal("the file was truncated while it was read", "Copy the file again")
     except OSError as error:
         raise BadOnnx(f"{path}: {error.strerror}. Check the path and its permissions") from error
     except Refusal as refusal:
@@ -133,7 +133,7 @@ def verified(content: bytes, path: str | os.PathLike[str]) -> OnnxFile:
 def check_onnx(content: bytes) -> OnnxFile:
     """Check the bytes of a file. Raises Refusal."""
     if not content:
-        raise Refusal("the file is empty", "Copy it again")
+        raise Refusal("the file is empty", "Copy the file again")
     model = decode(content, MODEL)
     opset = _opset(model)
     if "graph" not in model:

@@ -32,7 +32,7 @@ BATCH = 64
 
 
 def can_write() -> bool:
-    """Whether the packages `onnx` and `onnxruntime` are installed. Does not import them."""
+    """Whether the packages `onnx` and `onnxruntime` are installed, without importing them."""
     return is_installed() and importlib.util.find_spec("onnx") is not None
 
 

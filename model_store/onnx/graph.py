@@ -1,9 +1,9 @@
 """Graph: describes a network as a list of operators, without its parameters.
 
 An operator is a dict with the keys of a node in the `-symbol.json` file that MXNet's `export`
-writes: `op`, `name` and `attrs`, whose values are texts. The key `names` contains the names of the
-operator's inputs: the graph's input, other operators, and parameters. Therefore, the graph of a
-symbol file can be translated to ONNX in the same way as a graph that is built here (see
+writes: `op`, `name` and `attrs`. The values of `attrs` are strings. The key `names` contains the
+names of the operator's inputs: the graph's input, other operators, and parameters. Therefore, the
+graph of a symbol file can be translated to ONNX in the same way as a graph that is built here (see
 `translation`).
 """
 

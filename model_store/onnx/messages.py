@@ -14,7 +14,9 @@ ONE_GRAPH = "Export the network for inference, without control flow"
 
 EXTERNAL = Refused("data in another file", SAVE_INSIDE)
 TRAINING = Refused("training information", "Export the network for inference")
-FUNCTIONS = Refused("functions", "Inline them with onnx.inliner.inline_local_functions(model)")
+FUNCTIONS = Refused(
+    "functions", "Inline the functions with onnx.inliner.inline_local_functions(model)"
+)
 SPARSE = Refused("sparse tensors", "Store the parameters as dense tensors")
 SUBGRAPH = Refused("a subgraph", ONE_GRAPH)
 STRINGS = Refused("strings", EXPORT_AGAIN)

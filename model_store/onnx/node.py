@@ -1,4 +1,4 @@
-"""Nodes of a graph, which are the input of rules, and the attributes of operators."""
+"""Describes nodes, which are the input of the rules, and the attributes of operators."""
 
 from __future__ import annotations
 

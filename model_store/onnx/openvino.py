@@ -25,7 +25,7 @@ from model_store.onnx.session import is_out_of_memory
 
 
 def is_useful(precision: PrecisionName, device: str) -> bool:
-    """Whether OpenVINO is installed and faster than ONNX Runtime. Does not import it."""
+    """Whether OpenVINO is installed and faster than ONNX Runtime. OpenVINO is not imported."""
     return (precision, device, platform.machine()) == (
         "int8",
         "cpu",
@@ -34,7 +34,7 @@ def is_useful(precision: PrecisionName, device: str) -> bool:
 
 
 class OpenVinoNetwork:
-    """A version's network for one lane. It can run batches after `load` and before `close`."""
+    """A version's network for one lane, which runs batches after `load` and before `close`."""
 
     def __init__(self, compiled: dict[int, Any]) -> None:
         """

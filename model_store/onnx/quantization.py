@@ -2,8 +2,8 @@
 
 Weights are quantized to int8, with a scale for each channel, and activations to uint8. The file
 contains pairs of the operators QuantizeLinear and DequantizeLinear. ONNX Runtime has fast x86
-kernels for this combination only; with int8 activations, int8 would be slower than fp32. The last
-layer, and all operators up to and including the first convolution, compute in float32.
+kernels for this combination only; with int8 activations, a network would be slower than in fp32.
+The last layer, and all operators up to and including the first convolution, compute in float32.
 
 The range of a tensor is the mean of its ranges in batches of `BATCH` calibration images. The range
 from the minimum to the maximum of all images would be wider, and results would be less exact

@@ -17,7 +17,7 @@ OUT_OF_MEMORY = re.compile(r"bad_alloc|failed to allocate memory|out of memory",
 
 
 class SessionNetwork:
-    """A version's network for one lane. It can run batches before `close`."""
+    """A version's network for one lane, which can run batches before `close`."""
 
     def __init__(self, session: Any) -> None:
         """

@@ -3,7 +3,7 @@
 The bytes are not trusted. Each length is compared with the size of its message before the length is
 used. A message can only contain the messages in its table of fields, so the depth of nesting is
 limited. Payloads are views of the bytes and are not copied. The size and the number of all other
-values are limited. A field that is not repeated may occur once, because protobuf would merge
+values are limited. A field that is not repeated may occur only once, because protobuf would merge
 several occurrences. The wire format is described at
 https://protobuf.dev/programming-guides/encoding/.
 """
@@ -77,14 +77,14 @@ class Refused:
 
 @dataclass(frozen=True)
 class Message:
-    """A message: its known fields by number."""
+    """A kind of message, with its known fields by number."""
 
     name: str
     fields: dict[int, Field | Refused] = field(repr=False)
 
     @cached_property
     def empty(self) -> Decoded:
-        """The decoded form of an empty message. It is small, because a file may contain many."""
+        """The decoded form of an empty message, which takes little memory."""
         known = [one for one in self.fields.values() if isinstance(one, Field)]
         return {one.name: () for one in known if one.repeated}
 

@@ -68,8 +68,8 @@ def network(
     Args:
         model: As in `fp32`.
         arrays: As in `fp32`.
-        input_: Name of the input, normalized images, float32 (n, channels, height, width).
-        output: Name of the output, logits, float32 (n, classes).
+        input_: Name of the input: normalized images, float32 (n, channels, height, width).
+        output: Name of the output: logits, float32 (n, classes).
     """
     graph = architectures.build(model.architecture, len(model.classes), input_)
     check_params(arrays, graph.shapes)

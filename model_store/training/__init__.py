@@ -1,1 +1,1 @@
-"""Trains and measures neural networks, and writes model cards. Servers never import it."""
+"""Trains and measures models, and writes model cards. Servers do not import this package."""

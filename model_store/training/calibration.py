@@ -1,6 +1,6 @@
 """Quantizes a version to int8 and calibrates its probabilities: `python -m model_store calibrate`.
 
-The result is a new version with the same parameters. Its manifest also contains the ranges of
+The result is a new version with the same parameters. The new manifest also contains the ranges of
 tensors that int8 needs, the temperature, the accuracy in every precision, and the probabilities of
 the probe images (see `probes`). The source version does not change.
 

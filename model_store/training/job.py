@@ -1,4 +1,4 @@
-"""Job: trains a network on CIFAR-10 and adds it to the store (`python -m model_store train`).
+"""Job: trains a network on CIFAR-10 and adds a version (`python -m model_store train`).
 
 On a CPU, runs with the same options and the same number of threads give the same weights. After
 Ctrl-C, the same command continues the run and gives the same weights as an uninterrupted run.
@@ -64,7 +64,7 @@ def train(
         version: Number of the new version.
         device: auto, cpu, gpu or gpu:N.
         threads: Number of CPU threads.
-        logits: Folder that keeps the logits of teachers. None: `checkpoints`.
+        logits: Folder that stores the logits of teachers. None: `checkpoints`.
 
     Raises:
         BadModel: The new version exists, or another version is invalid.

@@ -34,18 +34,18 @@ def _option(default: T, meaning: str) -> T:
 class Recipe:
     """The options of a training run that affect the weights.
 
-    Each field is an option of `python -m model_store train`, whose `--help` describes it. With the
-    same recipe, data and number of threads, training on a CPU gives the same weights.
+    Each field is an option of `python -m model_store train`. `--help` describes all options. With
+    the same recipe, data and number of threads, training on a CPU gives the same weights.
     """
 
-    architecture: str = _option("cifar_resnet20_v1", "name of the network")
+    architecture: str = _option("cifar_resnet20_v1", "name of the architecture")
     epochs: int = _option(40, "number of epochs")
     batch_size: int = _option(128, "number of images in a step")
     learning_rate: float = _option(0.2, "maximum learning rate")
     warm_up: float = _option(0.15, "share of all steps in which the learning rate rises")
     momentum: float = _option(0.9, "Nesterov momentum")
     weight_decay: float = _option(
-        5e-4, "weight decay of all parameters except those of BatchNorm and biases"
+        5e-4, "weight decay of all parameters except biases and the parameters of BatchNorm"
     )
     averaging: float = _option(0.999, "decay per step of the exponential average of the weights")
     small: float = _option(
@@ -62,7 +62,7 @@ class Recipe:
     )
     sharpness: float = _option(
         0.0,
-        "maximum strength of blurring and sharpening; blurring of strength 1 is a 3 x 3 kernel",
+        "maximum strength of blurring and sharpening; strength 1 blurs with a 3 x 3 kernel",
     )
     mixup: float = _option(
         0.0, "images are blended in pairs, with shares from Beta(mixup, mixup); 0: no blending"
@@ -74,7 +74,7 @@ class Recipe:
     )
     teacher: str = _option("", "NAME/VERSION of networks to learn from, separated by commas")
     temperature: float = _option(
-        4.0, "number that divides the logits of teachers and network before they are compared"
+        4.0, "number that divides the logits of teachers and network to compute their difference"
     )
     teacher_weight: float = _option(
         0.9,

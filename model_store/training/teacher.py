@@ -78,7 +78,7 @@ class Memory:
         """
         Args:
             folder: Folder of the file, which is created if it does not exist.
-            recipe: Recipe of the run. Its option `views` must be at least 1.
+            recipe: Recipe of the run. The option `views` must be at least 1.
             batches: Number of batches in a view.
             sources: Fingerprint of the images, followed by the fingerprints of the teachers.
 

@@ -2,9 +2,9 @@
 
 In an open loop, requests are sent at planned times. The latency of a request is measured from its
 planned time, even if no connection was free at that time. If the server stalls, the latency of
-requests that could not be sent includes the stall. This avoids the error that Gil Tene calls
-"coordinated omission". In a closed loop, each connection sends its next request when the response
-to its previous request has arrived.
+requests that could not be sent includes the stall. Measuring from planned times avoids the error
+that Gil Tene calls "coordinated omission". In a closed loop, each connection sends its next request
+when the response to its previous request has arrived.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CONNECTIONS = 4096
 WATCH_INTERVAL = 0.5
 """Number of seconds between two checks for timeouts, and between two progress reports."""
 PAUSE_AFTER_FAILURE = 0.01
-"""Number of seconds after a refused connection before a request is recorded as failed."""
+"""Number of seconds between a refused connection and recording a request as failed."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Job:
     url: str
     """URL of the server."""
     requests: Sequence[bytes]
-    """Complete HTTP requests. The generator picks one of them at random each time."""
+    """Complete HTTP requests. The generator sends randomly chosen elements."""
     expected: Sequence[str | None]
     """Expected class for each element of `requests`. None: any class is accepted."""
     duration: float
@@ -49,7 +49,8 @@ class Job:
     closed loop."""
     concurrency: int = 0
     """Closed loop: number of connections. Open loop: number of connections to open before the first
-    request and to use in turns. 0 in an open loop: connections are opened when they are needed."""
+    request and to use in rotation. 0 in an open loop: connections are opened when they are
+    needed."""
 
 
 @dataclass
@@ -136,7 +137,7 @@ class Generator:
         return self._samples
 
     def _send_due(self) -> None:
-        """Open loop: sends the requests that are due, and sets the timer for the next one."""
+        """Open loop: sends the requests that are due, and sets the timer for the next request."""
         times = self._job.times
         assert times is not None
         now = time.monotonic()
@@ -176,7 +177,7 @@ class Generator:
         self._release(connection)
 
     def _release(self, connection: Connection) -> None:
-        """Uses a free connection for the next request, or keeps it idle."""
+        """Uses a free connection for the next request, or marks the connection as idle."""
         if not connection.usable:
             self._connections.discard(connection)
             self._open_another()

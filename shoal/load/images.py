@@ -41,7 +41,7 @@ def read(folder: pathlib.Path) -> list[Picture]:
 
 
 def generate(width: int, count: int = 64, height: int | None = None) -> list[Picture]:
-    """Generates smooth random JPEGs. Decoding takes as long as for photos of the same size.
+    """Generates smooth random JPEGs, which take as long to decode as photos of the same size.
 
     Args:
         width: Width in pixels.

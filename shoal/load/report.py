@@ -52,11 +52,11 @@ class Run:
     generator_lag: float
     """99th percentile of the time by which the generators themselves delayed requests."""
     latencies: npt.NDArray[np.float64] = field(repr=False)
-    """Latency of each response with status 200."""
+    """Latency of each response with status 200, in seconds."""
 
     @property
     def limited_by_generator(self) -> bool:
-        """Whether the load generator was so busy or late that it may have distorted the results."""
+        """Whether a busy or late load generator may have distorted the results."""
         return max(self.generator_cpu) > BUSY or self.generator_lag > LAG
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Timer:
-    """A timer that calls a function on the running event loop, once for each `set`."""
+    """A timer that calls a function on the running event loop, once for each call of `set`."""
 
     def __init__(self, fire: Callable[[], None]) -> None:
         """Creates a timer. Raises OSError if no file descriptor is available.
@@ -44,7 +44,7 @@ class Timer:
         """Sets the time of the next call.
 
         Args:
-            when: Time of `time.monotonic`, in seconds. In the past: calls the function immediately.
+            when: Time of `time.monotonic`, in seconds. A past time calls the function immediately.
         """
         nanoseconds = max(int(when * 1e9), 1)
         spec = _TimerSpec(value=_TimeSpec(*divmod(nanoseconds, 1_000_000_000)))
@@ -52,7 +52,7 @@ class Timer:
             raise OSError(ctypes.get_errno(), "timerfd_settime failed")
 
     def close(self) -> None:
-        """Stops the timer and closes its descriptor."""
+        """Stops the timer and closes its file descriptor."""
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
 
