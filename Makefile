@@ -5,12 +5,24 @@
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory
 
-EXTRA ?= cpu
-# PYTHON=... names the Python that creates .venv. Default: the first suitable Python of this list.
-PYTHONS := python3.11 python3.12 python3
+# PYTHON=... names the Python that creates an environment. Default: the first suitable Python of this list.
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
 
-# One environment for each engine, because mxnet and mxnet-cu112 install the same files.
-VENV := $(if $(filter gpu,$(EXTRA)),.venv-gpu,.venv)
+# EXTRA names the backend: cpu or gpu (MXNet), onnx, openvino or onnx-gpu (ONNX Runtime). Default: the
+# backend that .venv already contains, or else cpu where MXNet runs and onnx elsewhere.
+MXNET_RUNS = import sys, sysconfig; sys.exit( \
+	sysconfig.get_platform() != "linux-x86_64" or not (3, 11) <= sys.version_info < (3, 13))
+ONNX_RUNS = import sys; sys.exit(sys.version_info < (3, 11))
+BACKENDS := cpu gpu onnx openvino onnx-gpu
+FITTING := $(or $(notdir $(firstword $(wildcard .venv/cpu .venv/onnx))),$(shell \
+	for python in $(or $(PYTHON),$(PYTHONS)); do \
+		"$$python" -c '$(MXNET_RUNS)' 2>/dev/null && echo cpu && exit; \
+	done; echo onnx))
+EXTRA ?= $(FITTING)
+
+# The default backend is in .venv, each of the others in an environment of its own, because mxnet and
+# mxnet-cu112 install the same files, and so do onnxruntime and onnxruntime-gpu.
+VENV := .venv$(if $(filter-out $(FITTING),$(EXTRA)),-$(EXTRA))
 RUN := $(VENV)/bin/python
 # Installs exactly the packages of a lock file, checks their hashes, and runs no code of them.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-input \
@@ -19,8 +31,16 @@ INSTALL := $(RUN) $(PIP_INSTALL)
 # HOST and PORT set SHOAL_HOST and SHOAL_PORT. Other SHOAL_* variables are used as they are.
 ADDRESS := $(if $(HOST),SHOAL_HOST=$(HOST)) $(if $(PORT),SHOAL_PORT=$(PORT))
 
-ifeq ($(filter cpu gpu,$(EXTRA)),)
-$(error EXTRA must be cpu or gpu, not '$(EXTRA)')
+ifneq ($(filter cpu gpu,$(EXTRA)),)
+BACKEND := MXNet
+RUNS = $(MXNET_RUNS)
+NEEDED := Python 3.11 or 3.12 on Linux and x86-64, which MXNet needs. EXTRA=onnx runs on others
+else ifneq ($(filter $(BACKENDS),$(EXTRA)),)
+BACKEND := ONNX Runtime
+RUNS = $(ONNX_RUNS)
+NEEDED := Python 3.11 or later
+else
+$(error EXTRA must be one of $(BACKENDS), not '$(EXTRA)')
 endif
 
 .PHONY: help serve test check check-lowest format train load-test simulate lock proto clean
@@ -29,7 +49,9 @@ help: ## list all commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo
 	@echo "make serve PORT=9000 SHOAL_LOG_LEVEL=debug   serve with settings: docs/configuration.md"
-	@echo "make serve EXTRA=gpu                         serve on an NVIDIA GPU (the first start downloads 3 GB)"
+	@echo "make serve EXTRA=gpu                         serve with MXNet on an NVIDIA GPU (the first start downloads 3 GB)"
+	@echo "make serve EXTRA=onnx                        serve with ONNX Runtime; openvino: faster in int8;"
+	@echo "                                             onnx-gpu: on an NVIDIA GPU (the first start downloads 1.5 GB)"
 
 serve: $(VENV)/$(EXTRA) ## install missing packages, and serve on http://127.0.0.1:8000
 	@$(ADDRESS) exec $(RUN) -m service
@@ -62,9 +84,10 @@ simulate: $(VENV)/train ## compare batching policies in virtual time
 
 lock: $(VENV)/uv ## update the lock files in requirements/
 	@mkdir -p requirements
-	$(LOCK) --all-extras -o $(VENV)/all.lock
-	for extra in cpu gpu export train dev; do \
-		case $$extra in cpu | gpu) more="--extra grpc --extra otel" ;; *) more= ;; esac; \
+	$(LOCK) --all-extras --no-emit-package numpy -o $(VENV)/all.lock
+	for extra in $(BACKENDS) export train dev; do \
+		case $$extra in export | train | dev) more="--no-emit-package numpy" ;; \
+			*) more="--extra grpc --extra otel" ;; esac; \
 		$(LOCK) --extra $$extra $$more --constraint $(VENV)/all.lock \
 			-o requirements/$$extra.lock || exit; \
 	done
@@ -79,14 +102,14 @@ proto: | $(VENV)/protoc ## compile service/grpc/open_inference.proto after a cha
 		--descriptor_set_out=service/grpc/open_inference.binpb open_inference.proto
 
 clean: ## remove environments, caches and other generated files
-	rm -rf .venv .venv-gpu .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(BACKENDS:%=.venv-%) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- Environments. Each contains a marker file for every installed lock file. -------------------
 
 $(VENV)/$(EXTRA): requirements/$(EXTRA).lock
 	@$(FIND_PYTHON); \
-	echo "$$("$$python" --version): installing $< into $(VENV)"; \
+	echo "$$("$$python" --version) on $$(uname -sm): installing $(BACKEND) from $< into $(VENV)"; \
 	"$$python" -m venv --clear $(VENV)
 	@$(INSTALL) $<
 	@touch $@
@@ -97,9 +120,13 @@ $(VENV)/%: requirements/%.lock $(VENV)/$(EXTRA)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/train # some tests train a network
+ifeq ($(BACKEND),MXNet)
+$(VENV)/dev: $(VENV)/export # and some compare MXNet with ONNX Runtime
+endif
 
-# The dependencies in pyproject.toml, each in its lowest allowed version.
-LOWEST := cpu grpc otel train dev
+# The dependencies in pyproject.toml, each in its lowest allowed version. Not all of those have wheels
+# for Python 3.13 and later.
+LOWEST := cpu grpc otel export train dev
 
 $(VENV)/lowest/installed: requirements/lowest.lock | $(VENV)/$(EXTRA)
 	@echo "Installing $< into $(@D)"
@@ -108,17 +135,12 @@ $(VENV)/lowest/installed: requirements/lowest.lock | $(VENV)/$(EXTRA)
 	@touch $@
 
 define FIND_PYTHON
-if [ "$$(uname -sm)" != "Linux x86_64" ]; then \
-	echo "MXNet 1.9.1 needs Linux on x86-64. This machine is $$(uname -sm)" >&2; \
-	exit 1; \
-fi; \
 for python in $(or $(PYTHON),$(PYTHONS)); do \
-	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
-		&& break; \
+	"$$python" -c '$(RUNS)' 2>/dev/null && break; \
 	python=; \
 done; \
 if [ -z "$$python" ]; then \
-	echo "$(if $(PYTHON),$(PYTHON) is not,None of $(PYTHONS) is) Python 3.11 or 3.12." \
+	echo "$(if $(PYTHON),$(PYTHON) is not,None of $(PYTHONS) is) $(NEEDED)." \
 		"Install one, or name it with PYTHON=/path/to/python3" >&2; \
 	exit 1; \
 fi; \
@@ -144,7 +166,7 @@ $(VENV)/uv $(VENV)/protoc $(VENV)/cyclonedx: $(VENV)/%: requirements/tools/%.loc
 
 sbom: $(VENV)/cyclonedx ## write a CycloneDX file for each lock file to build/
 	@mkdir -p build
-	@for extra in cpu gpu train dev; do \
+	@for extra in $(BACKENDS) train dev; do \
 		$</bin/python -W ignore -m cyclonedx_py requirements requirements/$$extra.lock \
 			--pyproject pyproject.toml --short-PURLs --output-reproducible --index-url $(PYPI) \
 			--output-file build/shoal-$(VERSION)-$$extra.cdx.json || exit; \
@@ -256,7 +278,13 @@ check-image: ## run the image as in a cluster, and stop it under load
 	python3 k8s/check_image.py $(IMAGE):$(VERSION)-$(TARGET) --docker $(DOCKER) $(ARGS)
 
 manifests: $(VENV)/dev ## render, validate and lint k8s/ and the Dockerfile
-	k8s/check $(ARGS)
+	PYTHON=$(RUN) k8s/check $(ARGS)
 
 rehearse: $(VENV)/dev ## run a rolling update under load behind nginx
 	$(RUN) k8s/rehearse.py $(ARGS)
+
+.PHONY: check-gpu
+
+# PYTHON names the Python that installs the wheels. Without WHEELS, the environment of EXTRA is used.
+check-gpu: $(if $(WHEELS),,$(VENV)/$(EXTRA)) ## check ONNX Runtime on this GPU, without a package index; WHEELS=FOLDER
+	@exec $(or $(PYTHON),$(RUN)) benchmarks/check_gpu.py $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)

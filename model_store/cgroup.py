@@ -29,7 +29,10 @@ def cores(root: pathlib.Path = ROOT, own: pathlib.Path = OWN) -> int:
         root: Folder where the control groups are mounted.
         own: File with the paths of the groups of the process.
     """
-    limits = [float(len(os.sched_getaffinity(0)))]
+    if hasattr(os, "sched_getaffinity"):
+        limits = [float(len(os.sched_getaffinity(0)))]
+    else:  # macOS and Windows
+        limits = [float(os.cpu_count() or 1)]
     for group in _groups("cpu", root, own):
         quota = _numbers(group / "cpu.max")  # version 2: the quota and its period
         if not quota:

@@ -1,9 +1,9 @@
 """Runs the service with `python -m service`, until SIGTERM or Ctrl-C.
 
-A second Ctrl-C exits immediately. The settings are read from environment variables (see
-`service.settings`). The module `service.exit_status` lists the exit statuses. If SHOAL_WORKERS is
-more than 1, this process is the supervisor: it starts the engine process and the front ends, which
-accept the requests, as `python -m service --worker NAME`.
+On a second Ctrl-C, the process exits immediately. The settings are read from environment variables
+(see `service.settings`). The module `service.exit_status` lists the exit statuses. If SHOAL_WORKERS
+is more than 1, this process is the supervisor. The supervisor starts the engine process and the
+front ends with `python -m service --worker NAME`. The front ends accept the requests.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def main(load_engine: str = LOAD_ENGINE) -> int:
         )
     if settings.workers == 1:
         return serve(app, settings)
-    # The application above was only built to check the settings. Each front end builds its own.
+    # The application above was only built to check the settings. Each front end builds its own
+    # application.
     return supervise(settings, load_engine)
 
 
@@ -88,7 +89,7 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
     Args:
         app: The application.
         settings: The settings that the application was built with.
-        sockets: Bound sockets to listen on. None: bind the address in the settings.
+        sockets: Bound sockets to listen on. None: the server binds the address in the settings.
 
     Returns:
         The exit status of the process.
@@ -117,7 +118,7 @@ def supervise(settings: Settings, load_engine: str) -> int:
 
 
 def work(name: str) -> int:
-    """Run the process named `name`, the engine process or a front end. Returns the exit status."""
+    """Run the process `name`: the engine process or a front end. Returns the exit status."""
     bootstrap, settings = receive()
     configure(settings)
     if name == ENGINE:
@@ -130,7 +131,7 @@ def work(name: str) -> int:
 
 
 def _configure_garbage_collection() -> None:
-    """Exclude all objects that exist now from garbage collection, and collect less often.
+    """Exclude all objects that exist now from garbage collection, and run the collector less often.
 
     With a thousand uploads in progress, each full collection blocked the event loop for 50 ms or
     more and freed nothing (docs/decisions/0026-full-collections-come-rarely.md).

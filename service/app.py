@@ -51,8 +51,8 @@ from service.workers.engine_server import EngineServer
 
 DESCRIPTION = """\
 Image classification with dynamic micro-batching. Send one image to `POST /predict` to get its class
-and softmax probability, or several to `POST /predict/batch`. The Open Inference Protocol v2 is
-served below `/v2`, and its errors have the form `{"error": "..."}`. The errors of all other
+and softmax probability, or several images to `POST /predict/batch`. The Open Inference Protocol v2
+is served below `/v2`, and its errors have the form `{"error": "..."}`. The errors of all other
 endpoints are `application/problem+json` (RFC 9457).
 """
 SECURITY = {
@@ -67,7 +67,7 @@ LOAD_ENGINE = "service.app:load_engine"
 
 
 def load_engine(settings: Settings) -> AbstractAsyncContextManager[LaneEngine]:
-    """Return a context manager that loads the model named in the settings and closes it at the end.
+    """Return a context manager that loads the model in the settings, and closes the model on exit.
 
     Entering the context manager raises BadModel if the model cannot be loaded.
     """
@@ -96,12 +96,13 @@ def create_app(
 ) -> FastAPI:
     """Build the ASGI application.
 
-    When the application starts, it begins to load the model. Before the application ends, it
-    answers all accepted requests.
+    The application begins to load the model when it starts. At a shutdown, the application finishes
+    all accepted requests before it ends.
 
     Args:
         settings: The settings of this process.
-        load_engine: Function that loads the engine. It is not called if `folder` is given.
+        load_engine: Function that loads the engine. The function is not called if `folder` is
+            given.
         folder: Path of the folder that all processes of the service share, if the engine is in
             another process. None: the engine is in this process.
 
@@ -129,14 +130,14 @@ def create_engine_server(
     """Build the server of the engine process.
 
     The engine process runs the engine and the decoders. Front ends are the processes that accept
-    HTTP requests. They use the engine and the decoders through a socket in `folder`.
+    HTTP requests. The front ends use the engine and the decoders through a socket in `folder`.
 
     Args:
         settings: The settings of the service.
         load_engine: Function that loads the engine.
         folder: Path of the folder that all processes of the service share.
-        on_failure: Called once if the model cannot be loaded, or if the engine does not return from
-            a batch and counts as dead.
+        on_failure: Called once if the model cannot be loaded, or if the engine does not finish a
+            batch in time and counts as dead.
 
     Raises:
         BadSettings: The decoders need more memory than the settings allow.
@@ -237,7 +238,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:
-    """Add the middleware from the innermost layer to the outermost one."""
+    """Add the middleware from the innermost layer to the outermost layer."""
     settings = service.settings
     if service.tracing is None:  # FastPath would skip FastAPI's layers, which trace requests
         app.add_middleware(FastPath, routes=app.router.routes)
@@ -272,7 +273,7 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
 
 @asynccontextmanager
 async def _updating_metrics(service: Service, front_end: bool) -> AsyncIterator[None]:
-    """Context manager that updates the summed metrics of this process, if it is a front end.
+    """Context manager that updates the summed metrics of a front end, and does nothing elsewhere.
 
     Summed metrics are sums over all processes of the service. If the service has only one process,
     `/metrics` updates these metrics before it returns them.
@@ -311,7 +312,7 @@ def _listeners(app: FastAPI, service: Service) -> list[Listener]:
         if settings.metrics_need_key:
             raise BadSettings(
                 f"{PREFIX}METRICS_NEED_KEY has no effect with {PREFIX}METRICS_PORT: clients of "
-                "that port never need a key. Remove one of the two settings."
+                "the metrics port never need a key. Remove one of the two settings."
             )
         metrics = Starlette(routes=probes.metrics_router(service).routes)
         listeners.append(SidePort(metrics, settings, settings.metrics_port))

@@ -42,7 +42,7 @@ class BodyTooLarge(Exception):
 
 
 class UploadMemoryFull(Exception):
-    """All uploads together hold the maximum number of bytes."""
+    """All uploads together already hold the maximum number of bytes."""
 
 
 class EngineBusy(Exception):
@@ -153,7 +153,7 @@ class NotLive(Exception):
 
 
 def first_error(error: ValidationError) -> str:
-    """Return the first error that pydantic found, as a sentence: its place and its reason."""
+    """Return the first error that pydantic found: a sentence with the field and the reason."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"])) or "The body"
     return f"{where}: {first['msg']}."

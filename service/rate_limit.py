@@ -4,9 +4,9 @@ This module does no I/O and reads no clock: callers pass the current time, in se
 
 Each client has a token bucket. As in the generic cell rate algorithm (ITU-T I.371), the bucket is
 stored as one number: the time at which the bucket will be full again. A request is rejected if the
-bucket has less than one token. This is the case if the stored time is more than `(burst - 1) /
-rate` seconds in the future. Rejected requests take no tokens. So a client that waits for the number
-of seconds in `Retry-After` is accepted.
+bucket has less than one token, which means that the stored time is more than `(burst - 1) / rate`
+seconds in the future. Rejected requests take no tokens. Therefore, a client that waits for the
+number of seconds in `Retry-After` is accepted.
 
 A request takes one token when it begins, before its body is read. Later, the server knows the
 number of images in the request. The request then takes a token for each further image, even if the
@@ -15,7 +15,7 @@ off.
 
 Guarantees
 - When a request is accepted, fewer than `burst + rate * t` images of its client were counted in the
-  preceding t seconds. This is true for every t.
+  preceding t seconds. The limit holds for every t.
 - A debt of n images is paid off in `n / rate` seconds.
 - A debt comes only from requests that were accepted before their images were counted. There are at
   most `burst + rate * upload_timeout` such requests. The number of images per request is limited,
@@ -23,8 +23,8 @@ Guarantees
 - At most `max_clients` clients are remembered. A client with a full bucket can be forgotten without
   effect. If there are too many clients, the client with the oldest last request is forgotten. The
   next request of this client starts with a full bucket. A client with more than `max_clients`
-  addresses cannot use this to exceed the limit further, because each address already has its own
-  bucket.
+  addresses cannot use this rule to exceed the limit further, because each address already has its
+  own bucket.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from service.errors import RateLimited
 MAX_CLIENTS = 65_536
 """Maximum number of clients that are remembered."""
 Client = bytes | str
-"""Identifier of a client: the digest of its API key, or its network if it sent no key."""
+"""Identifier of a client: the digest of its API key, or its IP address or network if it sent no
+key."""
 NETWORK_BITS = 64
 """Number of leading bits of an IPv6 address that identify a client. A client can usually use all
 addresses that begin with the same bits."""
@@ -71,11 +72,12 @@ class RateLimiter:
         self.owe(client, 1, now)
 
     def wait(self, client: Hashable, now: float) -> float:
-        """Return how many seconds after `now` a request of `client` is accepted. 0: at `now`."""
+        """Return how many seconds after `now` a request of `client` is accepted. 0: immediately."""
         return max(0.0, self._full_at.get(client, now) - self._ahead - now)
 
     def left(self, client: Hashable, now: float) -> float:
-        """Return the number of images that `client` may send at `now`. Negative: its debt."""
+        """Return the number of images that `client` may send at `now`. A negative number is the
+        debt of `client`."""
         ahead = max(0.0, self._full_at.get(client, now) - now)
         return 1 + (self._ahead - ahead) / self._seconds
 
@@ -85,7 +87,7 @@ class RateLimiter:
             self._full_at[client] -= images * self._seconds
 
     def owe(self, client: Hashable, images: float, now: float) -> None:
-        """Take tokens for `images` of an accepted request, even if the bucket has fewer."""
+        """Take tokens for `images` of an accepted request, even if the bucket has fewer tokens."""
         if images > 0:
             full_at = max(self._full_at.get(client, now), now)
             self._set(client, full_at + images * self._seconds, now)
@@ -109,8 +111,8 @@ class RateLimiter:
 def network(address: str) -> str:
     """Return the part of an IP address that identifies a client.
 
-    This is the whole IPv4 address, or the network of the first `NETWORK_BITS` of an IPv6 address.
-    Text that is not an IP address is returned unchanged.
+    The result is the whole IPv4 address, or the network of the first `NETWORK_BITS` of an IPv6
+    address. Text that is not an IP address is returned unchanged.
     """
     if ":" not in address:
         return address

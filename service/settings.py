@@ -60,26 +60,27 @@ class Settings(BaseSettings):
     model: Name = "cifar_resnet20_v1"
     """Name of the model to serve."""
     model_version: Version | None = None
-    """Version of the model. Default: the highest one in the store."""
+    """Version of the model. Default: the highest version in the store."""
     model_store: pathlib.Path = STORE
     """Folder of the model store, which contains the models. Default: the store that is installed
     with the package."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
-    """Device that runs the network: auto, cpu, gpu or gpu:N. auto: a GPU if one works, else the
+    """Device that runs the model: auto, cpu, gpu or gpu:N. auto: a GPU if one works, else the
     CPU."""
     backend: Literal["auto", "mxnet", "onnxruntime"] = "auto"
-    """Library that runs the network: auto, mxnet or onnxruntime. auto: of the installed libraries
-    that can run the version, the one that reaches a GPU. If none or both do: mxnet."""
+    """Library that runs the model: auto, mxnet or onnxruntime. auto: among the installed libraries
+    that can run the version, the library that can use a GPU. If both or neither can use a GPU, auto
+    selects mxnet."""
     precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
-    """Precision of the computation: auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 or fp16 if the
-    machine has instructions for it and the version was measured to be as accurate as in fp32; else
-    fp32."""
+    """Precision of the computation: auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 on a CPU or
+    fp16 on a GPU, if the hardware supports that precision and the measured accuracy of the version
+    is at most 0.3 percentage points below its accuracy in fp32. Otherwise fp32."""
     engine_threads: int = Field(default=1, ge=1, le=256)
-    """Number of CPU threads for each batch."""
+    """Number of CPU threads that compute each batch."""
     engine_lanes: int | None = Field(default=None, ge=1, le=64)
     """Maximum number of batches that a CPU runs at the same time. A GPU always runs one batch at a
-    time. Default: the number of CPU cores, but at most 4. In int8, the default is one less, but at
-    least 1, so that the event loop has a core."""
+    time. Default: the number of CPU cores, but at most 4. In int8, the default is one batch less,
+    but at least 1, to leave a core for the event loop."""
 
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
     """Maximum number of images in a batch. Default: 16 on a CPU, 64 on a GPU."""
@@ -89,8 +90,8 @@ class Settings(BaseSettings):
     """Maximum number of seconds that an idle engine waits for further images before it runs an
     incomplete batch. 0: the engine does not wait."""
     request_timeout: Seconds = 5.0
-    """Maximum number of seconds from the end of the upload to the answer. Requests that cannot be
-    answered in this time are rejected."""
+    """Maximum number of seconds from the end of the upload to the response. Requests that cannot
+    finish in this time are rejected."""
 
     max_upload_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
     """Maximum number of bytes of a request's body. Longer bodies are rejected with 413 before they
@@ -107,9 +108,9 @@ class Settings(BaseSettings):
     upload_timeout: Seconds = 30.0
     """Maximum number of seconds in which the body of a request must arrive."""
     decode_processes: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
-    """Number of processes that decode ordinary images. It is also the maximum number of processes
-    that decode expensive images, which need much memory or CPU time. `SHOAL_DECODE_MEMORY` may
-    allow fewer. Default: one per CPU core, at most 8."""
+    """Number of processes that decode ordinary images. The setting is also the maximum number of
+    processes that decode expensive images, which need much memory or CPU time.
+    `SHOAL_DECODE_MEMORY` may allow fewer processes. Default: one per CPU core, at most 8."""
     decode_memory: int = Field(default_factory=lambda: memory() // 2, ge=2**20, le=2**40)
     """Maximum number of bytes of memory that all decoder processes use together. Default: half of
     the memory of the machine or container."""
@@ -118,9 +119,10 @@ class Settings(BaseSettings):
 
     api_keys: SecretStr | None = None
     """API keys, separated by commas, of at least 16 characters each. Prediction requests must send
-    an API key if there is at least one key here or in `SHOAL_API_KEYS_FILE`."""
+    an API key if there is at least one key in this setting or in `SHOAL_API_KEYS_FILE`."""
     api_keys_file: pathlib.Path | None = None
-    """File with further API keys, one per line. The service reads it again when it changes."""
+    """File with further API keys, one per line. The service reads the file again when it
+    changes."""
     metrics_need_key: bool = False
     """Whether requests for `/metrics` must send an API key."""
     rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
@@ -143,20 +145,22 @@ class Settings(BaseSettings):
     `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host` are ignored in requests from other
     addresses."""
     cors_origins: str = ""
-    """Origins, separated by commas, whose web pages may send requests to this server. `*`: all
-    origins. POST requests from pages of other origins get 403. Default: only this server's own
-    pages."""
+    """Origins, separated by commas. Web pages of these origins may send requests to this server.
+    `*`: all origins. POST requests from pages of other origins get 403. Default: only this server's
+    own pages."""
     admin_keys: SecretStr | None = None
     """Admin keys, separated by commas, of at least 16 characters each. Requests to load or unload a
-    version of the model must send an admin key. If there is none, such requests are rejected."""
+    version of the model must send an admin key. If there is no admin key, such requests are
+    rejected."""
     admin_keys_file: pathlib.Path | None = None
-    """File with further admin keys, one per line. The service reads it again when it changes."""
+    """File with further admin keys, one per line. The service reads the file again when it
+    changes."""
 
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
     """Maximum number of open HTTP connections. gRPC has a separate maximum of the same size. Both
-    are lower if the process may not open enough file descriptors (`ulimit -n`): each HTTP
-    connection needs one, and each gRPC connection needs three. At the maximum, a new connection
-    replaces an idle or slow connection of the client with the most connections."""
+    maximums are lower if the process may not open enough file descriptors (`ulimit -n`): each HTTP
+    connection needs one descriptor, and each gRPC connection needs three. At the maximum, a new
+    connection replaces an idle or slow connection of the client with the most connections."""
     keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     """Number of seconds after which an idle connection is closed. Set a higher value than the idle
     timeout of a load balancer in front of the service."""
@@ -164,12 +168,13 @@ class Settings(BaseSettings):
     """Number of seconds after SIGTERM in which the server still accepts new connections. `/readyz`
     reports draining during this time, so that load balancers stop sending requests."""
     shutdown_timeout: int = Field(default=20, ge=1, le=3600)
-    """Maximum number of seconds for answering the requests in progress at a shutdown, after
+    """Maximum number of seconds for finishing the requests in progress at a shutdown, after
     `SHOAL_DRAIN_DELAY`. Requests that take longer are canceled."""
 
     default_answer: Literal["json", "text"] = "json"
-    """Format of the answer of `/predict` if the `Accept` header prefers neither `application/json`
-    nor `text/plain`. json: a JSON object. text: a sentence, as in the Flask tutorial."""
+    """Format of the response of `/predict` if the `Accept` header prefers neither
+    `application/json` nor `text/plain`. json: a JSON object. text: a sentence, as in the Flask
+    tutorial."""
     page: bool = True
     """Whether to serve the web page at `/`, which classifies images."""
     docs: bool = True
@@ -236,21 +241,21 @@ class Settings(BaseSettings):
     @classmethod
     def _require_rate_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("rate_limit") is None:
-            raise ValueError(f"this has no effect without a limit: set {PREFIX}RATE_LIMIT, too")
+            raise ValueError(f"a burst needs a rate limit: set {PREFIX}RATE_LIMIT, too")
         return value
 
     @field_validator("max_upload_memory")
     @classmethod
     def _require_one_upload(cls, value: int, info: ValidationInfo) -> int:
         if value < (one := info.data.get("max_upload_bytes", 0)):
-            raise ValueError(f"this is less than {PREFIX}MAX_UPLOAD_BYTES={one}")
+            raise ValueError(f"the value must be at least {PREFIX}MAX_UPLOAD_BYTES={one}")
         return value
 
     def share(self, count: int) -> Settings:
         """Return the settings of one of `count` front ends, which are processes that serve HTTP.
 
-        Each front end gets an equal part of `max_connections` and of `max_upload_memory`. Its part
-        of the memory is at least `max_upload_bytes`.
+        Each front end gets an equal part of `max_connections` and of `max_upload_memory`. The part
+        of `max_upload_memory` is at least `max_upload_bytes`.
         """
         memory = max(self.max_upload_memory // count, self.max_upload_bytes)
         connections = max(self.max_connections // count, 1)
@@ -270,8 +275,8 @@ def split(value: str) -> list[str]:
 def host_name(host: str) -> str | None:
     """Return the name or IP address in `host`, in lower case and without the port.
 
-    The result has neither the brackets of an IPv6 address nor a dot at the end. It is None if
-    `host` is not valid.
+    The result has neither the brackets of an IPv6 address nor a dot at the end. The result is None
+    if `host` is not valid.
     """
     match = HOST.fullmatch(host)
     return match and (match["address"] or match["name"]).lower()

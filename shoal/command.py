@@ -39,6 +39,8 @@ exit status:
   4    serve: the engine stopped responding; start the service again
   130  stopped by Ctrl-C
 """
+EXTRAS = "Install Shoal with one of the extras cpu, gpu, onnx and onnx-gpu"
+"""Advice for installations without extras, which contain only what clients of a server need."""
 INTERRUPTED, BROKEN_PIPE = 130, 141
 """Exit statuses that shells report for SIGINT and SIGPIPE."""
 
@@ -62,10 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Name of the command and its arguments. None: the arguments of this process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser(COMMANDS.keys() & set(arguments)).parse_args(arguments)
     try:
+        options = parser(COMMANDS.keys() & set(arguments)).parse_args(arguments)
         status = _module(options.command).run(options)
         sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        name = next(name for name in arguments if name in COMMANDS)
+        print(f"shoal {name}: the package {error.name} is not installed. {EXTRAS}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # for example with `| head`

@@ -10,6 +10,7 @@ The script takes effect in new shells. Run the command again after each update o
 from __future__ import annotations
 
 import argparse
+import importlib
 
 import shtab
 
@@ -27,10 +28,19 @@ def run(options: argparse.Namespace) -> int:
     """Prints the completion script. Returns the exit status."""
     from shoal.command import COMMANDS, parser
 
-    complete_parser = parser(COMMANDS)
+    complete_parser = parser([name for name, (module, _) in COMMANDS.items() if _installed(module)])
     _complete_paths(complete_parser)
     print(shtab.complete(complete_parser, options.shell))
     return 0
+
+
+def _installed(module: str) -> bool:
+    """Whether a command's module can be imported. Some need an extra, such as `onnx`."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
 def _complete_paths(parser: argparse.ArgumentParser) -> None:

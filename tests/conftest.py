@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -24,6 +25,14 @@ settings.load_profile("shoal")
 
 IMAGES = 16
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests of MXNet's backend, and tests with the mark `mxnet`, where it is missing."""
+    if importlib.util.find_spec("mxnet") is None:
+        for item in items:
+            if item.get_closest_marker("mxnet") or "mxnet" in item.path.parent.parts:
+                item.add_marker(pytest.mark.skip(reason="MXNet is not installed"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,12 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.shoal.test_without_extras import SERVER
+
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = sorted((ROOT / "requirements").rglob("*.lock"))
 INSTALLERS = [
     ROOT / name for name in ("Makefile", "Dockerfile", "k8s/check", ".ci/run", ".githooks")
 ] + sorted((ROOT / ".github").rglob("*.yml"))
+BACKENDS = ("cpu", "gpu", "onnx", "openvino", "onnx-gpu")
+"""Extras that contain everything that a server needs."""
 COLUMNS = 5
 
 
@@ -39,7 +43,7 @@ def named(cell: str) -> set[str]:
 
 def described(name: str) -> bool:
     names = {one for cells in rows() for one in named(cells[0])}
-    family = re.sub(r"^nvidia-.*-cu11$", "nvidia-*-cu11", name)
+    family = "nvidia-*-cu11" if name.endswith("-cu11") else re.sub(r"^nvidia-.*", "nvidia-*", name)
     return bool({name, family} & names)
 
 
@@ -50,20 +54,96 @@ def declared() -> Iterator[str]:
     for requirement in [*needed, *(one for extra in extras for one in extra)]:
         name = re.match(r"[\w.-]+", requirement)
         assert name is not None
-        yield normal(name[0])
+        if name[0] != PROJECT["project"]["name"]:  # an extra that contains another one
+            yield normal(name[0])
+
+
+def locked(name: str) -> dict[str, set[str]]:
+    """The packages of a lock file, and the versions of each for different Pythons."""
+    found: dict[str, set[str]] = {}
+    lock = (ROOT / f"requirements/{name}.lock").read_text()
+    for package, version in re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE):
+        found.setdefault(normal(package), set()).add(version)
+    return found
 
 
 def test_every_dependency_has_its_row() -> None:
     assert [name for name in sorted(set(declared())) if not described(name)] == []
 
 
-@pytest.mark.parametrize("extra", ["cpu", "gpu"])
-def test_everything_that_serves_is_named(extra: str) -> None:
-    """With whom it comes, if nobody asked for it."""
-    lock = (ROOT / f"requirements/{extra}.lock").read_text()
-    locked = re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)
-    assert len(locked) > 10
-    assert [name for name in locked if not described(normal(name))] == []
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packages_of_servers_have_rows(backend: str) -> None:
+    """Every package that a server installs has a row, those that others require included."""
+    packages = locked(backend)
+    assert len(packages) > 10
+    assert [name for name in packages if not described(name)] == []
+
+
+def test_the_makefile_knows_all_backends() -> None:
+    """`EXTRA` may name each backend, and the extra of each contains the extra `server`."""
+    (names,) = re.findall(r"^BACKENDS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert names.split() == list(BACKENDS)
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert all({"shoal[server]", "shoal[onnx]"} & set(extras[name]) for name in BACKENDS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_has_one_build_of_its_library(backend: str) -> None:
+    """MXNet's two packages, and ONNX Runtime's two, install the same files over each other."""
+    library = {
+        "cpu": "mxnet",
+        "gpu": "mxnet-cu112",
+        "onnx": "onnxruntime",
+        "openvino": "onnxruntime",
+        "onnx-gpu": "onnxruntime-gpu",
+    }[backend]
+    builds = {"mxnet", "mxnet-cu112", "onnxruntime", "onnxruntime-gpu"}
+    assert builds & set(locked(backend)) == {library}
+
+
+@pytest.mark.parametrize("lock", ["dev", "train"])
+def test_additions_leave_the_backend_alone(lock: str) -> None:
+    """What is installed on top of any backend has no NumPy and no library of a backend: MXNet needs
+    NumPy 1, and ONNX Runtime's GPU build must not be overwritten."""
+    additions = set(locked(lock))
+    assert not {"mxnet", "numpy", "onnxruntime", "onnxruntime-gpu"} & additions
+    assert "numpy" not in locked("export")
+
+
+def test_lock_files_agree() -> None:
+    """A package has the same versions in all lock files that can be combined. NumPy differs between
+    the backends, which are never combined."""
+    versions: dict[str, set[frozenset[str]]] = {}
+    for lock in (*BACKENDS, "export", "train", "dev"):
+        for package, found in locked(lock).items():
+            versions.setdefault(package, set()).add(frozenset(found))
+    assert {package for package, found in versions.items() if len(found) > 1} == {"numpy"}
+
+
+def test_numpy_2_is_for_backends_without_mxnet() -> None:
+    """MXNet's lock files have NumPy 1 for its Pythons, and ONNX Runtime's have NumPy 2 only."""
+    assert "1.26.4" in locked("cpu")["numpy"] & locked("gpu")["numpy"]
+    for backend in ("onnx", "openvino", "onnx-gpu"):
+        assert all(version.startswith("2.") for version in locked(backend)["numpy"])
+
+
+def test_clients_need_no_package_of_a_server() -> None:
+    """The packages of the extra `server` are hidden in the tests of an installation without extras,
+    and NumPy 1 is excluded by the extras with MXNet only."""
+    modules = {
+        "fastapi-offline": "fastapi_offline",
+        "opentelemetry-api": "opentelemetry",
+        "pillow": "PIL",
+        "prometheus-client": "prometheus_client",
+        "python-multipart": "python_multipart",
+    }
+    extras = PROJECT["project"]["optional-dependencies"]
+    needed = {re.split(r"[<>=;]", requirement)[0] for requirement in extras["server"]}
+    assert {modules.get(name, name) for name in needed} <= set(SERVER)
+    assert [name for name, extra in extras.items() if any("numpy<2" in one for one in extra)] == [
+        "cpu",
+        "gpu",
+    ]
 
 
 def test_every_row_says_all() -> None:

@@ -8,13 +8,16 @@ from typing import Any
 
 from model_store import versions
 from model_store.backend import Request
-from model_store.device import Device, GpuMemory
+from model_store.device import Device, GpuMemory, gpu_number
 from model_store.manifest import BackendName, Manifest, PrecisionName
 from model_store.network import Network
-from model_store.onnx import openvino, writer
+from model_store.onnx import gpu, openvino, writer
+from model_store.onnx.cuda import Cuda
 from model_store.onnx.device import choose
+from model_store.onnx.driver import DriverError
 from model_store.onnx.file import verified
 from model_store.onnx.files import can_write
+from model_store.onnx.gpu_session import Opener
 from model_store.onnx.runtime import INSTALL, is_gpu_build, is_installed, load_onnxruntime
 from model_store.onnx.session import SessionNetwork, open_session
 
@@ -28,14 +31,18 @@ class OnnxBackend:
     normalizes = True
     few_buckets = False
 
-    def __init__(self, ort: Any, device: Device, threads: int) -> None:
+    def __init__(self, ort: Any, device: Device, threads: int, cuda: Cuda) -> None:
         """
         Args:
             ort: The module `onnxruntime`.
             device: Device that runs the networks.
             threads: Number of CPU threads that run one batch.
+            cuda: NVIDIA's driver and libraries.
         """
         self.device = device
+        self._cuda = cuda
+        self._gpu = None if device.name == "cpu" else gpu_number(device.name)
+        """Number of the GPU, counted from 0. None: the CPU."""
         self._ort = ort
         self._threads = threads
 
@@ -51,13 +58,21 @@ class OnnxBackend:
         count: int,
     ) -> Sequence[Network]:
         path, content = _read(folder, model, precision)
+        if self._gpu is not None:
+            # A GPU has one lane, so one network is enough.
+            return [gpu.network(Opener(self._ort, self._gpu, content, str(path)), buckets)]
         if openvino.is_useful(precision, self.device.name):
             return openvino.networks(content, str(path), buckets, self._threads, count)
         session = open_session(self._ort, content, self._threads, str(path))
         return [SessionNetwork(session) for _ in range(count)]
 
     def gpu_memory(self) -> GpuMemory | None:
-        return None
+        if self._gpu is None:
+            return None
+        try:
+            return self._cuda.driver.memory(self._gpu)
+        except DriverError:
+            return None
 
 
 def may_reach_gpu() -> bool:
@@ -82,7 +97,8 @@ def start(request: Request) -> OnnxBackend:
         BackendUnavailable, DeviceUnavailable, ValueError.
     """
     ort = load_onnxruntime()
-    return OnnxBackend(ort, choose(ort, request.device), request.threads)
+    cuda = Cuda()
+    return OnnxBackend(ort, choose(ort, request.device, cuda), request.threads, cuda)
 
 
 def _read(

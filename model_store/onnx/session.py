@@ -13,7 +13,15 @@ from model_store.batch import Inputs, Rows
 from model_store.manifest import BadModel
 
 INPUT, OUTPUT = "pixels", "logits"
-OUT_OF_MEMORY = re.compile(r"bad_alloc|failed to allocate memory|out of memory", re.IGNORECASE)
+# Messages of C++, of ONNX Runtime's arena without and with a limit, of CUDA, of cuBLAS and cuDNN.
+OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|failed to allocate memory|available memory of \d+ is smaller|out of memory"
+    r"|_ALLOC_FAILED|_ALLOCATION_FAILED",
+    re.IGNORECASE,
+)
+
+FAILURE = re.compile(r"\w+ failure \d+: [^;]*[^; ]")
+"""What the libraries of CUDA report, inside a message of ONNX Runtime."""
 
 
 class SessionNetwork:
@@ -78,5 +86,16 @@ def open_session(ort: Any, content: bytes, threads: int, called: str) -> Any:
 
 
 def is_out_of_memory(message: str) -> bool:
-    """Whether an error message says that memory ran out. If so, a smaller batch may succeed."""
+    """Whether an error message says that memory ran out. If so, a smaller batch may succeed.
+
+    CUDA's "illegal memory access" is another error. After it, the GPU computes nothing more for
+    this process.
+    """
     return OUT_OF_MEMORY.search(message) is not None
+
+
+def brief(error: Exception) -> str:
+    """Return the essential part of ONNX Runtime's error message, in one line."""
+    found = FAILURE.search(str(error))
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return found[0] if found else lines[0]

@@ -91,7 +91,7 @@ IMAGE_ERRORS = (
 async def predict(request: Request) -> Response:
     """Classify one image, sent in the file field `img` of a form or as the body itself.
 
-    With `Accept: text/plain` the response is a sentence instead of JSON. If the client prefers
+    With `Accept: text/plain`, the response is a sentence instead of JSON. If the client prefers
     neither format, the setting `SHOAL_DEFAULT_ANSWER` determines the format.
     """
     pipeline = begin(request)

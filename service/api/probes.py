@@ -37,7 +37,7 @@ async def healthz(request: Request) -> Response:
 @router.get(
     "/readyz",
     tags=["probes"],
-    summary="Can the server answer requests?",
+    summary="Can the server classify images?",
     response_model=schemas.Ready,
     responses=problems.documented([errors.NotReady, errors.Stalled, errors.DecodersDown, Draining]),
 )

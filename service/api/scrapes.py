@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from service.rate_limit import RateLimiter
 
 PER_SECOND = 5
-"""Maximum average number of texts rendered per second. Clients get a text at most 0.2 s old."""
+"""Maximum average number of texts rendered per second. The text that clients get is at most 0.2 s
+old."""
 AT_ONCE = 10
 """Maximum number of texts that may be rendered in immediate succession."""
 
@@ -35,11 +36,11 @@ class Scrapes:
         self._render = render
         self._clock = clock
         self._rendering = asyncio.Lock()
-        self._rates = RateLimiter(PER_SECOND, AT_ONCE)  # all clients count as one, named ""
+        self._rates = RateLimiter(PER_SECOND, AT_ONCE)  # one bucket for all clients
         self._text = b""
 
     async def text(self) -> bytes:
-        """Return a new text, or the latest one if the limits do not allow a new one now."""
+        """Return a new text, or the latest text if the limits do not allow a new text now."""
         async with self._rendering:
             now = self._clock()
             if not self._text or self._rates.wait("", now) == 0:

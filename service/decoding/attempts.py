@@ -3,20 +3,20 @@
 Ordinary images need little CPU time and memory according to their headers. All other images are
 expensive. Each kind has its own decoders, which form a lane. The result of an attempt to decode an
 image has these consequences:
-- If the decoder returns pixels or says that the image is invalid, the request is answered, and the
-  decoder decodes the next image.
+- If the decoder returns pixels or reports that the image is invalid, the request gets this result,
+  and the decoder decodes the next image.
 - If an image took more CPU time than estimated from its header, its client is distrusted for a
   while: all images of the client count as expensive (`trust`). If an ordinary image exceeded its
   limit on CPU time, it is decoded again as an expensive image. If an expensive image exceeded its
   limit, it is rejected, and the killed decoder counts against the client.
 - If an ordinary image ran out of memory or crashed its decoder, it is decoded again as an
-  expensive image. If this happened to an expensive image, earlier images may be the cause. So
-  the image is decoded again in a new decoder. If the image fails in a new decoder, it is rejected,
-  and the failure counts against the client.
-- If the decoder slept instead of decoding, this counts as a crash.
-- If something outside the service ended the decoder, the image is decoded once more. If an image
-  exceeded its time limit but used little CPU time, other processes delayed the decoder. Neither
-  case counts against the client.
+  expensive image. If an expensive image ran out of memory or crashed its decoder, earlier images
+  may be the cause. Therefore, the image is decoded again in a new decoder. If the image fails in a
+  new decoder, it is rejected, and the failure counts against the client.
+- A decoder that slept instead of decoding counts as crashed.
+- If something outside the service ended the decoder, the image is decoded one more time. If an
+  image exceeded its time limit but used little CPU time, other processes delayed the decoder.
+  Neither case counts against the client.
 
 In all cases except the first, the decoder is replaced, because a malicious image may control the
 decoder. The CPU time of the replacement is charged to the client, unless something outside the
@@ -68,8 +68,8 @@ class Attempts:
         Args:
             ordinary: Lane of ordinary images.
             expensive: Lane of expensive images, and of ordinary images that exceeded a limit.
-            trust: Record of the clients whose images ended decoders or exceeded their estimates.
-            on_kill: Function that is called when a decoder ends unexpectedly. Its argument is the
+            trust: Record of clients with images that ended decoders or exceeded their estimates.
+            on_kill: Function that is called when a decoder ends unexpectedly. The argument is the
                 reason: `cpu_time`, `crash`, or `lost` if something outside the service ended the
                 decoder.
             clock: Function that returns the time of a monotonic clock, in seconds.
@@ -140,7 +140,7 @@ class Attempts:
         return True
 
     def _is_worth_it(self, job: Job) -> bool:
-        """Whether `job` can still be answered in time.
+        """Whether decoding the image of `job` can still end before its deadline.
 
         Fails the job if decoding would end too late, or if its client is rejected for a while.
         """
@@ -153,7 +153,8 @@ class Attempts:
         return not job.answer.done()  # its client may have disconnected
 
     def _answer(self, job: Job, process: DecoderProcess, content: bytes) -> bool:
-        """Answer `job` with pixels. Returns whether `process` can decode another image."""
+        """Set the result of `job` to the pixels. Returns whether `process` can decode another
+        image."""
         if not job.answer.done():
             job.answer.set_result(as_pixels(content))
         if process.image_seconds <= MAX_UNDERESTIMATE * job.seconds + LEAST_LIE:
@@ -213,7 +214,7 @@ class Attempts:
     ) -> None:
         """Decode the image of `job` in a new decoder, after `process` has ended."""
         lane.processes.discard(process)
-        process.close()  # its descriptors are counted for the new decoder
+        process.close()  # frees descriptors for the new decoder
         async with AsyncExitStack() as stack:
             try:
                 await lane.reap(template, process)
@@ -229,7 +230,7 @@ class Attempts:
     def _try_again(self, job: Job, lane: Lane) -> None:
         """Put `job` back into its lane, because something other than its image ended the decoder.
 
-        Fails the job if this has happened too often.
+        Fails the job if its decoders have ended too often.
         """
         job.losses += 1
         if job.losses > MAX_LOSSES:

@@ -31,8 +31,8 @@ SECONDS: Mapping[str, float] = {
 SAMPLE_SECONDS = 0.0056
 """CPU seconds that decoding the sample images took on the reference machine."""
 MAX_SLOWER = 8.0
-"""Maximum ratio of this machine's CPU time to the reference machine's. The minimum is 1 /
-`MAX_SLOWER`. Measured ratios outside this range are clipped."""
+"""Maximum ratio of this machine's CPU time to the CPU time of the reference machine. The minimum is
+1 / `MAX_SLOWER`. Measured ratios outside this range are clipped."""
 PIXELS_PER_BYTE: Mapping[str, float] = {"JPEG": 17, "JPEG progressive": 11, "WebP": 5}
 """Number of pixels that take as long to decode as one encoded byte, by kind. Other kinds: 0."""
 MAX_BYTES_PER_PIXEL = 4
@@ -50,8 +50,9 @@ def work(image: EncodedImage) -> float:
     """Return the amount of work to decode `image`, as a number of pixels.
 
     The result is the sum of two numbers. The first is the number of pixels in all blocks of the
-    image. It is multiplied by the number of scans and divided by the typical number of scans. The
-    second is the number of pixels that take as long to decode as the bytes of the image.
+    image. This number is multiplied by the number of scans and divided by the typical number of
+    scans. The second number is the number of pixels that take as long to decode as the bytes of the
+    image.
     """
     blocks = BLOCK**2 * -(-image.width // BLOCK) * -(-image.height // BLOCK)
     usual = SCANS.get(image.kind)

@@ -5,8 +5,8 @@ lane. All decoders are forked from one process, the template (a fork server).
 
 Guarantees
 - Each lane has the configured number of decoders, or as many as the system allows. A decoder that
-  has ended is replaced immediately, or within `IDLE_SECONDS` if it was idle. If the system allows
-  no new process, the start is tried again every second.
+  has ended is replaced immediately, or within `IDLE_SECONDS` if the decoder was idle. If the system
+  allows no new process, the start is tried again every second.
 - If the template ends, all its decoders end. A new template and new decoders are then started.
 - A decoder that uses CPU time without an image is replaced.
 - Idle decoders return freed memory to the operating system.
@@ -42,7 +42,7 @@ class Fleet:
         Args:
             lanes: Lanes to run decoders for.
             decode_next: Coroutine function that waits for an image of a lane and lets a decoder
-                decode the image. It returns whether the decoder can decode another image.
+                decode the image. The function returns whether the decoder can decode another image.
             template: Function that creates the template process.
         """
         self.costs = Costs()

@@ -1,7 +1,7 @@
 """Reads the type and the size of images from their headers, without decoding pixels.
 
-A header may be false. So the header only sets the limits on CPU time and memory for the image.
-Other modules enforce these limits while the image is decoded.
+A header may be false. Therefore, the header only sets the limits on CPU time and memory for the
+image. Other modules enforce these limits while the image is decoded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WEBP_CHUNKS = 4096
 chunk is not found, the estimated CPU time is wrong by less than a factor of 3."""
 _GIF_BLOCKS = 1024
 """Maximum number of blocks of a GIF that are searched for its first frame. If the frame comes
-later, its size is not known before the image is decoded."""
+later, the size of the frame is not known before the image is decoded."""
 _PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 """Number of samples per pixel by color type of a PNG. Other color types have one sample."""
 _MAX_INFLATION = 1032
@@ -43,7 +43,7 @@ def read_header(data: bytes) -> Header:
     """
     signature = _SIGNATURE.match(data)
     if signature is None:
-        raise BadImage(f"This is not an image of a known type. Send {_SERVED}.")
+        raise BadImage(f"The data is not an image of a known type. Send {_SERVED}.")
     name = str(signature.lastgroup)
     if (read := _READERS.get(name)) is None:
         raise UnsupportedImageType(f"{name.replace('_', ' ')} is not supported. Send {_SERVED}.")
@@ -60,7 +60,7 @@ def too_large(width: int, height: int, max_pixels: int) -> ImageTooLarge:
     """Return the error for an image with more than `max_pixels` pixels."""
     return ImageTooLarge(
         f"The image has {width} x {height} pixels, and the maximum is {max_pixels:,} in total. "
-        f"Make it smaller: the network uses only {SIDE} x {SIDE} pixels."
+        f"Make it smaller: the neural network uses only {SIDE} x {SIDE} pixels."
     )
 
 
@@ -87,7 +87,7 @@ def _gif_header(data: bytes) -> Header:
 def _gif_first_frame(data: bytes) -> int | None:
     """Return the position of the first image descriptor (GIF89a, section 20).
 
-    Returns None if it is not among the first `_GIF_BLOCKS` blocks.
+    Returns None if the descriptor is not among the first `_GIF_BLOCKS` blocks.
     """
     flags = data[10] if len(data) > 10 else 0
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
@@ -140,9 +140,9 @@ def _jpeg_header(data: bytes) -> Header:
 
 
 def _reject_without_pixels(name: str, data: bytes, size: int) -> None:
-    """Reject an image whose data is shorter than `size`, the minimum for its pixels.
+    """Reject an image if its data is shorter than `size`, the minimum length for its pixels.
 
-    Otherwise decoders would allocate memory for pixels that are missing. Raises BadImage.
+    Otherwise, decoders would allocate memory for pixels that are missing. Raises BadImage.
     """
     if len(data) < size:
         raise BadImage(f"This {name} image is truncated. Send the whole file.")

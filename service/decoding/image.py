@@ -1,10 +1,10 @@
 """Identifies images by their headers, and decodes small images in this process.
 
-`identify` reads only the header of an image, which takes microseconds. It rejects images of
+`identify` reads only the header of an image, which takes microseconds. `identify` rejects images of
 unsupported types, images without pixels, and images that are too large.
 
 `EncodedImage.decode_here` decodes in this process, without limits on memory and CPU time. The event
-loop calls this only for images that are so small and plain that decoding takes about a millisecond
+loop calls this method only for small and plain images, for which decoding takes about a millisecond
 at most (`EncodedImage.is_bounded`). All other images are sent to the decoder processes
 (`service.decoding.pool`).
 """
@@ -49,11 +49,11 @@ BYTES_PER_PIXEL = {
     "BMP run-length": 4,
     "GIF": 2,
 }
-"""Maximum bytes of memory per pixel that decoding takes if the header is correct, by kind."""
+"""Maximum memory that decoding takes, in bytes per pixel, if the header is correct, by kind."""
 
 COPIES = 3
 """Number of copies of an encoded image in a decoder process: the data, the copy in a file object,
-and the copy of the library that decodes the image."""
+and the copy that the decoding library makes."""
 
 
 @dataclass(slots=True)  # a frozen class would take five times as long to create
@@ -91,7 +91,7 @@ class EncodedImage:
     def is_bounded(self) -> bool:
         """Whether decoding the image takes about a millisecond at most, even if it is malicious.
 
-        If so, `decode_here` may run on the event loop.
+        If True, `decode_here` may run on the event loop.
         """
         if len(self.data) > _BOUNDED_BYTES or self.pixels > _BOUNDED_PIXELS:
             return False
@@ -131,7 +131,7 @@ class EncodedImage:
     def _decode_plain_jpeg(self) -> Pixels | None:
         """Decode with libjpeg-turbo directly, which takes a tenth of the time that Pillow takes.
 
-        The pixels are the same. Returns None if the image may be damaged.
+        Both return the same pixels. Returns None if the image may be damaged.
         """
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(self.data, "RGB")
@@ -150,11 +150,12 @@ class EncodedImage:
             case Fault.TWO_SIZES:
                 return BadImage(
                     f"The data of this {self.format} image contains two different image sizes. "
-                    "Save it again."
+                    "Save it again in an image editor."
                 )
             case Fault.TOO_MANY_PARTS:
                 return BadImage(
-                    "This JPEG image has more segments or scans than are allowed. Save it again."
+                    "This JPEG image has more segments or scans than are allowed. Save it again in "
+                    "an image editor."
                 )
             case Fault.TOO_LARGE:
                 return ImageTooLarge(
@@ -209,13 +210,14 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
         raise ImageTooLarge(
             f"The image has {width} x {height} pixels, and the maximum for this kind of "
             f"{image.format} is {most:,} in total, because decoding it takes much memory. Make it "
-            f"smaller: the network uses only {SIDE} x {SIDE} pixels."
+            f"smaller: the neural network uses only {SIDE} x {SIDE} pixels."
         )
     return image
 
 
 def _usual_header(usual: re.Match[bytes] | None) -> Header | None:
-    """Return the header of a JPEG that begins like most. Returns None for all other images."""
+    """Return the header of a JPEG that begins like most JPEGs. Returns None for all other
+    images."""
     if usual is None:
         return None
     height, width = _SIZE.unpack(usual["size"])

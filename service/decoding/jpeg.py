@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 
 # Files of cameras and editors do not reach these limits: a progressive JPEG has about ten scans,
-# and 20 are allowed at 64 megapixels. Without the limits, decoding could take minutes.
+# and 20 scans are allowed at 64 megapixels. Without the limits, decoding could take minutes.
 _MAX_SEGMENTS = 1000
 _MAX_SCANS = 64
 _MAX_SCANNED_PIXELS = 20 * 64_000_000
@@ -35,9 +35,9 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 def frame(data: bytes) -> tuple[int, int, bool] | None:
     """Return width, height, and whether decoders need only one scan.
 
-    They need one scan if the frame is baseline or extended sequential, and its first scan has all
-    components. For other images, decoders keep the coefficients of all scans in memory. Returns
-    None if there is no frame header in the first 1,000 segments before the pixels. Raises
+    Decoders need only one scan if the frame is baseline or extended sequential, and its first scan
+    has all components. For other images, decoders keep the coefficients of all scans in memory.
+    Returns None if there is no frame header in the first 1,000 segments before the pixels. Raises
     struct.error if the data ends within the header.
     """
     size: tuple[int, int] | None = None
@@ -54,7 +54,7 @@ def frame(data: bytes) -> tuple[int, int, bool] | None:
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a baseline JPEG whose first scan has all components.
+    """Whether this is a baseline JPEG with all components in its first scan.
 
     The image must also be gray or YCbCr, and have no EXIF, XMP or Adobe segments. Decoders read
     only one scan of such a file, so the size of the image limits the work. In other files, decoders
@@ -82,7 +82,7 @@ def scans(data: bytes) -> int:
 def has_too_many_parts(data: bytes, pixels: int) -> bool:
     """Whether there are more segments or scans than cameras and editors write for `pixels` pixels.
 
-    Decoders visit all blocks in each scan of a progressive JPEG, even if it has few bytes.
+    Decoders visit all blocks in each scan of a progressive JPEG, even if the scan has few bytes.
     """
     markers = [marker for marker, _ in itertools.islice(_segments(data), _MAX_SEGMENTS + 1)]
     scans = markers.count(_START_OF_SCAN)

@@ -73,7 +73,7 @@ class Lane:
 
     @property
     def is_down(self) -> bool:
-        """Whether the lane has no decoder and cannot start one."""
+        """Whether the lane has no decoder and cannot start a decoder."""
         return self.cannot_start and not self.has_decoder
 
     @property
@@ -83,7 +83,7 @@ class Lane:
 
     @asynccontextmanager
     async def decoder(self, template: Template) -> AsyncIterator[DecoderProcess]:
-        """Start a decoder. It is ready within the context, and is killed at the end of the context.
+        """Start a decoder. The decoder is ready within the context, and is killed on exit.
 
         Raises StartFailed if no decoder can be started.
         """
@@ -98,7 +98,8 @@ class Lane:
     async def reap(self, template: Template, process: DecoderProcess) -> int:
         """Wait for the end of `process`, and return its exit code (`Template.reap`).
 
-        If the template has ended, the kernel has killed all its decoders: returns -SIGKILL.
+        If the template has ended, the kernel has killed all its decoders. The result is then
+        -SIGKILL.
         """
         with self._fails_if_slow():
             try:
@@ -142,7 +143,7 @@ class Lane:
         self.cannot_start = True
 
     def seconds_until_done(self, job: Job) -> float:
-        """Return the estimated seconds until `job` is done if it is added now."""
+        """Return the estimated seconds until `job` is done if the job is added now."""
         shared = self.queue.seconds_until_done(job.client, job.seconds) / self.decoders
         return max(job.seconds, shared)
 
@@ -168,7 +169,7 @@ class Lane:
                 return job
 
     def check(self) -> None:
-        """Let all calls of `take` check whether their decoders are usable, if one is not."""
+        """If a decoder is not usable, let all calls of `take` check their decoders."""
         if not all(process.is_usable for process in self.processes):
             for _ in self.processes:
                 self._waiting.release()

@@ -1,7 +1,7 @@
 """Starts decoder processes by sending orders to the template.
 
-The template is a fork server: the process that all decoder processes are forked from. It runs the
-module `service.decoding.template`. This module is the server's side of it.
+The template is a fork server: the process that all decoder processes are forked from. The template
+runs `service.decoding.template`. This module is the server's side of the connection.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Template:
         self.sample_seconds = 0.0
         """CPU seconds that decoding the sample images takes on this machine."""
         self.ended = asyncio.Event()
-        """Set when decoders can no longer be forked: the process has ended, or its next answer may
+        """Set when decoders can no longer be forked: the process has ended, or its next result may
         belong to an earlier order."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -54,7 +54,7 @@ class Template:
         return self.ended.is_set()
 
     async def start(self) -> None:
-        """Start the process, and wait until it has set `sample_seconds`. Raises StartFailed."""
+        """Start the process, and wait until `sample_seconds` is known. Raises StartFailed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
@@ -112,10 +112,11 @@ class Template:
                 return DecoderProcess(pid, ours, file)
 
     async def reap(self, process: DecoderProcess) -> int:
-        """Wait for the end of `process`. The template kills a process after `EXIT_SECONDS`.
+        """Wait for the end of `process`.
 
-        Returns the exit code of `process`, the negative number of the signal that ended it, or
-        `template.LIVED_ON`. Raises StartFailed if the template and all its decoders have ended.
+        The template kills a process that does not end within `EXIT_SECONDS`. Returns the exit code
+        of `process`, the negative number of the signal that ended it, or `template.LIVED_ON`.
+        Raises StartFailed if the template and all its decoders have ended.
         """
         async with self._one_at_a_time:
             if process.exit_code is None:

@@ -16,13 +16,13 @@ ORDINARY_MEMORY = 88 * MIB
 """Maximum number of bytes of memory of a decoder for ordinary images."""
 EXPENSIVE_MEMORY = 544 * MIB
 """Maximum number of bytes of memory of a decoder for expensive images. A progressive JPEG of 64
-megapixels needs this much."""
+megapixels needs this amount."""
 MIN_EXPENSIVE_MEMORY = 160 * MIB
 """Lower bound of `Limits.expensive_memory` in bytes, for machines with little memory."""
 HEAP_MEMORY = 48 * MIB
 """Number of bytes that a decoder may take in addition to `EncodedImage.memory`: its libraries take
-address space, and the allocator reserves some memory and cannot reuse some. Images of medium size
-need the most."""
+address space, and the allocator reserves memory and cannot reuse all freed memory. Images of medium
+size need the largest addition."""
 LARGE_HEAP_MEMORY = 32 * MIB
 """Replaces `HEAP_MEMORY` for the largest images. The value is lower, because the buffers of such
 images are allocated outside the heap."""
@@ -34,7 +34,7 @@ DESCRIPTORS, FORK_DESCRIPTORS = 3, 8
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits on decoders. The kernel limits their memory, and the server their CPU time."""
+    """Limits on decoders. The kernel limits their memory, and the server limits their CPU time."""
 
     ordinary: int
     """Number of decoders for ordinary images."""

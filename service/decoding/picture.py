@@ -1,8 +1,9 @@
-"""Decodes images with Pillow into the pixels that the network gets.
+"""Decodes images with Pillow into the pixels that the neural network gets.
 
 The pixels look as in a browser that shows the image on a white page: EXIF orientation, alpha and
-palette are applied. Only the first frame of an animation is used. The network gets the middle
-square of the image, resized to 32 x 32 pixels. The pixels of a 32 x 32 RGB image do not change.
+palette are applied. Only the first frame of an animation is used. The neural network gets the
+middle square of the image, resized to 32 x 32 pixels. The pixels of a 32 x 32 RGB image do not
+change.
 
 Decoder processes run this module, so it imports no large library except Pillow. Callers pass the
 type and the size of an image, which `service.decoding.image` has read from its header.
@@ -34,9 +35,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 from service.decoding import jpeg
 
 SIDE = 32
-"""Width and height of the input of the network, in pixels."""
+"""Width and height of the input of the neural network, in pixels."""
 CHANNELS = 3
-"""Number of channels of the input of the network: red, green and blue."""
+"""Number of channels of the input of the neural network: red, green and blue."""
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge of a rectangle, in pixels."""
@@ -81,9 +82,9 @@ def decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) -> 
     Raises:
         Undecodable: The image is damaged or too large, or there is not enough memory.
     """
-    # These are global variables that other libraries set, too: importing GluonCV allows truncated
-    # images. So they are set before each image. Pillow rejects images with more than twice
-    # MAX_IMAGE_PIXELS.
+    # Other libraries also set these global variables. For example, importing GluonCV allows
+    # truncated images. Therefore, the variables are set before each image. Pillow rejects images
+    # with more than twice MAX_IMAGE_PIXELS.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     try:
@@ -111,9 +112,10 @@ def _decode(data: bytes, kind: str, width: int, height: int, max_pixels: int) ->
             raise Undecodable(Fault.TOO_LARGE)
     if 0 in image.size:
         raise Undecodable(Fault.DAMAGED)
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. This takes a fraction of the time, and
-    # the result is as good as that of resizing. `draft` also returns the exact width and height of
-    # the smaller image. They can be up to one pixel less than the width and height in whole pixels.
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, which takes a fraction of the time. The
+    # result is as good as the result of resizing. `draft` also returns the exact width and height
+    # of the smaller image. The exact values can be up to one pixel less than the width and height
+    # in whole pixels.
     draft = image.draft(None, (_SPARE * SIDE, _SPARE * SIDE))
     shown_width, shown_height = draft[1][2:] if draft else image.size
     drawn = image.tile[0].extents if kind == "GIF" and image.tile else None
@@ -167,12 +169,12 @@ def _scale_transparent_color(image: Image.Image, depth: int) -> None:
 
 _SPARE = 3
 """Minimum size of an image before the last resizing step, as a multiple of `SIDE`. With 3, the
-result looks the same as that of a single filter over all pixels."""
+result looks the same as the result of a single filter over all pixels."""
 _TILE = 1024
 
 
 def window(width: float, height: float) -> Box:
-    """Return the middle square of an image, which the network gets.
+    """Return the middle square of an image, which the neural network gets.
 
     Args:
         width: Width of the image in pixels.
@@ -193,8 +195,8 @@ def fit(
 
     Args:
         image: Image of any mode.
-        width: Exact width of the image in pixels. It need not be an integer, because a JPEG that
-            was decoded at a smaller size has fractions of pixels at its edges.
+        width: Exact width of the image in pixels. The width need not be an integer, because a JPEG
+            that was decoded at a smaller size has fractions of pixels at its edges.
         height: Exact height of the image in pixels.
         drawn: Part of a GIF that its first frame covers. The rest becomes white. None: the frame
             covers the whole image.
@@ -203,8 +205,8 @@ def fit(
         return _tile(image, (0, 0, SIDE, SIDE), drawn)
     left, upper, right, lower = window(width, height)
     x0, y0, x1, y1 = math.floor(left), math.floor(upper), math.ceil(right), math.ceil(lower)
-    # First, blocks of whole pixels are averaged, which is fast. This is done in tiles, so that no
-    # second image of full size is needed for the conversion to RGB.
+    # First, blocks of whole pixels are averaged, which is fast. The image is processed in tiles, so
+    # that no second image of full size is needed for the conversion to RGB.
     by_x = max(1, int((right - left) / (_SPARE * SIDE)))
     by_y = max(1, int((lower - upper) / (_SPARE * SIDE)))
     across, down = by_x * max(1, _TILE // by_x), by_y * max(1, _TILE // by_y)
@@ -221,7 +223,8 @@ def _tile(
 ) -> Image.Image:
     """Return the part of `image` in `box` as RGB.
 
-    The area outside `drawn` becomes white. Pillow has filled it with the first palette color.
+    The area outside `drawn` becomes white. Pillow has filled this area with the first palette
+    color.
     """
     tile = _on_white(image.crop(box))
     if drawn is None:

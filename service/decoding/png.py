@@ -21,7 +21,7 @@ _HARMLESS = frozenset(
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a plain PNG, whose size limits the time of decoding it.
+    """Whether this is a plain PNG. The size of a plain PNG limits the time of decoding.
 
     A plain PNG is not interlaced. Its chunks are complete, few and small. Only its pixels are
     compressed, and no bytes follow the last chunk. So a decoder inflates only the pixels, and stops

@@ -1,21 +1,21 @@
 """Decodes images in decoder processes ("decoders"), and rejects images that would be late.
 
 Guarantees
-- An image cannot harm the server by exploiting a decoder: the kernel restricts these processes
+- An image cannot harm the server by exploiting a decoder: the kernel restricts decoders
   (`sandbox`). A decoder that takes too much CPU time is killed. A decoder that ends is replaced
   (`fleet`), and only the request with the decoder's image fails (`attempts`).
 - All decoders together take at most `Limits.memory`.
-- Waiting clients get equal shares of decode time (`queue`). A client whose images have ended
-  several decoders is rejected for a while (`trust`).
+- Waiting clients get equal shares of decode time (`queue`). If images of a client have ended
+  several decoders, the client is rejected for a while (`trust`).
 - Ordinary images do not wait for expensive images, which have decoders of their own at a lower
   priority. If an ordinary image exceeds its limits, it is decoded again as an expensive image. If
   an image took too much CPU time, all images of its client count as expensive for a minute.
-- An image is rejected immediately if it would be decoded too late. This is predicted from the
+- An image is rejected immediately if it would be decoded too late. The time is predicted from the
   estimated costs of the image and of the waiting images. An image is dropped from the queue when
   its client disconnects or its deadline passes.
 
-The cost of an image is its CPU time. It is estimated from the header of the image (`costs`) and
-from a measurement at the start of the service.
+The cost of an image is the CPU time of decoding the image. The cost is estimated from the header of
+the image (`costs`), and from a measurement at the start of the service.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Decoders:
         """
         Args:
             limits: Number of decoders, and their limits on memory and CPU time.
-            on_kill: Function that is called when a decoder ends unexpectedly. Its argument is the
+            on_kill: Function that is called when a decoder ends unexpectedly. The argument is the
                 reason: `cpu_time`, `crash`, or `lost` if something outside the service ended the
                 decoder.
             clock: Function that returns the time of a monotonic clock, in seconds.
@@ -82,7 +82,7 @@ class Decoders:
 
     @property
     def is_down(self) -> bool:
-        """Whether all decoders have ended, or none can be started."""
+        """Whether all decoders have ended, or no decoder can be started."""
         ended = any(lane.processes or lane.cannot_start for lane in self._lanes)
         return ended and not any(lane.has_decoder for lane in self._lanes)
 
@@ -93,7 +93,8 @@ class Decoders:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run decoders within the context. This does not wait until they have started."""
+        """Run decoders within the context. On entry, the context manager does not wait until the
+        decoders have started."""
         log.info("%s", self.limits, extra={"fields": self._pixel_limits()})
         task = asyncio.create_task(self._fleet.run())
         try:
@@ -115,10 +116,11 @@ class Decoders:
             ImageTooLarge: The image has more pixels than its header says, and more than are
                 allowed.
             ImageTooExpensive: Decoding took more CPU time or memory than one image may take.
-            DeadlineUnreachable: The image would be decoded too late. This is raised immediately, or
-                later if other images took longer than estimated.
+            DeadlineUnreachable: The image would be decoded too late. The exception is raised
+                immediately, or later if other images took longer than estimated.
             TimeoutError: `max_seconds` have passed.
-            DecodeQueueFull: Too many images wait, or an image of another client replaced this one.
+            DecodeQueueFull: Too many images wait, or an image of another client replaced this image
+                in the queue.
             DecodersKilled: Images of this client have ended too many decoders.
             DecoderLost: Something outside the service twice ended the decoder of the image.
             DecodersDown: No decoder for this image can be started.

@@ -1,10 +1,10 @@
-"""The server's side of a decoder process ("decoder"): sends images, reads answers, kills decoders.
+"""The server's side of a decoder process ("decoder"): sends images, reads results, kills decoders.
 
 A malicious image may control its decoder, so the server does not trust decoders. The server checks
-the first byte and the length of each answer, and reads the CPU time of a decoder from the kernel.
+the first byte and the length of each result, and reads the CPU time of a decoder from the kernel.
 The kernel enforces the limit on memory (`service.decoding.sandbox`). The server copies each image
-into a file in memory that the decoder can only read. This takes 5 us for a photo of 40 KB and 3 ms
-for 10 MiB.
+into a file in memory that the decoder can only read. The copy takes 5 us for a photo of 40 KB, and
+3 ms for 10 MiB.
 
 Decoding never sleeps: a decoder with an image computes, waits for a CPU or for memory, or is
 stopped by a signal. A malicious image could make its decoder sleep, to delay other images without
@@ -28,7 +28,7 @@ from service.decoding.image import EncodedImage
 from service.decoding.limits import HEAP_MEMORY
 
 START_SECONDS = 30.0
-"""Timeout in seconds for an answer of the template, which decoders are forked from. The timeout is
+"""Timeout in seconds for a message of the template, which decoders are forked from. The timeout is
 long because the machine may be busy."""
 MIN_WAIT, MAX_WAIT = 0.005, 0.1
 """Minimum and maximum number of seconds between two checks of a decoder that decodes an image. A
@@ -42,7 +42,7 @@ class StartFailed(Exception):
 
 
 class DecoderEnded(Exception):
-    """The decoder process ended before it answered."""
+    """The decoder process ended before it sent a result."""
 
     def __init__(self, killed_for: str | None = None) -> None:
         """
@@ -69,7 +69,7 @@ class DecoderProcess:
     def __init__(self, pid: int, link: socket.socket, file: int) -> None:
         """
         Args:
-            pid: Process id. The system does not reuse it until `Template.reap` is called or the
+            pid: Process id. The system does not reuse the id until `Template.reap` is called or the
                 template ends, whichever is first.
             link: Socket that is connected to the process.
             file: Writable descriptor of the file that the process reads images from.
@@ -79,14 +79,14 @@ class DecoderProcess:
         """Names of the restrictions of the process (`sandbox.confine`), for the log."""
         self.used_at: float | None = None
         """Time when the process began to decode its last image, in seconds of the event loop's
-        clock. None: the process has freed its memory since then, or has had no image."""
+        clock. None: the process has freed its memory since its last image, or has had no image."""
         self.is_busy = False
         """Whether the process is decoding an image."""
         self.images = 0
         """Number of images that the process has received."""
         self.image_seconds = 0.0
         """CPU seconds that the process took to decode its last image. If the process was killed
-        because it stood still, the seconds until then."""
+        because it exceeded its time limit or slept, at least the wall-clock seconds of decoding."""
         self.exit_code: int | None = None
         """Result of `Template.reap` for this process. None: there is no result yet."""
         self._link = link
@@ -172,7 +172,7 @@ class DecoderProcess:
     def is_usable(self) -> bool:
         """Whether the process is busy, or has neither ended nor sent data without an image.
 
-        Such data would be mistaken for the answer to the next image.
+        Such data would be mistaken for the result of the next image.
         """
         return self.is_busy or not self.has_sent
 
@@ -190,7 +190,8 @@ class DecoderProcess:
                 os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill the process, and close the descriptors of this object. May be called twice."""
+        """Kill the process, and close the descriptors of this object. This method may be called
+        twice."""
         if self._link.fileno() < 0:
             return
         self.kill()
@@ -202,7 +203,8 @@ class DecoderProcess:
     def _cpu_seconds(self) -> float:
         """Return the CPU seconds of the process since its start.
 
-        If they cannot be read, for example because the process has ended, returns the last value.
+        Returns the last known value if the time cannot be read, for example after the end of the
+        process.
         """
         with suppress(OSError):  # the process has ended, or this is not Linux
             # This is the CPU clock of the process: clock_getcpuclockid(3).
@@ -229,7 +231,7 @@ class DecoderProcess:
             raise DecoderEnded from error
 
     async def _receive(self) -> bytes:
-        """Return the next message of the process. Empty: the process has ended."""
+        """Return the next message of the process. Returns no bytes if the process has ended."""
         try:
             return await self._loop.sock_recv(self._link, template.MAX_MESSAGE)
         except ConnectionError:
@@ -240,15 +242,15 @@ class DecoderProcess:
     ) -> None:
         """Kill the process if it has exceeded a limit or sleeps. Otherwise schedule the next check.
 
-        If the server was suspended (SIGSTOP) between two checks, the decoder was probably suspended
-        too. So the time between two checks counts as `MAX_WAIT` at most.
+        If the server was suspended (SIGSTOP) between two checks, the decoder was probably
+        suspended, too. Therefore, the time between two checks counts as `MAX_WAIT` at most.
 
         Args:
             max_cpu_seconds: Maximum CPU seconds of the process since its start.
             patience: Maximum wall-clock time in seconds for decoding the current image.
             checked_at: Time of the last check, in seconds of the event loop's clock.
             slept: Whether the process slept at the last check. A second check is necessary because
-                the answer may have been received a moment ago.
+                the result may have been received a moment ago.
         """
         now = self._loop.time()
         self._held_seconds += min(now - checked_at, MAX_WAIT)
@@ -270,7 +272,7 @@ class DecoderProcess:
         self.kill()
 
     def _sleeps(self) -> bool:
-        """Whether the process sleeps and has not answered. False if its state cannot be read."""
+        """Whether the process sleeps and has sent no result. False if its state cannot be read."""
         if self.has_sent:
             return False
         try:

@@ -1,6 +1,7 @@
 """A fair queue: orders the images that wait for a decoder so that clients get equal decode time.
 
-A job is an image to decode. Its cost is its CPU time, which is estimated before it is decoded.
+A job is an image to decode. The cost of a job is its CPU time, which is estimated before the image
+is decoded.
 
 Guarantees
 - Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. The
@@ -9,24 +10,24 @@ Guarantees
   is the sum of three numbers: the cost of one job, the cost of the new job, and the errors of the
   other client's estimates. The number of waiting jobs has no influence.
 - If the estimates are correct, a client that sends a cheap job from time to time waits for about
-  two expensive jobs of other clients. It does not wait for one job of each client.
+  two expensive jobs of other clients. The client does not wait for one job of each other client.
 - A client gets no credit for pauses. If a client has received more than its share, the excess is a
   debt. The debt remains after the client's last job, until the waiting clients have received the
-  same time. Without waiting clients there is no debt.
+  same time. Without waiting clients, there is no debt.
 - New clients cannot starve a waiting client, however many there are: new clients start at a level
   that rises with the time that other clients receive.
-- Cheap jobs of a client precede its expensive jobs. Other jobs overtake its oldest job only until
-  their total cost reaches the estimated cost of the oldest job. So no job starves.
-- A client without waiting jobs is accepted unless `max_jobs` clients are waiting. When the queue is
-  full, a new job replaces a job of the client with the most waiting jobs. This requires that the
-  client of the new job has at least two fewer waiting jobs.
+- Cheap jobs of a client precede its expensive jobs. Other jobs of the client overtake its oldest
+  job only until their total cost reaches the estimated cost of the oldest job. So no job starves.
+- A job of a client without waiting jobs is accepted unless `max_jobs` clients are waiting. When the
+  queue is full, a new job replaces a job of the client with the most waiting jobs. The replacement
+  requires that the client of the new job has at least two fewer waiting jobs.
 - Memory is limited by `max_jobs` and the number of running jobs.
 
 The method is fair queueing by virtual finish times (Demers, Keshav and Shenker, 1989). The level of
 a client is the CPU time that it has received, plus the estimates of its running jobs. The next job
-comes from the client whose level will be the lowest after its next job. New clients start at the
-level of the client whose job was taken last, plus an equal share of the CPU time of the jobs that
-have ended since.
+comes from the client with the lowest level after its next job. New clients start at the level of
+the client of the last taken job, plus an equal share of the CPU time of the jobs that have ended
+since.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from service.errors import DecodeQueueFull
 T = TypeVar("T", bound=Hashable)
 
 LEAST = 1e-6
-"""Minimum cost of a job, in seconds. Without it, clients whose jobs cost nothing would not take
-turns."""
+"""Minimum cost of a job, in seconds. Without this minimum, clients with jobs of cost 0 would not
+take turns."""
 
 
 class _Client(Generic[T]):
@@ -102,7 +103,7 @@ class FairQueue(Generic[T]):
         self._max_jobs = max_jobs
         self._jobs: dict[T, _Client[T]] = {}  # clients of the waiting jobs
         self._clients: dict[Hashable, _Client[T]] = {}
-        self._by_turn = Ranking[_Client[T]]()  # clients with waiting jobs, the next one first
+        self._by_turn = Ranking[_Client[T]]()  # clients with waiting jobs, the next client first
         self._by_count = Ranking[_Client[T]]()  # the same clients, by number of waiting jobs
         self._in_debt = Ranking[_Client[T]]()  # clients without jobs, by received time
         self._backlogs: list[float] = []  # backlogs of all clients, in ascending order
@@ -120,7 +121,7 @@ class FairQueue(Generic[T]):
     def put(self, job: T, client: Hashable, seconds: float) -> T | None:
         """Add a job of `client` that is estimated to take `seconds` of CPU time.
 
-        Returns the job of another client that was removed for this job. None: none was removed.
+        Returns the job of another client that was removed for this job. None: no job was removed.
 
         Raises:
             DecodeQueueFull: The queue is full, and no client has at least two waiting jobs more
@@ -140,7 +141,7 @@ class FairQueue(Generic[T]):
         return displaced
 
     def discard(self, job: T) -> bool:
-        """Remove a waiting job whose request has ended. Returns whether it was waiting."""
+        """Remove a job when its request has ended. Returns whether the job was waiting."""
         client = self._jobs.pop(job, None)
         if client is None:
             return False
@@ -185,8 +186,8 @@ class FairQueue(Generic[T]):
         The backlog of a client is the CPU time of its waiting and running jobs. Clients share the
         decoder equally. While `client` receives its backlog and the new job, every other client
         receives the same time or its own backlog, whichever is less. If `client` has received more
-        than its share, the others first receive the same excess. Running jobs count as if they had
-        just started.
+        than its share, the other clients first receive the same excess. Running jobs count as if
+        they had just started.
 
         Args:
             client: Client of the new job.
@@ -235,7 +236,7 @@ class FairQueue(Generic[T]):
 
     def _change_backlog(self, client: _Client[T], seconds: float) -> None:
         del self._backlogs[bisect_left(self._backlogs, client.backlog)]
-        # Without jobs the backlog is exactly zero, despite rounding errors.
+        # Without jobs, the backlog is exactly zero, despite rounding errors.
         client.backlog = max(0.0, client.backlog + seconds) if client.is_active else 0.0
         insort(self._backlogs, client.backlog)
 
@@ -250,7 +251,7 @@ class FairQueue(Generic[T]):
         self._forget()
 
     def _settle(self, client: _Client[T]) -> None:
-        """Record the debt of a client whose last job has ended."""
+        """Record the debt of a client without waiting or running jobs."""
         if not client.is_active:
             self._in_debt.set(client, client.received)
             self._forget()

@@ -42,7 +42,7 @@ class Ranking(Generic[M]):
         insort(self._rows, (*key, member))
 
     def discard(self, member: M) -> float:
-        """Remove `member`. Returns its value, or 0 if it was not a member."""
+        """Remove `member`. Returns its value, or 0 if `member` is not in the ranking."""
         key = self._keys.pop(member, None)
         if key is None:
             return 0.0
@@ -50,7 +50,8 @@ class Ranking(Generic[M]):
         return key[0]
 
     def oldest(self) -> tuple[float, M]:
-        """Return the value and member that were set first. Raises StopIteration if empty."""
+        """Return the value and member that were set first. Raises StopIteration if there are no
+        members."""
         member = next(iter(self._keys))
         return self._keys[member][0], member
 

@@ -1,7 +1,7 @@
 """Restricts a decoder process, which decodes images, with features of the kernel.
 
-A decoder process calls `confine` before its first image. At this time it has no open descriptors
-except a socket and a file. The following restrictions then apply to the process:
+A decoder process calls `confine` before its first image. At this time, the process has no open
+descriptors except a socket and a file. The following restrictions then apply to the process:
 - It may allocate a limited amount of memory (RLIMIT_AS).
 - It cannot write core dumps or open files (RLIMIT_CORE, RLIMIT_NOFILE, PR_SET_DUMPABLE).
 - The kernel kills it when its parent ends (PR_SET_PDEATHSIG, set by `die_with_parent`).
@@ -10,8 +10,8 @@ except a socket and a file. The following restrictions then apply to the process
   later; newer versions of Landlock can deny more of these).
 - It may make only the system calls that are listed below. These calls concern time, the exit of the
   process, open descriptors, and memory that is not executable. All other system calls, such as
-  calls that create processes, fail with EPERM (seccomp on x86-64 and aarch64). This also applies to
-  root; a limit on the number of processes would not.
+  calls that create processes, fail with EPERM (seccomp on x86-64 and aarch64). The filter also
+  applies to root; a limit on the number of processes would not.
 
 The server limits CPU time (`service.decoding.process`). macOS has neither Landlock nor seccomp, and
 does not enforce RLIMIT_AS. On macOS, a decoder is a separate process with few restrictions.
@@ -37,7 +37,7 @@ _EPERM = 1
 
 RESTING_MEMORY = 12 * 2**20
 """Number of bytes that a decoder process takes without an image. The template, the process that
-decoders are forked from, takes as much. Memory that they share is not counted."""
+decoders are forked from, takes the same amount. Memory that the processes share is not counted."""
 
 
 def confine(memory: int) -> list[str]:
@@ -79,7 +79,7 @@ def _restrict_on_linux() -> list[str]:
 def free_memory(memory: int) -> int:
     """Return the bytes of address space that a new process has left after `confine(memory)`.
 
-    The result is at least 1. Must be called before `confine`.
+    The result is at least 1. Callers must call this function before `confine`.
     """
     try:
         with open("/proc/self/statm", encoding="ascii") as file:

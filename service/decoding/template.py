@@ -1,10 +1,10 @@
 """The main loops of the template process and of decoder processes ("decoders").
 
 The template is a fork server: all decoders are forked from it. The template has imported Pillow, so
-the start of a decoder takes only milliseconds. The template has one thread. It receives no images,
-no API keys, and no environment variables of the server except a few. It exits when the server
-closes its socket to the template. `service.decoding.launch` is the server's side of the template,
-and `service.decoding.process` is the server's side of a decoder.
+the start of a decoder takes only milliseconds. The template has one thread. The template receives
+no images, no API keys, and no environment variables of the server except a few. The template exits
+when the server closes its socket to the template. `service.decoding.launch` is the server's side of
+the template, and `service.decoding.process` is the server's side of a decoder.
 
 Messages (SOCK_SEQPACKET, integers in the byte order of the machine)
     template -> server    JSON, once: CPU seconds of decoding the sample images
@@ -63,8 +63,8 @@ _IMPORTED_LATE = (
     "PIL.ImageColor",
     "PIL.ImagePalette",
 )
-"""Modules that Pillow imports only when it needs them. The template imports them, because decoders
-cannot open files."""
+"""Modules that Pillow imports only when they are needed. The template imports them, because
+decoders cannot open files."""
 
 EXIT_SECONDS = 0.05
 """Number of seconds that REAP waits for a decoder to exit by itself before REAP kills it."""
@@ -99,7 +99,7 @@ def _receive(control: socket.socket) -> tuple[tuple[int, int, int], list[int]] |
 
 
 def _fork(memory: int, nicer: int, connection: int, file: int) -> int:
-    """Fork a decoder. Returns its process id, or 0 if the system allows no more processes."""
+    """Fork a decoder. Returns the process id, or 0 if the system allows no more processes."""
     pid = 0
     with suppress(OSError):
         pid = os.fork()
@@ -113,7 +113,7 @@ def _fork(memory: int, nicer: int, connection: int, file: int) -> int:
 def _reap(pid: int) -> int:
     """Wait for the end of the decoder `pid`, and kill it after `EXIT_SECONDS`.
 
-    Returns its exit code, the negative number of the signal that ended it, or `LIVED_ON`.
+    Returns the exit code, the negative number of the signal that ended the decoder, or `LIVED_ON`.
     """
     end = time.monotonic() + EXIT_SECONDS
     while time.monotonic() < end:
@@ -144,7 +144,7 @@ def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) ->
                 _free_memory()
                 continue
             fault, content = _decode(length, kind.rstrip(b"\0").decode(), *size)
-            # Libraries may report a lack of memory as damage. Earlier images may have caused it.
+            # Libraries may report a lack of memory as damage. Earlier images may be the cause.
             if fault == picture.Fault.DAMAGED and images and not _is_available(min(needed, free)):
                 fault = picture.Fault.OUT_OF_MEMORY
             link.send(bytes([fault]) + content)

@@ -23,8 +23,8 @@ class Call:
         Args:
             context: gRPC's own object for the RPC.
             headers: The metadata that the client sent, with names in lower case.
-            stream: The stream that carries the RPC. It counts the bytes of the message as they
-                arrive.
+            stream: The stream that carries the RPC. The stream counts the bytes of the message as
+                they arrive.
         """
         self.context = context
         self.headers = headers

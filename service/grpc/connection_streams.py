@@ -4,9 +4,9 @@ A stream carries one RPC. The handler of a stream is the coroutine that returns 
 
 Guarantees
 - A connection has at most `OPEN_STREAMS` open streams.
-- The connection is closed if one of its streams has no handler for `READ_SECONDS`. This happens if
-  gRPC's server does not start the handler, or if the client does not read the response after the
-  handler has ended.
+- The connection is closed if one of its streams has no handler for `READ_SECONDS`. A stream has no
+  handler if gRPC's server has not started the handler, or if the client has not read the response
+  after the handler has ended.
 - The connection is busy while a handler is processing a complete message of one of its streams. If
   there are too many connections, only connections that are not busy may be closed.
 """
@@ -64,7 +64,7 @@ class ConnectionStreams:
         """Highest stream number that the client has used so far."""
 
     def get(self, number: int) -> Stream | None:
-        """Return the open stream with this number, or None if there is none."""
+        """Return the open stream with this number, or None if no such stream is open."""
         return self._open.get(number)
 
     @property
@@ -88,8 +88,8 @@ class ConnectionStreams:
     def receive(self, stream: Stream | None, size: int) -> None:
         """Count `size` bytes that were relayed to gRPC's server.
 
-        `stream`: the stream whose message contains the bytes. None: the bytes belong to no message,
-        or to a closed stream.
+        `stream`: the stream with the message that contains the bytes. None: the bytes belong to no
+        message, or to a closed stream.
         """
         if stream is not None:
             self._all_streams.receive(stream, size)

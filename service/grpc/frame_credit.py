@@ -21,7 +21,7 @@ from collections.abc import Callable
 from service.rate_limit import RateLimiter, network
 
 FRAMES_PER_SECOND = 200.0
-"""Frames by which the credit of a network grows per second."""
+"""Number of frames that are added to the credit of a network per second."""
 FRAMES_AT_ONCE = 1000
 """Maximum credit of a network, in frames."""
 FRAMES_PER_RESPONSE = 9.0
@@ -58,7 +58,8 @@ class FrameLimiter:
         queue[resume] = None
 
     def stop_waiting(self, client_network: str, resume: Callable[[], None]) -> None:
-        """Remove a relay from the queue of its network. No effect if it is not in the queue."""
+        """Remove a relay from the queue of its network. No effect if the relay is not in the
+        queue."""
         self._waiting.get(client_network, OrderedDict()).pop(resume, None)
 
     def _wake_later(self, client_network: str) -> None:

@@ -2,7 +2,7 @@
 
 Guarantees
 - A header block is limited in bytes and in fields (`header_block`), and is complete within
-  `HEAD_SECONDS`. It is relayed as one HEADERS frame when it is complete.
+  `HEAD_SECONDS`. A complete header block is relayed as one HEADERS frame.
 - A frame has at most `MAX_PAYLOAD` bytes of payload. A control frame has one of the sizes in
   `CONTROL_SIZES`.
 - Frames of unknown types are discarded, as RFC 9113 allows (sections 4.1 and 5.5).
@@ -111,8 +111,8 @@ class FrameFilter:
     def _read(self, kind: int, flags: int, number: int, data: bytes) -> bytes:
         """Check a complete frame, and subtract its cost from the credit.
 
-        The method returns the bytes to relay. It returns no bytes for a frame of an unknown type,
-        and for a part of a header block that is incomplete.
+        Returns the bytes to relay. For a frame of an unknown type, and for a part of an incomplete
+        header block, the result is empty.
         """
         size = len(data) - HEAD
         if kind in (HEADERS, CONTINUATION) or self._block is not None:

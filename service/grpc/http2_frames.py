@@ -51,9 +51,10 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def goaway(reason: str) -> bytes:
-    """Encode the GOAWAY frame that announces the end of a connection and its reason.
+    """Encode the GOAWAY frame that announces the end of a connection and the reason.
 
-    The frame says that no request was processed, so clients may retry all unanswered requests.
+    The frame says that no request was processed, so clients may retry all requests without a
+    response.
     """
     payload = bytes(4) + ENHANCE_YOUR_CALM.to_bytes(4, "big") + reason.encode()
     return frame(GOAWAY, 0, 0, payload)

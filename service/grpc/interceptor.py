@@ -50,7 +50,7 @@ STATUSES = {
 """Maps HTTP statuses to gRPC statuses (https://grpc.io/docs/guides/status-codes/)."""
 
 Method = Callable[[Call], Awaitable[Any]]
-"""A method of the service. It returns the response message, or raises an exception."""
+"""A method of the service, which returns the response message or raises an exception."""
 
 
 def intercepted(
@@ -82,7 +82,7 @@ def intercepted(
 
 
 async def _answer(call: Call, route: str, method: Method, metrics: Metrics) -> Any:
-    """Call the method. Returns its response, or ends the call with the status of its exception."""
+    """Call the method. Returns the response, or ends the call with the status for the exception."""
     started = time.perf_counter()
     status, code = "OK", None
     metrics.begin_request()
@@ -118,8 +118,8 @@ async def _abort(
     """End the call with an error status.
 
     gRPC raises an AbortError, and the call refers to this exception. The traceback of the
-    AbortError refers to the call. This cycle would keep the call in memory until a garbage
-    collection, so the traceback is removed.
+    AbortError refers to the call. This reference cycle would keep the call in memory until a
+    garbage collection, so the traceback is removed.
     """
     try:
         await context.abort(grpc.StatusCode[status], detail, metadata)

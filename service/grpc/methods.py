@@ -2,7 +2,7 @@
 
 The `interceptor` turns the exceptions of methods into gRPC statuses. Each RPC is registered with a
 stream of request messages, so that a method can check the API key before it receives the message.
-For clients that send a single message, this makes no difference.
+The registration makes no difference for clients that send a single message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ Name = tuple[str, str]
 NAME_SECONDS = 5.0
 """Maximum number of seconds until a message that only names a model has arrived."""
 NAME_BYTES = 4096
-"""If a message only names a model, at most this number of bytes at its start are parsed."""
+"""Maximum number of bytes to parse of a message that only names a model. Further bytes are
+ignored."""
 
 
 class Methods:
@@ -41,7 +42,7 @@ class Methods:
     def __init__(self, service: Service, version: str, streams: Streams) -> None:
         """
         Args:
-            service: The service that answers the calls.
+            service: The service that handles the calls.
             version: Version of the server, for its metadata.
             streams: The streams of all connections.
         """

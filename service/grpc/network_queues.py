@@ -34,7 +34,7 @@ class NetworkQueues:
         queue.move_to_end(stream)
 
     def remove(self, stream: Stream) -> None:
-        """Remove a stream. No effect if it was not added."""
+        """Remove a stream. No effect if the stream was not added."""
         if stream not in self:
             return
         queue = self._queues[stream.network]
@@ -44,10 +44,10 @@ class NetworkQueues:
             del self._queues[stream.network]
 
     def first_of_largest(self) -> Stream:
-        """Return the stream without progress for the longest time, in the network with most.
+        """Return the first stream of the network with the most streams.
 
-        If several networks have the most streams, the streams of all these networks are compared.
-        There must be a stream.
+        The first stream has been without progress for the longest time. If several networks have
+        the most streams, their first streams are compared. There must be at least one stream.
         """
         firsts = [(len(queue), *next(iter(queue.items()))) for queue in self._queues.values()]
         return max(firsts, key=lambda first: (first[0], -first[2]))[1]

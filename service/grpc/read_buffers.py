@@ -1,14 +1,14 @@
 """Counts the memory that gRPC's server keeps for the incomplete messages of one connection.
 
 gRPC's server reads the data of a connection into buffers of `BUFFER_BYTES`. The server frees a
-buffer when every message with bytes in the buffer has been passed to its handler or dropped. So an
-incomplete message with a few bytes in a buffer keeps the whole buffer in memory, including headers,
-control frames and answered messages. These bytes count toward the upload memory, too. When a
-message has been passed to its handler, the bytes that were counted for it are counted for another
-message with bytes in the same buffer.
+buffer when every message with bytes in the buffer has been passed to its handler or dropped.
+Therefore, an incomplete message with a few bytes in a buffer keeps the whole buffer in memory,
+including headers, control frames and messages of ended calls. All these bytes count toward the
+upload memory. When a message has been passed to its handler, the bytes that were counted for it are
+counted for another message with bytes in the same buffer.
 
 The real buffers of gRPC's server may begin and end at other positions than this module assumes.
-They take at most twice the memory that this module counts.
+The real buffers take at most twice the memory that this module counts.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class ReadBuffers:
     def add(self, size: int, stream: Stream | None) -> None:
         """Add `size` bytes that were relayed to gRPC's server.
 
-        `stream`: the stream whose message contains the bytes. The stream's lease, which counts the
-        memory of the message, already counts these bytes. None: the bytes belong to no message, or
-        to a closed stream.
+        `stream`: the stream with the message that contains the bytes. The stream's lease, which
+        counts the memory of the message, already counts these bytes. None: the bytes belong to no
+        message, or to a closed stream.
         """
         while size:
             part = min(size, self._room)

@@ -2,9 +2,9 @@
 
 gRPC's server alone does not protect itself from hostile clients. It buffers whole messages and does
 not report how many bytes have arrived. When the limit of connections is reached, gRPC's server
-rejects new connections and does not close idle connections. So clients connect to the `listener`,
-which creates a relay for each connection. The relay checks the client's frames (`frame_filter`),
-and passes these frames on to gRPC's server over a local socket.
+rejects new connections and does not close idle connections. Therefore, clients connect to the
+`listener`, which creates a relay for each connection. The relay checks the client's frames
+(`frame_filter`), and passes these frames on to gRPC's server over a local socket.
 
 Guarantees
 - There are at most SHOAL_MAX_CONNECTIONS connections. At the limit, a new connection replaces
@@ -53,7 +53,8 @@ from service.server.transport import READ_SECONDS
 FLOOD_SECONDS = 30.0
 """Seconds after which a client without enough credit is disconnected."""
 BUFFERED = 16_384
-"""If the write buffer to one side has more bytes, the relay stops reading from the other side."""
+"""If the write buffer to one side exceeds this number of bytes, the relay stops reading from the
+other side."""
 _INBOX = memoryview(bytearray(32_768))
 """Buffer for reading, which all connections share."""
 

@@ -25,7 +25,8 @@ from service.telemetry.logs import log
 IDENTITY = 1
 """Bit mask of the allowed compression algorithms: only "identity", which means no compression."""
 CLIENT_ERRORS = ("ExecuteBatchError raised", "Invalid encoding")
-"""Beginnings of log messages about errors that clients cause. gRPC logs these as server errors."""
+"""Beginnings of log messages about errors that clients cause. gRPC logs these errors as server
+errors."""
 MAX_STREAMS = 128
 """Maximum number of concurrent RPCs per connection. Clients delay further RPCs."""
 
@@ -45,7 +46,7 @@ class RpcServer:
     def __init__(self, service: Service, settings: Settings, version: str) -> None:
         """
         Args:
-            service: The service that answers the calls.
+            service: The service that handles the calls.
             settings: The settings of this process.
             version: Version of the server, for its metadata.
         """
@@ -76,7 +77,8 @@ class RpcServer:
             ],
         )
         try:
-            # With several workers, the supervisor has reserved the port, and all workers share it.
+            # With several front ends, the supervisor has reserved the port, and all front ends
+            # share it.
             shared = settings.workers > 1
             host, port = settings.host, settings.grpc_port or 0
             sockets = join(host, port) if shared else bind(host, port, 1)[0]

@@ -16,7 +16,7 @@ class Client(Protocol):
         """Begin to relay. Called when the connection is open."""
 
     def relay_response(self, data: bytes) -> None:
-        """Relay bytes to the client. Called when gRPC's server has sent them."""
+        """Relay bytes to the client. Called when gRPC's server has sent the bytes."""
 
     def server_lost(self) -> None:
         """Disconnect the client. Called when the connection is closed."""

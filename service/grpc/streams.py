@@ -1,20 +1,21 @@
 """Limits the number of arriving gRPC messages, and their memory.
 
 A stream carries one RPC. The handler of a stream is the coroutine that returns the response. gRPC's
-server hands out complete messages only, so the `relay` counts the bytes that have arrived.
+server passes only complete messages to handlers, so the `relay` counts the bytes that have arrived.
 
 Guarantees
 - The bytes of every message count toward SHOAL_MAX_UPLOAD_MEMORY as they arrive. Slow messages are
   treated like slow uploads over HTTP (`upload.body`).
 - At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels a
-  message of the client network with the most arriving messages. The canceled message is the one
-  without progress for the longest time. So a client with many idle or slow streams does not delay
-  other clients.
+  message of the client network with the most arriving messages. Of these messages, the message
+  without progress for the longest time is canceled. Therefore, a client with many idle or slow
+  streams does not delay other clients.
 - A message makes progress whenever `PROGRESS_BYTES` more bytes have arrived, as on HTTP
   connections.
-- At most `IDLE` streams have no handler. In such a stream, the handler has not begun, or it has
-  ended and the client has not received the response. At the limit, a connection is closed: the one
-  with the oldest such stream of the client network with the most such streams.
+- At most `IDLE` streams have no handler. In such a stream, the handler has not begun, or the
+  handler has ended and the client has not received the response. At the limit, the connection with
+  the oldest such stream is closed. Only the client network with the most such streams is
+  considered.
 - A handler finds its stream by a random name, which clients cannot know. A second handler cannot
   find the same stream.
 """
@@ -53,7 +54,8 @@ class Stream:
             expel: Function that closes the connection of the stream.
         """
         self.name = secrets.token_hex(16)
-        """Name of the stream. It is random, so that a client cannot guess another client's name."""
+        """Name of the stream. The name is random, so that a client cannot guess the names of
+        streams of other clients."""
         self.client = client
         """Address of the client."""
         self.network = network(client)
@@ -64,7 +66,7 @@ class Stream:
         self.received = 0
         """Number of bytes of the message that have arrived."""
         self.fault: Exception | None = None
-        """The reason why receiving the message has failed. None: it has not failed."""
+        """The reason why receiving the message has failed. None: no error has occurred."""
         self.claimed = False
         """Whether the handler has begun."""
         self.taken = False
@@ -96,7 +98,8 @@ class Stream:
             self.fail(error)
 
     def take(self) -> None:
-        """Record that the handler has received the message, and now counts its bytes itself."""
+        """Record that the handler has received the message. From now on, the handler counts the
+        bytes."""
         self.lease.release()
         self.taken = True
         self._on_progress(self)
@@ -134,8 +137,8 @@ class Streams:
     ) -> Stream:
         """Create a stream.
 
-        At the limits in the module's docstring, another message is canceled, or a connection is
-        closed. The arguments are the same as for `Stream`.
+        If a limit in the module's docstring is reached, another message is canceled, or a
+        connection is closed. The arguments are the same as for `Stream`.
         """
         if len(self._arriving) >= self._max_arriving:
             stalled = self._arriving.first_of_largest()
@@ -166,8 +169,8 @@ class Streams:
         stream.answered = True
         self.complete(stream)
         if stream.name in self._open:
-            # The client has not received the answer yet. Until then, bytes that the client sends
-            # still count toward the upload memory. They count as a slow message.
+            # The client has not received the response yet. Until then, bytes that the client sends
+            # still count toward the upload memory, as a slow message.
             stream.lease.begin(lambda error: stream.expel())
             self._memory.mark_slow(stream.lease)
             self._add_idle(stream)
@@ -195,7 +198,8 @@ class Streams:
         self._arriving.remove(stream)
 
     def close(self, stream: Stream) -> None:
-        """Remove the stream. Its RPC was answered, or the client or gRPC's server has reset it."""
+        """Remove the stream. Its RPC has ended, or the client or gRPC's server has reset the
+        stream."""
         self.complete(stream)
         self._idle.remove(stream)
         self._open.pop(stream.name, None)

@@ -3,7 +3,7 @@
 A request message is converted to the InferenceRequest of REST, so the same checks apply. The field
 `raw_input_contents` contains the elements of the input in the encoding of binary data over REST.
 Alternatively, the field `contents` contains the elements as a typed list. The elements of the
-response have the same form as those of the request. All functions are pure.
+response have the same form as the elements of the request. All functions are pure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ datatype."""
 
 
 def read(data: bytes) -> Any:
-    """Check the limits of an encoded ModelInferRequest and parse it. Raises BadInference."""
+    """Check the limits of an encoded ModelInferRequest, and parse the message. Raises
+    BadInference."""
     wire_prescan.check(data)
     return parsed(ModelInferRequest, data)
 
@@ -126,8 +127,9 @@ def _typed_elements(tensor: RequestInput, contents: Any) -> Elements:
     elements = getattr(contents, name)
     if len(elements) != (size := math.prod(tensor.shape)):
         raise BadInference(
-            f"'{name}' has {len(elements):,} elements, but {tensor.datatype} {tensor.shape} needs "
-            f"{size:,}. Send all elements there, or send them in raw_input_contents."
+            f"'{name}' has {len(elements):,} elements, but datatype {tensor.datatype} and shape "
+            f"{tensor.shape} need {size:,} elements. Send all elements in this field, or in "
+            "raw_input_contents."
         )
     if tensor.datatype == "BYTES":
         return [(image,) for image in elements]

@@ -28,13 +28,14 @@ class TurnLimit:
         return self._left <= 0
 
     def count_call(self) -> None:
-        """Count one call. This is allowed even if the limit is reached."""
+        """Count one call. Callers may call this method even if the limit is reached."""
         if self._left == CALLS:
             asyncio.get_running_loop().call_soon(self._begin_turn)
         self._left -= 1
 
     def wait(self, resume: Callable[[], None]) -> None:
-        """Call `resume` in a later turn. This is allowed only if the limit is reached."""
+        """Call `resume` in a later turn. Callers may call this method only if the limit is
+        reached."""
         self._waiting.append(resume)
 
     def _begin_turn(self) -> None:

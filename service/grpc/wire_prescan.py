@@ -1,8 +1,8 @@
 """Limits the size of a ModelInferRequest, apart from the images in the message.
 
 Parsing a message blocks the event loop and takes memory. A message with 10 MiB of images takes 1 ms
-and almost no memory. A malicious message of 10 MiB takes 0.7 s and 455 MiB. So this module checks a
-message in the wire format, before the message is parsed
+and almost no memory. A malicious message of 10 MiB takes 0.7 s and 455 MiB. Therefore, this module
+checks a message in the wire format, before the message is parsed
 (https://protobuf.dev/programming-guides/encoding/). Everything that is not an image is limited.
 """
 
@@ -16,7 +16,7 @@ MAX_FIELDS = 1024
 """Maximum number of fields, including nested fields."""
 MAX_REST = 2**20
 """Maximum number of bytes besides the images. Pixels in `contents` count: 64 images as FP32 have
-786,432 bytes there."""
+786,432 bytes."""
 
 IMAGES: dict[str, Any] = {}
 """Marks a field that contains images. The length of this field does not count."""

@@ -73,8 +73,8 @@ class ApiKeys:
             The SHA-256 digest of the key, or None if no key is required.
 
         Raises:
-            Unauthorized: The request has no key, or an invalid key. The constructor's `rejection`
-                determines the class.
+            Unauthorized: The request has no key, or an invalid key. The class of the exception is
+                the constructor's `rejection`.
         """
         if not self.required:
             return None
@@ -137,7 +137,7 @@ def _digests(text: str, source: str) -> tuple[bytes, ...]:
     keys = [key for key in re.split(r"[\s,]+", text) if key]
     if any(len(key) < MIN_LENGTH for key in keys):
         raise BadSettings(
-            f"{source}: a key has fewer than {MIN_LENGTH} characters. Use a longer one."
+            f"{source}: a key has fewer than {MIN_LENGTH} characters. Use a longer key."
         )
     return tuple(_digest(key) for key in keys)
 

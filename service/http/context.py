@@ -32,7 +32,7 @@ MAX_ACCEPT = 1024
 """Maximum number of characters of an Accept header that is parsed. Parsing one media range takes a
 microsecond."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-"""Form of the request IDs that clients may send."""
+"""Pattern of the request IDs that clients may send."""
 
 
 class RequestContext:
@@ -75,8 +75,8 @@ class RequestContext:
     def cancel_on_disconnect(self) -> None:
         """Cancel the current task if the client disconnects before the response starts.
 
-        This works with this project's server only, because other servers do not call `disconnect`.
-        Raises ClientDisconnect if the client has already disconnected.
+        The task is canceled only by this project's server, because other servers do not call
+        `disconnect`. Raises ClientDisconnect if the client has already disconnected.
         """
         if self.disconnected:
             raise ClientDisconnect
@@ -89,13 +89,14 @@ class RequestContext:
             self.task.cancel()
 
     def header(self, name: bytes) -> str | None:
-        """Return the first header named `name` (in lower case), or None if there is none."""
+        """Return the first header named `name` (in lower case), or None if the header is
+        missing."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
     @property
     def content_length(self) -> int:
-        """Length of the body in bytes, or -1 if the headers do not contain it."""
+        """Length of the body in bytes, or -1 if the request has no valid header Content-Length."""
         length = self.headers.get(b"content-length", b"")
         return int(length) if length.isdigit() else -1
 
@@ -136,7 +137,7 @@ class RequestContext:
 
 
 def context_of(scope: Scope) -> RequestContext:
-    """Return the context of the request with this scope. Creates the context if there is none."""
+    """Return the context of the request with this scope. Creates the context if it is missing."""
     context: RequestContext | None = scope.get(CONTEXT)
     if context is None:
         context = scope[CONTEXT] = RequestContext()

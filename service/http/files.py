@@ -20,7 +20,8 @@ bytes if the client reads slowly."""
 
 
 class _File(Response):
-    """A response that is sent in pieces. So a connection copies at most one piece at a time."""
+    """A response that is sent in pieces, so that a connection copies at most one piece at a
+    time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(
@@ -43,7 +44,7 @@ class _File(Response):
 
 
 def serve(content: bytes, media_type: str, headers: Mapping[str, str]) -> Handler:
-    """Create a handler that responds with `content`, or with 304 if the client has the content.
+    """Create a handler that responds with `content`, or with 304 if the client already has it.
 
     Args:
         content: The body of the response.

@@ -67,8 +67,8 @@ class RequestMiddleware:
             state: The state of the server. During a shutdown, each connection is closed after its
                 response.
             guard: Rejects requests for unknown hosts, and cross-site requests.
-            trusted_proxies: Addresses and networks of the proxies whose `X-Forwarded-*` headers are
-                read, separated by commas.
+            trusted_proxies: Addresses and networks of trusted proxies, separated by commas.
+                `X-Forwarded-*` headers of other clients are ignored.
         """
         self._app = app
         self._metrics = metrics
@@ -90,7 +90,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                context.task = None  # after this, a disconnect cancels nothing
+                context.task = None  # from now on, a disconnect cancels nothing
                 headers = message["headers"]
                 headers.append((b"x-request-id", context.request_id.encode()))
                 headers += FOR_POST if scope["method"] == "POST" else for_get(scope, headers)
@@ -117,7 +117,8 @@ class RequestMiddleware:
                 problem = problems.CUT_OFF
             context.code = problem.code
             if status != CLIENT_LEFT:
-                # Part of a response was sent. Closing the connection tells the client of the error.
+                # Part of a response was sent. Closing the connection tells the client about the
+                # error.
                 raise
             response = problems.answer(problem, None, context.request_id, scope["path"])
             await response(scope, receive, send_with_headers)
@@ -139,8 +140,8 @@ class RequestMiddleware:
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the application if the guard accepts the request.
 
-        To save time, the guard is skipped for requests without the headers of browsers and proxies,
-        if it has accepted their host before.
+        To save time, the guard is skipped if it has accepted the host before, and the request has
+        no headers of browsers or proxies.
         """
         headers = scope[CONTEXT].headers
         accepted = headers.get(b"host") in self._guard.accepted
@@ -167,7 +168,7 @@ def _was_disconnected(context: RequestContext, error: BaseException) -> bool:
 
 
 class FastRoute(APIRoute):
-    """A route whose endpoint takes a `Request` and returns a `Response`.
+    """A route with an endpoint that takes a `Request` and returns a `Response`.
 
     Such an endpoint does not use FastAPI's parsing of requests, so `FastPath` can call it directly.
     """

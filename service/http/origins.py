@@ -16,9 +16,9 @@ place before the body of a request is read.
   browsers send only `Origin` (RFC 6454). A request with neither header does not come from a web
   page. Go's `http.CrossOriginProtection` uses the same algorithm.
 
-`X-Forwarded-Host` is read only if a trusted proxy sent it. The host in `Host` is checked as well,
-because the server's own machine is trusted by default, and a page in a browser there can send a
-forged `X-Forwarded-Host`.
+`X-Forwarded-Host` is read only if a trusted proxy sent it. The host in `Host` is checked as well.
+Otherwise, a page could send a forged `X-Forwarded-Host` from a browser on the server's own machine,
+which is a trusted proxy by default.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BROWSER_HEADERS = frozenset({b"origin", b"sec-fetch-site", b"x-forwarded-host"})
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Paths for monitoring systems. Requests for these paths may name any host."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods whose requests change nothing (RFC 9110, section 9.2.1)."""
+"""Methods of requests that change nothing (RFC 9110, section 9.2.1)."""
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 """Maps each scheme to the port that an origin may omit."""
 MAX_HOST_BYTES = 260

@@ -59,7 +59,7 @@ from service.http.context import context_of
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = {
     "description": "The ID of the request, which the log of the server contains as well. It is the "
-    "ID that the client sent, or a new ID if the client sent none or an invalid one.",
+    "ID that the client sent, or a new ID if the client sent no valid ID.",
     "schema": {"type": "string"},
 }
 SERVER_TIMING = {
@@ -77,7 +77,7 @@ RETRY_AFTER = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A kind of error, and the response to it."""
+    """A kind of error, and the response that clients get."""
 
     status: int
     """HTTP status."""
@@ -137,8 +137,9 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "Cross-site request",
         "A page of another origin made the browser send this request. To allow that page, the "
         "operator of this server must add its origin to SHOAL_CORS_ORIGINS. If the page belongs to "
-        "this server, a proxy has changed the Host header. Configure the proxy to keep it, or to "
-        "send X-Forwarded-Host and list the proxy in SHOAL_TRUSTED_PROXIES.",
+        "this server, a proxy has changed the Host header. Configure the proxy to keep the "
+        "header. Or let the proxy send X-Forwarded-Host, and add its address to "
+        "SHOAL_TRUSTED_PROXIES.",
     ),
     NotAdmin: Problem(
         401,
@@ -151,7 +152,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         403,
         "repository_off",
         "The model repository is disabled",
-        "Models cannot be loaded or unloaded over the network, because this server has no admin "
+        "Models cannot be loaded or unloaded by requests, because this server has no admin "
         "key. The operator of this server can set a key with SHOAL_ADMIN_KEYS or "
         "SHOAL_ADMIN_KEYS_FILE.",
     ),
@@ -231,15 +232,15 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "decoders_down",
         "Images cannot be decoded",
-        "No process that can decode the image is ready. The log of the server has the reason. "
-        "Try again after the number of seconds in Retry-After.",
+        "No decoder process is ready. The log of the server contains the reason. Try again after "
+        "the number of seconds in Retry-After.",
         retry_after=1,
     ),
     DeadlineUnreachable: Problem(
         503,
         "deadline_unreachable",
         "The deadline cannot be met",
-        "Too many requests are waiting, so this request cannot be answered before its deadline. "
+        "Too many requests are waiting, so this request cannot finish before its deadline. "
         "Try again after the number of seconds in Retry-After, or send a longer timeout in "
         "X-Request-Timeout.",
     ),
@@ -248,7 +249,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         "draining",
         "Shutting down",
         "This server is shutting down and accepts no new requests. Try again: another server may "
-        "answer.",
+        "accept the request.",
         retry_after=1,
         closes=True,
     ),
@@ -256,7 +257,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         504,
         "deadline_exceeded",
         "The deadline has passed",
-        "The request was accepted, but was not answered before its deadline. Try again.",
+        "The request was accepted, but did not finish before its deadline. Try again.",
     ),
     EngineFailed: Problem(
         500,
@@ -315,8 +316,8 @@ CUT_OFF = Problem(
     503,
     "cut_off",
     "Shutting down",
-    "This server is shutting down, and this request was not answered in time. Try again: another "
-    "server may answer.",
+    "This server is shutting down, and this request did not finish in time. Try again: another "
+    "server may accept the request.",
     retry_after=1,
     closes=True,
 )

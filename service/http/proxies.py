@@ -14,20 +14,22 @@ PROXY_HEADERS = frozenset({HOST, FOR, b"x-forwarded-proto"})
 MAX_BYTES = 1024
 """Maximum number of bytes that are read from a header. All lines of a header count together."""
 MAX_NAMES = 16
-"""Maximum number of names or addresses that are read from a header. Each takes about 5 us."""
+"""Maximum number of names or addresses that are read from a header. Each name or address takes
+about 5 us."""
 
 
 class ProxyHeaders:
-    """ASGI middleware that reads the headers of trusted proxies and ignores those of others.
+    """ASGI middleware that reads the headers of trusted proxies, and of no other clients.
 
     uvicorn's middleware reads the client's address from `X-Forwarded-For` and the scheme from
     `X-Forwarded-Proto`. This middleware reads `X-Forwarded-Host` into
     `RequestContext.forwarded_hosts`, and then calls uvicorn's middleware.
 
     Proxies pass on headers of any length from their clients, so `MAX_BYTES` and `MAX_NAMES` limit
-    the work. If `X-Forwarded-For` is longer, only its last addresses are read. The last addresses
-    include the client's address, because proxies append it. If `X-Forwarded-Host` is longer, its
-    value counts as one name, and the host check rejects this name.
+    the work. If `X-Forwarded-For` exceeds a limit, only its last addresses are read. The last
+    addresses include the client's address, because proxies append this address. If
+    `X-Forwarded-Host` exceeds a limit, its value counts as one name, and the host check rejects
+    this name.
     """
 
     def __init__(self, app: ASGIApp, trusted: str) -> None:
@@ -39,7 +41,8 @@ class ProxyHeaders:
         self._uvicorn = ProxyHeadersMiddleware(app, split(trusted))  # type: ignore[arg-type]  # the same protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # This must come before uvicorn's middleware, which replaces the proxy's address in `scope`.
+        # These headers must be read before uvicorn's middleware replaces the proxy's address in
+        # `scope`.
         context = context_of(scope)
         if HOST in context.headers and self._trusts(scope):
             context.forwarded_hosts = _hosts(_joined(scope, HOST))

@@ -1,6 +1,7 @@
 """Adds response headers that protect users of browsers.
 
-- X-Content-Type-Options: browsers use the content type of the response and do not guess another.
+- X-Content-Type-Options: browsers use the content type of the response and do not guess another
+  type.
 - Content-Security-Policy: other pages cannot embed a response in a frame, and a response that is
   not a page cannot load anything.
 - Referrer-Policy: browsers do not send the URL of a page to other servers.

@@ -23,8 +23,8 @@ async def gather(stage: Stage[In, Out], items: Iterable[In], pause: bool = False
     Args:
         stage: The coroutine function to run.
         items: The argument of each call.
-        pause: Whether to let the event loop run other tasks before the next item is started. This
-            is useful if the stage begins with synchronous work.
+        pause: Whether to let the event loop run other tasks before the next item is started. A
+            pause is useful if the stage begins with synchronous work.
     """
     tasks: list[asyncio.Task[Out]] = []
     try:
@@ -35,14 +35,14 @@ async def gather(stage: Stage[In, Out], items: Iterable[In], pause: bool = False
                     await asyncio.sleep(0)
         return [task.result() for task in tasks]
     except (ExceptionGroup, asyncio.CancelledError) as error:
-        # The traceback refers to this frame, which refers to `error`. Such a cycle would keep the
-        # images in memory until a garbage collection.
+        # The traceback refers to this frame, which refers to `error`. This reference cycle would
+        # keep the images in memory until a garbage collection.
         failure = error.with_traceback(None)
     first = _first_failure(failure, tasks)
     try:
         raise first
     finally:
-        del failure, first, tasks  # otherwise, the new traceback would form such a cycle
+        del failure, first, tasks  # otherwise, the new traceback would form another cycle
 
 
 def _first_failure(failure: BaseException, tasks: list[asyncio.Task[Out]]) -> BaseException:
@@ -62,8 +62,8 @@ def _first_failure(failure: BaseException, tasks: list[asyncio.Task[Out]]) -> Ba
 def returning_errors(stage: Stage[In, Out]) -> Stage[In | Exception, Out | Exception]:
     """Return a stage that calls `stage` and returns expected exceptions instead of raising them.
 
-    Expected exceptions are those in `http.problems.PROBLEMS`. If an item is an exception of an
-    earlier stage, the item is returned unchanged, and `stage` is not called.
+    Expected exceptions are the exceptions in `http.problems.PROBLEMS`. If an item is an exception
+    of an earlier stage, the item is returned unchanged, and `stage` is not called.
     """
 
     async def run(item: In | Exception) -> Out | Exception:

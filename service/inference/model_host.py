@@ -2,8 +2,8 @@
 
 The engine runs the model on batches. The batcher collects images of concurrent requests into
 batches. The model is loaded in the background, so the process can respond to probes (health checks)
-during the load. If the load fails, the process can never become ready, so `on_failure` is called to
-end the process.
+during the load. If the load fails, the process can never become ready, so the module calls
+`on_failure` to end the process.
 
 Another version of the model can replace the current version at any time. The batcher keeps the
 requests in its queue, and the next batch runs on the new version.
@@ -198,7 +198,7 @@ class ModelHost:
             return engine.model
 
     async def unload(self) -> Manifest:
-        """Unload the model and free its memory, after all accepted requests have been answered.
+        """Unload the model and free its memory, after all accepted requests have finished.
 
         New requests are rejected with Unloaded until the next call of `replace`. Returns the
         manifest of the unloaded version. Raises ChangeUnderWay, NotReady, Draining.
@@ -218,9 +218,9 @@ class ModelHost:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Context manager that loads the model in the background, and closes the engine at the end.
+        """Context manager that loads the model in the background, and closes the engine on exit.
 
-        All accepted requests are answered before the engine is closed. If this takes longer than
+        All accepted requests finish before the engine is closed. If the requests take longer than
         the setting `shutdown_timeout`, the process exits immediately.
         """
         stop = asyncio.Event()
@@ -274,9 +274,10 @@ class ModelHost:
         self._set_loaded(engine, batcher)
 
     def _switch(self, engine: Engine) -> None:
-        """Use the new version from the next batch on. The engine calls this between two batches.
+        """Use the new version from the next batch on.
 
-        The latencies of the new version were measured during its warm-up.
+        The engine calls this method between two batches. The latencies of the new version were
+        measured during its warm-up.
         """
         if self._batcher is not None:
             self._latency = LatencyTable(engine.warm_up_seconds)
@@ -293,7 +294,7 @@ class ModelHost:
     async def _watching(self, batcher: Batcher[Any, Any]) -> AsyncIterator[None]:
         """Context manager that checks the health of the engine every `WATCH_INTERVAL`.
 
-        If the engine is dead, all unanswered requests get an error and the process ends. If the
+        If the engine is dead, all requests in progress get an error and the process ends. If the
         engine keeps failing, `on_failing` is called.
         """
 
@@ -314,14 +315,15 @@ class ModelHost:
             watcher.cancel()
 
     def _give_up(self) -> None:
-        """End the process, because the engine is dead. All requests already got an error."""
+        """End the process, because the engine is dead. All requests in progress already got an
+        error."""
         self.failure = EngineDead("the engine did not finish a batch")
         log.critical("the engine is dead: %s; the process exits", self.failure)
         self._on_failure()
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Engine]:
-        """Context manager for a load or unload. Until its end, rejects a second load or unload.
+        """Context manager for a load or unload. Until the exit, another load or unload is rejected.
 
         Raises Draining during the shutdown, NotReady during the startup, and ChangeUnderWay if
         another load or unload is in progress.

@@ -43,9 +43,9 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            service: The service that answers the request.
-            headers: Headers of the request, with names in lower case. They contain the API key, if
-                any.
+            service: The service that handles the request.
+            headers: Headers of the request, with names in lower case. The headers contain the API
+                key, if the client sent an API key.
             address: IP address of the client.
             timing: Dictionary to which the duration of each stage is added, in seconds.
             timeout: Maximum number of seconds from the end of the upload to the result.
@@ -87,7 +87,8 @@ class Pipeline:
         self._deadline = min(self._deadline, time.perf_counter() + timeout)
 
     async def read(self, body: Awaitable[Body]) -> Body:
-        """Await `body`, which reads the upload. Then set the deadline, and return the read body."""
+        """Await `body`, which reads the upload, and set the deadline. Returns the result of
+        `body`."""
         began = time.perf_counter()
         result = await body
         ended = time.perf_counter()
@@ -142,7 +143,8 @@ class Pipeline:
         return await decoders.run(image, self._client(), self._seconds_left())
 
     def _client(self) -> Client:
-        """Return the identity of the client: the digest of its API key, or else its network."""
+        """Return the identity of the client: the digest of its API key, or else its IP address or
+        network."""
         return self._key or network(self._address)
 
     def _seconds_left(self) -> float:
@@ -200,7 +202,8 @@ def service_of(request: Request) -> Service:
 def begin(request: Request) -> Pipeline:
     """Create the pipeline of an HTTP request.
 
-    Raises BadTimeout if its timeout header is invalid, and the exceptions of `Pipeline`.
+    Raises BadTimeout if the timeout header of the request is invalid, and the exceptions of
+    `Pipeline`.
     """
     service, context = service_of(request), context_of(request.scope)
     timeout = context.timeout(service.settings.request_timeout)
@@ -209,5 +212,6 @@ def begin(request: Request) -> Pipeline:
     return Pipeline(service, request.headers, address, context.timing, timeout)
 
 
-# Without tracing, this replaces the context manager that links an image to the trace of its batch.
+# Without tracing, this object replaces the context manager that links an image to the trace of its
+# batch.
 _NO_SEAT = nullcontext[None]()

@@ -22,9 +22,9 @@ from service.settings import Settings
 from service.telemetry.logs import log
 
 NOT_NOW = (ChangeUnderWay, Draining, NotReady)
-"""Exceptions that mean that the server cannot load any version now."""
+"""Exceptions that are raised if the server cannot load any version now."""
 EXPECTED = (BadModel, BadParams, OSError, UnknownArchitecture)
-"""Exceptions that mean that a version is invalid. Their messages are written for people."""
+"""Exceptions that are raised for an invalid version. Their messages are written for people."""
 
 
 class Repository:
@@ -47,7 +47,7 @@ class Repository:
         """Load a version, and replace the current version between two batches.
 
         Args:
-            name: Name of the model. It must be the model of this server.
+            name: Name of the model, which must be the model of this server.
             version: Version to load. None: the version that the server would load at startup.
 
         Returns:
@@ -75,7 +75,7 @@ class Repository:
         return _identity(model)
 
     async def unload(self, name: str) -> Identity:
-        """Unload the model, after all accepted requests have been answered.
+        """Unload the model, after all accepted requests have finished.
 
         Returns name and version of the unloaded model. Raises UnknownModel, ChangeUnderWay,
         NotReady, Draining.

@@ -1,7 +1,8 @@
-"""Defines `Service`, the object with all parts that a process needs to answer requests.
+"""Defines `Service`, the object with all parts that a process needs to handle requests.
 
-The engine and the decoders run in this process (`model_host`, `decoding.pool`) or in the engine
-process (`workers.engine_client`). Both cases have the same interfaces, which this module defines.
+The engine and the decoders run either in the process that accepts the requests (`model_host`,
+`decoding.pool`) or in a separate engine process (`workers.engine_client`). This module defines the
+interfaces for both cases.
 
 The model is loaded after the server has started to listen. Until the model is loaded, `/healthz`
 returns 200 and `/readyz` returns 503. Another version of the model can replace the current version
@@ -39,13 +40,13 @@ class Classification:
     model: Manifest
     """The model and version that produced the result."""
     probabilities: Probabilities
-    """Probabilities of the model's classes, in their order: float32 of shape (classes,)."""
+    """Probability of each class, in the order of `model.classes`: float32 of shape (classes,)."""
 
 
 Submit = Callable[[Image, float], Coroutine[Any, Any, Answer[Classification]]]
 """A coroutine function `submit(image, timeout)` that classifies one image within `timeout` seconds.
 
-It raises NotReady if no model is loaded, and the exceptions of `Batcher.submit`."""
+`submit` raises NotReady if no model is loaded, and the exceptions of `Batcher.submit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Engine(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]:
         """Context manager that runs the engine.
 
-        At its end, it waits until all accepted requests have been answered.
+        On exit, the context manager waits until all accepted requests have finished.
         """
 
     async def stats(self) -> EngineStats | None:
@@ -104,7 +105,7 @@ class Decoding(Protocol):
 
     @property
     def is_down(self) -> bool:
-        """Whether all decoder processes have ended, or none can be started."""
+        """Whether all decoder processes have ended, or no decoder process can be started."""
 
     @property
     def waiting(self) -> int:
@@ -121,7 +122,10 @@ class Decoding(Protocol):
 
 
 class Versions(Protocol):
-    """Lists, loads and unloads versions. `service.inference.repository.Repository` documents it."""
+    """Lists, loads and unloads versions of the model.
+
+    `service.inference.repository.Repository` documents the methods.
+    """
 
     async def load(self, name: str, version: str | None = None) -> Identity: ...
 
@@ -134,7 +138,7 @@ class Versions(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """The parts of a process that answers requests.
+    """The parts of a process that handles requests.
 
     Endpoints get the service of their application from `pipeline.service_of`.
     """
@@ -164,7 +168,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Context manager that runs the decoders and the engine.
 
-        At its end, it waits until all accepted requests have been answered.
+        On exit, the context manager waits until all accepted requests have finished.
         """
         async with self.decoders.running(), self.engine.running():
             yield
@@ -211,7 +215,7 @@ class Service:
         return loaded, stats
 
     async def is_live(self) -> bool:
-        """Whether the engine works. If not, the process must be restarted."""
+        """Whether the engine works. If False, the process must be restarted."""
         try:
             stats = await self.engine.stats()
         except TimeoutError:

@@ -2,50 +2,51 @@
 
 The head of a request is its request line and headers. Uvicorn waits without a limit for the first
 byte of a head, for the rest of the head, and for a client that does not read. Uvicorn also accepts
-heads of any length, and parses any number of pipelined requests before it answers the first.
-`Connection` guarantees:
+heads of any length, and parses any number of pipelined requests before it responds to the first
+request. `Connection` guarantees:
 
-- **One request at a time.** Until a request is answered, the bytes that follow it are not parsed
-  and reading is paused. Reading is also paused while the client does not read its answers, and
-  while more than 64 KiB of a body wait for the application.
+- **One request at a time.** Until the response to a request is complete, the bytes after the
+  request are not parsed, and reading is paused. Reading is also paused while the client does not
+  read its responses, and while more than 64 KiB of a body wait for the application.
 - **Limited work.** Bytes are parsed in pieces. A piece contains the end of at most one head. In one
-  turn of the event loop, a connection starts at most one request. It parses at most `TURN` pieces
-  and chunks of a body, and then at most one more piece with its chunks.
+  turn of the event loop, a connection starts at most one request. In this turn, the connection
+  parses at most `TURN` pieces and chunks of a body, and then at most one more piece with its
+  chunks.
 - **Limited memory.** A connection holds at most
   - one head of at most `HEAD_BYTES` and `HEAD_FIELDS` headers, and its path twice (the scope has
     `path` and `raw_path`);
   - `HIGH_WATER_LIMIT` (64 KiB) + `READ_BYTES` of a body that the application has not received;
   - `READ_BYTES` that are not parsed;
-  - `UNREAD_BYTES` and two messages of an answer that the client has not read.
+  - `UNREAD_BYTES` and two messages of a response that the client has not read.
 
-  The memory of a request is released when the request is answered. The memory of its body is
-  released earlier if the client stops reading the answer. Body bytes that arrive after the answer
-  has begun are dropped.
+  The memory of a request is released when its response is complete. The memory of its body is
+  released earlier if the client stops reading the response. Body bytes that arrive after the
+  response has begun are dropped.
 - **Independent deadlines.**
   - The first byte of a request must arrive within the keep-alive time.
   - A head must be complete within `HEAD_SECONDS` after its first byte.
-  - If a request is answered or rejected before it has arrived completely, the rest must arrive
-    within `REST_SECONDS`.
-  - If the buffer of answers is full, or the connection is being closed, the client must read the
-    answers within `READ_SECONDS`.
+  - If the response to a request is complete before the request has arrived completely, the rest of
+    the request must arrive within `REST_SECONDS`.
+  - If the response buffer is full, or the connection is being closed, the client must read the
+    responses within `READ_SECONDS`.
 
   A connection that misses a deadline is aborted, because closing would wait for the client to read.
-- **Fair use of connections.** At the maximum number of connections, a new one replaces an old one
-  (`connection_limit`). A connection with a complete request whose answer has not begun is replaced
-  only if its client has the most connections. An interrupted request is answered with 503 if no
-  other answer has begun.
+- **Fair use of connections.** At the maximum number of connections, a new connection replaces an
+  old connection (`connection_limit`). While a connection has a complete request and the response
+  has not begun, the connection is replaced only if its client has the most connections. An
+  interrupted request gets 503 if no other response has begun.
 - **Limited framing.** The framing of a body (chunk sizes, chunk extensions, trailers) has the same
   limits as a head. Trailers are ignored.
 
-Malformed requests get 400 with a problem document. So do CONNECT requests, and requests without
-exactly one Host header (RFC 9112, section 3.2). An offer to upgrade the protocol is ignored
+Malformed requests get 400 with a problem document. CONNECT requests, and requests without exactly
+one Host header (RFC 9112, section 3.2), also get 400. An offer to upgrade the protocol is ignored
 (RFC 9110, section 7.8). Java's client makes such offers (h2c), and without this rule the parser
 would drop the bodies of these requests.
 
-The route sets the timeout for the arrival of a body. The head and body of an answer are written in
-one system call; uvicorn needs two.
+The route sets the timeout for the arrival of a body. The head and body of a response are written in
+one system call; uvicorn needs two calls.
 
-The scope of a request has a `RequestContext`. It tells the application whether the body is
+The scope of a request has a `RequestContext`. The context tells the application whether the body is
 complete, and when the client disconnects.
 """
 
@@ -70,14 +71,14 @@ from service.server.connection_limit import PROGRESS_BYTES, Connections
 from service.server.transport import READ_BYTES, READ_SECONDS, Deadline, Outgoing
 
 HEAD_SECONDS = 10.0
-"""Timeout in seconds for a head (request line and headers). It starts at the first byte."""
+"""Timeout in seconds for a head (request line and headers). The time starts at the first byte."""
 HEAD_BYTES = 64 * 1024
 """Maximum number of bytes of a request line and its headers."""
 HEAD_FIELDS = 128
 """Maximum number of headers of a request, and maximum number of its trailers. The message of
 `problems.HEAD_TOO_LARGE` states `HEAD_BYTES` and `HEAD_FIELDS`."""
 REST_SECONDS = 2.0
-"""Timeout in seconds for the rest of a request that was answered before it was complete."""
+"""Timeout in seconds for the rest of a request, if the response is complete before the request."""
 PIECE_BYTES = 4096
 """Maximum number of bytes of a piece that is not part of a body of known length."""
 TURN = 1000
@@ -86,12 +87,12 @@ FRAME = 16
 """Maximum number of bytes of framing per byte of a chunked body. A chunk of one byte has `1;\\r\\n`
 before the byte and `\\r\\n` after it; the rest is a margin."""
 UNREAD_BYTES = 16 * 1024
-"""If a client has not read more than this number of bytes, the application waits before it writes
-more."""
+"""Maximum number of response bytes that wait for the client to read them. Above this number, the
+application waits before it writes more bytes."""
 HEAD_END = b"\r\n\r\n"
 """Bytes at the end of every head and of every chunked body."""
 _RELEASED = RequestContext()
-"""Context of a connection while it has no request, or after its request was answered."""
+"""Context of a connection while it has no request, or after the response to its request."""
 
 
 class Connection(HttpToolsProtocol):
@@ -137,8 +138,8 @@ class Connection(HttpToolsProtocol):
         self._wait_for_request()
 
     def make_room(self) -> None:
-        """Close this connection so that a new one can be opened. A request in progress is answered
-        with 503 if no other answer has begun."""
+        """Close this connection to make room for a new connection. A request in progress gets 503
+        if no other response has begun."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         is_asked = self._in_head or (cycle is not None and not cycle.response_started)
         if not is_asked or self._read.running:
@@ -200,8 +201,8 @@ class Connection(HttpToolsProtocol):
             self._head.start(HEAD_SECONDS)
 
     def _blocked(self) -> bool:
-        """Whether parsing must wait: for the answer to a request, for the application to receive a
-        body, or for the client to read an answer."""
+        """Whether parsing must wait: for the response to a request, for the application to receive
+        a body, or for the client to read a response."""
         flow = self.flow
         if flow.read_paused or flow.write_paused:
             return True
@@ -258,12 +259,13 @@ class Connection(HttpToolsProtocol):
             self._parse(self._unparsed)
 
     def pause_reading(self) -> None:
-        """Pause reading. `flow` calls this when over 64 KiB of a body wait for the application."""
+        """Pause reading. `flow` calls this method when over 64 KiB of a body wait for the
+        application."""
         self._update_reading()
 
     def resume_reading(self) -> None:
-        """Resume reading. `flow` calls this when the application has received the body bytes, or
-        when the body is complete."""
+        """Resume reading. `flow` calls this method when the application has received the body
+        bytes, or when the body is complete."""
         if self._unparsed:
             self._parse_soon()
         else:
@@ -331,7 +333,7 @@ class Connection(HttpToolsProtocol):
             self._parse(self._unparsed)
 
     def _release(self) -> None:
-        """Release the memory of the request that was answered."""
+        """Release the memory of the request after its response."""
         if self.cycle.body:
             self.cycle.body = bytearray()
         nothing: Any = {}
@@ -347,7 +349,7 @@ class Connection(HttpToolsProtocol):
         if not (self.cycle.response_complete or self.flow.write_paused):
             self.server_state.waiting.pop(self, None)
         self.flow.resume_reading()  # large bodies pause reading, and a disconnect must be noticed
-        if self.cycle.response_complete:  # the request was answered before it was complete
+        if self.cycle.response_complete:  # the response was complete before the request
             self._rest.stop()
             self._wait_for_request()
 
@@ -364,7 +366,7 @@ class Connection(HttpToolsProtocol):
             self.server_state.waiting[self] = None
 
     def _mark_progress(self) -> None:
-        """Make a waiting connection the last one to be replaced."""
+        """If this connection is waiting, make it the last waiting connection to be replaced."""
         if self in self.server_state.waiting:
             self.server_state.waiting.move_to_end(self)
 
@@ -387,7 +389,7 @@ class Connection(HttpToolsProtocol):
             self._parse_soon()
 
     def _begin_without_upgrade(self) -> bool:
-        """Parse the head again, without its offer to upgrade.
+        """Parse the head again, without the offer to upgrade the protocol.
 
         Returns whether the connection may parse further pieces.
         """
@@ -399,7 +401,7 @@ class Connection(HttpToolsProtocol):
         return self._feed(b"\r\n".join(head) + HEAD_END)
 
     def _reject(self, problem: problems.Problem) -> None:
-        """Answer with `problem` if no other answer is in progress, and close the connection."""
+        """Respond with `problem` if no other response is in progress, and close the connection."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if cycle is None or not cycle.response_started or cycle.response_complete:
             response = problems.answer(problem, None, os.urandom(16).hex())
@@ -412,13 +414,13 @@ class Connection(HttpToolsProtocol):
         if problem is problems.HEAD_TOO_LARGE:
             self._close_after_rest()
         else:
-            self._close()  # during an answer, closing is the only way to report an error
+            self._close()  # during a response, closing is the only way to report an error
 
     def _close_after_rest(self) -> None:
         """Close the connection after the client has stopped sending.
 
-        An immediate close would reset the connection, and the client would lose the answer
-        (RFC 9112, section 9.6).
+        An immediate close would reset the connection, and the client would lose the response (RFC
+        9112, section 9.6).
         """
         self._discarding = True
         if not self._reading:

@@ -1,26 +1,27 @@
-"""Limits the number of open connections, and decides which connection makes room for a new one.
+"""Limits the number of open connections, and decides which connection a new connection replaces.
 
 Terms
 - Clients are counted by network: an IPv4 address, or the first 64 bits of an IPv6 address.
-- A connection is busy while it has a complete request whose answer has not begun. At all other
-  times it is waiting, because its client must act next.
-- A connection makes progress when its request is complete, when a part of an answer is sent, and
+- A connection is busy from the end of a request to the beginning of the response. At all other
+  times, the connection is waiting, because its client must act next.
+- A connection makes progress when its request is complete, when a part of a response is sent, and
   after each `PROGRESS_BYTES` received. Fewer bytes are not progress, so a client cannot keep a
   connection open with a few bytes from time to time.
 
 Guarantees
 - At most `limit` connections are open. The limit is lower than the number of descriptors that the
   process may open.
-- At the limit, a new connection replaces another connection. This is the waiting connection without
-  progress for the longest time, of the network with the most connections. So idle connections are
-  replaced first, then slow connections, and uploads in progress last.
+- At the limit, a new connection replaces another connection. Of the waiting connections of the
+  network with the most connections, the connection without progress for the longest time is
+  replaced. Therefore, idle connections are replaced first, then slow connections, and uploads in
+  progress last.
 - If all connections of that network are busy and the network has more than 1/`CROWD` of all
-  connections, its newest connection is replaced. If it has fewer, waiting connections of other
-  networks are replaced first.
-- A busy connection is replaced only if its network still has more connections without it than the
-  network of the new connection has. So a client cannot keep other clients out. If one client, such
-  as a proxy, has all connections and none of them is waiting, its new connections are rejected. So
-  it does not interrupt its own requests.
+  connections, its newest connection is replaced. If the network has fewer connections, waiting
+  connections of other networks are replaced first.
+- A busy connection is replaced only if its network, without this connection, still has more
+  connections than the network of the new connection. Therefore, a client cannot keep other clients
+  out. If one client, such as a proxy, has all connections and none of them is waiting, its new
+  connections are rejected. Therefore, such a client does not interrupt its own requests.
 
 If other parts of the process use up the descriptors, libuv accepts new connections and immediately
 closes them.
@@ -150,7 +151,7 @@ class Connections(ServerState):
 
 
 def usable_limit(settings: Settings, decoders: int) -> int:
-    """Return the maximum number of HTTP connections. It also applies to gRPC connections.
+    """Return the maximum number of HTTP connections. gRPC has a separate maximum of the same size.
 
     The result is `settings.max_connections`, or less if the process may not open enough
     descriptors. If necessary and allowed, this function raises the soft limit of the process on

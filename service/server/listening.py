@@ -3,7 +3,7 @@
 A front end is a process that serves HTTP. The kernel distributes new connections over the sockets
 by a hash of the addresses of client and server. The supervisor binds the sockets and keeps them
 open. When a front end is restarted, the new process accepts the connections that wait in the
-backlog of its socket. docs/decisions/0023-front-end-processes.md says why the front ends do not
+backlog of its socket. docs/decisions/0023-front-end-processes.md explains why the front ends do not
 share one socket.
 """
 

@@ -1,7 +1,7 @@
 """Uvicorn's server with a shutdown that loses no requests, and servers on additional ports.
 
 When uvicorn stops, it immediately closes idle connections, even if the client has just sent the
-next request. This server keeps idle connections open for `LINGER_SECONDS`, and answers requests
+next request. This server keeps idle connections open for `LINGER_SECONDS`, and responds to requests
 that arrive in this time with `Connection: close`.
 """
 
@@ -38,7 +38,8 @@ ACCEPT_SECONDS = 0.1
 """After a stop signal, the server accepts connections from the kernel's backlog for this number of
 seconds. Closing the socket earlier would reset these connections."""
 LINGER_SECONDS = 1.0
-"""Number of seconds that idle connections stay open after the server stops accepting new ones."""
+"""Number of seconds that idle connections stay open after the server stops accepting new
+connections."""
 ACCEPTS = 16
 """Maximum number of connections that the server accepts per address and turn of the event loop."""
 
@@ -60,8 +61,8 @@ class Listener(Protocol):
 class Server(uvicorn.Server):
     """Serves an application until SIGTERM or SIGINT.
 
-    A SIGINT during the shutdown exits immediately. A SIGTERM during the shutdown has no effect.
-    SIGHUP reloads the API keys and the model.
+    On a SIGINT during the shutdown, the process exits immediately. A SIGTERM during the shutdown
+    has no effect. SIGHUP reloads the API keys and the model.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -82,15 +83,16 @@ class Server(uvicorn.Server):
         self._reloading = set[asyncio.Task[None]]()
 
     def handle_signals(self) -> None:
-        """Handle SIGINT and SIGTERM from now on. Uvicorn would handle them only during its loop."""
+        """Handle SIGINT and SIGTERM from now on. Uvicorn handles these signals only in its main
+        loop."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the shutdown after SIGINT or SIGTERM.
 
-        Uvicorn would raise the signal again at the end of the shutdown. This server does not, and
-        the process exits with a status instead.
+        Uvicorn would raise the signal again at the end of the shutdown. This server does not raise
+        the signal, and the process exits with a status instead.
         """
         if self.should_exit and sig == signal.SIGINT:
             os._exit(ExitStatus.INTERRUPTED)
@@ -148,9 +150,9 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._reloading.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Report not ready, stop accepting connections, answer the requests in progress, then shut
+        """Report not ready, stop accepting connections, finish the requests in progress, then shut
         uvicorn down."""
-        self._service.draining = True  # /readyz reports this, and answers have `Connection: close`
+        self._service.draining = True  # /readyz gets 503, and responses have `Connection: close`
         await self._wait(max(self._drain_delay, ACCEPT_SECONDS))
         for server in self.servers:
             server.close()

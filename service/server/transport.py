@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 READ_SECONDS = 30.0
-"""Timeout in seconds for a client that does not read. It starts when the response buffer is full,
-or when the server begins to close the connection."""
+"""Timeout in seconds for a client that does not read. The time starts when the response buffer is
+full, or when the server begins to close the connection."""
 READ_BYTES = 64 * 1024
 """Maximum number of bytes per read."""
 GATHERED_BYTES = 64 * 1024
@@ -46,7 +46,7 @@ class Incoming(asyncio.BufferedProtocol):
 class Outgoing(asyncio.Transport):
     """A transport that buffers data, and writes once per turn of the event loop.
 
-    This saves system calls. If more than `GATHERED_BYTES` are buffered, they are written
+    The buffer saves system calls. If more than `GATHERED_BYTES` are buffered, they are written
     immediately. `flush` also writes the buffer immediately.
     """
 
@@ -56,8 +56,8 @@ class Outgoing(asyncio.Transport):
         """
         Args:
             transport: Transport of uvloop that the data is written to.
-            sent: Function that is called after each write of a partial answer. Default: a function
-                that does nothing.
+            sent: Function that is called after each write of a part of a response. Default: a
+                function that does nothing.
         """
         super().__init__()
         self._transport = transport

@@ -55,7 +55,7 @@ class EngineCollector(Collector):
         stats, loaded = self._stats, self._loaded
         progresses = stats is not None and not stats.stalled
         ready = loaded is not None and not self._draining and progresses
-        yield GaugeMetricFamily("shoal_ready", "1 when /readyz answers 200, else 0.", ready)
+        yield GaugeMetricFamily("shoal_ready", "1 when /readyz returns 200, else 0.", ready)
         if stats is not None:
             yield from _engine_families(stats)
         if loaded is not None:
@@ -102,7 +102,7 @@ def _engine_families(stats: EngineStats) -> Iterable[Metric]:
     )
     yield GaugeMetricFamily(
         "shoal_batch_size_limit",
-        "Current maximum batch size. It is lowered after the device ran out of memory.",
+        "Current maximum batch size, which is lowered when the device runs out of memory.",
         stats.size_limit,
     )
     yield GaugeMetricFamily(

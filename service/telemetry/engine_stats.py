@@ -13,9 +13,11 @@ class EngineStats:
     """State of the engine and its queue at one moment."""
 
     healthy: bool
-    """Whether the engine works. False: it failed on every recent batch and needs a new process."""
+    """Whether the engine works. False: the engine failed on every recent batch and needs a new
+    process."""
     stalled: bool
-    """Whether the current batch takes much longer than predicted. False again after that batch."""
+    """Whether the current batch takes much longer than predicted. False again when the batch
+    ends."""
     queued: int
     """Number of images in the queue."""
     in_flight: int
@@ -23,7 +25,7 @@ class EngineStats:
     busy_seconds: float
     """Total time in which the engine had work, in seconds."""
     size_limit: int
-    """Current maximum batch size. It is lowered after the device ran out of memory."""
+    """Current maximum batch size, which is lowered when the device runs out of memory."""
     margin: float
     """Learned safety margin, as a share of the predicted duration of a batch."""
     expected: Mapping[str, float]

@@ -49,21 +49,21 @@ def configure(settings: Settings) -> None:
 def _open_standard_streams() -> None:
     """Open /dev/null for each standard stream that is closed.
 
-    Otherwise the first socket would get the descriptor of standard output, and a client would
+    Otherwise, the first socket would get the descriptor of standard output, and a client would
     receive the log.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets `descriptor`, the lowest one that is free
+            os.open(os.devnull, os.O_RDWR)  # gets `descriptor`, the lowest free descriptor
 
 
 class Output(logging.Handler):
     """Writes lines to a file descriptor: all lines of a turn of the event loop with one call.
 
-    Python's buffered streams are not used. They would keep lines that could not be written, fail
-    again at exit, and end the process with status 120.
+    Python's buffered streams are not used. Such streams would keep lines that could not be written,
+    fail again at exit, and end the process with status 120.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -202,7 +202,7 @@ def log_request(
         level: Log level of the line.
         request: ID, client, method and path of the request. Texts are truncated to `MAX_TEXT`.
         status: HTTP status, or name of the gRPC status.
-        seconds: Seconds from the arrival of the request's headers to the end of the answer.
+        seconds: Seconds from the arrival of the request's headers to the end of the response.
         code: Code of the problem that the client received. None: the request succeeded.
         timing: Stage of the request -> duration, in seconds.
     """
@@ -212,7 +212,7 @@ def log_request(
         fields["code"] = code
     for stage, duration in timing.items():
         fields[f"{stage}_seconds"] = _to_microsecond(duration)
-    # `log.log` would also search for its caller, which costs time.
+    # `log.log` would also search for the calling function, which costs time.
     record = logging.LogRecord(log.name, level, "", 0, "request", None, None)
     record.fields = fields
     log.handle(record)

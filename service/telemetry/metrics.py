@@ -1,13 +1,14 @@
 """Prometheus metrics of this process or of all processes of the service, served at `/metrics`.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, and `_total` for counters.
-When a request ends, the process that answered it counts the request, its stages, and the code of
-its error. The process that runs a batch counts the batch. Current values, such as the queue length,
-are read when Prometheus scrapes the metrics (`collectors`). Clients choose no label values.
+When a request ends, the process that handled the request counts the request, its stages, and the
+code of its error. The process that runs a batch counts the batch. Current values, such as the queue
+length, are read when Prometheus scrapes the metrics (`collectors`). Clients cannot choose label
+values.
 
 A service with several processes uses the multiprocess mode of prometheus_client. Each process
 writes its counts to files in a shared folder. Each process can return the totals of all processes,
-including those that have ended. This mode requires that PROMETHEUS_MULTIPROC_DIR is set before
+including processes that have ended. This mode requires that PROMETHEUS_MULTIPROC_DIR is set before
 prometheus_client is imported.
 """
 
@@ -54,7 +55,7 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         requests = Histogram(
             "shoal_request_duration_seconds",
-            "Seconds from the headers of a request to the end of its answer, by status. "
+            "Seconds from the headers of a request to the end of its response, by status. "
             "499 (HTTP) or CANCELLED (gRPC): the client disconnected.",
             ["route", "status"],
             buckets=SECONDS,
@@ -62,21 +63,21 @@ class Metrics:
         )
         stages = Histogram(
             "shoal_stage_duration_seconds",
-            "Seconds in each stage of a prediction. read, decode, queue and infer: of the slowest "
-            "image of a request. assemble: building the input array of a batch.",
+            "Seconds in each stage of a prediction. read, decode, queue and infer: time of the "
+            "slowest image of a request. assemble: time to build the input array of a batch.",
             ["stage"],
             buckets=FINE_SECONDS,
             registry=registry,
         )
         self._refusals = Counter(
             "shoal_refusals",
-            "Requests, or images of /predict/batch, that were answered with a problem, by code.",
+            "Requests, or images of /predict/batch, that got an error response, by code.",
             ["code"],
             registry=registry,
         )
         self._cancellations = Counter(
             "shoal_cancellations",
-            "Requests whose client disconnected before the answer.",
+            "Requests that were canceled because the client disconnected before the response.",
             registry=registry,
         )
         # With several processes, a gauge is the sum over the running processes.
@@ -144,7 +145,8 @@ class Metrics:
         self._answered = items.labels("answered")
         self._failed = items.labels("failed")
         self._gone = items.labels("gone")
-        # These are cached, because finding the counter of a label costs more than counting.
+        # These functions are cached, because finding the counter of a label costs more than
+        # counting.
         self._request = functools.cache(requests.labels)
         self._stage = functools.cache(stages.labels)
         self._batches = functools.cache(batches.labels)
@@ -163,16 +165,16 @@ class Metrics:
         self._waiting_images.set(waiting_images)
 
     def begin_request(self) -> None:
-        """Count a request in progress. Callers call this when the headers have arrived."""
+        """Count a request in progress. Callers call this method when the headers have arrived."""
         self._in_flight.inc()
 
     def end_request(
         self, route: str, status: str, seconds: float, stages: Mapping[str, float], code: str | None
     ) -> None:
-        """Count a request that was answered or whose client disconnected.
+        """Count a request that has ended, with a response or because the client disconnected.
 
         Args:
-            route: Pattern of the route. It must not be the path that the client sent.
+            route: Pattern of the route, not the path that the client sent.
             status: HTTP status, or name of the gRPC status.
             seconds: Duration of the request, in seconds.
             stages: Stage -> duration, in seconds.
@@ -188,7 +190,7 @@ class Metrics:
             self.count_refusal(code)
 
     def count_refusal(self, code: str) -> None:
-        """Count a request, or one of its images, that was answered with the problem `code`."""
+        """Count a request, or one of its images, that got the error `code`."""
         self._refusals.labels(code).inc()
 
     def count_batch(self, report: BatchReport) -> None:
@@ -205,7 +207,7 @@ class Metrics:
         self._out_of_memory.inc(report.out_of_memory)
 
     def count_assembly(self, seconds: float) -> None:
-        """Record how many seconds it took to build the input array of a batch."""
+        """Record the time to build the input array of a batch, in seconds."""
         self._stage("assemble").observe(seconds)
 
     def count_load(self, outcome: str) -> None:

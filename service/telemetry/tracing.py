@@ -206,8 +206,8 @@ def from_environment(environment: Mapping[str, str]) -> Tracing | None:
         return None
     except ImportError as error:
         log.warning(
-            "tracing is off: %s. Run pip install 'shoal[otel]', and over gRPC install "
-            "opentelemetry-exporter-otlp-proto-grpc, too",
+            "tracing is off: %s. Run pip install 'shoal[otel]'. The protocol grpc also needs "
+            "opentelemetry-exporter-otlp-proto-grpc",
             error,
         )
         return None

@@ -59,9 +59,9 @@ class CancelScope:
 class Arrival(CancelScope):
     """Context manager for the block that reads a body.
 
-    The block is canceled, and UploadTimeout is raised, if the body does not arrive within the
-    maximum time. The lease, which counts the memory of the body, contains this maximum. The block
-    is also canceled if the lease rejects the body, for example because the body arrives too slowly.
+    The block is canceled, and UploadTimeout is raised, if the body does not arrive within
+    `lease.max_seconds`. The block is also canceled if the lease rejects the body, for example
+    because the body arrives too slowly.
     """
 
     def __init__(self, lease: Watched, interval: float) -> None:

@@ -5,7 +5,8 @@ body counts toward this limit as its bytes arrive, and not when its headers anno
 rules prevent slow clients from using up the memory:
 
 - Bodies that have been arriving for longer than `CHECK_INTERVAL` count as slow. All slow bodies
-  together may hold half of the memory. If slow bodies hold more, the slowest body is rejected.
+  together may hold at most half of the memory. If slow bodies hold more, the slowest body is
+  rejected.
 - A body is rejected if it arrives at less than `MIN_RATE` after `GRACE` checks.
 
 The rate of a body is an exponential moving average: the rate in the last `CHECK_INTERVAL` has a
@@ -227,8 +228,8 @@ async def read_images(request: Request, lease: Lease, max_images: int) -> list[b
     form = await _read_form(request, lease, content_type, max_images + 1)
     if len(images := form.images()) > max_images:
         raise TooManyImages(
-            f"The form has more than {max_images} images, which is the maximum. Send the others in "
-            "another request."
+            f"The form has more than {max_images} images, which is the maximum. Send the other "
+            "images in another request."
         )
     return images
 

@@ -154,8 +154,8 @@ class Form:
 class _Parts:
     """Receives the parser's callbacks, and keeps the images.
 
-    This class has no reference to the parser. The cycle of references would keep parts of the body
-    in memory until a garbage collection.
+    This class has no reference to the parser. A cycle of references would keep parts of the body in
+    memory until a garbage collection.
     """
 
     def __init__(self, images: list[bytes], max_images: int) -> None:

@@ -42,7 +42,7 @@ def server_metadata(version: str, repository: bool) -> dict[str, Any]:
 def model_metadata(model: Manifest) -> dict[str, Any]:
     """Return the name, the inputs and the outputs of the model.
 
-    A request contains exactly one of these inputs.
+    A request contains exactly one of the inputs.
     """
     return {
         "name": model.name,

@@ -43,8 +43,8 @@ SHAPES = {
     ("pixels", "UINT8"): ([SIDE, SIDE, 3],),
     ("pixels", "FP32"): ([3, SIDE, SIDE],),
 }
-"""Maps the name and datatype of an input to its allowed dimensions after the first one. The first
-dimension is n, the number of images."""
+"""Maps the name and datatype of an input to its allowed dimensions after the first dimension, which
+is n, the number of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def infer_inputs(request: InferenceRequest, elements: Elements, model: Manifest)
 
     Args:
         request: The request, with one input.
-        elements: The elements of that input.
+        elements: The elements of the input.
         model: The loaded model.
 
     Raises:
@@ -159,7 +159,7 @@ def _seconds(parameters: dict[str, Any]) -> float | None:
     """Return the parameter `timeout` in seconds, or None if it is missing or 0."""
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or not 0 <= timeout < 2**63:
-        raise BadInference("The parameter 'timeout' is not a whole number of microseconds.")
+        raise BadInference("The parameter 'timeout' must be a whole number of microseconds.")
     return timeout / 1e6 if timeout else None
 
 
@@ -167,41 +167,42 @@ def _check_shape(tensor: RequestInput, max_images: int) -> None:
     count, *rest = tensor.shape
     if rest not in SHAPES.get((tensor.name, tensor.datatype), ()) or count < 1:
         raise BadInference(
-            f"The model has no input {tensor.name!r} of {tensor.datatype!r} {tensor.shape}. Send "
-            "'image' of BYTES [n], 'pixels' of UINT8 [n, 32, 32, 3], or 'pixels' of FP32 "
-            "[n, 3, 32, 32]."
+            f"The model has no input {tensor.name!r} with datatype {tensor.datatype!r} and shape "
+            f"{tensor.shape}. Send 'image' as BYTES with shape [n], 'pixels' as UINT8 with shape "
+            "[n, 32, 32, 3], or 'pixels' as FP32 with shape [n, 3, 32, 32]."
         )
     if count > max_images:
         raise TooManyImages(
             f"The request has {count:,} images, but at most {max_images} are allowed. Send the "
-            "others in further requests."
+            "other images in further requests."
         )
 
 
 def _binary_data(tensor: RequestInput, binary: memoryview) -> memoryview | None:
-    """Return the binary data of the tensor, or None if its elements are in the JSON.
+    """Return the binary data of the tensor, or None if the elements are in the JSON.
 
     `binary`: the bytes after the JSON, which may be empty.
     """
     if "binary_data_size" not in tensor.parameters:
         if tensor.data is None:
             raise BadInference(
-                "The input has neither 'data' nor the parameter 'binary_data_size'. Send one."
+                "The input has neither 'data' nor the parameter 'binary_data_size'. Send one of "
+                "them."
             )
         if binary:
             raise BadInference(
                 f"The body has {len(binary):,} bytes after the JSON, but the elements of the input "
-                "are in 'data'. Send the elements once."
+                "are in 'data'. Send the elements only once."
             )
         return None
     size = tensor.parameters["binary_data_size"]
     if tensor.data is not None:
         raise BadInference(
-            "The input has both 'data' and the parameter 'binary_data_size'. Send only one."
+            "The input has both 'data' and the parameter 'binary_data_size'. Send one of them."
         )
     if type(size) is not int or size != len(binary):
         raise BadInference(
-            f"The parameter 'binary_data_size' is not {len(binary)}, the number of bytes after the "
-            "JSON. Inference-Header-Content-Length is the length of the JSON."
+            f"The parameter 'binary_data_size' must be {len(binary)}, the number of bytes after "
+            "the JSON. The header Inference-Header-Content-Length must be the length of the JSON."
         )
     return binary

@@ -1,8 +1,8 @@
 """Limits the size of the JSON in an inference request, apart from the images in the JSON.
 
 Parsing JSON blocks the event loop: 256 KiB of the slowest JSON take about 10 ms. An image in base64
-is one long string, and finding the quotes around the string is fast. So long strings are removed
-before the JSON is parsed, and the limits apply to the remainder.
+is one long string, and finding the quotes around the string is fast. Therefore, long strings are
+removed before the JSON is parsed, and the limits apply to the remaining JSON.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MAX_CONTAINERS = 24_000
 """Maximum number of arrays and objects in total. Parsing an empty array takes as long as parsing
 ten numbers."""
 LONG = 4096
-"""Strings with more bytes than this are removed before parsing."""
+"""Strings with more bytes than `LONG` are removed before parsing."""
 MAX_STRINGS = 4000
 """Maximum number of strings to check for their length. Later strings are not removed."""
 
-# The remainder of a string that contains an escape sequence, including its closing quote.
+# Matches the rest of a string, up to and including the closing quote. Skips escape sequences.
 _ESCAPED = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 LongStrings = Mapping[str, memoryview]
@@ -38,7 +38,7 @@ def take_out_long_strings(text: bytes) -> tuple[bytes, LongStrings]:
     refer to the same long string many times.
 
     Args:
-        text: The JSON. It need not be valid.
+        text: The JSON, which need not be valid.
 
     Returns:
         The remainder, which is the JSON with the placeholders, and the long strings.

@@ -30,13 +30,13 @@ OUTPUTS = ("class", "probability", "probabilities")
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """An output that the request asks for, and its format."""
+    """An output that the request names, and its format."""
 
     name: str
     binary: bool
     """Whether the output is sent as binary data after the JSON."""
     classes: int = 0
-    """Number of the most probable classes that are sent instead of the probabilities. 0: the
+    """k, if the k most probable classes (top-k) are sent instead of all probabilities. 0: all
     probabilities are sent."""
 
 
@@ -47,7 +47,7 @@ class Reply:
     id: str | None
     """The id of the request, which the response repeats. None: the request has no id."""
     outputs: Sequence[RequestedOutput]
-    """The outputs of the response, in their order."""
+    """The outputs, in the order of the response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def serialize(
 def _requested_output(output: RequestOutput, binary: bool) -> RequestedOutput:
     if output.name not in OUTPUTS:
         raise BadInference(
-            f"The model has no output {output.name!r}. Its outputs are {', '.join(OUTPUTS)}."
+            f"The model has no output {output.name!r}. The outputs are {', '.join(OUTPUTS)}."
         )
     if "shared_memory_region" in output.parameters:
         raise BadInference(
@@ -139,7 +139,7 @@ def _requested_output(output: RequestOutput, binary: bool) -> RequestedOutput:
         )
     classes = output.parameters.get("classification", 0)
     if type(classes) is not int or classes < 0:
-        raise BadInference("The parameter 'classification' is not a number of classes.")
+        raise BadInference("The parameter 'classification' must be a whole number from 0.")
     if classes and output.name != "probabilities":
         raise BadInference(
             "The parameter 'classification' is supported for the output 'probabilities' only."
@@ -150,7 +150,7 @@ def _requested_output(output: RequestOutput, binary: bool) -> RequestedOutput:
 def _boolean(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise BadInference(f"The parameter {name!r} is neither true nor false.")
+        raise BadInference(f"The parameter {name!r} must be true or false.")
     return value
 
 

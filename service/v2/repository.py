@@ -28,7 +28,8 @@ from service.v2 import schemas
 MAX_BODY = 64 * 1024
 """Maximum number of bytes of a body."""
 IGNORED_PARAMETERS = {"unload_dependents"}
-"""Parameters that Triton's clients send and that have no effect: no model depends on another."""
+"""Parameters that Triton's clients send and that have no effect: no model depends on another
+model."""
 
 RequestModel = TypeVar("RequestModel", schemas.RepositoryRequest, schemas.RepositoryIndexRequest)
 _version_type = TypeAdapter[str](Version)
@@ -87,7 +88,7 @@ async def index_all(request: Request) -> Response:
 async def index(request: Request) -> Response:
     """List all versions of the model, or only the loaded version with `{"ready": true}`.
 
-    Clients of the protocol use this method, and GET is an addition of this server.
+    Clients of the protocol use POST. GET is an addition of this server.
     """
     _check_key(request)
     body = await _read(request, schemas.RepositoryIndexRequest)
@@ -111,7 +112,7 @@ async def load(request: Request) -> Response:
     """Load a version, which replaces the current version.
 
     The server verifies, loads, warms up and tests the new version. Meanwhile, the current version
-    answers requests. The server then switches versions between two batches, so no request fails.
+    classifies images. The server then switches versions between two batches, so no request fails.
     Each response names the version that classified its images. If the load fails, the current
     version stays.
 
@@ -133,9 +134,10 @@ async def load(request: Request) -> Response:
     responses={200: ANSWER, **problems.documented(CHANGE_ERRORS, "/v2")},
 )
 async def unload(request: Request) -> Response:
-    """Unload the model and free its memory, after all accepted requests have been answered.
+    """Unload the model and free its memory, after all accepted requests have finished.
 
-    Until the next load, the server is live but not ready, and rejects images with `not_ready`.
+    Until the next load, the server is live but not ready, and rejects images with the code
+    `not_ready`.
     """
     _check_key(request)
     await _read(request, schemas.RepositoryRequest)

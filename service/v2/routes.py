@@ -1,7 +1,8 @@
-"""Serves the Open Inference Protocol v2 over REST, which KServe and Triton's clients use.
+"""Serves the Open Inference Protocol v2 over REST.
 
-`schemas` describes the bodies. `inputs` reads the images of a request, and `outputs` builds the
-response. `common` has the parts that REST and gRPC share. Errors have the format of the protocol.
+Clients of KServe and Triton use this protocol. `schemas` describes the bodies. `inputs` reads the
+images of a request, and `outputs` builds the response. `common` has the parts that REST and gRPC
+share. Errors have the format of the protocol.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ async def live(request: Request) -> Response:
 
 @router.get(
     "/health/ready",
-    summary="Can the server answer requests?",
+    summary="Can the server classify images?",
     response_model=schemas.ServerReady,
     responses=problems.documented(
         [errors.NotReady, errors.Stalled, errors.DecodersDown, Draining], "/v2"
@@ -143,7 +144,7 @@ for path, names in MODELS.items():
     router.add_api_route(
         f"{path}/ready",
         model_ready,
-        summary="Can the model answer requests?",
+        summary="Can the model classify images?",
         response_model=schemas.ModelReady,
         openapi_extra={"parameters": names},
         responses=problems.documented(
@@ -178,21 +179,24 @@ for path, names in MODELS.items():
 def _served(request: Request) -> LoadedModel:
     """Return the loaded model.
 
-    Raises NotReady if no model is loaded, and UnknownModel if the path names another model.
+    Raises NotReady if no model is loaded, and UnknownModel if the path names another model or
+    version.
     """
     return served(service_of(request), *_named_model(request))
 
 
 def _named_model(request: Request) -> tuple[str, str | None]:
-    """Return the model in the path, and the version in the path or None."""
+    """Return the model and the version in the path. The version is None if the path names no
+    version."""
     names = request.path_params
     return names["model"], names.get("version")
 
 
 async def _read_and_decode(request: Request, pipeline: Pipeline) -> tuple[Reply, list[Image]]:
-    """Read the request and decode its images. Returns the requested reply and the images.
+    """Read the request and decode its images.
 
-    The memory of the upload is released before the images wait for the engine.
+    Returns the parts of the response that the request determines, and the images. The memory of the
+    upload is released before the images wait for the engine.
     """
     service = service_of(request)
     header = header_length(request.headers.get(LENGTH_HEADER))

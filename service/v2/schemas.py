@@ -1,8 +1,9 @@
 """Defines the bodies of the Open Inference Protocol v2 over REST as pydantic models.
 
-The models follow https://github.com/kserve/open-inference-protocol. Models of requests validate the
-bodies. Models of responses only describe the bodies for OpenAPI. `inputs` checks whether the model
-has the input of a request. Unknown members of a request are ignored, as the protocol requires.
+The classes follow https://github.com/kserve/open-inference-protocol. The classes of requests
+validate the bodies. The classes of responses only describe the bodies for OpenAPI. The module
+`inputs` checks whether the served model has the input that a request names. Unknown members of a
+request are ignored, as the protocol requires.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ MAX_DIMENSIONS = 8
 
 
 class _RequestModel(BaseModel):
-    """Base class of the request bodies. Values are not converted: the string "1" is not a number.
+    """Base class of the request bodies.
 
-    If pydantic checks the items of a list, the list has a maximum length.
+    Values are not converted: the string "1" is rejected where a number is required. If pydantic
+    checks the items of a list, the list has a maximum length, which limits the time of the check.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -53,8 +55,8 @@ class RequestOutput(_RequestModel):
     parameters: Parameters = Field(
         default={},
         description="`binary_data`: whether to send the output as binary data after the JSON. "
-        "`classification` (only for `probabilities`): number of most probable classes to send "
-        "instead, as strings probability:index:class",
+        "`classification` (only for the output `probabilities`): k, to send the k most probable "
+        "classes instead of all probabilities. Each class is a string probability:index:class",
     )
 
 
@@ -77,7 +79,7 @@ class InferenceRequest(_RequestModel):
 
 
 class ResponseOutput(BaseModel):
-    """An output tensor. Its elements are a flat list in row-major order."""
+    """An output tensor. The elements are a flat list in row-major order."""
 
     name: str = Field(examples=["probability"])
     datatype: str = Field(examples=["FP32"])
@@ -93,7 +95,7 @@ class InferenceResponse(BaseModel):
 
     model_name: str = Field(examples=["cifar_resnet20_v1"])
     model_version: str = Field(examples=["1"])
-    id: str = Field(default="", description="The `id` of the request, if it has one")
+    id: str = Field(default="", description="The `id` of the request, if the request has an `id`")
     outputs: list[ResponseOutput]
 
 
@@ -187,7 +189,7 @@ class ModelReady(BaseModel):
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 LENGTH = {
-    "description": "Length of the JSON in bytes, if binary data follows it",
+    "description": "Length of the JSON in bytes, if binary data follows the JSON",
     "schema": {"type": "integer", "minimum": 1},
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}

@@ -139,8 +139,8 @@ def _binary_numbers(data: memoryview, tensor: RequestInput) -> Numbers:
     dtype = np.dtype(np.uint8 if tensor.datatype == "UINT8" else "<f4")
     if len(data) != (size := math.prod(tensor.shape) * dtype.itemsize):
         raise BadInference(
-            f"The binary data has {len(data):,} bytes, but {tensor.datatype} {tensor.shape} needs "
-            f"{size:,}."
+            f"The binary data has {len(data):,} bytes, but datatype {tensor.datatype} and shape "
+            f"{tensor.shape} need {size:,} bytes."
         )
     return np.frombuffer(data, dtype).astype(np.float64).reshape(tensor.shape)
 
@@ -148,7 +148,7 @@ def _binary_numbers(data: memoryview, tensor: RequestInput) -> Numbers:
 def _json_strings(tensor: RequestInput, long_strings: LongStrings) -> list[Encoded]:
     texts = _flatten(tensor)
     if set(map(type, texts)) != {str}:
-        raise BadInference("An element of the input 'image' is not a string.")
+        raise BadInference("An element of the input 'image' is not a string. Send base64 strings.")
     return [base64_pieces(long_strings.get(text, text)) for text in texts]
 
 
@@ -176,6 +176,6 @@ def _flatten(tensor: RequestInput) -> list[Any]:
     if len(flat) != math.prod(tensor.shape):
         raise BadInference(
             f"'data' has {len(flat):,} elements, but the shape {tensor.shape} needs "
-            f"{math.prod(tensor.shape):,}."
+            f"{math.prod(tensor.shape):,} elements."
         )
     return flat

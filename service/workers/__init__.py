@@ -2,7 +2,7 @@
 
 The supervisor (`supervisor`) starts and restarts these processes (`process`) and sends settings to
 each process (`bootstrap`). Front ends send images to the engine process (`engine_process`) in
-frames (`frames`) over a Unix socket (`connection`). The front ends use `engine_client` for this,
-and the engine process uses `engine_server`. `error_codec` encodes the exceptions that the engine
-process sends back.
+frames (`frames`) over a Unix socket (`connection`). `engine_client` is the front ends' side of the
+connection, and `engine_server` is the side of the engine process. `error_codec` encodes the
+exceptions that the engine process sends back.
 """

@@ -1,10 +1,12 @@
-"""Data that the supervisor sends to the processes that it starts, over their standard input.
+"""Data that the supervisor sends to each process at its start, over standard input.
 
 Standard input is a pipe. The first line contains the settings. Further bytes tell the process to
 finish its work and exit. The end of the pipe means that the supervisor has ended. The process then
-exits immediately. A thread watches the pipe, so this also works when the event loop is blocked.
+exits immediately. A thread watches the pipe, so the process also exits when the event loop is
+blocked.
 
-PR_SET_PDEATHSIG would be an alternative; docs/decisions/0023-front-end-processes.md compares both.
+PR_SET_PDEATHSIG would be an alternative; docs/decisions/0023-front-end-processes.md compares both
+methods.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Bootstrap(BaseModel):
     settings: dict[str, Any]
     """Settings of this process. A front end, which serves HTTP, gets a share of some limits."""
     folder: str
-    """Private folder that all processes share. The supervisor deletes the folder at its exit."""
+    """Private folder that all processes share. The supervisor deletes the folder when it exits."""
     sockets: list[int]
     """File descriptors of the listening sockets of this process."""
     load_engine: str
@@ -56,7 +58,7 @@ class Bootstrap(BaseModel):
         return orjson.dumps(self.model_dump(), default=_as_text) + b"\n"
 
     def open_sockets(self) -> list[socket.socket]:
-        """Return the listening sockets of this process. Callers must call this once only."""
+        """Return the listening sockets of this process. Callers must call this method only once."""
         return [socket.socket(fileno=descriptor) for descriptor in self.sockets]
 
 

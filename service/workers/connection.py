@@ -75,7 +75,7 @@ class FrameConnection(asyncio.Protocol):
                 self._transport.write(b"".join(unsent))
 
     def _fail(self, error: Exception) -> None:
-        """Close the connection. `disconnected` then ends the requests whose frames are lost."""
+        """Close the connection. `disconnected` then ends the requests in progress."""
         unexpected = None if isinstance(error, BadFrame) else error
         self.close()
         log.error("the connection between two processes failed: %s", error, exc_info=unexpected)

@@ -83,7 +83,7 @@ class _Client:
                 self._connection.close()
 
     def _connected(self) -> _EngineConnection:
-        """Return the open connection. Raises NotReady if there is none."""
+        """Return the open connection. Raises NotReady if there is no open connection."""
         if self._connection is None or self._connection.ended.is_set():
             raise NotReady
         return self._connection
@@ -116,7 +116,7 @@ class DecoderClient(_Client):
         super().__init__(folder)
         self.max_memory = limits.max_image_memory
         self.descriptors = 0
-        """Number of descriptors of this process that the decoders need: none."""
+        """Number of descriptors of this process that the decoders need, which is always 0."""
         self.is_down = False
         """Always False: the stats of the engine process include the state of the decoders."""
         self._bytes = 0
@@ -148,7 +148,7 @@ class DecoderClient(_Client):
 
 
 class EngineClient(_Client):
-    """Client of the engine and the model repository. Implements `Inference` and `Versions`."""
+    """Client of the engine and the model repository. Implements `Engine` and `Versions`."""
 
     failure: Exception | None = None
     """Always None. If the model cannot be served, the engine process ends, not this process."""
@@ -171,8 +171,9 @@ class EngineClient(_Client):
     ) -> Answer[Classification]:
         """Classify an image, as `Batcher.submit` does.
 
-        Also raises NotReady if there is no connection, and EngineBusy if it is congested.
-        `queue_seconds` of the answer includes the time of the transfer between the processes.
+        Also raises NotReady if there is no connection, and EngineBusy if the connection is
+        congested. `queue_seconds` of the result includes the time of the transfer between the
+        processes.
         """
         connection, number, now = self._connected(), next(self._numbers), time.monotonic()
         if connection.congested:
@@ -288,7 +289,7 @@ class _EngineConnection(FrameConnection):
         if kind == ANSWER:
             answer = frames.read_answer(body)
             if answer.model not in self.models:
-                raise BadFrame(f"an answer with unknown model id {answer.model}")
+                raise BadFrame(f"an ANSWER frame with unknown model number {answer.model}")
             if (pending := self.pending.pop(number, None)) and not pending.done():
                 pending.set_result(answer)
         elif kind == DECODED:

@@ -50,9 +50,9 @@ async def run(
 
 
 def restart() -> None:
-    """Exit the process immediately, so that the supervisor starts a new one.
+    """Exit the process immediately, so that the supervisor starts a new engine process.
 
-    The engine process calls this when the engine has failed on every recent batch.
+    The engine process calls this function when the engine has failed on every recent batch.
     """
     log.error("the engine failed on every recent batch; the process exits and is restarted")
     os._exit(ExitStatus.ENGINE_FAILING)

@@ -41,8 +41,8 @@ from service.workers.frames import (
 )
 
 MAX_IMAGE_BYTES = 2**40
-"""Maximum number of bytes of encoded images. This is no limit in practice: each front end limits
-the images that it sends."""
+"""Maximum number of bytes of encoded images. The maximum is never reached, because each front end
+limits the images that it sends."""
 
 
 class EngineServer:
@@ -63,7 +63,7 @@ class EngineServer:
         self._reloading: asyncio.Task[Identity] | None = None
         self.connections: set[_FrontEndConnection] = set()
         self.models: list[Manifest] = []
-        """All models that have answered requests. Frames refer to a model by its number, which is
+        """All models that have classified images. Frames refer to a model by its number, which is
         the index in this list plus 1."""
 
     @asynccontextmanager
@@ -123,7 +123,7 @@ class EngineServer:
         raise ValueError(f"unknown call: {call}")
 
     async def _reload(self) -> Identity:
-        """Reload the model. All front ends call this after SIGHUP, and share one reload."""
+        """Reload the model. All front ends request a reload after SIGHUP, and share one reload."""
         if self._reloading is None:
             self._reloading = asyncio.create_task(self._versions.reload())
             self._reloading.add_done_callback(self._finish_reload)
@@ -139,7 +139,7 @@ class _FrontEndConnection(FrameConnection):
     def __init__(self, server: EngineServer) -> None:
         super().__init__()
         self._server = server
-        self._models = 0  # number of models whose manifests were sent
+        self._models = 0  # number of sent manifests
         self._cancel: dict[int, Callable[[], object]] = {}  # functions by the number of the request
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -149,8 +149,8 @@ class _FrontEndConnection(FrameConnection):
         self.announce()
 
     def announce(self) -> None:
-        """Send the state of the loaded model. Callers must do this before any answer of the model
-        is sent."""
+        """Send the state of the loaded model. Callers must call this method before any result of
+        the model is sent."""
         local = self._server.local
         with on_error(self._fail):
             started = local.loaded and {

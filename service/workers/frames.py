@@ -3,7 +3,7 @@
 A front end is a process that serves HTTP. This module does no I/O. A message is a frame: a header
 (length of the body, kind, number) and a body. Integers and floats have the byte order of the
 machine, because both processes run on the same machine. The number identifies the request that the
-frame belongs to. It is 0 if there is no such request. The number of a MODEL frame identifies a
+frame belongs to, or is 0 if there is no such request. The number of a MODEL frame identifies a
 model, and ANSWER frames refer to the model by this number.
 
     front end -> engine    SUBMIT   deadline, pixels       CANCEL                  CALL   JSON
@@ -12,10 +12,10 @@ model, and ANSWER frames refer to the model by this number.
                            STATE    JSON                   MODEL  JSON
                            DECODED  pixels
 
-Deadlines are times of CLOCK_MONOTONIC, which is the same for all processes of a machine. So the
-transfer of a frame counts as part of its request's time. `FrameReader` checks each frame header
+Deadlines are times of CLOCK_MONOTONIC, which is the same for all processes of a machine. Therefore,
+the time of a request includes the transfer of its frames. `FrameReader` checks each frame header
 before it waits for the body, and rejects bodies that are longer or shorter than `BOUNDS` allows.
-After BadFrame the connection must be closed.
+After BadFrame, the connection must be closed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Frame(NamedTuple):
     kind: int
     """Kind of the message, such as `SUBMIT`."""
     number: int
-    """Number of the request, or of the model in a MODEL frame. 0: none."""
+    """Number of the request, or of the model in a MODEL frame. 0: the frame belongs to no
+    request."""
     body: bytes
 
 
@@ -116,7 +117,7 @@ def submit(number: int, deadline: float, image: bytes) -> bytes:
 
 
 def decode(number: int, deadline: float, client: Client, image: EncodedImage) -> bytes:
-    """Encode a request to decode `image` for `client`, whose identifier has at most 63 bytes."""
+    """Encode a request to decode `image`. `client`: identifier of the client, at most 63 bytes."""
     body = _DECODE.pack(
         deadline,
         client if isinstance(client, bytes) else client.encode(),
@@ -137,7 +138,7 @@ def decoded(number: int, pixels: bytes) -> bytes:
 
 
 def cancel(number: int) -> bytes:
-    """Encode the cancellation of a request whose result is no longer needed."""
+    """Encode the cancellation of a request."""
     return _HEAD.pack(0, CANCEL, number)
 
 
@@ -151,7 +152,8 @@ def answer(number: int, content: Answer) -> bytes:
 def error(number: int, content: Error) -> bytes:
     """Encode the error of a SUBMIT or DECODE frame.
 
-    A long detail is truncated, possibly within a multibyte character. `read_error` accepts that.
+    A long detail is truncated, possibly within a multibyte character. `read_error` accepts an
+    incomplete character.
     """
     detail = content.detail.encode(errors="replace")[:_MAX_DETAIL]
     head = _HEAD.pack(_ERROR.size + len(detail), ERROR, number)

@@ -21,7 +21,7 @@ MAX_RESTARTS = 6
 
 
 class WorkerProcess:
-    """A front end (a process that serves HTTP) or the engine process. It can be started again."""
+    """A front end (a process that serves HTTP) or the engine process, which can be restarted."""
 
     def __init__(self, name: str, bootstrap: Bootstrap) -> None:
         """
@@ -64,10 +64,11 @@ class WorkerProcess:
 
 
 class RestartPolicy:
-    """Decides when one process is restarted. It reads no clock: callers pass the time in seconds.
+    """Decides when one process is restarted. Callers pass the time in seconds.
 
     The first restart is immediate. The pause before each further restart in a row is twice as long
-    as the previous pause. After a process has run for `STEADY_SECONDS`, counting starts again.
+    as the previous pause. After a process has run for `STEADY_SECONDS`, its earlier restarts are no
+    longer counted.
     """
 
     def __init__(self) -> None:
@@ -95,5 +96,6 @@ class RestartPolicy:
 
 
 def _ignore_sighup() -> None:
-    """Ignore SIGHUP until the process can handle it. The default action would end the process."""
+    """Ignore SIGHUP until the process can handle the signal. The default action would end the
+    process."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -1,14 +1,14 @@
 """The supervisor: starts, restarts and stops the processes of the service.
 
 These processes are the front ends, which serve HTTP, and the engine process, which runs the model.
-The supervisor does not import MXNet and serves no requests. It owns everything that must remain
-when another process ends: the listening sockets, the socket of the engine process, and the folder
-that all processes share. Every process runs in a session of its own, so Ctrl-C sends SIGINT only to
-the supervisor.
+The supervisor does not import MXNet and serves no requests. The supervisor owns everything that
+must remain when another process ends: the listening sockets, the socket of the engine process, and
+the folder that all processes share. Every process runs in a session of its own, so Ctrl-C sends
+SIGINT only to the supervisor.
 
 A process that ends is restarted after a pause (`RestartPolicy`). The service exits with status 1 if
 a process fails too often, or if the model cannot be loaded at the start. At a shutdown, the
-supervisor first stops the front ends, which answer their requests, and then the engine process.
+supervisor first stops the front ends, which finish their requests, and then the engine process.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Supervisor:
             first = False
 
     async def _run(self, worker: WorkerProcess) -> int | str:
-        """Run the process once. Returns its exit status, or the error that prevented its start."""
+        """Run the process once. Returns the exit status, or the error that prevented the start."""
         try:
             process = await worker.start()
         except OSError as error:
@@ -164,7 +164,7 @@ class Supervisor:
         try:
             return await process.wait()
         finally:
-            # This removes the gauges of the process. The counters and histograms stay.
+            # The call removes the gauges of the process. The counters and histograms stay.
             mark_process_dead(process.pid, worker.bootstrap.folder)  # type: ignore[no-untyped-call]  # not typed
 
     async def _stop(self, front_ends: Sequence[WorkerProcess], engine: WorkerProcess) -> None:

@@ -11,9 +11,6 @@ import re
 import urllib.parse
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image
-
 BOUNDARY = "shoal-load-test"
 CLASS = re.compile(rb'"class":\s*"([^"]+)"|classified as \[([^\]]+)\]')
 """Pattern of the class in a JSON response of this service, or in a text response such as
@@ -47,7 +44,13 @@ def generate(width: int, count: int = 64, height: int | None = None) -> list[Pic
         width: Width in pixels.
         count: Number of images. Default: 64.
         height: Height in pixels. None: the same as `width`.
+
+    Raises:
+        ModuleNotFoundError: NumPy or Pillow is not installed. The extra `server` contains them.
     """
+    import numpy as np
+    from PIL import Image
+
     size = (width, height or width)
     random = np.random.default_rng(0)
     pictures = []

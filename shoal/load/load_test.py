@@ -52,7 +52,7 @@ class LoadTest:
         """
         self._options = options
         url, key = urllib.parse.urlsplit(options.url), os.environ.get("SHOAL_API_KEY")
-        pictures = images.read(options.images) if options.images else images.generate(options.side)
+        pictures = images.read(options.images) if options.images else _generate(options.side)
         requests = [images.request(url, picture, options.raw, key) for picture in pictures]
         answers = ask(url, requests)
         accepted = [number for number, (status, _) in enumerate(answers) if status == 200]
@@ -106,6 +106,16 @@ class LoadTest:
         with _progress_bar(load, end) as progress:
             samples = processes.run(jobs, progress)
         return summarize(load, rate, samples, options.warm_up, end)
+
+
+def _generate(side: int) -> list[images.Picture]:
+    try:
+        return images.generate(side)
+    except ModuleNotFoundError as error:
+        raise LoadTestFailed(
+            f"Generating images needs the package {error.name}. Name a folder of images with"
+            " --images, or install Shoal with the extra 'server'"
+        ) from error
 
 
 def find_max(measure: Callable[[float], Run], slo: float) -> Iterator[Run]:

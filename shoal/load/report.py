@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from shoal.load.connection import FAILED, TIMED_OUT
 from shoal.load.generator import Samples
 
@@ -21,6 +18,8 @@ BUSY = 0.9
 LAG = 0.002
 """99th percentile of the delay of requests, in seconds. Generators that delay requests longer may
 distort the results."""
+BINS = 80
+"""Number of bars in the plot of the distribution of latencies."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Run:
     """CPU time of each generator process, as a share of one core."""
     generator_lag: float
     """99th percentile of the time by which the generators themselves delayed requests."""
-    latencies: npt.NDArray[np.float64] = field(repr=False)
+    latencies: list[float] = field(repr=False)
     """Latency of each response with status 200, in seconds."""
 
     @property
@@ -80,27 +79,33 @@ def summarize(
         begin: Seconds since the start. Requests with an earlier planned time are not counted.
         end: Seconds since the start. Requests with a later planned time are not counted.
     """
-    intended = np.concatenate([np.asarray(one.intended, float) for one in samples])
-    latency = np.concatenate([np.asarray(one.latency, float) for one in samples])
-    status = np.concatenate([np.asarray(one.status, int) for one in samples])
-    ended = intended + latency
-    counted = (intended >= begin) & (intended < end)
-    good = status == 200
-    of_all = np.where(good, latency, math.inf)[counted]
-    lags = [lag for one in samples for lag in one.send_lag]
+    requests = [
+        request
+        for one in samples
+        for request in zip(one.intended, one.latency, one.status, strict=True)
+    ]
+    counted = [request for request in requests if begin <= request[0] < end]
+    good = [latency for _, latency, status in counted if status == 200]
+    failed = len(counted) - len(good)
+    achieved = sum(
+        status == 200 and begin <= intended + latency < end
+        for intended, latency, status in requests
+    )
+    statuses = Counter(status for _, _, status in counted)
+    lags = sorted(lag for one in samples for lag in one.send_lag)
     return Run(
         load=load,
-        offered=rate if rate is not None else counted.sum() / (end - begin),
-        achieved=float((good & (ended >= begin) & (ended < end)).sum() / (end - begin)),
-        latency=_percentiles(latency[counted & good]),
-        latency_of_all=_percentiles(of_all),
-        statuses={_status_name(s): n for s, n in sorted(Counter(status[counted].tolist()).items())},
+        offered=rate if rate is not None else len(counted) / (end - begin),
+        achieved=achieved / (end - begin),
+        latency=_percentiles(good),
+        latency_of_all=_percentiles(good + [math.inf] * failed),
+        statuses={_status_name(status): n for status, n in sorted(statuses.items())},
         different=sum(one.different for one in samples),
         bytes_sent=sum(one.bytes_sent for one in samples),
         bytes_received=sum(one.bytes_received for one in samples),
         generator_cpu=[round(one.cpu_share, 3) for one in samples],
-        generator_lag=float(np.percentile(lags, 99)) if lags else 0.0,
-        latencies=latency[counted & good],
+        generator_lag=_percentile(lags, 99) if lags else 0.0,
+        latencies=good,
     )
 
 
@@ -149,21 +154,33 @@ def plot(runs: Sequence[Run], slo: float | None, path: Path) -> None:
     curve.set(title="Latency against load", xlabel="requests/s offered", ylabel="ms", yscale="log")
     curve.legend()
     last = runs[-1]
-    if len(last.latencies):
-        low, high = 1e3 * last.latencies.min(), 1e3 * last.latencies.max()
-        spread.hist(1e3 * last.latencies, bins=list(np.geomspace(low, max(high, low * 1.01), 80)))
+    if last.latencies:
+        low, high = min(last.latencies), max(last.latencies)
+        step = max(high / low, 1.01) ** (1 / BINS)
+        bins = [1e3 * low * step**number for number in range(BINS + 1)]
+        spread.hist([1e3 * latency for latency in last.latencies], bins=bins)
     spread.set(title=f"Latency at {last.load}", xlabel="ms", ylabel="responses", xscale="log")
     for axes in (curve, spread):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def _percentiles(seconds: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Returns percentiles without interpolation, because some latencies are infinite."""
-    if not len(seconds):
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Returns the percentiles of latencies. All are infinite if there are no latencies."""
+    if not seconds:
         return dict.fromkeys(PERCENTILES, math.inf)
-    values = np.percentile(seconds, list(PERCENTILES.values()), method="higher")
-    return dict(zip(PERCENTILES, map(float, values), strict=True))
+    ordered = sorted(seconds)
+    return {name: _percentile(ordered, percent) for name, percent in PERCENTILES.items()}
+
+
+def _percentile(ordered: Sequence[float], percent: float) -> float:
+    """Returns a percentile without interpolation, because some latencies are infinite.
+
+    Args:
+        ordered: Numbers in ascending order, at least one.
+        percent: 0 to 100.
+    """
+    return ordered[math.ceil(percent / 100 * (len(ordered) - 1))]
 
 
 def _status_name(status: int) -> str:

@@ -80,6 +80,7 @@ async def scraped(client: httpx.AsyncClient, server: Server) -> dict[str, float]
     return dict(found)
 
 
+@pytest.mark.mxnet
 async def test_only_the_engine_process_has_mxnet() -> None:
     """Every front end answers predictions and probes, and only the engine process loads MXNet."""
     with serving(*REAL) as server:

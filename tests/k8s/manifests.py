@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 RENDERED = os.environ.get("SHOAL_RENDERED")
 COMBINATIONS = (
-    sorted(p.stem.replace("+", " ") for p in pathlib.Path(RENDERED).glob("[cg]pu*.yaml"))
+    sorted(p.stem.replace("+", " ") for p in pathlib.Path(RENDERED).glob("*pu*.yaml"))
     if RENDERED
     else [
         "cpu gateway grpc traces",
@@ -28,6 +28,7 @@ COMBINATIONS = (
         "cpu load-balancer api-keys model-store monitoring autoscale-queue",
         "gpu",
         "gpu load-balancer api-keys model-store monitoring keda",
+        "onnx-gpu",
     ]
 )
 MEBIBYTE = 2**20

@@ -16,7 +16,9 @@ CHECKED = [
 
 def test_combinations_of_the_guide_are_checked() -> None:
     """k8s/check checks every combination that the guide renders."""
-    named = re.findall(r"k8s/render ((?:cpu|gpu)[ a-z-]*?)(?: \||`|$)", GUIDE, re.MULTILINE)
+    named = re.findall(
+        r"k8s/render ((?:cpu|gpu|onnx-gpu)\b[ a-z-]*?)(?: \||`|$)", GUIDE, re.MULTILINE
+    )
     assert named and {tuple(combination.split()) for combination in named} <= set(CHECKED)
 
 

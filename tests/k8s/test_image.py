@@ -19,8 +19,9 @@ def instructions(name: str) -> list[str]:
 
 
 def test_default_target_is_for_cpus() -> None:
-    """The last stage, which `docker build .` builds, is the CPU image."""
-    assert [stage.split(" AS ")[1] for stage in instructions("FROM")][-2:] == ["gpu", "cpu"]
+    """The last stage, which `docker build .` builds, is MXNet's CPU image."""
+    stages = [stage.split(" AS ")[1] for stage in instructions("FROM")]
+    assert stages[-5:] == ["onnx-gpu", "onnx", "mxnet", "gpu", "cpu"]
 
 
 def test_entry_point_receives_signals() -> None:
@@ -39,15 +40,18 @@ def test_port_is_the_default() -> None:
 def test_user_is_a_number() -> None:
     """The user is a number, is not root, and is the one in the manifests."""
     pod = pod_of(rendered("gpu"))["securityContext"]
-    assert instructions("USER") == [f"{pod['runAsUser']}:{pod['runAsGroup']}"]
+    assert set(instructions("USER")) == {f"{pod['runAsUser']}:{pod['runAsGroup']}"}
+    # Those of onnx-gpu and onnx, and the one of the stage that gpu and cpu are built from.
+    assert len(instructions("USER")) == 3
 
 
 def test_version_is_the_same_everywhere() -> None:
     """The project, the image's label and the manifests' tags have the same version."""
     version = PROJECT["project"]["version"]
     assert f'org.opencontainers.image.version="{version}"' in DOCKERFILE
-    for combination, device in ("gpu", "gpu"), ("cpu gateway", "cpu"):
-        assert container_of(rendered(combination))["image"] == f"shoal:{version}-{device}"
+    for combination in ("gpu", "cpu gateway", "onnx-gpu"):
+        target = combination.split()[0]
+        assert container_of(rendered(combination))["image"] == f"shoal:{version}-{target}"
 
 
 def test_dockerignore_allows_what_is_copied() -> None:
@@ -61,7 +65,7 @@ def test_dockerignore_allows_what_is_copied() -> None:
     ]
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert set(packages) <= set(copied)
-    assert {source.replace("cpu.", "*.").replace("gpu.", "*.") for source in copied} == set(let_in)
+    assert {re.sub(r"/[a-z-]+\.lock", "/*.lock", source) for source in copied} == set(let_in)
     assert all((ROOT / source).exists() for source in copied)
 
 

@@ -16,8 +16,12 @@ from tests.k8s.manifests import (
 )
 
 every_combination = pytest.mark.parametrize("combination", COMBINATIONS)
-SUPPORTED_MAJORS = ["5", "6", "7", "8"]
-"""Major compute capabilities for which MXNet has machine code: model_store/device.py."""
+SUPPORTED = {
+    "gpu": [("5", None), ("6", None), ("7", None), ("8", None)],
+    "onnx-gpu": [("8", None), ("9", None), ("12", None), ("7", "5")],
+}
+"""Compute capabilities, major and minor, that the backend of an overlay has machine code for:
+docs/backends.md. None: all minor ones."""
 
 
 def labels_of_pod(objects: list[Object]) -> dict[str, str]:
@@ -154,13 +158,13 @@ def test_rollouts_suit_the_nodes(combination: str) -> None:
     """On CPU nodes a new pod starts first. On GPU nodes an old one stops first, to free its GPU."""
     [maker] = of_kind(rendered(combination), "Deployment", "InferenceService")
     strategy = maker["spec"].get("strategy") or maker["spec"]["predictor"]["deploymentStrategy"]
-    surge, away = (0, 1) if combination.startswith("gpu") else (1, 0)
+    surge, away = (1, 0) if combination.startswith("cpu") else (0, 1)
     assert strategy["rollingUpdate"] == {"maxSurge": surge, "maxUnavailable": away}
 
 
 @every_combination
 def test_gpus_have_a_served_generation(combination: str) -> None:
-    """A pod has no GPU, or one GPU of a generation for which MXNet has code."""
+    """A pod has no GPU, or one GPU of a generation for which the backend has code."""
     objects = rendered(combination)
     limits, pod = container_of(objects)["resources"]["limits"], pod_of(objects)
     if combination.startswith("cpu"):
@@ -169,7 +173,11 @@ def test_gpus_have_a_served_generation(combination: str) -> None:
     assert limits["nvidia.com/gpu"] == 1
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
     affinity = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    [term] = affinity["nodeSelectorTerms"]
-    [label] = term["matchExpressions"]
-    assert label["key"] == "nvidia.com/gpu.compute.major"
-    assert label["values"] == SUPPORTED_MAJORS
+    selected = []
+    for term in affinity["nodeSelectorTerms"]:
+        major, *minor = term["matchExpressions"]
+        assert major["key"] == "nvidia.com/gpu.compute.major"
+        assert all(label["key"] == "nvidia.com/gpu.compute.minor" for label in minor)
+        minors = minor[0]["values"] if minor else [None]
+        selected += [(one, other) for one in major["values"] for other in minors]
+    assert selected == SUPPORTED[combination.split()[0]]

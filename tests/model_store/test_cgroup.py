@@ -89,3 +89,10 @@ def test_memory_is_the_minimum_of_all_limits(
     """The machine's memory, and the limits of the process' groups and their parents, in both
     versions."""
     assert memory(*tree(tmp_path, files)) == found
+
+
+def test_cores_without_affinity(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On systems without CPU affinity, such as macOS, all cores of the machine count."""
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert cores(tmp_path, tmp_path / "own") == 6

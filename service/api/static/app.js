@@ -1,4 +1,5 @@
-// Controls the page: shows a card for each added picture, and sends at most four at the same time.
+// Controls the page: shows a card for each added picture. Sends at most four pictures at the same
+// time.
 
 import { Card, percent } from "./card.js";
 import * as live from "./live.js";
@@ -46,7 +47,7 @@ async function classify(card, signal) {
     announce(`${card.name}: ${error.message}`);
   }
   showProgress();
-  await drawn; // the next picture starts when the memory of this one is free
+  await drawn; // the next picture starts when the memory of this picture is free
 }
 
 function showProgress() {

@@ -1,4 +1,4 @@
-// Shows one picture on the page, with its answer or its error.
+// Shows one picture on the page, with its classification or its error.
 
 import { draw } from "./picture.js";
 

@@ -40,7 +40,7 @@ function centerSquare(picture) {
   return square.getContext("2d").getImageData(0, 0, square.width, square.width);
 }
 
-/** A canvas with a square of `source`, at half its size if that is more than FILTER_SIDE. */
+/** A canvas with a square of `source`, at half its size if the square exceeds FILTER_SIDE. */
 function crop(source, left, upper, side) {
   // A larger reduction in one step would skip pixels: browsers average neighboring pixels only.
   const target = side > FILTER_SIDE ? Math.ceil(side / 2) : side;

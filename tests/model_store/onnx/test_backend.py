@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import shutil
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from model_store import manifest, probes, versions
 from model_store.backend import Request
+from model_store.device import Device, GpuMemory
 from model_store.manifest import BadModel, Manifest
 from model_store.onnx import backend, openvino
+from model_store.onnx.cuda import Cuda
+from model_store.onnx.driver import DriverError
 from model_store.onnx.session import SessionNetwork
 
 pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
@@ -136,3 +140,35 @@ def test_accelerator_is_named_if_it_is_used(
     monkeypatch.setattr(openvino, "is_useful", lambda precision, device: precision == "int8")
     assert started.accelerator("int8") == "OpenVINO"
     assert started.accelerator("fp32") is None
+
+
+def on_gpu(gpu: Any, memory: Any = None) -> backend.OnnxBackend:
+    """Return a backend that uses the fourth GPU, with a driver that has the function `memory`."""
+    cuda = cast(Cuda, SimpleNamespace(driver=SimpleNamespace(memory=memory)))
+    return backend.OnnxBackend(gpu, Device("gpu:3", "as requested"), 1, cuda)
+
+
+def test_networks_run_on_the_gpu_that_was_chosen(shipped: pathlib.Path) -> None:
+    """One network for the lane of the GPU, with a session for each batch size."""
+    from tests.model_store.onnx.gpus import FakeGpu
+
+    gpu, model = FakeGpu(), versions.read_manifest(shipped)
+    (network,) = on_gpu(gpu).networks(shipped, model, "fp16", [1, 4], 1)
+    recorded = np.array(model.onnx["fp16"].probes)
+    assert np.abs(probabilities(network, model) - recorded).max() < probes.MAX_DIFFERENCE["fp16"]
+    assert [(bucket, options["device_id"]) for bucket, options in gpu.opened] == [
+        (1, "3"),
+        (4, "3"),
+    ]
+
+
+def test_gpu_memory_is_that_of_the_device(started: backend.OnnxBackend) -> None:
+    """None for a CPU, and if the driver does not report the memory."""
+
+    def fail(number: int) -> None:
+        raise DriverError("the GPU was lost")
+
+    assert started.gpu_memory() is None
+    memory = GpuMemory(free=1, total=2)
+    assert on_gpu(None, {3: memory}.get).gpu_memory() == memory
+    assert on_gpu(None, fail).gpu_memory() is None

@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 
 from model_store.manifest import BadModel
-from model_store.onnx.session import SessionNetwork, is_out_of_memory, open_session
+from model_store.onnx.session import SessionNetwork, brief, is_out_of_memory, open_session
 
 MESSAGES = [
     ("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc", True),
     ("bfc_arena.cc:376 ... Failed to allocate memory for requested buffer of size 42", True),
+    ("bfc_arena.cc:360 Available memory of 9 is smaller than requested bytes of 42", True),
     ("CUDA failure 2: out of memory ; GPU=0", True),
+    ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", True),
+    ("CUDNN failure 4005: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0", True),
     ("CUDNN failure 4000: CUDNN_STATUS_INTERNAL_ERROR", False),
+    ("CUDA failure 719: unspecified launch failure ; GPU=0", False),
     ("CUDA failure 700: an illegal memory access was encountered", False),
     ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", False),
 ]
@@ -26,6 +30,23 @@ MESSAGES = [
 def test_is_out_of_memory_knows_the_messages(message: str, expected: bool) -> None:
     """Messages for which a smaller batch may succeed, and others."""
     assert is_out_of_memory(message) is expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "FAIL : CUDA failure 700: an illegal access ; GPU=0",
+            "CUDA failure 700: an illegal access",
+        ),
+        ("CUDA failure 2: out of memory ; GPU=0", "CUDA failure 2: out of memory"),
+        ("Failed to allocate memory\n\nmore", "Failed to allocate memory"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_brief_is_one_line(message: str, expected: str) -> None:
+    """What a library of CUDA reports, or else the first line."""
+    assert brief(RuntimeError(message)) == expected
 
 
 class FakeSession:

@@ -37,6 +37,7 @@ def test_same_network(described: Manifest, calibrated: pathlib.Path, model: path
     assert described.derived_from.sha256 == sha256(model / manifest.MANIFEST)
 
 
+@pytest.mark.mxnet
 def test_measured_in_both(described: Manifest) -> None:
     """Accuracy is measured in fp32 and int8, on every test image."""
     assert [one.precision for one in described.measured] == ["fp32", "int8"]
@@ -63,6 +64,7 @@ def test_temperature(described: Manifest, calibrated: pathlib.Path, tiny: pathli
     )
 
 
+@pytest.mark.mxnet
 def test_probes_are_tempered(described: Manifest, calibrated: pathlib.Path) -> None:
     """The recorded probes have the temperature that is served."""
     assert described.temperature is not None
@@ -88,6 +90,7 @@ def test_calibrating_again(
     assert again.int8 == first.int8
 
 
+@pytest.mark.mxnet
 def test_other_classes(
     calibrated: pathlib.Path,
     tiny: pathlib.Path,

@@ -101,6 +101,7 @@ def test_no_photo(url: str, tmp_path: pathlib.Path) -> None:
         predict_photos(url, MODEL, tmp_path)
 
 
+@pytest.mark.mxnet
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's own
 def test_card(calibrated: pathlib.Path, tiny: pathlib.Path, tmp_path: pathlib.Path) -> None:

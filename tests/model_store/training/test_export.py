@@ -59,6 +59,7 @@ def test_the_version_that_ships(calibrated: pathlib.Path, tmp_path: pathlib.Path
     assert json.loads(about["normalisation"])["std"] == list(model.normalisation.std)
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("architecture", ["cifar_resnet20_v2", "cifar_resnext29_32x4d"])
 def test_other_architectures(architecture: str, tmp_path: pathlib.Path) -> None:
     """BatchNorm without a scale or before convolutions, and grouped convolutions, are exported."""

@@ -25,7 +25,7 @@ from model_store.training.checkpoint import Progress
 from model_store.training.recipe import Recipe
 
 pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.mxnet, pytest.mark.slow]
 ROOT = pathlib.Path(__file__).parents[3]
 BATCH, IMAGES, EPOCHS = 16, 16, 3
 

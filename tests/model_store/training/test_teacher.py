@@ -93,6 +93,7 @@ def test_other_classes_cannot_teach(model: pathlib.Path, tmp_path: pathlib.Path)
         read_version(tmp_path, f"{described.name}/1")
 
 
+@pytest.mark.mxnet
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MXNet's own
 def test_logits(model: pathlib.Path, tmp_path: pathlib.Path) -> None:

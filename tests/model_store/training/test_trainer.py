@@ -16,6 +16,7 @@ from model_store.training.teacher import Version, read_version
 from model_store.training.trainer import Trainer
 
 pytestmark = [
+    pytest.mark.mxnet,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MXNet's own
 ]

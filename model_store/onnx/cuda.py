@@ -1,0 +1,79 @@
+"""CUDA: what the GPU build of ONNX Runtime needs of NVIDIA's software on this machine.
+
+NVIDIA's Python packages install their libraries in folders below `nvidia/` of site-packages, where
+the dynamic linker does not search. The dynamic linker uses libraries that are already loaded, so
+`preload` loads them before ONNX Runtime loads its own library for GPUs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import pathlib
+
+from model_store.onnx import fatbin
+from model_store.onnx.driver import Driver
+
+LIBRARIES = (
+    # Path below `nvidia/`, and package, in loading order. {} is the major version of CUDA. ONNX
+    # Runtime links to the first four, and opens cuDNN itself. cuDNN opens NVRTC.
+    ("cu{}/lib/libcudart.so.{}", "nvidia-cuda-runtime"),
+    ("cu{}/lib/libcublasLt.so.{}", "nvidia-cublas"),
+    ("cu{}/lib/libcublas.so.{}", "nvidia-cublas"),
+    ("cu{}/lib/libcurand.so.10", "nvidia-curand"),
+    ("cu{}/lib/libnvrtc.so.{}", "nvidia-cuda-nvrtc"),
+    ("cudnn/lib/libcudnn.so.9", "nvidia-cudnn-cu{}"),
+)
+PROVIDER = "capi/libonnxruntime_providers_cuda.so"
+"""ONNX Runtime's library for GPUs, in the folder of the package `onnxruntime`."""
+
+
+class Cuda:
+    """NVIDIA's driver and libraries, and ONNX Runtime's machine code for GPUs."""
+
+    @functools.cached_property
+    def driver(self) -> Driver:
+        """The driver, which is loaded once. Raises DriverError."""
+        return Driver()
+
+    def preload(self, major: str) -> str | None:
+        """Load NVIDIA's libraries.
+
+        A library that is in no Python package is searched where the dynamic linker searches.
+
+        Args:
+            major: Major version of the CUDA that ONNX Runtime was built with.
+
+        Returns:
+            The library that cannot be loaded, with the package that contains it. None: all
+            libraries are loaded.
+        """
+        for path, package in LIBRARIES:
+            library = path.format(major, major)
+            found = _find(library) or pathlib.PurePath(library).name
+            try:
+                ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                return (
+                    f"a CUDA library cannot be loaded ({error}): install the extra "
+                    f"'shoal[onnx-gpu]', which contains the package {package.format(major)}"
+                )
+        return None
+
+    def machine_code(self) -> fatbin.MachineCode | None:
+        """Return which GPUs the installed ONNX Runtime has machine code for. None: unknown."""
+        spec = importlib.util.find_spec("onnxruntime")
+        if spec is None or spec.origin is None:
+            return None
+        try:
+            return fatbin.read(pathlib.Path(spec.origin).parent / PROVIDER)
+        except (OSError, fatbin.BadFatbin):
+            return None
+
+
+def _find(library: str) -> pathlib.Path | None:
+    spec = importlib.util.find_spec("nvidia")
+    folders = (spec and spec.submodule_search_locations) or ()
+    paths = (pathlib.Path(folder, library) for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
