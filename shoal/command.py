@@ -39,7 +39,7 @@ exit status:
   4    serve: the engine stopped responding; start the service again
   130  stopped by Ctrl-C
 """
-EXTRAS = "Install Shoal with one of the extras cpu, gpu, onnx and onnx-gpu"
+EXTRAS = "Install Shoal with one of the extras cpu, gpu, onnx or onnx-gpu"
 """Advice for installations without extras, which contain only what clients of a server need."""
 INTERRUPTED, BROKEN_PIPE = 130, 141
 """Exit statuses that shells report for SIGINT and SIGPIPE."""

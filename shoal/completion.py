@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _installed(module: str) -> bool:
-    """Whether a command's module can be imported. Some need an extra, such as `onnx`."""
+    """Whether a command's module can be imported. Some modules need an extra, such as `onnx`."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:

@@ -59,7 +59,7 @@ class OnnxBackend:
     ) -> Sequence[Network]:
         path, content = _read(folder, model, precision)
         if self._gpu is not None:
-            # A GPU has one lane, so one network is enough.
+            # The engine has one lane on a GPU, so one network is enough.
             return [gpu.network(Opener(self._ort, self._gpu, content, str(path)), buckets)]
         if openvino.is_useful(precision, self.device.name):
             return openvino.networks(content, str(path), buckets, self._threads, count)

@@ -113,7 +113,7 @@ def _generate(side: int) -> list[images.Picture]:
         return images.generate(side)
     except ModuleNotFoundError as error:
         raise LoadTestFailed(
-            f"Generating images needs the package {error.name}. Name a folder of images with"
+            f"Generating images needs the package {error.name}. Choose a folder of images with"
             " --images, or install Shoal with the extra 'server'"
         ) from error
 

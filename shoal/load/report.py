@@ -178,7 +178,7 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
 
     Args:
         ordered: Numbers in ascending order, at least one.
-        percent: 0 to 100.
+        percent: The percentile, from 0 to 100.
     """
     return ordered[math.ceil(percent / 100 * (len(ordered) - 1))]
 
