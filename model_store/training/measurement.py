@@ -1,4 +1,4 @@
-"""Measures the accuracy and calibration of a version, with the engine that servers use."""
+"""Measures the accuracy and the calibration of a version, with the engine that servers use."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ async def evaluate(
             default does nothing.
 
     Raises:
-        BadModel: The version is invalid, or its classes are not those of CIFAR-10.
+        BadModel: The version is invalid, or its classes differ from CIFAR-10's classes.
         BadParams, DeviceUnavailable, BackendUnavailable, PrecisionUnavailable.
     """
     async with load_engine(folder, device, threads, BATCH, precision) as engine:
         if engine.model.classes != cifar10.CLASSES:
-            raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
+            raise BadModel(f"{folder}: the version's classes differ from CIFAR-10's classes")
         rows = await probabilities(engine, test.images, done)
         return evaluation.evaluate(rows, test.labels, engine.model.classes), engine.precision

@@ -61,7 +61,7 @@ def test_without_extras_a_server_names_the_extras(arguments: list[str]) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"shoal {arguments[0]}: the package ")
-    assert line.endswith("Install Shoal with one of the extras cpu, gpu, onnx and onnx-gpu")
+    assert line.endswith("Install Shoal with one of the extras cpu, gpu, onnx or onnx-gpu")
 
 
 @pytest.mark.slow
