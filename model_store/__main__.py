@@ -187,7 +187,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=pathlib.Path,
             metavar="FOLDER",
             default=manifest.STORE,
-            help="folder of the store (default: %(default)s)",
+            help="folder of the model store (default: %(default)s)",
         )
         return subcommand
 

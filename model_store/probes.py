@@ -65,8 +65,8 @@ def check(rows: Rows, recorded: npt.NDArray[np.float64], precision: PrecisionNam
             "the network's results differ from the results when the version was added: in "
             f"{precision}, a probability of probe image {worst % COUNT + 1} differs by "
             f"{differences[worst]:.2g}, and at most {MAX_DIFFERENCE[precision]:g} is allowed. "
-            "Compare the manifest with its original. If they are equal, this machine computes "
-            "wrong results"
+            "Compare the manifest with the original manifest. If both are equal, this machine "
+            "computes wrong results"
         )
 
 

@@ -33,7 +33,7 @@ def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     try:
         lines = read_regular(path, manifest.MAX_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadModel(f"{path}: cannot be read as a list of classes: {error}") from error
+        raise BadModel(f"{path}: cannot be read as a list of class names: {error}") from error
     return tuple(line.strip() for line in lines if line.strip())
 
 

@@ -227,7 +227,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         required=True,
         metavar="FOLDER",
-        help="folder of CIFAR-10's binary version",
+        help="folder with CIFAR-10's binary version",
     )
 
 

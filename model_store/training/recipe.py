@@ -55,7 +55,7 @@ class Recipe:
         0, "side in pixels of a square that is replaced by gray in each image; 0: no square"
     )
     zoom: float = _option(
-        0.0, "the size of crops varies by factors from exp(-zoom) to exp(zoom); 0: a fixed size"
+        0.0, "vary the size of crops by factors from exp(-zoom) to exp(zoom); 0: a fixed size"
     )
     color: float = _option(
         0.0, "share by which contrast and brightness vary; saturation varies by twice this share"
@@ -65,7 +65,7 @@ class Recipe:
         "maximum strength of blurring and sharpening; strength 1 blurs with a 3 x 3 kernel",
     )
     mixup: float = _option(
-        0.0, "images are blended in pairs, with shares from Beta(mixup, mixup); 0: no blending"
+        0.0, "blend pairs of images, with random shares from Beta(mixup, mixup); 0: no blending"
     )
     held_out: int = _option(
         0,
@@ -74,7 +74,8 @@ class Recipe:
     )
     teacher: str = _option("", "NAME/VERSION of networks to learn from, separated by commas")
     temperature: float = _option(
-        4.0, "number that divides the logits of teachers and network to compute their difference"
+        4.0,
+        "number by which the logits of teachers and network are divided before their comparison",
     )
     teacher_weight: float = _option(
         0.9,
@@ -87,7 +88,8 @@ class Recipe:
         "compute each image only once; 0: every epoch has new images",
     )
     start: str = _option(
-        "", "NAME/VERSION whose weights the run starts from (default: random weights)"
+        "",
+        "NAME/VERSION of the network with the initial weights (default: random weights)",
     )
     seed: int = _option(1, "seed of the initial weights, the order and the augmentation")
 
