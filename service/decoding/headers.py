@@ -60,7 +60,7 @@ def too_large(width: int, height: int, max_pixels: int) -> ImageTooLarge:
     """Return the error for an image with more than `max_pixels` pixels."""
     return ImageTooLarge(
         f"The image has {width} x {height} pixels, and the maximum is {max_pixels:,} in total. "
-        f"Make it smaller: the neural network uses only {SIDE} x {SIDE} pixels."
+        f"Make the image smaller: the neural network uses only {SIDE} x {SIDE} pixels."
     )
 
 
