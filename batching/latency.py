@@ -178,7 +178,7 @@ class LatencyTable:
                     self._measured[i] = share * self._at_warm_up[i]
 
     def _make_monotonic(self, bucket: int) -> None:
-        """Adjust measured seconds that contradict those of `bucket`, the latest batch's bucket.
+        """Adjust measured times that contradict the time of `bucket`, the latest batch's bucket.
 
         A contradiction is a smaller bucket that takes longer, or a larger bucket that takes less
         time. If both values were kept, T(n) would be the mean of the two values, which is always

@@ -137,10 +137,10 @@ class Policy:
     ) -> bool:
         """Whether all batches are predicted to end before the earliest deadline.
 
-        This is a shortcut: if deadlines are distant, or few items wait, batches need not be planned
-        one by one. The total time is at most the time of all full batches, plus one full batch for
-        the remaining items. If `LatencyTable.best` splits the remaining items into several batches,
-        these batches together take less time than one full batch.
+        This method is a shortcut: if deadlines are distant, or few items wait, batches need not be
+        planned one by one. The total time is at most the time of all full batches, plus one full
+        batch for the remaining items. If `LatencyTable.best` splits the remaining items into
+        several batches, these batches together take less time than one full batch.
         """
         full = self.table.seconds(cap)
         batches = len(deadlines) // self.table.best(cap) + 2
@@ -152,8 +152,8 @@ class Policy:
     ) -> tuple[int, Lanes]:
         """Count the items at the front of the queue that are certain to run in full batches.
 
-        This is a shortcut for a new item at the end of a long queue: the full batches before the
-        item need not be planned one by one.
+        This method is a shortcut for a new item at the end of a long queue: the full batches before
+        the item need not be planned one by one.
 
         Returns:
             The number of these items, and the state of the lanes after the batches of these items.
@@ -167,7 +167,7 @@ class Policy:
         for _ in range(batches - 1):
             after.take(self.table.seconds(size))
         if self._allowed_size(deadlines[0], after.free_at, now, ACCEPTED_MARGIN) < cap:
-            return 0, lanes  # after the other batches, a full batch may miss the first deadline
+            return 0, lanes  # after the previous batches, a full batch may miss the first deadline
         after.take(self.table.seconds(size))
         return batches * size, after
 

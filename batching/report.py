@@ -50,4 +50,4 @@ class BatchReport:
     retries: int
     """Number of additional engine calls that were made to find the items that cause an error."""
     out_of_memory: bool
-    """Whether the device ran out of memory while it ran the batch."""
+    """Whether the device ran out of memory while running the batch."""

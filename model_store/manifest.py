@@ -262,8 +262,8 @@ def write(folder: pathlib.Path, manifest: Manifest) -> None:
     """Write a manifest to `manifest.json` in `folder`.
 
     Raises:
-        ValueError: The manifest is invalid. This is possible if the manifest was made with
-            `model_copy`, which does not validate.
+        ValueError: The manifest is invalid. A manifest that was made with `model_copy` may be
+            invalid, because `model_copy` does not validate.
     """
     checked = Manifest.model_validate(manifest.model_dump())
     text = json.dumps(checked.model_dump(mode="json", exclude_none=True), indent=2) + "\n"

@@ -41,8 +41,8 @@ KEEP_LOCK = (
     "MXNDArrayGetStorageType",
     "MXNDArrayFree",
 )
-"""Names of the short C functions that MXNet's Python package calls for each batch. The function
-that runs the network is not one of them."""
+"""Names of the short C functions that MXNet's Python package calls for each batch. The tuple does
+not contain the function that runs the network."""
 
 
 @functools.cache

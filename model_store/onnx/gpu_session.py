@@ -19,8 +19,8 @@ from model_store.onnx.session import brief, is_out_of_memory
 log = logging.getLogger(__name__)
 
 OPTIONS: Mapping[str, str] = {
-    # TF32 has 10 bits of precision. The results in fp32 would differ from those of a CPU by more
-    # than 1e-4.
+    # TF32 has 10 bits of precision. The results in fp32 would differ from the results of a CPU by
+    # more than 1e-4.
     "use_tf32": "0",
     # By default, ONNX Runtime tries all algorithms of cuDNN for each convolution and bucket.
     "cudnn_conv_algo_search": "HEURISTIC",

@@ -1,6 +1,7 @@
 """Session: computes the logits of a version with ONNX Runtime.
 
-One session serves all lanes: several threads may run it at the same time, with any batch size.
+One session serves all lanes: several threads may run the session at the same time, with any batch
+size.
 """
 
 from __future__ import annotations

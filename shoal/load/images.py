@@ -46,7 +46,7 @@ def generate(width: int, count: int = 64, height: int | None = None) -> list[Pic
         height: Height in pixels. None: the same as `width`.
 
     Raises:
-        ModuleNotFoundError: NumPy or Pillow is not installed. The extra `server` contains them.
+        ModuleNotFoundError: NumPy or Pillow is not installed. The extra `server` contains both.
     """
     import numpy as np
     from PIL import Image

@@ -159,7 +159,7 @@ def _progress_bar(load: str, seconds: float) -> Iterator[Callable[[int, int], No
 
 
 def ask(url: urllib.parse.SplitResult, requests: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """Sends each request once, one after the other.
+    """Sends the requests one after the other.
 
     Returns:
         Status and body of each response.
