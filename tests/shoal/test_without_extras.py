@@ -71,7 +71,7 @@ def test_without_extras_bench_needs_a_folder_of_images(options: list[str]) -> No
     done = shoal("bench", "http://127.0.0.1:1/predict", "--rate", "1", *options)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert ("does not answer" if options else "--images") in line
+    assert ("does not respond" if options else "--images") in line
 
 
 @pytest.mark.slow
