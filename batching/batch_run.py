@@ -1,9 +1,10 @@
-"""BatchRun: hands one batch to the engine and answers its items.
+"""BatchRun: submits one batch to the engine and answers the items of the batch.
 
 If a batch fails, its two halves are run one after the other, and halves that fail are halved again.
-So only the items that cause the error fail. The items of a half are answered when the half ends. If
-the caller of an item has canceled, the item is not processed again. A batch that does not fit into
-memory is halved, too, and the size of later batches is limited.
+Therefore, only the items that cause the error fail. The items of a half are answered as soon as the
+engine returns that half. If the caller of an item has canceled, the item is not processed again. A
+batch that does not fit into the device's memory is also halved, and the size of later batches is
+limited.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ the item at that position fails.
 
 The returned sequence may have an attribute `computed_at`: the time at which the engine finished the
 batch, by the batcher's clock. If the attribute is missing, the batcher uses the time at which the
-event loop received the results. In this case, the engine seems slower than it is while the event
-loop is busy."""
+event loop received the results. In this case, a busy event loop makes batches seem slower than they
+are."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,11 +44,11 @@ class Entry(Generic[In, Out]):
 
     @property
     def waiting(self) -> bool:
-        """Whether the item still waits: it has not been answered, failed or canceled."""
+        """Whether the item still waits: the item has not been answered, failed or canceled."""
         return not self.answer.done()
 
     def fail(self, error: Exception) -> None:
-        """Complete `answer` with `error`. Does nothing if the item no longer waits."""
+        """Complete `answer` with `error`. Does nothing if `waiting` is false."""
         if self.waiting:
             self.answer.set_exception(error)
 
@@ -70,7 +71,7 @@ class BatchRun(Generic[In, Out]):
         """
         Args:
             batch: Entries of the batch, at least one.
-            infer: The engine: runs a batch.
+            infer: Function that runs a batch on the engine; see `Infer`.
             policy: Learns how long the batch takes and whether the batch fits into memory.
             clock: Returns the current time in seconds.
             on_return: Function that is called each time the engine returns from a call.
@@ -85,7 +86,7 @@ class BatchRun(Generic[In, Out]):
         self.computed = False
         """Whether the engine returned a result for at least one item of the batch.
 
-        A result counts even if the caller of its item has canceled.
+        A result counts even if the caller has canceled the item.
         """
 
     async def run(self) -> BatchReport:
@@ -123,7 +124,7 @@ class BatchRun(Generic[In, Out]):
                 entry.fail(EngineDead("the engine did not return from this item's batch"))
 
     async def _compute(self, entries: Sequence[Entry[In, Out]]) -> None:
-        """Run `entries` as one batch and answer them. If that fails, run each half separately."""
+        """Run `entries` as one batch and answer them. If the batch fails, run its halves."""
         timeline = self._policy.timeline
         handed = self._clock()
         in_flight = timeline.begin(len(entries), handed)
@@ -136,7 +137,7 @@ class BatchRun(Generic[In, Out]):
             computed = len(results) == len(entries)
             if not computed:
                 error = EngineFailed(
-                    f"the engine gave {len(results)} results for {len(entries)} items"
+                    f"the engine returned {len(results)} results for {len(entries)} items"
                 )
         except Exception as raised:  # noqa: BLE001  # reported to the callers
             # Breaks a reference cycle: entry -> exception -> traceback -> this frame -> entry.
@@ -171,7 +172,9 @@ class BatchRun(Generic[In, Out]):
         for entry in entries:
             if entry.deadline < soonest:
                 late = soonest - entry.deadline
-                entry.fail(DeadlineUnreachable("the engine failed and took too long", late))
+                entry.fail(
+                    DeadlineUnreachable("the engine failed, and there is no time to retry", late)
+                )
         if waiting := [entry for entry in entries if entry.waiting]:
             await self._compute(waiting)
 

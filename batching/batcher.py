@@ -10,7 +10,7 @@ The engine is the function `infer` that runs a batch. Guarantees:
 - An error in the policy, the clock or the latency table fails the affected items immediately. The
   batcher continues with later items.
 
-There are `max_in_flight` tasks. Each task repeatedly forms a batch, hands the batch to the engine
+There are `max_in_flight` tasks. Each task repeatedly forms a batch, submits the batch to the engine
 and answers the items of the batch. Only one task forms a batch at a time. `policy` decides when a
 batch is formed and how large it is, and `batch_run` runs the batch. All code runs on one event
 loop.
@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 class Batcher(Generic[In, Out]):
     """Forms batches of the submitted items and answers their callers.
 
-    It is an asynchronous context manager: entering starts the batcher, and leaving drains it.
+    The batcher is an asynchronous context manager: entering starts the batcher, and leaving drains
+    it.
     """
 
     def __init__(
@@ -66,13 +67,14 @@ class Batcher(Generic[In, Out]):
             latency: Predicts the seconds of a batch, and learns from each batch.
             max_batch_size: Maximum number of items in a batch, at most `latency.largest`.
             max_queue_size: Maximum number of items in the queue.
-            max_in_flight: Maximum number of batches in flight. A batch is in flight from when it is
-                handed to the engine until the engine returns it.
+            max_in_flight: Maximum number of batches in flight. A batch is in flight from its
+                submission to the engine until the engine returns its results.
             lanes: Number of batches that the engine runs at the same time. The engine queues
                 further batches. Values above `max_in_flight` count as `max_in_flight`.
-            max_queue_delay: Seconds that an item may wait for others while the engine is idle.
+            max_queue_delay: Maximum number of seconds that an item waits for further items while
+                the engine is idle.
             max_failures: Number of failed batches in a row after which `healthy` is false.
-            on_batch: Function that receives a report after each batch. None: no reports.
+            on_batch: Function that receives a report after each batch. None: no function is called.
             clock: Returns the current time in seconds.
 
         Raises:
@@ -81,7 +83,10 @@ class Batcher(Generic[In, Out]):
         if not 1 <= max_batch_size <= latency.largest:
             raise ValueError(f"max_batch_size must be from 1 to {latency.largest}")
         if min(max_queue_size, max_in_flight, lanes, max_failures) < 1 or max_queue_delay < 0:
-            raise ValueError("sizes and counts must be at least 1, the delay at least 0")
+            raise ValueError(
+                "max_queue_size, max_in_flight, lanes and max_failures must be at least 1, "
+                "max_queue_delay at least 0"
+            )
         self._infer = infer
         self._policy = Policy(latency, max_batch_size, min(lanes, max_in_flight))
         self._queue = BatchQueue[Entry[In, Out]](max_queue_size)
@@ -127,10 +132,11 @@ class Batcher(Generic[In, Out]):
         Raises:
             Draining: The batcher accepts no new items.
             QueueFull: The queue holds its maximum number of items.
-            DeadlineUnreachable: The answer would be late. Raised on arrival, or later if batches
-                take longer than predicted.
+            DeadlineUnreachable: The answer would be late. This error is raised on arrival, or later
+                if batches take longer than predicted.
             TimeoutError: The deadline passed.
-            EngineDead: The engine does not return from a batch.
+            EngineDead: The engine does not return from a batch, and the batcher no longer uses the
+                engine.
             EngineFailed: The engine failed on this item.
         """
         entry = self.enqueue(item, timeout)
@@ -148,8 +154,8 @@ class Batcher(Generic[In, Out]):
     def enqueue(self, item: In, timeout: float) -> Entry[In, Out]:
         """Add `item` to the queue and return its entry, without waiting for the answer.
 
-        The caller must await `entry.answer`, enforce the deadline, and call `cancel` if it stops
-        waiting.
+        The caller must await `entry.answer`, enforce the deadline, and call `cancel` if the caller
+        stops waiting.
 
         Args:
             item: As in `submit`.
@@ -163,10 +169,12 @@ class Batcher(Generic[In, Out]):
         if self._dead:
             raise EngineDead("the engine did not return from another batch")
         if self._draining or not self._live_runners:
-            raise Draining("not accepting", policy.drained_at(len(queue), now) - now)
+            raise Draining(
+                "the batcher accepts no new items", policy.drained_at(len(queue), now) - now
+            )
         if queue.full:
             retry_after = policy.drained_at(len(queue), now) - now
-            raise QueueFull(f"{len(queue)} items wait already", retry_after)
+            raise QueueFull(f"the queue is full: it holds {len(queue)} items", retry_after)
         late = policy.seconds_late(queue.deadlines, now + timeout, now)
         if late is not None:
             raise DeadlineUnreachable(f"the answer would be {late:.3g} s late", late)
@@ -176,22 +184,22 @@ class Batcher(Generic[In, Out]):
         return entry
 
     def cancel(self, entry: Entry[In, Out]) -> None:
-        """Cancel an entry whose caller stops waiting. Does nothing if `entry` is answered."""
+        """Cancel an entry because its caller stops waiting. Answered entries do not change."""
         self._queue.discard(entry)
         entry.answer.cancel()
 
     def switch(self, latency: LatencyTable) -> None:
         """Predict with another table from the next batch on, because `infer` uses another engine.
 
-        Items in the queue keep waiting. Nothing is learned from batches that were handed to the
-        previous engine.
+        Items in the queue keep waiting. The batcher learns nothing from batches that were submitted
+        to the previous engine.
 
         Args:
             latency: Predicts the new engine's batches.
 
         Raises:
-            ValueError: The buckets (the sizes that batches are padded to) of `latency` differ from
-                those of the current table.
+            ValueError: `latency` and the current table have different buckets. Buckets are the
+                sizes that batches are padded to.
         """
         self._policy.switch(latency)
         self._failures = 0
@@ -219,7 +227,7 @@ class Batcher(Generic[In, Out]):
     def engine_is_stalled(self) -> bool:
         """Whether the engine is stalled, as defined in `watchdog`.
 
-        This requires that `engine_is_dead` is called about once per second.
+        The value is correct only if `engine_is_dead` is called about once per second.
         """
         return self._watchdog.stalled(self._policy.timeline.current)
 
@@ -237,11 +245,11 @@ class Batcher(Generic[In, Out]):
 
     @property
     def healthy(self) -> bool:
-        """Whether the batcher can answer items.
+        """Whether the batcher can process items.
 
-        It cannot answer items if one of its tasks has ended, if the engine is dead, or if the
-        latest `max_failures` batches failed. A batch counts as failed if none of its items was
-        computed.
+        The value is False if one of the batcher's tasks has ended, if the engine is dead, or if the
+        latest `max_failures` batches failed. A batch counts as failed if the engine returned no
+        result for any of its items.
         """
         return (
             (self._draining or 0 < self._live_runners == self._max_in_flight)
@@ -256,17 +264,17 @@ class Batcher(Generic[In, Out]):
 
     @property
     def in_flight(self) -> int:
-        """Number of batches that were handed to the engine and are not returned yet."""
+        """Number of batches that were submitted to the engine and have not been returned yet."""
         return len(self._policy.timeline)
 
     @property
     def size_limit(self) -> int:
-        """Current maximum batch size. It is below `max_batch_size` after memory ran out."""
+        """Current maximum batch size, which is below `max_batch_size` after memory ran out."""
         return self._policy.size_limit(self._clock())
 
     @property
     def margin(self) -> float:
-        """Share of a predicted time that is currently kept in reserve."""
+        """Extra time that is currently added to predictions, as a share of the predicted time."""
         return self._policy.timeline.margin.share
 
     @property
@@ -335,7 +343,7 @@ class Batcher(Generic[In, Out]):
                 log.exception("on_batch failed")
 
     def _form_batch(self, now: float) -> list[Entry[In, Out]]:
-        """Take the next batch from the queue, and fail entries that can no longer be in time."""
+        """Take the next batch from the queue, and fail entries that will miss their deadlines."""
         late, size = self._policy.form_batch(self._queue.deadlines, now)
         if late:
             retry_after = self._policy.drained_at(len(self._queue) - late, now) - now

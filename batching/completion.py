@@ -15,7 +15,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-class on_error:  # noqa: N801  # a statement: `with on_error(...):`
+class on_error:  # noqa: N801  # lowercase, because it reads as a statement
     """`with on_error(fail, *arguments):` calls `fail(*arguments, error)` if the block raises.
 
     The exception is suppressed, so `fail` must report it. Exceptions that end a task or a process
@@ -56,9 +56,8 @@ def reject(answer: asyncio.Future[Any], error: Exception) -> None:
 def raisable(error: BaseException) -> Exception:
     """Return `error` if a future accepts it, otherwise a RuntimeError whose cause is `error`.
 
-    A RuntimeError replaces StopIteration, because futures do not accept it. It also replaces
-    exceptions that are not subclasses of Exception, because such an exception would end the task
-    that awaits the future.
+    StopIteration is replaced because futures do not accept it. Exceptions that are not subclasses
+    of Exception are replaced because they would end the task that awaits the future.
     """
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error

@@ -15,8 +15,8 @@ class Refused(Exception):
         Args:
             detail: Why the item was rejected.
             retry_after: Predicted number of seconds after which the same request would be accepted.
-                A request is never accepted if its timeout is shorter than the time that a batch of
-                one item takes. The prediction does not consider this.
+                The prediction ignores the timeout of the request. A request is never accepted if
+                its timeout is shorter than the time that a batch of one item takes.
         """
         super().__init__(detail)
         self.retry_after = retry_after
@@ -27,9 +27,9 @@ class QueueFull(Refused):
 
 
 class DeadlineUnreachable(Refused):
-    """The answer would be late.
+    """The item cannot be answered before its deadline.
 
-    Raised on arrival, or later if batches took longer than predicted.
+    This error is raised on arrival, or later if batches take longer than predicted.
     """
 
 

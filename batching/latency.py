@@ -4,24 +4,25 @@ The engine is measured at warm-up, and every batch corrects the prediction. This
 and reads no clock.
 
 `LatencyTable` predicts T(n), the seconds that the engine takes for a batch of n items. The engine
-pads each batch to a bucket, which is one of a few batch sizes. An error is the difference between
-the measured and the predicted time of a batch. The rules of the table:
+pads each batch to a bucket, which is one of a few batch sizes. An error is the relative difference
+between the measured and the predicted time of a batch. The rules of the table:
 - A larger batch is never predicted to be faster than a smaller batch.
 - A single outlier does not change a prediction. A prediction is corrected only if two errors in a
   row have the same sign, and only by the smaller of the two errors.
 - A batch corrects the predictions for all buckets. The more a bucket's size differs from the
-  batch's size, the smaller is the correction. So many batches of one item hardly change the
-  prediction for a full batch.
+  batch's size, the smaller is the correction. Therefore, even thousands of one-item batches hardly
+  change the prediction for a full batch.
 - If the speed of the device changes, the predictions are correct again after a few batches. If two
   batches in a row have different sizes and the errors of both have the same sign, the predictions
   for all buckets are corrected by the smaller of the two errors. If this error is so small that it
   may be noise, buckets whose latest batch was predicted correctly are not corrected.
-- A bucket that was not used for many batches is stale. Its prediction is then lowered to the
-  prediction for the latest batch's bucket, times the ratio of the two buckets at warm-up. So a
-  bucket that was slow for a while is used again.
+- A bucket is stale if many batches in a row did not use it. The prediction for a stale bucket is
+  lowered to the prediction for the latest batch's bucket, multiplied by the ratio of the times of
+  the two buckets at warm-up. Otherwise, a bucket that was slow for a while would never be used
+  again.
 
-`Margin` learns how reliable T(n) is. The margin is the share of a predicted time that is kept in
-reserve.
+`Margin` learns how reliable T(n) is. The margin is the extra time that is added to a prediction, as
+a share of the predicted time.
 """
 
 from __future__ import annotations
@@ -33,20 +34,21 @@ from itertools import accumulate
 from statistics import median
 
 MIN_SPLIT_GAIN = 0.1
-"""A batch is split in two only if this saves at least this share of its time. A smaller gain may be
+"""Minimum share of a batch's time that a split into two batches must save. A smaller gain may be
 noise."""
 
 PATIENCE, MAX_PATIENCE = 32, 1024
 """Initial and maximum number of batches after which a bucket that was not used counts as stale. The
 number doubles each time that a stale bucket is used again and is still slow."""
 SLOWER = 1.2
-"""The prediction of a stale bucket is lowered only if it is more than this factor times the
-prediction derived from the latest batch. A smaller difference may be noise."""
+"""The prediction for a stale bucket is lowered only if it is more than `SLOWER` times the
+prediction that is derived from the latest batch. A smaller difference may be noise."""
 
 BEYOND_NOISE = 3
-"""Number of standard deviations of a batch's time at warm-up. If two batches of different sizes
-have errors of the same sign that both exceed this number, the errors are not noise. With 0, small
-random errors would be corrected for all buckets."""
+"""Threshold for errors, as a number of standard deviations of a batch's time at warm-up. If the
+errors of two batches of different sizes have the same sign and both exceed the threshold, the
+errors are not noise. With a threshold of 0, small random errors would change the predictions for
+all buckets."""
 
 NORMAL = 1.4826
 """Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
@@ -58,8 +60,8 @@ class LatencyTable:
     def __init__(self, samples: Mapping[int, Sequence[float]]) -> None:
         """
         Args:
-            samples: Bucket -> seconds of some batches of that size, at least one. Three or more
-                are recommended.
+            samples: Bucket -> measured seconds of batches of that size. Each bucket needs at least
+                one measurement; three or more are recommended.
 
         Raises:
             ValueError: There is no bucket, a bucket has no sample, or a number is not positive.
@@ -104,7 +106,7 @@ class LatencyTable:
     def best(self, size: int) -> int:
         """Return the number of items for the next batch if `size` items wait.
 
-        This is `size`, unless two batches would clearly take less time than one batch. Two batches
+        Returns `size`, unless two batches would clearly take less time than one batch. Two batches
         can be faster because they need less padding, or because large batches are inefficient.
         """
         if (best := self._best.get(size)) is None:
@@ -126,7 +128,7 @@ class LatencyTable:
 
     @property
     def most_efficient(self) -> int:
-        """The smallest bucket at which the engine reaches its maximum items per second."""
+        """The smallest bucket at which the engine reaches its maximum throughput."""
         return self.buckets[bisect_left(self._rates, self._rates[-1])]
 
     def as_dict(self) -> dict[int, float]:
@@ -165,7 +167,7 @@ class LatencyTable:
         self._derive()
 
     def _correct_stale_sizes(self, bucket: int) -> None:
-        """Lower the predictions of stale buckets to the level of `bucket`, which ran last."""
+        """Lower the predictions for stale buckets, based on `bucket`, the latest batch's bucket."""
         index = bisect_left(self.buckets, bucket)
         share = self._measured[index] / self._at_warm_up[index]
         for i, other in enumerate(self.buckets):
@@ -176,11 +178,12 @@ class LatencyTable:
                     self._measured[i] = share * self._at_warm_up[i]
 
     def _make_monotonic(self, bucket: int) -> None:
-        """Adjust buckets whose measured seconds contradict those of `bucket`, which ran last.
+        """Adjust measured times that contradict the time of `bucket`, the latest batch's bucket.
 
         A contradiction is a smaller bucket that takes longer, or a larger bucket that takes less
-        time. If both values were kept, T(n) would be their mean, which is always too low for one
-        bucket and too high for the other. Corrections would then move the two values apart forever.
+        time. If both values were kept, T(n) would be the mean of the two values, which is always
+        too low for one bucket and too high for the other. Corrections would then move the two
+        values apart forever.
         """
         index = bisect_left(self.buckets, bucket)
         newest = self._measured[index]
@@ -188,7 +191,7 @@ class LatencyTable:
             self._measured[i] = min(seconds, newest) if i < index else max(seconds, newest)
 
     def _update_patience(self, kind: int, error: float) -> None:
-        """Update `_patience` after a stale kind ran. It doubles if the kind is still slow."""
+        """Update `_patience` after a stale kind ran: double the value if the kind is still slow."""
         still_slow = error >= math.log(SLOWER)
         patience = 2 * self._patience.get(kind, PATIENCE) if still_slow else PATIENCE
         self._patience[kind] = min(patience, MAX_PATIENCE)
@@ -202,7 +205,7 @@ class LatencyTable:
         return error * abs(error) / (abs(error) + self.spread)
 
     def _derive(self) -> None:
-        """Update the tables that other methods read. They are derived from the measured seconds."""
+        """Derive the tables that other methods read, from the measured seconds."""
         self._seconds = [0.0]
         for bucket, seconds in zip(self.buckets, _never_decreasing(self._measured), strict=True):
             self._seconds += [seconds] * (bucket + 1 - len(self._seconds))
@@ -224,13 +227,13 @@ class LatencyTable:
 
 
 class Margin:
-    """Learns `share`, the share of a predicted time that is kept in reserve.
+    """Learns `share`, the extra time for a batch as a share of its predicted time.
 
     A batch is late if it takes more than (1 + `share`) times the predicted time. Each late batch
-    increases `share` by about 20 %, and each other batch decreases it by 0.2 %. So about one batch
-    in a hundred is late. Several late batches in a row count as one, because the table corrects its
-    predictions meanwhile. At first, `share` is three times the relative standard deviation of a
-    batch's time at warm-up.
+    increases `share` by about 20 %, and every batch that is not late decreases `share` by 0.2 %. As
+    a result, about one batch in a hundred is late. Several late batches in a row count as one late
+    batch, because the table needs some batches to correct its predictions. At first, `share` is
+    three times the relative standard deviation of a batch's time at warm-up.
     """
 
     MISSES = 0.01
@@ -257,15 +260,15 @@ class Margin:
 
 
 def _common(error: float, other: float) -> float:
-    """Return the smaller of two errors, or 0 if the errors have opposite directions."""
+    """Return the smaller of two errors, or 0 if the errors have opposite signs."""
     return min(error, other, key=abs) if error * other > 0 else 0.0
 
 
 def _spread(samples: Iterable[Sequence[float]]) -> float:
     """Return the relative standard deviation of the seconds of a batch.
 
-    It is estimated from the distances of all samples to the median of their bucket. If a bucket has
-    an odd number of samples, the median is one of the samples and is left out.
+    The value is estimated from the distances of all samples to the median of their bucket. If a
+    bucket has an odd number of samples, the median is one of the samples and is left out.
     """
     distances: list[float] = []
     for runs in samples:

@@ -3,9 +3,9 @@
 This module does no I/O and reads no clock: callers pass the current time.
 
 A bucket is a size that the engine pads batches to. If a batch does not fit into memory, the limit
-is lowered to the next smaller bucket for `PAUSE` seconds. This time is called a pause. After each
-pause the limit rises by one bucket. If memory runs out again while the limit is rising, the pause
-doubles, up to `LONGEST_PAUSE`.
+is lowered to the next smaller bucket for a pause of `PAUSE` seconds. After each pause, the limit
+rises by one bucket. If memory runs out again while the limit is rising, the pause doubles, up to
+`LONGEST_PAUSE`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 
 class MemoryCap:
-    """The current maximum bucket, for one engine. Times are in seconds."""
+    """Limits the bucket for the batches of one engine. Times are in seconds."""
 
     PAUSE, LONGEST_PAUSE = 10.0, 640.0
 
@@ -24,7 +24,7 @@ class MemoryCap:
             buckets: Sizes that the engine pads batches to, in increasing order.
         """
         self.unlimited = True
-        """Whether memory has never run out. If so, `limit` returns the largest bucket."""
+        """Whether memory has never run out. While true, `limit` returns the largest bucket."""
         self._buckets = buckets
         self._capped_to = len(buckets) - 1
         self._since = 0.0

@@ -2,26 +2,27 @@
 
 This module does no I/O and reads no clock: callers pass the current time. A lane is a part of the
 engine that runs one batch at a time. T(n) is the predicted number of seconds that a batch of n
-items takes. The margin is the share of a predicted time that is kept in reserve.
+items takes. The margin is the extra time that is added to a prediction, as a share of the predicted
+time.
 
-For each decision, the policy plans how all items in the queue will be processed. It divides the
-items into batches in the order of their deadlines. Each batch starts when the next lane is
+For each decision, the policy plans how all items in the queue will be processed. The policy divides
+the items into batches in the order of their deadlines. Each batch starts when the next lane is
 predicted to be free. An item is in time if its batch is predicted to end, with the margin added,
 before the item's deadline. The rules:
 
 - If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
-  just before a lane is free. So batches grow with the load.
-- If some lanes are free and others are busy, a small batch waits until the first busy lane is free,
-  too. It does not wait if an item would be late. A batch is small if, with batches of its size, the
-  engine would process less than the share `KEEPING_UP` of the items that arrive. Lanes share the
-  CPU cores, and small batches use the cores inefficiently.
+  just before a lane becomes free. Therefore, batches grow with the load.
+- If some lanes are free and others are busy, a small batch waits until the first busy lane becomes
+  free. The batch does not wait if one of its items would then be late. A batch is small if, with
+  batches of its size, the engine would process less than the share `KEEPING_UP` of the items that
+  arrive. Lanes compete for the CPU, and small batches use the CPU inefficiently.
 - A batch is as large as the earliest deadline of its items and the device's memory allow. Some
-  items are left for the next batch if two batches would take less time than one batch. This is
-  possible because two batches can need less padding.
-- A new item is rejected if it would be late, or if it would make an accepted item late. It is also
-  rejected if it would be in time only in a small batch, as defined above.
-- If the engine has been idle for a while, one item is accepted even if it is predicted to be late.
-  The batch of this item shows whether an engine that was slow has recovered.
+  items are left for the next batch if two batches would take less time than one batch. Two batches
+  can be faster because they need less padding.
+- A new item is rejected if it would be late, or if it would make an accepted item late. A new item
+  is also rejected if only a small batch, as defined above, would be in time.
+- If the engine has been idle for `timeline.STALE_AFTER` seconds, one item is accepted even if it is
+  predicted to be late. The batch of this item shows whether an engine that was slow has recovered.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ a larger value, overload is detected too late."""
 ACCEPTED_MARGIN = 0.5
 """Share of the margin that is required for items that are already accepted. A new item needs the
 whole margin. If an accepted item needed the whole margin again, one late batch would make the next
-batch small and delay the items after it."""
+batch small and delay later items."""
 
 MAX_CHOICES = 16
-"""Maximum number of alternatives that are compared when some items must be failed."""
+"""Maximum number of alternatives that `form_batch` compares to choose the items to fail."""
 
 
 class Policy:
-    """The rules for one engine, with the data that the rules need."""
+    """Applies the rules to one engine, and keeps the data that the rules need."""
 
     def __init__(self, table: LatencyTable, max_batch_size: int, lanes: int = 1) -> None:
         """
@@ -80,17 +81,17 @@ class Policy:
             table: Predicts the batches of the new engine.
 
         Raises:
-            ValueError: The buckets of `table` differ from those of the current table.
+            ValueError: `table` and the current table have different buckets.
         """
         if table.buckets != self.table.buckets:
-            raise ValueError(f"the buckets are {self.table.buckets}, not {table.buckets}")
+            raise ValueError(f"the buckets must be {self.table.buckets}, not {table.buckets}")
         self.table = table
         self.timeline.switch(table)
         self.memory = MemoryCap(table.buckets)
         self.arrivals = Arrivals(memory=ARRIVAL_MEMORY * table.seconds(1))
 
     def seconds_late(self, deadlines: Sequence[float], deadline: float, now: float) -> float | None:
-        """Return the seconds by which an item would be late if a new item were accepted.
+        """Return by how many seconds an item would be late if a new item were accepted.
 
         Returns None if the new item should be accepted.
 
@@ -113,8 +114,8 @@ class Policy:
         first = 0
         while first < len(deadlines):
             start = lanes.free_at
-            # Items before the new item are planned in the same batches that `form_batch` will form,
-            # which requires only a part of the margin.
+            # Items before the new item are planned in the same batches that `form_batch` will form.
+            # `form_batch` requires only a part of the margin.
             margin_share = ACCEPTED_MARGIN if first < place else 1.0
             allowed = self._allowed_size(deadlines[first], start, now, margin_share)
             needed = 1
@@ -134,12 +135,12 @@ class Policy:
     def _surely_in_time(
         self, deadlines: Sequence[float], deadline: float, cap: int, now: float
     ) -> bool:
-        """Whether the last of all batches ends before the earliest deadline.
+        """Whether all batches are predicted to end before the earliest deadline.
 
-        This is a shortcut: if deadlines are distant, or few items wait, batches need not be planned
-        one by one. The total time is at most the time of all full batches, plus one full batch for
-        the remaining items. If `LatencyTable.best` splits the remaining items into several batches,
-        these batches together take less time than one full batch.
+        This method is a shortcut: if deadlines are distant, or few items wait, batches need not be
+        planned one by one. The total time is at most the time of all full batches, plus one full
+        batch for the remaining items. If `LatencyTable.best` splits the remaining items into
+        several batches, these batches together take less time than one full batch.
         """
         full = self.table.seconds(cap)
         batches = len(deadlines) // self.table.best(cap) + 2
@@ -149,14 +150,14 @@ class Policy:
     def _skip_full_batches(
         self, deadlines: Sequence[float], lanes: Lanes, cap: int, now: float
     ) -> tuple[int, Lanes]:
-        """Count the first items that are certainly computed in full batches.
+        """Count the items at the front of the queue that are certain to run in full batches.
 
-        This is a shortcut for a new item at the end of a long queue: the full batches before the
-        item need not be planned one by one.
+        This method is a shortcut for a new item at the end of a long queue: the full batches before
+        the item need not be planned one by one.
 
         Returns:
-            The number of these items, and the state of the lanes after these batches are planned.
-            The number is 0 if it is not certain that there are such items.
+            The number of these items, and the state of the lanes after the batches of these items.
+            The number is 0 if no item is certain to run in a full batch.
         """
         size = self.table.best(cap)
         batches = (len(deadlines) - cap) // size + 1
@@ -166,14 +167,14 @@ class Policy:
         for _ in range(batches - 1):
             after.take(self.table.seconds(size))
         if self._allowed_size(deadlines[0], after.free_at, now, ACCEPTED_MARGIN) < cap:
-            return 0, lanes  # after the other batches, a full batch would miss the first deadline
+            return 0, lanes  # after the previous batches, a full batch may miss the first deadline
         after.take(self.table.seconds(size))
         return batches * size, after
 
     def drained_at(self, waiting: int, now: float) -> float:
         """Return the predicted time at which all batches in flight and `waiting` items are done.
 
-        A batch is in flight from when it is handed to the engine until the engine returns it.
+        A batch is in flight from its submission to the engine until the engine returns its results.
         """
         full, rest = divmod(waiting, size := self.table.best(self.size_limit(now)))
         lanes = self.timeline.lanes(now)
@@ -184,7 +185,7 @@ class Policy:
     def due_at(self, deadlines: Sequence[float], wait_until: float, now: float) -> float:
         """Return the time at which the next batch should be formed.
 
-        This method may be called only if another batch may be handed to the engine.
+        This method may be called only if the engine can accept another batch.
 
         Args:
             deadlines: Deadlines of the items in the queue, the earliest first. Must not be empty.
@@ -208,17 +209,17 @@ class Policy:
         """Decide which items to fail, and how many items the next batch has.
 
         Items that can no longer be in time are failed. If batches took longer than predicted, the
-        first deadline may allow only a small batch. Then items with the earliest deadlines may be
-        failed as well: without them, a larger batch can begin now, and fewer items are late in
-        total.
+        first deadline may allow only a small batch. In this case, items with the earliest deadlines
+        may also be failed: without these items, a larger batch can begin now, and fewer items are
+        late in total.
 
         Args:
             deadlines: Deadlines of the items in the queue, the earliest first. Must not be empty.
             now: Current time.
 
         Returns:
-            Two numbers: how many items at the front of the queue to fail, and how many of the items
-            behind those to take for the batch.
+            The number of items at the front of the queue to fail, and the number of items after
+            them to take for the batch.
         """
         cap = self.size_limit(now)
         lanes = self.timeline.lanes(now)
@@ -236,7 +237,7 @@ class Policy:
     def _fewest_late(
         self, deadlines: Sequence[float], first: int, lanes: Lanes, cap: int, now: float
     ) -> int:
-        """Return the number of first items to fail that makes the fewest items late in total.
+        """Return how many items at the front of the queue to fail, so that the fewest are late.
 
         The result is at least `first`.
         """
@@ -261,7 +262,7 @@ class Policy:
         now: float,
         limit: float,
     ) -> int:
-        """Return how many items will be late if the next batch starts with the item `first`.
+        """Return how many items will be late if the next batch starts at the index `first`.
 
         Items before `first` are not counted. Counting stops at `limit`.
         """
@@ -294,8 +295,8 @@ class Policy:
     def _allowed_size(self, deadline: float, start: float, now: float, margin_share: float) -> int:
         """Return the size of the largest batch that begins at `start` and meets `deadline`.
 
-        Returns 0 if not even a batch of one item meets it. `margin_share` is the share of the
-        margin that is required.
+        Returns 0 if not even a batch of one item meets the deadline. `margin_share` is the share of
+        the margin that is required.
         """
         trusted = now + (deadline - now) / (1 + margin_share * self.timeline.margin.share)
         return self.table.largest_within(trusted - start)
@@ -303,8 +304,8 @@ class Policy:
     def _min_size_for_free_lane(self, now: float) -> int:
         """Return the smallest batch size for a free lane while other lanes are busy.
 
-        If all lanes compute batches of that size, the engine computes at least `KEEPING_UP` of the
-        items that arrive. The result is at most the most efficient batch size.
+        If all lanes compute batches of that size, the engine computes at least the share
+        `KEEPING_UP` of the items that arrive. The result is at most the most efficient batch size.
         """
         rate = KEEPING_UP / (self.arrivals.gap(now) * self._lanes)
         return min(self.table.keeps_up_with(rate), self.table.most_efficient)
@@ -312,8 +313,9 @@ class Policy:
     def _min_worthwhile_size(self, timeout: float, cap: int, now: float) -> int:
         """Return the smallest batch size that is efficient enough at the current arrival rate.
 
-        Batches of that size compute at least `KEEPING_UP` of the items that arrive. The result is
-        at most the number of items that can arrive and be computed within `timeout` seconds.
+        With batches of that size, the engine computes at least the share `KEEPING_UP` of the items
+        that arrive. The result is at most the number of items that can arrive and be computed
+        within `timeout` seconds.
         """
         gap = self.arrivals.gap(now)
 

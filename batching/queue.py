@@ -1,7 +1,7 @@
 """BatchQueue holds the items that wait for a batch; Alarm wakes the task that forms batches.
 
 The queue is ordered by deadline, the earliest first. Items with equal deadlines stay in order of
-arrival. So if all requests have the same timeout, the queue is first in, first out. The queue
+arrival. If all requests have the same timeout, the queue is first in, first out. The queue
 compares deadlines and reads no clock.
 """
 
@@ -17,7 +17,7 @@ from batching.completion import raisable, reject
 
 
 class Waiting(Protocol):
-    """The attributes of an item that the queue reads. Both are times in seconds."""
+    """The attributes of an item that the queue reads. Both attributes are times in seconds."""
 
     @property
     def arrived(self) -> float:
@@ -113,7 +113,7 @@ class Alarm:
             self._rings.set_result(None)
 
     def wake_if_earlier(self, due_at: Callable[[], float]) -> None:
-        """Wake the task that sleeps if `due_at()` is earlier than the end of its sleep.
+        """Wake the task that sleeps if `due_at()` is before the time at which the task would wake.
 
         If `due_at` raises an exception, `sleep` raises that exception in the sleeping task.
         """

@@ -14,14 +14,14 @@ Out = TypeVar("Out")
 
 @dataclass(slots=True)
 class Answer(Generic[Out]):
-    """The result for one item, with its time in the queue and the time that its batch took."""
+    """The result for one item, its time in the queue, and the time that its batch took."""
 
     value: Out
     """Result that the engine returned for the item."""
     queue_seconds: float
-    """Time from the item's arrival until its batch was handed to the engine."""
+    """Time from the item's arrival until its batch was submitted to the engine."""
     infer_seconds: float
-    """Time from handing the batch to the engine until the event loop received the results."""
+    """Time from submitting the batch to the engine until the event loop received the results."""
     batch_size: int
     """Number of items in the batch."""
     bucket: int
@@ -38,7 +38,7 @@ class BatchReport:
     """Size that the engine padded the batch to."""
     infer_seconds: float
     """Time from forming the batch to its last result. If the engine was still running earlier
-    batches, this includes the wait for them."""
+    batches, the time includes the wait for those batches."""
     predicted_seconds: float
     """Prediction of `infer_seconds`, made when the batch was formed."""
     answered: int
@@ -50,4 +50,4 @@ class BatchReport:
     retries: int
     """Number of additional engine calls that were made to find the items that cause an error."""
     out_of_memory: bool
-    """Whether the device ran out of memory while it ran the batch."""
+    """Whether the device ran out of memory while running the batch."""

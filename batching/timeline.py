@@ -1,17 +1,20 @@
-"""Timeline: predicts when the engine will be free, from the batches that it has not returned yet.
+"""Timeline: predicts from the batches in flight when the engine will be free.
 
-This module does no I/O and reads no clock: callers pass the current time, in seconds.
+A batch is in flight from its submission to the engine until the engine returns its results. This
+module does no I/O and reads no clock: callers pass the current time, in seconds.
 
 A lane is a part of the engine that runs one batch at a time. The lanes share one first-in,
-first-out queue of batches. If all lanes are busy when a batch is handed to the engine, the batch
+first-out queue of batches. If all lanes are busy when a batch is submitted to the engine, the batch
 waits in this queue.
 
-The latency table predicts the time of a batch. The margin is the share of a predicted time that is
-kept in reserve. The table and the margin learn from each batch that ends. They do not learn from
-batches that were handed over before a `switch`, because another engine ran those batches.
+The latency table predicts the time of a batch. The margin is the extra time that is added to a
+prediction, as a share of the predicted time. The table and the margin learn from each batch that
+ends. They do not learn from batches that were submitted before a `switch`, because another engine
+ran those batches.
 
-The predicted time of a batch does not depend on the number of busy lanes. Every lane has its own
-CPU core, and the table learns how long a batch takes while other lanes are busy.
+The predicted time of a batch does not depend on the number of busy lanes. By default, the engine
+has at most one lane per CPU core, and the table learns how long a batch takes while other lanes are
+busy.
 """
 
 from __future__ import annotations
@@ -29,12 +32,12 @@ STALE_AFTER = 1.0
 
 @dataclass(slots=True, eq=False)
 class InFlight:
-    """A batch in flight: it was handed to the engine, and the engine has not returned it."""
+    """A batch that was submitted to the engine and has not been returned yet."""
 
     size: int
     """Number of items in the batch."""
     handed: float
-    """Time at which the batch was handed over."""
+    """Time at which the batch was submitted to the engine."""
     begins: float
     """Time at which the engine is predicted to begin the batch."""
     seconds: float
@@ -44,20 +47,20 @@ class InFlight:
 
     @property
     def ends(self) -> float:
-        """Predicted end of the batch. It may be in the past."""
+        """Predicted end of the batch. This time may be in the past."""
         return self.begins + self.seconds
 
     def expected_end(self, now: float) -> float:
         """Return the predicted end, or a later time if the batch is late.
 
-        A batch that is n seconds late is expected to take another n seconds. So if the engine
-        hangs, all deadlines soon count as unreachable.
+        A batch that is n seconds late is expected to take another n seconds. As a result, if the
+        engine hangs, all deadlines soon count as unreachable.
         """
         return max(self.ends, 2 * now - self.ends)
 
 
 class Lanes:
-    """The time at which each lane is predicted to be free."""
+    """Predicts the time at which each lane is free."""
 
     def __init__(self, free: list[float]) -> None:
         """
@@ -78,7 +81,7 @@ class Lanes:
         return max(self._free)
 
     def take(self, seconds: float) -> None:
-        """Give a batch that takes `seconds` to the lane that is free first."""
+        """Assign a batch that takes `seconds` to the lane that is free first."""
         heapreplace(self._free, self._free[0] + seconds)
 
     def copy(self) -> Lanes:
@@ -117,13 +120,13 @@ class Timeline:
         self.margin = Margin(table.spread)
 
     def free_at(self, now: float) -> float:
-        """Return the time at which the first lane is free, as in `lanes`."""
+        """Return the time at which the first of `lanes(now)` is free."""
         return self.lanes(now).free_at
 
     def begins_at(self, now: float) -> float:
-        """Return the predicted time at which a batch begins if it is handed over now.
+        """Return the predicted time at which a batch begins if it is submitted now.
 
-        Reserved batches (see `reserve`) are handed over later, so they do not delay that batch.
+        Reserved batches (see `reserve`) are submitted later, so they do not delay that batch.
         """
         return self._lanes_in_flight(now).free_at
 
@@ -135,7 +138,7 @@ class Timeline:
         return lanes
 
     def drained_by(self, now: float) -> float:
-        """Return an upper bound of the time at which all lanes are free, as in `lanes`."""
+        """Return an upper bound of the time at which all of `lanes(now)` are free."""
         last, behind = now, self._reserved
         for index, batch in enumerate(self._in_flight):
             if index < self._lanes:
@@ -154,8 +157,8 @@ class Timeline:
     def reserve(self, size: int) -> Iterator[None]:
         """Reserve the time of a batch of `size` items within the block.
 
-        If a batch fails, it runs again in two halves. While the first half runs, the time of the
-        second half is reserved.
+        If a batch fails, its two halves run one after the other. While the first half runs, the
+        time of the second half is reserved.
         """
         seconds = self.table.seconds(size)
         self._reserved += seconds
@@ -173,15 +176,15 @@ class Timeline:
         return lanes
 
     def runs_dry_at(self, now: float) -> float:
-        """Return the earliest time at which a lane may have no more work."""
+        """Return the earliest time at which a lane may have no batch to run."""
         ahead = sum(batch.seconds for batch in self._in_flight) / self._lanes
         return self.free_at(now) - self.margin.share * ahead
 
     def lane_ends_at(self, now: float) -> float:
         """Return the first predicted end of a batch if some lanes are free and others are busy.
 
-        Otherwise, returns `now`. A batch that is late does not postpone the result. So free lanes
-        are still used if another lane hangs.
+        Otherwise, returns `now`. A batch that is late does not postpone the result. Therefore, free
+        lanes are still used if another lane hangs.
         """
         some_free = 0 < len(self._in_flight) < self._lanes
         return min(batch.ends for batch in self._in_flight) if some_free else now
@@ -192,7 +195,7 @@ class Timeline:
         return self._busy + share * (now - self._counted_at)
 
     def begin(self, size: int, now: float) -> InFlight:
-        """Record that a batch of `size` items is handed to the engine."""
+        """Record that a batch of `size` items is submitted to the engine."""
         self._count_busy(now)
         batch = InFlight(size, now, self.begins_at(now), self.table.seconds(size), self.table)
         self._in_flight.append(batch)
@@ -206,10 +209,10 @@ class Timeline:
         Args:
             batch: As returned by `begin`.
             now: Current time.
-            computed: Whether the engine finished the batch. Nothing is learned from a batch that
-                failed.
-            computed_at: Time at which the engine finished the batch. A time after `now` counts as
-                `now`. None: `now`.
+            computed: Whether the engine finished the batch. The table and the margin do not learn
+                from failed batches.
+            computed_at: Time at which the engine finished the batch. If the time is None or after
+                `now`, `now` is used.
         """
         computed_at = now if computed_at is None else min(computed_at, now)
         in_lane = batch in self._in_flight[: self._lanes]
@@ -221,14 +224,14 @@ class Timeline:
                 following.begins = max(following.handed, computed_at)
         else:
             self._idle_since = now
-        # This comes last: the batch has ended even if `observe` raises.
+        # `observe` is called last, so that the batch counts as ended even if `observe` raises.
         if computed and batch.table is self.table:
             began = batch.begins if in_lane else batch.handed
             self.table.observe(batch.size, computed_at - began)
             self.margin.observe(batch.seconds, computed_at - began)
 
     def forget(self, batch: InFlight) -> None:
-        """Remove `batch` if `end` raised before it removed `batch`.
+        """Remove `batch` if `end` raised an exception before it removed `batch`.
 
         Does nothing if `batch` has ended.
         """

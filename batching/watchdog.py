@@ -2,14 +2,14 @@
 
 This module does no I/O and reads no clock: callers pass the current time.
 
-The engine is stalled if one batch takes ten times its predicted time. New requests should then go
-to another server. The engine recovers as soon as that batch ends.
+The engine is stalled if one batch takes ten times its predicted time. While the engine is stalled,
+new requests should go to another server. The engine recovers as soon as that batch ends.
 
 The engine is dead if one batch takes a hundred times its predicted time. The likely causes are a
 driver that hangs, a deadlock, or a device that was removed. Only a restart of the process helps.
 
-At most `STEP` seconds count between two checks. If the process was suspended for a minute, the
-engine could not run during that minute, so the minute must not count.
+Between two checks, the watchdog counts at most `STEP` seconds. If the process was suspended for a
+minute, the engine could not run during that minute, so the minute must not count.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STALLED_TIMES = 10.0
 STALLED_FLOOR = 5.0
 """Minimum number of seconds after which the engine counts as stalled."""
 STEP = 2.0
-"""Maximum number of seconds that count between two checks."""
+"""Maximum number of seconds that the watchdog counts between two checks."""
 
 
 class Watchdog:
     """Measures how long the oldest batch in flight has been running.
 
-    A batch is in flight from when it is handed to the engine until the engine returns it.
+    A batch is in flight from its submission to the engine until the engine returns its results.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Watchdog:
         self._checked_at = 0.0
 
     def check(self, batch: InFlight | None, now: float) -> bool:
-        """Whether the engine is dead. Call this about once per second.
+        """Whether the engine is dead. Callers must call this method about once per second.
 
         Args:
             batch: The oldest batch in flight. None: no batch is in flight.

@@ -1,10 +1,10 @@
-"""Runs a minimal HTTP server, which reads each request and sends a fixed answer.
+"""Runs a minimal HTTP server, which reads each request and sends a fixed response.
 
     python -m benchmarks.bare             an asyncio protocol
     python -m benchmarks.bare uvicorn     an ASGI application on uvicorn
 
-The server shows the lowest possible CPU time per request. The environment variable SHOAL_PORT sets
-the port.
+A measurement of this server shows the lowest CPU time per request that is possible in Python. The
+environment variable SHOAL_PORT sets the port.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Bare(asyncio.Protocol):
 
 
 async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """Sends the fixed answer, as an ASGI application."""
+    """Sends the fixed response. This function is an ASGI application."""
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await send({"type": "http.response.body", "body": BODY})
 

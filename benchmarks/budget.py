@@ -5,9 +5,9 @@
 A stage is a part of the work for a request, such as decoding the image. The service classifies
 small JPEGs in fp32, with a fixed number of requests in flight. In each round, the CPU time is
 measured twice: with a clock for each stage (benchmarks/stage_clock.py), and without clocks. The sum
-of the stages must be about the CPU time without clocks. The lower limit of a stage, called its
-floor, is the CPU time of the cheapest known implementation of the same work. It is measured in the
-same round. The results are written to budget.json.
+of the stages should be about the CPU time without clocks. The lower limit of a stage is called the
+floor of the stage. The floor is the CPU time of the cheapest known implementation of the same work,
+and is measured in the same round. The results are written to budget.json.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ TIMES = 200
 """Number of repetitions in each measurement without a server."""
 
 Costs = dict[str, float]
-"""Stage -> CPU seconds per request."""
+"""CPU seconds per request, by stage."""
 FLOORS = {
     "read": "an asyncio protocol that parses with httptools",
-    "route": "uvicorn or FastAPI with a fixed answer, minus the floor of `read`",
+    "route": "uvicorn or FastAPI with a fixed response, minus the floor of `read`",
     "parse": "a search for the end of the form",
     "decode": "libjpeg-turbo alone",
     "queue": "waiting for a future",
-    "infer": f"the network alone, in batches of {BATCH}",
-    "respond": "json.dumps of the answer",
+    "infer": f"the neural network alone, in batches of {BATCH}",
+    "respond": "json.dumps of the response",
 }
-"""Stage -> implementation whose CPU time is the floor of the stage."""
+"""Cheapest known implementation of each stage. Its CPU time is the floor of the stage."""
 
 
 def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:
-    """Sends load to the server with clocks. Returns the CPU seconds per request of each stage."""
+    """Puts the server with clocks under load. Returns CPU seconds per request, by stage."""
     before = _read_clock(endpoint)
     answered = _load(endpoint, seconds)[0]
     after = _read_clock(endpoint)
@@ -65,12 +65,12 @@ def stage_costs(endpoint: Endpoint, seconds: float) -> Costs:
 
 
 def total_cost(endpoint: Endpoint, seconds: float) -> float:
-    """Sends load to a server, and returns its CPU seconds per request."""
+    """Puts a server under load. Returns the CPU seconds of the server per request."""
     return _load(endpoint, seconds)[1]
 
 
 def _load(endpoint: Endpoint, seconds: float) -> tuple[int, float]:
-    """Sends load to a server. Returns the number of requests, and CPU seconds per request."""
+    """Puts a server under load. Returns the number of requests, and CPU seconds per request."""
     measurement = endpoint.closed_loop(SMALL, CONNECTIONS, seconds)
     require_success(measurement.run)
     return sum(measurement.run.statuses.values()), measurement.cpu
@@ -120,8 +120,8 @@ def measure(rounds: int, seconds: float) -> tuple[list[Costs], list[Costs], list
         seconds: Length of each measurement in seconds.
 
     Returns:
-        Three lists with one entry for each round: the CPU times of the stages, the floors of the
-        stages, and the CPU time of a request without clocks.
+        Three lists with one entry for each round: the CPU seconds of the stages, the floors of the
+        stages, and the CPU seconds of a request without clocks.
     """
     stages: list[Costs] = []
     floors: list[Costs] = []
@@ -162,7 +162,7 @@ def medians(rounds: list[Costs]) -> Costs:
 
 
 def main() -> int:
-    """Measures, prints a table and writes budget.json. Returns the exit status."""
+    """Measures all stages, prints a table and writes budget.json. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.budget",
         description=__doc__,

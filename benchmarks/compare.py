@@ -1,12 +1,13 @@
-"""Compares Shoal with other servers that run the same network under the same load.
+"""Compares Shoal with other servers that run the same neural network under the same load.
 
     make bench                    (after `make bench-rivals`, which installs the other servers)
     python -m benchmarks.compare --minutes 2
 
 In each round, the servers are started and measured one after the other. Rounds are repeated until
 the time limit is reached, and the results are medians of the rounds. The load generator runs on the
-same machine as the servers. The network runs in fp32, except in Shoal's int8 server, and on one
-OpenMP thread per process. The results are written to bench.json, bench.md and bench.png.
+same machine as the servers. Each process runs the neural network on one OpenMP thread, and in fp32.
+Only one of Shoal's servers runs in int8. The results are written to bench.json, bench.md and
+bench.png.
 """
 
 from __future__ import annotations
@@ -34,28 +35,29 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 SLO = 0.1
 """Maximum 99th percentile of the latency, in seconds, for the measurement of throughput."""
 CONNECTIONS = (64, 32, 16, 4, 2, 1)
-"""Numbers of connections, which are tried in this order until the latency is within `SLO`."""
+"""Numbers of connections. They are tried in this order until the latency is at most `SLO`."""
 WARM_UP = 0.3
 """Seconds at the beginning of a measurement that are not counted."""
 CROWD = 1000
-"""Number of connections in the measurement with many connections."""
+"""Number of connections in the measurement of `Figures.crowd` and `Figures.crowd_lost`."""
 
 
 def measure(
     endpoint: Endpoint, competitor: Competitor, maxima: dict[str, float], seconds: float
 ) -> Figures:
-    """Measures one server in one round, except for the requests that are lost when it stops.
+    """Measures one server in one round, but not the requests that are lost when the server stops.
 
     Args:
         endpoint: Endpoint of the server, which must be ready.
         competitor: The server.
-        maxima: Name -> throughput of the servers that determine the request rates for all servers.
-            If `competitor` is one of these servers, this function adds its throughput.
+        maxima: Throughput of the servers `UNBATCHED` and `MOSEC`, by name. Half of these numbers
+            are the request rates for `Figures.half`. If `competitor` is one of the two servers,
+            this function adds its throughput.
         seconds: Length of a measurement in seconds.
     """
 
     def closed(pictures: Sequence[Picture], connections: int, duration: float) -> Measurement:
-        # With many connections or large images, a warm-up would take most of the requests.
+        # With many connections or large images, most requests would belong to the warm-up.
         warm_up = WARM_UP if pictures is not LARGE and connections < CROWD else 0.0
         return endpoint.closed_loop(pictures, connections, duration, warm_up)
 
@@ -73,7 +75,7 @@ def measure(
     figures.lone = closed(SMALL, 1, seconds / 2).run.latency["p50"]
     figures.large = closed(LARGE, 8, 2 * seconds).run.achieved
     if competitor.name == TUTORIAL:
-        return figures  # this server is too slow for the other measurements
+        return figures  # the tutorial's server is too slow for the other measurements
     figures.vga = closed(VGA, 32, seconds).run.achieved
     for name in (UNBATCHED, MOSEC):
         if name == competitor.name:
@@ -88,7 +90,7 @@ def measure(
 
 
 def rounds(options: argparse.Namespace) -> Iterator[dict[str, Figures]]:
-    """Yields the results of each round, as long as there is time for another round."""
+    """Yields the results of each round until there is no time for another round."""
     chosen = [c for c in COMPETITORS if not options.only or c.name in options.only]
     for missing in [c for c in chosen if not c.installed]:
         print(f"{missing.name} is not installed. Run `make bench-rivals`", file=sys.stderr)
@@ -108,7 +110,7 @@ def turn(competitor: Competitor, maxima: dict[str, float], seconds: float) -> di
     """Measures one server, and prints errors to standard error.
 
     Returns:
-        Name of the server and kind of upload -> results. Measurements that failed are left out.
+        Results by the name of the server and the kind of upload, without failed measurements.
     """
     results: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +170,7 @@ def main() -> int:
             finished.append(figures)
             print(f"--- round {len(finished)} done ---", flush=True)
     except KeyboardInterrupt:
-        print("stopped; the results of complete rounds are reported", file=sys.stderr)
+        print("Stopped by Ctrl-C. The report contains the complete rounds.", file=sys.stderr)
     except asyncio.CancelledError:
         return TERMINATED
     if not finished or not any(finished):

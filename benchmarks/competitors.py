@@ -1,4 +1,4 @@
-"""Competitors: defines the servers that `make bench` compares, and how they are started."""
+"""Defines the servers that `make bench` compares, and how the servers are started."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class Competitor:
 
     name: str
     command: Sequence[str]
-    """Path of the program, relative to the repository, and arguments. `{port}` is replaced by the
-    port."""
+    """Path of the program, relative to the repository, and arguments. The text `{port}` is replaced
+    by the port."""
     raw: tuple[bool, ...]
-    """Kinds of uploads that the server accepts. True: the image is the body. False: the image is in
-    a form."""
+    """Kinds of uploads that the server accepts. True: the image is the body of the request. False:
+    the image is in a form."""
     package: str | None = None
-    """Python package whose version the report shows. None: no version is shown."""
+    """Python package of the server. The report shows the version of the package. None: the report
+    shows no version."""
     environment: dict[str, str] = field(default_factory=dict)
     """Additional environment variables."""
 
@@ -38,7 +39,7 @@ class Competitor:
         return self.program.exists()
 
     def version(self) -> str:
-        """Returns the name and the version of `package`; empty if it is None."""
+        """Returns the name and the version of `package`. Empty: `package` is None."""
         if self.package is None:
             return ""
         code = f"import importlib.metadata as m; print(m.version({self.package!r}))"
@@ -47,7 +48,7 @@ class Competitor:
         return f"{self.package} {result.stdout.strip()}"
 
     def serving(self, log: pathlib.Path) -> contextlib.AbstractContextManager[Server]:
-        """Runs the server during the block; see `servers.serving`. `log` is the output file."""
+        """Runs the server during the block (see `servers.serving`). `log` is the output file."""
         return serving([str(self.program), *self.command[1:]], log, self.environment)
 
 
@@ -117,5 +118,5 @@ COMPETITORS = (
         },
     ),
 )
-"""All servers, in the order of the measurements. The request rates for all servers are derived from
-the throughput of the first two servers. No server logs requests."""
+"""All servers, in the order of the measurements. Some measurements of every server use half of the
+throughput of one of the first two servers as the request rate. No server logs requests."""

@@ -4,9 +4,9 @@
     python -m benchmarks.decode_cost --memory   memory of a process that decodes 64 megapixels
 
 The first table also shows whether the service decodes such an image on the event loop or in a
-decoder process. `EncodedImage.is_bounded` decides this, and its limits were derived from this
-table. Each time is the minimum CPU time of several runs on one thread. The second table can be
-measured on Linux only.
+decoder process. `EncodedImage.is_bounded` makes this decision with limits that were derived from
+the first table. Each time is the minimum CPU time of several runs on one thread. The second table
+can be measured on Linux only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def picture(mode: str, size: tuple[int, int]) -> Image.Image:
 
 
 def encoded(name: str, size: tuple[int, int]) -> bytes:
-    """Returns the encoded picture in the format `name`, a key of `FORMATS`."""
+    """Returns a picture, encoded in the format `name`, which is a key of `FORMATS`."""
     mode, kind, options = FORMATS[name]
     buffer = io.BytesIO()
     picture(mode, size).save(buffer, kind, **options)
@@ -76,7 +76,7 @@ def encoded(name: str, size: tuple[int, int]) -> bytes:
 def min_cpu_seconds(work: Callable[[], object], budget: float = 0.3) -> float:
     """Returns the CPU seconds of the fastest of several runs of `work`.
 
-    There are at least three runs. Runs are repeated until they took `budget` seconds in total.
+    Runs `work` at least three times, and until all runs together took `budget` seconds.
     """
     times: list[float] = []
     while len(times) < 3 or (sum(times) < budget and len(times) < 1000):
@@ -99,7 +99,7 @@ def row(name: str, size: tuple[int, int]) -> str:
 
 
 def time_table() -> None:
-    """Prints the first table: CPU times of all formats and sizes."""
+    """Prints the first table, the CPU times for all formats and sizes."""
     print(f"{'':24}{'size':>11}{'KiB':>8}{'header us':>11}{'decode ms':>11}")
     for name in FORMATS:
         for size in SIZES:
@@ -107,21 +107,21 @@ def time_table() -> None:
 
 
 def write(name: str, path: pathlib.Path) -> None:
-    """Writes an image of the size `LIMIT` to a file."""
+    """Writes an image of the size `LIMIT`, in the format `name`, to a file."""
     path.write_bytes(encoded(name, LIMIT))
 
 
 def peak() -> int:
     """Returns the peak memory of this process in KiB.
 
-    `getrusage` is not used, because its result includes the peak memory of the parent process.
+    `getrusage` is not used, because it includes the peak memory of the parent process.
     """
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def growth(path: pathlib.Path) -> float:
-    """Decodes a file, and returns the MiB by which the peak memory of this process grows."""
+    """Decodes a file. Returns the MiB by which the peak memory of this process grows."""
     upload = identify(path.read_bytes(), LIMIT[0] * LIMIT[1])
     before = peak()
     upload.decode()
@@ -136,7 +136,7 @@ def in_new_process(work: Callable[..., T], *arguments: object) -> T:
 
 
 def memory_table() -> None:
-    """Prints the second table: memory of decoding an image of the size `LIMIT`, by format."""
+    """Prints the second table, the memory that decoding an image of the size `LIMIT` takes."""
     pixels = LIMIT[0] * LIMIT[1]
     print(f"{LIMIT[0]}x{LIMIT[1]:<20}{'MiB':>8}{'bytes/pixel':>13}")
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +151,7 @@ def main() -> None:
     """Prints one of the two tables."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode_cost", description=summary)
-    parser.add_argument("--memory", action="store_true", help="print the memory table instead")
+    parser.add_argument("--memory", action="store_true", help="print only the memory table")
     if parser.parse_args().memory:
         memory_table()
     else:

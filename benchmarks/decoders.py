@@ -1,4 +1,4 @@
-"""Compares the latency and the throughput of decoder processes with those of threads.
+"""Compares decoder processes with decoder threads in latency and throughput.
 
     python -m benchmarks.decoders              (takes some minutes)
     python -m benchmarks.decoders --rounds 9
@@ -7,8 +7,10 @@ The decoder processes of `service.decoding.pool.Decoders` and the same number of
 same images with the same code. In each round, processes and threads are measured one after the
 other, for about a second each, so that other work on the machine affects both equally. The latency
 is measured with one image in flight. The throughput is measured with one image in flight for each
-process or thread. The table shows the median of the rounds' ratios of the two throughputs.
-Processes differ from threads in two ways. Each image must be sent to a process, which sends back
+process or thread. In each round, the throughput of processes is divided by the throughput of
+threads. The table shows the median of these ratios.
+
+Processes differ from threads in two ways. The service must send each image to a process and receive
 the pixels. The memory allocator of a process keeps freed memory for the next image.
 """
 
@@ -47,7 +49,7 @@ Decode = Callable[[EncodedImage], Awaitable[Pixels]]
 
 
 async def alone(decode: Decode, image: EncodedImage, seconds: float) -> float:
-    """Decodes one image at a time for some seconds, and returns the median latency in ms."""
+    """Decodes an image repeatedly, one at a time. Returns the median latency in milliseconds."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(latencies) < 3:
@@ -58,7 +60,7 @@ async def alone(decode: Decode, image: EncodedImage, seconds: float) -> float:
 
 
 async def throughput(decode: Decode, image: EncodedImage, count: int, seconds: float) -> float:
-    """Decodes an image repeatedly for some seconds, and returns the number of images per second.
+    """Decodes an image repeatedly, several at the same time. Returns the images per second.
 
     Args:
         decode: Decodes the image.

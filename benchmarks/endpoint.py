@@ -23,7 +23,7 @@ SMALL = images.generate(32)
 VGA = images.generate(640, 8, 480)
 LARGE = images.generate(4000, 2, 3000)
 ANSWER_TIMEOUT = 20.0
-"""Maximum number of seconds for an answer."""
+"""Maximum number of seconds from a request to the response."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Endpoint:
         self.url = server.address + path
 
     def wait(self) -> None:
-        """Waits until the endpoint answers an image with 200.
+        """Waits until the endpoint responds to an image with 200.
 
         Raises:
-            RuntimeError: The endpoint does not answer within `START_TIMEOUT` seconds.
+            RuntimeError: The endpoint does not respond with 200 within `START_TIMEOUT` seconds.
         """
         deadline = time.monotonic() + START_TIMEOUT
         status, body = 0, b""
@@ -65,15 +65,15 @@ class Endpoint:
             if status == 200:
                 return
             time.sleep(0.01)
-        raise RuntimeError(f"{self.url} does not answer with 200: {status} {body[:300]!r}")
+        raise RuntimeError(f"{self.url} did not respond with 200, but: {status} {body[:300]!r}")
 
     @functools.cached_property
     def classes(self) -> list[str | None]:
-        """Class that the server answers for each small image. The images are sent on first use."""
+        """Class that the server returns for each small image. The first access sends the images."""
         return [images.class_of(body) for _, body in ask(self._url, self.requests(SMALL))]
 
     def requests(self, pictures: Sequence[Picture]) -> list[bytes]:
-        """Returns the requests that upload these images."""
+        """Returns requests that upload the images, one request for each image."""
         return [images.request(self._url, picture, self.raw) for picture in pictures]
 
     def closed_loop(
@@ -85,7 +85,7 @@ class Endpoint:
             pictures: Images that are uploaded in turn.
             connections: Number of connections.
             seconds: Length of the measurement in seconds.
-            warm_up: Additional seconds before the measurement.
+            warm_up: Additional seconds of load before the measurement.
         """
         load = f"{connections} connections"
         return self._measure(load, pictures, seconds, warm_up, None, connections)
@@ -99,7 +99,7 @@ class Endpoint:
             pictures: Images that are uploaded in turn.
             rate: Mean number of requests per second.
             seconds: Length of the measurement in seconds.
-            warm_up: Additional seconds before the measurement.
+            warm_up: Additional seconds of load before the measurement.
         """
         return self._measure(f"{rate:.0f}/s", pictures, seconds, warm_up, rate, 0)
 
@@ -134,6 +134,9 @@ class Endpoint:
 
 
 def require_success(run: Run) -> None:
-    """Raises RuntimeError unless every answer has the status 200 and the expected class."""
+    """Raises RuntimeError unless every response has the status 200 and the expected class."""
     if set(run.statuses) != {"200"} or run.different:
-        raise RuntimeError(f"answers under load: {run.statuses}, {run.different} of another class")
+        raise RuntimeError(
+            f"Requests failed under load. Responses by status: {run.statuses}. Responses with a "
+            f"wrong class: {run.different}"
+        )

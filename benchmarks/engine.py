@@ -2,12 +2,12 @@
 
     python -m benchmarks.engine
 
-The engine runs batches in lanes, which are threads that run one batch at a time. The program
-measures several combinations of precision, number of lanes, OpenMP threads per lane and batches in
-flight. Each combination is measured in a new process. For each batch size, the throughput is
-measured twice: first without other load, then while another process keeps one core busy. Only the
-ratio of the two throughputs is meaningful, because the speed of a machine changes over time. The
-results are written to engine.json.
+The engine runs batches in lanes. A lane is a thread that runs one batch at a time. The program
+measures several combinations of four settings: the precision, the number of lanes, the number of
+OpenMP threads per lane, and the number of batches in flight. Each combination is measured in a new
+process. For each batch size, the throughput is measured twice: first without other load, then while
+another process keeps one core busy. Only the ratio of the two throughputs is meaningful, because
+the speed of a machine changes over time. The results are written to engine.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIZES = (1, 2, 4, 8, 16, 32)
 DEFAULT_SIZE = 16
 """Default maximum batch size on a CPU."""
 TARGET = 0.45
-"""Minimum share of the throughput that must remain while another process keeps one core busy."""
+"""Minimum share of the throughput that remains while another process keeps one core busy."""
 BUSY = "while True: pass"
 
 
@@ -49,7 +49,7 @@ class Choice:
     threads: int
     """Number of OpenMP threads for each lane."""
     in_flight: int
-    """Number of batches that are handed to the engine at the same time."""
+    """Number of batches in flight: submitted to the engine and not finished."""
 
     def __str__(self) -> str:
         counts = [(self.lanes, "lane"), (self.threads, "thread")]
@@ -93,7 +93,7 @@ async def compute(engine: LaneEngine, size: int, in_flight: int, seconds: float)
     Args:
         engine: The engine.
         size: Batch size.
-        in_flight: Number of batches that are handed to the engine at the same time.
+        in_flight: Number of batches in flight: submitted to the engine and not finished.
         seconds: Length of the measurement in seconds.
     """
     images = [np.zeros((32, 32, 3), dtype=np.uint8)] * size
@@ -113,7 +113,7 @@ async def compute(engine: LaneEngine, size: int, in_flight: int, seconds: float)
 async def measure(choice: Choice, sizes: list[int], rounds: int, seconds: float) -> list[Measured]:
     """Measures one combination of settings in this process.
 
-    A process can measure only one combination, because MXNet reads the number of threads only once.
+    A process can measure only one combination, because MXNet reads the number of threads once.
 
     Args:
         choice: The combination.
@@ -142,7 +142,7 @@ async def measure(choice: Choice, sizes: list[int], rounds: int, seconds: float)
 
 
 def in_a_process(choice: Choice, sizes: list[int], rounds: int, seconds: float) -> list[Measured]:
-    """Measures one combination of settings in a new process. Arguments are as in `measure`."""
+    """Measures one combination in a new process. The arguments are those of `measure`."""
     arguments = [*astuple(choice), ",".join(map(str, sizes)), rounds, seconds]
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.engine", "--choice", *map(str, arguments)],

@@ -1,4 +1,4 @@
-"""Runs the service with an engine that takes no CPU time, to measure all other work of a request.
+"""Runs the service with an engine that takes no CPU time, to measure the rest of the service.
 
 python -m benchmarks.free_engine
 """
@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
+from model_store.backend import BackendChoice
 from model_store.device import Device, GpuMemory
 from model_store.engine import Image, Probabilities
 from model_store.manifest import Manifest, Normalization, Parameters
@@ -24,7 +25,7 @@ ROW = np.array([0.91 if name == "horse" else 0.01 for name in CLASSES], dtype=np
 
 
 class FreeEngine:
-    """An engine that classifies every image as a horse, without computing anything."""
+    """An engine that returns the same probabilities for every image, without any computation."""
 
     model = Manifest(
         name="free",
@@ -35,6 +36,7 @@ class FreeEngine:
         parameters=Parameters(file="net.params", bytes=1, sha256="0" * 64),
     )
     device = Device("cpu", "as requested")
+    backend = BackendChoice("mxnet", "as requested")
     precision = Precision("fp32", "as requested")
     lanes = 1
     max_in_flight = 2

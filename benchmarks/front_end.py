@@ -1,10 +1,11 @@
-"""Measures the CPU time of a request without the network: HTTP, form, decoding, batching, JSON.
+"""Measures the CPU time of a request outside the neural network.
 
     python -m benchmarks.front_end
 
-The service is measured with an engine that takes no CPU time. It is compared with two FastAPI
-endpoints: one that sends a fixed answer, and one that is written as in tutorials (`UploadFile`,
-Pillow, a response model). All of them run on uvicorn, and receive the same load one after the
+This CPU time includes HTTP, parsing of the form, decoding, batching and JSON. The service runs with
+an engine that takes no CPU time. The service is compared with two FastAPI endpoints. The first
+endpoint sends a fixed response. The second endpoint is written as in tutorials, with `UploadFile`,
+Pillow and a response model. All endpoints run on uvicorn, and receive the same load one after the
 other. The speed of a machine changes, so only ratios within a round are meaningful.
 """
 
@@ -36,7 +37,7 @@ class Case:
     path: str
     """Path of the URL."""
     raw: bool
-    """Whether an image is sent as the body (True) or in a form (False)."""
+    """Whether an image is the body of a request (True) or in a form (False)."""
 
 
 NOTHING = Case("FastAPI that does nothing", "benchmarks.plain_fastapi", "/nothing", True)
@@ -54,12 +55,12 @@ def measure(
     """Measures endpoints one after the other, in rounds.
 
     Args:
-        rounds: Number of rounds, after a first round that warms up the servers.
+        rounds: Number of measured rounds. An additional first round warms up the servers.
         seconds: Length of each measurement in seconds.
         cases: Endpoints to measure.
 
     Yields:
-        After each round: name of each endpoint -> CPU seconds per request in all rounds.
+        After each round, the CPU seconds per request in all rounds, by the name of the endpoint.
     """
     results: dict[str, list[float]] = {case.name: [] for case in cases}
     with ExitStack() as stack:
@@ -84,7 +85,7 @@ def measure(
 
 
 def ratios(results: dict[str, list[float]], name: str) -> Sequence[float]:
-    """Returns, for each round, the CPU time of an endpoint divided by that of `NOTHING`."""
+    """Returns the CPU time of an endpoint divided by the CPU time of `NOTHING`, for each round."""
     return [a / b for a, b in zip(results[name], results[NOTHING.name], strict=True)]
 
 

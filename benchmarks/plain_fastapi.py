@@ -1,4 +1,4 @@
-"""Runs a FastAPI server as in tutorials, with a fixed answer instead of a network.
+"""Runs a FastAPI server as in tutorials, with a fixed response instead of a neural network.
 
 python -m benchmarks.plain_fastapi
 """
@@ -23,7 +23,7 @@ app = FastAPI()
 
 
 class Prediction(BaseModel):
-    """An answer with as many fields as Shoal's."""
+    """A response with as many fields as Shoal's response."""
 
     label: str
     probability: float
@@ -33,7 +33,7 @@ class Prediction(BaseModel):
 
 @app.api_route("/nothing", methods=["GET", "POST"])
 async def nothing() -> dict[str, str]:
-    """Returns a fixed answer."""
+    """Returns a fixed response."""
     return {"status": "ok"}
 
 

@@ -1,4 +1,4 @@
-"""Starts processes, ends them reliably, and reads their CPU times."""
+"""Starts processes, ends processes reliably, and reads the CPU times of processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a program that SIGTERM ended."""
 GRACE = 15.0
-"""Seconds after SIGTERM until a process is killed by SIGKILL."""
+"""Seconds from SIGTERM until a process that still runs is killed with SIGKILL."""
 
 
 @contextmanager
@@ -29,8 +29,8 @@ def signals_held() -> Iterator[None]:
     """Delays SIGINT and SIGTERM until the end of the block.
 
     A process is started just before the `try` block that ends the process. If a signal handler
-    raised an exception between the start and the block, the process would continue to run. Signal
-    handlers run in the main thread only, so in other threads this function does nothing.
+    raised an exception between the start and the `try` block, the process would continue to run.
+    Signal handlers run in the main thread only, so this function does nothing in other threads.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,14 +50,14 @@ def signals_held() -> Iterator[None]:
 
 
 def exit_on_sigterm() -> None:
-    """Installs a handler of SIGTERM that lets `finally` blocks run, which end the servers."""
+    """Lets SIGTERM raise SystemExit, so that `finally` blocks run and end the servers."""
     signal.signal(signal.SIGTERM, _exit)
 
 
 def _exit(*_: object) -> None:
-    """Exits the program. If an event loop runs, cancels its tasks instead.
+    """Exits the program. If an event loop runs, cancels the tasks of the event loop instead.
 
-    An exception that a signal handler raises while an event loop runs might be ignored.
+    While an event loop runs, an exception of a signal handler might be ignored.
     """
     try:
         loop = asyncio.get_running_loop()
@@ -75,8 +75,8 @@ def started(
 
     Args:
         command: Program and arguments.
-        grace: Seconds between SIGTERM and SIGKILL at the end of the block, if the process still
-            runs. 0: SIGKILL is sent immediately.
+        grace: Seconds from SIGTERM to SIGKILL. SIGTERM is sent at the end of the block. SIGKILL is
+            sent if the process still runs. 0: only SIGKILL is sent.
         options: Arguments of `subprocess.Popen`.
     """
     with contextlib.ExitStack() as stack:
@@ -117,7 +117,7 @@ def end_session(leader: subprocess.Popen[Any], grace: float = GRACE) -> None:
 
 
 def wait_until_ended(pids: Iterable[int], seconds: float) -> bool:
-    """Waits for at most `seconds` until processes have ended, and returns whether all have."""
+    """Waits for at most `seconds` until processes have ended. Returns whether all have ended."""
     deadline = time.monotonic() + seconds
     for pid in pids:
         try:
@@ -135,19 +135,19 @@ def wait_until_ended(pids: Iterable[int], seconds: float) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Returns whether a process runs. A zombie (ended but not reaped) does not run."""
+    """Returns whether a process runs. A zombie, which has ended but is not reaped, does not run."""
     return bool(fields := _stat(pid)) and fields[0] != "Z"
 
 
 def cpu_seconds(pid: int) -> float:
-    """Returns the user and system seconds of all threads of a process, without its children."""
+    """Returns the user and system CPU seconds of a process, without its child processes."""
     return sum(map(int, _fields(pid)[11:13])) * TICK
 
 
 def tree(pid: int) -> dict[int, float]:
-    """Returns the CPU seconds of the process `pid` and of all its descendants, by process ID.
+    """Returns the CPU seconds of the process `pid` and of all descendants, by process ID.
 
-    The CPU time of a process includes the CPU time of its children that it has reaped.
+    The CPU time of a process includes the CPU time of reaped child processes.
     """
     children: dict[int, list[int]] = {}
     seconds: dict[int, float] = {}

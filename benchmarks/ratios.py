@@ -1,4 +1,4 @@
-"""Computes ratios of measurements within a round, with their standard error."""
+"""Computes the mean ratio of two measurements over several rounds, and its standard error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class Ratio:
     """Mean of the ratios of several rounds.
 
-    If the machine is slower during a round, both measurements of the round are slower, and their
+    If the machine is slower during a round, both measurements of the round are slower. So their
     ratio does not change.
     """
 
@@ -22,6 +22,6 @@ class Ratio:
 
     @classmethod
     def of(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-        """Returns the mean ratio of the measurements of several rounds, at least two."""
+        """Returns the mean ratio of the measurements. At least two rounds are required."""
         ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
         return cls(statistics.mean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5)

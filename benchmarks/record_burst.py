@@ -1,10 +1,11 @@
-"""Records the times at which 128 requests reach the batcher if they are sent at the same time.
+"""Records when 128 requests that are sent at the same time reach the batcher.
 
     python -m benchmarks.record_burst
 
 128 clients connect to a real service over loopback. Then all clients send a small JPEG at the same
-time. For each request, the seconds after the first request reached the batcher are written to
-benchmarks/simulation/burst.json. The simulation (`benchmarks.simulate`) reads this file.
+time. For each request, the seconds from the first arrival at the batcher to the arrival of this
+request are written to benchmarks/simulation/burst.json. The simulation (`benchmarks.simulate`)
+reads this file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PORT = 8765
 
 
 async def client(request: bytes, connected: asyncio.Barrier) -> None:
-    """Connects, waits for the other clients, and sends one request."""
+    """Connects, waits until the other clients are connected, and sends one request."""
     connection = await connect("127.0.0.1", PORT)
     await connected.wait()
     await connection.request(request, 60.0)

@@ -1,4 +1,4 @@
-"""Reports the results of `benchmarks.compare` as a table, as targets, as JSON and as a plot."""
+"""Reports the results of `benchmarks.compare`: a table, a JSON file, a plot and the targets."""
 
 from __future__ import annotations
 
@@ -21,44 +21,45 @@ RAW, FORM = f"{SHOAL}, raw body", f"{SHOAL}, form"
 class Figures:
     """Results of one server: either of one round, or medians of several rounds.
 
-    Rates are in requests per second, and times are in seconds. None: not measured.
+    Rates are in requests per second, and times are in seconds. If a figure was not measured, the
+    field is None.
     """
 
     classes: list[str | None] = field(repr=False)
-    """Class that the server returns for each small image without load."""
+    """Class that the server returns for each small image when no other requests are in flight."""
     throughput: float | None = None
-    """Rate at which the server answers small images."""
+    """Rate at which the server classifies small images."""
     connections: float | None = None
-    """Number of connections at which `throughput` was measured. It is the largest number at which
-    the 99th percentile of the latency is within 100 ms."""
+    """Number of connections at which `throughput` was measured. This is the largest tested number
+    at which the 99th percentile of the latency is at most 100 ms."""
     cpu: float | None = None
-    """CPU seconds per request, of all processes of the server."""
+    """CPU seconds of all processes of the server per request."""
     lone: float | None = None
     """Median latency with one request at a time."""
     vga: float | None = None
-    """Rate at which the server answers images of 640 x 480 pixels."""
+    """Rate at which the server classifies images of 640 x 480 pixels."""
     large: float | None = None
-    """Rate at which the server answers images of 12 megapixels."""
+    """Rate at which the server classifies images of 12 megapixels."""
     half: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Name of another server -> 50th and 99th percentile of the latency of the measured server, at
-    a request rate of half the throughput of the other server."""
+    """Latency of this server, by the name of another server: the 50th and the 99th percentile, when
+    requests are sent at half the throughput of the other server."""
     crowd: float | None = None
     """99th percentile of the latency with 1,000 connections."""
     crowd_lost: float | None = None
-    """Number of requests that were not answered with 200, with 1,000 connections."""
+    """Number of requests without a response of status 200, with 1,000 connections."""
     lost: float | None = None
-    """Number of the 32 requests in flight that were not answered with 200 after the server received
-    SIGTERM."""
+    """Number of requests without a response of status 200, if the server receives SIGTERM while 32
+    requests are in flight."""
     different: float | None = None
-    """Number of answers under load whose class differs from `classes`."""
+    """Number of responses under load with another class than in `classes`."""
     generator_cpu: float | None = None
-    """CPU time of the load generator, as a share of one core."""
+    """CPU time of the load generator per second, as a share of one core."""
 
 
 def medians(rounds: Sequence[dict[str, Figures]]) -> dict[str, Figures]:
     """Returns the median results of each server, in the order in which the servers first appear.
 
-    For the numbers of lost or different answers, the maximum is returned instead of the median.
+    For the numbers of lost requests and of different classes, the maximum replaces the median.
     """
     names = dict.fromkeys(name for figures in rounds for name in figures)
     return {
@@ -93,13 +94,13 @@ class Report:
     """The results of a comparison."""
 
     figures: dict[str, Figures]
-    """Name of the server and kind of upload -> medians of the rounds."""
+    """Medians of the rounds, by the name of the server and the kind of upload."""
     rounds: int
     """Number of rounds."""
     machine: str
     """Description of the machine."""
     versions: list[str]
-    """Name and version of the package of each server."""
+    """Name and version of each server's Python package."""
 
     def table(self) -> str:
         """Returns the results as a Markdown table."""
@@ -108,13 +109,13 @@ class Report:
         note = (
             f"{self.machine}; {', '.join(self.versions)}. All figures are medians; number of "
             f"rounds: {self.rounds}. Throughput is measured with at most 64 connections. If more "
-            "than 1 % of the answers took over 100 ms, fewer connections were used, and their "
+            "than 1 % of the responses took over 100 ms, fewer connections were used, and their "
             "number is in brackets. The load generator runs on the same cores."
         )
         return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", note])
 
     def verdicts(self) -> Iterator[str]:
-        """Yields a line for each target: whether the target is reached, and the ratio."""
+        """Yields a line for each target: whether the target is reached, and the measured ratio."""
         ours, form = self.figures.get(RAW), self.figures.get(FORM)
         if ours is None or form is None:
             return
@@ -147,7 +148,7 @@ class Report:
                 differing = len(ours.classes) - same
                 yield f"     {name}: number of images with another class than in fp32: {differing}"
             lost = (figures.lost or 0) + (figures.crowd_lost or 0) + (figures.different or 0)
-            yield f"{_mark(lost == 0)} {name}: requests lost, rejected or mixed up: {lost:.0f}"
+            yield f"{_mark(lost == 0)} {name}: lost, rejected or wrong responses: {lost:.0f}"
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the report to three files: `path` with the suffixes .json, .md and .png."""
@@ -249,7 +250,7 @@ def _at_least(title: str, larger: float | None, smaller: float | None, goal: flo
     if larger is None or not smaller:
         return f"  ?  {title}: not measured"
     if math.isinf(smaller):
-        return f"{_mark(False)} {title}: Shoal did not answer"
+        return f"{_mark(False)} {title}: Shoal did not respond"
     return (
         f"{_mark(larger >= goal * smaller)} {title}: {larger / smaller:.2f}x (at least {goal:g}x)"
     )
@@ -260,7 +261,7 @@ def _mark(reached: bool) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Replaces infinite numbers, which JSON cannot store, by None."""
+    """Replaces infinite numbers by None, because JSON cannot store infinite numbers."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

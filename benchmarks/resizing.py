@@ -1,15 +1,15 @@
-"""Compares ways to reduce pictures to the 32 x 32 pixels that the network needs.
+"""Compares ways to reduce pictures to the 32 x 32 pixels that the neural network needs.
 
     python -m benchmarks.resizing --photos FOLDER [--version NAME/VERSION] [--store FOLDER]
 
 The folder `--photos` contains labeled photographs, named CLASS_*. Each way of resizing is applied
-to the same decoded pictures. Some ways make several images of a picture, and the probabilities of
-these images are averaged. The table shows for each way:
-- how many pictures are classified correctly;
-- how many pictures are classified correctly only with this way (gained), and how many only with the
-  service's way (lost);
-- the p-value of these two numbers, by a two-sided sign test;
-- the number of images that the network classifies for a picture;
+to the same decoded pictures. Some ways make several images of a picture. In this case, the
+probabilities of the images are averaged. The table shows for each way:
+- the number of pictures that are classified correctly;
+- the number of pictures that are classified correctly only with this way (gained), and the number
+  of pictures that are classified correctly only with the service's way (lost);
+- the p-value of the gains and losses, by a two-sided sign test;
+- the number of images that the neural network classifies for each picture;
 - the CPU time of resizing a decoded picture.
 """
 
@@ -46,7 +46,7 @@ def served(image: Image.Image) -> list[Image.Image]:
 
 
 def center(resampling: Resampling) -> Way:
-    """Returns a way that resizes the middle square with one filter, which uses all pixels."""
+    """Returns a way that resizes the middle square with one filter, which reads all pixels."""
     return lambda image: [image.resize((SIDE, SIDE), resampling, window(*image.size))]
 
 
@@ -72,7 +72,7 @@ def padded(color: str | tuple[int, int, int]) -> Way:
 
 
 def mirrored_edges(image: Image.Image) -> list[Image.Image]:
-    """Resizes the whole picture and adds bars that contain its reflection."""
+    """Resizes the whole picture and adds bars that contain a reflection of the picture."""
     scale = SIDE / max(image.size)
     width, height = (max(1, round(scale * length)) for length in image.size)
     small = np.asarray(image.resize((width, height), Resampling.BICUBIC, reducing_gap=3))
@@ -97,7 +97,7 @@ def part(image: Image.Image, share: float, x: float = 0.5, y: float = 0.5) -> Im
 
 
 def parts(*wanted: tuple[float, float, float]) -> Way:
-    """Returns a way that makes several parts. `wanted`: `share`, `x`, `y` of each (see `part`)."""
+    """Returns a way that makes several parts. `wanted`: `share`, `x`, `y` for each `part`."""
     return lambda image: [part(image, *one) for one in wanted]
 
 
@@ -150,17 +150,17 @@ class Result:
     right: npt.NDArray[np.bool_]
     """Whether each picture is classified correctly."""
     seen: int
-    """Number of images that the network classifies for each picture."""
+    """Number of images that the neural network classifies for each picture."""
     milliseconds: float
-    """CPU milliseconds of resizing a picture. The minimum of three runs is taken for each picture,
-    and the minimums are averaged over all pictures."""
+    """CPU milliseconds of resizing a picture: for each picture, the minimum of three runs, averaged
+    over all pictures."""
 
 
 def read(folder: pathlib.Path, classes: tuple[str, ...]) -> tuple[list[Image.Image], list[int]]:
     """Reads the pictures in `folder` and their labels.
 
-    Pictures are rotated as their EXIF data says, and transparent pixels become white, as in the
-    service.
+    As in the service, pictures are rotated according to the EXIF data, and transparent pixels
+    become white.
     """
     paths = sorted(path for path in folder.iterdir() if path.name.partition("_")[0] in classes)
     images = []
@@ -197,8 +197,8 @@ async def measure(
 def sign_test(gained: int, lost: int) -> float:
     """Returns the p-value of a two-sided sign test.
 
-    It is the probability of a difference of this size or larger if gains and losses are equally
-    likely.
+    The p-value is the probability of a difference of this size or larger if gains and losses are
+    equally likely.
     """
     count = gained + lost
     tail: int = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
@@ -211,8 +211,8 @@ async def run(folder: pathlib.Path, photos: pathlib.Path) -> None:
         images, labels = read(photos, engine.model.classes)
         network = 1000 * min(engine.warm_up_seconds[64]) / 64
         print(
-            f"{len(images)} pictures; the network takes {network:.2f} ms per image in batches of "
-            "64 images\n"
+            f"{len(images)} pictures. The neural network takes {network:.2f} ms per image in "
+            "batches of 64 images.\n"
         )
         print("| way | correct | gained, lost | p | images | ms per picture |")
         print("|---|---|---|---|---|---|")
@@ -229,7 +229,7 @@ async def run(folder: pathlib.Path, photos: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Measures the version that the command line names."""
+    """Measures the version that is given on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.resizing",
         description=__doc__,
@@ -247,13 +247,13 @@ def main() -> None:
         type=pathlib.Path,
         default=manifest.STORE,
         metavar="FOLDER",
-        help="folder of the store (default: %(default)s)",
+        help="folder of the model store (default: %(default)s)",
     )
     parser.add_argument(
         "--version",
         default="cifar_resnet20_v1/2",
         metavar="NAME/VERSION",
-        help="version of the network (default: %(default)s)",
+        help="version of the neural network (default: %(default)s)",
     )
     options = parser.parse_args()
     name, _, version = options.version.partition("/")

@@ -1,11 +1,11 @@
-"""Measures the accuracy of versions on images that were changed in several ways.
+"""Measures the accuracy of versions of the neural network on changed images.
 
     python -m benchmarks.robustness --data DIR FOLDER [FOLDER ...]
 
 The changes imitate the differences between uploaded photographs and the images of CIFAR-10. Each
-FOLDER is the folder of a version that was trained with `--held-out`. The accuracy is measured on
-the held-out images, which are the last images of the training set, unchanged and after each change.
-So a version can be selected by these results without the use of test images.
+FOLDER is the folder of a version that was trained with `--held-out`. The held-out images are the
+last images of the training set. The accuracy is measured on these images, unchanged and after each
+change. So a version can be selected without the use of test images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def larger(image: Image.Image) -> Image.Image:
 
 
 def smaller(image: Image.Image) -> Image.Image:
-    """Returns the image reduced to 26 x 26 pixels, with a border that is its reflection."""
+    """Returns the image reduced to 26 x 26 pixels. The border is a reflection of the image."""
     pixels = np.asarray(image.resize((26, 26), Resampling.BICUBIC))
     return Image.fromarray(np.pad(pixels, ((3, 3), (3, 3), (0, 0)), mode="symmetric"))
 
@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 async def measure(
     folder: pathlib.Path, images: list[cifar10.Images], labels: cifar10.Labels
 ) -> str:
-    """Returns the cells of a version in the table.
+    """Returns the cells of the table for one version.
 
     The cells are the accuracy on the unchanged images, the accuracy after each change, and the mean
     of the accuracies after a change.
@@ -97,7 +97,7 @@ async def run(data: pathlib.Path, folders: list[pathlib.Path], held_out: int) ->
 
 
 def main() -> None:
-    """Measures the versions that the command line names."""
+    """Measures the versions in the folders of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.robustness",
         description=__doc__,
@@ -107,13 +107,13 @@ def main() -> None:
         "folders", type=pathlib.Path, nargs="+", metavar="FOLDER", help="folder of a version"
     )
     parser.add_argument(
-        "--data", type=pathlib.Path, required=True, metavar="DIR", help="folder of CIFAR-10"
+        "--data", type=pathlib.Path, required=True, metavar="DIR", help="folder with CIFAR-10"
     )
     parser.add_argument(
         "--held-out",
         type=int,
         default=5000,
-        help="number of held-out images (default: %(default)s)",
+        help="number of held-out images, as in the training of the versions (default: %(default)s)",
     )
     options = parser.parse_args()
     asyncio.run(run(options.data, options.folders, options.held_out))

@@ -1,4 +1,4 @@
-"""Starts servers, measures their CPU time, and ends them with all their processes."""
+"""Starts servers, measures the CPU time of servers, and ends all processes of servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.processes import end_session, signals_held, tree
 ROOT = pathlib.Path(__file__).parent.parent
 PYTHON = str(pathlib.Path(sys.executable).absolute())
 START_TIMEOUT = 60.0
-"""Maximum number of seconds until a server must answer after its start."""
+"""Maximum number of seconds from the start of a server to its first response."""
 
 
 class Server:
@@ -42,7 +42,7 @@ class Server:
         return sum(tree(self.pid).values())
 
     def wait_for_port(self, seconds: float) -> bool:
-        """Waits for at most `seconds` until the server listens, and returns whether it does."""
+        """Waits for at most `seconds` until the server listens. Returns whether it listens."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
@@ -73,7 +73,7 @@ class Server:
                     return line
                 else:
                     line = ""
-        raise RuntimeError(f"the server did not write a line that starts with {beginning}")
+        raise RuntimeError(f"The server did not write a line that starts with {beginning}")
 
 
 @contextmanager
@@ -83,13 +83,13 @@ def serving(
     environment: Mapping[str, str] | None = None,
     folder: pathlib.Path = ROOT,
 ) -> Iterator[Server]:
-    """Runs a server during the block. At the end of the block, all processes of the server end.
+    """Runs a server during the block, and ends all processes of the server after the block.
 
     Args:
-        command: Program and arguments. The text `{port}` in them is replaced by the port.
+        command: Program and arguments. The text `{port}` in an argument is replaced by the port.
         log: File for the output of the server.
-        environment: Additional environment variables. None: none. PORT and SHOAL_PORT are set to
-            the port.
+        environment: Additional environment variables. None: no variables are added. PORT and
+            SHOAL_PORT are always set to the port.
         folder: Working directory. Python also imports modules from this directory.
 
     Yields:

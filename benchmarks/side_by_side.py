@@ -1,16 +1,16 @@
-"""Compares the throughput of Shoal, of other servers and of a minimal server.
+"""Compares the throughput of Shoal, other servers and a minimal server.
 
-    make side-by-side                      (after `make bench-rivals`, with Mosec)
+    make side-by-side                (with Mosec, if `make bench-rivals` has installed it)
     python -m benchmarks.side_by_side Mosec "Shoal in int8" --rounds 20
     python -m benchmarks.side_by_side "mxnet in fp32" "onnxruntime in fp32"
 
-All servers run at the same time. In each round, each server is loaded for one second, one server
-after the other. The speed of a machine changes from second to second, so only ratios within a round
-are meaningful. Each request has a small image as its body. The minimal server is called `least`: it
-uses FastAPI, reads the body and runs the same network with the same engine, and does nothing
-else (benchmarks/baselines/fastapi_least.py). A server that is called `mxnet in fp32` is Shoal with
-that backend and precision. The column `idle` is the share of time in which the cores were idle
-while a server was loaded.
+All servers run at the same time. In each round, each server receives requests for one second, one
+server after the other. The speed of a machine changes from second to second, so only ratios within
+a round are meaningful. The body of each request is a small image. The minimal server is called
+`least` (benchmarks/baselines/fastapi_least.py). This server uses FastAPI, reads the body, and runs
+the same neural network with the same engine, but does nothing else. A server called
+`mxnet in fp32` is Shoal with that backend and precision. The column `idle` is the share
+of time in which the cores were idle while the server was under load.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class Turn:
     p99: float
     """99th percentile of the latency, in seconds."""
     idle: float
-    """Idle share of all cores."""
+    """Share of time in which the cores were idle."""
 
 
 def turn(endpoint: Endpoint, connections: int) -> Turn:
-    """Measures one server. Raises RuntimeError unless every answer has the status 200."""
+    """Measures one server. Raises RuntimeError unless every response has the status 200."""
     idle, total = _ticks()
     measurement = endpoint.closed_loop(SMALL, connections, SECONDS, WARM_UP)
     idle_after, total_after = _ticks()
@@ -103,10 +103,10 @@ def measure(names: list[str], rounds: int, connections: int) -> dict[str, list[T
         connections: Number of connections, each with one request in flight.
 
     Returns:
-        Name of each server -> results of each round.
+        Results of all rounds, by the name of the server.
 
     Raises:
-        RuntimeError: A server does not answer, or an answer has another status than 200.
+        RuntimeError: A server does not respond, or a response has another status than 200.
     """
     with ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -124,7 +124,7 @@ def measure(names: list[str], rounds: int, connections: int) -> dict[str, list[T
 
 
 def table(turns: dict[str, list[Turn]]) -> str:
-    """Returns a Markdown table with the ratios to the first server and their standard errors."""
+    """Returns a Markdown table. The ratios of the throughput are relative to the first server."""
     first_name, first = next(iter(turns.items()))
     rows = [
         f"| | requests/s | ratio to {first_name} | CPU, ms per request | p99, ms | idle |",
@@ -143,7 +143,7 @@ def table(turns: dict[str, list[Turn]]) -> str:
 
 
 def _ticks() -> tuple[int, int]:
-    """Returns the idle time and the total time of all cores since the machine was started."""
+    """Returns the idle time and the total time of all cores since the boot, in clock ticks."""
     row = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
     ticks = [int(one) for one in row]
     return ticks[3] + ticks[4], sum(ticks)
@@ -166,15 +166,15 @@ def main() -> int:
         f"(default: {', '.join(default)}, as far as they are installed)",
     )
     add("--rounds", type=int, default=20, help="number of rounds (default: %(default)s)")
-    add("--connections", type=int, default=64, help="connections (default: %(default)s)")
+    add("--connections", type=int, default=64, help="number of connections (default: %(default)s)")
     options = parser.parse_args()
     for name in options.names:
         if name not in BY_NAME:
-            parser.error(f"{name} is not one of {', '.join(BY_NAME)}")
+            parser.error(f"there is no server {name}; choose from {', '.join(BY_NAME)}")
         if not BY_NAME[name].installed:
             parser.error(f"{name} is not installed. Run `make bench-rivals`")
     if options.rounds < 2:
-        parser.error("--rounds must be at least 2: a standard error needs two rounds")
+        parser.error("--rounds must be at least 2, because the standard error needs two rounds")
     exit_on_sigterm()
     try:
         print(table(measure(options.names, options.rounds, options.connections)))

@@ -1,4 +1,4 @@
-"""Compares the batcher with an upper bound and with the policies of other servers, by simulation.
+"""Simulates the batcher, and compares it with an upper bound and with other servers' policies.
 
     python -m benchmarks.simulate
 
@@ -11,32 +11,36 @@ takes about a minute on two cores.
 A cell is one simulation: a device, a trace of arrivals, a load and a service level objective (SLO).
 The SLO is the timeout of every request. T(n) is the mean time of a batch of n items. There is a
 table for each cell, with a row for each policy and these columns:
-- goodput: number of answers within the SLO, as a share of the bound. The bound is the largest
-  number of answers that any policy could reach (see `benchmarks.simulation.bounds.fluid`).
-- average: the same number of answers as a share of a simpler bound. This bound is the arrival rate
-  or the device's maximum rate, whichever is smaller. Both rates are averages over the run.
+- goodput: number of responses within the SLO, as a share of the bound. The bound is the largest
+  number of responses that any policy could reach (see `benchmarks.simulation.bounds.fluid`).
+- average: number of responses within the SLO, as a share of a simpler bound. The simpler bound is
+  the arrival rate or the device's maximum rate, whichever is smaller. Both rates are averages over
+  the run.
 - accepted: share of the requests that were accepted.
-- kept: share of the accepted requests that were answered within the SLO.
+- kept: share of the accepted requests that were completed within the SLO.
 - p50, p99: latency of accepted requests in milliseconds.
 The load of a cell is its arrival rate as a share of the device's maximum rate within the SLO.
 
-Then the program prints, for each target, the number of cells that meet it. If a cell misses a
-target, a reference may explain the miss. A reference is a policy that knows more than the batcher.
-It explains the miss if its result is not worse than the batcher's and also misses the target. This
-is evidence, but not a proof, that the target cannot be met. The references are:
-- The clairvoyant policy knows all arrivals in advance. Its result is computed for devices with one
-  lane, which is a thread that runs one batch at a time, and without noise.
-- If the device becomes slower in the middle of the run: the policy of the bound, except that it
-  learns of the change only when the first batch after the change has ended.
-- If the device becomes slower, and with `--hindsight`: Shoal that is given the device's exact times
-  after the second slow batch. The first slow batch could be an outlier.
-- For other misses, with `--hindsight`: Shoal with the settings of a grid that are best for this
-  cell. A setting is ignored if too few accepted requests are answered in time with that setting.
-A peer may have a higher goodput than Shoal. This miss is explained if the share of accepted
-requests that the peer answers in time is too small and is smaller than Shoal's share.
+Then the program prints, for each target, the number of cells that meet the target. If a cell misses
+a target, a reference may explain the miss. A reference is a policy that knows more than the
+batcher. A reference explains the miss if its result is not worse than the batcher's and also misses
+the target. Such an explanation is evidence, but not a proof, that the target cannot be met. The
+references are:
+- The clairvoyant policy knows all arrivals in advance. Its result is computed without noise, and
+  only for devices with one lane. A lane is a thread that runs one batch at a time.
+- The policy of the bound is a reference if the device becomes slower in the middle of the run. For
+  this purpose, the policy learns of the change when the first batch after the change has ended.
+- Shoal with the device's exact times is a reference with `--hindsight`, if the device becomes
+  slower. Shoal gets the times after the second slow batch, because the first slow batch could be
+  an outlier.
+- Shoal with the best settings for this cell is a reference with `--hindsight`, for other misses.
+  The settings are chosen from a grid. A setting is ignored if too few accepted requests are
+  completed in time with that setting.
+It is also a miss if a peer has a higher goodput than Shoal. This miss is explained if the share of
+accepted requests that the peer completes in time is too small and is smaller than Shoal's share.
 
-Finally, the program measures in real time how long a single item waits before it is handed to the
-engine.
+Finally, the program measures in real time how long a single item waits before it is submitted to
+the engine.
 """
 
 from __future__ import annotations
@@ -67,9 +71,9 @@ from benchmarks.simulation.verdict import GOODPUT, KEPT, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-"""Folder of the results in the repository, which are written only with `--update`."""
+"""Folder of the results that are in the repository. Files are written here only with `--update`."""
 OUT = ROOT / ".bench" / "simulate"
-"""Default folder of the results, which git ignores."""
+"""Default folder of the results. Git ignores this folder."""
 
 TIGHT, LOOSE = 10, 50
 """SLOs as multiples of T(1), the mean time of a batch of one item."""
@@ -80,16 +84,16 @@ LOADS = {
     ("ramp", TIGHT): (0.3, 1.0, 3.0),
     ("bursts of 128", TIGHT): (0.3, 1.0),
 }
-"""Trace and SLO -> loads, for devices with one lane."""
+"""Loads for devices with one lane, by trace and SLO."""
 LOADS_OF_LANES = {
     ("poisson", TIGHT): (0.5, 0.9, 1.0, 2.0, 10.0),
     ("on/off", TIGHT): (1.0, 3.0),
 }
-"""Trace and SLO -> loads, for devices with several lanes."""
+"""Loads for devices with several lanes, by trace and SLO."""
 FULL_BATCHES, LONG_RUN = 40, 400
-"""Lengths of a normal run and of a long run: the number of full batches that the device can compute
-during the run. If the device becomes slower during a run, the run is long. The change makes some
-requests late, and in a normal run the share of late requests would be too large."""
+"""Lengths of a normal run and of a long run, as the number of full batches that the device can run.
+If the device becomes slower during a run, the run is long. The change makes some requests late, and
+in a normal run the share of late requests would be too large."""
 MAX_STEPS = 250_000
 """The clairvoyant policy is computed only if the number of arrivals times the number of batch sizes
 is at most this number."""
@@ -123,7 +127,7 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
     Args:
         cell: Parameters of the simulation.
         seed: Seed of the arrivals and of the noise.
-        in_hindsight: Whether to compute the references that take long.
+        in_hindsight: Whether to simulate the references that take several minutes.
 
     Returns:
         The results, as they are written to simulate.json.
@@ -139,7 +143,7 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
     arrivals = TRACES[cell.trace](rate, count, seed)
 
     def calm(requests: Sequence[Request]) -> Sequence[Request]:
-        """Returns the requests that a change of the device's speed does not affect."""
+        """Returns the requests that the change of the device's speed does not affect."""
         return [r for r in requests if not -slo <= r.arrived - half_time <= 3 * slo]
 
     bound = figures(fluid(arrivals, device, slo, half_time), slo).goodput
@@ -194,11 +198,11 @@ def run(cell: Cell, *, seed: int = 1, in_hindsight: bool = False) -> dict[str, A
 
 
 def in_flight(load: float, max_in_flight: int, *, seed: int = 1) -> dict[str, Any]:
-    """Simulates a GPU whose host needs 0.3 ms to assemble and copy each batch.
+    """Simulates a GPU with a host that needs 0.3 ms to assemble and copy each batch.
 
     Args:
-        load: As in `Cell`.
-        max_in_flight: Maximum number of batches that are handed to the engine and not returned yet.
+        load: Arrival rate as a share of the device's maximum rate within the SLO.
+        max_in_flight: Maximum number of batches that are submitted to the engine and not finished.
         seed: Seed of the arrivals and of the noise.
     """
     device = DEVICES["gpu"]
@@ -246,7 +250,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Returns `value` with None in place of infinite numbers, which JSON cannot store."""
+    """Replaces infinite numbers by None, because JSON cannot store infinite numbers."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -270,7 +274,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hindsight",
         action="store_true",
-        help="compute more references, which takes several minutes",
+        help="also simulate the references that take several minutes",
     )
     parser.add_argument(
         "--trace",
@@ -292,7 +296,7 @@ def options() -> argparse.ArgumentParser:
         dest="out",
         action="store_const",
         const=RESULTS,
-        help="write the results to benchmarks/results, whose files are in the repository",
+        help="write the results to benchmarks/results, which is part of the repository",
     )
     return parser
 
@@ -312,7 +316,7 @@ def main() -> None:
     ]
 
     show(results)
-    print("\nGPU for which the host needs 0.3 ms to assemble and copy each batch")
+    print("\nGPU, if the host needs 0.3 ms to assemble and copy each batch")
     for row in by_in_flight:
         print(
             f"  load {row['load']:g}, {row['max_in_flight']} batches in flight: goodput "
@@ -321,7 +325,7 @@ def main() -> None:
     wait = lone_wait()
     print(
         f"\na single item waits {1e6 * wait['p50']:.0f} us (median) or "
-        f"{1e6 * wait['p99']:.0f} us (p99) before it is handed to the engine"
+        f"{1e6 * wait['p99']:.0f} us (p99) before it is submitted to the engine"
     )
     targets = verdict(results)
     print("\n" + "\n".join(line for target in targets for line in target.lines()))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.simulated_device
 
-For each batch, the device sleeps 1 ms and another 0.02 ms for each image. So all CPU cores are left
-to the service's other processes and to the load generator.
+For each batch, the device sleeps 1 ms and another 0.02 ms for each image. So all CPU cores are free
+for the service's other processes and for the load generator.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def seconds(size: int) -> float:
-    """Returns the time for a batch of `size` images."""
+    """Returns the seconds that a batch of `size` images takes."""
     return BATCH_SECONDS + IMAGE_SECONDS * size
 
 
 class SimulatedDevice(FreeEngine):
-    """An engine that sleeps for one batch at a time on its own thread."""
+    """An engine that runs one batch at a time. For each batch, a thread sleeps."""
 
     device = Device("gpu", "simulated")
     max_in_flight = 1
@@ -39,7 +39,7 @@ class SimulatedDevice(FreeEngine):
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         """
         Args:
-            thread: An executor with one thread.
+            thread: Executor with one thread, on which the engine sleeps.
         """
         self._thread = thread
 

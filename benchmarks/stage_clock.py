@@ -3,8 +3,8 @@
     python -m benchmarks.stage_clock
 
 A stage is a part of the work for a request, such as decoding the image. The clock adds the CPU time
-of the event loop's thread to the stage that runs. When the process receives SIGUSR1, it prints the
-totals as one line of JSON.
+of the event loop's thread to the stage that runs. When the process receives SIGUSR1, the process
+prints the totals as one line of JSON.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ CLOCKED: tuple[tuple[Any, str, str], ...] = (
     (Output, "flush", "respond"),
 )
 """Class or module, name and stage of each function that begins a stage. Functions that a listed
-function calls belong to the same stage, unless they are listed as well. All other code is that of
-the event loop, and its time counts as `read`."""
+function calls belong to the same stage, unless they are listed as well. All other code belongs to
+the event loop, and the time of the event loop counts as `read`."""
 
 
 class StageClock:
@@ -66,8 +66,8 @@ class StageClock:
         """
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.own = 0.0
-        """Seconds that entering and leaving a stage take. These seconds are subtracted from the
-        outer stage."""
+        """Seconds that the clock needs to enter and leave a stage. These seconds are subtracted
+        from the outer stage."""
         self._clock = clock
         self._thread = threading.get_ident()
         self._stages = ["read"]
@@ -126,7 +126,7 @@ class _Steps:
 
 
 def clocked(call: Callable[..., Any], clock: StageClock, stage: str) -> Callable[..., Any]:
-    """Returns a function that does the same as `call` and adds its CPU time to `stage`.
+    """Returns a function that does the same as `call` and adds the CPU time to `stage`.
 
     If `call` is a coroutine function, the returned function is a coroutine function, too.
     """

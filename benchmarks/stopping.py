@@ -1,4 +1,4 @@
-"""Counts the in-flight requests that a server loses after SIGTERM."""
+"""Counts the requests in flight that a server loses when it receives SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoal.load.connection import connect
 IN_FLIGHT = 32
 """Number of requests that are sent."""
 HEAD_START = 0.1
-"""Seconds between sending the requests and sending SIGTERM."""
+"""Seconds from sending the requests to sending SIGTERM."""
 
 
 async def lost_on_stop(server: Server, requests: list[bytes]) -> int:
@@ -23,7 +23,7 @@ async def lost_on_stop(server: Server, requests: list[bytes]) -> int:
         requests: Requests to send. The list is repeated until there are `IN_FLIGHT` requests.
 
     Returns:
-        The number of requests without a complete answer of status 200.
+        The number of requests without a complete response of status 200.
     """
     sent = itertools.islice(itertools.cycle(requests), IN_FLIGHT)
     answers = [asyncio.create_task(_succeeds(server.port, request)) for request in sent]

@@ -4,10 +4,10 @@
     python -m benchmarks.two_trees ../before . --rounds 16
 
 The servers of both checkouts run at the same time, with the same Python interpreter and the same
-settings. In each round, each server is loaded for one second, one server after the other. The speed
-of a machine changes from second to second, so only ratios within a round are meaningful. The CPU
-time of a server includes all its processes. With `--start`, each server is started alone, and the
-time until the server is ready is measured instead.
+settings. In each round, each server receives requests for one second, one server after the other.
+The speed of a machine changes from second to second, so only ratios within a round are meaningful.
+The CPU time includes all processes of a server. With `--start`, each server is started alone, and
+the program measures the time until the server is ready.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Load:
     pictures: list[Picture]
     """Images that are uploaded in turn."""
     raw: bool
-    """Whether an image is the body of its request (True) or in a form (False)."""
+    """Whether an image is the body of a request (True) or in a form (False)."""
     connections: int
     """Number of connections, each with one request in flight."""
 
@@ -67,7 +67,7 @@ class Turn:
 
 
 def turn(server: Server, load: Load) -> Turn:
-    """Measures one server. Raises RuntimeError unless every answer is 200."""
+    """Measures one server. Raises RuntimeError unless every response has the status 200."""
     endpoint = Endpoint(server, load.raw)
     measurement = endpoint.closed_loop(load.pictures, load.connections, SECONDS)
     require_success(measurement.run)
@@ -138,13 +138,15 @@ def main() -> int:
         "--load",
         action="append",
         choices=LOADS,
-        help="load to measure; can be repeated (default: all loads)",
+        help="load to measure; the option can be repeated (default: all loads)",
     )
     parser.add_argument(
         "--precision", default="fp32", help="precision of both servers (default: %(default)s)"
     )
     parser.add_argument(
-        "--start", action="store_true", help="measure the start of the servers instead"
+        "--start",
+        action="store_true",
+        help="measure the time until each server is ready, not the throughput",
     )
     options = parser.parse_args()
     exit_on_sigterm()

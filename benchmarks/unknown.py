@@ -1,18 +1,18 @@
-"""Measures whether the network's outputs reveal that a picture shows none of its classes.
+"""Measures how well the neural network's outputs reveal pictures that show none of its classes.
 
     python -m benchmarks.unknown --data DIR --photos FOLDER [--others FOLDER ...]
 
-Known pictures show one of the network's classes. They are CIFAR-10's test images in DIR and the
-photographs named CLASS_* in the folder `--photos`. Unknown pictures show something else. They are
-pictures that this program draws, and all files in the folders `--others` that the service can
-decode. Scores are computed from the network's logits for each picture. A good score is larger for
-known pictures than for unknown pictures.
+Known pictures show one of the classes of the neural network: CIFAR-10's test images in DIR and the
+photographs named CLASS_* in the folder `--photos`. Unknown pictures show something else: pictures
+that this program draws, and all files in the folders `--others` that the service can decode. For
+each picture, several scores are computed from the logits. A good score is larger for known pictures
+than for unknown pictures.
 
 The program prints three tables. The first table shows the area under the ROC curve of each score,
 where 0.5 is chance and 1 is perfect. The second table shows, for each score, the threshold that
 accepts 95 % of the known pictures, and the share of unknown pictures that this threshold rejects.
 The third table uses thresholds of the probability. It shows the share of pictures that each
-threshold rejects, and how many of the accepted known pictures are classified correctly.
+threshold rejects, and the share of accepted known pictures that are classified correctly.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ ERRORS = (BadImage, ImageTooExpensive, ImageTooLarge, UnsupportedImageType)
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 Score = Callable[[Floats, float], Floats]
-"""Computes the scores (n,) of pictures from their logits (n, classes) and a temperature, which
-divides the logits."""
+"""Computes the scores (n,) of n pictures from the logits (n, classes) and a temperature. The logits
+are divided by the temperature."""
 
 
 def _log_softmax(logits: Floats) -> Floats:
@@ -98,7 +98,7 @@ SCORES: dict[str, Score] = {
 
 
 def drawn(rng: np.random.Generator) -> dict[str, list[Image.Image]]:
-    """Draws unknown pictures of several kinds. Returns kind -> pictures."""
+    """Draws unknown pictures of several kinds. Returns the pictures by kind."""
     kinds = {
         "noise": _noise,
         "one color": _plain,
@@ -246,7 +246,7 @@ def all_logits(version: Version, images: npt.NDArray[np.uint8]) -> Floats:
 def area(known: Floats, unknown: Floats) -> float:
     """Returns the area under the ROC curve.
 
-    It is the probability that a known picture has a larger score than an unknown picture.
+    This area is the probability that a known picture has a larger score than an unknown picture.
     """
     ordered = np.sort(unknown)
     below = np.searchsorted(ordered, known, "left") + np.searchsorted(ordered, known, "right")
@@ -257,9 +257,9 @@ def report(known: dict[str, Floats], unknown: dict[str, Floats], temperature: fl
     """Prints the first and the second table.
 
     Args:
-        known: Kind -> logits of known pictures.
-        unknown: Kind -> logits of unknown pictures.
-        temperature: Number that divides the logits.
+        known: Logits of known pictures, by kind.
+        unknown: Logits of unknown pictures, by kind.
+        temperature: Number by which the logits are divided.
     """
     everything = np.concatenate(list(unknown.values()))
     print("| known | score | " + " | ".join(["all", *unknown]) + " |")
@@ -285,7 +285,7 @@ def report(known: dict[str, Floats], unknown: dict[str, Floats], temperature: fl
 def report_thresholds(
     known: dict[str, Floats], labels: dict[str, Labels], unknown: Floats, temperature: float
 ) -> None:
-    """Prints the third table. `labels` has the labels of the `known` pictures."""
+    """Prints the third table. `labels` contains the labels of the known pictures, by kind."""
     columns = [f"{name} rejected | correct of the accepted" for name in known]
     print("\n| probability below | " + " | ".join([*columns, "unknown rejected"]) + " |")
     print("|---" * (2 * len(known) + 2) + "|")
@@ -307,7 +307,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=pathlib.Path, required=True, metavar="DIR", help="folder of CIFAR-10")
+    add("--data", type=pathlib.Path, required=True, metavar="DIR", help="folder with CIFAR-10")
     add(
         "--photos",
         type=pathlib.Path,
@@ -328,7 +328,7 @@ def main() -> None:
         type=pathlib.Path,
         default=manifest.STORE,
         metavar="FOLDER",
-        help="folder of the store (default: %(default)s)",
+        help="folder of the model store (default: %(default)s)",
     )
     add(
         "--version",

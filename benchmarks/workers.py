@@ -3,15 +3,16 @@
     python -m benchmarks.workers
 
 A front end is a process that handles HTTP and decodes images. The engine is simulated by a device
-that sleeps (benchmarks/simulated_device.py), which leaves the CPU cores to the front ends. Two
-servers are loaded one after the other: a server with one process, and a server with two front ends
-and an engine process. The speed of a machine changes, so only ratios within a round are meaningful.
+that sleeps (benchmarks/simulated_device.py), so all CPU cores are free for the front ends. Two
+servers are put under load one after the other: a server with one process, and a server with two
+front ends and an engine process. The speed of a machine changes, so only ratios within a round are
+meaningful.
 
 The servers run on two cores. If the machine has more cores, the load generator uses the other
 cores, and the throughput is measured. If the machine has two cores, the load generator uses the
-same cores as the servers. Then the throughput that a server would reach on two free cores is
-computed from the CPU time per request of each process. It is limited by the busiest process,
-because one process can use only one core.
+same cores as the servers. In this case, the program computes the throughput that a server would
+reach on two free cores from the CPU time per request of each process. The busiest process limits
+the throughput, because one process can use only one core.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from shoal.load.generator import Job
 CORES = 2
 """Number of cores that the servers use."""
 MAX_REJECTED = 0.02
-"""Maximum share of requests that may be rejected. A larger share would invalidate the results."""
+"""Maximum share of rejected requests. With a larger share, the results would not be comparable."""
 COUNTS = (1, 2)
 """Numbers of front ends that are compared."""
 READY_IN_A_ROW = 12
-"""Number of successful answers in a row after which all front ends count as ready. Front ends do
-not become ready at the same time, and any of them may answer a request."""
+"""Number of successful responses in a row after which all front ends count as ready. Front ends do
+not become ready at the same time, and each request may reach a different front end."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class Workers:
 
     server: Server
     processes: dict[str, int]
-    """Name of each process -> process ID."""
+    """Process IDs, by the name of the process."""
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Returns the CPU seconds that each process has used."""
+        """Returns the CPU seconds that each process has used, by the name of the process."""
         return {name: cpu_seconds(pid) for name, pid in self.processes.items()}
 
     def batches(self) -> tuple[float, float]:
-        """Returns the number of images and the number of batches that were computed."""
+        """Returns the number of images and the number of batches that the server has computed."""
         with urllib.request.urlopen(f"{self.server.address}/metrics") as answer:  # noqa: S310
             families = text_string_to_metric_families(answer.read().decode())
         values = {sample.name: sample.value for family in families for sample in family.samples}
@@ -75,19 +76,19 @@ class Measured:
     """Results of one server in one round."""
 
     rate: float
-    """Measured number of answers per second."""
+    """Number of successful responses per second, as measured."""
     cost: dict[str, float]
-    """Name of each process -> CPU seconds per request."""
+    """CPU seconds per request, by the name of the process."""
     generator: float
     """Number of cores that the load generator used."""
     batch: float
     """Mean number of images in a batch."""
     pinned: bool
-    """Whether the load generator used other cores than the server."""
+    """Whether the load generator and the server used different cores."""
 
     @property
     def capacity(self) -> float:
-        """Number of answers per second if the server's cores are used by the server only."""
+        """Number of responses per second if no other process uses the server's cores."""
         if self.pinned:
             return self.rate
         return min(CORES / sum(self.cost.values()), 1 / max(self.cost.values()))
@@ -115,7 +116,7 @@ def running(workers: int, cores: Sequence[int], log: pathlib.Path) -> Iterator[W
 
 
 def _wait_until_ready(server: Server) -> None:
-    """Waits until `/readyz` has answered 200 `READY_IN_A_ROW` times in a row.
+    """Waits until `/readyz` has returned 200 `READY_IN_A_ROW` times in a row.
 
     Raises:
         RuntimeError: The server is not ready within `START_TIMEOUT` seconds.
@@ -130,7 +131,7 @@ def _wait_until_ready(server: Server) -> None:
             time.sleep(0.02)
         if in_a_row == READY_IN_A_ROW:
             return
-    raise RuntimeError("the server did not start")
+    raise RuntimeError("The server was not ready in time.")
 
 
 def measure(workers: Workers, connections: int, seconds: float, pinned: bool) -> Measured:
@@ -140,10 +141,11 @@ def measure(workers: Workers, connections: int, seconds: float, pinned: bool) ->
         workers: The server.
         connections: Number of connections, each with one request in flight.
         seconds: Length of the measurement in seconds.
-        pinned: Whether the load generator uses other cores than the server.
+        pinned: Whether the load generator and the server use different cores.
 
     Raises:
-        RuntimeError: The server rejects too many requests, or answers incorrectly.
+        RuntimeError: The server rejects too many requests, or a response has an unexpected status
+            or class.
     """
     endpoint = Endpoint(workers.server, raw=False)
     job = Job(
@@ -162,7 +164,7 @@ def measure(workers: Workers, connections: int, seconds: float, pinned: bool) ->
     count, rejected = samples.status.count(200), samples.status.count(503)
     only_these = count + rejected == len(samples.status) and not samples.different
     if not only_these or rejected > MAX_REJECTED * count:
-        raise RuntimeError(f"answers under load: {Counter(samples.status)}")
+        raise RuntimeError(f"Too many requests failed. Number by status: {Counter(samples.status)}")
     return Measured(
         rate=count / seconds,
         cost={name: (after[name] - before[name]) / count for name in before},
@@ -176,11 +178,11 @@ def rounds(count: int, connections: int, seconds: float) -> list[dict[int, Measu
     """Measures both servers in `count` rounds, and prints the results.
 
     Returns:
-        For each round, number of front ends -> results.
+        For each round, the results by the number of front ends.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < CORES:
-        raise RuntimeError(f"this benchmark needs {CORES} CPU cores")
+        raise RuntimeError(f"This benchmark needs {CORES} usable CPU cores.")
     pinned = len(cores) > CORES
     results = []
     with contextlib.ExitStack() as stack:
@@ -230,8 +232,8 @@ def main() -> None:
         default=3.0,
         help="length of each measurement in seconds (default: %(default)s)",
     )
-    add("--connections", type=int, default=64, help="connections (default: %(default)s)")
-    add("--json", type=pathlib.Path, help="JSON file for the results")
+    add("--connections", type=int, default=64, help="number of connections (default: %(default)s)")
+    add("--json", type=pathlib.Path, help="path of a JSON file for the results")
     options = parser.parse_args()
     exit_on_sigterm()
     results = rounds(options.rounds, options.connections, options.seconds)

@@ -1,11 +1,11 @@
-"""Runs an image as the manifests run it, and checks what they rely on.
+"""Runs a container image as the manifests run it, and checks what the manifests require.
 
     python3 k8s/check_image.py IMAGE [--docker podman] [--photos FOLDER]
 
-The image runs with a read-only root, no capabilities, no new privileges, a memory limit and a small
-/tmp. It must run as the manifests' user, become ready, pass its HEALTHCHECK, classify pictures, and
-when it is stopped under load answer all requests and exit with 0. The script exits with 1 if one of
-these fails. It uses the standard library only.
+The container has a read-only root, no capabilities, no new privileges, a memory limit and a small
+/tmp. It must run as the manifests' user, become ready, pass its HEALTHCHECK and classify pictures.
+If the container is stopped under load, it must respond to all requests and exit with 0. The script
+exits with 1 if one of these checks fails. The script uses the standard library only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from load import Load, ask, made_up_picture, photos
 NAME = "shoal-check-image"
 CLIENTS = 16
 LARGEST = 600_000_000
-"""Maximum size of the CPU image, unpacked, in bytes."""
+"""Maximum size of the unpacked CPU image, in bytes."""
 LIMITS = [
     *("--read-only", "--tmpfs", "/tmp:rw,noexec,nosuid,nodev,size=16m"),  # noqa: S108
     *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512"),
@@ -32,16 +32,16 @@ LIMITS = [
 ]
 DRAIN_DELAY = 2.0
 STILL_ROUTED = 1.0
-"""Seconds for which clients continue to send requests after the stop, as a load balancer would."""
+"""Seconds after the stop in which clients still send requests, as behind a load balancer."""
 
 
 class Check:
-    """Collects the results of the checks of one image."""
+    """Runs the checks of one image, and records whether a check failed."""
 
     def __init__(self, docker: str, image: str) -> None:
         """
         Args:
-            docker: Name of the container engine's command, `docker` or `podman`.
+            docker: Command of the container engine, `docker` or `podman`.
             image: Name and tag of the image.
         """
         self.image = image
@@ -57,7 +57,7 @@ class Check:
         return run.stdout.strip()
 
     def expect(self, passed: bool, message: str) -> None:
-        """Print the result of a check, and remember if it failed."""
+        """Print the result of a check, and record a failure."""
         print(f"{'ok    ' if passed else 'FAILED'} {message}", flush=True)
         self.failed = self.failed or not passed
 
@@ -75,7 +75,7 @@ def check(image: str, docker: str, folder: pathlib.Path | None) -> bool:
     settings = {"SHOAL_HOST": "127.0.0.1", "SHOAL_PORT": port, "SHOAL_DRAIN_DELAY": DRAIN_DELAY}
     environment = [f"--env={name}={value}" for name, value in settings.items()]
     began = time.monotonic()
-    # The host's network, so that no proxy accepts connections that the server would reject.
+    # With the host's network, no proxy accepts connections that the server would reject.
     it.docker("run", "--detach", "--name", NAME, "--network", "host", *LIMITS, *environment, image)
     try:
         _running(it, url, began, folder)
@@ -98,7 +98,9 @@ def _running(it: Check, url: str, began: float, folder: pathlib.Path | None) -> 
     python = it.docker("exec", NAME, "python", "-c", PROBE)
     seen = json.loads(python)
     it.expect(seen["uid"] == seen["gid"] == 10001, f"runs as {seen['uid']}:{seen['gid']}")
-    it.expect(not seen["writable"], f"can write to {seen['writable'] or 'nothing'} besides /tmp")
+    it.expect(
+        not seen["writable"], f"can write to {seen['writable'] or 'nothing'} in addition to /tmp"
+    )
     it.expect(not seen["there"], f"contains {seen['there'] or 'no compiler, pip or tests'}")
     it.expect(seen["status"]["CapEff"] == "0" * 16, "has no capabilities")
     it.expect(seen["status"]["NoNewPrivs"] == "1", "cannot gain privileges")
@@ -106,7 +108,7 @@ def _running(it: Check, url: str, began: float, folder: pathlib.Path | None) -> 
     health = it.docker(
         "image", "inspect", "--format", "{{json .Config.Healthcheck.Test}}", it.image
     )
-    it.docker("exec", NAME, *json.loads(health)[1:])  # ends this script if it fails
+    it.docker("exec", NAME, *json.loads(health)[1:])  # a failure ends this script
     it.expect(True, "passes its HEALTHCHECK")
 
     for name, picture in photos(folder).items():
@@ -133,7 +135,7 @@ async def _stopped_under_load(it: Check, url: str) -> None:
     after = load.answered - before
     it.expect(
         not load.lost and after > 0,
-        f"{before} requests answered before SIGTERM, {after} after it, lost: {dict(load.lost)}",
+        f"{before} requests succeeded before SIGTERM, {after} after it, lost: {dict(load.lost)}",
     )
     it.expect(code == "0", f"stopped in {took:.1f} s with exit code {code}")
 
@@ -160,7 +162,15 @@ print(json.dumps({
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("image")
-    parser.add_argument("--docker", default="docker", help="or podman (%(default)s)")
-    parser.add_argument("--photos", type=pathlib.Path, help="folder with horse*.jpg and dog*.jpg")
+    parser.add_argument(
+        "--docker",
+        default="docker",
+        help="command of the container engine, docker or podman (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--photos",
+        type=pathlib.Path,
+        help="folder of photographs, named horse*.jpg and dog*.jpg (default: a drawn picture)",
+    )
     options = parser.parse_args()
     sys.exit(0 if check(options.image, options.docker, options.photos) else 1)

@@ -1,7 +1,8 @@
-"""Clients for rehearsals: each sends its next request as soon as the previous one was answered.
+"""Puts a server under load with several clients, and counts the requests that are lost.
 
-A request counts as lost unless it gets a complete answer with status 200, whatever the reason:
-connection refused or reset, incomplete answer, 5xx. There are no retries. Standard library only.
+Each client sends a request as soon as the previous request is complete. A request is lost if it
+does not get a complete response with status 200, for example because the connection was refused or
+reset. Lost requests are not sent again. The module uses the standard library only.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import urllib.parse
 import zlib
 
 TIMEOUT = 30.0
-"""Seconds that a client waits for an answer."""
+"""Maximum number of seconds for a request."""
 
 
 def made_up_picture() -> bytes:
-    """A gray PNG of 32 x 32 pixels."""
+    """Return a gray PNG of 32 x 32 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = zlib.crc32(kind + data).to_bytes(4, "big")
@@ -36,14 +37,14 @@ def made_up_picture() -> bytes:
 
 
 class Load:
-    """Clients that send requests until `stop`, each over a new connection per request."""
+    """Clients that send requests until `stop` is called. Each request has a new connection."""
 
     def __init__(self, url: str, picture: bytes, clients: int) -> None:
         """
         Args:
-            url: Where pictures are sent, such as http://127.0.0.1:8000/predict.
-            picture: The body of each request, a PNG.
-            clients: Number of requests in flight at any moment.
+            url: URL to send pictures to, such as http://127.0.0.1:8000/predict.
+            picture: Body of each request, a PNG.
+            clients: Number of clients, each with one request in flight.
         """
         self.answered = 0
         self.lost: collections.Counter[str] = collections.Counter()
@@ -59,7 +60,7 @@ class Load:
         self._stopped = False
 
     def stop(self) -> None:
-        """Send no further requests. `run` returns when those in flight have ended."""
+        """Send no further requests. `run` returns when the requests in flight have ended."""
         self._stopped = True
 
     async def run(self) -> None:
@@ -86,13 +87,13 @@ class Load:
             head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         finally:
             writer.close()
-        status = head.split(b" ", 2)[1].decode() if head.startswith(b"HTTP/1.1 ") else "no answer"
+        status = head.split(b" ", 2)[1].decode() if head.startswith(b"HTTP/1.1 ") else "no response"
         complete = f"content-length: {len(body)}\r\n".encode() in head.lower() + b"\r\n"
         return status if complete or status != "200" else "incomplete"
 
 
 def ask(url: str, picture: bytes | None = None) -> tuple[int, str]:
-    """Send one request. Returns its status and body, or 0 and the error if there is no answer."""
+    """Send one request. Returns the status and the body, or 0 and the error without a response."""
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
     try:
@@ -110,7 +111,7 @@ def ask(url: str, picture: bytes | None = None) -> tuple[int, str]:
 
 
 def photos(folder: pathlib.Path | None) -> dict[str, bytes]:
-    """The first horse*.jpg and dog*.jpg in `folder`; without them, a gray square."""
+    """Return the first horse*.jpg and dog*.jpg in `folder`, or a gray square without such files."""
     found = (
         {
             path.name: path.read_bytes()

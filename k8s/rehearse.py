@@ -1,14 +1,16 @@
-"""A rolling update on one machine: nginx in front of two processes, replaced one after the other.
+"""Runs a rolling update on one machine, with nginx in front of two processes of the service.
 
     .venv/bin/python k8s/rehearse.py [--requests 20000] [--unheard 2]
 
-Does what Kubernetes does, with the numbers of k8s/base: a new process gets requests when its
-readiness probe passes, and only then an old one stops (maxSurge 1, maxUnavailable 0). nginx removes
-the old one `--unheard` seconds after its stop began: endpoints are removed with a delay. The old
-one gets SIGTERM after the preStop sleep, and must exit with 0 within the grace period. Clients
-send requests all the time. Updates follow each other until `--requests` were answered. Exits with 1
-if a request was lost. nginx does not retry (proxy_next_upstream off), so no failure is hidden.
-Needs nginx (Debian: nginx-light) and the packages of `make test`.
+The script replaces the processes in the same way as Kubernetes, with the numbers in k8s/base. nginx
+sends requests to a new process when the readiness probe of the process passes. Only then an old
+process is stopped (maxSurge 1, maxUnavailable 0). Kubernetes removes endpoints with a delay.
+Therefore, nginx removes the old process `--unheard` seconds after the stop began. The old process
+gets SIGTERM after the preStop sleep, and must exit with 0 within the grace period. Clients send
+requests all the time. Updates are repeated until `--requests` requests have succeeded. The script
+exits with 1 if a request was lost. nginx does not retry requests (proxy_next_upstream off), because
+retries would hide failures. The script needs nginx (Debian: nginx-light) and the packages of
+`make test`.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ http {{
 
 
 class Manifest:
-    """The numbers of the Deployment and its settings."""
+    """The numbers of the Deployment in k8s/base, and the settings of the service."""
 
     def __init__(self) -> None:
         deployment: Any = yaml.safe_load((BASE / "deployment.yaml").read_text(encoding="utf-8"))
@@ -85,7 +87,7 @@ class Manifest:
 
 
 class Pod:
-    """A process of the service, in the role of a pod."""
+    """A process of the service, which takes the place of a pod."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
@@ -93,7 +95,7 @@ class Pod:
 
     @classmethod
     async def ready(cls, manifest: Manifest) -> Pod:
-        """Start a process and wait until its readiness probe passes."""
+        """Start a process, and wait until the readiness probe of the process passes."""
         port = free_port()
         settings = {
             "SHOAL_LOG_LEVEL": "warning",
@@ -117,7 +119,7 @@ class Pod:
 
 
 class Nginx:
-    """nginx, in the role of a Service: its list of servers is the list of endpoints."""
+    """An nginx that takes the place of a Service. The servers of nginx are the endpoints."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.port = free_port()
@@ -129,7 +131,7 @@ class Nginx:
         self._write(pods)
         program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
         if program is None:
-            raise SystemExit("nginx is not here; on Debian: apt-get install nginx-light")
+            raise SystemExit("nginx is not installed. On Debian: apt-get install nginx-light")
         self._process = await asyncio.create_subprocess_exec(
             program, "-p", self._folder, "-c", self._folder / "nginx.conf"
         )
@@ -151,7 +153,7 @@ class Nginx:
         return log.read_text(encoding="utf-8") if log.exists() else ""
 
     def _write(self, pods: list[Pod]) -> None:
-        # max_fails=0: a server that fails stays in the list, so that each failure counts.
+        # With max_fails=0, nginx continues to use a server after failures, so no failure is hidden.
         servers = "\n".join(f"        server 127.0.0.1:{pod.port} max_fails=0;" for pod in pods)
         text = NGINX.format(folder=self._folder, servers=servers, port=self.port)
         (self._folder / "nginx.conf").write_text(text, encoding="utf-8")
@@ -170,12 +172,12 @@ async def stop(manifest: Manifest, nginx: Nginx, old: Pod, rest: list[Pod], unhe
             old.process.terminate()
             status = await old.process.wait()
         if status != 0:
-            raise SystemExit(f"a pod ended with {status}")
+            raise SystemExit(f"a pod exited with {status} instead of 0")
 
     began = time.monotonic()
     await asyncio.gather(endpoint(), kubelet())
     took = time.monotonic() - began
-    print(f"  a pod ended with 0, {took:.1f} s after it was told to", flush=True)
+    print(f"  a pod exited with 0, {took:.1f} s after its stop began", flush=True)
 
 
 async def rehearse(requests: int, unheard: float) -> bool:
@@ -191,7 +193,7 @@ async def rehearse(requests: int, unheard: float) -> bool:
                 began, updates = time.monotonic(), 0
                 while updates == 0 or load.answered < requests:
                     updates += 1
-                    print(f"update {updates}: {load.answered:,} requests answered", flush=True)
+                    print(f"update {updates}: {load.answered:,} requests succeeded", flush=True)
                     for old in list(pods):
                         pods.append(await Pod.ready(manifest))
                         nginx.route_to(pods)
@@ -233,13 +235,16 @@ def free_port() -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--requests", type=int, default=20_000, help="minimum number of requests (%(default)s)"
+        "--requests",
+        type=int,
+        default=20_000,
+        help="minimum number of requests (default: %(default)s)",
     )
     parser.add_argument(
         "--unheard",
         type=float,
         default=2.0,
-        help="seconds after which nginx removes a stopping pod (%(default)s)",
+        help="seconds after which nginx removes a stopping pod (default: %(default)s)",
     )
     options = parser.parse_args()
     whole = asyncio.wait_for(rehearse(options.requests, options.unheard), MAX_SECONDS)

@@ -1,12 +1,12 @@
-"""Validates rendered manifests against the schemas of Kubernetes and of its operators.
+"""Validates rendered manifests against the schemas of Kubernetes and of operators.
 
     python k8s/validate.py VERSION[,VERSION...] FILE...
 
 Unknown fields and unknown kinds are errors. Kubernetes' own objects are validated against each
-version, those of KEDA and the Prometheus operator against published models, and an
-InferenceService against KServe's list of fields, with its pod against Kubernetes. No Python package
-has a schema of the Gateway API; tests/k8s checks the references of its objects. k8s/check runs this
-script and installs what it needs.
+version of Kubernetes. Objects of KEDA and the Prometheus operator are validated against published
+models. An InferenceService is validated against KServe's list of fields, and the pod in it against
+Kubernetes. No Python package has a schema of the Gateway API, so tests/k8s checks only the
+references of such objects. k8s/check installs the required packages and runs this script.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _kserve_faults(manifest: Object, version: str) -> Iterator[str]:
 
 
 def _kserve_fields(model: str) -> set[str]:
-    """Read from the source of KServe's package: importing it needs a gigabyte of packages."""
+    """Read the fields from KServe's source code, because importing it needs 1 GB of packages."""
     ending = "v1beta1_" + "".join(f"_{c.lower()}" if c.isupper() else c for c in model)[1:] + ".py"
     [file] = [f for f in importlib.metadata.files("kserve") or () if f.name == ending]
     for node in ast.walk(ast.parse(pathlib.Path(file.locate()).read_text(encoding="utf-8"))):

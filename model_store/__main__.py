@@ -1,4 +1,4 @@
-"""Train networks, and manage the model store, which is the folder of the models to serve.
+"""Train neural networks, and manage the model store, which is the folder of the models to serve.
 
     shoal models list
     shoal models verify --name pets
@@ -10,10 +10,10 @@
     shoal models train --data cifar-10-batches-bin --epochs 40
 
 `python -m model_store` runs the same commands. The exit status is 0 if the command succeeds. If a
-command fails, it prints one line that says what to do, and exits with status 2. If training is
-interrupted, the exit status is 130. If `list` or `verify` finds a version that is invalid, or that
-no installed backend can run, it prints one line about this version, continues with the next
-version, and finally exits with status 1.
+command fails, the command prints one line that says what to do, and exits with status 2. If
+training is interrupted, the exit status is 130. If `list` or `verify` finds a version that is
+invalid, or that no installed backend can run, the command prints one line about this version,
+continues with the next version, and finally exits with status 1.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ USER_ERRORS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. `arguments` are those of the command line; None: `sys.argv[1:]`."""
+    """Run the command that `arguments` contains. None: the arguments are `sys.argv[1:]`."""
     parser = argparse.ArgumentParser(
         prog="python -m model_store",
         description=__doc__,
@@ -152,7 +152,9 @@ def _print_each(
     status = 0
     if others := versions.ignored(options.store):
         ignored = ", ".join(others)
-        print(f"ignored, because no version can have these names: {ignored}", file=sys.stderr)
+        print(
+            f"ignored, because these names are not valid for versions: {ignored}", file=sys.stderr
+        )
     for name, version in pairs:
         try:
             line = describe(versions.folder(options.store, name, version))
@@ -198,7 +200,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=pathlib.Path,
             metavar="FOLDER",
             default=manifest.STORE,
-            help="folder of the store (default: %(default)s)",
+            help="folder of the model store (default: %(default)s)",
         )
         return subcommand
 
@@ -226,7 +228,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         help="architecture of the network (default: %(default)s)",
     )
     parser.add_argument("--name", help="name of the model (default: the name of the architecture)")
-    parser.add_argument("--version", help="number of the version (default: the next one)")
+    parser.add_argument("--version", help="number of the version (default: the next number)")
     parser.add_argument(
         "--classes",
         type=pathlib.Path,
@@ -234,8 +236,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         help="file of class names, one per line (default: the classes of CIFAR-10)",
     )
     for name, default, meaning in (
-        ("mean", cifar10.MEAN, "mean that is subtracted from pixel values (0 to 1)"),
-        ("std", cifar10.STD, "standard deviation that divides the result"),
+        ("mean", cifar10.MEAN, "mean that is subtracted from pixel values, on a scale from 0 to 1"),
+        ("std", cifar10.STD, "standard deviation that the difference is divided by"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -250,19 +252,20 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     commands.add_data(parser)
     commands.add_device(parser)
-    parser.add_argument("--version", help="number of the new version (default: the next one)")
+    parser.add_argument("--version", help="number of the new version (default: the next number)")
     parser.add_argument(
         "--checkpoints",
         type=pathlib.Path,
         metavar="FOLDER",
         default=pathlib.Path("training"),
-        help="folder of checkpoints; training continues from the newest one (default: %(default)s)",
+        help="folder of checkpoints; training continues from the newest checkpoint "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--logits",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="folder that keeps the logits of teachers. Several runs can share the folder "
+        help="folder that stores the logits of teachers; several runs can share the folder "
         "(default: the folder of --checkpoints)",
     )
     for option in dataclasses.fields(Recipe):

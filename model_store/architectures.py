@@ -1,7 +1,7 @@
-"""Architectures: names the networks that can be served, which are GluonCV's networks for CIFAR.
+"""Architectures: lists the neural networks that can be served: GluonCV's networks for CIFAR.
 
-The module `architectures` of each backend builds them. Architectures and parameters have the same
-names as in GluonCV.
+The module `architectures` of each backend builds the networks. Architectures and parameters have
+the same names as in GluonCV.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ARCHITECTURES = (
     "cifar_resnext29_16x64d",
     "cifar_wideresnet16_3",
 )
-"""Names of all architectures. GluonCV can build the last one, but has no name for it."""
+"""Names of all architectures. GluonCV can build the last architecture, but has no name for it."""
 
 
 class UnknownArchitecture(ValueError):

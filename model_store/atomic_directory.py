@@ -42,8 +42,8 @@ def atomic_directory(target: pathlib.Path, within: pathlib.Path) -> Iterator[pat
         within: An ancestor of `target`. The hidden directory is created there.
 
     Raises:
-        AlreadyExists: `target` exists. This is also raised after the block, if another process has
-            created `target` in the meantime.
+        AlreadyExists: `target` exists. This error is also raised after the block, if another
+            process has created `target` in the meantime.
     """
     if target.exists():
         raise AlreadyExists(target)
@@ -88,7 +88,7 @@ def _remove_abandoned(within: pathlib.Path) -> None:
     """Remove hidden directories whose processes have ended."""
     for path in within.iterdir():
         if HIDDEN.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            with suppress(OSError), _opened(path) as lock:  # OSError: another process fills it
+            with suppress(OSError), _opened(path) as lock:  # OSError: a process has the lock
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
 

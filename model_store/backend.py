@@ -1,7 +1,7 @@
-"""Backend: what the engine needs of a library that runs networks.
+"""Backend: the interface between the engine and a library that runs neural networks.
 
-There are two backends, `model_store.mxnet` and `model_store.onnx` (ONNX Runtime). Neither knows the
-other. Everything that is not about a library is written once, in the modules of `model_store`.
+There are two backends, `model_store.mxnet` and `model_store.onnx` (ONNX Runtime). Neither backend
+uses the other. Code that does not depend on the library is in the modules of `model_store`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from model_store.network import Network
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend cannot run the version. The message says why, and what to install or to do."""
+    """The backend cannot run the version. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class BackendChoice:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user wants a backend to run."""
+    """The version that a user wants to run, and the options for running it."""
 
     model: Manifest
-    """Manifest of the first version."""
+    """Manifest of the version that is loaded first."""
     device: str
     """auto, cpu, gpu or gpu:N."""
     threads: int
@@ -56,10 +56,10 @@ class Backend(Protocol):
 
     @property
     def few_buckets(self) -> bool:
-        """Whether each bucket (batch size) takes so much memory that there should be fewer."""
+        """Whether to use fewer buckets (batch sizes), because each bucket takes much memory."""
 
     def accelerator(self, precision: PrecisionName) -> str | None:
-        """Return the name of what makes this precision faster. None: nothing does."""
+        """Return the name of the accelerator that this precision uses. None: no accelerator."""
 
     def networks(
         self,
@@ -71,8 +71,8 @@ class Backend(Protocol):
     ) -> Sequence[Network]:
         """Read and verify a version's file, and return networks that are not loaded yet.
 
-        This method is called on a thread that is not a lane's. It may also do what takes long and
-        need not be done on a lane's thread.
+        This method is not called on the thread of a lane. Therefore, the method may also do slow
+        work that does not require a lane's thread.
 
         Args:
             folder: Folder of the version.

@@ -1,8 +1,8 @@
-"""Backends: chooses the library that runs networks.
+"""Backends: chooses the library that runs neural networks.
 
-A user requests `auto`, `mxnet` or `onnxruntime`. `auto` means, of the backends that are installed
-and can run the version, the one that reaches the best device: a GPU that computes before a CPU. If
-both reach the same device, it means MXNet.
+A user requests `auto`, `mxnet` or `onnxruntime`. `auto` considers the backends that are installed
+and can run the version, and selects the backend that can use the best device. A GPU that can
+compute is better than a CPU. If both backends can use the same device, `auto` selects MXNet.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from model_store.precision import is_offered
 
 
 class BackendModule(Protocol):
-    """The module `backend` of a backend. The library is imported by `start` only."""
+    """The module `backend` of each backend. Only `start` imports the library."""
 
     INSTALL: str
-    """What to install to get the library."""
+    """Instruction for error messages: what to install."""
 
     def is_installed(self) -> bool: ...
 
@@ -34,13 +34,13 @@ class BackendModule(Protocol):
 
 
 MODULES: dict[BackendName, BackendModule] = {"mxnet": mxnet, "onnxruntime": onnx}
-"""Modules of the backends. `auto` prefers the first one."""
+"""Modules of the backends. `auto` prefers the first backend."""
 CHOICES = ("auto", *MODULES)
 """Backends that a user can request."""
 
 
 def able(model: Manifest) -> list[BackendName]:
-    """Return the installed backends that can run a version, the preferred one first.
+    """Return the installed backends that can run a version, the preferred backend first.
 
     Raises:
         BackendUnavailable: There is none.
@@ -54,7 +54,7 @@ def able(model: Manifest) -> list[BackendName]:
 
 
 def installed() -> list[BackendName]:
-    """Return the installed backends, the preferred one first."""
+    """Return the installed backends, the preferred backend first."""
     return [name for name, module in MODULES.items() if module.is_installed()]
 
 
@@ -63,10 +63,10 @@ def start(wanted: str, request: Request) -> tuple[Backend, BackendChoice]:
 
     Args:
         wanted: One of `CHOICES`.
-        request: What the backend must run.
+        request: The version to run, and the options for running it.
 
     Raises:
-        ValueError: `wanted` is not one of `CHOICES`, or the device has no valid name.
+        ValueError: `wanted` is not one of `CHOICES`, or the name of the device is invalid.
         BackendUnavailable: The backend is not installed, or cannot run the version.
         DeviceUnavailable: The device is missing or cannot compute.
         PrecisionUnavailable: The precision is not available for the version.
@@ -91,7 +91,7 @@ def check(name: BackendName, model: Manifest) -> None:
 
 
 def _best(names: Sequence[BackendName], request: Request) -> tuple[Backend, BackendChoice]:
-    """Start the backend that reaches the best device. All of `names` can run the version."""
+    """Start the backend that can use the best device. All of `names` can run the version."""
     names = [n for n in names if is_offered(request.precision, request.model, n)] or names
     started: dict[BackendName, Backend] = {}
     errors: dict[BackendName, Exception] = {}
@@ -108,7 +108,7 @@ def _best(names: Sequence[BackendName], request: Request) -> tuple[Backend, Back
         if request.device != "cpu" and MODULES[name].may_reach_gpu():
             found = backend(name)
             if found is not None and found.device.name != "cpu":
-                return found, BackendChoice(name, f"it reaches {found.device.name}")
+                return found, BackendChoice(name, f"it can use {found.device.name}")
     for name in names:
         found = backend(name)
         if found is not None:
@@ -117,7 +117,7 @@ def _best(names: Sequence[BackendName], request: Request) -> tuple[Backend, Back
 
 
 def _why(name: BackendName, request: Request, errors: Mapping[BackendName, Exception]) -> str:
-    """Return the reason why `auto` means `name`, which runs on the CPU."""
+    """Return the reason why `auto` selects `name`, which runs on the CPU."""
     other = next(other for other in MODULES if other != name)
     if reason := _why_not(other, request.model):
         return f"{other} {reason}"
@@ -125,11 +125,11 @@ def _why(name: BackendName, request: Request, errors: Mapping[BackendName, Excep
         return f"{other} failed: {errors[other]}"
     if not is_offered(request.precision, request.model, other):
         return f"{other} does not offer {request.precision} for this version"
-    return f"{other} reaches the same device, and {name} is preferred"
+    return f"{other} can use the same device, and {name} is preferred"
 
 
 def _why_not(name: BackendName, model: Manifest) -> str | None:
-    """Return the reason why a backend cannot run a version; None if it can."""
+    """Return the reason why a backend cannot run a version, or None if it can run the version."""
     module = MODULES[name]
     if not module.is_installed():
         return f"is not installed: {module.INSTALL}"

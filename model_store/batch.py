@@ -1,4 +1,4 @@
-"""Batch: converts images to a network's input, and the network's logits to probabilities.
+"""Batch: converts images to a neural network's input, and its logits to probabilities.
 
 This module uses NumPy only and is independent of the library that runs the network. A batch is
 padded to the next bucket. The buckets are the sizes 1, 2, 4, 8 and so on, up to the largest batch.
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from model_store.manifest import Manifest
 
 SIDE = 32
-"""Height and width of an image."""
+"""Height and width of an image in pixels."""
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 """Pixels of one image: uint8 (32, 32, 3), in the order height, width, channel (RGB)."""
@@ -35,7 +35,7 @@ class BadRow(ArithmeticError):
 
 
 class Results(list[R]):
-    """The results of a batch, one for each image in order, with the time of the computation."""
+    """The results of a batch, one for each image in order, and the time of their computation."""
 
     def __init__(self, results: Iterable[R], computed_at: float) -> None:
         """
@@ -71,7 +71,7 @@ class BatchFormat:
     def assemble(self, images: Sequence[Image]) -> Inputs:
         """Return the network's input, padded with zeros to a bucket.
 
-        It contains the pixels or, if the network does not normalize, (pixel / 255 - mean) / std.
+        The input contains pixels or, if the network does not normalize, (pixel / 255 - mean) / std.
         """
         bucket = next(bucket for bucket in self._buckets if bucket >= len(images))
         if self._network_normalizes:

@@ -1,8 +1,8 @@
-"""Device: names the device that runs networks.
+"""Device: names the device that runs neural networks.
 
-A user requests `auto`, `cpu`, `gpu` or `gpu:N`. `auto` means the first GPU that can compute, and
-otherwise the CPU. If a user requests a GPU that is missing or cannot compute, an error is raised.
-The module `device` of each backend chooses the device.
+A user requests `auto`, `cpu`, `gpu` or `gpu:N`. `auto` means the first GPU or, if that GPU is
+missing or cannot compute, the CPU. If a user requests a GPU that is missing or cannot compute, an
+error is raised. The module `device` of each backend chooses the device.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class GpuMemory:
 
 
 def gpu_number(wanted: str) -> int | None:
-    """Return the number of the GPU that `wanted` means, counted from 0. None: the CPU.
+    """Return the number of the GPU that `wanted` names, counted from 0. None: the CPU.
 
     Args:
-        wanted: auto, cpu, gpu (the first GPU) or gpu:N. `auto` means the first GPU.
+        wanted: auto, cpu, gpu or gpu:N. `auto` and `gpu` mean the first GPU.
 
     Raises:
-        ValueError: `wanted` is none of these.
+        ValueError: `wanted` is not one of these names.
     """
     if not DEVICE.fullmatch(wanted):
         raise ValueError(f"device {wanted!r} is not one of auto, cpu, gpu, gpu:N")

@@ -1,8 +1,8 @@
 """Engine: computes class probabilities for batches of images.
 
 Several lanes run batches at the same time. A lane is a thread that runs one batch at a time. The
-engine has one lane on a GPU and several on a CPU; docs/decisions/0027-lanes.md gives the reasons.
-Each lane has its own replica, which is a loaded copy of the version.
+engine has one lane on a GPU and several lanes on a CPU (docs/decisions/0027-lanes.md). Each lane
+has its own replica, which is a loaded copy of the version.
 
 One version is active. `replace` loads another version while the active version still runs
 batches, and then makes the new version active. If the new version cannot be loaded, nothing
@@ -49,7 +49,7 @@ MEMORY_INTERVAL = 1.0
 SWITCH_INTERVAL = 0.001
 """Seconds after which the event loop gives Python's interpreter lock (GIL) to a lane that waits for
 the lock. Between two batches, a lane needs the lock for microseconds. While a lane waits for the
-lock, it does no other work. Python's default is 0.005."""
+lock, the lane does no other work. Python's default is 0.005."""
 MAX_LANES = 4
 """Default maximum number of lanes on a CPU."""
 MAX_BATCH_ON_CPU, MAX_BATCH_ON_GPU = 16, 64
@@ -58,12 +58,12 @@ MAX_BATCH_ON_CPU, MAX_BATCH_ON_GPU = 16, 64
 
 @dataclass(slots=True, eq=False)
 class HandedBatch:
-    """A batch that was handed to the engine, with the future that its caller awaits."""
+    """A batch that was submitted to the engine, and the future that the caller awaits."""
 
     replicas: Sequence[Replica]
     """Replicas (loaded copies) of the version that runs the batch, one for each lane."""
     inputs: Inputs
-    """Normalized images of the batch."""
+    """The network's input, from `BatchFormat.assemble`."""
     answer: asyncio.Future[tuple[Rows, float]]
     """Future whose result is the logits, and the time by `time.monotonic` at which the logits were
     computed."""
@@ -87,7 +87,10 @@ class HandedBatch:
 
 
 class LaneEngine:
-    """Runs batches in lanes. Made by `load_engine`. Call all methods on the event loop."""
+    """Runs batches in lanes. All methods must be called on the event loop.
+
+    `load_engine` creates engines.
+    """
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class LaneEngine:
     ) -> None:
         """
         Args:
-            backend: Makes the networks.
+            backend: Creates the networks.
             max_batch_size: Maximum number of images in a batch.
             lanes: Threads that compute batches, at least one.
             precision: auto, fp32, int8 or fp16; see `precision.choose`.
@@ -134,9 +137,10 @@ class LaneEngine:
 
     @property
     def max_in_flight(self) -> int:
-        """Recommended maximum number of batches handed to the engine and not returned yet.
+        """Recommended maximum number of batches that are submitted and not returned yet.
 
-        It is one more than the number of lanes. So the next batch is ready when a lane is free.
+        The number is one more than the number of lanes, so that the next batch is ready when a lane
+        becomes free.
         """
         return len(self._lanes) + 1
 
@@ -204,9 +208,9 @@ class LaneEngine:
 
         Args:
             folder: Folder of the new version.
-            on_switch: Function that is called when the new version becomes active, before it
-                runs its first batch. The previous version still runs the batches that were
-                handed over earlier. None: no function is called.
+            on_switch: Function that is called when the new version becomes active, before the new
+                version runs its first batch. The previous version still runs the batches that were
+                submitted earlier. None: no function is called.
 
         Raises:
             BadModel, BadParams, BackendUnavailable, PrecisionUnavailable, UnknownArchitecture,
@@ -233,7 +237,7 @@ class LaneEngine:
         return self._replicas
 
     async def _load(self, folder: pathlib.Path) -> Sequence[Replica]:
-        """Load a version in one lane after another. So only one lane at a time is slower."""
+        """Load a version in one lane after the other, so that only one lane at a time is slow."""
         backend = self._backend
         model = await asyncio.to_thread(versions.read_manifest, folder)
         backends.check(backend.name, model)
@@ -265,7 +269,7 @@ class LaneEngine:
         return zip(self._lanes, replicas, strict=False)
 
     def _compute_next(self, lane: int) -> None:
-        """Run the next batch, if one waits. Must be called on the thread of `lane`.
+        """Run the next batch, if a batch waits. Must be called on the thread of `lane`.
 
         For every batch, this method is called in all lanes. The first free lane takes the batch.
         """
@@ -309,8 +313,9 @@ async def load_engine(
         max_batch_size: Maximum number of images in a batch. None: 16 on a CPU, where larger batches
             are not more efficient, and 64 on a GPU.
         precision: auto, fp32, int8 or fp16; see `precision.choose`.
-        lanes: Number of batches that run on a CPU at the same time. A GPU always runs one.
-            None: the number of cores, but at most 4; in int8 one less, but at least 1.
+        lanes: Number of batches that run on a CPU at the same time. A GPU always runs one batch.
+            None: the number of CPU cores, but at most 4. In int8, None means one lane less, but at
+            least one lane.
         backend: auto, mxnet or onnxruntime; see `backends`.
 
     Raises:
@@ -343,8 +348,8 @@ async def load_engine(
 
 def _tune_interpreter() -> None:
     # Garbage collections skip the objects that exist now, such as modules. When a version is
-    # replaced, a full collection is needed, which stops all threads. It then takes 7 ms instead of
-    # 120 ms.
+    # replaced, a full collection is needed, which stops all threads. A collection that skips these
+    # objects takes 7 ms instead of 120 ms.
     gc.freeze()
     sys.setswitchinterval(SWITCH_INTERVAL)
 
@@ -353,7 +358,7 @@ def default_lanes(model: Manifest, wanted_precision: str, backend: BackendName =
     """Return the default number of lanes on a CPU for a version.
 
     In int8, one core is left for the event loop: the event loop needs more CPU time to prepare a
-    batch than the network needs to run it.
+    batch than the neural network needs to compute the batch.
 
     Args:
         model: Manifest of the version.

@@ -1,10 +1,11 @@
 """Manifest: describes a version of a model, in the file `manifest.json` in the version's folder.
 
 A manifest contains the name of the network's architecture, the classes, the normalization of
-pixels, and the size and checksum of the parameter file. It may also contain measured accuracies,
-the ranges of tensors that int8 needs, and the network's probabilities for the probe images. Probe
-images (see `probes`) show whether a loaded network computes the same results as when the version
-was added. `versions` finds and adds versions in a store; `params` reads parameter files.
+pixels, and the size and checksum of the parameter file. A manifest may also contain measured
+accuracies, the ranges of tensors that int8 needs, and the network's probabilities for the probe
+images. Probe images (see `probes`) show whether a loaded network computes the same results as when
+the version was added. `versions` finds and adds versions in a store; `params` reads parameter
+files.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ class Parameters(File):
 
 
 class OnnxFile(File):
-    """A file that ONNX Runtime needs. It contains the network in one precision.
+    """A file that contains the network in one precision for ONNX Runtime.
 
-    The network's input is uint8 (n, 32, 32, 3), and it normalizes the pixels itself. Its output is
-    the logits, float32 (n, classes).
+    The network's input is pixels, uint8 (n, 32, 32, 3), which the network normalizes itself. The
+    network's output is logits, float32 (n, classes).
     """
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.onnx$")]
@@ -112,8 +113,8 @@ class Int8(Plain):
     images: ImageCount
     """Number of calibration images."""
     ranges: Annotated[dict[Node, tuple[Bound, Bound]], Field(min_length=1, max_length=4096)]
-    """Maps the name of each tensor in the graph that `model_store.mxnet.int8` builds to its minimum
-    and maximum."""
+    """Name of a tensor -> minimum and maximum. `model_store.mxnet.int8` builds the graph of these
+    tensors."""
 
     @field_validator("ranges")
     @classmethod
@@ -147,7 +148,10 @@ class Temperature(Plain):
 
 
 class Origin(Plain):
-    """The version that another version was derived from, with the SHA-256 of its manifest."""
+    """The version that another version was derived from.
+
+    `sha256` is the SHA-256 of the manifest of the original version.
+    """
 
     name: Name
     version: Version
@@ -167,13 +171,13 @@ class Manifest(Identity):
     architecture: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     normalisation: Normalization
-    """Normalization of pixels. The key keeps its British spelling, because existing manifests have
-    it."""
+    """Normalization of pixels. The key keeps its British spelling, because existing manifests
+    contain this key."""
     parameters: Parameters
     training: dict[str, Any] | None = None
     """The recipe, the seed and the software of the training run. None: unknown."""
     derived_from: Origin | None = None
-    """The version that this version was derived from. None: it was trained or imported."""
+    """The version that this version was derived from. None: trained or imported directly."""
     measured: tuple[Measurement, ...] = ()
     """Measured accuracies, in any order."""
     temperature: Temperature | None = None
@@ -223,8 +227,8 @@ class Manifest(Identity):
     def recorded_probes(self, precision: PrecisionName, backend: BackendName) -> ProbeRows:
         """Return the recorded probabilities of the probe images; empty if none were recorded.
 
-        In fp32, all backends compute the same probabilities. So one backend's are used for another
-        if its own were not recorded.
+        In fp32, all backends compute the same probabilities. Therefore, if no probabilities were
+        recorded for a backend, the probabilities of the other backend are used.
         """
         with_onnx = {name: one.probes for name, one in self.onnx.items() if one.probes}
         own, other = self.probes, with_onnx
@@ -235,7 +239,7 @@ class Manifest(Identity):
     def accuracy_in(self, precision: PrecisionName, backend: BackendName = "mxnet") -> float | None:
         """Return the accuracy in a precision with a backend, measured on the largest data set.
 
-        Returns None if it was not measured.
+        Returns None if the accuracy was not measured.
         """
         measured = [
             one for one in self.measured if (one.precision, one.backend) == (precision, backend)
@@ -258,8 +262,8 @@ def write(folder: pathlib.Path, manifest: Manifest) -> None:
     """Write a manifest to `manifest.json` in `folder`.
 
     Raises:
-        ValueError: The manifest is invalid. This is possible if it was made with `model_copy`,
-            which does not validate.
+        ValueError: The manifest is invalid. A manifest that was made with `model_copy` may be
+            invalid, because `model_copy` does not validate.
     """
     checked = Manifest.model_validate(manifest.model_dump())
     text = json.dumps(checked.model_dump(mode="json", exclude_none=True), indent=2) + "\n"

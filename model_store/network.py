@@ -1,4 +1,4 @@
-"""Network: what a backend makes of a version, for one lane."""
+"""Network: the interface of a version's neural network, which runs in one lane."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from model_store.batch import Inputs, Rows
 
 
 class Network(Protocol):
-    """A version's network for one lane. It can run batches after `load` and before `close`.
+    """A version's network for one lane, which runs batches after `load` and before `close`.
 
     All methods of one network are called on the same thread.
     """

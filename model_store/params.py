@@ -1,9 +1,9 @@
-"""Params: reads and writes `.params` files, which contain a network's parameters, without MXNet.
+"""Params: reads and writes `.params` files, which contain a neural network's parameters.
 
-Files are not trusted. `read_params` returns all arrays of a valid file. If a file is invalid,
-`read_params` raises `BadParams`, and the message says which file, what is wrong and what to do.
-Each length in the file is compared with the number of remaining bytes before memory is allocated,
-so reading a file takes about as much memory as the file has bytes.
+This module does not need MXNet, and does not trust files. `read_params` returns all arrays of a
+valid file. If a file is invalid, `read_params` raises `BadParams`, and the message says which file,
+what is wrong and what to do. Each length in the file is compared with the number of remaining bytes
+before memory is allocated, so reading a file takes about as much memory as the file has bytes.
 
 `write_params` writes files that MXNet's `mx.nd.load` and `load_parameters` can read. A file is
 written completely or not at all, and the same arrays always give the same bytes. `check_params`
@@ -62,9 +62,9 @@ TYPES = {
 }
 CODES = {dtype: code for code, dtype in TYPES.items()}
 
-SAVE_AGAIN = "Copy it again, or write it again with net.save_parameters(...)"
-WRITE_ONE = "Write one with net.save_parameters(...) in MXNet"
-LOAD_AND_SAVE = "Load it with MXNet 1.x and write it with net.save_parameters(...)"
+SAVE_AGAIN = "Copy the file again, or write it again with net.save_parameters(...)"
+WRITE_ONE = "Write a .params file with net.save_parameters(...) in MXNet"
+LOAD_AND_SAVE = "Load the file with MXNet 1.x and write it again with net.save_parameters(...)"
 SAVE_A_DICT = "Save a dict, not a list: mx.nd.save(path, {name: array})"
 OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive (.npz, or PyTorch's .pt)",
@@ -72,7 +72,7 @@ OTHER_FORMATS = {
     b"\x93NUMPY": "a NumPy .npy file",
     b"\x89HDF": "an HDF5 file (Keras, .h5)",
     b"\x1f\x8b": "a gzip archive",
-    b"version https://": "a Git LFS pointer, which `git lfs pull` replaces by the file",
+    b"version https://": "a Git LFS pointer, which `git lfs pull` replaces with the file",
     b"{": "JSON, such as the network's -symbol.json",
     b"<": "a web page, such as the error page of a failed download",
 }
@@ -105,7 +105,7 @@ def opened(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Itera
             source = Source(path, raw)
             if source.size > max_bytes:
                 what = f"{source.size:,} bytes are more than the {max_bytes:,} allowed"
-                raise source.bad(what, "Check that it is the right file")
+                raise source.bad(what, "Check that this is the right file")
             yield source
     except OSError as error:
         raise BadParams(f"{path}: {error.strerror}. Check the path and its permissions") from error
@@ -140,13 +140,13 @@ def check_params(
     }
     if listed := "; ".join(f"{what}: {_first(names)}" for what, names in faults.items() if names):
         raise BadParams(
-            f"The parameters do not fit the network ({listed}). Are they from this architecture, "
-            "with this number of classes, and from a training run that converged?"
+            f"The parameters do not fit the network ({listed}). Check the architecture, the number "
+            "of classes, and that the training run converged"
         )
 
 
 def write_params(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays to a file. If that fails, an existing file remains unchanged.
+    """Write arrays to a file. If writing fails, an existing file remains unchanged.
 
     Args:
         path: Path of the file.
@@ -185,7 +185,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 class Source:
-    """An open file. Reading past its end raises BadParams before memory is allocated."""
+    """An open file. Reading past the end raises BadParams before memory is allocated."""
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
         """
@@ -205,7 +205,7 @@ class Source:
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes read so far, in hexadecimal.
 
-        After `arrays`, these are all bytes of the file.
+        After a call of `arrays`, all bytes of the file have been read.
         """
         return self._digest.hexdigest()
 
@@ -269,7 +269,7 @@ def _read_array(source: Source, what: str) -> NDArray[Any]:
         raise source.bad(f"{what} begins with {version:#x}, which is not a version of the format")
     storage, ndim = source.unpack("<2i", what)
     if storage in (ROW_SPARSE, CSR):
-        raise source.bad(f"{what} is sparse", "Convert it with array.tostype('default')")
+        raise source.bad(f"{what} is sparse", "Convert the array with array.tostype('default')")
     if storage != DENSE:
         raise source.bad(f"{what} has the unknown storage type {storage}")
     min_ndim = 0 if version == VERSION_3 else 1  # in version 2, 0 means an unknown shape
@@ -282,7 +282,9 @@ def _read_array(source: Source, what: str) -> NDArray[Any]:
     if device not in DEVICES or not 0 <= device_id <= MAX_DEVICE_ID:
         raise source.bad(f"{what} was saved from the unknown device {device}:{device_id}")
     if code not in TYPES:
-        raise source.bad(f"{what} has the element type {code}", "Cast it to float32 and save again")
+        raise source.bad(
+            f"{what} has the element type {code}", "Cast the array to float32 and save it again"
+        )
     dtype = TYPES[code]
     elements = source.take(prod(shape) * dtype.itemsize, f"{what}, {dtype} {shape},")
     return np.frombuffer(elements, dtype).reshape(shape)
@@ -297,7 +299,7 @@ def _read_name(source: Source, what: str) -> str:
         name = encoded.decode()
     except UnicodeDecodeError:
         raise source.bad(f"{what} is not UTF-8: {encoded[:40]!r}") from None
-    # MXNet ends a name at a NUL byte, so it would load another name than this module returns.
+    # MXNet ends a name at a NUL byte, so MXNet would load another name than this module returns.
     if not name.isprintable():
         raise source.bad(f"{what} is not printable: {name[:40]!r}")
     return name

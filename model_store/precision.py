@@ -3,8 +3,8 @@
 A user requests `auto`, `fp32`, `int8` or `fp16`. `auto` means int8 on a CPU and fp16 on a GPU if
 two conditions are met. The machine must have instructions for that precision. The measured accuracy
 in that precision must be at most `MAX_ACCURACY_LOSS` below the accuracy in fp32. Otherwise, `auto`
-means fp32. If a user requests a precision by name and it is not available, an error is raised
-(docs/decisions/0015-int8-beside-fp32.md).
+means fp32. If a user requests a precision by name and this precision is not available, an error is
+raised (docs/decisions/0015-int8-beside-fp32.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_ACCURACY_LOSS = 0.003
 """Maximum loss of accuracy that `auto` accepts, as a share of the images."""
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Names, in /proc/cpuinfo, of instructions that multiply 8-bit numbers and add the products in 32
-bits. The last two are Arm's."""
+bits. The last two are instructions of Arm CPUs."""
 CHOICES = ("auto", "fp32", "int8", "fp16")
 """Precisions that a user can request."""
 
@@ -51,7 +51,7 @@ def choose(
         model: The version's manifest.
         device: cpu or gpu:N.
         backend: Name of the backend that runs the version.
-        flags: Names of the CPU's instructions in /proc/cpuinfo. None: those of this machine.
+        flags: Names of the CPU's instructions in /proc/cpuinfo. None: `cpu_flags()`.
 
     Raises:
         ValueError: `wanted` is not one of `CHOICES`.
@@ -70,19 +70,19 @@ def choose(
     if wanted != name:
         other = "a GPU" if wanted == "fp16" else "a CPU"
         raise PrecisionUnavailable(
-            f"precision {wanted} was requested, but it is for {other}, and the device is {device}. "
+            f"precision {wanted} was requested, but requires {other}, and the device is {device}. "
             f"Choose auto, fp32 or {name}"
         )
     if not is_offered(wanted, model, backend):
         raise PrecisionUnavailable(
             f"precision {wanted} was requested, but {model.name} {model.version} is not calibrated "
-            f"for {wanted} with {backend}: make a calibrated version with `shoal models calibrate`"
+            f"for {wanted} with {backend}. Calibrate the version with `shoal models calibrate`"
         )
     return Precision(name, "as requested")
 
 
 def is_offered(wanted: str, model: Manifest, backend: BackendName) -> bool:
-    """Whether a version has what a backend needs for a precision. `wanted` is one of `CHOICES`."""
+    """Whether a backend can run a version in a precision. `wanted` is one of `CHOICES`."""
     if backend == "onnxruntime":
         return wanted in ("auto", "fp32", *model.onnx)
     return wanted != "int8" or model.int8 is not None
@@ -109,7 +109,7 @@ def _why_fp32(
     if not is_offered(name, model, backend):
         return f"this version is not calibrated for {name}"
     if name == "int8" and not any(flag in flags for flag in INT8_FLAGS):
-        return f"this CPU has none of {', '.join(INT8_FLAGS)}"
+        return f"this CPU has none of the instructions {', '.join(INT8_FLAGS)}"
     full, reduced = model.accuracy_in("fp32", backend), model.accuracy_in(name, backend)
     if full is None or reduced is None:
         return f"the accuracy of this version in {name if full else 'fp32'} was not measured"
@@ -121,4 +121,4 @@ def _why_fp32(
 
 def _accuracies(model: Manifest, name: PrecisionName, backend: BackendName) -> str:
     full, reduced = model.accuracy_in("fp32", backend), model.accuracy_in(name, backend)
-    return f"measured {reduced:.2%} accurate in {name}, {full:.2%} in fp32"
+    return f"the measured accuracy is {reduced:.2%} in {name}, {full:.2%} in fp32"

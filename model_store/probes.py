@@ -1,4 +1,4 @@
-"""Probes: images that test whether a network computes the same probabilities as before.
+"""Probes: images that test whether a neural network computes the same probabilities as before.
 
 The pixels of the images come from a formula. When a version is added, the network's probabilities
 for these images are recorded in the version's manifest. Whenever the version is loaded, the
@@ -23,7 +23,7 @@ MAX_DIFFERENCE: dict[PrecisionName, float] = {
     "int8": 0.1,  # on CPUs without VNNI instructions, some integer sums overflow
     "fp16": 0.05,
 }
-"""Maximum difference between a recorded probability and a computed one."""
+"""Maximum difference between a recorded probability and a computed probability."""
 
 
 def images() -> Image:
@@ -62,11 +62,11 @@ def check(rows: Rows, recorded: npt.NDArray[np.float64], precision: PrecisionNam
     worst = int(differences.argmax())
     if not differences[worst] <= MAX_DIFFERENCE[precision]:  # also true for NaN
         raise BadModel(
-            "the network's results differ from those recorded when the version was added: in "
+            "the network's results differ from the results when the version was added: in "
             f"{precision}, a probability of probe image {worst % COUNT + 1} differs by "
             f"{differences[worst]:.2g}, and at most {MAX_DIFFERENCE[precision]:g} is allowed. "
-            "Compare the manifest with its original. If they are equal, this machine computes "
-            "wrong results"
+            "Compare the manifest with the original manifest. If both are equal, this machine "
+            "computes wrong results"
         )
 
 

@@ -2,8 +2,8 @@
 
 A lane is a thread that runs one batch at a time. A replica loads the network, runs some warm-up
 batches of every bucket (batch size), and checks the probabilities of the probe images. Probe images
-are test images. The manifest contains their expected probabilities. If any of these steps fails,
-the replica is not used.
+are test images whose expected probabilities are in the manifest. If any of these steps fails, the
+replica is not used.
 
 Loading is divided into steps. Between two steps, the lane can run batches of the version that
 is still active. The longest step is the first batch of the largest bucket.
@@ -25,9 +25,9 @@ WARM_UP_RUNS = 5
 
 
 class Replica:
-    """A loaded copy of a version. It can run batches after `load` and before `close`.
+    """A loaded copy of a version, which runs batches after `load` and before `close`.
 
-    All methods except those of `format` must be called on the lane's thread.
+    All methods except the methods of `format` must be called on the lane's thread.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Replica:
         """Load the network and warm it up, in steps.
 
         Arguments and errors are as in `Network.load`. Also raises BadModel if the network computes
-        invalid results or other probabilities than expected.
+        invalid results or unexpected probabilities.
         """
         yield from self._network.load(beside)
         for bucket in self._buckets:
@@ -100,8 +100,8 @@ class Replica:
                 raise
             reason = str(error).strip().splitlines()[-1].rstrip(".")
             raise BadModel(
-                f"{called} cannot be computed in int8 with {self._backend}: {reason}. Calibrate it "
-                "again, or serve it in fp32"
+                f"{called} cannot be computed in int8 with {self._backend}: {reason}. Calibrate "
+                "the version again, or serve it in fp32"
             ) from error
         for result in self.format.check_rows(rows):
             if isinstance(result, Exception):

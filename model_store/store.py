@@ -1,7 +1,7 @@
-"""Store: imports versions into a store, which is a folder of models, and verifies them.
+"""Store: imports versions into a store, which is a folder of models, and verifies versions.
 
-Importing and verifying load the version with `load_engine`, as the server does. So a version that
-was imported or verified without an error can be served.
+Importing and verifying load the version with `load_engine`, as the server does. Therefore, a
+version that was imported or verified without an error can be served.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     try:
         lines = read_regular(path, manifest.MAX_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadModel(f"{path}: cannot be read as a list of classes: {error}") from error
+        raise BadModel(f"{path}: cannot be read as a list of class names: {error}") from error
     return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -48,8 +48,8 @@ async def import_params(
 ) -> pathlib.Path:
     """Add a network that was trained elsewhere, and return the new version's folder.
 
-    Before the version appears in the store, it is loaded and its probabilities of the probe images
-    (see `probes`) are recorded in its manifest.
+    Before the version appears in the store, the version is loaded, and the network's probabilities
+    for the probe images (see `probes`) are recorded in the manifest.
 
     Args:
         source: The `.params` file.
@@ -88,10 +88,10 @@ async def import_params(
 def with_onnx(
     model: Manifest, folder: pathlib.Path, arrays: Arrays, calibration: Image | None = None
 ) -> Manifest:
-    """Write a version's ONNX files, and return its manifest with their descriptions.
+    """Write a version's ONNX files, and return the manifest with descriptions of the files.
 
-    Arguments and errors are as in `onnx.files.write`. If the packages that this needs are not
-    installed, no file is written.
+    Arguments and errors are as in `onnx.files.write`. If the packages for writing ONNX files are
+    not installed, no file is written.
     """
     if not files.can_write():
         return model
@@ -145,7 +145,7 @@ async def probabilities(
     """Compute the probabilities of images, float32 (n, classes).
 
     Args:
-        engine: Runs the network on the images, in batches of its largest size.
+        engine: Runs the network on the images, in batches of the engine's maximum size.
         images: uint8 (n, 32, 32, 3).
         done: Function that is called after each batch with the number of images in the batch. The
             default does nothing.

@@ -37,8 +37,8 @@ def folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
     """Return the folder of a version. The folder need not exist.
 
     Raises:
-        BadModel: The name or the number is invalid. So a name such as `../other` cannot select a
-            folder outside the store.
+        BadModel: The name or the number is invalid. For example, the name `../other` is invalid,
+            because it would select a folder outside the store.
     """
     try:
         Identity(name=name, version=version)
@@ -54,9 +54,9 @@ def all_versions(store: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def ignored(store: pathlib.Path) -> list[str]:
-    """Return folders with a manifest whose names cannot be those of a version.
+    """Return folders that contain a manifest, but are not named like a version.
 
-    Each result is the path `<name>/<number>` in the store. Hidden folders are left out, because
+    Each result is the path of a folder, relative to the store. Hidden folders are left out, because
     they contain versions that are being added.
     """
     return sorted(
@@ -87,7 +87,7 @@ def find(
         version: Number of the version. None: all numbers match.
 
     Raises:
-        BadModel: No version matches. The message lists all versions.
+        BadModel: No version matches. The message lists all versions in the store.
     """
     existing = all_versions(store)
     matching = [pair for pair in existing if name in (None, pair[0]) and version in (None, pair[1])]
@@ -97,15 +97,15 @@ def find(
     wanted += f" of version {version!r}" if version else ""
     held = ", ".join(map(" ".join, existing)) or "nothing"
     if others := ignored(store):
-        held += f"; ignored, because no version can have these names: {', '.join(others)}"
-    raise BadModel(f"no {wanted} in {store}; it holds {held}")
+        held += f"; ignored, because these names are not valid for versions: {', '.join(others)}"
+    raise BadModel(f"no {wanted} in {store}; the store holds {held}")
 
 
 def latest(store: pathlib.Path, name: str) -> str:
     """Return the highest version number of the model `name`.
 
     Raises:
-        BadModel: There is no version of this model. The message lists all versions.
+        BadModel: The model has no version. The message lists all versions in the store.
     """
     return find(store, name)[-1][1]
 
@@ -117,7 +117,7 @@ def next_number(store: pathlib.Path, name: str) -> str:
 
 
 def vacant_folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
-    """Return the folder of a version that does not exist yet.
+    """Return the folder that a new version will have. The folder must not exist.
 
     Raises:
         BadModel: The version exists, or the name or the number is invalid.
@@ -130,13 +130,13 @@ def vacant_folder(store: pathlib.Path, name: str, version: str) -> pathlib.Path:
 
 @contextmanager
 def adding(store: pathlib.Path, name: str, version: str) -> Iterator[pathlib.Path]:
-    """Yield an empty folder that becomes the version if the block succeeds.
+    """Yield an empty folder that becomes the version's folder if the block succeeds.
 
     If the block raises, the folder is removed.
 
     Raises:
-        BadModel: The version exists, or the name or the number is invalid. This is also raised
-            after the block, if another process has added the version in the meantime.
+        BadModel: The version exists, or the name or the number is invalid. This error is also
+            raised after the block, if another process has added the version in the meantime.
     """
     target = vacant_folder(store, name, version)
     try:
@@ -147,14 +147,16 @@ def adding(store: pathlib.Path, name: str, version: str) -> Iterator[pathlib.Pat
 
 
 def _exists(target: pathlib.Path) -> BadModel:
-    return BadModel(f"{target} exists; versions are never overwritten: choose another --version")
+    return BadModel(
+        f"{target} exists; versions are never overwritten: choose a new number with --version"
+    )
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
     """Return the manifest of a version.
 
     Raises:
-        BadModel: The manifest is invalid, or describes a version other than that in `folder`.
+        BadModel: The manifest is invalid, or contains another name or number than `folder`.
     """
     model = manifest.read(folder)
     name, version = folder.absolute().parts[-2:]
@@ -180,7 +182,9 @@ def read_parameters(path: pathlib.Path, described: Parameters) -> Arrays:
     with opened(path) as source:
         # The size is checked first, so that a file of another size is not read.
         if source.size != described.bytes:
-            raise _differs(path, f"it has {source.size:,} bytes instead of {described.bytes:,}")
+            raise _differs(
+                path, f"the file has {source.size:,} bytes instead of {described.bytes:,}"
+            )
         arrays = source.arrays()
         if source.sha256() != described.sha256:
             raise _differs(path, "its SHA-256 differs")
@@ -202,7 +206,7 @@ def read_file(path: pathlib.Path, described: File) -> bytes:
             # The size is checked first, so that a file of another size is not read.
             size = os.fstat(file.fileno()).st_size
             if size != described.bytes:
-                raise _differs(path, f"it has {size:,} bytes instead of {described.bytes:,}")
+                raise _differs(path, f"the file has {size:,} bytes instead of {described.bytes:,}")
             content = file.read(described.bytes + 1)
     except OSError as error:
         raise BadModel(f"{path}: {error.strerror}") from error

@@ -44,18 +44,18 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on. 0.0.0.0: all interfaces."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """TCP port to listen on. 0: any free port, which is logged."""
+    """TCP port to listen on. 0: any free port. The log contains the number of the port."""
     workers: int = Field(default=1, ge=1, le=64)
-    """Number of front ends, which are processes that serve HTTP. 1: one process does everything. 2
-    or more: one additional process runs the engine for all front ends, and the front ends share
-    `SHOAL_MAX_UPLOAD_MEMORY` and `SHOAL_MAX_CONNECTIONS` equally."""
+    """Number of front ends, which are processes that serve HTTP. 1: a single process serves
+    HTTP and runs the engine. 2 or more: one additional process runs the engine for all front ends,
+    and the front ends share `SHOAL_MAX_UPLOAD_MEMORY` and `SHOAL_MAX_CONNECTIONS` equally."""
 
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
     """TCP port for the Open Inference Protocol over gRPC, which needs the extra `grpc`. 0: any free
-    port, which is logged. Default: no gRPC."""
+    port. Default: no gRPC."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    """TCP port for `/metrics`. The main port then has no `/metrics`. 0: any free port, which is
-    logged. Default: `/metrics` is on the main port."""
+    """TCP port for `/metrics`. The main port then has no `/metrics`. 0: any free port. Default:
+    `/metrics` is on the main port."""
 
     model: Name = "cifar_resnet20_v1"
     """Name of the model to serve."""
@@ -65,8 +65,8 @@ class Settings(BaseSettings):
     """Folder of the model store, which contains the models. Default: the store that is installed
     with the package."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu(:\d+)?)$")
-    """Device that runs the model: auto, cpu, gpu or gpu:N. auto: a GPU if one works, else the
-    CPU."""
+    """Device that runs the model: auto, cpu, gpu or gpu:N. auto: a GPU if a GPU works, else
+    the CPU."""
     backend: Literal["auto", "mxnet", "onnxruntime"] = "auto"
     """Library that runs the model: auto, mxnet or onnxruntime. auto: among the installed libraries
     that can run the version, the library that can use a GPU. If both or neither can use a GPU, auto
@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     decode_processes: int = Field(default_factory=lambda: min(cores(), 8), ge=1, le=256)
     """Number of processes that decode ordinary images. The setting is also the maximum number of
     processes that decode expensive images, which need much memory or CPU time.
-    `SHOAL_DECODE_MEMORY` may allow fewer processes. Default: one per CPU core, at most 8."""
+    A low `SHOAL_DECODE_MEMORY` reduces both numbers. Default: one per CPU core, at most 8."""
     decode_memory: int = Field(default_factory=lambda: memory() // 2, ge=2**20, le=2**40)
     """Maximum number of bytes of memory that all decoder processes use together. Default: half of
     the memory of the machine or container."""
@@ -127,13 +127,13 @@ class Settings(BaseSettings):
     """Whether requests for `/metrics` must send an API key."""
     rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
     """Maximum number of images per second for each client. A client is identified by its API key,
-    or by its address if it has no key. A request counts as one image at its start. Its other images
-    are counted when their number is known. Requests beyond the limit are rejected with 429.
-    Default: no limit."""
+    or by its address if it sends no key. At first, a request counts as one image. The other images
+    of the request are counted when their number is known. Requests beyond the limit are rejected
+    with 429. Default: no limit."""
     rate_burst: int | None = Field(default=None, ge=1, le=1_000_000)
     """Maximum number of images that a client may send in a burst, faster than the rate limit
-    allows. A single request with more images is accepted, but the next requests of the client are
-    then rejected until its average rate is within the rate limit again. Default:
+    allows. A single request with more images is accepted. After such a request, further requests of
+    the client are rejected until the client's average rate is within the rate limit again. Default:
     `SHOAL_RATE_LIMIT`, but at least 1."""
     allowed_hosts: str = ""
     """Host names, separated by commas, that are accepted in the header `Host`. IP addresses,
@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     """Number of seconds after SIGTERM in which the server still accepts new connections. `/readyz`
     reports draining during this time, so that load balancers stop sending requests."""
     shutdown_timeout: int = Field(default=20, ge=1, le=3600)
-    """Maximum number of seconds for finishing the requests in progress at a shutdown, after
+    """Maximum number of seconds that a shutdown waits for requests in progress, after
     `SHOAL_DRAIN_DELAY`. Requests that take longer are canceled."""
 
     default_answer: Literal["json", "text"] = "json"

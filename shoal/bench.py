@@ -6,14 +6,14 @@
     shoal bench --find-max --slo-ms 100
 
 `--rate` sends requests at planned times, even if the server is slow. The latency of a request is
-measured from its planned time, so it is the latency that independent clients would see.
-`--concurrency` opens N connections. Each connection sends its next request when its last request is
-answered.
+measured from its planned time, as independent clients would experience it.
+`--concurrency` opens N connections. Each connection sends its next request when the response to its
+previous request has arrived.
 `--find-max` searches for the highest rate at which the 99th percentile of the latency is within the
-SLO (service level objective). A request that is rejected or gets no answer counts as infinitely
+SLO (service level objective). A request that is rejected or gets no response counts as infinitely
 slow.
 
-The command sends each image once before the load. Under load, an image must get the same class
+Before the load, the command sends each image once. Under load, each image must get the same class
 again. If files are named CLASS_..., the command also reports how many of these images are
 classified correctly. The command reads the API key from the environment variable SHOAL_API_KEY.
 """
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=_url,
         default="http://127.0.0.1:8000/predict",
-        help="URL that images are sent to; /predict is added if it has no path (%(default)s)",
+        help="URL to send images to; /predict is added to a URL without a path "
+        "(default: %(default)s)",
     )
     load = parser.add_mutually_exclusive_group(required=True)
     choose = load.add_argument
@@ -57,25 +58,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--slo-ms",
         type=float,
-        help="maximum 99th percentile of the latency, in ms (with --find-max: 100)",
+        help="maximum 99th percentile of the latency, in milliseconds "
+        "(default with --find-max: 100)",
     )
     add(
         "--duration",
         type=float,
         default=10.0,
-        help="length of a measurement in seconds (%(default)s)",
+        help="length of each measurement in seconds (default: %(default)s)",
     )
     add(
         "--warm-up",
         type=float,
         default=1.0,
-        help="seconds of load before each measurement (%(default)s)",
+        help="seconds of load before each measurement (default: %(default)s)",
     )
     add(
         "--arrivals",
         choices=ARRIVALS,
         default="poisson",
-        help="distribution of arrival times with --rate and --find-max (%(default)s)",
+        help="distribution of arrival times with --rate and --find-max (default: %(default)s)",
     )
     add(
         "--images",
@@ -83,24 +85,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of images to send (default: generated JPEGs)",
     )
-    add("--side", type=int, default=32, help="width and height of generated JPEGs (%(default)s)")
+    add(
+        "--side",
+        type=int,
+        default=32,
+        help="width and height of generated JPEGs, in pixels (default: %(default)s)",
+    )
     add(
         "--raw",
         action="store_true",
-        help="send an image as the body of a request instead of in a form",
+        help="send each image as the body of a request instead of in a form",
     )
     add(
         "--processes",
         type=int,
         default=1,
-        help="number of processes that send requests (%(default)s)",
+        help="number of processes that send requests (default: %(default)s)",
     )
-    add("--timeout", type=float, default=30.0, help="seconds to wait for each answer (%(default)s)")
+    add(
+        "--timeout",
+        type=float,
+        default=30.0,
+        help="maximum number of seconds to wait for each response (default: %(default)s)",
+    )
     add(
         "--seed",
         type=int,
         default=1,
-        help="seed of the arrival times and the choice of images (%(default)s)",
+        help="seed of the arrival times and the choice of images (default: %(default)s)",
     )
     add(
         "--out",
@@ -132,7 +144,7 @@ def run(options: argparse.Namespace) -> int:
     if slo is not None:
         good = [run.offered for run in runs if run.latency_of_all["p99"] <= slo]
         highest = f"{max(good):,.0f}/s" if good else "none of these loads"
-        print(f"Within {1e3 * slo:g} ms at the 99th percentile of all requests: {highest}")
+        print(f"Highest rate with a 99th percentile of at most {1e3 * slo:g} ms: {highest}")
     if options.out is not None:
         write(options, slo, runs)
     return status
@@ -152,7 +164,7 @@ def write(options: argparse.Namespace, slo: float | None, runs: Sequence[Run]) -
 
     Args:
         options: Arguments of `shoal bench`.
-        slo: Maximum 99th percentile of the latency, in seconds. None: there is no SLO.
+        slo: Maximum 99th percentile of the latency, in seconds. None: no maximum.
         runs: Results of at least one measurement.
     """
     options.out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +181,7 @@ def write(options: argparse.Namespace, slo: float | None, runs: Sequence[Run]) -
     try:
         plot(runs, slo, picture)
     except ModuleNotFoundError as error:
-        _print_error(f"no plot: {error}. Install the extra 'shoal[train]'")
+        _print_error(f"the plot was not written: {error}. Install the extra 'shoal[train]'")
     else:
         print(picture)
 
@@ -182,7 +194,7 @@ def _url(text: str) -> str:
     url = urllib.parse.urlsplit(text)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise argparse.ArgumentTypeError(
-            f"{text} is not a URL. Write it as http://HOST:PORT/predict"
+            f"{text} is not an http or https URL. Write the URL as http://HOST:PORT/predict"
         )
     return url._replace(path="/predict" if url.path in ("", "/") else url.path).geturl()
 
@@ -190,7 +202,7 @@ def _url(text: str) -> str:
 def _folder(text: str) -> pathlib.Path:
     path = pathlib.Path(text)
     if not path.is_dir() or not any(file.is_file() for file in path.iterdir()):
-        raise argparse.ArgumentTypeError(f"{text} is not a folder of images")
+        raise argparse.ArgumentTypeError(f"{text} is not a folder that contains files")
     return path
 
 

@@ -3,10 +3,10 @@
     with Client("http://127.0.0.1:8000") as shoal:
         print(shoal.predict("horse.jpg").class_)
 
-When the service is busy, its answer says when to retry. A client then waits and retries, until the
-client's `timeout` ends. Each request contains the remaining time, so that the service does not
-classify images for a client that has stopped waiting. Errors are exceptions of `shoal.errors`. A
-client reuses its connections, so create one client and use it for all requests.
+If the service is busy, its response says when to retry. The client then waits and retries until the
+client's `timeout` has passed. Each request contains the remaining time, so that the service does
+not classify images for a client that has stopped waiting. Errors are exceptions of `shoal.errors`.
+A client reuses its connections, so create one client and use it for all requests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Part: TypeAlias = tuple[str, tuple[str, bytes]]
 Form: TypeAlias = list[Part]
 
 TIMEOUT = 30.0
-"""Default of `timeout`: maximum number of seconds for a call, including retries."""
+"""Default maximum number of seconds for a call, including retries."""
 
 
 class Client:
@@ -48,15 +48,15 @@ class Client:
         timeout: float = TIMEOUT,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Creates a client. It connects when it sends its first request.
+        """Creates a client. The client connects when it sends its first request.
 
         Args:
-            url: URL of the service, such as http://127.0.0.1:8000. It may have a path.
+            url: URL of the service, such as http://127.0.0.1:8000. The URL may have a path.
             key: API key, which is sent in the header X-API-Key. None: no key is sent.
             timeout: Maximum number of seconds for each call, including retries and the waits
                 between them.
-            transport: Transport of httpx, for example one with a proxy or a certificate, or one
-                that calls an application in this process. None: httpx's default.
+            transport: httpx transport, for example to use a proxy or to call an application in this
+                process. None: httpx's default transport.
 
         Raises:
             ValueError: `url` is not an http or https URL with a host.
@@ -82,7 +82,7 @@ class Client:
             The prediction or the error of each image, in the order of `images`.
 
         Raises:
-            NoPrediction: The request failed as a whole.
+            NoPrediction: The whole request failed.
             OSError: A file cannot be read.
         """
         return predictions(self._request("predict/batch", [_part(image) for image in images]))
@@ -128,15 +128,15 @@ class AsyncClient:
         timeout: float = TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Creates a client. It connects when it sends its first request.
+        """Creates a client. The client connects when it sends its first request.
 
         Args:
-            url: URL of the service, such as http://127.0.0.1:8000. It may have a path.
+            url: URL of the service, such as http://127.0.0.1:8000. The URL may have a path.
             key: API key, which is sent in the header X-API-Key. None: no key is sent.
             timeout: Maximum number of seconds for each call, including retries and the waits
                 between them.
-            transport: Transport of httpx, for example one with a proxy or a certificate, or one
-                that calls an application in this process. None: httpx's default.
+            transport: httpx transport, for example to use a proxy or to call an application in this
+                process. None: httpx's default transport.
 
         Raises:
             ValueError: `url` is not an http or https URL with a host.
@@ -187,13 +187,13 @@ class AsyncClient:
 
 
 def parse_url(url: str) -> httpx.URL:
-    """Parses the URL of a server. Raises ValueError if it is not an http URL with a host."""
+    """Parses the URL of a server. Raises ValueError unless `url` is an http(s) URL with a host."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         parsed = httpx.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{url} is not the URL of a server. Write it as http://HOST:PORT")
+        raise ValueError(f"{url} is not the URL of a server. Write the URL as http://HOST:PORT")
     return parsed
 
 
@@ -203,12 +203,12 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _timeout_options(seconds: float) -> dict[str, Any]:
-    """Returns options for httpx: a timeout, and a header that tells the service this timeout."""
+    """Returns options for httpx: a timeout, and a header that sends the timeout to the service."""
     return {"timeout": seconds, "headers": {"X-Request-Timeout": f"{seconds:.3f}"}}
 
 
 def _part(image: Image) -> Part:
-    """Returns a form field. Reads a file completely, because a retry needs the bytes again."""
+    """Returns a form field. Reads the whole file, because a retry sends the same bytes again."""
     if isinstance(image, str | os.PathLike):
         image = pathlib.Path(image).read_bytes()
     elif not isinstance(image, bytes):

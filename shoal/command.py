@@ -24,7 +24,7 @@ COMMANDS = {
     "serve": ("shoal.serve", "serve predictions over HTTP"),
     "predict": ("shoal.predict", "classify image files"),
     "bench": ("shoal.bench", "measure a server under load"),
-    "models": ("model_store.__main__", "list, verify, import, train and measure networks"),
+    "models": ("model_store.__main__", "list, verify, import, train and measure models"),
     "completion": ("shoal.completion", "print the completion script for a shell"),
 }
 """Module and purpose of each command, by name. A module is imported only when its command is used,
@@ -33,13 +33,13 @@ because importing mxnet, httpx and the service would make `shoal --help` slow.""
 EXIT_STATUS = """\
 exit status:
   0    success
-  1    failure: an image has no prediction, a model is invalid, or a server does not answer
-  2    an argument, setting or file is wrong; nothing was started
+  1    failure: an image has no prediction, a model is invalid, or a server does not respond
+  2    an argument, a setting or a file is invalid; nothing was started
   3    serve: the port is not available
   4    serve: the engine stopped responding; start the service again
   130  stopped by Ctrl-C
 """
-EXTRAS = "Install Shoal with one of the extras cpu, gpu, onnx and onnx-gpu"
+EXTRAS = "Install Shoal with one of the extras cpu, gpu, onnx or onnx-gpu"
 """Advice for installations without extras, which contain only what clients of a server need."""
 INTERRUPTED, BROKEN_PIPE = 130, 141
 """Exit statuses that shells report for SIGINT and SIGPIPE."""
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # for example with `| head`
-        # Otherwise Python would flush standard output at its exit and report the error again.
+        # Otherwise, Python would flush standard output on exit and report the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status
@@ -85,7 +85,7 @@ def parser(complete: Collection[str]) -> argparse.ArgumentParser:
     """Returns the parser of the command line.
 
     Args:
-        complete: Names of commands whose modules are imported and whose arguments are added.
+        complete: Names of the commands to add arguments for. Only their modules are imported.
     """
     root = argparse.ArgumentParser(
         prog="shoal",

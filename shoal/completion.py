@@ -1,7 +1,7 @@
-"""Print a script with which a shell completes the commands, flags and files of `shoal`.
+"""Print a script that lets a shell complete the commands, flags and files of `shoal`.
 
     shoal completion bash > ~/.local/share/bash-completion/completions/shoal
-    shoal completion zsh > ~/.zfunc/_shoal      # with fpath+=~/.zfunc before compinit in ~/.zshrc
+    shoal completion zsh > ~/.zfunc/_shoal      # needs fpath+=~/.zfunc before compinit in ~/.zshrc
     shoal completion fish > ~/.config/fish/completions/shoal.fish
 
 The script takes effect in new shells. Run the command again after each update of Shoal.
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _installed(module: str) -> bool:
-    """Whether a command's module can be imported. Some need an extra, such as `onnx`."""
+    """Whether a command's module can be imported. Some modules need an extra, such as `onnx`."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
@@ -44,7 +44,7 @@ def _installed(module: str) -> bool:
 
 
 def _complete_paths(parser: argparse.ArgumentParser) -> None:
-    """Marks the arguments that are paths, in this command and in its subcommands."""
+    """Marks the arguments that shells complete as paths, in a parser and its subcommands."""
     for action in parser._actions:  # argparse has no public way to list its arguments
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():

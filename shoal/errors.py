@@ -1,16 +1,16 @@
 """Exceptions of the client. The message of an exception says what happened and what to do.
 
 NoPrediction
-    Unreachable          no server answers at this URL
-    NotShoal             a server answers, but it is not this service
+    Unreachable          no server responds at this URL
+    NotShoal             a server responds, but the server is not Shoal
     NotServed            the model cannot be served in this process
-    TimedOut             no answer arrived within the timeout
-    Problem              the service answered with an error: status, code, detail, request id
+    TimedOut             no response arrived within the timeout
+    Problem              the service returned an error: status, code, detail, request id
         Rejected         4xx: the same image will be rejected again
             Unauthorized 401: the API key is missing or wrong
         Unavailable      429, 503: every attempt until the timeout was rejected, because of the rate
                          limit or because the service was busy, starting or stopping
-        Failed           another 5xx: the service failed
+        Failed           any other 5xx: the service failed
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class NoPrediction(Exception):
 
 
 class Unreachable(NoPrediction):
-    """No server answers at this URL, or the connection was lost twice."""
+    """No server responds at this URL, or the connection was lost twice."""
 
 
 class NotShoal(NoPrediction):
-    """A server answered, but the answer is not one that this service sends."""
+    """A server responded, but not in the format of this service."""
 
 
 class NotServed(NoPrediction):
@@ -37,11 +37,11 @@ class NotServed(NoPrediction):
 
 
 class TimedOut(NoPrediction):
-    """No answer arrived within the timeout."""
+    """No response arrived within the timeout."""
 
 
 class Problem(NoPrediction):
-    """The service answered with an error (RFC 9457, `application/problem+json`)."""
+    """The service returned an error (RFC 9457, `application/problem+json`)."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Problem(NoPrediction):
         request_id: str = "",
         retry_after: float | None = None,
     ) -> None:
-        """Creates the exception from the fields of the answer.
+        """Creates the exception from the fields of the response.
 
         Args:
             status: HTTP status.
@@ -90,16 +90,16 @@ class Unavailable(Problem):
 
 
 class Failed(Problem):
-    """Another 5xx: the service failed."""
+    """Any other 5xx: the service failed."""
 
 
 def problem_from(fields: Mapping[str, Any], retry_after: float | None = None) -> Problem:
     """Returns the exception for an error of the service.
 
     Args:
-        fields: A problem+json body, or the error of one image in the answer to a batch.
-        retry_after: Number of seconds after which a retry may succeed, if `fields` has no value.
-            None: unknown.
+        fields: A problem+json body, or the error of one image in the response to a batch.
+        retry_after: Number of seconds after which a retry may succeed, for `fields` without a
+            `retry_after`. None: unknown.
 
     Raises:
         LookupError, TypeError, ValueError: `fields` does not describe a problem.
@@ -107,7 +107,9 @@ def problem_from(fields: Mapping[str, Any], retry_after: float | None = None) ->
     status = int(fields["status"])
     seconds = fields.get("retry_after", retry_after)
     if seconds is not None and not 0 <= seconds < math.inf:
-        raise ValueError(f"retry_after is {seconds}, not a number of seconds")
+        raise ValueError(
+            f"retry_after must be a finite number of seconds, at least 0, not {seconds}"
+        )
     return _class_for(status)(
         status,
         code=str(fields["code"]),

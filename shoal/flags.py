@@ -20,15 +20,15 @@ from pydantic.fields import FieldInfo
 from service.settings import PREFIX, Settings, default_of, one_line
 
 METAVARS = {int: "N", float: "SECONDS", str: "TEXT", pathlib.Path: "PATH"}
-"""Name of a setting's value in `--help`, by the type of the setting."""
+"""Placeholder for a setting's value in `--help`, by the type of the setting."""
 
 
 def add(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_fields) -> None:
-    """Adds flags for settings to a parser. Flags that are not given are absent from its result.
+    """Adds flags for settings to a parser. Parsed options contain only the flags that were given.
 
     Args:
         parser: Parser that the flags are added to.
-        names: Names of settings. Default: all of them.
+        names: Names of settings. Default: all settings.
     """
     for name in names:
         field = Settings.model_fields[name]
@@ -82,5 +82,5 @@ def _checked(field: FieldInfo) -> Callable[[str], str]:
 
 def _help(field: FieldInfo) -> str:
     default = default_of(field)
-    shown = f" ({default})" if default else ""
+    shown = f" (default: {default})" if default else ""
     return (one_line(field.description) + shown).replace("%", "%%")

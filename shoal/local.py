@@ -1,7 +1,7 @@
 """Runs the service inside this process and without a port, for `shoal predict` without `--url`.
 
-Requests pass through the same application as in a server, so an image gets the same answer or
-error.
+Requests pass through the same application as in a server, so an image gets the same prediction or
+error as from a server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shoal.errors import NotServed
 
 URL = "http://localhost"
 POLL_INTERVAL = 0.02
-"""Number of seconds between two checks whether the service is ready."""
+"""Number of seconds between two checks of whether the service is ready."""
 
 
 @asynccontextmanager
@@ -29,7 +29,7 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.ASGITransport]:
         app: Application that `create_app` returned.
 
     Yields:
-        A transport for clients of `URL` that calls `app`. The service is ready.
+        A transport that calls `app`, for clients of `URL`. The service is ready.
 
     Raises:
         NotServed: The model cannot be loaded.

@@ -27,7 +27,7 @@ def row(name: str, prediction: Prediction, width: int) -> str:
 
 
 def error_line(name: str, error: NoPrediction | OSError) -> str:
-    """Returns the line about a file without a prediction."""
+    """Returns the error line for a file without a prediction."""
     return _printable(f"{name}: {_detail(error)}")
 
 

@@ -5,17 +5,17 @@
     shoal predict photos/*.jpg --json | jq -r .class | sort | uniq -c
     curl -s https://example.org/cat.png | shoal predict -
 
-The command prints one line for each prediction, in the order of the files. With --json each line
-is a JSON object. Errors are printed to standard error. With --json an error is an object in the
-line of its file. The column MS is the time in the service: it includes the queue, but not the
-network.
+The command prints one line for each prediction, in the order of the files. With --json, each line
+is a JSON object. Errors are printed to standard error. With --json, an error is printed to standard
+output as the JSON object of its file. The column MS is the time that the service took, in
+milliseconds. The time includes waiting in the queue, but not the transfer of the image.
 
-Without --url the command first loads the model, which takes some seconds. It uses the settings of
-`shoal serve` from the environment and the flags below. With --url the command reads the API key
-from the environment variable SHOAL_API_KEY.
+Without --url, the command first loads the model, which takes some seconds. The command then uses
+the settings of `shoal serve` from the environment and the flags below. With --url, the command
+reads the API key from the environment variable SHOAL_API_KEY.
 
-Exit status: 0 if every file got a class, 1 if a file got none or no server answers, 2 if an
-argument or a setting is wrong.
+Exit status: 0 if every file got a class, 1 if a file got no class or no server responds, 2 if an
+argument or a setting is invalid.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FATAL = (Unreachable, NotShoal, NotServed, Unauthorized)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `shoal predict`."""
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="image file; - is standard input")
+    add("files", nargs="+", metavar="FILE", help="image file, or - for standard input")
     add("--url", type=_url, help="URL of a server, such as http://127.0.0.1:8000")
     add("--json", action="store_true", help="print one JSON object per line, for programs")
     add(
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=TIMEOUT,
         metavar="SECONDS",
-        help="maximum number of seconds for each file (%(default)s)",
+        help="maximum number of seconds for each file (default: %(default)s)",
     )
     flags.add(parser, SETTINGS)
 
@@ -162,5 +162,7 @@ def _url(text: str) -> str:
 
 def _seconds(text: str) -> float:
     if not 0 < (seconds := float(text)) <= 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600 seconds")
+        raise argparse.ArgumentTypeError(
+            f"the timeout must be more than 0 and at most 3600 seconds, not {text}"
+        )
     return seconds

@@ -12,7 +12,7 @@ import httpx
 from shoal.errors import NotShoal, Problem, problem_from
 
 STAGE = re.compile(r"(\w+);dur=([0-9.]+)")
-"""Pattern of an entry of the header Server-Timing: a stage and its duration in milliseconds."""
+"""Pattern of an entry in the header Server-Timing: a stage and its duration in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,11 @@ class Prediction:
 
 
 def prediction(response: httpx.Response) -> Prediction:
-    """Returns the prediction in a response of `/predict` with status 200. Raises NotShoal."""
+    """Returns the prediction in a response of `/predict` with status 200.
+
+    Raises:
+        NotShoal: The response is not from this service.
+    """
     return _prediction(_body(response), response)
 
 
@@ -111,6 +115,6 @@ def _problem(body: Mapping[str, Any], response: httpx.Response) -> Problem:
 
 def _not_shoal(response: httpx.Response) -> NotShoal:
     return NotShoal(
-        f"{response.url} answers {response.status_code} {response.reason_phrase}, but this is not "
-        "an answer of Shoal. Check the URL, and any proxy in front of the server"
+        f"{response.url} responded with {response.status_code} {response.reason_phrase}, but this "
+        "is not a response of Shoal. Check the URL, and any proxy in front of the server"
     )

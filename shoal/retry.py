@@ -3,7 +3,7 @@
     200                           return the response
     429, 503 with Retry-After     wait as long as the header says and retry, if the timeout allows
     lost connection               retry immediately, but only once: servers close idle connections,
-                                  and it does no harm to classify an image twice
+                                  and classifying an image twice is harmless
     anything else                 raise an error, because a retry would have the same result
 
 This module does no I/O, and callers pass the clock. `shoal.client` sends the requests.
@@ -39,7 +39,7 @@ class Wait:
 
 
 class Retry:
-    """Decides about the attempts to send one request."""
+    """Decides what to do after each attempt to send one request."""
 
     def __init__(self, timeout: float, now: Callable[[], float], spread: float) -> None:
         """Creates the state of one request. The timeout begins immediately.
@@ -68,13 +68,14 @@ class Retry:
             reply: Result of the last attempt.
 
         Raises:
-            NoPrediction: Another attempt would fail, too, or would exceed the timeout.
+            NoPrediction: Another attempt would also fail, or would exceed the timeout.
         """
         if isinstance(reply, httpx.Response):
             return reply if reply.status_code == 200 else self._after_error(error_from(reply))
         if isinstance(reply, TimeoutError | httpx.TimeoutException):
             raise TimedOut(
-                f"No answer arrived within {self._timeout:g} seconds. Try again, or allow more time"
+                f"No response arrived within {self._timeout:g} seconds. "
+                "Try again, or increase the timeout"
             )
         if isinstance(reply, httpx.NetworkError | httpx.RemoteProtocolError):
             return self._after_broken_connection(reply)
@@ -91,9 +92,10 @@ class Retry:
         url = error.request.url
         if isinstance(error, httpx.ConnectError):
             raise Unreachable(
-                f"No server answers at {url}: {error}. Is the server running, and the URL correct?"
+                f"No server responds at {url}: {error}. Check that the server is running and that "
+                "the URL is correct"
             )
         if self._broke_before:
-            raise Unreachable(f"The connection to {url} was lost twice before the answer: {error}")
+            raise Unreachable(f"The connection to {url} was lost twice before a response: {error}")
         self._broke_before = True
         return Wait(0.0)

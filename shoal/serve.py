@@ -15,8 +15,8 @@ Send an image from another terminal, or open http://127.0.0.1:8000 in a browser:
 Set API keys in the environment variable SHOAL_API_KEYS or in the file of --api-keys-file. There is
 no flag for keys, because all users of a machine can read the command lines of its processes.
 
-Exit status: 0 after SIGTERM or Ctrl-C, 1 if the model cannot be served, 2 if a setting is wrong, 3
-if the port is not available, 4 if the engine stopped responding, 130 after a second Ctrl-C.
+Exit status: 0 after SIGTERM or Ctrl-C, 1 if the model cannot be served, 2 if a setting is invalid,
+3 if the port is not available, 4 if the engine stopped responding, 130 after a second Ctrl-C.
 """
 
 from __future__ import annotations

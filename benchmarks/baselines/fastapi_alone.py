@@ -1,4 +1,4 @@
-"""Runs a FastAPI server as in tutorials: two processes, each with its own network, no batching.
+"""Runs a FastAPI server as in tutorials: two processes with a neural network each, no batching.
 
 python -m benchmarks.baselines.fastapi_alone
 """
@@ -18,7 +18,7 @@ app = FastAPI()
 
 
 class Prediction(BaseModel):
-    """The answer to a prediction request."""
+    """The response to a prediction request."""
 
     class_: str = Field(alias="class")
     probability: float
@@ -31,8 +31,8 @@ if __name__ == "benchmarks.baselines.fastapi_alone":  # this module was imported
 @app.post("/predict")
 async def predict(img: Annotated[UploadFile, "an image"]) -> Prediction:
     """Classifies an image."""
-    # This runs on the event loop. MXNet must be called on one thread, and an additional thread
-    # would only take more CPU time.
+    # The network runs on the event loop. MXNet must be called on one thread, and an additional
+    # thread would only take more CPU time.
     return Prediction.model_validate(network.classify([decode(await img.read())])[0])
 
 

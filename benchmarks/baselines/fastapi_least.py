@@ -1,10 +1,10 @@
-"""Runs a minimal FastAPI service, which runs Shoal's network and does as little else as possible.
+"""Runs a minimal FastAPI service with Shoal's neural network and as few other features as possible.
 
-The service shows how much CPU time Shoal's other features take. It uses Shoal's HTTP server, engine
-and settings, and FastAPI's router. It reads the body of each request, runs the network on a blank
-image, and sends a fixed answer. It collects all waiting requests in one batch, up to `MAX_BATCH`.
-It does not decode the body, has no deadlines, metrics or logs, and does not estimate how long
-batches take.
+A comparison with this service shows how much CPU time Shoal's other features take. The service uses
+Shoal's HTTP server, engine and settings, and FastAPI's router. The service reads the body of each
+request, runs the neural network on a blank image, and sends a fixed response. Waiting requests are
+collected into batches of at most `MAX_BATCH` requests. The service does not decode the body, has no
+deadlines, metrics or logs, and does not predict how long batches take.
 
 python -m benchmarks.baselines.fastapi_least
 """
@@ -37,7 +37,7 @@ not_empty = asyncio.Event()
 
 @asynccontextmanager
 async def load(settings: Settings) -> AsyncIterator[LaneEngine]:
-    """Yields the engine, while tasks run the network for the waiting requests."""
+    """Yields the engine. During the block, tasks run batches for the waiting requests."""
     async with load_engine(settings) as engine:
         runners = [asyncio.create_task(compute(engine)) for _ in range(IN_FLIGHT)]
         yield engine
@@ -46,7 +46,7 @@ async def load(settings: Settings) -> AsyncIterator[LaneEngine]:
 
 
 async def compute(engine: LaneEngine) -> None:
-    """Runs batches for the waiting requests, until the task is canceled."""
+    """Runs batches for the waiting requests until the task is canceled."""
     while True:
         while not waiting:
             not_empty.clear()
@@ -60,7 +60,7 @@ async def compute(engine: LaneEngine) -> None:
 
 
 async def predict(request: Request) -> Response:
-    """Waits until the batch of this request is done, and returns a fixed answer."""
+    """Waits until the batch of this request is done, and returns a fixed response."""
     await request.body()
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting.append(answer)

@@ -1,4 +1,4 @@
-"""The tutorial's Flask server, changed to load the network once in each gunicorn worker.
+"""Runs the tutorial's Flask server with a change: each worker loads the network only once.
 
 gunicorn benchmarks.baselines.flask_once:app
 """
@@ -13,7 +13,7 @@ from flask import Flask, request
 from benchmarks.baselines.network import Network, decode
 
 app = Flask(__name__)
-# The network is loaded on the first request, because MXNet must be loaded and called on one thread.
+# The network is loaded at the first request, because MXNet must be loaded and called on one thread.
 network = functools.cache(Network)
 
 

@@ -1,7 +1,8 @@
-"""Loads and runs Shoal's default network, for the servers that Shoal is compared with.
+"""Loads and runs Shoal's default neural network, for the servers that Shoal is compared with.
 
-The network is loaded once and compiled for each batch size. It uses one OpenMP thread and is as
-fast as in Shoal in fp32. So a comparison shows the differences between the servers only.
+The neural network is loaded once, compiled for each batch size, and run with one OpenMP thread.
+This implementation is as fast as Shoal in fp32. So a comparison shows only the differences between
+the servers.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ def decode(data: bytes) -> Pixels:
 
 
 def resized(image: Image.Image) -> Pixels:
-    """Resizes an image to the input of the network."""
+    """Resizes an image to the input size of the network, 32 x 32 pixels."""
     return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 class Network:
-    """A loaded network. It must be created and called on the same thread."""
+    """A loaded neural network, which must be created and called on the same thread."""
 
     def __init__(self, max_batch_size: int = 1) -> None:
         """Loads the latest version of the network in the default store.

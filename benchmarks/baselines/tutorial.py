@@ -1,4 +1,4 @@
-"""Runs the tutorial's Flask server, which loads the network again for every request.
+"""Runs the tutorial's Flask server, which loads the neural network again for every request.
 
 python -m benchmarks.baselines.tutorial
 """
@@ -51,5 +51,5 @@ def predict() -> str:
 
 
 if __name__ == "__main__":
-    # The server handles one request at a time: MXNet must not be called from several threads.
+    # The server handles one request at a time, because MXNet must be called on one thread.
     app.run(port=int(os.environ["PORT"]), threaded=False)

@@ -14,7 +14,7 @@ from benchmarks.baselines.network import Network, Pixels, decode
 
 
 class Classifier(litserve.LitAPI):
-    """The service. LitServe calls the methods."""
+    """The service. LitServe calls all methods."""
 
     def setup(self, device: str) -> None:
         self.network = Network(16)

@@ -1,9 +1,9 @@
-"""Runs a Mosec server: a front end in Rust and two workers, each with its own network.
+"""Runs a Mosec server: a front end in Rust, and two workers with a neural network each.
 
 python benchmarks/rivals/mosec_server.py --port N
 
-The workers decode images and compute batches. Clients send the image as the raw request body, not
-in a form.
+The workers decode images and run batches. Clients send the image as the request body, not in a
+form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.baselines.network import Network, Pixels, decode
 
 
 class Classifier(Worker):
-    """A worker. Mosec calls the methods."""
+    """A worker process. Mosec calls all methods."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,7 @@
-"""Arrivals: generates the times at which requests arrive, in seconds, in ascending order.
+"""Generates the times at which requests arrive, in seconds, in ascending order.
 
 In all functions, `rate` is the mean number of requests per second, `count` is the approximate
-number of requests, and `seed` is the seed of the random numbers. Equal
-arguments give equal times.
+number of requests, and `seed` is the seed of the random numbers. Equal arguments give equal times.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ def poisson(rate: float, count: int, seed: int) -> list[float]:
 
 
 def on_off(rate: float, count: int, seed: int) -> list[float]:
-    """Returns arrivals in ten periods.
+    """Returns arrivals that start and stop ten times.
 
-    The first quarter of each period has four times the rate, and the remaining time of the period
-    has no arrivals.
+    The run has ten periods of the same length. In the first quarter of a period, requests arrive at
+    four times the rate. In the other three quarters, no requests arrive.
     """
     period = count / rate / 10
     return _thinned(rate, count, seed, lambda t: 4.0 if t % period < period / 4 else 0.0, 4.0)
@@ -38,7 +37,7 @@ def ramp(rate: float, count: int, seed: int) -> list[float]:
 
 
 def bursts(rate: float, count: int, seed: int) -> list[float]:
-    """Returns arrivals in bursts of 128 requests, and single requests at a tenth of the rate.
+    """Returns arrivals in bursts of 128 requests, and single arrivals at a tenth of the rate.
 
     The requests of a burst are sent at the same time. Their arrival times were recorded by `python
     -m benchmarks.record_burst`.
@@ -54,7 +53,7 @@ def bursts(rate: float, count: int, seed: int) -> list[float]:
 def _thinned(
     rate: float, count: int, seed: int, shape: Callable[[float], float], peak: float
 ) -> list[float]:
-    """Returns about `count` arrivals, whose rate at the time t is `rate` * `shape(t)`.
+    """Returns about `count` arrivals. The rate at the time t is `rate` * `shape(t)`.
 
     `peak` is the maximum of `shape`.
     """

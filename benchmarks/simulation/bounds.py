@@ -1,7 +1,7 @@
-"""Computes upper bounds on the number of requests that any batching policy can answer in time.
+"""Computes upper bounds on the number of requests that any batching policy can complete in time.
 
-The bounds hold for given arrival times and a device whose batch times are deterministic. A request
-must be answered within the SLO, the service level objective, which is a number of seconds.
+The bounds hold for given arrival times and a device with deterministic batch times. Each request
+has the same timeout in seconds. This timeout is the SLO, the service level objective.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ def fluid(
 ) -> list[Request]:
     """Simulates a device that processes requests one by one at its maximum rate, without batches.
 
-    A request is rejected if it cannot be answered within the SLO. All other requests are accepted.
-    No policy can reach more answers, for two reasons. In any interval, the device can process at
-    most its capacity (requests per second) times the length of the interval. Each request must be
-    answered within one SLO after its arrival.
+    A request is rejected if it cannot be completed within the SLO. All other requests are accepted.
+    No policy can complete more requests, for two reasons. In any interval, the number of processed
+    requests is at most the capacity of the device (requests per second) times the length of the
+    interval. Each request must be completed within one SLO after its arrival.
 
     Args:
         arrivals: Arrival times of the requests in seconds, in ascending order.
         device: The device.
-        slo: Seconds within which a request must be answered.
+        slo: Timeout of every request in seconds.
         half_time: Time in seconds at which the device becomes slower.
         known_from: Time in seconds from which the change of the device is known. Before that time,
-            a request is accepted if a device that never becomes slower could answer it within the
-            SLO. As many of the accepted requests as possible are answered.
+            a request is accepted if it could be completed within the SLO on a device that never
+            becomes slower. As many of the accepted requests as possible are completed.
 
     Returns:
         The requests with their results.
@@ -73,24 +73,24 @@ def fluid(
 
 
 def clairvoyant(arrivals: Sequence[float], device: Device, slo: float) -> float:
-    """Returns the maximum share of requests that can be answered within the SLO.
+    """Returns the maximum share of requests that can be completed within the SLO.
 
     The policy knows all arrivals in advance and may reject any request. The device must have one
-    lane. All requests have the same SLO, so exchanging two requests never helps. Therefore there is
-    an optimal schedule whose batches consist of consecutive arrivals. It is enough to compute the
-    following times for all j and g. free[j][g] is the earliest time at which the device can be free
-    again if g of the first j requests are answered:
+    lane. All requests have the same SLO, so a change of their order never helps. Therefore, one of
+    the optimal schedules has only batches of consecutive arrivals. To find this schedule, the
+    function computes free[j][g] for all j and g. free[j][g] is the earliest time at which the
+    device can be free again if g of the first j requests are completed:
 
         free[j][g] = min(free[j-1][g], over n: max(free[j-n][g-n], arrival j) + T(n))
 
     T(n) is the time that a batch of n requests takes. A batch is considered only if it ends within
-    one SLO after the arrival of its first request. If several states leave the device idle when a
-    request arrives, only the state with the most answers is kept.
+    one SLO after the arrival of its first request. If the device is idle in several states when a
+    request arrives, only the state with the most completed requests is kept.
 
     Args:
         arrivals: Arrival times of the requests in seconds, in ascending order.
         device: The device.
-        slo: Seconds within which a request must be answered.
+        slo: Timeout of every request in seconds.
     """
     sizes = [n for n in range(1, LARGEST + 1) if device.mean(n) <= slo]
     rows: deque[tuple[int, NDArray[np.float64]]] = deque([(0, np.zeros(1))], maxlen=max(sizes))

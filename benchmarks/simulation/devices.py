@@ -1,8 +1,8 @@
-"""Devices: simulated devices that compute batches.
+"""Defines simulated devices that run batches.
 
-The mean time T(n) of a batch of n items is given by a formula, and each batch has random noise.
-Some devices pad batches to a bucket, which is one of a few sizes. One device has several lanes,
-which run one batch each at the same time. One device becomes slower in the middle of a run.
+A formula gives the mean time T(n) of a batch of n items. Random noise is added to the time of each
+batch. Some devices pad batches to a bucket, which is one of a few sizes. One device has several
+lanes, which run one batch each at the same time. One device becomes slower in the middle of a run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 LARGEST = 64
-"""Maximum batch size."""
+"""Maximum number of items in a batch."""
 NOISE = 0.05
 """Relative standard deviation of the time of a batch."""
 POWERS_OF_TWO = tuple(2**power for power in range(7))
@@ -22,12 +22,13 @@ POWERS_OF_TWO = tuple(2**power for power in range(7))
 class Device:
     """A device that runs one batch at a time in each lane.
 
-    Lanes do not affect each other's speed.
+    The number of busy lanes does not affect the speed of a lane.
     """
 
     name: str
     seconds: Callable[[int], float]
-    """Returns the mean seconds of a batch of a given size, in the first half of a run."""
+    """Returns the mean seconds of a batch, in the first half of a run. The argument is the batch
+    size."""
     buckets: tuple[int, ...] = tuple(range(1, LARGEST + 1))
     """Sizes that batches are padded to."""
     slower: float = 1.0
@@ -35,7 +36,7 @@ class Device:
     lanes: int = 1
     """Number of lanes."""
     padded: tuple[int, ...] = field(init=False)
-    """Padded size of a batch, indexed by the size of the batch."""
+    """Padded batch sizes. The index is the size of the batch before padding."""
 
     def __post_init__(self) -> None:
         sizes = range(LARGEST + 1)
@@ -47,7 +48,7 @@ class Device:
         return self.seconds(self.padded[size])
 
     def capacity(self, slo: float) -> float:
-        """Returns the maximum number of items per second that all lanes compute together.
+        """Returns the maximum number of items per second of all lanes together.
 
         Only batches that take at most `slo` seconds are considered.
         """
@@ -58,8 +59,8 @@ class Device:
 class Clockwork:
     """The state of a device in one run.
 
-    The noise is the same for every policy: it depends only on the seed, the lane and the number of
-    batches that the lane has computed.
+    The noise depends only on the seed, the lane and the number of batches that the lane has run. So
+    all policies are simulated with the same noise.
     """
 
     def __init__(self, device: Device, half_time: float, seed: int) -> None:
@@ -79,11 +80,11 @@ class Clockwork:
 
     @property
     def free_at(self) -> float:
-        """Time at which the first lane is free."""
+        """Earliest time at which a lane is free."""
         return min(self._free)
 
     def compute(self, size: int, now: float) -> float:
-        """Runs a batch of `size` items in the first free lane. Returns the time of its end."""
+        """Runs a batch of `size` items in the first free lane, and returns its end time."""
         lane = self._free.index(self.free_at)
         begins = max(now, self._free[lane])
         changed = begins >= self._half_time
@@ -94,7 +95,7 @@ class Clockwork:
         return self._free[lane]
 
     def warm_up(self, runs: int) -> dict[int, list[float]]:
-        """Returns bucket -> seconds of `runs` batches, as an engine measures them at warm-up."""
+        """Returns the seconds of `runs` batches of each bucket, as measured at warm-up."""
         return {
             bucket: [self.device.mean(bucket) * _noisy(self._warm_up_noise) for _ in range(runs)]
             for bucket in self.device.buckets

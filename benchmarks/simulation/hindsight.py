@@ -1,11 +1,12 @@
-"""Hindsight: finds the best result of Shoal's policy on a trace, with settings from a grid.
+"""Finds the best result of Shoal's policy on a trace, with settings from a grid.
 
 A trace is the list of arrival times of all requests. The trace is simulated with all combinations
-of two settings in the grid. The first setting is the margin, the share of a predicted time that is
-kept in reserve. The margin is fixed, or learned as in Shoal. The second setting is `KEEPING_UP` of
-`batching.policy`. The best result has the highest goodput, which is the number of answers in time.
-A result is ignored if too few accepted requests were answered in time. If the best result misses a
-target, all settings in the grid miss it, but settings that are not in the grid may meet it.
+of two settings in the grid. The first setting is the safety margin of predictions, as a share of
+the predicted time. The margin is fixed, or learned as in Shoal. The second setting is `KEEPING_UP`
+of `batching.policy`. The best result has the highest goodput, the number of requests completed in
+time per second. A result is ignored if too few accepted requests were completed in time. If the
+best result misses a target, all settings in the grid miss the target. Settings that are not in the
+grid may still meet the target.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class FixedMargin(Margin):
 
 @contextmanager
 def fixed(margin: float | None, keeping_up: float) -> Iterator[None]:
-    """Applies settings to all batchers that are made and used within the block.
+    """Applies settings to all batchers that are created and used within the block.
 
     Args:
-        margin: The margin. None: the margin is learned.
+        margin: The margin, as a share of the predicted time. None: the margin is learned.
         keeping_up: Value of `batching.policy.KEEPING_UP`.
     """
     make = Margin if margin is None else lambda _: FixedMargin(margin)
@@ -57,12 +58,12 @@ def fixed(margin: float | None, keeping_up: float) -> Iterator[None]:
 
 
 def hindsight(attempt: Callable[[], tuple[Figures, float]], kept: float) -> dict[str, Any]:
-    """Returns the best result in the grid. The goodput is 0 if no settings reach `kept`.
+    """Returns the best result in the grid. Its goodput is 0 if no settings reach `kept`.
 
     Args:
-        attempt: Function that simulates the trace with the current settings. It returns the
-            results, and the share of accepted requests that were answered in time.
-        kept: Minimum share of accepted requests that must be answered in time.
+        attempt: Function that simulates the trace with the current settings. The function
+            returns the results, and the share of accepted requests that were completed in time.
+        kept: Minimum share of accepted requests that must be completed in time.
     """
     best: dict[str, Any] = {"goodput": 0.0}
     for margin, keeping_up in product(MARGINS, KEEPING_UP):

@@ -1,4 +1,4 @@
-"""Outcome: computes throughput and latency from the requests of one run."""
+"""Computes throughput and latency from the requests of one run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Request:
-    """One request. Times are in seconds."""
+    """One request. Times are in seconds since the start of the run."""
 
     arrived: float
     """Time of arrival."""
     accepted: bool = True
     """Whether the request was accepted on arrival."""
     done: float = math.inf
-    """Time of the answer. Infinity: the request was not answered."""
+    """Time of the response. Infinity: there was no response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Results of one policy in one run. Latencies are those of accepted requests."""
+    """Results of one policy in one run. Only accepted requests have a latency."""
 
     offered: float
-    """Requests per second."""
+    """Number of requests that arrived per second."""
     goodput: float
-    """Requests per second that were answered within the SLO, the timeout of every request."""
+    """Number of requests per second that were completed within the SLO, the timeout."""
     accepted_share: float
     """Share of the requests that were accepted."""
     kept_share: float
-    """Share of the accepted requests that were answered within the SLO."""
+    """Share of the accepted requests that were completed within the SLO."""
     p50: float
     """Median latency in seconds."""
     p99: float
@@ -42,7 +42,7 @@ def figures(requests: Sequence[Request], slo: float) -> Figures:
 
     Requests that arrive in the first `3 * slo` seconds or the last `slo` seconds of the run are not
     counted: the first requests find an empty queue, and the last requests do not compete with later
-    requests. An accepted request that was not answered has an infinite latency.
+    requests. An accepted request without a response has an infinite latency.
 
     Args:
         requests: Requests of the run, in order of arrival.

@@ -1,10 +1,11 @@
-"""Peers: reimplements the batching policies of other servers.
+"""Simulates the batching policies of other servers.
 
-The policies follow the control flow of these servers, but not their code. They are improved in two
-points: the queue is first in, first out, and a request whose deadline has passed is dropped before
-it is computed instead of afterwards. If a device has several lanes, which run one batch each at
-the same time, there is a worker for each lane. All workers share one queue. The first free worker
-takes the next batch, and only one worker collects requests at a time.
+The policies have the control flow of these servers, but no code of these servers was copied. The
+policies are better than the servers in two points. The queue is first in, first out. Requests that
+have exceeded their deadline are dropped before they are computed, not afterwards. If a device has
+several lanes, which run one batch each at the same time, there is a worker for each lane. All
+workers share one queue. The first free worker takes the next batch, and only one worker collects
+requests at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ request) in seconds. Returns the requests with their results."""
 
 
 class _Queue:
-    """Requests that have arrived and whose deadlines have not passed, the oldest first."""
+    """Requests that have arrived and can still meet their deadline, the oldest first."""
 
     def __init__(self, arrivals: Sequence[float], slo: float) -> None:
         self.requests = [Request(arrived) for arrived in arrivals]
@@ -30,7 +31,7 @@ class _Queue:
         self._waiting: deque[Request] = deque()
 
     def arrive(self, now: float) -> None:
-        """Adds requests that have arrived by `now`, and drops requests with a passed deadline."""
+        """Adds requests that have arrived by `now`, and drops requests after their deadline."""
         requests = self.requests
         while self._next < len(requests) and requests[self._next].arrived <= now:
             self._waiting.append(requests[self._next])
@@ -39,9 +40,9 @@ class _Queue:
             self._waiting.popleft()
 
     def first(self, now: float) -> float | None:
-        """Returns the earliest time, not before `now`, at which a request waits.
+        """Returns the earliest time, not before `now`, at which a request is in the queue.
 
-        Returns None if no request waits and no further request arrives.
+        Returns None if the queue is empty and no further request arrives.
         """
         self.arrive(now)
         if self._waiting:
@@ -49,7 +50,7 @@ class _Queue:
         return self.requests[self._next].arrived if self._next < len(self.requests) else None
 
     def nth_arrival(self, n: int) -> float:
-        """Returns the arrival time of the n-th request, where n = 1 is the first in the queue."""
+        """Returns the arrival time of the n-th request. The first in the queue has n = 1."""
         place = self._next + n - len(self._waiting) - 1
         return self.requests[place].arrived if place < len(self.requests) else float("inf")
 
@@ -61,12 +62,12 @@ class _Queue:
         return len(self._waiting)
 
     def oldest(self) -> float:
-        """Returns the arrival time of the first request."""
+        """Returns the arrival time of the first request in the queue."""
         return self._waiting[0].arrived
 
 
 def _when_free(largest: int, window: Callable[[Clockwork], float]) -> Policy:
-    """Returns a policy: a free worker takes the first request, then waits for others.
+    """Returns a policy in which a free worker takes the first request, then waits for others.
 
     Args:
         largest: Maximum batch size.
@@ -92,15 +93,15 @@ def _when_free(largest: int, window: Callable[[Clockwork], float]) -> Policy:
 
 
 def _window(clockwork: Clockwork) -> float:
-    """Returns the window for all loads: T(1), the mean time of a batch of one item."""
+    """Returns the window in seconds: T(1), the mean time of a batch of one item."""
     return clockwork.device.mean(1)
 
 
 def early_freeze(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
     """A policy that forms batches even while the device is busy.
 
-    A batch is formed when it has the maximum size, or when its first request has waited for the
-    window.
+    A batch is complete when it has the maximum size, or when its first request has waited for the
+    length of the window.
     """
     requests = [Request(arrived) for arrived in arrivals]
     window = _window(clockwork)
@@ -125,10 +126,10 @@ def early_freeze(arrivals: Sequence[float], clockwork: Clockwork, slo: float) ->
 def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> list[Request]:
     """A policy that predicts the time of a batch of n items as a*n + b.
 
-    The prediction is fitted to the last 50 batches. If the first request would be late in a batch
-    of the whole queue, the first request is dropped. If waiting for more requests is predicted to
-    reduce the mean latency, the policy waits. In this simulation, the policy learns the time of a
-    batch when the batch begins.
+    a and b are fitted to the last 50 batches. If the first request would be late in a batch of the
+    whole queue, the first request is dropped. The policy waits for more requests if the predicted
+    mean latency is lower with waiting. In this simulation, the policy learns the time of a batch
+    when the batch begins.
     """
     queue = _Queue(arrivals, slo)
     now = 0.0
@@ -170,9 +171,9 @@ def linear_fit(arrivals: Sequence[float], clockwork: Clockwork, slo: float) -> l
 
 
 def _least_squares(sizes: Sequence[int], times: Sequence[float]) -> tuple[float, float]:
-    """Returns the slope and the intercept of the best fit.
+    """Returns the slope and the intercept of the least-squares fit.
 
-    If all sizes are equal, the fit with the smallest norm is returned, as in the original server.
+    If all sizes are equal, the fit with the smallest norm is returned, as in the simulated server.
     """
     n = len(sizes)
     mean_size, mean_time = sum(sizes) / n, sum(times) / n

@@ -1,7 +1,7 @@
 """Plots the goodput and the 99th percentile of the latency by load, with a column for each device.
 
-The goodput is the number of requests per second that are answered within the SLO, the service level
-objective.
+The goodput is the number of requests per second that are completed within the SLO. The SLO, the
+service level objective, is the timeout of every request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shoal: runs the real `batching.Batcher` on virtual time, with a simulated device."""
+"""Runs the real `batching.Batcher` on virtual time, with a simulated device."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def shoal(
         arrivals: Arrival times of the requests in seconds, in ascending order.
         clockwork: The simulated device.
         slo: Timeout of every request in seconds.
-        max_in_flight: Maximum number of batches that are handed to the device and not returned yet.
+        max_in_flight: Maximum number of batches that are submitted to the device and not finished.
             None: the number of lanes.
         prepare: Seconds that the host needs to prepare each batch for the device. The device can
             run another batch during that time.
         informed: Whether the batcher gets the device's exact times after the device has become
-            slower. It gets them when the second batch that began after the change has ended. This
-            is supported only with one batch in flight.
+            slower. The batcher gets the times when the second batch that began after the change has
+            ended. True is supported only with one batch in flight.
     """
     simulated = _Run(arrivals, clockwork, slo, prepare, informed)
     return run(simulated.serve(max_in_flight or clockwork.device.lanes))
@@ -45,7 +45,7 @@ def shoal(
 class _InformedTable(LatencyTable):
     """A latency table that is set to the device's exact times after the device became slower.
 
-    It is set when the second batch that began after the change has ended.
+    The table is set when the second batch that began after the change has ended.
     """
 
     def __init__(self, samples: Mapping[int, Sequence[float]], clockwork: Clockwork) -> None:

@@ -1,8 +1,8 @@
-"""Verdict: decides which cells of the simulation meet the targets, and explains the others.
+"""Decides which cells of the simulation meet the targets, and explains the misses.
 
 A cell is one simulation. A reference is a policy that knows more than Shoal's policy. If Shoal
-misses a target in a cell, a reference may explain the miss. It does so if its result is not worse
-than Shoal's and also misses the target.
+misses a target in a cell, a reference may explain the miss. A reference explains the miss if its
+result is not worse than Shoal's and also misses the target.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GOODPUT = 0.95
-"""Target: minimum goodput, which is the number of answers within the SLO, as a share of the bound.
-The SLO is the service level objective, the timeout of every request."""
+"""Target: minimum goodput as a share of the bound. The goodput is the number of requests per second
+that are completed within the SLO. The SLO, the service level objective, is the timeout of every
+request."""
 KEPT = 0.99
-"""Target: minimum share of accepted requests that are answered within the SLO."""
+"""Target: minimum share of accepted requests that are completed within the SLO."""
 SURVIVES = 0.99
-"""The latencies of a policy are compared only if the policy answers at least this share of all
+"""The latencies of a policy are compared only if the policy completes at least this share of all
 requests within the SLO."""
 TIE = 1.02
-"""Maximum ratio of two latencies that count as equal, because the device's noise is 5 %."""
+"""Maximum ratio of two latencies that count as equal. The ratio is above 1, because the device's
+noise is 5 %."""
 BEATEN = 1.01
-"""A peer is the policy of another server. A peer is ahead if its goodput divided by Shoal's goodput
-exceeds this number."""
+"""A peer, which is the policy of another server, is ahead of Shoal if the ratio of its goodput to
+Shoal's goodput exceeds this number."""
 REFERENCES = {
     "clairvoyant": "the clairvoyant policy",
     "unforeseen": "the policy of the bound that detects the change",
@@ -33,16 +35,16 @@ REFERENCES = {
 
 @dataclass
 class Target:
-    """A target, with the results of all comparisons."""
+    """A target, and the results of all comparisons with the target."""
 
     name: str
     """Text of the target."""
     of: int = 0
     """Number of comparisons."""
     explained: list[str] = field(default_factory=list)
-    """Texts of the misses that are explained."""
+    """Descriptions of the misses that are explained."""
     missed: list[str] = field(default_factory=list)
-    """Texts of the misses that are not explained."""
+    """Descriptions of the misses that are not explained."""
 
     def judge(self, miss: str | None, explained: str | None = None) -> None:
         """Records one comparison.
@@ -80,13 +82,13 @@ def verdict(results: list[dict[str, Any]]) -> list[Target]:
 
     Returns:
         Four targets, in this order: Shoal's goodput, the share of accepted requests that are
-        answered in time, the goodput of peers, and the latency of peers.
+        completed in time, the goodput of peers, and the latency of peers.
     """
     goodput = Target(f"goodput at least {GOODPUT:.0%} of the bound")
-    kept = Target(f"at least {KEPT:.0%} of the accepted requests answered in time")
+    kept = Target(f"at least {KEPT:.0%} of the accepted requests are completed in time")
     beaten = Target("no peer has a goodput more than 1 % above Shoal's")
     slower = Target(
-        f"p50 and p99 no worse than those of peers that answer {SURVIVES:.0%} of the requests"
+        f"p50 and p99 are not worse than for peers that complete {SURVIVES:.0%} of the requests"
     )
     for cell in results:
         ours = cell["rows"]["shoal"]
@@ -117,9 +119,9 @@ def _goodput(
 def _beaten(
     name: str, ours: dict[str, Any], peers: dict[str, dict[str, Any]]
 ) -> tuple[str | None, str | None]:
-    """Compares Shoal's goodput with that of the best peer.
+    """Compares Shoal's goodput with the goodput of the best peer.
 
-    Peers that answer their accepted requests in time are preferred.
+    Peers that complete their accepted requests in time are preferred.
     """
     ahead = {p: row for p, row in peers.items() if row["goodput"] > BEATEN * ours["goodput"]}
     if not ahead:
@@ -128,7 +130,7 @@ def _beaten(
     peer = max(ahead, key=lambda p: (ahead[p]["kept_share"] >= fair, ahead[p]["goodput"]))
     its = ahead[peer]
     miss = f"{name}: {peer} has {its['goodput'] / ours['goodput']:.1%} of Shoal's goodput"
-    in_time = f"{its['kept_share']:.1%} of {peer}'s accepted requests are answered in time"
+    in_time = f"{its['kept_share']:.1%} of {peer}'s accepted requests are completed in time"
     in_time += f", and {ours['kept_share']:.1%} of Shoal's"
     return (miss, in_time) if its["kept_share"] < fair else (f"{miss}; {in_time}", None)
 
@@ -152,10 +154,10 @@ def _judged(
     does: str,
     *references: str,
 ) -> tuple[str, str | None]:
-    """Returns the text of a miss, and the text of the reference that explains the miss.
+    """Returns a description of the miss, and the explanation of the miss.
 
-    The second text is None if no reference explains the miss. References that do not explain the
-    miss are added to the first text.
+    The explanation names a reference. The explanation is None if no reference explains the miss.
+    References that do not explain the miss are added to the description.
     """
     explained = None
     for key in references:

@@ -1,4 +1,4 @@
-"""AMX: requests permission from Linux to use Intel's matrix unit, and enables it in oneDNN.
+"""AMX: requests permission from Linux to use Intel's matrix unit, and enables AMX in oneDNN.
 
 oneDNN is the library that runs MXNet's operators on a CPU. With AMX, oneDNN runs int8
 convolutions in half the time, with the same results. MXNet's version of oneDNN (2.4.4) uses AMX
@@ -24,9 +24,9 @@ WITH_AMX = "AVX512_CORE_AMX"
 """Value of `ISA` that enables AMX. Source:
 https://oneapi-src.github.io/oneDNN/v2.4/dev_guide_cpu_dispatcher_control.html"""
 CACHE = {"DNNL_PRIMITIVE_CACHE_CAPACITY": "160"}
-"""Environment variable that limits the number of compiled operators that oneDNN keeps. 160 are
-enough for one version in three buckets (batch sizes). The default is 1,024, which would take
-gigabytes: with AMX, each operator takes megabytes."""
+"""Environment variable that limits the number of compiled operators that oneDNN keeps. 160
+operators are enough for one version in three buckets (batch sizes). With AMX, each operator takes
+megabytes, so the default of 1,024 operators would take gigabytes."""
 
 CPU_FLAG = "amx_int8"
 """Name of AMX for 8-bit integers in /proc/cpuinfo."""
@@ -62,8 +62,8 @@ def configure(
         wanted: Whether to use AMX. Ignored if `environment` already contains the variable that
             `ISA` names.
         environment: Environment variables, which are changed in place.
-        granted: Function that requests permission to use AMX. If it returns False, AMX is disabled
-            even if `environment` enables it.
+        granted: Function that requests permission to use AMX. If the function returns False, AMX is
+            disabled even if `environment` enables AMX.
     """
     if wanted:
         environment.setdefault(ISA, WITH_AMX)

@@ -61,7 +61,7 @@ def _zoo(file: str) -> ModuleType:
     name = f"model_store._gluoncv_{file}"
     if name in sys.modules:
         return sys.modules[name]
-    load_mxnet(threads=1)  # does nothing if MXNet is loaded
+    load_mxnet(threads=1)  # does nothing if MXNet is already loaded
     package = importlib.util.find_spec("gluoncv")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("GluonCV is not installed: pip install gluoncv==0.10.5.post0")

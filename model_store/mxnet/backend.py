@@ -87,7 +87,8 @@ def start(request: Request) -> MXNetBackend:
         BackendUnavailable, DeviceUnavailable, PrecisionUnavailable, ValueError.
     """
     # On a CPU, operators run in order: each operator runs on the thread that calls it, so lanes run
-    # at the same time. On a GPU, the thread would have to wait after every operator.
+    # at the same time. On a GPU, running operators in order would make the thread wait after every
+    # operator.
     in_order = is_for_cpu(request.device)
     mx = load_mxnet(request.threads, in_order, with_amx=in_order and amx.is_useful(request))
     return MXNetBackend(mx, choose(mx, request.device))

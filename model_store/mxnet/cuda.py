@@ -1,8 +1,9 @@
 """CUDA: loads NVIDIA's CUDA 11 libraries, which the GPU build of MXNet needs.
 
-The libraries are in the Python packages `nvidia-*-cu11`. These packages install them in the folders
-`nvidia/<part>/lib` of site-packages, where the dynamic linker does not search. The dynamic linker
-uses libraries that are already loaded, so this module loads all of them before MXNet is imported.
+The libraries are in the Python packages `nvidia-*-cu11`. These packages install the libraries in
+the folders `nvidia/<part>/lib` of site-packages, where the dynamic linker does not search. The
+dynamic linker uses libraries that are already loaded, so this module loads all of them before MXNet
+is imported.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def preload() -> list[str]:
 def package_of(message: str) -> str | None:
     """Return the package that contains the library named in an error of the dynamic linker.
 
-    None: the error names no known library.
+    Returns None if the error names no known library.
     """
     for library in LIBRARIES:
         part, _, name = library.split("/")

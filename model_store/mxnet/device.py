@@ -1,8 +1,8 @@
 """Device: chooses the device that runs networks with MXNet.
 
-Each GPU is tested with a small computation, because MXNet also lists GPUs that it has no machine
-code for. MXNet 1.9.1 has machine code for compute capability 5.0 to 8.6, which also runs on 8.9,
-and none for Hopper or later.
+Each GPU is tested with a small computation, because MXNet also lists GPUs for which it has no
+machine code. MXNet 1.9.1 has machine code for compute capability 5.0 to 8.6, which also runs on
+8.9. There is no machine code for Hopper and later GPUs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def choose(mx: Any, wanted: str) -> Device:
 
     Args:
         mx: The module `mxnet`.
-        wanted: auto, cpu, gpu (the first GPU) or gpu:N (counted from 0).
+        wanted: auto, cpu, gpu (the first GPU) or gpu:N. N is counted from 0.
 
     Raises:
-        ValueError: `wanted` is none of these.
+        ValueError: `wanted` is not one of these names.
         DeviceUnavailable: The GPU is missing or cannot compute.
     """
     number = gpu_number(wanted)

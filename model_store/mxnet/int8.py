@@ -1,14 +1,14 @@
 """Int8: builds a network that runs in 8-bit integers on a CPU.
 
 The network is built from its fp32 parameters and a table of ranges. The range of a tensor is the
-minimum and maximum of its values on some training images. It defines which numbers the 8-bit
+minimum and maximum of its values on some training images. The range defines which numbers the 8-bit
 integers represent.
 
 Convolutions read and write 8-bit tensors. A convolution is fused with the BatchNorm, the addition
 and the ReLU that follow it. oneDNN, the library that runs MXNet's operators on a CPU, quantizes
 the weights when they are first used, with one scale for each output channel. The first convolution,
 the pooling and the last layer run in fp32. These three parts take a twentieth of the time. In int8,
-they would cause most of the loss of accuracy.
+these parts would cause most of the loss of accuracy.
 
 No graph and no quantized weights are stored. The graph and the quantized weights are derived from
 the architecture and the parameters, so a version needs no second file that must be verified
@@ -110,7 +110,7 @@ class Quantizable:
         if missing := [name for name in self.names if name not in ranges]:
             raise BadModel(
                 f"int8.ranges: the range of {missing[0]} is missing "
-                f"(ranges that are missing: {len(missing)})"
+                f"(number of missing ranges: {len(missing)})"
             )
         if unknown := [name for name in ranges if name not in self.names]:
             raise BadModel(f"int8.ranges: this architecture has no tensor {unknown[0]} to quantize")
@@ -129,12 +129,12 @@ class Quantizable:
         return self._block(symbol.get_backend_symbol(BACKEND))
 
     def prefixes(self, block: Any) -> Iterator[Any]:
-        """Yield growing parts of `block`, which all begin at its input.
+        """Yield growing parts of `block`, which all begin at the input of `block`.
 
         The first part ends at the first int8 convolution, the second part at the second, and so on.
         When oneDNN runs a convolution for the first time, it compiles the convolution. With AMX,
-        Intel's matrix unit, this takes up to 0.1 s. Equal convolutions share the code. If the parts
-        are run in order, each step compiles only one convolution.
+        Intel's matrix unit, this takes up to 0.1 s. Equal convolutions share the compiled code. If
+        the parts are run in order, each step compiles only one convolution.
         """
         inner = block(self._mx.sym.var(INPUT)).get_internals()
         for name in inner.list_outputs():

@@ -1,8 +1,8 @@
 """Network: computes the logits of a version with MXNet.
 
 All methods of one network must be called on the same thread. MXNet compiles a network for one batch
-size, and changing the batch size takes more than a millisecond. So there is one MXNet network for
-each bucket (batch size). These networks share their parameters.
+size, and changing the batch size takes more than a millisecond. Therefore, there is one MXNet
+network for each bucket (batch size). These networks share their parameters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Forward: TypeAlias = Callable[[], Any]
 
 
 class Network:
-    """A version's network. It can run batches after `load` and before `close`."""
+    """A version's network, which runs batches after `load` and before `close`."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ def build_filled(mx: Any, model: Manifest, context: Any, arrays: Arrays) -> Any:
 def is_out_of_memory(message: str) -> bool:
     """Whether an error message says that memory ran out. If so, a smaller batch may succeed.
 
-    CUDA's "illegal memory access" is another error, even if cudaMalloc reports it. After that
+    CUDA's "illegal memory access" is a different error, even if cudaMalloc reports it. After that
     error, the GPU computes nothing more for this process.
     """
     return OUT_OF_MEMORY.search(message) is not None

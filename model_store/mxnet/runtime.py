@@ -2,8 +2,8 @@
 
 MXNet 1.9.1 is the last release of a retired project and needs preparation. Before the import,
 `load_mxnet` sets environment variables that MXNet and OpenMP read only once, and adds the alias
-`np.bool`, which MXNet uses and NumPy has removed. For the GPU build of MXNet, it also loads CUDA's
-libraries. If the import fails, the error message says what to install.
+`np.bool`, which MXNet uses and NumPy has removed. For the GPU build of MXNet, `load_mxnet` also
+loads CUDA's libraries. If the import fails, the error message says what to install.
 
 `load_mxnet` must be called only on a thread that will use a network.
 """
@@ -41,8 +41,8 @@ KEEP_LOCK = (
     "MXNDArrayGetStorageType",
     "MXNDArrayFree",
 )
-"""Names of the short C functions that MXNet's Python package calls for each batch. The function
-that runs the network is not one of them."""
+"""Names of the short C functions that MXNet's Python package calls for each batch. The tuple does
+not contain the function that runs the network."""
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def _keep_interpreter_lock(mx: Any) -> None:
 def _start_scheduler(mx: Any) -> None:
     """Start MXNet's scheduler without the message that it prints to standard error.
 
-    All schedulers except the default one print their name. Standard error is redirected to
+    All schedulers except the default scheduler print their name. Standard error is redirected to
     /dev/null while the scheduler starts, which takes a few microseconds.
     """
     standard_error = os.dup(2)
@@ -141,7 +141,7 @@ def _missing_library(message: str) -> str:
     if "libcuda.so" in message:
         return (
             "this is the GPU build of MXNet, and NVIDIA's driver (libcuda.so.1) is missing: "
-            "install the driver, or replace mxnet-cu112 by the extra 'shoal[cpu]'"
+            "install the driver, or replace mxnet-cu112 with the extra 'shoal[cpu]'"
         )
     if package := cuda.package_of(message):
         return (

@@ -86,7 +86,7 @@ def _blocks(first: int, blocks: int, channels: int) -> Iterator[tuple[str, int, 
     Args:
         first: Number of the first stage in the names of parameters.
         blocks: Number of blocks in each stage.
-        channels: Number of channels in the first stage. Each further stage has twice as many.
+        channels: Number of channels in the first stage. The number doubles with each stage.
     """
     for stage in range(3):
         for block in range(blocks):
@@ -102,7 +102,7 @@ def _normalized(
 
 
 def _joined(graph: Graph, x: str, y: str, name: str, stride: int, downsample: bool) -> str:
-    """Add a block's input `x`, or its projection, to the block's result `y`, and a ReLU."""
+    """Add operators that add a block's input `x`, or its projection, to `y` and apply a ReLU."""
     if downsample:
         names = f"{name}.downsample.0", f"{name}.downsample.1"
         x = _normalized(graph, x, *names, graph.channels(y), 1, stride)
@@ -141,4 +141,4 @@ BUILDERS: dict[str, Callable[[Graph], str]] = {
     "cifar_resnext29_32x4d": partial(_resnext, depth=29, cardinality=32, width=4),
     "cifar_resnext29_16x64d": partial(_resnext, depth=29, cardinality=16, width=64),
 }
-"""Name -> function that adds a network's features to a graph, and returns the last name."""
+"""Name -> function that adds a network's features to a graph, and returns the last operator."""

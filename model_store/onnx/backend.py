@@ -59,7 +59,7 @@ class OnnxBackend:
     ) -> Sequence[Network]:
         path, content = _read(folder, model, precision)
         if self._gpu is not None:
-            # A GPU has one lane, so one network is enough.
+            # The engine has one lane on a GPU, so one network is enough.
             return [gpu.network(Opener(self._ort, self._gpu, content, str(path)), buckets)]
         if openvino.is_useful(precision, self.device.name):
             return openvino.networks(content, str(path), buckets, self._threads, count)
@@ -81,12 +81,12 @@ def may_reach_gpu() -> bool:
 
 
 def why_not(model: Manifest) -> str | None:
-    """Return the reason why ONNX Runtime cannot run a version; None if it can."""
+    """Return the reason why ONNX Runtime cannot run a version. None: it can run the version."""
     if "fp32" in model.onnx or can_write():
         return None
     return (
-        "cannot run this version, which has no ONNX file. The extra 'shoal[export]' installs what "
-        "makes the file when the version is loaded"
+        "cannot run this version, which has no ONNX file. Install the extra 'shoal[export]' to "
+        "create the file whenever the version is loaded"
     )
 
 
@@ -106,8 +106,9 @@ def _read(
 ) -> tuple[pathlib.Path, bytes]:
     """Return the path and the content of a version's ONNX file.
 
-    A version that was added when the backend did not exist has no ONNX file. The file in fp32 is
-    then made from the parameters, and is not written to the store. Raises BadModel, BadParams.
+    Versions that were added before this backend existed have no ONNX file. For such a version, a
+    file in fp32 is created from the parameters and is not written to the store. Raises BadModel,
+    BadParams.
     """
     if described := model.onnx.get(precision):
         path = folder / described.file

@@ -1,8 +1,8 @@
-"""CUDA: what the GPU build of ONNX Runtime needs of NVIDIA's software on this machine.
+"""CUDA: loads and inspects NVIDIA's software for the GPU build of ONNX Runtime.
 
 NVIDIA's Python packages install their libraries in folders below `nvidia/` of site-packages, where
 the dynamic linker does not search. The dynamic linker uses libraries that are already loaded, so
-`preload` loads them before ONNX Runtime loads its own library for GPUs.
+`preload` loads NVIDIA's libraries before ONNX Runtime loads its own library for GPUs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from model_store.onnx.driver import Driver
 
 LIBRARIES = (
     # Path below `nvidia/`, and package, in loading order. {} is the major version of CUDA. ONNX
-    # Runtime links to the first four, and opens cuDNN itself. cuDNN opens NVRTC.
+    # Runtime links to the first four libraries, and opens cuDNN itself. cuDNN opens NVRTC.
     ("cu{}/lib/libcudart.so.{}", "nvidia-cuda-runtime"),
     ("cu{}/lib/libcublasLt.so.{}", "nvidia-cublas"),
     ("cu{}/lib/libcublas.so.{}", "nvidia-cublas"),
@@ -34,20 +34,20 @@ class Cuda:
 
     @functools.cached_property
     def driver(self) -> Driver:
-        """The driver, which is loaded once. Raises DriverError."""
+        """The driver, which is loaded on first use. Raises DriverError."""
         return Driver()
 
     def preload(self, major: str) -> str | None:
         """Load NVIDIA's libraries.
 
-        A library that is in no Python package is searched where the dynamic linker searches.
+        If a library is in no Python package, the dynamic linker searches for the library.
 
         Args:
-            major: Major version of the CUDA that ONNX Runtime was built with.
+            major: Major version of CUDA that ONNX Runtime was built with.
 
         Returns:
-            The library that cannot be loaded, with the package that contains it. None: all
-            libraries are loaded.
+            An error message that names the library that cannot be loaded, and the package to
+            install. None: all libraries are loaded.
         """
         for path, package in LIBRARIES:
             library = path.format(major, major)
@@ -62,7 +62,7 @@ class Cuda:
         return None
 
     def machine_code(self) -> fatbin.MachineCode | None:
-        """Return which GPUs the installed ONNX Runtime has machine code for. None: unknown."""
+        """Return the GPUs for which ONNX Runtime contains machine code. None: unknown."""
         spec = importlib.util.find_spec("onnxruntime")
         if spec is None or spec.origin is None:
             return None

@@ -1,7 +1,7 @@
 """Device: chooses the device that runs networks with ONNX Runtime.
 
-A GPU is chosen only if ONNX Runtime has machine code for it, and computes the same results on it as
-on the CPU.
+A GPU is chosen only if ONNX Runtime has machine code for this GPU, and computes the same results on
+the GPU as on the CPU.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def choose(ort: Any, wanted: str, cuda: Cuda) -> Device:
 
     Args:
         ort: The module `onnxruntime`.
-        wanted: auto, cpu, gpu (the first GPU) or gpu:N (counted from 0).
+        wanted: auto, cpu, gpu (the first GPU) or gpu:N. N is counted from 0.
         cuda: NVIDIA's driver and libraries.
 
     Raises:
-        ValueError: `wanted` is none of these.
+        ValueError: `wanted` is not one of these names.
         DeviceUnavailable: The GPU is missing or cannot compute.
     """
     number = gpu_number(wanted)
@@ -51,7 +51,7 @@ def choose(ort: Any, wanted: str, cuda: Cuda) -> Device:
 
 
 def _why_unusable(ort: Any, number: int, cuda: Cuda) -> str | None:
-    """Return the reason why the GPU `number` cannot be used; None if it can be used."""
+    """Return the reason why the GPU `number` cannot be used, or None if it can be used."""
     driver, build = cuda.driver, f"onnxruntime-gpu {ort.__version__}"
     if driver.count == 0:
         return "no NVIDIA GPU is visible to this process"
@@ -61,18 +61,18 @@ def _why_unusable(ort: Any, number: int, cuda: Cuda) -> str | None:
     needed, (major, minor) = ort.cuda_version.partition(".")[0], driver.cuda_version
     if major < int(needed):
         return (
-            f"NVIDIA's driver supports CUDA {major}.{minor} at most, and {build} needs CUDA "
+            f"NVIDIA's driver supports at most CUDA {major}.{minor}, but {build} needs CUDA "
             f"{needed}: update the driver"
         )
     code, capability = cuda.machine_code(), driver.capability(number)
     if code is not None and not code.runs_on(capability):
         return (
-            f"{gpu} has compute capability {capability[0]}.{capability[1]}, and {build} has "
+            f"{gpu} has compute capability {capability[0]}.{capability[1]}, but {build} has "
             f"machine code for {code} only"
         )
     if reason := cuda.preload(needed):
         return reason
     try:
         return None if is_right(ort, CUDA, number) else f"{gpu} computes wrong results"
-    except Exception as error:  # noqa: BLE001  # no other base is common to all errors
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime's errors share no other base
         return f"{gpu} does not compute ({brief(error)})"

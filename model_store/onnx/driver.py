@@ -22,7 +22,7 @@ class DriverError(RuntimeError):
 
 
 class Driver:
-    """The driver. GPUs are counted from 0, as by CUDA: `CUDA_VISIBLE_DEVICES` hides GPUs."""
+    """The driver. GPUs are numbered from 0, without GPUs that `CUDA_VISIBLE_DEVICES` hides."""
 
     def __init__(self, open_library: Callable[[str], Any] = ctypes.CDLL) -> None:
         """Load and initialize the driver.
@@ -38,7 +38,7 @@ class Driver:
         except OSError as error:
             raise DriverError(f"NVIDIA's driver is missing ({error})") from error
         self._contexts: dict[int, ctypes.c_void_p] = {}
-        """Number of a GPU -> its primary context, which ONNX Runtime uses too."""
+        """Number of a GPU -> primary context of the GPU, which ONNX Runtime also uses."""
         if (status := self._cuda.cuInit(0)) == NO_DEVICE:
             self.count = 0
         else:
@@ -68,7 +68,8 @@ class Driver:
         """Return the memory of a GPU. The first call may create the GPU's context.
 
         Raises:
-            DriverError: The driver does not report it, for example because the GPU was lost.
+            DriverError: The driver does not report the memory, for example because the GPU was
+                lost.
         """
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         if number not in self._contexts:

@@ -1,10 +1,11 @@
-"""Fatbin: reads which GPUs a library contains machine code for.
+"""Fatbin: reads for which GPUs a library contains machine code.
 
 NVIDIA's compiler puts the code for GPUs into the ELF section `.nv_fatbin`. The section is a
 sequence of containers. Each container has a header and a sequence of entries. Each entry has a
 header and either machine code (cubin) for one compute capability, or PTX, which the driver compiles
-for that compute capability or a later one. Only the headers are read. NVIDIA does not document the
-format; `tests/model_store/onnx/test_fatbin.py` compares the result with a real library.
+for that compute capability or a later compute capability. Only the headers are read. NVIDIA does
+not document the format; `tests/model_store/onnx/test_fatbin.py` compares the result with a real
+library.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class BadFatbin(ValueError):
 
 @dataclass(frozen=True)
 class MachineCode:
-    """Compute capabilities that a library has code for."""
+    """Compute capabilities for which a library contains code."""
 
     cubins: frozenset[Capability]
     ptx: frozenset[Capability]
@@ -63,10 +64,10 @@ class MachineCode:
 
 
 def read(library: pathlib.Path) -> MachineCode:
-    """Return which GPUs a library contains code for.
+    """Return the compute capabilities for which a library contains code.
 
     Args:
-        library: Path of a 64-bit ELF file. A library of 280 MB takes some 20 ms.
+        library: Path of a 64-bit ELF file. Reading a library of 280 MB takes about 20 ms.
 
     Raises:
         BadFatbin: The file has no code for GPUs, or code in an unknown format.

@@ -1,19 +1,20 @@
-"""File: reads an `.onnx` file that is not trusted, and checks it before a library sees its bytes.
+"""File: reads an untrusted `.onnx` file, and checks the file before a library parses it.
 
-`read_onnx` returns the unchanged bytes of a valid file, and what the network needs for an image. It
-raises `BadOnnx` for any other file; the message says which node, what is wrong and what to do. A
-file that is accepted
+`read_onnx` returns the unchanged bytes of a valid file, and the memory and computation that the
+network needs for an image. If a file is invalid, `read_onnx` raises `BadOnnx`, and the message says
+which node is invalid, why, and what to do. A valid file
 
 - is one protobuf message of known fields (`wire`, `messages`), without external data, functions,
   subgraphs, training information, sparse tensors, strings as elements or custom operators;
-- contains only operators that `operators` lists, with attributes in their bounds;
+- contains only operators that `operators` lists, with attributes within their bounds;
 - defines each name once, and before it is used, so the graph has no cycles;
 - has one input, one output, and parameters whose payloads have the size that their shapes need;
 - has shapes that follow from the shape of the input alone (`layers`, `layout`), with bounded
   memory and bounded computation per image;
 - computes each image of a batch independently of the others.
 
-Payloads are not copied. Besides them, reading any file takes at most a few seconds and 200 MB.
+Payloads are not copied. Reading any file takes at most a few seconds, and at most 200 MB in
+addition to the payloads.
 """
 
 from __future__ import annotations
@@ -38,21 +39,23 @@ from model_store.onnx.wire import Decoded, Refusal, decode
 MAX_BYTES = 1 << 30
 """Maximum size of a file. VGG-19 has 575 MB in float32. Protobuf cannot read more than 2 GiB."""
 MIN_IR, MAX_IR = 4, 13
-"""Versions of the format. Before 4, parameters are inputs as well. ONNX Runtime 1.32 reads 13."""
+"""Minimum and maximum version of the file format. Before version 4, parameters were inputs as well.
+ONNX Runtime 1.32 reads version 13."""
 MIN_OPSET, MAX_OPSET = 13, 21
-"""Versions of the standard operator set. Before 13, several operators have other meanings."""
+"""Minimum and maximum version of the standard operator set. Before version 13, several operators
+had other meanings."""
 MAX_TENSORS = 1 << 14
 """Maximum number of parameters, as in `.params` files."""
 MAX_DOMAINS = 16
 """Maximum number of imported operator sets."""
 MAX_DESCRIPTIONS = 1 << 16
-"""Maximum number of declared types of values."""
+"""Maximum number of values with a declared type."""
 LENGTHS = {"node": MAX_NODES, "initializer": MAX_TENSORS, "value_info": MAX_DESCRIPTIONS}
 """Maximum length of each list of the graph."""
 
-CONVERT = "Export it with another opset_version, or use onnx.version_converter"
+CONVERT = "Export the network with another opset_version, or use onnx.version_converter"
 ONE_INPUT = "Export a network that takes images only"
-OPEN_SHAPE = "Export it for images of one size, with an open batch size"
+OPEN_SHAPE = "Export the network for images of one size, with an open batch size"
 
 
 class BadOnnx(BadModel):
@@ -66,12 +69,12 @@ class Port:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
-    """Lengths of all dimensions. None in the first place: any number of images."""
+    """Length of each dimension. If the first length is None, the number of images is open."""
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file that was checked."""
+    """A valid file, and the memory and computation that its network needs."""
 
     content: bytes
     """All bytes of the file, unchanged."""
@@ -82,12 +85,12 @@ class OnnxFile:
     largest_bytes: int
     """Bytes of the largest computed tensor, per image."""
     live_bytes: int
-    """Bytes of all tensors that are needed at the same time, per image, at their maximum."""
+    """Maximum total size of the tensors that are needed at the same time, in bytes per image."""
     fixed_bytes: int
     """Bytes of tensors that are computed from parameters only, such as dequantized weights."""
     multiply_adds: int
-    """Multiply-adds per image. Other operators than convolutions and products of matrices count as
-    one for each element."""
+    """Multiply-adds per image. Operators other than convolutions and matrix products count as one
+    multiply-add for each element."""
     operators: Mapping[str, int]
     """Number of nodes by operator."""
 
@@ -108,10 +111,10 @@ def read_onnx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> On
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 what = f"{size:,} bytes are more than the {max_bytes:,} allowed"
-                raise Refusal(what, "Check that it is the right file")
+                raise Refusal(what, "Check that this is the right file")
             content = file.read(size)
         if len(content) != size:
-            raise Refusal("the file was truncated while it was read", "Copy it again")
+            raise Refusal("the file was truncated while it was read", "Copy the file again")
     except OSError as error:
         raise BadOnnx(f"{path}: {error.strerror}. Check the path and its permissions") from error
     except Refusal as refusal:
@@ -130,11 +133,11 @@ def verified(content: bytes, path: str | os.PathLike[str]) -> OnnxFile:
 def check_onnx(content: bytes) -> OnnxFile:
     """Check the bytes of a file. Raises Refusal."""
     if not content:
-        raise Refusal("the file is empty", "Copy it again")
+        raise Refusal("the file is empty", "Copy the file again")
     model = decode(content, MODEL)
     opset = _opset(model)
     if "graph" not in model:
-        raise Refusal("the file has no graph", "Check that it is an .onnx file")
+        raise Refusal("the file has no graph", "Check that this is an .onnx file")
     graph = model["graph"]
     for what, limit in (
         ("node", MAX_NODES),
@@ -142,7 +145,7 @@ def check_onnx(content: bytes) -> OnnxFile:
         ("value_info", MAX_DESCRIPTIONS),
     ):
         if len(graph[what]) > limit:
-            raise Refusal(f"{len(graph[what]):,} times {what}; {limit:,} are allowed")
+            raise Refusal(f"{len(graph[what]):,} entries in the list {what}; {limit:,} are allowed")
     if len(graph["output"]) != 1:
         found = len(graph["output"])
         raise Refusal(f"the graph has {found} outputs instead of one", "Export the logits only")
@@ -184,7 +187,7 @@ def _opset(model: Decoded) -> int:
     found = [entry.get("version", 0) for entry in imports if entry.get("domain", "") in STANDARD]
     # Quantizers import other domains without using them. No node of such a domain is accepted.
     if len(found) != 1 or len(imports) > MAX_DOMAINS:
-        raise Refusal("the file does not import the standard operator set once", CONVERT)
+        raise Refusal("the file must import the standard operator set exactly once", CONVERT)
     if not MIN_OPSET <= found[0] <= MAX_OPSET:
         supported = f"{MIN_OPSET} to {MAX_OPSET} are supported"
         raise Refusal(f"the operator set has the version {found[0]}; {supported}", CONVERT)
@@ -212,7 +215,8 @@ def _input(graph: Decoded, parameters: Mapping[str, Tensor]) -> tuple[str, Tenso
         raise Refusal(f"the input is {dtype}; float32, float16 and uint8 are supported", ONE_INPUT)
     if not dims or dims[0] not in (None, 1) or None in dims[1:]:
         raise Refusal(
-            f"the input has the shape {dims}; only the first dimension can be open, or be 1",
+            f"the input has the shape {dims}; the first dimension must be open or 1, and the "
+            "others must be fixed",
             OPEN_SHAPE,
         )
     image = Tensor(dtype, tuple(N if dim is None else dim for dim in dims))
@@ -221,7 +225,7 @@ def _input(graph: Decoded, parameters: Mapping[str, Tensor]) -> tuple[str, Tenso
 
 
 def _check_descriptions(graph: Decoded, values: Mapping[str, Tensor]) -> None:
-    """Check that the types in the file are those that were computed. Libraries rely on them."""
+    """Check that declared types equal the computed types, because libraries use declarations."""
     symbols: dict[str, int] = {}
     for proto in (*graph["input"], *graph["output"], *graph["value_info"]):
         value = values.get(proto.get("name", ""))

@@ -1,6 +1,6 @@
-"""Files: writes a version's files for ONNX Runtime, and records what they compute.
+"""Files: writes a version's files for ONNX Runtime, and records their probe probabilities.
 
-The files are computed from the parameters, so MXNet is not needed. The package `onnx` is.
+The files are computed from the parameters. MXNet is not needed, but the package `onnx` is needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH = 64
 
 
 def can_write() -> bool:
-    """Whether the packages `onnx` and `onnxruntime` are installed. They are not imported."""
+    """Whether the packages `onnx` and `onnxruntime` are installed, without importing them."""
     return is_installed() and importlib.util.find_spec("onnx") is not None
 
 
@@ -77,7 +77,7 @@ def probabilities(content: bytes, model: Manifest, images: Image, threads: int =
     """Compute the probabilities of images on the CPU, float32 (n, classes).
 
     On a CPU, ONNX Runtime computes a network in fp16 with float32 operators and rounds the results
-    to float16, much as a GPU does.
+    to float16, similarly to a GPU.
 
     Args:
         content: Content of an ONNX file.

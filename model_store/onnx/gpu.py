@@ -1,16 +1,16 @@
-"""GPU: computes the logits of a version on an NVIDIA GPU with ONNX Runtime.
+"""GPU: computes the logits of a version on an NVIDIA GPU, with ONNX Runtime.
 
-Starting each operator separately would take longer than the operators themselves. So the operators
-of a batch are recorded as a CUDA graph, which is started at once. A CUDA graph has fixed shapes and
-addresses. So there is one session for each bucket (batch size), with buffers on the GPU. Pixels are
-copied to the GPU as uint8, and the network normalizes them.
+Starting each operator separately would take longer than running the operators. Therefore, the
+operators of a batch are recorded as a CUDA graph, which is started with a single call. A CUDA graph
+has fixed shapes and addresses. Therefore, there is one session for each bucket (batch size), with
+buffers on the GPU. Pixels are copied to the GPU as uint8, and the network normalizes the pixels.
 
-Each session has its own copy of the weights. ONNX Runtime could also record one graph for each
-bucket in a single session. That is not done, because an operator may free what an earlier graph
-uses when it prepares itself for another shape.
+Each session has its own copy of the weights. A single session could also record one graph for each
+bucket. But when an operator prepares for another shape, the operator may free memory that an
+earlier graph uses.
 
-ONNX Runtime records a graph for the thread that runs the session, and other threads must not
-allocate memory on the GPU meanwhile. So all batches run on the lane's thread.
+ONNX Runtime records a graph for the thread that runs the session. Other threads must not allocate
+memory on the GPU during the recording. Therefore, all batches run on the lane's thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from model_store.onnx.session import INPUT, OUTPUT
 
 
 class Bound:
-    """A session with its input and output on the GPU. It runs batches of one size."""
+    """A session that runs batches of one size, with its input and output on the GPU."""
 
     def __init__(self, opener: Opener, bucket: int, session: Any) -> None:
         """
@@ -54,7 +54,7 @@ class Bound:
 
 
 class GpuNetwork:
-    """A version's network. It can run batches after `load` and before `close`."""
+    """A version's network, which runs batches after `load` and before `close`."""
 
     def __init__(self, opener: Opener, sessions: dict[int, Any]) -> None:
         """
@@ -83,7 +83,7 @@ class GpuNetwork:
 
         Raises:
             MemoryError: The GPU is out of memory.
-            Exception: ONNX Runtime failed. If the GPU was lost, every later batch fails, too.
+            Exception: ONNX Runtime failed. If the GPU was lost, all later batches fail as well.
         """
         with memory_errors(len(inputs)):
             return self._bound[len(inputs)](inputs)
@@ -103,7 +103,7 @@ class GpuNetwork:
 
 
 def network(opener: Opener, buckets: Sequence[int]) -> GpuNetwork:
-    """Open the sessions of a network. They may be opened on any thread.
+    """Open the sessions of a network. This function may be called on any thread.
 
     Args:
         opener: Opens the sessions.

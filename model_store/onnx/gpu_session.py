@@ -1,7 +1,7 @@
 """GpuSession: opens a session of ONNX Runtime on an NVIDIA GPU, for batches of one size.
 
-A session uses a CUDA graph if it can. If ONNX Runtime would compute an operator on the CPU, the
-session uses none.
+A session uses a CUDA graph if possible. If ONNX Runtime would run an operator on the CPU, the
+session uses no CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from model_store.onnx.session import brief, is_out_of_memory
 log = logging.getLogger(__name__)
 
 OPTIONS: Mapping[str, str] = {
-    # TF32 has 10 bits of precision. The results in fp32 would differ from those of a CPU by more
-    # than 1e-4.
+    # TF32 has 10 bits of precision. The results in fp32 would differ from the results of a CPU by
+    # more than 1e-4.
     "use_tf32": "0",
-    # The default is to try all algorithms of cuDNN for each convolution and each bucket.
+    # By default, ONNX Runtime tries all algorithms of cuDNN for each convolution and bucket.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # The default is to double the memory whenever more is needed.
+    # By default, ONNX Runtime doubles the memory whenever it needs more.
     "arena_extend_strategy": "kSameAsRequested",
 }
-"""Options of ONNX Runtime's library for CUDA. The memory is not limited: if the GPU has no more, a
-batch raises MemoryError."""
+"""Options of ONNX Runtime's library for CUDA. The memory is not limited: if the GPU has no more
+memory, a batch raises MemoryError."""
 
 
 OPEN = "n"
-"""Name of the open batch size in the files that `writer` makes. ONNX Runtime also runs files with
-another name, but optimizes them less."""
+"""Name of the open batch size in the files that `writer` creates. ONNX Runtime also runs files that
+use another name, but optimizes those files less."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Opener:
     called: str
     """Path of the file, for error messages."""
     graphs: bool = True
-    """Whether sessions use CUDA graphs. It becomes False if a session cannot use them."""
+    """Whether sessions use CUDA graphs. Becomes False if a session cannot use a CUDA graph."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Options in addition to `OPTIONS`."""
 
@@ -63,7 +63,7 @@ class Opener:
         with memory_errors(bucket):
             try:
                 return self._open(bucket)
-            except Exception as error:  # noqa: BLE001  # no other base is common to all errors
+            except Exception as error:  # noqa: BLE001  # ONNX Runtime's errors share no other base
                 self.give_up_graphs(error)
             try:
                 return self._open(bucket)
@@ -73,9 +73,9 @@ class Opener:
                 raise BadModel(f"{self.called} cannot be run by ONNX Runtime: {error}") from error
 
     def give_up_graphs(self, error: Exception) -> None:
-        """Use no CUDA graphs from now on. This method must be called while `error` is handled.
+        """Open later sessions without CUDA graphs. Must be called while `error` is handled.
 
-        Raises `error` if it says that memory ran out, which has nothing to do with graphs.
+        Raises `error` if it says that memory ran out, because CUDA graphs are not the cause.
         """
         if is_out_of_memory(str(error)):
             raise error
@@ -106,7 +106,7 @@ class Opener:
 
 @contextmanager
 def memory_errors(bucket: int) -> Iterator[None]:
-    """Context manager that raises MemoryError if memory ran out for a batch of `bucket` images."""
+    """Raise MemoryError instead of another error if memory ran out for `bucket` images."""
     try:
         yield
     except MemoryError:
@@ -114,5 +114,5 @@ def memory_errors(bucket: int) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(str(error)):
             raise
-        message = f"no memory for a batch of {bucket} images: {brief(error)}"
+        message = f"not enough memory for a batch of {bucket} images: {brief(error)}"
         raise MemoryError(message) from error

@@ -1,9 +1,10 @@
 """Graph: describes a network as a list of operators, without its parameters.
 
 An operator is a dict with the keys of a node in the `-symbol.json` file that MXNet's `export`
-writes: `op`, `name` and `attrs`, whose values are texts. Its key `names` has the names of its
-inputs: the graph's input, other operators, and parameters. So the graph of a symbol file can be
-translated to ONNX in the same way as a graph that is built here (see `translation`).
+writes: `op`, `name` and `attrs`. The values of `attrs` are strings. The key `names` contains the
+names of the operator's inputs: the graph's input, other operators, and parameters. Therefore, the
+graph of a symbol file can be translated to ONNX in the same way as a graph that is built here (see
+`translation`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ EPSILON = 1e-5
 class Graph:
     """Operators in the order of computation, and the shapes of all parameters.
 
-    Each method except `channels` adds an operator, and returns its name. The argument `x` is the
-    name of the operator's input: the graph's input, or another operator.
+    Each method except `channels` adds an operator, and returns the operator's name. The argument
+    `x` is the name of the operator's input: the graph's input, or another operator.
     """
 
     def __init__(self, input_: str, channels: int) -> None:
@@ -42,7 +43,7 @@ class Graph:
     def convolution(
         self, x: str, name: str, channels: int, kernel: int, stride: int = 1, groups: int = 1
     ) -> str:
-        """Add a convolution without a bias. With a stride of 1, its output has the input's size."""
+        """Add a convolution without a bias. With a stride of 1, the output has the input's size."""
         weight = f"{name}.weight"
         self.shapes[weight] = (channels, self._channels[x] // groups, kernel, kernel)
         self._channels[name] = channels
@@ -58,7 +59,7 @@ class Graph:
         )
 
     def batch_norm(self, x: str, name: str, scale: bool = True) -> str:
-        """Add a batch normalization. Without `scale`, its parameter `gamma` has no effect."""
+        """Add a batch normalization. Without `scale`, the parameter `gamma` has no effect."""
         names = [f"{name}.{each}" for each in ("gamma", "beta", "running_mean", "running_var")]
         self.shapes |= dict.fromkeys(names, (self._channels[x],))
         self._channels[name] = self._channels[x]
@@ -70,12 +71,12 @@ class Graph:
         return self._add("Activation", name, [x], act_type="relu")
 
     def add(self, x: str, y: str, name: str) -> str:
-        """Add the sum of two operators."""
+        """Add an operator that computes the sum of two tensors."""
         self._channels[name] = self._channels[x]
         return self._add("elemwise_add", name, [x, y])
 
     def average(self, x: str, name: str) -> str:
-        """Add the mean of each channel."""
+        """Add an operator that computes the mean of each channel."""
         self._channels[name] = self._channels[x]
         return self._add("Pooling", name, [x], global_pool=True, pool_type="avg")
 

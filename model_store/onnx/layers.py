@@ -1,7 +1,7 @@
-"""Rules of operators that compute on images: which shapes they accept, and which they return.
+"""Rules of operators that compute on images: the shapes that each operator accepts and returns.
 
-Each rule takes a node and returns its outputs and its cost. It raises Refusal if the inputs do not
-fit, or if the result for an image would depend on other images of the batch.
+Each rule takes a node and returns its outputs and its cost. A rule raises Refusal if the inputs do
+not fit, or if the result for an image would depend on other images of the batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def clip(node: Node) -> Result:
     for at in (1, 2):
         bound = node.input(at)
         if bound and (bound.elements != 1 or bound.rank > 1 or bound.dtype != given.dtype):
-            raise Refusal(f"input {at} is not one {given.dtype} number")
+            raise Refusal(f"input {at} is not a single {given.dtype} number")
     return Result([Tensor(given.dtype, given.dims)])
 
 
@@ -51,7 +51,7 @@ def normalized(node: Node) -> Result:
     """BatchNormalization and InstanceNormalization: parameters have one number per channel."""
     given = floating(node.given(0))
     if given.rank < (3 if node.op == "InstanceNormalization" else 2):
-        raise Refusal(f"the input has the shape {text(given.dims)}, which is not that of images")
+        raise Refusal(f"the input has the shape {text(given.dims)}, which is not a shape of images")
     fixed(given.dims, *range(1, given.rank))
     for at in range(1, len(node.inputs)):
         if floating(node.given(at)).dims != given.dims[1:2]:
@@ -97,7 +97,7 @@ def conv(node: Node) -> Result:
     if bias and bias.dims != (filters,):
         raise Refusal(f"the bias {text(bias.dims)} does not have {filters} numbers")
     if node.attributes.get("kernel_shape", kernel) != kernel:
-        raise Refusal(f"kernel_shape is not that of the weights, {kernel}")
+        raise Refusal(f"kernel_shape is not equal to the kernel shape of the weights, {kernel}")
     places = windows(node, given.dims[2:], kernel)
     output = Tensor(given.dtype, (given.dims[0], filters, *places))
     # Libraries may copy all windows of an image into a matrix.
@@ -204,7 +204,7 @@ def broadcast(*shapes: Dims) -> Dims:
         lengths = {*column} - {1}
         if len(lengths) > 1:
             found = " and ".join(text(shape) for shape in shapes[:3])
-            raise Refusal(f"the shapes {found} do not fit, whatever the number of images n is")
+            raise Refusal(f"the shapes {found} do not fit for every number of images n")
         dims.append(lengths.pop() if lengths else 1)
     return tuple(dims)
 
@@ -218,7 +218,7 @@ def windows(node: Node, lengths: Sequence[int], kernel: Sequence[int]) -> list[i
         kernel: Lengths of the kernel.
 
     Raises:
-        Refusal: An attribute has another number of dimensions, or there is no window.
+        Refusal: An attribute does not fit the number of dimensions, or no window fits.
     """
     rank = len(lengths)
     strides = node.attributes.get("strides", [1] * rank)
@@ -226,7 +226,7 @@ def windows(node: Node, lengths: Sequence[int], kernel: Sequence[int]) -> list[i
     pads = _pads(node, rank)
     mode = node.attributes.get("auto_pad", "NOTSET")
     if len(strides) != rank or len(dilations) != rank or len(pads) != 2 * rank:
-        raise Refusal("strides, dilations or pads have another number of dimensions")
+        raise Refusal("strides, dilations or pads do not fit the number of dimensions")
     if mode != "NOTSET" and any(pads):
         raise Refusal(f"auto_pad is {mode}, but there are pads")
     if mode.startswith("SAME"):
@@ -253,9 +253,9 @@ def _pads(node: Node, rank: int) -> Sequence[int]:
 
 
 def _image(tensor: Tensor) -> Tensor:
-    """Return a tensor of the shape (images, channels, one to three lengths). Raises Refusal."""
+    """Return `tensor` if its shape is (images, channels, one to three lengths). Raises Refusal."""
     if not 3 <= tensor.rank <= 5:
-        raise Refusal(f"an input has the shape {text(tensor.dims)}, which is not that of images")
+        raise Refusal(f"an input has the shape {text(tensor.dims)}, which is not a shape of images")
     fixed(tensor.dims, *range(1, tensor.rank))
     return tensor
 
@@ -268,7 +268,7 @@ def _product(a: Dims, b: Dims) -> Dims:
 
 
 def _check_scales(node: Node, given: Tensor) -> Tensor:
-    """Return the scales of a quantization: one number, or one for each index of an axis."""
+    """Return the scales of a quantization: one scale, or one scale for each index of an axis."""
     scale, zero = floating(node.given(1)), node.input(2)
     # Quantizers store one scale as a list and its zero point as a number.
     if zero and zero.dims != scale.dims and zero.elements * scale.elements != 1:
@@ -277,5 +277,7 @@ def _check_scales(node: Node, given: Tensor) -> Tensor:
         at = axis(node.attributes.get("axis", 1), given.rank)
         fixed(given.dims, at)
         if scale.dims != (given.dims[at],):
-            raise Refusal(f"there is not one scale for each of {given.dims[at]} in axis {at}")
+            raise Refusal(
+                f"there is not one scale for each of the {given.dims[at]} indices of axis {at}"
+            )
     return scale

@@ -1,8 +1,8 @@
-"""Rules of operators that move elements: which shapes they accept, and which they return.
+"""Rules of operators that move elements: the shapes that each operator accepts and returns.
 
-Where exporters compute a shape from the shape of the images, the numbers are known before the
-network computes, and these rules compute them too. They keep the images of a batch apart, as
-described in `layers`.
+Some exporters write operators that compute a shape from the shape of the images. The numbers of
+such a shape are known before the network runs, and the rules compute these numbers as well. The
+rules keep the images of a batch apart, as described in `layers`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from model_store.onnx.tensors import (
 )
 from model_store.onnx.wire import Refusal
 
-OPEN_BATCH = "Export it with an open batch size, such as dynamic_axes={'input': {0: 'n'}}"
+OPEN_BATCH = "Export the network with an open batch size: dynamic_axes={'input': {0: 'n'}}"
 
 
 def flatten(node: Node) -> Result:
@@ -52,7 +52,7 @@ def reshape(node: Node) -> Result:
     if not node.attributes.get("allowzero", 0):
         if any(number == 0 and at >= given.rank for at, number in enumerate(wanted)):
             raise Refusal(
-                f"the shape {wanted[:8]} copies a dimension that {text(given.dims)} lacks"
+                f"the shape {wanted[:8]} copies a dimension that {text(given.dims)} does not have"
             )
         wanted = tuple(number or given.dims[at] for at, number in enumerate(wanted))
     if -1 in wanted:
@@ -69,7 +69,7 @@ def squeeze(node: Node) -> Result:
         raise Refusal("axes are missing, so the result depends on the number of images")
     removed = axes(node.known(1), given.rank)
     if any(given.dims[at] != 1 for at in removed):
-        raise Refusal(f"the axes {removed} of {text(given.dims)} are not all 1")
+        raise Refusal(f"the axes {removed} of {text(given.dims)} do not all have the length 1")
     return _reshaped(given, tuple(dim for at, dim in enumerate(given.dims) if at not in removed))
 
 
@@ -203,7 +203,7 @@ def shape(node: Node) -> Result:
 
 def constant(node: Node) -> Result:
     if len(node.attributes) != 1:
-        raise Refusal("there is not exactly one value")
+        raise Refusal("the operator does not have exactly one value")
     (value,) = node.attributes.values()
     if isinstance(value, Tensor):
         return Result([value])
@@ -281,7 +281,7 @@ def _divide(a: int, b: int) -> int | None:
 def _equal(a: int, b: int) -> int | None:
     if is_small(a, b):
         return int(a == b)
-    # The number of images is positive. Whether it is another number is not known.
+    # The number of images is positive, but otherwise not known.
     a, b = max(a, b), min(a, b)
     return 0 if is_batch(a) and is_small(b) and b <= 0 else None
 
@@ -293,7 +293,8 @@ ARITHMETIC = {
     "Div": _divide,
     "Equal": _equal,
 }
-"""Integer arithmetic of shapes. None: the result is not known for every number of images."""
+"""Functions for the integer arithmetic of shapes. A function returns None if the result is neither
+a fixed number nor a fixed multiple of the number of images."""
 
 
 def _combined(dims: Dims, parts: Sequence[Tensor], rule: Any) -> Data | None:
@@ -322,7 +323,7 @@ def _moved(given: Tensor, dims: Dims, move: Any) -> Tensor:
 
 
 def _reshaped(given: Tensor, dims: Dims) -> Result:
-    """Return a tensor with the same elements in the same order, and each image in one piece."""
+    """Return a tensor with the same elements in the same order. Images must not be mixed."""
     if prod(dims) != prod(given.dims):
         raise Refusal(f"{text(given.dims)} cannot get the shape {text(dims)}", OPEN_BATCH)
     output = Tensor(given.dtype, dims, given.data)
@@ -333,4 +334,6 @@ def _reshaped(given: Tensor, dims: Dims) -> Result:
 
 def _check_list(tensor: Tensor) -> None:
     if tensor.rank != 1:
-        raise Refusal(f"the shape {text(tensor.dims)} of a shape is not a list")
+        raise Refusal(
+            f"a shape must be a list of numbers, not a tensor of the shape {text(tensor.dims)}"
+        )

@@ -1,24 +1,26 @@
 """Messages of an `.onnx` file: the fields that are read, and the fields that are rejected.
 
-The numbers are those of ONNX's `onnx.proto`. The fields of functions, training, subgraphs, sparse
-tensors, strings as elements and external files are known and rejected with a reason. Fields that
-are in neither list are rejected as unknown.
+ONNX's `onnx.proto` defines the numbers of the fields. The fields of functions, training, subgraphs,
+sparse tensors, strings as elements and external files are known and rejected with a reason. Fields
+that are in neither list are rejected as unknown.
 """
 
 from __future__ import annotations
 
 from model_store.onnx.wire import EXPORT_AGAIN, Field, Kind, Message, Refused
 
-SAVE_INSIDE = "Save it as one file: onnx.save(onnx.load(path), path, save_as_external_data=False)"
+SAVE_INSIDE = "Save as one file: onnx.save(onnx.load(path), path, save_as_external_data=False)"
 ONE_GRAPH = "Export the network for inference, without control flow"
 
 EXTERNAL = Refused("data in another file", SAVE_INSIDE)
 TRAINING = Refused("training information", "Export the network for inference")
-FUNCTIONS = Refused("functions", "Inline them with onnx.inliner.inline_local_functions(model)")
+FUNCTIONS = Refused(
+    "functions", "Inline the functions with onnx.inliner.inline_local_functions(model)"
+)
 SPARSE = Refused("sparse tensors", "Store the parameters as dense tensors")
 SUBGRAPH = Refused("a subgraph", ONE_GRAPH)
 STRINGS = Refused("strings", EXPORT_AGAIN)
-DEVICES = Refused("a configuration of several devices", "Export it for one device")
+DEVICES = Refused("a configuration of several devices", "Export the network for one device")
 NOT_A_TENSOR = Refused("a type that is not a tensor", EXPORT_AGAIN)
 
 
@@ -42,7 +44,7 @@ TENSOR = Message(
         8: Field("name", Kind.NAME),
         9: Field("raw_data", Kind.PAYLOAD),
         10: Field("double_data", Kind.PAYLOAD),
-        11: Refused("uint64 numbers", "Store them as int64"),
+        11: Refused("uint64 numbers", "Store the numbers as int64"),
         12: _text("doc_string"),
         13: EXTERNAL,
         14: Field("data_location", Kind.INT32),
@@ -130,7 +132,7 @@ GRAPH = Message(
         11: Field("input", VALUE, repeated=True),
         12: Field("output", VALUE, repeated=True),
         13: Field("value_info", VALUE, repeated=True),
-        14: Refused("annotations of quantization", "Quantize it to the QDQ format"),
+        14: Refused("annotations of quantization", "Quantize the network to the QDQ format"),
         15: SPARSE,
         16: METADATA,
     },

@@ -1,4 +1,4 @@
-"""Nodes of a graph as the rules see them, and the attributes that an operator may have."""
+"""Describes nodes, which are the input of the rules, and the attributes of operators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLOAT, INT, STRING, TENSOR, FLOATS, INTS = 1, 2, 3, 4, 6, 7
 FIELDS = {FLOAT: "f", INT: "i", STRING: "s", TENSOR: "t", FLOATS: "floats", INTS: "ints"}
 """Field of an AttributeProto that contains the value, by the attribute's type."""
 EMPTY = {FLOAT: 0.0, INT: 0, STRING: ""}
-"""Values that some writers leave out."""
+"""Default values, which some exporters do not write."""
 LARGE = 1 << 31
 
 
@@ -37,11 +37,11 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Node:
-    """A node whose inputs are known. Rules compute its outputs."""
+    """A node with known inputs. The operator's rule computes the outputs."""
 
     op: str
     inputs: Sequence[Tensor | None]
-    """Inputs in order. None: an optional input is not given."""
+    """Inputs in order. None: an optional input that is not given."""
     attributes: Mapping[str, Any]
     outputs: int
     """Number of outputs."""
@@ -59,10 +59,10 @@ class Node:
         return tensor
 
     def known(self, at: int) -> tuple[int, ...]:
-        """Return the elements of an input that is known before the network computes.
+        """Return the elements of an input, which must be known before the network runs.
 
         Raises:
-            Refusal: The input is missing, or computed from images.
+            Refusal: The input is missing, is computed from images, or has too many elements.
         """
         tensor = self.given(at)
         if tensor.data is None:
@@ -76,27 +76,27 @@ class Node:
 
 @dataclass(frozen=True)
 class Result:
-    """What a node computes."""
+    """The outputs of a node, and the cost of computing them."""
 
     outputs: list[Tensor]
     operations: int = 0
-    """Multiply-adds per image. 0: as many as the largest input or output has elements."""
+    """Multiply-adds per image. 0: the number of elements of the largest input or output."""
     scratch: int = 0
     """Bytes that the operator needs besides its inputs and outputs, per image."""
 
 
 def axis(number: int, rank: int) -> int:
-    """Return an axis as a number from 0. Raises Refusal."""
+    """Return an axis, which may be negative, as a number from 0. Raises Refusal."""
     if not -rank <= number < rank:
-        raise Refusal(f"axis {number} is not one of {rank} dimensions")
+        raise Refusal(f"axis {number} is not one of the {rank} dimensions")
     return number % rank
 
 
 def axes(numbers: Sequence[int], rank: int) -> list[int]:
-    """Return axes as numbers from 0, in their order. Raises Refusal."""
+    """Return axes as numbers from 0, in the given order. Raises Refusal."""
     found = [axis(number, rank) for number in numbers]
     if len({*found}) != len(found):
-        raise Refusal(f"the axes {found[:8]} repeat")
+        raise Refusal(f"the axes {found[:8]} contain duplicates")
     return found
 
 
@@ -150,10 +150,12 @@ def _value(proto: Decoded, rule: Attribute, name: str) -> Any:
         return value
     numbers = list(value) if rule.type in (FLOATS, INTS) else [value]
     if len(numbers) > MAX_INTS:
-        raise Refusal(f"the attribute {name!r} has {len(numbers):,} numbers; at most {MAX_INTS:,}")
+        raise Refusal(
+            f"the attribute {name!r} has {len(numbers):,} numbers; {MAX_INTS:,} are allowed"
+        )
     for number in numbers:
         if not rule.low <= number <= rule.high:
-            raise Refusal(f"the attribute {name!r} is {number}, not {rule.low} to {rule.high}")
+            raise Refusal(f"the attribute {name!r} is {number}, not from {rule.low} to {rule.high}")
     return numbers if rule.type in (FLOATS, INTS) else value
 
 

@@ -1,11 +1,12 @@
-"""OpenVINO: an accelerator of ONNX Runtime's backend, which runs int8 networks on x86-64.
+"""OpenVINO: an accelerator that runs the int8 networks of ONNX Runtime's backend on x86-64 CPUs.
 
-For int8, OpenVINO is faster than ONNX Runtime; for fp32 it is not
-(docs/decisions/0041-onnx-runtime.md). It is used if it is installed. It reads the same ONNX files.
+OpenVINO is faster than ONNX Runtime in int8, but not in fp32 (docs/decisions/0041-onnx-runtime.md). The
+backend uses OpenVINO if OpenVINO is installed. Both libraries read the same ONNX files.
 
 OpenVINO compiles a network for one batch size. A network that accepts every batch size would run up
-to 40 % slower. So there is one compiled network for each bucket (batch size), which all lanes
-share. Each lane has a request of its own, because only one thread at a time may use a request.
+to 40 % slower. Therefore, there is one compiled network for each bucket (batch size), which all
+lanes share. Each lane has its own inference requests, because only one thread at a time may use a
+request.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from model_store.onnx.session import is_out_of_memory
 
 
 def is_useful(precision: PrecisionName, device: str) -> bool:
-    """Whether OpenVINO is installed and faster than ONNX Runtime. It is not imported."""
+    """Whether OpenVINO is installed and faster than ONNX Runtime. OpenVINO is not imported."""
     return (precision, device, platform.machine()) == (
         "int8",
         "cpu",
@@ -33,7 +34,7 @@ def is_useful(precision: PrecisionName, device: str) -> bool:
 
 
 class OpenVinoNetwork:
-    """A version's network for one lane. It can run batches after `load` and before `close`."""
+    """A version's network for one lane, which runs batches after `load` and before `close`."""
 
     def __init__(self, compiled: dict[int, Any]) -> None:
         """
@@ -44,7 +45,7 @@ class OpenVinoNetwork:
         self._requests: dict[int, Any] = {}
 
     def load(self, beside: bool = True) -> Generator[None, None, None]:
-        """Make this lane's requests, in steps. `beside` is ignored."""
+        """Create this lane's inference requests, in steps. `beside` is ignored."""
         for bucket, compiled in self._compiled.items():
             self._requests[bucket] = compiled.create_infer_request()
             yield
@@ -75,7 +76,7 @@ class OpenVinoNetwork:
 def networks(
     content: bytes, called: str, buckets: Sequence[int], threads: int, count: int
 ) -> list[OpenVinoNetwork]:
-    """Return networks that share their compiled graphs, one for each lane.
+    """Return one network for each lane. The networks share their compiled graphs.
 
     Args:
         content: Content of the ONNX file.
@@ -94,8 +95,8 @@ def networks(
         "NUM_STREAMS": count,
         "INFERENCE_NUM_THREADS": count * threads,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # parts that are not int8 would run in bf16 otherwise
-        "ENABLE_CPU_PINNING": False,  # several processes would use the same core
+        "INFERENCE_PRECISION_HINT": "f32",  # otherwise, parts that are not int8 run in bf16
+        "ENABLE_CPU_PINNING": False,  # with pinning, several processes use the same core
     }
     compiled = {}
     try:

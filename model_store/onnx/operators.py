@@ -1,9 +1,9 @@
-"""Operators that a graph may contain, with their attributes and inputs. Others are rejected.
+"""Operators that a graph may contain, with their attributes and inputs. All others are rejected.
 
-Each operator takes a number of inputs that does not depend on their content, has no access to files
-or to the network, and has a rule that computes the shapes of its outputs without computing the
-elements. Operators whose output sizes depend on elements, such as NonZero or Resize, are not
-listed, and neither are loops, conditions, random numbers and strings.
+The listed operators cannot access files or sockets. Each operator has a rule that computes the
+shapes of the operator's outputs without computing the elements. Operators whose output sizes depend
+on elements, such as NonZero or Resize, are not listed. Loops, conditions, random numbers and
+strings are not listed either.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from model_store.onnx.node import FLOAT, FLOATS, INT, INTS, STRING, TENSOR, Attr
 from model_store.onnx.tensors import MAX_DIM, TYPES
 
 MAX_INPUTS = 1 << 12
-"""Maximum inputs and outputs of a node. DenseNet-201 concatenates 49 tensors."""
+"""Maximum number of inputs or outputs of a node. DenseNet-201 concatenates 49 tensors."""
 NUMBER = Attribute(FLOAT, -1e6, 1e6)
 FLAG = Attribute(INT, 0, 1)
 AXIS = Attribute(INT, -8, 8)

@@ -1,12 +1,12 @@
 """Quantization: makes an int8 file from an fp32 file, with `onnxruntime.quantization`.
 
-Weights become int8, with a scale for each channel, and activations uint8, as pairs of
-QuantizeLinear and DequantizeLinear. ONNX Runtime has fast x86 kernels for this combination only;
-with int8 activations it is slower than in fp32. Everything up to the first convolution computes in
-float32, and so does the last layer.
+Weights are quantized to int8, with a scale for each channel, and activations to uint8. The file
+contains pairs of the operators QuantizeLinear and DequantizeLinear. ONNX Runtime has fast x86
+kernels for this combination only; with int8 activations, a network would be slower than in fp32.
+The last layer, and all operators up to and including the first convolution, compute in float32.
 
-The range of a tensor is the mean of its ranges in batches of `BATCH` calibration images. The
-extremes of all images would be further apart, and results would be less exact
+The range of a tensor is the mean of its ranges in batches of `BATCH` calibration images. The range
+from the minimum to the maximum of all images would be wider, and results would be less exact
 (docs/decisions/0024-onnx-by-hand.md).
 """
 
@@ -76,7 +76,7 @@ def _load_quantization() -> Any:
 
 
 def _reader(quantization: Any, name: str, images: Images) -> Any:
-    """Return a `CalibrationDataReader`, which returns batches of the images, and then None."""
+    """Return a `CalibrationDataReader` that returns the images in batches, and then None."""
     batches = iter([images[start : start + BATCH] for start in range(0, len(images), BATCH)])
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]

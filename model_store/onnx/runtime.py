@@ -1,6 +1,7 @@
 """Runtime: imports ONNX Runtime. All code that serves with ONNX Runtime calls `load_onnxruntime`.
 
-The packages `onnxruntime` (for CPUs) and `onnxruntime-gpu` install the same module over each other.
+The packages `onnxruntime` (for CPUs) and `onnxruntime-gpu` install the same module, so only one of
+the packages can be installed.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from model_store.backend import BackendUnavailable
 
 INSTALL = "install the extra 'shoal[onnx]' or, with an NVIDIA GPU, 'shoal[onnx-gpu]'"
 FATAL = 4
-"""Lowest severity of log messages that ONNX Runtime prints. Errors are raised as well, so printing
-them would report them twice."""
+"""Lowest severity of log messages that ONNX Runtime prints. Errors are also raised as exceptions,
+so printing them would report them twice."""
 
 
 def is_installed() -> bool:
-    """Whether ONNX Runtime is installed. It is not imported."""
+    """Whether ONNX Runtime is installed. ONNX Runtime is not imported."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 
 @functools.cache
 def is_gpu_build() -> bool:
-    """Whether the installed package is built for CUDA. It is not imported."""
+    """Whether the installed package is built for CUDA. The package is not imported."""
     try:
         importlib.metadata.distribution("onnxruntime-gpu")
     except importlib.metadata.PackageNotFoundError:

@@ -1,6 +1,7 @@
 """Session: computes the logits of a version with ONNX Runtime.
 
-One session serves all lanes: several threads may run it at the same time, with any batch size.
+One session serves all lanes: several threads may run the session at the same time, with any batch
+size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from model_store.batch import Inputs, Rows
 from model_store.manifest import BadModel
 
 INPUT, OUTPUT = "pixels", "logits"
-# Messages of C++, of ONNX Runtime's arena without and with a limit, of CUDA, of cuBLAS and cuDNN.
+# Messages of C++, of ONNX Runtime's arena without and with a limit, of CUDA, and of cuBLAS and
+# cuDNN.
 OUT_OF_MEMORY = re.compile(
     r"bad_alloc|failed to allocate memory|available memory of \d+ is smaller|out of memory"
     r"|_ALLOC_FAILED|_ALLOCATION_FAILED",
@@ -21,11 +23,11 @@ OUT_OF_MEMORY = re.compile(
 )
 
 FAILURE = re.compile(r"\w+ failure \d+: [^;]*[^; ]")
-"""What the libraries of CUDA report, inside a message of ONNX Runtime."""
+"""Pattern of an error of CUDA's libraries, inside a message of ONNX Runtime."""
 
 
 class SessionNetwork:
-    """A version's network for one lane. It can run batches before `close`."""
+    """A version's network for one lane, which can run batches before `close`."""
 
     def __init__(self, session: Any) -> None:
         """
@@ -35,7 +37,7 @@ class SessionNetwork:
         self._session = session
 
     def load(self, beside: bool = True) -> Generator[None, None, None]:
-        """The session is loaded already, so there is nothing to do."""
+        """Do nothing, because the session is already loaded."""
         yield from ()
 
     def compute(self, inputs: Inputs) -> Rows:
@@ -77,7 +79,7 @@ def open_session(ort: Any, content: bytes, threads: int, called: str) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the exceptions of ONNX Runtime have no other common base
+    except Exception as error:  # ONNX Runtime's errors share no other base
         if is_out_of_memory(str(error)):
             raise MemoryError(str(error)) from error
         raise BadModel(f"{called} cannot be run by ONNX Runtime: {error}") from error
@@ -88,8 +90,8 @@ def open_session(ort: Any, content: bytes, threads: int, called: str) -> Any:
 def is_out_of_memory(message: str) -> bool:
     """Whether an error message says that memory ran out. If so, a smaller batch may succeed.
 
-    CUDA's "illegal memory access" is another error. After it, the GPU computes nothing more for
-    this process.
+    CUDA's "illegal memory access" is a different error. After that error, the GPU computes nothing
+    more for this process.
     """
     return OUT_OF_MEMORY.search(message) is not None
 

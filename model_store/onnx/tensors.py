@@ -2,9 +2,9 @@
 
 `N` stands for the number of images in shapes and in constants that are computed from shapes. A
 dimension is a positive number, or a multiple of `N`: (N, 3, 224, 224) is a batch of images. `N` is
-a prime that is larger than all permitted dimensions, so `n % N` tells both cases apart, and
-products and quotients of dimensions are exact. At most one dimension of a tensor is a multiple
-of `N`.
+a prime that is larger than all permitted dimensions, so `dim % N` distinguishes the two cases, and
+products and quotients of dimensions are exact. At most one dimension of a tensor is a multiple of
+`N`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from model_store.onnx.wire import EXPORT_AGAIN, Decoded, Refusal
 
 N = (1 << 31) - 1
-"""Stands for the number of images. Prime."""
+"""Stands for the number of images. This number is prime."""
 MAX_DIM = 1 << 24
-"""Maximum of a dimension, per image. It is a limit on forged numbers: real dimensions are smaller
-than 1 million."""
+"""Maximum length of a dimension, per image. Longer dimensions occur only in forged files: real
+dimensions are shorter than 1 million."""
 MAX_RANK = 8
 """Maximum number of dimensions. Swin transformers need 6."""
 MAX_ELEMENTS = 1 << 25
-"""Maximum elements of a computed tensor per image: 128 MiB as float32. EfficientNet-B7 at 600 x 600
-needs 17 million. The convolutions of VGG-19 make matrices of 29 million elements."""
+"""Maximum number of elements of a computed tensor per image: 128 MiB in float32. EfficientNet-B7 at
+600 x 600 needs 17 million. The convolutions of VGG-19 make matrices of 29 million elements."""
 MAX_DATA = 1 << 6
-"""Maximum elements of a constant that is read as a shape, as axes or as positions. Longer constants
-are not read."""
+"""Maximum number of elements of a constant that is read as a shape, as axes or as positions. Longer
+constants are not read."""
 
 Dims = tuple[int, ...]
 Data = tuple[int, ...]
@@ -56,7 +56,7 @@ TYPED = {
     "int64_data": (INT64,),
     "int32_data": (INT32, UINT8, INT8, BOOL, HALF),
 }
-"""Fields that contain numbers, and the element types that each is for."""
+"""Field that contains numbers -> element types that the field may contain."""
 VARINTS = ("int64_data", "int32_data")
 READ = (INT32, INT64, BOOL)
 
@@ -68,11 +68,11 @@ class Tensor:
     dtype: np.dtype[Any]
     dims: Dims
     data: Data | None = None
-    """Elements in C order, where they are integers that are known before the network computes."""
+    """Integer elements in C order, if they are known before the network runs. None: not known."""
     constant: bool = False
     """Whether the elements depend neither on the images nor on their number."""
     span: tuple[int, int] | None = None
-    """The least and the greatest element of a constant with integers."""
+    """Minimum and maximum element of an integer constant."""
 
     @property
     def rank(self) -> int:
@@ -91,7 +91,7 @@ class Tensor:
 
     @property
     def batch_axis(self) -> int | None:
-        """The dimension that is a multiple of `N`. None: there is none."""
+        """Index of the dimension that is a multiple of `N`. None: no dimension is a multiple."""
         return next((axis for axis, dim in enumerate(self.dims) if dim % N == 0), None)
 
 
@@ -106,7 +106,7 @@ def is_small(*numbers: int) -> bool:
 
 
 def is_exact(number: int) -> bool:
-    """Whether the number stands for itself, or for a multiple of the number of images."""
+    """Whether the number is a fixed number, or a fixed multiple of the number of images."""
     return is_small(number) or (is_batch(number) and is_small(number // N))
 
 
@@ -137,7 +137,7 @@ def read(proto: Decoded, what: str) -> Tensor:
 
     Args:
         proto: The decoded message.
-        what: What error messages call the tensor.
+        what: Name of the tensor in error messages.
 
     Raises:
         Refusal: The tensor has no elements, an unsupported type, or a payload of another size.
@@ -147,7 +147,7 @@ def read(proto: Decoded, what: str) -> Tensor:
     if len(dims) > MAX_RANK or any(not 0 < dim <= MAX_DIM for dim in dims):
         raise Refusal(f"{what} has the shape {dims[:MAX_RANK]}; dimensions must be positive")
     if proto.get("data_location", 0):
-        raise Refusal(f"{what} has data in another file", "Save the network as one file")
+        raise Refusal(f"{what} has data in another file", "Save the network as a single file")
     stored = [name for name in ("raw_data", *TYPED) if name in proto]
     if len(stored) != 1:
         raise Refusal(f"{what} has {len(stored)} payloads instead of one")
@@ -202,8 +202,8 @@ def _varints(payload: memoryview) -> list[int]:
 
 
 def bounded(number: int) -> int:
-    """Return a number of the file that cannot be mistaken for a multiple of `N`.
+    """Limit a number of the file, so that it cannot be mistaken for a multiple of `N`.
 
-    Exporters write the largest int64 for "to the end". It becomes the largest number below `N`.
+    Exporters write the largest int64 for "to the end". This number becomes `N` - 1.
     """
     return max(-N + 1, min(N - 1, number))

@@ -1,9 +1,9 @@
 """Translation: converts a graph (see `graph`) and its parameters to ONNX operators.
 
-A batch normalization that follows a convolution becomes part of the convolution: its weights are
-multiplied and it gets a bias. ONNX Runtime does the same when it loads a file, but
-`onnxruntime.quantization` needs it in the file. The product is computed in float64 and rounded to
-float32, so results differ in the last digits only.
+A batch normalization that follows a convolution becomes part of the convolution: the weights of the
+convolution are multiplied, and the convolution gets a bias. ONNX Runtime does the same when it
+loads a file, but `onnxruntime.quantization` needs a file that contains the merged convolution. The
+product is computed in float64 and rounded to float32, so results differ in the last digits only.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _merged(convolution: Node, norm: Node, arrays: dict[str, NDArray[Any]]) -> N
 
 
 def _steps(node: Node) -> Iterator[Operator]:
-    """Yield the ONNX operators of an MXNet operator, whose outputs have no names yet."""
+    """Yield the ONNX operators of an MXNet operator. Their outputs have no names yet."""
     names, attributes = node["names"], node.get("attrs", {})
     match node["op"], attributes:
         case "Convolution", _:

@@ -1,7 +1,7 @@
-"""Trial: a small computation that shows whether a device computes right results.
+"""Trial: a small computation that shows whether a device computes correct results.
 
-It runs a convolution and a matrix product, because ONNX Runtime uses cuDNN for the first and cuBLAS
-for the second.
+The trial runs a convolution, for which ONNX Runtime uses cuDNN, and a matrix product, for which
+ONNX Runtime uses cuBLAS.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NETWORK = base64.b64decode(
     "eRIOCgwIARIICgIIAQoCCAJCBAoAEA0="
 )
 """Network in ONNX format: convolution 3 x 3 with two filters, and a product with an 8 x 2 matrix.
-`tests/model_store/onnx/test_trial.py` makes the same bytes with the package `onnx`."""
+`tests/model_store/onnx/test_trial.py` creates the same bytes with the package `onnx`."""
 INPUT, OUTPUT = "x", "y"
 
 
@@ -28,14 +28,14 @@ def is_right(ort: Any, provider: str, number: int) -> bool:
 
     Args:
         ort: The module `onnxruntime`.
-        provider: ONNX Runtime's name of the library for the device.
+        provider: ONNX Runtime's name of the execution provider for the device.
         number: Number of the device, counted from 0.
 
     Raises an exception of ONNX Runtime if the device does not compute.
     """
     image = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4) % 5
     options = ort.SessionOptions()
-    # Otherwise ONNX Runtime would compute on the CPU if it could not use the device.
+    # Otherwise, ONNX Runtime would compute on the CPU if it could not use the device.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     device = (provider, {"device_id": str(number)})
     found = _compute(ort.InferenceSession(NETWORK, options, [device], enable_fallback=0), image)

@@ -1,8 +1,8 @@
-"""Walk: follows the nodes of a graph in their order, and adds up what the network needs.
+"""Walk: visits the nodes of a graph in order, and adds up the memory and computation they need.
 
-Each node must be an operator of `operators.OPERATORS`, and each of its inputs must be defined
-before it. The operator's rule gives the shapes of its outputs. Memory is counted from the
-definition of a tensor to its last use.
+Each node must be an operator of `operators.OPERATORS`, and the inputs of a node must be defined
+before the node. The operator's rule computes the shapes of the node's outputs. Memory is counted
+from the definition of a tensor to its last use.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MAX_NODES = 1 << 14
 """Maximum number of nodes. DenseNet-201 in int8 has about 3,000."""
 MAX_LIVE_BYTES = 1 << 29
 """Maximum bytes of all tensors that are needed at the same time, per image. VGG-19 needs 141 MB,
-with the windows of a convolution; EfficientNet-B7 at 600 x 600 needs about 210 MB."""
+including the windows of a convolution; EfficientNet-B7 at 600 x 600 needs about 210 MB."""
 MAX_FIXED_BYTES = 1 << 30
 """Maximum bytes of tensors that are computed from parameters only, such as dequantized weights.
-Libraries compute these once and keep them."""
+Libraries compute these tensors once and keep them."""
 MAX_MULTIPLY_ADDS = 10**11
-"""Maximum multiply-adds per image, about a second of a CPU core. ResNet-50 needs 4 billion, VGG-19
-20 billion, EfficientNet-B7 at 600 x 600 38 billion."""
+"""Maximum multiply-adds per image, which take about a second on a CPU core. ResNet-50 needs 4
+billion, VGG-19 20 billion, EfficientNet-B7 at 600 x 600 38 billion."""
 
 STANDARD = ("", "ai.onnx")
 """Names of the standard operator domain."""
@@ -36,7 +36,7 @@ MAX_SHOWN = 60
 
 
 class Walk:
-    """Follows the nodes in their order, and adds up what they need."""
+    """Visits the nodes in order, and adds up the memory and computation that they need."""
 
     def __init__(self, opset: int, values: dict[str, Tensor], graph: Decoded) -> None:
         self.values = values
@@ -110,7 +110,10 @@ def _node(proto: Decoded, values: Mapping[str, Tensor], opset: int) -> Node:
     op = proto.get("op_type", "")
     operator = OPERATORS.get(op)
     if proto.get("domain", "") not in STANDARD or proto.get("overload"):
-        raise Refusal(f"the operator is of the domain {proto.get('domain', '')[:MAX_SHOWN]!r}")
+        raise Refusal(
+            f"an operator of the domain {proto.get('domain', '')[:MAX_SHOWN]!r}, or with an "
+            "overload, is not supported"
+        )
     if operator is None or opset < operator.since:
         raise Refusal(
             f"this operator is not supported in operator set {opset}",

@@ -1,10 +1,11 @@
-"""Decodes protobuf messages of known fields, without protobuf. Other fields are rejected.
+"""Decodes protobuf messages without the package protobuf. Unknown fields are rejected.
 
-The bytes are not trusted. Each length is compared with the bytes of its message before it is used.
-A message can only contain the messages that its table names, so nesting is bounded. Payloads are
-views of the bytes and are not copied; the size and the number of everything else are limited. A
-field that is not repeated may occur once, because protobuf would merge several occurrences. The
-wire format is described at https://protobuf.dev/programming-guides/encoding/.
+The bytes are not trusted. Each length is compared with the size of its message before the length is
+used. A message can only contain the messages in its table of fields, so the depth of nesting is
+limited. Payloads are views of the bytes and are not copied. The size and the number of all other
+values are limited. A field that is not repeated may occur only once, because protobuf would merge
+several occurrences. The wire format is described at
+https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from functools import cached_property
 from typing import Any
 
 MAX_FIELDS = 1 << 19
-"""Maximum number of fields in a file. DenseNet-201 quantized to int8 has about 60,000; decoding
-this number takes about a second."""
+"""Maximum number of fields in a file. DenseNet-201 quantized to int8 has about 60,000 fields.
+Decoding the maximum takes about a second."""
 MAX_NAME = 1 << 10
 """Maximum bytes of a name."""
 MAX_TEXT = 1 << 20
@@ -33,7 +34,7 @@ COPY_AGAIN = "Copy the file again, or export the network again"
 
 
 class Refusal(Exception):
-    """The file cannot be used. The reader of the file adds the path."""
+    """The file cannot be used. The code that reads the file adds the path to the message."""
 
     def __init__(self, what: str, do: str = EXPORT_AGAIN) -> None:
         """
@@ -76,20 +77,21 @@ class Refused:
 
 @dataclass(frozen=True)
 class Message:
-    """A message: its known fields by number."""
+    """A kind of message, with its known fields by number."""
 
     name: str
     fields: dict[int, Field | Refused] = field(repr=False)
 
     @cached_property
     def empty(self) -> Decoded:
-        """The message without any field. An empty message of two bytes takes little memory."""
+        """The decoded form of an empty message, which takes little memory."""
         known = [one for one in self.fields.values() if isinstance(one, Field)]
         return {one.name: () for one in known if one.repeated}
 
 
 Decoded = dict[str, Any]
-"""Values by field name. Repeated fields are sequences and always there; others are there if set."""
+"""Field name -> value. Repeated fields are sequences and always present. Other fields are present
+if they are set."""
 
 
 def decode(content: bytes, kind: Message) -> Decoded:
@@ -136,7 +138,7 @@ class _Decoder:
     def _value(
         self, known: Field, wire: int, at: int, end: int, what: str
     ) -> tuple[list[Any], int]:
-        """Return the values of a field, several if they are packed, and the position behind it."""
+        """Return the values of a field, several if they are packed, and the next position."""
         self._count(1)
         kind = known.kind
         if wire == LENGTH:
@@ -195,7 +197,7 @@ class _Decoder:
         return text
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
-        """Return the unsigned integer of variable length at `at`, and the position behind it."""
+        """Return the unsigned integer of variable length at `at`, and the position after it."""
         value = shift = 0
         while at < end and shift < 70:
             byte = self._content[at]

@@ -1,9 +1,9 @@
-"""Writer: makes the `.onnx` files of a version in fp32 and fp16, without MXNet.
+"""Writer: creates the `.onnx` files of a version in fp32 and fp16, without MXNet.
 
 Each file has one input, `pixels`, uint8 (n, height, width, channels), and one output, `logits`,
 float32 (n, classes). The batch size `n` is open. The normalization of the pixels is part of the
 graph; the temperature and the softmax are not. The same arguments always give the same bytes.
-`quantization` makes the int8 file from the fp32 file.
+`quantization` creates the int8 file from the fp32 file.
 
 In fp16, the pixels are normalized in float32, and the convolutions compute in float16.
 """
@@ -51,7 +51,8 @@ def fp32(model: Manifest, arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def fp16(model: Manifest, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return an `.onnx` file whose parameters are float16 and whose network computes in float16.
 
-    Arguments and errors are as in `fp32`. Also raises BadModel if a parameter exceeds float16.
+    Arguments and errors are as in `fp32`. Also raises BadModel if a parameter is too large for
+    float16.
     """
     operators, parameters = network(model, arrays, "normalized16", "logits16")
     before, constants = _normalization(model)
@@ -69,8 +70,8 @@ def network(
     Args:
         model: As in `fp32`.
         arrays: As in `fp32`.
-        input_: Name of the input, normalized images, float32 (n, channels, height, width).
-        output: Name of the output, logits, float32 (n, classes).
+        input_: Name of the input: normalized images, float32 (n, channels, height, width).
+        output: Name of the output: logits, float32 (n, classes).
     """
     graph = architectures.build(model.architecture, len(model.classes), input_)
     check_params(arrays, graph.shapes)
@@ -81,7 +82,7 @@ def load_onnx() -> Any:
     """Return the package `onnx`.
 
     Raises:
-        ModuleNotFoundError: It is not installed. The message says what to install.
+        ModuleNotFoundError: The package is not installed. The message says what to install.
     """
     try:
         return importlib.import_module("onnx")
@@ -126,7 +127,7 @@ def make_model(
 def _normalization(model: Manifest) -> tuple[list[Operator], Arrays]:
     """Return operators that convert `INPUT` to `NORMALIZED`, (n, channels, height, width).
 
-    They move the channels first, because moving bytes is cheaper than moving floats.
+    The channels are moved before the cast, because moving bytes is cheaper than moving floats.
     """
     mean = np.asarray(model.normalisation.mean)
     std = np.asarray(model.normalisation.std)

@@ -1,1 +1,1 @@
-"""Trains and measures networks and writes their model cards. Servers never import this package."""
+"""Trains and measures models, and writes model cards. Servers do not import this package."""

@@ -112,8 +112,8 @@ def _crop(images: Images, side: int, rng: np.random.Generator) -> Images:
 def _zoom(images: Images, side: int, zoom: float, rng: np.random.Generator) -> Images:
     """Resize a crop of random size, shape and position, with a random filter.
 
-    The size of the crop is `side` times a factor from exp(-zoom) to exp(zoom). Its ratio of width
-    to height is from exp(-zoom / 2) to exp(zoom / 2). Where the crop extends over the edge, it
+    The size of the crop is `side` times a factor from exp(-zoom) to exp(zoom). The crop's ratio of
+    width to height is from exp(-zoom / 2) to exp(zoom / 2). Beyond the edge of the image, the crop
     contains the reflection of the image.
     """
     count = len(images)
@@ -166,8 +166,8 @@ def _sharpen(pixels: Floats, strength: float, rng: np.random.Generator) -> Float
     """Blur or sharpen each image.
 
     The difference between the image and a blurred copy is multiplied by a random number and added
-    to the image. The number is from -`strength` to `strength`. With -1, the result is the blurred
-    copy.
+    to the image. The number is from -`strength` to `strength`. If the number is -1, the result is
+    the blurred copy.
     """
     padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]

@@ -48,7 +48,7 @@ class Batch:
 
 
 class Batches:
-    """The batches of a run."""
+    """Selects the batches of a training run."""
 
     def __init__(self, recipe: Recipe, train: cifar10.Split) -> None:
         """
@@ -57,7 +57,7 @@ class Batches:
             train: Images to train on.
 
         Raises:
-            ValueError: There are fewer images than a batch has.
+            ValueError: There are fewer training images than `recipe.batch_size`.
         """
         self._recipe = recipe
         self._train = train

@@ -1,6 +1,6 @@
 """Quantizes a version to int8 and calibrates its probabilities: `python -m model_store calibrate`.
 
-The result is a new version with the same parameters. Its manifest also contains the ranges of
+The result is a new version with the same parameters. The new manifest also contains the ranges of
 tensors that int8 needs, the temperature, the accuracy in every precision, and the probabilities of
 the probe images (see `probes`). The source version does not change.
 
@@ -33,7 +33,7 @@ from model_store.training.measurement import Key
 SAMPLE = 2048
 """Number of training images on which the ranges are observed."""
 SEED = 1
-"""Seed for choosing these training images at random."""
+"""Seed of the random choice of these training images."""
 
 
 async def calibrate(
@@ -55,7 +55,7 @@ async def calibrate(
         threads: Number of CPU threads.
 
     Raises:
-        BadModel: A version is invalid, or its classes are not those of CIFAR-10.
+        BadModel: A version is invalid, or its classes differ from CIFAR-10's classes.
         BadDataset, BadParams, DeviceUnavailable, BackendUnavailable, OSError.
     """
     source = versions.read_manifest(folder)
@@ -158,8 +158,8 @@ def _temperature(rows: Probabilities, test: cifar10.Split) -> Temperature:
     count = len(test.images)
     return Temperature(
         value=value,
-        fitted_on=f"the images at even places of test_batch.bin, {(count + 1) // 2:,}",
-        measured_on=f"those at odd places, {count // 2:,}",
+        fitted_on=f"{(count + 1) // 2:,} images of test_batch.bin (even indices)",
+        measured_on=f"{count // 2:,} images of test_batch.bin (odd indices)",
         calibration_error=round(after, 4),
         calibration_error_before=round(before, 4),
     )

@@ -1,8 +1,8 @@
 """Writes the model card of a version: `python -m model_store card NAME/VERSION`.
 
-MODEL_CARD.md is written into the version's folder. It is documentation only: no code reads it, and
-it can be written again at any time. The sections follow Mitchell et al. 2019, Model Cards for Model
-Reporting, arXiv 1810.03993.
+MODEL_CARD.md is written into the version's folder. The card is documentation only: no code reads
+the card, and it can be written again at any time. The sections follow Mitchell et al. 2019, Model
+Cards for Model Reporting, arXiv 1810.03993.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ async def write_card(
     from model_store.training.plots import draw_evaluation
 
     model = versions.read_manifest(folder)
-    # The photographs come first. If the service does not answer, the error is raised immediately.
+    # The photographs are classified first, so that the error of a missing service is raised
+    # immediately.
     predicted = None if photos is None else predict_photos(url, model, photos)
     test = cifar10.read_test(data)
     measurement.check_classes(folder, model)
@@ -102,8 +103,8 @@ def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
         photos: Folder of the files.
 
     Raises:
-        BadModel: The service does not answer, serves another version or rejects a file, or there is
-            no file with such a name.
+        BadModel: The service does not respond, serves another version or rejects a file, or there
+            is no file with such a name.
     """
     paths = sorted(p for p in photos.iterdir() if p.name.partition("_")[0] in model.classes)
     if not paths:
@@ -114,8 +115,8 @@ def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
         ready = _answer(connection, "GET", "/readyz", b"")
         if ready.get("model") != {"name": model.name, "version": model.version}:
             raise BadModel(
-                f"{url} does not serve {model.name} {model.version} but answers {ready}: start it "
-                f"with SHOAL_MODEL={model.name} SHOAL_MODEL_VERSION={model.version}"
+                f"{url} does not serve {model.name} {model.version}; it responds with {ready}. "
+                f"Start it with SHOAL_MODEL={model.name} SHOAL_MODEL_VERSION={model.version}"
             )
         by_class: dict[str, tuple[int, int]] = {}
         total = 0.0
@@ -130,7 +131,7 @@ def predict_photos(url: str, model: Manifest, photos: pathlib.Path) -> Photos:
         runs = str(ready["backend"]), str(ready["precision"])
         return Photos(by_class, *runs, total / len(paths))
     except OSError as error:
-        raise BadModel(f"{url} does not answer ({error}): start the service first") from error
+        raise BadModel(f"{url} does not respond ({error}): start the service first") from error
     finally:
         connection.close()
 
@@ -172,11 +173,11 @@ def _overview(model: Manifest, evaluation: Evaluation) -> str:
     origin = model.derived_from
     return (
         f"GluonCV's `{model.architecture}` for 32 x 32 pixels in {len(model.classes)} classes: "
-        f"{', '.join(model.classes)}. It classifies {evaluation.accuracy:.2%} of "
+        f"{', '.join(model.classes)}. The network classifies {evaluation.accuracy:.2%} of "
         f"{evaluation.images:,} test images of CIFAR-10 correctly. Parameters: "
         f"`{model.parameters.file}`, {model.parameters.bytes:,} bytes, SHA-256 "
         f"`{model.parameters.sha256}`."
-        + (f" Made from version {origin.version} by `calibrate`." if origin else "")
+        + (f" Created from version {origin.version} by `calibrate`." if origin else "")
     )
 
 
@@ -193,7 +194,7 @@ def _precisions(model: Manifest, evaluations: dict[Key, Evaluation]) -> str:
     if ("onnxruntime", "fp16") in evaluations:
         text += "\n\nWithout a GPU, fp16 with onnxruntime is measured on the CPU."
     if ("mxnet", "fp16") not in evaluations:
-        text += "\n\nfp16 with mxnet was not measured: it needs a GPU."
+        text += "\n\nfp16 with mxnet was not measured, because it needs a GPU."
     return text
 
 
@@ -217,8 +218,8 @@ def _photos(photos: Photos | None) -> str:
     return (
         f"The service, with {photos.backend} in {photos.precision}, recognized {photos.right} of "
         f"{photos.all} photographs from other sources ({photos.right / photos.all:.1%}). The mean "
-        f"probability of the predicted classes was {photos.probability:.1%}. There are few "
-        "photographs, they were chosen by hand, and they are larger than CIFAR-10's images. The "
+        f"probability of the predicted classes was {photos.probability:.1%}. The "
+        "photographs are few, were chosen by hand, and are larger than CIFAR-10's images. The "
         "network gets only the middle square of each photograph."
     )
 
@@ -231,20 +232,20 @@ def _calibration(model: Manifest) -> str:
         )
     return (
         f"Logits are divided by a temperature of {temperature.value} (Guo et al. 2017), fitted on "
-        f"{temperature.fitted_on} images. On {temperature.measured_on}, the expected calibration "
+        f"{temperature.fitted_on}. On {temperature.measured_on}, the expected calibration "
         f"error fell from {temperature.calibration_error_before:.2%} to "
         f"{temperature.calibration_error:.2%} (fp32, 15 bins). The calibration errors in the "
         "section Accuracy were measured on all test images, including the images that the "
         "temperature was fitted on. Training images were not used to fit the temperature, because "
         "networks are overconfident on images that they were trained on. The temperature does not "
         "change the predicted class of any image. The calibration error was not measured on "
-        "images that differ from CIFAR-10's."
+        "images from other sources."
     )
 
 
 def _recipe(model: Manifest) -> str:
     if model.training is None:
-        return "This version was imported. Its training is not known."
+        return "This version was imported. The recipe of the training is not known."
     rows = [f"| {name} | {value} |" for name, value in model.training.items()]
     return _table("| setting | value |", rows)
 
@@ -254,10 +255,10 @@ def _table(head: str, rows: list[str]) -> str:
 
 
 LIMITS = """\
-The network knows these classes only. It assigns one of them to every picture, even to pictures of
-people, text and drawings, and often with a high probability. It was trained on small pictures with
-one object in the middle. It is not suitable for decisions about people.
+The network assigns one of its classes to every picture, even to pictures of people, text and
+drawings, and often with a high probability. The network was trained on small pictures with one
+object in the middle. The network is not suitable for decisions about people.
 
 The images of CIFAR-10 (Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images)
 come from the web, and their authors published no license for them. The parameters are under the
-project's license, Apache-2.0, as far as the project can grant it."""
+project's license, Apache-2.0, as far as the project can grant this license."""

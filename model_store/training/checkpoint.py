@@ -1,8 +1,8 @@
 """Checkpoints: save a training run, so that a later process can continue it.
 
 A checkpoint is a folder `step-<n>` that contains `state.json` and the weights that `trainer`
-writes. A new checkpoint replaces the previous one only when it is complete, so a crash or a power
-failure does not destroy the previous checkpoint.
+writes. A new checkpoint replaces the previous checkpoint only after the new checkpoint is complete.
+Therefore, a crash or a power failure does not destroy the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_STATE_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Origin:
-    """The inputs of a run that determine its weights on a CPU.
+    """The inputs of a run that determine the weights of the network on a CPU.
 
     A run can continue only from a checkpoint of the same origin.
     """
@@ -42,7 +42,7 @@ class Origin:
     start: str = ""
     """SHA-256 of the parameters that the run starts from. Empty: random parameters."""
     teachers: tuple[str, ...] = ()
-    """SHA-256 of the parameters of each teacher, a network that the network learns from."""
+    """SHA-256 of the parameters of each teacher. A teacher is a network to learn from."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Progress of a run."""
+    """Progress of a training run."""
 
     step: int = 0
     """Number of finished steps."""
@@ -99,7 +99,7 @@ class Progress:
 
 @contextmanager
 def saving(folder: pathlib.Path, origin: Origin, progress: Progress) -> Iterator[pathlib.Path]:
-    """Yield a folder for the weights. It then becomes the only checkpoint in `folder`."""
+    """Yield a folder for the weights, which is the only checkpoint in `folder` after the block."""
     target = folder / f"step-{progress.step:08d}"
     state = {**dataclasses.asdict(origin), "progress": dataclasses.asdict(progress)}
     with atomic_directory(target, within=folder) as partial:

@@ -2,8 +2,8 @@
 
 The folder of the data set contains `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`,
 unpacked from `cifar-10-binary.tar.gz` of https://www.cs.toronto.edu/~kriz/cifar.html. Each image is
-a record of one label byte and 3,072 pixel bytes: 1,024 for red, 1,024 for green and 1,024 for blue,
-each row by row.
+a record of one label byte and 3,072 pixel bytes: 1,024 for red, 1,024 for green and 1,024 for blue.
+The pixels of each color are stored row by row.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def held_out(split: Split, count: int) -> tuple[Split, Split]:
     rest = len(split.images) - count
     if rest <= 0:
         raise ValueError(
-            f"--held-out {count} is not below the number of training images, {len(split.images)}"
+            f"--held-out {count} must be below the number of training images, {len(split.images)}"
         )
     return (
         Split(split.images[:rest], split.labels[:rest]),

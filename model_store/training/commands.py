@@ -23,12 +23,12 @@ Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Arg
 
 
 def add_commands(command: Command) -> None:
-    """Add these commands. `command` adds a command with a name, a function and a help text."""
+    """Add the commands. `command` adds one command with a name, a function and a help text."""
     evaluate = command("evaluate", _evaluate, "measure a version on CIFAR-10's test images")
     evaluate.add_argument(
         "--name", default="cifar_resnet20_v1", help="name of the model (default: %(default)s)"
     )
-    evaluate.add_argument("--version", help="number of the version (default: the highest)")
+    evaluate.add_argument("--version", help="number of the version (default: the highest number)")
     add_data(evaluate)
     add_device(evaluate)
     evaluate.add_argument(
@@ -47,13 +47,13 @@ def add_commands(command: Command) -> None:
         "--json",
         type=pathlib.Path,
         metavar="FILE",
-        help="JSON file that all results are written to; - writes them to standard output",
+        help="JSON file to write all results to, or - for standard output",
     )
     evaluate.add_argument(
         "--picture",
         type=pathlib.Path,
         metavar="FILE",
-        help="PNG file that the confusion matrix and the reliability diagram are drawn to",
+        help="PNG file to draw the confusion matrix and the reliability diagram to",
     )
 
     calibrated = command(
@@ -68,12 +68,14 @@ def add_commands(command: Command) -> None:
         "--into",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="folder of the store that the new version is added to "
+        help="folder of the store to add the new version to "
         "(default: the store of the original version)",
     )
-    calibrated.add_argument("--version", help="number of the new version (default: the next one)")
+    calibrated.add_argument(
+        "--version", help="number of the new version (default: the next number)"
+    )
 
-    card = command("card", _card, "write MODEL_CARD.md and its picture beside a version's manifest")
+    card = command("card", _card, "write MODEL_CARD.md and its picture to a version's folder")
     _add_model(card)
     add_data(card)
     add_device(card)
@@ -251,7 +253,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         required=True,
         metavar="FOLDER",
-        help="folder of CIFAR-10's binary version",
+        help="folder with CIFAR-10's binary version",
     )
 
 

@@ -1,10 +1,10 @@
 """Evaluation: computes accuracy and calibration from probabilities and labels, with NumPy only.
 
-Probabilities are calibrated if they agree with accuracies. For example, if the most probable class
-of some images has the probability 0.8, then 80 % of these images are classified correctly. Expected
-calibration error, reliability bins and temperature scaling follow Guo et al. 2017, On Calibration
-of Modern Neural Networks, arXiv 1706.04599. Images are divided into `BINS` bins of equal width by
-the probability of their most probable class.
+Probabilities are calibrated if they are equal to accuracies. For example, 80 % of the images whose
+most probable class has the probability 0.8 are classified correctly. Expected calibration error,
+reliability bins and temperature scaling follow Guo et al. 2017, On Calibration of Modern Neural
+Networks, arXiv 1706.04599. Images are divided into `BINS` bins of equal width by the probability of
+their most probable class.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def evaluate(probabilities: Probabilities, labels: Labels, classes: Sequence[str
             class.
     """
     if not len(labels) or probabilities.shape != (len(labels), len(classes)):
-        raise ValueError(f"probabilities {probabilities.shape} for {len(labels)} images")
+        raise ValueError(
+            f"probabilities of the shape {probabilities.shape} do not fit {len(labels)} images"
+        )
     if not np.isfinite(probabilities).all():
         raise ValueError("some probabilities are not finite")
     best = probabilities.argmax(axis=1)
@@ -125,7 +127,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
         probabilities: Probabilities at a temperature of 1.
         labels: Label of each image.
     """
-    # These differ from the network's logits by a constant in each row, which softmax ignores.
+    # These logits differ from the network's by a constant in each row, which softmax ignores.
     logits = np.log(_safe(probabilities))
 
     def loss(inverse: float) -> float:

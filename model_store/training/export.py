@@ -1,9 +1,9 @@
 """Exports a version to ONNX: `python -m model_store export NAME/VERSION --onnx FILE`.
 
-The graph's input `pixels` is float32 (n, 3, 32, 32), with the normalization in the manifest. It is
-the same tensor that the server accepts as FP32 over the Open Inference Protocol. The graph's output
-`probabilities` is float32 (n, classes), because the temperature and the softmax are part of the
-graph. The file's metadata contains the model's name, the version, the classes and the
+The graph's input `pixels` is float32 (n, 3, 32, 32), with the normalization in the manifest. This
+input is the same tensor that the server accepts as FP32 over the Open Inference Protocol. The
+graph's output `probabilities` is float32 (n, classes), because the temperature and the softmax are
+part of the graph. The file's metadata contains the model's name, the version, the classes and the
 normalization. The precision is always fp32. MXNet is not needed.
 """
 

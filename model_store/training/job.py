@@ -1,12 +1,12 @@
-"""Job: trains a network on CIFAR-10 and adds it to the store (`python -m model_store train`).
+"""Job: trains a network on CIFAR-10 and adds a version (`python -m model_store train`).
 
 On a CPU, runs with the same options and the same number of threads give the same weights. After
 Ctrl-C, the same command continues the run and gives the same weights as an uninterrupted run.
 
-The result is an average of the weights over the steps. Weights of single steps are never used
-instead, even if their accuracy is higher. If training images are held out, the accuracy on them is
-measured after every epoch. Otherwise, the accuracy on the test images is measured once, after
-training.
+The result is an average of the weights over the steps. The weights of a single step are never the
+result, even if their accuracy is higher. If training images are held out, the accuracy on these
+images is measured after every epoch. Otherwise, the accuracy on the test images is measured once,
+after training.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def train(
         recipe: Options of the run.
         data: Folder of CIFAR-10's binary version.
         checkpoints: Folder of checkpoints, which are saved after every epoch and every ten minutes.
-            If it contains a checkpoint, the run continues from the newest checkpoint.
-        store: Folder of the store. The new version is added to it, and the teachers and the version
-            in `recipe.start` are read from it.
+            If the folder contains checkpoints, the run continues from the newest checkpoint.
+        store: Folder of the store. The new version is added to the store. The teachers and the
+            version in `recipe.start` are read from the store.
         version: Number of the new version.
         device: auto, cpu, gpu or gpu:N.
         threads: Number of CPU threads.
-        logits: Folder that keeps the logits of teachers. None: `checkpoints`.
+        logits: Folder that stores the logits of teachers. None: `checkpoints`.
 
     Raises:
         BadModel: The new version exists, or another version is invalid.
@@ -72,7 +72,7 @@ def train(
         Interrupted: The run was stopped by Ctrl-C or SIGTERM.
         BadDataset, BadParams, DeviceUnavailable, BackendUnavailable, OSError.
     """
-    # Errors are raised before the training, which takes hours.
+    # All inputs are checked before the training, which takes hours.
     target = versions.vacant_folder(store, recipe.architecture, version)
     whole, test = cifar10.read_train(data), cifar10.read_test(data)
     train_split, held_out = cifar10.held_out(whole, recipe.held_out)

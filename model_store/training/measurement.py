@@ -1,4 +1,4 @@
-"""Measures the accuracy and calibration of a version, with the engine that servers use."""
+"""Measures the accuracy and the calibration of a version, with the engine that servers use."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def evaluate(
             default does nothing.
 
     Raises:
-        BadModel: The version is invalid, or its classes are not those of CIFAR-10.
+        BadModel: The version is invalid, or its classes differ from CIFAR-10's classes.
         BadParams, DeviceUnavailable, BackendUnavailable, PrecisionUnavailable.
     """
     options = (device, threads, BATCH, precision)

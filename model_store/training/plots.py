@@ -66,7 +66,7 @@ def _draw_reliability(evaluation: Evaluation, axes: Axes) -> None:
     axes.plot([0, 1], [0, 1], "--", color="gray")
     axes.set(
         title=f"calibration error {evaluation.calibration_error:.2%}",
-        xlabel="probability of the predicted class (below: images)",
+        xlabel="probability of the predicted class (in the bars: number of images)",
         ylabel="accuracy",
         xlim=(0, 1),
         ylim=(0, 1),

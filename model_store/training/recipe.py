@@ -34,18 +34,18 @@ def _option(default: T, meaning: str) -> T:
 class Recipe:
     """The options of a training run that affect the weights.
 
-    Each field is an option of `python -m model_store train`, whose `--help` describes it. With the
-    same recipe, data and number of threads, training on a CPU gives the same weights.
+    Each field is an option of `python -m model_store train`. `--help` describes all options. With
+    the same recipe, data and number of threads, training on a CPU gives the same weights.
     """
 
-    architecture: str = _option("cifar_resnet20_v1", "name of the network")
+    architecture: str = _option("cifar_resnet20_v1", "name of the architecture")
     epochs: int = _option(40, "number of epochs")
     batch_size: int = _option(128, "number of images in a step")
     learning_rate: float = _option(0.2, "maximum learning rate")
     warm_up: float = _option(0.15, "share of all steps in which the learning rate rises")
     momentum: float = _option(0.9, "Nesterov momentum")
     weight_decay: float = _option(
-        5e-4, "weight decay of all parameters except those of BatchNorm and biases"
+        5e-4, "weight decay of all parameters except biases and the parameters of BatchNorm"
     )
     averaging: float = _option(0.999, "decay per step of the exponential average of the weights")
     small: float = _option(
@@ -55,30 +55,31 @@ class Recipe:
         0, "side in pixels of a square that is replaced by gray in each image; 0: no square"
     )
     zoom: float = _option(
-        0.0, "the size of crops varies by factors from exp(-zoom) to exp(zoom); 0: a fixed size"
+        0.0, "vary the size of crops by factors from exp(-zoom) to exp(zoom); 0: a fixed size"
     )
     color: float = _option(
         0.0, "share by which contrast and brightness vary; saturation varies by twice this share"
     )
     sharpness: float = _option(
         0.0,
-        "maximum strength of blurring and sharpening; blurring of strength 1 is a 3 x 3 kernel",
+        "maximum strength of blurring and sharpening; strength 1 blurs with a 3 x 3 kernel",
     )
     mixup: float = _option(
-        0.0, "images are blended in pairs, with shares from Beta(mixup, mixup); 0: no blending"
+        0.0, "blend pairs of images, with random shares from Beta(mixup, mixup); 0: no blending"
     )
     held_out: int = _option(
         0,
-        "number of images, the last ones of the training data, that are used to measure the "
-        "accuracy and are not trained on",
+        "number of images at the end of the training data that are not trained on, but used to "
+        "measure the accuracy",
     )
     teacher: str = _option("", "NAME/VERSION of networks to learn from, separated by commas")
     temperature: float = _option(
-        4.0, "number that divides the logits of teachers and network before they are compared"
+        4.0,
+        "number by which the logits of teachers and network are divided before their comparison",
     )
     teacher_weight: float = _option(
         0.9,
-        "share of the loss that compares the outputs with those of the teachers; the remaining "
+        "share of the loss that compares the outputs with the teachers' outputs; the remaining "
         "share compares the outputs with the labels",
     )
     views: int = _option(
@@ -87,7 +88,8 @@ class Recipe:
         "compute each image only once; 0: every epoch has new images",
     )
     start: str = _option(
-        "", "NAME/VERSION whose weights the run starts from (default: random weights)"
+        "",
+        "NAME/VERSION of the network with the initial weights (default: random weights)",
     )
     seed: int = _option(1, "seed of the initial weights, the order and the augmentation")
 
@@ -95,15 +97,15 @@ class Recipe:
         if self.architecture not in ARCHITECTURES:
             raise UnknownArchitecture(self.architecture)
         if not 0 <= self.teacher_weight <= 1:
-            raise ValueError(f"--teacher-weight {self.teacher_weight} is not from 0 to 1")
+            raise ValueError(f"--teacher-weight {self.teacher_weight} must be from 0 to 1")
         if self.temperature <= 0:
-            raise ValueError(f"--temperature {self.temperature} is not above 0")
+            raise ValueError(f"--temperature {self.temperature} must be above 0")
         if not 0 <= self.zoom <= MAX_ZOOM:
-            raise ValueError(f"--zoom {self.zoom} is not from 0 to {MAX_ZOOM}")
+            raise ValueError(f"--zoom {self.zoom} must be from 0 to {MAX_ZOOM}")
         for name in ("mixup", "color", "sharpness", "held_out", "views"):
             if getattr(self, name) < 0:
                 option = name.replace("_", "-")
-                raise ValueError(f"--{option} {getattr(self, name)} is below 0")
+                raise ValueError(f"--{option} {getattr(self, name)} must be at least 0")
 
     @property
     def teachers(self) -> tuple[str, ...]:

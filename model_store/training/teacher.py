@@ -1,9 +1,9 @@
 """Teachers: networks that another network learns from, and a file that stores their logits.
 
 A view is one augmented copy of the whole training set. A recipe may use the same views again in
-later epochs. Then teachers run on each view only once. Training runs with the same views share the
-file, even if their seeds, lengths or architectures differ. If a run stops while it writes the file,
-the logits of at most one batch are lost and are computed again.
+later epochs. In this case, the teachers run on each view only once. Training runs with the same
+views share the file, even if their seeds, lengths or architectures differ. If a run stops while it
+writes the file, the logits of at most one batch are lost and are computed again.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def read_version(store: pathlib.Path, called: str) -> Version:
         called: `name/version`.
 
     Raises:
-        BadModel: The version is invalid, or its classes or its normalization are not those of
-            CIFAR-10.
+        BadModel: The version is invalid, or its classes or its normalization differ from
+            CIFAR-10's.
         BadParams, OSError.
     """
     name, _, version = called.partition("/")
@@ -63,14 +63,14 @@ def read_version(store: pathlib.Path, called: str) -> Version:
     model = versions.read_manifest(folder)
     expected = manifest.Normalization(mean=cifar10.MEAN, std=cifar10.STD)
     if model.classes != cifar10.CLASSES or model.normalisation != expected:
-        raise BadModel(f"{folder}: its classes or its normalization are not those of CIFAR-10")
+        raise BadModel(f"{folder}: the version's classes or normalization differ from CIFAR-10's")
     return Version(
         model, versions.read_parameters(folder / model.parameters.file, model.parameters)
     )
 
 
 class Memory:
-    """The logits of the batches of all views, in a file that is filled during training."""
+    """Stores the logits for the batches of all views in a file, which is filled during training."""
 
     def __init__(
         self, folder: pathlib.Path, recipe: Recipe, batches: int, sources: Sequence[str]
@@ -78,7 +78,7 @@ class Memory:
         """
         Args:
             folder: Folder of the file, which is created if it does not exist.
-            recipe: Recipe of the run. Its option `views` must be at least 1.
+            recipe: Recipe of the run. The option `views` must be at least 1.
             batches: Number of batches in a view.
             sources: Fingerprint of the images, followed by the fingerprints of the teachers.
 
@@ -106,7 +106,7 @@ class Memory:
 
 
 class Teachers:
-    """The mean logits of one or more networks."""
+    """Computes the mean logits of one or more networks."""
 
     def __init__(
         self, mx: Any, context: Any, versions: Sequence[Version], memory: Memory | None = None

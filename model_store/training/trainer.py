@@ -3,8 +3,8 @@
 Two networks are trained: one by gradient descent, and one whose weights are the average of the
 first network's weights over the steps. The averaged network is the result.
 
-On a CPU, MXNet's global average pooling is replaced by a mean over the axes. So a step is 1.5 times
-as fast. MXNet's pooling returns gradients in a memory layout that BatchNorm processes slowly.
+On a CPU, MXNet's global average pooling is replaced by a mean over the axes, which makes a step 1.5
+times as fast. MXNet's pooling returns gradients in a memory layout that BatchNorm processes slowly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AVERAGE_EVERY = 4
 
 
 class Trainer:
-    """The network, the averaged network and the optimizer of a run, on one device."""
+    """Trains a network on one device, and maintains the averaged network."""
 
     def __init__(
         self,

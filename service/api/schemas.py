@@ -59,12 +59,12 @@ class Ready(BaseModel):
     backend: str = Field(description="The library that runs the model", examples=["mxnet"])
     backend_reason: str = Field(
         description="The reason why this library is used",
-        examples=["onnxruntime reaches the same device, and mxnet is preferred"],
+        examples=["onnxruntime can use the same device, and mxnet is preferred"],
     )
     precision: str = Field(examples=["int8"])
     precision_reason: str = Field(
         description="The reason why this precision is used",
-        examples=["measured 92.40% accurate in int8, 92.46% in fp32"],
+        examples=["the measured accuracy is 92.40% in int8, 92.46% in fp32"],
     )
     latency: dict[str, float] = Field(
         description="Predicted duration of a batch in seconds, for each batch size",

@@ -52,7 +52,7 @@ def read_header(data: bytes) -> Header:
     except struct.error as error:
         raise BadImage(f"This {name} image ends within its header. Send the whole file.") from error
     if width * height == 0 and name != "GIF":  # the first frame of a GIF sets its size
-        raise BadImage(f"This {name} image has {width} x {height} pixels. Send another image.")
+        raise BadImage(f"This {name} image has {width} x {height} pixels. Send a larger image.")
     return kind, width, height
 
 
@@ -60,7 +60,7 @@ def too_large(width: int, height: int, max_pixels: int) -> ImageTooLarge:
     """Return the error for an image with more than `max_pixels` pixels."""
     return ImageTooLarge(
         f"The image has {width} x {height} pixels, and the maximum is {max_pixels:,} in total. "
-        f"Make it smaller: the neural network uses only {SIDE} x {SIDE} pixels."
+        f"Make the image smaller: the neural network uses only {SIDE} x {SIDE} pixels."
     )
 
 

@@ -160,12 +160,12 @@ class EncodedImage:
             case Fault.TOO_LARGE:
                 return ImageTooLarge(
                     f"The {self.format} image is larger than its header says and has more than "
-                    f"the {self.max_pixels:,} pixels that are allowed. Make it smaller."
+                    f"the {self.max_pixels:,} pixels that are allowed. Make the image smaller."
                 )
             case Fault.OUT_OF_MEMORY:
                 return ImageTooExpensive(
                     f"Decoding this {self.format} image takes more memory than one image may "
-                    "take. Make it smaller, or save it again in an image editor."
+                    "take. Make the image smaller, or save it again in an image editor."
                 )
         return BadImage(
             f"This {self.format} image cannot be decoded: it is damaged, truncated or of an "
@@ -176,7 +176,8 @@ class EncodedImage:
         """Return the exception for an image that took more than `seconds` of CPU time."""
         return ImageTooExpensive(
             f"Decoding this {self.format} image takes more than the {seconds:g} seconds of CPU "
-            "time that one image may take. Make it smaller, or save it again in an image editor."
+            "time that one image may take. Make the image smaller, or save it again in an image "
+            "editor."
         )
 
 
@@ -209,8 +210,8 @@ def identify(data: bytes, max_pixels: int, max_memory: int | None = None) -> Enc
         most = max_memory // BYTES_PER_PIXEL[image.kind]
         raise ImageTooLarge(
             f"The image has {width} x {height} pixels, and the maximum for this kind of "
-            f"{image.format} is {most:,} in total, because decoding it takes much memory. Make it "
-            f"smaller: the neural network uses only {SIDE} x {SIDE} pixels."
+            f"{image.format} is {most:,} in total, because decoding takes much memory. Make the "
+            f"image smaller: the neural network uses only {SIDE} x {SIDE} pixels."
         )
     return image
 

@@ -56,7 +56,7 @@ class Call:
         with Arrival(self._stream.lease, CHECK_INTERVAL):
             message = await self.context.read()
         if not isinstance(message, bytes):
-            raise errors.BadInference("The call has no message.")
+            raise errors.BadInference("The call has no message. Send one request message.")
         self._stream.take()
         return message
 

@@ -140,5 +140,5 @@ class ConnectionStreams:
             self._connection.set_busy(False)
 
     def _expel(self) -> None:
-        self._connection.disconnect("too many calls, and an older response was not read")
+        self._connection.disconnect("too many calls, and the client did not read an older response")
         self.close_all()

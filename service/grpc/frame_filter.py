@@ -137,7 +137,7 @@ class FrameFilter:
             if kind == CONTINUATION:
                 raise BadFrame("a CONTINUATION frame does not follow a HEADERS frame")
             if not number % 2:
-                raise BadFrame(f"a client may not open stream {number}: the number must be odd")
+                raise BadFrame(f"stream {number} was opened by a client: the number must be odd")
             self.credit -= max(0, len(payload) - CHEAP_HEAD_BYTES) // USEFUL_BYTES
             self._block = HeaderBlock(number, flags, payload)
             if not flags & END_HEADERS:
@@ -186,7 +186,7 @@ def _check_size(kind: int, size: int) -> None:
     if size > MAX_PAYLOAD:
         raise BadFrame(f"a frame is larger than {MAX_PAYLOAD} bytes")
     if kind in CONTROL_SIZES and size not in CONTROL_SIZES[kind]:
-        raise BadFrame(f"a frame of type {kind} may not have {size} bytes of payload")
+        raise BadFrame(f"a frame of type {kind} has an invalid length of {size} bytes")
 
 
 def _cost(size: int) -> float:

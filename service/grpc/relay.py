@@ -147,7 +147,9 @@ class Relay(asyncio.BufferedProtocol):
 
     def make_room(self) -> None:
         """Close the connection, because a new connection replaces it."""
-        self.disconnect("too many connections: a new connection replaces this one. Try again later")
+        self.disconnect(
+            "too many connections: a new connection replaces this connection. Try again later"
+        )
 
     def disconnect(self, reason: str) -> None:
         """Send a GOAWAY frame with the reason, and close the connection.

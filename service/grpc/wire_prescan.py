@@ -61,7 +61,7 @@ def check(message: bytes) -> None:
             if fields > MAX_FIELDS or rest > MAX_REST:
                 raise BadInference(
                     f"The message has more than {MAX_FIELDS:,} fields, or more than {MAX_REST:,} "
-                    "bytes besides its images. Send pixels in raw_input_contents, or send fewer "
+                    "bytes besides the images. Send pixels in raw_input_contents, or send fewer "
                     "images per request."
                 )
         if at != end:

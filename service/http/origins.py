@@ -165,6 +165,6 @@ def _unknown(host: bytes) -> errors.UnknownHost:
     shown = host[:MAX_HOST_BYTES].decode("latin-1")
     what = f"for the host {shown!r}" if host else "without a Host header"
     return errors.UnknownHost(
-        f"This server does not accept requests {what}. Use its IP address or one of its names. The "
-        f"operator of this server sets the names in {PREFIX}ALLOWED_HOSTS."
+        f"This server does not accept requests {what}. Use the IP address or a name of this "
+        f"server. The operator of this server sets the names in {PREFIX}ALLOWED_HOSTS."
     )

@@ -270,7 +270,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         503,
         "engine_dead",
         "The engine is dead",
-        "The engine did not finish a batch, so this process ends. Another process may replace it. "
+        "The engine did not finish a batch, so this process exits. A new process may replace it. "
         "Try again after the number of seconds in Retry-After.",
         retry_after=1,
         closes=True,
@@ -469,7 +469,7 @@ _EXAMPLES: dict[type[Exception], str] = {
     UploadTimeout: "The upload did not arrive within 30 seconds.",
     BadInference: "inputs.0.shape: Field required.",
     UnknownModel: "This server serves only version '1' of the model 'cifar_resnet20_v1'.",
-    UnknownHost: "This server does not accept requests for the host 'shoal.example.com'. Use its "
-    "IP address or one of its names. The operator of this server sets the names in "
+    UnknownHost: "This server does not accept requests for the host 'shoal.example.com'. Use the "
+    "IP address or a name of this server. The operator of this server sets the names in "
     "SHOAL_ALLOWED_HOSTS.",
 }

@@ -135,7 +135,7 @@ class Pipeline:
 
     async def _decode(self, data: bytes) -> Image:
         if not data:
-            raise MissingImage("The image is empty: it has no bytes at all. Send a file.")
+            raise MissingImage("The image is empty: it has 0 bytes. Send an image file.")
         decoders = self._service.decoders
         image = identify(data, self._service.settings.max_image_pixels, decoders.max_memory)
         if image.is_bounded and (pixels := image.decode_here()) is not None:

@@ -33,7 +33,7 @@ _HEAD_OF_ONLY_PART = re.compile(
 )
 HOW = "Send multipart/form-data with a file in the field 'img': curl -F img=@photo.jpg URL"
 TOO_MANY_PARTS = (
-    f"The form has more than {MAX_OTHERS} parts besides images, or contains its boundary as data. "
+    f"The form has more than {MAX_OTHERS} parts besides images, or contains the boundary as data. "
     f"{HOW}."
 )
 

@@ -129,8 +129,8 @@ def _binary_strings(data: memoryview, count: int) -> list[Encoded]:
         elements.append((bytes(data[start - size : start]),))
     if len(elements) != count or start != len(data):
         raise BadInference(
-            f"The binary data does not consist of {count} elements of BYTES. Each element consists "
-            "of its length, as a little-endian uint32, and that number of bytes."
+            f"The binary data does not consist of {count} elements of BYTES. Send the length of "
+            "each element as a little-endian uint32, followed by the bytes of the element."
         )
     return elements
 

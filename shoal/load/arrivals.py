@@ -1,4 +1,4 @@
-"""Arrival times of requests in an open loop, which does not wait for answers."""
+"""Arrival times of requests in an open loop, which does not wait for responses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 
 def poisson(rate: float, duration: float, seed: int) -> list[float]:
-    """Returns random arrival times, as of independent clients (a Poisson process).
+    """Returns random arrival times like those of independent clients (a Poisson process).
 
     Args:
         rate: Average number of requests per second.
@@ -25,7 +25,7 @@ def poisson(rate: float, duration: float, seed: int) -> list[float]:
 
 
 def constant(rate: float, duration: float, seed: int) -> list[float]:
-    """Returns evenly spaced arrival times. The first is random within the first interval.
+    """Returns evenly spaced arrival times. The first time is random within the first interval.
 
     The arguments and the result are as in `poisson`.
     """

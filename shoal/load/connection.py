@@ -1,7 +1,7 @@
 """An HTTP/1.1 connection that sends one request at a time and uses little CPU time.
 
-`Connection.send` creates no future and no task. It calls the function `on_answer` once, with the
-status and the body of the answer, or with FAILED or TIMED_OUT and an empty body.
+`Connection.send` creates no future and no task. The method calls the function `on_answer` once,
+with the status and the body of the response, or with FAILED or TIMED_OUT and an empty body.
 `Connection.request` is a coroutine with the same result. Callers pass complete HTTP requests as
 bytes.
 """
@@ -17,8 +17,8 @@ from typing import cast
 import httptools
 
 FAILED, TIMED_OUT = 0, -1
-"""Values instead of an HTTP status. FAILED: the connection was refused, reset or closed. TIMED_OUT:
-no answer arrived in time."""
+"""Used in place of an HTTP status. FAILED: the connection was refused, reset or closed. TIMED_OUT:
+no response arrived in time."""
 
 OnAnswer = Callable[[int, bytes], None]
 
@@ -27,7 +27,7 @@ class Connection(asyncio.Protocol):
     """An HTTP connection, opened with `connect`."""
 
     def __init__(self) -> None:
-        """Creates the protocol object. Only `connect` calls this."""
+        """Creates the protocol object. Only `connect` calls this constructor."""
         self.sent_at = 0.0
         """Time when the last request was sent, from `time.monotonic`."""
         self._parser = httptools.HttpResponseParser(self)
@@ -42,7 +42,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is waiting for its answer."""
+        """Whether a request is in flight, that is, its response is not complete."""
         return self._on_answer is not None
 
     def send(self, request: bytes, on_answer: OnAnswer) -> None:
@@ -79,13 +79,13 @@ class Connection(asyncio.Protocol):
         return await answer
 
     def time_out(self) -> None:
-        """Aborts the connection. A request that is waiting for its answer gets TIMED_OUT."""
+        """Aborts the connection. A request in flight ends with TIMED_OUT."""
         if self._transport is not None:
             self._transport.abort()
         self._finish(TIMED_OUT)
 
     def close(self) -> None:
-        """Closes the connection. A request that is waiting for its answer gets FAILED."""
+        """Closes the connection. A request in flight ends with FAILED."""
         if self._transport is not None:
             self._transport.close()
 
@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
 
     def data_received(self, data: bytes) -> None:
-        """Parses a part of an answer."""
+        """Parses a part of a response."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -110,18 +110,18 @@ class Connection(asyncio.Protocol):
             self._finish(FAILED)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the request that is waiting for its answer."""
+        """Ends the request in flight, if there is one."""
         self._transport = None
         self._finish(FAILED)
 
     # The parser calls these methods.
 
     def on_body(self, body: bytes) -> None:
-        """Stores a part of the answer's body."""
+        """Stores a part of the response's body."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Ends the request: its answer is complete."""
+        """Ends the request, because its response is complete."""
         if not self._parser.should_keep_alive():
             self.close()
         self._finish(self._parser.get_status_code(), b"".join(self._body))
@@ -135,7 +135,7 @@ async def connect(
     Args:
         host: Host name or IP address of the server.
         port: TCP port of the server.
-        secure: Whether to use TLS. Default: no.
+        secure: Whether to use TLS. Default: False.
         local_host: IP address of this machine to connect from. None: the system chooses.
 
     Raises:

@@ -2,9 +2,9 @@
 
 In an open loop, requests are sent at planned times. The latency of a request is measured from its
 planned time, even if no connection was free at that time. If the server stalls, the latency of
-requests that could not be sent includes the stall. This avoids the error that Gil Tene calls
-"coordinated omission". In a closed loop, each connection sends its next request when the answer to
-its previous request has arrived.
+requests that could not be sent includes the stall. Measuring from planned times avoids the error
+that Gil Tene calls "coordinated omission". In a closed loop, each connection sends its next request
+when the response to its previous request has arrived.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CONNECTIONS = 4096
 WATCH_INTERVAL = 0.5
 """Number of seconds between two checks for timeouts, and between two progress reports."""
 PAUSE_AFTER_FAILURE = 0.01
-"""Number of seconds after a refused connection before its request is recorded as failed."""
+"""Number of seconds between a refused connection and recording a request as failed."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Job:
     url: str
     """URL of the server."""
     requests: Sequence[bytes]
-    """Complete HTTP requests. The generator chooses each request that it sends at random."""
+    """Complete HTTP requests. The generator sends randomly chosen elements."""
     expected: Sequence[str | None]
-    """Class that the answer to each element of `requests` must name. None: any class."""
+    """Expected class for each element of `requests`. None: any class is accepted."""
     duration: float
     """Number of seconds in which requests are sent."""
     timeout: float
-    """Maximum number of seconds to wait for an answer."""
+    """Maximum number of seconds to wait for a response."""
     seed: int
     """Seed of the choice of requests."""
     times: Sequence[float] | None
@@ -49,15 +49,16 @@ class Job:
     closed loop."""
     concurrency: int = 0
     """Closed loop: number of connections. Open loop: number of connections to open before the first
-    request and to use in turns. 0 in an open loop: connections are opened when they are needed."""
+    request and to use in rotation. 0 in an open loop: connections are opened when they are
+    needed."""
 
 
 @dataclass
 class Samples:
     """Measurements of one process.
 
-    `intended`, `latency` and `status` have one entry per request, ordered by the end of the
-    requests.
+    `intended`, `latency` and `status` have one entry per request, in the order in which the
+    requests ended.
     """
 
     intended: list[float] = field(default_factory=list)
@@ -65,13 +66,13 @@ class Samples:
     latency: list[float] = field(default_factory=list)
     """Number of seconds from the planned time to the end of the request."""
     status: list[int] = field(default_factory=list)
-    """HTTP status of the answer, or FAILED or TIMED_OUT."""
+    """HTTP status of the response, or FAILED or TIMED_OUT."""
     different: int = 0
-    """Number of answers with another class than expected."""
+    """Number of responses with a class that differs from the expected class."""
     bytes_sent: int = 0
-    """Number of bytes of all requests."""
+    """Total size of all requests in bytes."""
     bytes_received: int = 0
-    """Number of bytes of the bodies of all answers."""
+    """Total size of the bodies of all responses in bytes."""
     send_lag: list[float] = field(default_factory=list)
     """Open loop: number of seconds by which the generator itself delayed each request."""
     cpu_share: float = 0.0
@@ -87,7 +88,8 @@ class Generator:
         Args:
             job: Load to generate.
             progress: Function that is called every `WATCH_INTERVAL` seconds with the number of
-                requests answered so far and the number of requests failed so far.
+                requests that have succeeded so far and the number of requests that have failed so
+                far.
         """
         self._job = job
         self._progress = progress
@@ -137,7 +139,7 @@ class Generator:
         return self._samples
 
     def _send_due(self) -> None:
-        """Open loop: sends the requests that are due, and sets the timer for the next one."""
+        """Open loop: sends the requests that are due, and sets the timer for the next request."""
         times = self._job.times
         assert times is not None
         now = time.monotonic()
@@ -149,7 +151,7 @@ class Generator:
             self._timer.set(self._start + times[self._next])
 
     def _put(self, intended: float) -> None:
-        """Enqueues a request. It is sent as soon as a connection is free."""
+        """Enqueues a request, which is sent as soon as a connection is free."""
         self._due.append(intended)
         while self._due and self._idle:
             connection = self._idle.popleft() if self._job.concurrency else self._idle.pop()
@@ -177,7 +179,7 @@ class Generator:
         self._release(connection)
 
     def _release(self, connection: Connection) -> None:
-        """Uses a free connection for the next request, or keeps it idle."""
+        """Uses a free connection for the next request, or marks the connection as idle."""
         if not connection.usable:
             self._connections.discard(connection)
             self._open_another()

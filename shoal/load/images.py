@@ -1,4 +1,4 @@
-"""Reads or generates images, builds requests from them, and finds the class in an answer.
+"""Reads or generates images, builds requests from them, and finds the class in a response.
 
 An image from a file that is named `<class>_...` has a label, which is the correct class.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 BOUNDARY = "shoal-load-test"
 CLASS = re.compile(rb'"class":\s*"([^"]+)"|classified as \[([^\]]+)\]')
-"""Pattern of the class in a JSON answer of this service, or in a text answer as in the Flask
-tutorial."""
+"""Pattern of the class in a JSON response of this service, or in a text response such as
+"classified as [ship]" (GluonCV's Flask tutorial)."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ def read(folder: pathlib.Path) -> list[Picture]:
     """Reads all files of a folder. Raises ValueError if the folder contains no files."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if not files:
-        raise ValueError(f"{folder} contains no files. Name a folder of images")
+        raise ValueError(f"{folder} contains no files. Choose a folder that contains images")
     return [Picture(path.name, path.read_bytes(), _label(path.stem)) for path in files]
 
 
 def generate(width: int, count: int = 64, height: int | None = None) -> list[Picture]:
-    """Generates smooth random JPEGs, which cost a server as much as photos of the same size.
+    """Generates smooth random JPEGs, which take as long to decode as photos of the same size.
 
     Args:
         width: Width in pixels.
@@ -46,7 +46,7 @@ def generate(width: int, count: int = 64, height: int | None = None) -> list[Pic
         height: Height in pixels. None: the same as `width`.
 
     Raises:
-        ModuleNotFoundError: NumPy or Pillow is not installed. The extra `server` contains them.
+        ModuleNotFoundError: NumPy or Pillow is not installed. The extra `server` contains both.
     """
     import numpy as np
     from PIL import Image
@@ -97,7 +97,7 @@ def request(
 
 
 def class_of(body: bytes) -> str | None:
-    """Returns the class in the body of an answer. None: the answer has no class."""
+    """Returns the class in the body of a response. None: the response has no class."""
     match = CLASS.search(body)
     return (match[1] or match[2]).decode() if match else None
 

@@ -1,7 +1,7 @@
 """Runs a load test: sends images to a server at given rates or concurrencies.
 
-Before the load, each image is sent once. Under load, an image must get the same class again. If it
-gets another class, the server has probably mixed up the answers of two requests.
+Before the load, each image is sent once. Under load, an image must get the same class again. If an
+image gets another class, the server has probably mixed up the responses to two requests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRECISION = 1.05
 """`--find-max` stops when the lowest rate that misses the SLO is at most this multiple of the
 highest rate that meets the SLO."""
 ANSWER_TIMEOUT = 30.0
-"""Timeout in seconds for the answer to each request that is sent before the load."""
+"""Timeout in seconds for the response to each request that is sent before the load."""
 
 
 class LoadTestFailed(Exception):
@@ -39,7 +39,7 @@ class LoadTestFailed(Exception):
 
 
 class LoadTest:
-    """Runs loads that consist of the same requests."""
+    """Tests a server under different loads that consist of the same requests."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Sends each image to the server once, and leaves out the images that the server rejects.
@@ -48,7 +48,7 @@ class LoadTest:
             options: Arguments of `shoal bench`.
 
         Raises:
-            LoadTestFailed: The server does not answer, or rejects every image.
+            LoadTestFailed: The server does not respond, or rejects every image.
         """
         self._options = options
         url, key = urllib.parse.urlsplit(options.url), os.environ.get("SHOAL_API_KEY")
@@ -59,17 +59,17 @@ class LoadTest:
         if not accepted:
             status, body = answers[0]
             raise LoadTestFailed(
-                f"{options.url} answers {status} to {pictures[0].name}: {body[:300]!r}"
+                f"{options.url} responds with {status} to {pictures[0].name}: {body[:300]!r}"
             )
         if rejected := len(pictures) - len(accepted):
-            print(f"The server rejects {rejected} of {len(pictures)} images. The load omits them.")
+            print(f"The server rejects {rejected} of {len(pictures)} images, which are left out.")
         self._requests = [requests[number] for number in accepted]
         self._expected = [images.class_of(answers[number][1]) for number in accepted]
         labels = [pictures[number].label for number in accepted]
         labeled = [i for i, label in enumerate(labels) if label is not None]
         if labeled:
             correct = sum(labels[i] == self._expected[i] for i in labeled)
-            print(f"{correct} of {len(labeled)} labeled images get the class of their label.")
+            print(f"{correct} of {len(labeled)} labeled images are classified correctly.")
 
     def open_loop(self, rate: float) -> Run:
         """Sends `rate` requests per second, even if the server is slower."""
@@ -113,7 +113,7 @@ def _generate(side: int) -> list[images.Picture]:
         return images.generate(side)
     except ModuleNotFoundError as error:
         raise LoadTestFailed(
-            f"Generating images needs the package {error.name}. Name a folder of images with"
+            f"Generating images needs the package {error.name}. Choose a folder of images with"
             " --images, or install Shoal with the extra 'server'"
         ) from error
 
@@ -159,13 +159,13 @@ def _progress_bar(load: str, seconds: float) -> Iterator[Callable[[int, int], No
 
 
 def ask(url: urllib.parse.SplitResult, requests: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """Sends each request once, one after the other.
+    """Sends the requests one after the other.
 
     Returns:
-        Status and body of each answer.
+        Status and body of each response.
 
     Raises:
-        LoadTestFailed: The server does not answer.
+        LoadTestFailed: The server does not respond.
     """
     return asyncio.run(_ask(url, requests))
 
@@ -181,6 +181,6 @@ async def _ask(url: urllib.parse.SplitResult, requests: Sequence[bytes]) -> list
                 raise ConnectionError("the connection was lost or timed out")
     except OSError as error:
         raise LoadTestFailed(
-            f"{url.geturl()} does not answer: {error}. Is the server running?"
+            f"{url.geturl()} does not respond: {error}. Check that the server is running"
         ) from error
     return answers

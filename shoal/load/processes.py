@@ -1,4 +1,4 @@
-"""Runs several load generators, each in its own process. All of them start at the same time."""
+"""Runs several load generators, each in its own process. All generators start at the same time."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def _collect(
             except EOFError:
                 if number not in samples:
                     raise RuntimeError(
-                        "A process of the load generator ended early. Its error is printed above"
+                        "A process of the load generator ended early. "
+                        "The error of the process is printed above"
                     ) from None
                 continue
             if isinstance(message, Samples):

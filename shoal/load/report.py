@@ -14,9 +14,9 @@ from shoal.load.generator import Samples
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 BUSY = 0.9
-"""If a generator uses more than this share of one core, it may distort the results."""
+"""Share of one core. A generator that uses more CPU time may distort the results."""
 LAG = 0.002
-"""If the generators delay requests by more than this number of seconds (99th percentile), they may
+"""99th percentile of the delay of requests, in seconds. Generators that delay requests longer may
 distort the results."""
 BINS = 80
 """Number of bars in the plot of the distribution of latencies."""
@@ -31,34 +31,35 @@ class Run:
     offered: float
     """Planned rate of requests (open loop), or rate of sent requests (closed loop)."""
     achieved: float
-    """Rate of answers with status 200 during the run."""
+    """Rate of responses with status 200 during the run."""
     latency: dict[str, float]
-    """Percentiles of the latency of answers with status 200. Infinite: there was no such answer."""
+    """Percentiles of the latency of responses with status 200. Infinite: no such response
+    arrived."""
     latency_of_all: dict[str, float]
-    """Percentiles of the latency of all requests. A request without an answer of status 200 has
+    """Percentiles of the latency of all requests. A request without a response of status 200 has
     infinite latency."""
     statuses: dict[str, int]
     """Number of requests by HTTP status, `failed` or `timed out`."""
     different: int
-    """Number of answers with another class than the class of the same image before the load."""
+    """Number of responses with a class that differs from the image's class before the load."""
     bytes_sent: int
-    """Number of bytes of all requests."""
+    """Total size of all requests in bytes."""
     bytes_received: int
-    """Number of bytes of the bodies of all answers."""
+    """Total size of the bodies of all responses in bytes."""
     generator_cpu: list[float]
     """CPU time of each generator process, as a share of one core."""
     generator_lag: float
-    """99th percentile of the delay of requests that the generators themselves cause."""
+    """99th percentile of the time by which the generators themselves delayed requests."""
     latencies: list[float] = field(repr=False)
-    """Latency of each answer with status 200."""
+    """Latency of each response with status 200, in seconds."""
 
     @property
     def limited_by_generator(self) -> bool:
-        """Whether the load generator was so busy or late that it may have distorted the results."""
+        """Whether a busy or late load generator may have distorted the results."""
         return max(self.generator_cpu) > BUSY or self.generator_lag > LAG
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the results for JSON. Infinite values become None: JSON has no infinity."""
+        """Returns the results for JSON, which has no infinity: infinite values become None."""
         fields = asdict(self)
         del fields["latencies"]
         for name in ("latency", "latency_of_all"):
@@ -118,7 +119,7 @@ def table(runs: Sequence[Run]) -> str:
         statuses = ", ".join(f"{n} x {status}" for status, n in run.statuses.items())
         line = f"{run.load:>22} {run.offered:10,.0f} {run.achieved:10,.0f} {times}  {statuses}"
         if run.different:
-            line += f"; {run.different} WITH ANOTHER CLASS THAN BEFORE THE LOAD"
+            line += f"; {run.different} RESPONSES WITH ANOTHER CLASS THAN BEFORE THE LOAD"
         if run.limited_by_generator:
             line += "  (the load generator was late or busy and may have distorted these results)"
         lines.append(line)
@@ -130,7 +131,7 @@ def plot(runs: Sequence[Run], slo: float | None, path: Path) -> None:
 
     Args:
         runs: Results of at least one run.
-        slo: Latency to mark, in seconds. None: the plot has no mark.
+        slo: Latency to mark, in seconds. None: no latency is marked.
         path: Path of the PNG file to write.
 
     Raises:
@@ -158,14 +159,14 @@ def plot(runs: Sequence[Run], slo: float | None, path: Path) -> None:
         step = max(high / low, 1.01) ** (1 / BINS)
         bins = [1e3 * low * step**number for number in range(BINS + 1)]
         spread.hist([1e3 * latency for latency in last.latencies], bins=bins)
-    spread.set(title=f"Latency at {last.load}", xlabel="ms", ylabel="answers", xscale="log")
+    spread.set(title=f"Latency at {last.load}", xlabel="ms", ylabel="responses", xscale="log")
     for axes in (curve, spread):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Returns the percentiles of latencies. They are infinite if there are no latencies."""
+    """Returns the percentiles of latencies. All are infinite if there are no latencies."""
     if not seconds:
         return dict.fromkeys(PERCENTILES, math.inf)
     ordered = sorted(seconds)
@@ -177,7 +178,7 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
 
     Args:
         ordered: Numbers in ascending order, at least one.
-        percent: 0 to 100.
+        percent: The percentile, from 0 to 100.
     """
     return ordered[math.ceil(percent / 100 * (len(ordered) - 1))]
 

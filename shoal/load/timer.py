@@ -25,10 +25,10 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Timer:
-    """A timer that calls a function on the running event loop, once for each `set`."""
+    """A timer that calls a function on the running event loop, once for each call of `set`."""
 
     def __init__(self, fire: Callable[[], None]) -> None:
-        """Creates a timer. Raises OSError if no descriptor is available.
+        """Creates a timer. Raises OSError if no file descriptor is available.
 
         Args:
             fire: Function that is called when the timer expires.
@@ -52,7 +52,7 @@ class Timer:
             raise OSError(ctypes.get_errno(), "timerfd_settime failed")
 
     def close(self) -> None:
-        """Stops the timer and closes its descriptor."""
+        """Stops the timer and closes its file descriptor."""
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
 

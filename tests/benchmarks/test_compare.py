@@ -82,7 +82,7 @@ def test_report_compares_each_competitor_with_its_target() -> None:
     verdicts = list(Report(figures, 1, "machine", []).verdicts())
     assert f"yes: throughput against {MOSEC}: 1.01x (at least 1x)" in verdicts
     assert f" NO: throughput against {TUTORIAL}: 45.00x (at least 60x)" in verdicts
-    assert f" NO: {FORM}: requests lost, rejected or mixed up: 1" in verdicts
+    assert f" NO: {FORM}: lost, rejected or wrong responses: 1" in verdicts
 
 
 @pytest.mark.slow

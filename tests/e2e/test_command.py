@@ -97,7 +97,7 @@ def test_predict_reports_a_missing_server(horse: pathlib.Path) -> None:
     """Without a server the command ends with status 1 and one line."""
     done = shoal("predict", horse, horse, "--url", "http://127.0.0.1:9")
     assert done.returncode == 1 and not done.stdout
-    assert done.stderr.count("\n") == 1 and "Is the server running" in done.stderr
+    assert done.stderr.count("\n") == 1 and "Check that the server is running" in done.stderr
 
 
 def test_predict_waits_for_a_server_that_starts(horse: pathlib.Path, hold: Hold) -> None:

@@ -122,7 +122,7 @@ def test_model_that_does_not_load_ends_the_process() -> None:
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({"SHOAL_MODEL": "unknown"}, "it holds cifar_resnet20_v1"),
+        ({"SHOAL_MODEL": "unknown"}, "the store holds cifar_resnet20_v1"),
         ({"SHOAL_MODEL_VERSION": "999"}, "of version '999'"),
         ({"SHOAL_DEVICE": "gpu:9"}, "device gpu:9 was requested"),
     ],

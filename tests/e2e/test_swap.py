@@ -246,7 +246,7 @@ async def test_broken_versions_are_rejected_under_load(
         "5": "another shape",
         "6": "computes invalid results",
         "7": "bytes, but only",
-        "8": "it holds",
+        "8": "the store holds",
     }
     async with Clients(serves_1, store) as clients:
         for version, reason in reasons.items():

@@ -268,14 +268,22 @@ async def run(options: argparse.Namespace) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Every attack in turn, and what it costs.")
+    parser = argparse.ArgumentParser(
+        description="Run each attack, and measure how much it costs the server."
+    )
     parser.add_argument("--only", default="", help="attacks whose names contain one of these words")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each attack, usually")
-    parser.add_argument("--rate", type=float, default=RATE, help="honest photos per second")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="length of most attacks in seconds"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=RATE, help="photos per second of the honest client"
+    )
     parser.add_argument("--photos", type=pathlib.Path, help="folder of JPEGs for the honest client")
-    parser.add_argument("--mebibytes", type=int, default=LIMIT, help="memory limit of the server")
-    parser.add_argument("--workers", type=int, default=1, help="SHOAL_WORKERS")
-    parser.add_argument("--json", type=pathlib.Path, help="write the rows here, too")
+    parser.add_argument(
+        "--mebibytes", type=int, default=LIMIT, help="memory limit of the server in MiB"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="number of front ends")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the results to this file")
     options = parser.parse_args()
     rows = asyncio.run(run(options))
     print(table(rows))

@@ -228,9 +228,11 @@ class Chaos:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Runs all faults at the same time.")
+    parser = argparse.ArgumentParser(description="Run load and all faults at the same time.")
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--kill-every", type=float, default=20, help="seconds, on average")
+    parser.add_argument(
+        "--kill-every", type=float, default=20, help="mean number of seconds between two kills"
+    )
     parser.add_argument("--workers", type=int, default=1, help="number of front ends")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

@@ -465,17 +465,29 @@ WORST: list[tuple[str, str, Callable[[Found], float]]] = [
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Searches for inputs that cost most.")
+    parser = argparse.ArgumentParser(
+        description="Search for the inputs that cost the server the most CPU time and memory."
+    )
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--kinds", default=",".join(KINDS), help="of these, separated by commas")
-    parser.add_argument("--corpus", type=pathlib.Path, default=CORPUS, help="where it grows")
-    parser.add_argument("--seeds", type=pathlib.Path, help="folder of more images to begin with")
-    parser.add_argument("--known", action="store_true", help="begin with known attacks, too")
-    parser.add_argument("--seed", type=int, default=None, help="of the random numbers")
-    parser.add_argument("--max-bytes", type=int, default=256 * 1024, help="of an input")
-    parser.add_argument("--max-seconds", type=float, default=1.5, help="CPU time of one input")
-    parser.add_argument("--max-mib", type=float, default=800, help="memory of one input")
-    parser.add_argument("--mebibytes", type=int, default=LIMIT, help="memory limit of the server")
+    parser.add_argument(
+        "--kinds", default=",".join(KINDS), help="kinds of inputs, separated by commas"
+    )
+    parser.add_argument("--corpus", type=pathlib.Path, default=CORPUS, help="folder of the corpus")
+    parser.add_argument(
+        "--seeds", type=pathlib.Path, help="folder of additional images to start with"
+    )
+    parser.add_argument("--known", action="store_true", help="also start with the known attacks")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the random numbers")
+    parser.add_argument(
+        "--max-bytes", type=int, default=256 * 1024, help="maximum size of an input"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=1.5, help="maximum CPU time of an input"
+    )
+    parser.add_argument("--max-mib", type=float, default=800, help="maximum memory of an input")
+    parser.add_argument(
+        "--mebibytes", type=int, default=LIMIT, help="memory limit of the server in MiB"
+    )
     options = parser.parse_args()
     options.kinds = [kind for kind in options.kinds.split(",") if kind]
     options.corpus = options.corpus.resolve()

@@ -158,15 +158,24 @@ def main() -> int:
         description="Measures whether attackers crowd out an honest client."
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10, help="of each half of a round")
+    parser.add_argument("--seconds", type=float, default=10, help="length of each half of a round")
     parser.add_argument(
-        "--rate", type=float, help="photos per second; default: a third of capacity"
+        "--rate", type=float, help="photos per second (default: a third of the capacity)"
     )
     parser.add_argument("--photos", type=pathlib.Path, help="folder of JPEGs for the honest client")
-    parser.add_argument("--corpus", type=pathlib.Path, default=CORPUS, help="of the cost search")
-    parser.add_argument("--leave-out", default="", help="known inputs whose names contain this")
-    parser.add_argument("--workers", type=int, default=1, help="SHOAL_WORKERS")
-    parser.add_argument("--mebibytes", type=int, default=LIMIT, help="memory limit of the server")
+    parser.add_argument(
+        "--corpus",
+        type=pathlib.Path,
+        default=CORPUS,
+        help="folder of the corpus of the cost search",
+    )
+    parser.add_argument(
+        "--leave-out", default="", help="do not send known inputs with this text in the name"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="number of front ends")
+    parser.add_argument(
+        "--mebibytes", type=int, default=LIMIT, help="memory limit of the server in MiB"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="also write the results to this file")
     options = parser.parse_args()
     found = asyncio.run(run(options))

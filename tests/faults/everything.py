@@ -114,11 +114,15 @@ class Everything:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Runs all attacks beside honest clients.")
+    parser = argparse.ArgumentParser(
+        description="Run all attacks and honest clients at the same time."
+    )
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--workers", type=int, default=2, help="SHOAL_WORKERS")
+    parser.add_argument("--workers", type=int, default=2, help="number of front ends")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--mebibytes", type=int, default=LIMIT, help="memory limit of the server")
+    parser.add_argument(
+        "--mebibytes", type=int, default=LIMIT, help="memory limit of the server in MiB"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = pathlib.Path(folder)

@@ -104,7 +104,7 @@ def fuzz(target: str, corpus: pathlib.Path, more: pathlib.Path | None, seconds: 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzzes the code that parses untrusted data.")
-    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--seconds", type=int, default=60, help="seconds for each target")
     parser.add_argument("--corpus", type=pathlib.Path, required=True, help="folder of the corpus")
     parser.add_argument(
         "--seeds", type=pathlib.Path, help="folder of additional images to start with"

@@ -135,7 +135,7 @@ def _interval(found: Slope) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Looks for growth under constant load.")
+    parser = argparse.ArgumentParser(description="Look for leaks under constant load.")
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
     if options.minutes < 0.5:

@@ -160,7 +160,9 @@ def examine(path: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Damages .params files and reads them.")
+    parser = argparse.ArgumentParser(
+        description="Damage .params files at random, and read the files."
+    )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

@@ -31,10 +31,10 @@ BOTH = described(fp32=0.92, int8=0.918)
 @pytest.mark.parametrize(
     ("wanted", "model", "device", "flags", "name", "reason"),
     [
-        ("auto", BOTH, "cpu", VNNI, "int8", "91.80% accurate in int8, 92.00% in fp32"),
+        ("auto", BOTH, "cpu", VNNI, "int8", "accuracy is 91.80% in int8, 92.00% in fp32"),
         ("auto", BOTH, "cpu", {"avx_vnni"}, "int8", "measured"),
         ("auto", BOTH, "cpu", {"amx_int8"}, "int8", "measured"),
-        ("auto", BOTH, "cpu", {"avx2", "avx512f"}, "fp32", "none of avx512_vnni"),
+        ("auto", BOTH, "cpu", {"avx2", "avx512f"}, "fp32", "none of the instructions avx512_vnni"),
         ("auto", described(ranges=False, fp32=0.9), "cpu", VNNI, "fp32", "not calibrated"),
         ("auto", described(fp32=0.92), "cpu", VNNI, "fp32", "in int8 was not measured"),
         ("auto", described(), "cpu", VNNI, "fp32", "in fp32 was not measured"),
@@ -48,7 +48,14 @@ BOTH = described(fp32=0.92, int8=0.918)
         ),
         ("auto", described(fp32=0.92, int8=0.9171), "cpu", VNNI, "int8", "measured"),
         ("auto", BOTH, "gpu:0", VNNI, "fp32", "in fp16 was not measured"),
-        ("auto", described(fp32=0.92, fp16=0.92), "gpu:0", (), "fp16", "92.00% accurate in fp16"),
+        (
+            "auto",
+            described(fp32=0.92, fp16=0.92),
+            "gpu:0",
+            (),
+            "fp16",
+            "accuracy is 92.00% in fp16",
+        ),
         ("fp32", BOTH, "cpu", VNNI, "fp32", "as requested"),
         ("int8", BOTH, "cpu", (), "int8", "as requested"),
         ("fp16", BOTH, "gpu:1", (), "fp16", "as requested"),
@@ -67,8 +74,8 @@ def test_choose_takes_the_precision_and_gives_the_reason(
     ("wanted", "model", "device", "message"),
     [
         ("int8", described(ranges=False), "cpu", "shoal models calibrate"),
-        ("int8", BOTH, "gpu:0", "for a CPU"),
-        ("fp16", BOTH, "cpu", "for a GPU"),
+        ("int8", BOTH, "gpu:0", "requires a CPU"),
+        ("fp16", BOTH, "cpu", "requires a GPU"),
     ],
 )
 def test_choose_rejects_an_unavailable_precision(

@@ -49,7 +49,9 @@ def test_other_folders_are_not_versions(tmp_path: pathlib.Path, folder: str) -> 
     assert versions.latest(tmp_path, "pets") == "9"
     assert versions.next_number(tmp_path, "pets") == "10"
     assert versions.ignored(tmp_path) == [folder]
-    with pytest.raises(BadModel, match=re.escape(f"no version can have these names: {folder}")):
+    with pytest.raises(
+        BadModel, match=re.escape(f"these names are not valid for versions: {folder}")
+    ):
         versions.find(tmp_path, "cars")
 
 

@@ -70,7 +70,7 @@ def test_bench_reports_a_missing_server() -> None:
         timeout=60,
     )
     assert run.returncode == 1
-    assert "Is the server running?" in run.stderr and "Traceback" not in run.stderr
+    assert "Check that the server is running" in run.stderr and "Traceback" not in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_bench_adds_predict_to_a_url_without_a_path(url: str, expected: str) -> 
 @pytest.mark.parametrize(
     ("slo", "line"),
     [
-        ("60000", "Within 60000 ms at the 99th percentile of all requests: 40/s"),
-        ("0.0001", "Within 0.0001 ms at the 99th percentile of all requests: none of these loads"),
+        ("60000", "Highest rate with a 99th percentile of at most 60000 ms: 40/s"),
+        ("0.0001", "Highest rate with a 99th percentile of at most 0.0001 ms: none of these loads"),
     ],
 )
 async def test_bench_prints_the_highest_rate_within_the_slo(

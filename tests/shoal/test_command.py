@@ -48,7 +48,7 @@ def test_command_help_has_examples(name: str, capsys: pytest.CaptureFixture[str]
         (["sevre"], "invalid choice: 'sevre'"),
         (["predict"], "FILE"),
         (["predict", "a.png", "--url", "localhost:8000"], "http://HOST:PORT"),
-        (["predict", "a.png", "--timeout", "0"], "between 0 and 3600"),
+        (["predict", "a.png", "--timeout", "0"], "more than 0 and at most 3600"),
         (["predict", "a.png", "--model", "../pets"], "--model"),
         (["bench"], "--rate"),
         (["bench", "localhost", "--rate", "1"], "http://HOST:PORT/predict"),

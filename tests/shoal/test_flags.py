@@ -43,7 +43,10 @@ def test_flags_exist_for_every_setting_but_secrets(parser: argparse.ArgumentPars
 def test_flags_help_states_meaning_and_default(parser: argparse.ArgumentParser) -> None:
     """The help of a flag is the description of the setting and its default."""
     text = " ".join(parser.format_help().split())
-    assert "--port N TCP port to listen on. 0: any free port, which is logged. (8000)" in text
+    assert (
+        "--port N TCP port to listen on. 0: any free port. The log contains the number of the "
+        "port. (default: 8000)" in text
+    )
     assert "--log-format {auto,json,text}" in text and "--max-queue-delay SECONDS" in text
     assert "models)" not in text  # the store's folder is "the one that ships"
 

@@ -46,7 +46,7 @@ def test_predictions_have_errors_at_the_position_of_their_image() -> None:
 )
 def test_prediction_raises_not_shoal_for_other_json(body: Any) -> None:
     """JSON that is not a prediction raises NotShoal."""
-    with pytest.raises(NotShoal, match="http://shoal/predict answers 200"):
+    with pytest.raises(NotShoal, match="http://shoal/predict responded with 200"):
         prediction(answer(body))
 
 

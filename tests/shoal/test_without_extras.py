@@ -61,7 +61,7 @@ def test_without_extras_a_server_names_the_extras(arguments: list[str]) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"shoal {arguments[0]}: the package ")
-    assert line.endswith("Install Shoal with one of the extras cpu, gpu, onnx and onnx-gpu")
+    assert line.endswith("Install Shoal with one of the extras cpu, gpu, onnx or onnx-gpu")
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_without_extras_bench_needs_a_folder_of_images(options: list[str]) -> No
     done = shoal("bench", "http://127.0.0.1:1/predict", "--rate", "1", *options)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert ("does not answer" if options else "--images") in line
+    assert ("does not respond" if options else "--images") in line
 
 
 @pytest.mark.slow

@@ -212,7 +212,9 @@ def run(found: OnnxFile) -> str:
 
 def main() -> None:
     faulthandler.enable()
-    parser = argparse.ArgumentParser(description="Damages .onnx files, reads and runs them.")
+    parser = argparse.ArgumentParser(
+        description="Damage .onnx files at random, read the files and run them."
+    )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

@@ -141,9 +141,15 @@ def _declared(*dims: Any, code: int = 1) -> Callable[[Any], None]:
         (lambda m: setattr(m, "ir_version", 99), "ir_version is 99"),
         (lambda m: setattr(m.opset_import[0], "version", 12), "has the version 12; 13 to 21"),
         (lambda m: setattr(m.opset_import[0], "version", 22), "has the version 22"),
-        (lambda m: setattr(m.opset_import[0], "domain", "a"), "does not import the standard"),
-        (lambda m: m.opset_import.add(domain="ai.onnx", version=17), "standard operator set once"),
-        (lambda m: [m.opset_import.add(domain=f"{at}") for at in range(16)], "operator set once"),
+        (lambda m: setattr(m.opset_import[0], "domain", "a"), "must import the standard"),
+        (
+            lambda m: m.opset_import.add(domain="ai.onnx", version=17),
+            "standard operator set exactly once",
+        ),
+        (
+            lambda m: [m.opset_import.add(domain=f"{at}") for at in range(16)],
+            "operator set exactly once",
+        ),
         (lambda m: m.training_info.add(), "ModelProto has training information"),
         (_function, "ModelProto has functions"),
         (_subgraph, "AttributeProto has a subgraph"),
@@ -159,11 +165,11 @@ def _declared(*dims: Any, code: int = 1) -> Callable[[Any], None]:
         (lambda m: m.graph.input.append(m.graph.input[0]), "2 inputs instead of one"),
         (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "'p0' of a parameter is e"),
         (lambda m: setattr(m.graph.initializer[0], "name", ""), "'' of a parameter is empty or"),
-        (_input(0, 2), "only the first dimension can be open, or be 1"),
-        (_input(0, 0), "only the first dimension can be open"),
+        (_input(0, 2), "the first dimension must be open or 1, and the others must be fixed"),
+        (_input(0, 0), "the first dimension must be open"),
         (_input(1, 0), "dimensions must be positive"),
-        (lambda m: m.graph.input[0].type.tensor_type.shape.dim[2].Clear(), "only the first dimen"),
-        (lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"), "only the first dimen"),
+        (lambda m: m.graph.input[0].type.tensor_type.shape.dim[2].Clear(), "the first dimen"),
+        (lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"), "the first dimen"),
         (
             lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 7),
             "the input is int64; float32",
@@ -226,7 +232,9 @@ def test_check_limits_lists(what: str) -> None:
     """One more than allowed."""
     field = {"node": 1, "initializer": 5, "value_info": 13}[what]
     graph = sized(field, b"") * (file.LENGTHS[what] + 1)
-    with pytest.raises(Refusal, match=f"times {what}; {file.LENGTHS[what]:,} are allowed"):
+    with pytest.raises(
+        Refusal, match=f"entries in the list {what}; {file.LENGTHS[what]:,} are allowed"
+    ):
         check_onnx(number(1, 8) + sized(8, number(2, 17)) + sized(7, graph))
 
 

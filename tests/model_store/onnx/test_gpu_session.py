@@ -72,7 +72,7 @@ def test_open_reports_that_memory_ran_out(gpu: FakeGpu, opener: Opener, graph: b
     """The batch size is named. A full GPU is no reason to give up CUDA graphs."""
     opener.graphs = graph
     gpu.on_open = raises(FULL, 4)
-    with pytest.raises(MemoryError, match=r"no memory for a batch of 4 images: .* size 9"):
+    with pytest.raises(MemoryError, match=r"not enough memory for a batch of 4 images: .* size 9"):
         opener.open(4)
     assert opener.graphs is graph
 

@@ -225,7 +225,7 @@ async def test_filter_rejects_control_frames_of_other_sizes(
 ) -> None:
     """The head alone is enough to reject a control frame whose size is not allowed."""
     for size in (*sizes, MAX_PAYLOAD):
-        with pytest.raises(BadFrame, match=f"type {kind} may not have {size} bytes"):
+        with pytest.raises(BadFrame, match=f"type {kind} has an invalid length of {size} bytes"):
             Client().send(frame(kind, 0, 0, bytes(size))[:HEAD])
 
 

@@ -417,7 +417,7 @@ async def test_call_that_is_claimed_counts_once(wire: Wire) -> None:
     assert await reader.readexactly(len(ANSWER))
     for _ in range(MAX_CONNECTIONS):
         await wire.connect(START)
-    assert "a new connection replaces this one" in await reason(reader)
+    assert "a new connection replaces this connection" in await reason(reader)
 
 
 async def test_expelled_connection_ends_its_calls(wire: Wire) -> None:
@@ -444,7 +444,7 @@ async def test_new_connection_replaces_a_waiting_one(wire: Wire) -> None:
     slow, _ = await wire.connect(START + CALL + frame(DATA, 0, 1, b"x"))
     await until(lambda: wire.memory.held > 0)
     newest, _ = await wire.connect(START)
-    assert "a new connection replaces this one" in await reason(slow)
+    assert "a new connection replaces this connection" in await reason(slow)
     await wire.servers.get()
     assert len(wire.connections.connections) == MAX_CONNECTIONS
     assert not busy.at_eof() and not newest.at_eof()
@@ -460,7 +460,7 @@ async def test_busy_connections_of_a_crowd_make_room_for_another_client(wire: Wi
     for stream in wire.streams:
         stream.take()
     other, _ = await wire.connect(START, "127.0.0.2")
-    assert "a new connection replaces this one" in await reason(crowd[-1][0])
+    assert "a new connection replaces this connection" in await reason(crowd[-1][0])
     assert not crowd[0][0].at_eof() and not other.at_eof()
     assert len(wire.connections.connections) == MAX_CONNECTIONS
 

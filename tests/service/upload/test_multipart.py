@@ -170,7 +170,7 @@ def test_form_may_have_its_boundary_within_its_data() -> None:
     near = DELIMITER + b"x"
     assert parsed(form((IMG, near * 60))) == near * 60
     reader = Form(BOUNDARY, -1, max_images=1)
-    with pytest.raises(MissingImage, match=r"63 parts .* or contains its boundary as data"):
+    with pytest.raises(MissingImage, match=r"63 parts .* or contains the boundary as data"):
         reader.write(form((IMG, near * 66)))
 
 

@@ -303,7 +303,7 @@ async def test_unexpected_load_error_changes_nothing(
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
-        ({"parameters": {"version": "9"}}, "it holds fake 7, fake 8"),
+        ({"parameters": {"version": "9"}}, "the store holds fake 7, fake 8"),
         ({"parameters": {"version": "latest"}}, "a whole number from 1"),
         ({"parameters": {"version": "../8"}}, "a whole number from 1"),
         ({"parameters": {"version": [8]}}, "a whole number from 1"),

@@ -61,7 +61,7 @@ async def test_load_test_sends_each_image_once(
     assert names == [b"cat_1.jpg", b"horse_1.jpg", b"photo.jpg"]
     assert all(b"X-API-Key: a-key-of-sixteen-or-more\r\n" in message for message in received)
     printed = capsys.readouterr().out
-    assert printed == "1 of 2 labeled images get the class of their label.\n"
+    assert printed == "1 of 2 labeled images are classified correctly.\n"
 
 
 async def test_load_test_leaves_out_rejected_images(
@@ -72,13 +72,13 @@ async def test_load_test_leaves_out_rejected_images(
     test, received = await prepare(folder, [bad, response(), bad])
     job = test._job(seed=1, concurrency=1)
     assert job.requests == received[1:2] and job.expected == ["horse"]
-    assert "The server rejects 2 of 3 images. The load omits them.\n" in capsys.readouterr().out
+    assert "The server rejects 2 of 3 images, which are left out.\n" in capsys.readouterr().out
 
 
 async def test_load_test_fails_if_every_image_is_rejected(folder: pathlib.Path) -> None:
     """The message has the first image, the status and the answer."""
     bad = response(b"no images today", "400 Bad Request")
-    with pytest.raises(LoadTestFailed, match=r"answers 400 to cat_1.jpg.*no images today"):
+    with pytest.raises(LoadTestFailed, match=r"responds with 400 to cat_1.jpg.*no images today"):
         await prepare(folder, [bad] * 3)
 
 
@@ -87,7 +87,9 @@ async def test_load_test_fails_if_the_connection_breaks(
     folder: pathlib.Path, answer: bytes
 ) -> None:
     """The message asks whether the server runs."""
-    with pytest.raises(LoadTestFailed, match=r"connection was lost.*Is the server running"):
+    with pytest.raises(
+        LoadTestFailed, match=r"connection was lost.*Check that the server is running"
+    ):
         await prepare(folder, [answer])
 
 
@@ -95,7 +97,9 @@ async def test_load_test_fails_without_a_server() -> None:
     """The message has the URL and asks whether the server runs."""
     async with served(answering([], [])) as url:
         pass
-    with pytest.raises(LoadTestFailed, match=f"{url} does not answer.*Is the server running"):
+    with pytest.raises(
+        LoadTestFailed, match=f"{url} does not respond.*Check that the server is running"
+    ):
         await asyncio.to_thread(LoadTest, options(url, "--rate", "1"))
 
 

@@ -124,7 +124,7 @@ def test_table_shows_answers_of_another_class() -> None:
     samples = samples_of([200] * 4)
     assert "ANOTHER CLASS" not in table([summarize("x", 4.0, [samples], 0.0, 1.0)])
     samples.different = 3
-    assert "3 WITH ANOTHER CLASS" in table([summarize("x", 4.0, [samples], 0.0, 1.0)])
+    assert "3 RESPONSES WITH ANOTHER CLASS" in table([summarize("x", 4.0, [samples], 0.0, 1.0)])
 
 
 @pytest.mark.slow  # loads matplotlib
