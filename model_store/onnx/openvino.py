@@ -1,7 +1,8 @@
 """OpenVINO: an accelerator that runs the int8 networks of ONNX Runtime's backend on x86-64 CPUs.
 
-OpenVINO is faster than ONNX Runtime in int8, but not in fp32 (docs/decisions/0041-onnx-runtime.md). The
-backend uses OpenVINO if OpenVINO is installed. Both libraries read the same ONNX files.
+OpenVINO is faster than ONNX Runtime in int8, but not in fp32
+(docs/decisions/0041-onnx-runtime.md). The backend uses OpenVINO if OpenVINO is installed. Both
+libraries read the same ONNX files.
 
 OpenVINO compiles a network for one batch size. A network that accepts every batch size would run up
 to 40 % slower. Therefore, there is one compiled network for each bucket (batch size), which all
