@@ -43,6 +43,8 @@ class Service:
         async with server:
             host, port = server.sockets[0].getsockname()
             yield f"http://{host}:{port}"
+            for held in self.held.values():
+                held.set()  # from Python 3.12 on, the server waits for its handlers
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
