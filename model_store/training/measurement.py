@@ -114,6 +114,6 @@ async def outputs(
 
 
 def check_classes(folder: pathlib.Path, model: Manifest) -> None:
-    """Raise BadModel if the classes of the version in `folder` are not those of CIFAR-10."""
+    """Raise BadModel if the classes of the version in `folder` differ from CIFAR-10's classes."""
     if model.classes != cifar10.CLASSES:
-        raise BadModel(f"{folder}: its classes are not those of CIFAR-10")
+        raise BadModel(f"{folder}: the version's classes differ from CIFAR-10's classes")

@@ -203,9 +203,15 @@ BLOCK = frame(HEADERS, 0, 1, HEADER)
         (BLOCK + frame(HEADERS, END_HEADERS, 3), "interrupted"),
         (frame(CONTINUATION, END_HEADERS, 1), "does not follow a HEADERS frame"),
         (CALL + frame(DATA, 0, 1, bytes(16_385))[:9], "larger than 16384 bytes"),
-        (frame(HEADERS, END_HEADERS, 2, HEADER), "stream 2: the number must be odd"),
-        (frame(HEADERS, END_HEADERS, 0, HEADER), "stream 0: the number must be odd"),
-        (frame(HEADERS, 0, 0, HEADER), "stream 0: the number must be odd"),
+        (
+            frame(HEADERS, END_HEADERS, 2, HEADER),
+            "stream 2 was opened by a client: the number must be odd",
+        ),
+        (
+            frame(HEADERS, END_HEADERS, 0, HEADER),
+            "stream 0 was opened by a client: the number must be odd",
+        ),
+        (frame(HEADERS, 0, 0, HEADER), "stream 0 was opened by a client: the number must be odd"),
         (CALL + frame(DATA, 0, 3, bytes(1000)), "stream 3, which was never opened"),
         (CALL + frame(DATA, 0, 0, bytes(1000)), "stream 0, which was never opened"),
     ],
