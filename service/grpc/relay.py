@@ -265,4 +265,5 @@ class Relay(asyncio.BufferedProtocol):
     def server_lost(self) -> None:
         """Disconnect the client, since the connection to gRPC's server is closed."""
         self._server = None
-        self._close_within(READ_SECONDS)
+        if not self._transport.is_closing():
+            self._close_within(READ_SECONDS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pathlib
 import random
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -383,22 +385,41 @@ async def test_calls_that_have_not_begun_are_limited(wire: Wire) -> None:
         begun.add(name)
 
 
-async def test_calls_of_a_closed_connection_stop_waiting(wire: Wire) -> None:
+async def test_calls_of_a_closed_connection_stop_waiting(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls that wait in a relay are dropped with their connection, and others are relayed."""
+    monkeypatch.setattr(start_limit, "CLOSED_SECONDS", 3600)
     calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 201, 2))
     _, writer = await wire.connect(START + calls)
     await until(lambda: not wire.streams.start_limit.allows("127.0.0.1"))
     names = [stream.name for stream in wire.streams]
+    (relay,) = map(weakref.ref, wire.connections.connections)
     await wire.connect(START + CALL)
     writer.close()
     await until(lambda: not any(stream.name in names for stream in wire.streams))
+    await until(lambda: gc.collect() >= 0 and relay() is None)
     for name in names:
         assert wire.streams.claim(name) is None, "the handler of a closed stream may still begin"
     assert (await wire.stream()).name not in names
 
 
-async def test_calls_that_the_server_rejects_have_begun(wire: Wire) -> None:
+async def test_relay_with_waiting_calls_buffers_little(wire: Wire) -> None:
+    """While calls wait, the relay stops reading after some data."""
+    calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 201, 2))
+    _, writer = await wire.connect(START + calls)
+    await until(lambda: not wire.streams.start_limit.allows("127.0.0.1"))
+    writer.write(bytes(2**26))
+    for _ in range(2**26 // 2**14):  # enough turns to read all
+        await asyncio.sleep(0)
+    assert writer.transport.get_write_buffer_size() > 2**25
+
+
+async def test_calls_that_the_server_rejects_have_begun(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A response of gRPC's server without a handler makes room for another call."""
+    monkeypatch.setattr(start_limit, "CLOSED_SECONDS", 3600)
     calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 401, 2))
     await wire.connect(START + calls)
     server, responses = await wire.servers.get()
