@@ -88,8 +88,8 @@ async def test_waiting_networks_take_turns() -> None:
     """If all places are taken, each place that becomes free is for the network without a call that
     has waited the longest."""
     relays = Relays()
-    for number in range(CALLS):
-        relays.send(f"network{number}", 10)
+    for number in [*range(CALLS), *range(CALLS)]:  # two relays of each network
+        relays.send(f"network{number}", 5)
     waiting = [f"network{n}" for n in range(CALLS) if not relays.relayed_of(f"network{n}")]
     assert len(waiting) > CALLS // 2
     last = relays.relayed[-1].partition("-")[0]
