@@ -100,10 +100,14 @@ class RpcServer:
         log.info("gRPC on %s:%d", address, sockets[0].getsockname()[1])
 
     async def stop(self, seconds: float) -> None:
-        """Reject new RPCs, and wait up to `seconds` for the RPCs in progress. Then stop."""
+        """Reject new RPCs, and wait up to `seconds` for the RPCs in progress. Then stop.
+
+        If gRPC's server has ended by itself, the RPCs in progress are canceled, because the RPC
+        that caused the end never finishes.
+        """
         self._watching.cancel()
         self._listener.stop_accepting()
-        await self._server.stop(seconds)
+        await self._server.stop(0 if self._service.failed else seconds)
         self._listener.stop()
         self._folder.cleanup()
 
