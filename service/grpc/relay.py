@@ -210,9 +210,7 @@ class Relay(asyncio.BufferedProtocol):
         if self._server is None or self._transport.is_closing():
             return
         if self._waits_to_start:
-            # Until much data waits, the relay reads on to notice when the client disconnects.
-            if len(self._incoming) > BUFFERED:
-                self.pause("start")
+            self._pause_if_much_waits()
             return
         now = self._loop.time()
         credit = self._credit.available(now)
@@ -230,6 +228,7 @@ class Relay(asyncio.BufferedProtocol):
         if self._filter.waits_to_start:
             self._waits_to_start = True
             self._all_streams.start_limit.wait(self.network, self._start_calls)
+            self._pause_if_much_waits()
         if self._filter.credit <= 0:
             self.pause("credit")
             self._credit.wait(self._read_again)
@@ -240,6 +239,12 @@ class Relay(asyncio.BufferedProtocol):
         self._relay()
         if self._filter.credit > 0:
             self.resume("credit")
+
+    def _pause_if_much_waits(self) -> None:
+        """Stop reading if much data waits behind a call. Otherwise, the relay reads on to notice
+        when the client disconnects."""
+        if len(self._incoming) > BUFFERED:
+            self.pause("start")
 
     def _start_calls(self) -> None:
         self._waits_to_start = False
