@@ -101,6 +101,8 @@ def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None 
     service: Service = app.state.service
     if status := exit_status(service.engine.failure):
         return status
+    if service.failed:
+        return ExitStatus.FAILED
     log.info("stopped")
     return ExitStatus.STOPPED
 

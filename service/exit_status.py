@@ -10,9 +10,9 @@ class ExitStatus(IntEnum):
     """The process stopped after SIGTERM or Ctrl-C. Before the end, the process finished the
     requests in progress."""
     FAILED = 1
-    """The model cannot be served, the engine did not stop in time, a process of the service failed
-    repeatedly, or the supervisor has ended. The supervisor is the process that starts the other
-    processes."""
+    """The model cannot be served, the engine did not stop in time, gRPC's server has ended by
+    itself, a process of the service failed repeatedly, or the supervisor has ended. The supervisor
+    is the process that starts the other processes."""
     BAD_SETTINGS = 2
     """A setting is invalid."""
     CANNOT_LISTEN = 3

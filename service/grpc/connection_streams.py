@@ -17,8 +17,9 @@ from functools import partial
 from typing import Protocol
 
 from service.grpc.read_buffers import ReadBuffers
-from service.grpc.streams import Stream, Streams
+from service.grpc.streams import UNREAD_SECONDS, Stream, Streams
 from service.grpc.timers import Timers
+from service.rate_limit import network
 from service.server.transport import READ_SECONDS
 
 OPEN_STREAMS = 256
@@ -54,6 +55,7 @@ class ConnectionStreams:
         """
         self._connection = connection
         self._client = client
+        self._network = network(client)
         self._all_streams = streams
         self._timers = timers
         self._open: dict[int, Stream] = {}
@@ -72,17 +74,19 @@ class ConnectionStreams:
         """Whether no further stream may be opened."""
         return len(self._open) >= OPEN_STREAMS
 
-    def open(self, number: int) -> Stream:
-        """Open a stream.
+    @property
+    def may_open(self) -> bool:
+        """Whether another stream may be opened now. If not, the call must wait (`start_limit`)."""
+        return self._all_streams.start_limit.allows(self._network)
 
-        If there are too many streams, another stream is canceled, or another connection is closed
-        (`Streams.open`).
-        """
+    def open(self, number: int) -> Stream:
+        """Open a stream. If too many messages are arriving, another message is canceled."""
         self.last = number
         self._timers.start(number, READ_SECONDS, self._connection.abort)
         progress = partial(self._progress, number)
         stream = self._all_streams.open(self._client, progress, self._expel)
         self._open[number] = stream
+        self._all_streams.start_limit.add(stream.name, stream.network)
         return stream
 
     def receive(self, stream: Stream | None, size: int) -> None:
@@ -105,10 +109,17 @@ class ConnectionStreams:
         stream = self._open.pop(number, None)
         if stream is None:
             return
+        self._all_streams.start_limit.close(stream.name)
         self._all_streams.close(stream)
         self._buffers.remove(stream)
         if stream.taken and not stream.answered:
             self._end_handling()
+
+    def end(self, number: int) -> None:
+        """Close a stream that gRPC's server has ended. No effect if the stream is not open."""
+        if stream := self._open.get(number):
+            self._all_streams.start_limit.remove(stream.name)
+        self.close(number)
 
     def close_all(self) -> None:
         """Close all streams of the connection."""
@@ -125,7 +136,8 @@ class ConnectionStreams:
         if stream.answered:
             if stream.taken:
                 self._end_handling()
-            self._timers.start(number, READ_SECONDS, self._connection.abort)
+            unread = partial(self._mark_unread, number, stream)
+            self._timers.start(number, UNREAD_SECONDS, unread)
         elif stream.taken:
             self._all_streams.complete(stream)
             self._buffers.remove(stream)
@@ -133,6 +145,10 @@ class ConnectionStreams:
             self._connection.set_busy(True)
         else:
             self._timers.cancel(number)
+
+    def _mark_unread(self, number: int, stream: Stream) -> None:
+        self._all_streams.mark_unread(stream)
+        self._timers.start(number, READ_SECONDS - UNREAD_SECONDS, self._connection.abort)
 
     def _end_handling(self) -> None:
         self._handled -= 1

@@ -12,7 +12,7 @@ Guarantees
   other numbers without a response.
 - Frames without message data use up the credit of the client (`frame_credit`). Without credit, no
   frame is relayed.
-- The number of calls that start in one turn of the event loop is limited (`turn_limit`).
+- The number of calls that were relayed and have not begun is limited (`start_limit`).
 
 The filter adds the header `STREAM_HEADER` to each call. The header contains the name of the stream,
 which the handler of the call uses to find the stream. If a client sends a header with the same
@@ -40,7 +40,6 @@ from service.grpc.http2_frames import (
     field,
 )
 from service.grpc.timers import Timers
-from service.grpc.turn_limit import TurnLimit
 from service.server.connection import HEAD_SECONDS
 
 KNOWN = {DATA, *CONTROL_SIZES}
@@ -58,34 +57,31 @@ class FrameFilter:
         self,
         streams: ConnectionStreams,
         timers: Timers,
-        turn: TurnLimit,
         abort: Callable[[], None],
     ) -> None:
         """
         Args:
             streams: The streams of the connection.
             timers: The timers of the connection.
-            turn: Limits the calls that all connections start in one turn of the event loop.
             abort: Function that closes the connection immediately.
         """
         self._streams = streams
         self._timers = timers
-        self._turn = turn
         self._abort = abort
         self.credit = 0.0
         """Number of frames without message data that may still be relayed."""
-        self.waits_for_turn = False
-        """Whether `take` stopped at a call that must wait for a later turn of the event loop."""
+        self.waits_to_start = False
+        """Whether `take` stopped at a call that must wait until other calls have begun."""
         self._block: HeaderBlock | None = None
         """The incomplete header block. None: no header block is incomplete."""
 
     def take(self, data: bytearray) -> list[bytes]:
         """Remove complete frames from the start of `data`, and return the bytes for gRPC's server.
 
-        The method stops when the credit is used up, or at a call that must wait for a later turn of
-        the event loop. Raises BadFrame if a frame is invalid.
+        The method stops when the credit is used up, or at a call that must wait until other calls
+        have begun. Raises BadFrame if a frame is invalid.
         """
-        self.waits_for_turn = False
+        self.waits_to_start = False
         at = 0
         taken: list[bytes] = []
         while self.credit > 0 and len(data) - at >= HEAD:
@@ -95,8 +91,8 @@ class FrameFilter:
             _check_size(kind, size)
             if len(data) < end:
                 break
-            if kind in (HEADERS, CONTINUATION) and self._turn.is_reached:
-                self.waits_for_turn = True
+            if kind in (HEADERS, CONTINUATION) and not self._streams.may_open:
+                self.waits_to_start = True
                 break
             number = int.from_bytes(data[at + 5 : at + HEAD], "big") & 0x7FFFFFFF
             relayed = self._read(kind, flags, number, bytes(data[at:end]))
@@ -158,7 +154,6 @@ class FrameFilter:
             return block.encode()
         if self._streams.is_full:
             raise BadFrame(f"more than {OPEN_STREAMS} calls are open on one connection")
-        self._turn.count_call()
         stream = self._streams.open(block.number)
         if block.ends_stream:
             self._streams.complete(stream)

@@ -4,10 +4,18 @@ gRPC's server decompresses a header block before it checks the size of the heade
 block can stand for a whole header field, and each field takes up to 130 bytes in gRPC's server. So
 the number of fields is limited before gRPC's server receives the block. The fields are counted
 without decompressing them (RFC 7541, section 6).
+
+gRPC's server decodes the name of the method as UTF-8. In grpcio 1.84 and later, a name that is not
+UTF-8 ends gRPC's server. So all names and values must be printable ASCII characters, as gRPC's
+specification requires (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md). Clients
+send binary values in base64.
 """
 
 from __future__ import annotations
 
+import re
+
+from service.grpc import huffman
 from service.grpc.http2_frames import END_HEADERS, END_STREAM, HEADERS, BadFrame, frame
 
 HEAD_BYTES = 8 * 1024
@@ -18,6 +26,9 @@ _PADDED, _PRIORITY = 0x8, 0x20
 _PRIORITY_BYTES = 5
 _MAX_INTEGER_BYTES = 4
 """Maximum number of bytes of an integer in a header block."""
+_HUFFMAN = 0x80
+"""Bit in the first byte of a string. If it is set, the string is in HPACK's Huffman code."""
+_PRINTABLE = re.compile(rb"[ -~]*")
 
 
 class HeaderBlock:
@@ -45,15 +56,17 @@ class HeaderBlock:
         self._data += payload
 
     def check(self) -> None:
-        """Raise BadFrame if the block has too many fields, or ends within a field."""
+        """Raise BadFrame if the block is not valid.
+
+        A valid block has at most `MAX_FIELDS` fields, all of them complete, and its names and
+        values are printable ASCII characters.
+        """
         at = fields = 0
         while at < len(self._data):
             at = _end_of_field(self._data, at)
             fields += 1
             if fields > MAX_FIELDS:
                 raise BadFrame(f"a header block has more than {MAX_FIELDS} fields")
-        if at > len(self._data):
-            raise BadFrame(_CUT)
 
     def encode(self, added: bytes = b"") -> bytes:
         """Encode the block as one HEADERS frame. `added`: encoded fields to append to the block."""
@@ -74,7 +87,7 @@ def _without_padding(flags: int, payload: bytes) -> bytes:
 
 
 def _end_of_field(block: bytes, at: int) -> int:
-    """Return the position after the field at position `at`, which may be after the block."""
+    """Check the field at position `at`, and return the position after it. Raises BadFrame."""
     first = block[at]
     if first & 0x80:  # name and value are in a table
         return _integer(block, at, 7)[1]
@@ -82,9 +95,21 @@ def _end_of_field(block: bytes, at: int) -> int:
         return _integer(block, at, 5)[1]
     name_index, at = _integer(block, at, 6 if first & 0x40 else 4)
     for _ in range(1 if name_index else 2):  # the value, and the name if no table has it
-        size, at = _integer(block, at, 7)
-        at += size
+        at = _end_of_string(block, at)
     return at
+
+
+def _end_of_string(block: bytes, at: int) -> int:
+    """Check the string at position `at`, and return the position after it. Raises BadFrame."""
+    size, begin = _integer(block, at, 7)
+    end = begin + size
+    if end > len(block):
+        raise BadFrame(_CUT)
+    string = block[begin:end]
+    is_printable = huffman.is_printable if block[at] & _HUFFMAN else _PRINTABLE.fullmatch
+    if not is_printable(string):
+        raise BadFrame("a header has a character that is not printable ASCII")
+    return end
 
 
 def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:

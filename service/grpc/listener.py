@@ -9,11 +9,8 @@ from functools import partial
 from service.grpc.frame_credit import FrameLimiter
 from service.grpc.relay import Relay
 from service.grpc.streams import Streams
-from service.grpc.turn_limit import TurnLimit
 from service.server.connection_limit import Connections
-
-BACKLOG = 2048
-"""Maximum length of the backlog, the operating system's queue of connections to accept."""
+from service.server.listening import BACKLOG
 
 
 class RelayListener:
@@ -27,7 +24,7 @@ class RelayListener:
             path: Path of the Unix socket on which gRPC's server listens.
         """
         self._connections = connections
-        self._relay = partial(Relay, connections, streams, path, FrameLimiter(), TurnLimit())
+        self._relay = partial(Relay, connections, streams, path, FrameLimiter())
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Accept connections on `sockets`."""

@@ -44,7 +44,6 @@ from service.grpc.http2_frames import (
 from service.grpc.server_connection import ServerConnection
 from service.grpc.streams import Streams
 from service.grpc.timers import Timers
-from service.grpc.turn_limit import TurnLimit
 from service.rate_limit import network
 from service.server.connection import HEAD_SECONDS
 from service.server.connection_limit import Connections
@@ -68,7 +67,6 @@ class Relay(asyncio.BufferedProtocol):
         streams: Streams,
         path: str,
         frame_limiter: FrameLimiter,
-        turn: TurnLimit,
     ) -> None:
         """
         Args:
@@ -76,13 +74,11 @@ class Relay(asyncio.BufferedProtocol):
             streams: The streams of all connections.
             path: Path of the Unix socket on which gRPC's server listens.
             frame_limiter: Limits the frames without message data of each client network.
-            turn: Limits the calls that all connections start in one turn of the event loop.
         """
         self._connections = connections
         self._all_streams = streams
         self._path = path
         self._frame_limiter = frame_limiter
-        self._turn = turn
         self._loop = asyncio.get_running_loop()
         self._timers = Timers()
         self._incoming = bytearray()
@@ -91,6 +87,8 @@ class Relay(asyncio.BufferedProtocol):
         self._responses = FrameHeads()
         self._pauses = set[str]()
         """The reasons why the relay does not read from the client now."""
+        self._waits_to_start = False
+        """Whether the next call must wait until other calls have begun."""
 
     # Callbacks of the client's transport.
 
@@ -101,7 +99,7 @@ class Relay(asyncio.BufferedProtocol):
         client = str(peer[0]) if peer else ""
         self._credit = FrameCredit(self._frame_limiter, client)
         self._streams = ConnectionStreams(self, client, self._all_streams, self._timers)
-        self._filter = FrameFilter(self._streams, self._timers, self._turn, self.abort)
+        self._filter = FrameFilter(self._streams, self._timers, self.abort)
         self.network = network(client)
         if not self._connections.admit(self):
             transport.write(frame(SETTINGS, 0, 0))
@@ -112,6 +110,7 @@ class Relay(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.remove(self)
         self._credit.stop_waiting(self._read_again)
+        self._all_streams.start_limit.stop_waiting(self.network, self._start_calls)
         self._timers.cancel_all()
         self._streams.close_all()
         if self._connecting is not None:
@@ -212,6 +211,9 @@ class Relay(asyncio.BufferedProtocol):
         """Relay the complete frames that have arrived, within the limits of the client."""
         if self._server is None or self._transport.is_closing():
             return
+        if self._waits_to_start:
+            self._pause_if_much_waits()
+            return
         now = self._loop.time()
         credit = self._credit.available(now)
         if credit >= FRAMES_PER_SECOND:
@@ -225,9 +227,10 @@ class Relay(asyncio.BufferedProtocol):
         finally:
             self._credit.spend(credit - self._filter.credit, now)
         self._server.writelines(frames)
-        if self._filter.waits_for_turn and "turn" not in self._pauses:
-            self.pause("turn")
-            self._turn.wait(self._begin_turn)
+        if self._filter.waits_to_start:
+            self._waits_to_start = True
+            self._all_streams.start_limit.wait(self.network, self._start_calls)
+            self._pause_if_much_waits()
         if self._filter.credit <= 0:
             self.pause("credit")
             self._credit.wait(self._read_again)
@@ -239,8 +242,15 @@ class Relay(asyncio.BufferedProtocol):
         if self._filter.credit > 0:
             self.resume("credit")
 
-    def _begin_turn(self) -> None:
-        self.resume("turn")
+    def _pause_if_much_waits(self) -> None:
+        """Stop reading if much data waits behind a call. Otherwise, the relay reads on to notice
+        when the client disconnects."""
+        if len(self._incoming) > BUFFERED:
+            self.pause("start")
+
+    def _start_calls(self) -> None:
+        self._waits_to_start = False
+        self.resume("start")
         self._relay()
 
     def _end_flood(self) -> None:
@@ -257,9 +267,10 @@ class Relay(asyncio.BufferedProtocol):
             if ended or kind == RST_STREAM:
                 if ended and (stream := self._streams.get(number)) and stream.taken:
                     self._credit.add_for_response(stream.received)
-                self._streams.close(number)
+                self._streams.end(number)
 
     def server_lost(self) -> None:
         """Disconnect the client, since the connection to gRPC's server is closed."""
         self._server = None
-        self._close_within(READ_SECONDS)
+        if not self._transport.is_closing():
+            self._close_within(READ_SECONDS)

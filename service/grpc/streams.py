@@ -12,10 +12,11 @@ Guarantees
   streams does not delay other clients.
 - A message makes progress whenever `PROGRESS_BYTES` more bytes have arrived, as on HTTP
   connections.
-- At most `IDLE` streams have no handler. In such a stream, the handler has not begun, or the
-  handler has ended and the client has not received the response. At the limit, the connection with
-  the oldest such stream is closed. Only the client network with the most such streams is
-  considered.
+- The calls whose handlers have not begun are limited (`start_limit`).
+- At most `UNREAD` streams have a response that the client has not received. At the limit, the
+  connection with the oldest such stream is closed. Only the client network with the most such
+  streams is considered. Responses younger than `UNREAD_SECONDS` are considered only if there are no
+  older ones: a client that reads its responses does not lose its connection.
 - A handler finds its stream by a random name, which clients cannot know. A second handler cannot
   find the same stream.
 """
@@ -27,12 +28,16 @@ from collections.abc import Callable, Iterator
 
 from service.errors import BodyTooLarge, TooManyMessages, UploadMemoryFull
 from service.grpc.network_queues import NetworkQueues
+from service.grpc.start_limit import StartLimit
 from service.rate_limit import network
 from service.server.connection_limit import PROGRESS_BYTES
 from service.upload.body import Lease, UploadMemory
 
-IDLE = 2048
-"""Maximum number of streams without a handler. Each stream takes 10 to 50 KiB, mostly in gRPC."""
+UNREAD = 2048
+"""Maximum number of streams whose response the client has not received. Each stream takes 10 to
+50 KiB, mostly in gRPC."""
+UNREAD_SECONDS = 1.0
+"""Number of seconds in which a client usually receives a response."""
 
 
 class Stream:
@@ -123,8 +128,12 @@ class Streams:
         self._open: dict[str, Stream] = {}
         self._arriving = NetworkQueues()
         """Streams whose messages are arriving."""
-        self._idle = NetworkQueues()
-        """Streams without a handler."""
+        self._answered = NetworkQueues()
+        """Streams whose handler has ended within the last `UNREAD_SECONDS`."""
+        self._unread = NetworkQueues()
+        """Streams whose handler has ended earlier."""
+        self.start_limit = StartLimit()
+        """Limits the calls whose handlers have not begun."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -137,8 +146,8 @@ class Streams:
     ) -> Stream:
         """Create a stream.
 
-        If a limit in the module's docstring is reached, another message is canceled, or a
-        connection is closed. The arguments are the same as for `Stream`.
+        If there are too many arriving messages, another message is canceled. The arguments are the
+        same as for `Stream`.
         """
         if len(self._arriving) >= self._max_arriving:
             stalled = self._arriving.first_of_largest()
@@ -147,7 +156,6 @@ class Streams:
         stream = Stream(client, self._memory.lease(self._memory.max_bytes), on_progress, expel)
         self._open[stream.name] = stream
         self._arriving.add(stream)
-        self._add_idle(stream)
         return stream
 
     def claim(self, name: str) -> Stream | None:
@@ -156,16 +164,19 @@ class Streams:
         The result is None if the stream is closed or has a handler already, or if the client has
         sent a wrong name.
         """
+        self.start_limit.remove(name)
         stream = self._open.get(name)
         if stream is None or stream.claimed:
             return None
         stream.claimed = True
-        self._idle.remove(stream)
         stream.report_progress()
         return stream
 
     def answer(self, stream: Stream) -> None:
-        """Record that the handler of the stream has ended."""
+        """Record that the handler of the stream has ended.
+
+        If there are too many streams with an unread response, a connection is closed.
+        """
         stream.answered = True
         self.complete(stream)
         if stream.name in self._open:
@@ -173,13 +184,15 @@ class Streams:
             # still count toward the upload memory, as a slow message.
             stream.lease.begin(lambda error: stream.expel())
             self._memory.mark_slow(stream.lease)
-            self._add_idle(stream)
+            self._answered.add(stream)
+            if len(self._answered) + len(self._unread) > UNREAD:
+                (self._unread or self._answered).first_of_largest().expel()
         stream.report_progress()
 
-    def _add_idle(self, stream: Stream) -> None:
-        self._idle.add(stream)
-        if len(self._idle) > IDLE:
-            self._idle.first_of_largest().expel()
+    def mark_unread(self, stream: Stream) -> None:
+        """Record that the client has not received the response within `UNREAD_SECONDS`."""
+        self._answered.remove(stream)
+        self._unread.add(stream)
 
     def receive(self, stream: Stream, size: int) -> None:
         """Count `size` bytes of the message that have arrived."""
@@ -201,7 +214,8 @@ class Streams:
         """Remove the stream. Its RPC has ended, or the client or gRPC's server has reset the
         stream."""
         self.complete(stream)
-        self._idle.remove(stream)
+        self._answered.remove(stream)
+        self._unread.remove(stream)
         self._open.pop(stream.name, None)
         stream.lease.end()
         stream.lease.release()

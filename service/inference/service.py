@@ -163,6 +163,8 @@ class Service:
     """Sends traces of requests. None: requests are not traced."""
     draining: bool = False
     """Whether the server is shutting down."""
+    failed: bool = False
+    """Whether the server is shutting down because a part of it has failed."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

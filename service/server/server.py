@@ -27,7 +27,7 @@ from service.exit_status import ExitStatus
 from service.inference.service import Service
 from service.server.connection import Connection
 from service.server.connection_limit import METRICS_CONNECTIONS, Connections, usable_limit
-from service.server.listening import bind, join
+from service.server.listening import join, listen
 from service.server.memory import CHECK_TICKS, Memory, give_back
 from service.server.reload import reload
 from service.server.transport import Incoming
@@ -101,8 +101,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         started = list[Listener]()
         try:
-            # The port is bound before the model is loaded, so that an error is reported early.
-            sockets = sockets or bind(self.config.host, self.config.port, 1)[0]
+            # The port is opened before the model is loaded, so that an error is reported early.
+            sockets = sockets or listen(self.config.host, self.config.port)
             for listener in self._listeners:
                 await listener.start()
                 started.append(listener)
@@ -195,7 +195,7 @@ class SidePort(uvicorn.Server):
         self.lifespan = self.config.lifespan_class(self.config)
         host, port = self.config.host, self.config.port
         try:
-            sockets = join(host, port) if self._shared else bind(host, port, 1)[0]
+            sockets = join(host, port) if self._shared else listen(host, port)
         except OSError as error:
             raise OSError(f"metrics {error.strerror}") from error
         await self.startup(sockets)

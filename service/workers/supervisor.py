@@ -78,7 +78,8 @@ class Supervisor:
             contextlib.ExitStack() as stack,
         ):
             address = stack.enter_context(_engine_address(folder))
-            sockets = listening.bind(settings.host, settings.port, count)
+            port = self._reserve(stack, settings.port)
+            sockets = [listening.join(settings.host, port) for _ in range(count)]
             for sock in itertools.chain.from_iterable(sockets):
                 stack.enter_context(sock)
             engine = WorkerProcess(ENGINE, self._bootstrap(settings, folder, [address]))
@@ -108,13 +109,18 @@ class Supervisor:
 
         Returns the ports by setting name. Raises OSError if a port is not available.
         """
-        ports = {}
-        for name in ("grpc_port", "metrics_port"):
-            if (requested := getattr(self._settings, name)) is not None:
-                ports[name], sockets = listening.reserve(self._settings.host, requested)
-                for sock in sockets:
-                    stack.enter_context(sock)
-        return ports
+        return {
+            name: self._reserve(stack, requested)
+            for name in ("grpc_port", "metrics_port")
+            if (requested := getattr(self._settings, name)) is not None
+        }
+
+    def _reserve(self, stack: contextlib.ExitStack, requested: int) -> int:
+        """Reserve a port until `stack` is closed. Returns the port. Raises OSError."""
+        port, sockets = listening.reserve(self._settings.host, requested)
+        for sock in sockets:
+            stack.enter_context(sock)
+        return port
 
     def _bootstrap(
         self, settings: Settings, folder: str, sockets: Sequence[socket.socket]

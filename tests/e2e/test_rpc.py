@@ -51,6 +51,14 @@ pytestmark = pytest.mark.slow
 HORSE, CAT = png(7), png(3)
 KEY = "a-key-of-sixteen-or-more"
 RPC = {"SHOAL_GRPC_PORT": "0"}
+CALL = {
+    ":method": "POST",
+    ":scheme": "http",
+    ":authority": "shoal",
+    "te": "trailers",
+    "content-type": "application/grpc",
+}
+"""The headers of a call without its path."""
 
 
 def connect(server: Server) -> InferenceServerClient:
@@ -221,11 +229,13 @@ def test_grpc_shares_metrics_and_log_with_http(
 ) -> None:
     """Calls are in the metrics and in the log, with their gRPC status."""
     client.infer("fake", [images(HORSE)])
+    with pytest.raises(InferenceServerException, match="serves only"):
+        client.infer("other", [images(HORSE)])
     text = httpx.get(f"{server.url}/metrics").text
     route = 'route="/inference.GRPCInferenceService/ModelInfer"'
     assert f'shoal_request_duration_seconds_count{{{route},status="OK"}}' in text
     assert f'shoal_request_duration_seconds_count{{{route},status="NOT_FOUND"}}' in text
-    assert 'shoal_refusals_total{code="unsupported_method"} 1.0' in text
+    assert 'shoal_refusals_total{code="unknown_model"}' in text
     records = [r for r in server.log() if r.get("path") == route[7:-1] and r["status"] == "OK"]
     assert records[-1]["client"] == "127.0.0.1" and "infer_seconds" in records[-1]
 
@@ -362,14 +372,7 @@ def resident(pid: int) -> int:
 
 def begin(name: str, stream: int) -> bytes:
     """The headers of a call, without its message."""
-    fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": f"/inference.GRPCInferenceService/{name}",
-        ":authority": "shoal",
-        "te": "trailers",
-        "content-type": "application/grpc",
-    }
+    fields = CALL | {":path": f"/inference.GRPCInferenceService/{name}"}
     block = b"".join(field(*item) for item in fields.items())
     return frame(HEADERS, END_HEADERS, stream, block)
 
@@ -470,13 +473,42 @@ def test_streams_with_even_numbers_end_the_connection(server: Server, number: in
     assert not data or b"the number must be odd" in data
 
 
-@pytest.mark.parametrize("error", ["disconnect", "header"])
-def test_client_errors_are_not_logged_as_errors(error: str) -> None:
-    """Disconnects during a response and headers that are not UTF-8 cause no error in the log."""
-    extra = b"\0\3x-a\2\xff\xfe" if error == "header" else b""
+@pytest.mark.parametrize("extra", [b"\0\3x-a\2\xff\xfe", b"\0\5:path\2/\x83"])
+def test_headers_that_are_not_ascii_end_the_connection(server: Server, extra: bytes) -> None:
+    """The client gets the reason, and calls of other clients are answered."""
+    block = begin("ServerMetadata", 1)[HEAD:] + extra
+    with raw(server, 1, frame(HEADERS, END_HEADERS | END_STREAM, 1, block)) as (one,):
+        data = b""
+        while b"not printable ASCII" not in data:
+            received_now = one.recv(65_536)
+            assert received_now, data
+            data += received_now
+    assert connect(server).is_server_live()
+
+
+def test_end_of_the_grpc_server_stops_the_process(tmp_path: pathlib.Path) -> None:
+    """If gRPC's server ends by itself, the process logs why and exits with a status for a restart.
+    The relays keep such frames out, so the test sends them to gRPC's own socket."""
+    if tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 84):
+        pytest.skip("before 1.84, this call does not end gRPC's server")
+    block = b"".join(field(*item) for item in CALL.items()) + b"\0\5:path\2/\x83"
+    with Server(*SCRIPTED, **RPC, TMPDIR=str(tmp_path)) as server:
+        server.wait_until_ready()
+        (path,) = tmp_path.glob("shoal-*/grpc")
+        with socket.socket(socket.AF_UNIX) as one:
+            one.connect(str(path))
+            one.sendall(PREFACE + frame(SETTINGS, 0, 0))
+            one.sendall(frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
+            server.wait_for_log("gRPC's server has ended")
+            assert server.wait() == 1
+        assert [line["level"] for line in server.log()].count("critical") == 1
+
+
+def test_disconnects_are_not_logged_as_errors() -> None:
+    """Disconnects during a response cause no error in the log."""
     with Server(*SCRIPTED, **RPC) as server:
         server.wait_until_ready()
-        block = begin("ServerMetadata", 1)[HEAD:] + extra
+        block = begin("ServerMetadata", 1)[HEAD:]
         sent = b"".join(
             frame(HEADERS, END_HEADERS | END_STREAM, number, block) for number in range(1, 101, 2)
         )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from service.grpc.connection_streams import OPEN_STREAMS, ConnectionStreams
-from service.grpc.streams import Streams
+from service.grpc.start_limit import CLOSED_SECONDS
+from service.grpc.streams import UNREAD, UNREAD_SECONDS, Streams
 from service.grpc.timers import Timers
 from service.upload.body import UploadMemory
+from tests.batching.virtual_time import virtual_time
 
 
 class Connection:
     """Records what its streams do to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, all_streams: Streams | None = None, client: str = "::1") -> None:
         self.busy: list[bool] = []
         self.reasons: list[str] = []
-        self.all_streams = Streams(UploadMemory(2**20), 1000)
+        if all_streams is None:
+            all_streams = Streams(UploadMemory(2**20), 1000)
+        self.all_streams = all_streams
         self.timers = Timers()
-        self.streams = ConnectionStreams(self, "::1", self.all_streams, self.timers)
+        self.streams = ConnectionStreams(self, client, self.all_streams, self.timers)
 
     def abort(self) -> None: ...
 
@@ -54,6 +60,43 @@ async def test_stream_without_a_handler_has_a_timer() -> None:
     assert 1 in connection.timers
     connection.streams.close(1)
     assert 1 not in connection.timers
+
+
+@virtual_time
+async def test_unread_response_is_marked_after_a_second() -> None:
+    """At the limit of unread responses, a client loses its connection for old ones, even if
+    another client has more new ones."""
+    slow = Connection()
+    quick = Connection(slow.all_streams, "10.0.0.1")
+    answer(slow, UNREAD // 4)
+    await asyncio.sleep(2 * UNREAD_SECONDS)
+    answer(quick, UNREAD - UNREAD // 4)
+    assert not slow.reasons
+    answer(quick, 1)
+    assert slow.reasons and not quick.reasons
+
+
+def answer(connection: Connection, count: int) -> None:
+    """Open streams whose handlers begin and end. The client does not receive the responses."""
+    begin = connection.streams.last + 2 | 1
+    for number in range(begin, begin + 2 * count, 2):
+        stream = connection.streams.open(number)
+        connection.all_streams.claim(stream.name)
+        connection.all_streams.answer(stream)
+
+
+@virtual_time
+async def test_closed_calls_count_until_they_begin_or_for_a_second() -> None:
+    """A client does not get further calls started by closing those that wait for a handler."""
+    connection = Connection()
+    number = 1
+    while connection.streams.may_open:
+        connection.streams.open(number)
+        number += 2
+    connection.streams.close_all()
+    assert not connection.streams.may_open
+    await asyncio.sleep(2 * CLOSED_SECONDS)
+    assert connection.streams.may_open
 
 
 async def test_closed_stream_makes_the_connection_busy_no_more() -> None:

@@ -29,9 +29,9 @@ from service.grpc.http2_frames import (
     field,
     frame,
 )
+from service.grpc.start_limit import CALLS
 from service.grpc.streams import Streams
 from service.grpc.timers import Timers
-from service.grpc.turn_limit import CALLS, TurnLimit
 from service.upload.body import UploadMemory
 
 HEADER = field("name", "value")
@@ -43,7 +43,7 @@ UNKNOWN = 0xFA
 def header_block(size: int) -> bytes:
     """A header block of `size` bytes with one field."""
     length = size - 6 - 127
-    return b"\0\1a\x7f" + bytes((length % 128 + 128, length // 128)) + bytes(size - 6)
+    return b"\0\1a\x7f" + bytes((length % 128 + 128, length // 128)) + (size - 6) * b"v"
 
 
 class Connection:
@@ -59,11 +59,10 @@ class Client:
 
     def __init__(self, credit: float = 1000.0) -> None:
         connection, self.timers = Connection(), Timers()
-        self.turn = TurnLimit()
         self.memory = UploadMemory(2**20)
         self.all_streams = Streams(self.memory, 1000)
         self.streams = ConnectionStreams(connection, "::1", self.all_streams, self.timers)
-        self.filter = FrameFilter(self.streams, self.timers, self.turn, connection.abort)
+        self.filter = FrameFilter(self.streams, self.timers, connection.abort)
         self.filter.credit = credit
         self.data = bytearray()
 
@@ -165,16 +164,18 @@ async def test_filter_relays_nothing_without_credit() -> None:
 
 
 @pytest.mark.parametrize("call", [CALL, frame(CONTINUATION, END_HEADERS, 1, HEADER)])
-async def test_filter_waits_for_a_turn(call: bytes) -> None:
-    """Calls beyond the limit of the turn stay; other frames before them are relayed."""
+async def test_filter_waits_for_calls_to_begin(call: bytes) -> None:
+    """Calls stay while too many have not begun; other frames before them are relayed."""
     client, other = Client(), A_PING
     if call is not CALL:
         client.send(frame(HEADERS, 0, 1))
         other = b""
-    for _ in range(CALLS):
-        client.turn.count_call()
+    for name in range(CALLS):
+        client.all_streams.start_limit.add(str(name), "10.9.9.9")
     assert client.send(other + call + A_PING) == other
-    assert client.filter.waits_for_turn and client.data == call + A_PING
+    assert client.filter.waits_to_start and client.data == call + A_PING
+    client.all_streams.start_limit.remove("0")
+    assert client.send(b"").endswith(A_PING) and not client.filter.waits_to_start
 
 
 async def test_filter_counts_messages() -> None:

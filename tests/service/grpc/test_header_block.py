@@ -26,7 +26,7 @@ FIELDS = {
     "not added": b"\0\x01a\x02ok",
     "never added": b"\x10\x01a\x02ok",
     "name in the table, not added": b"\x0f\x20\x02ok",
-    "Huffman code": b"\0\x81\x1f\x82\x1f\x1f",
+    "Huffman code": b"\0\x81\x1f\x82\x1c\x7f",
     "long value": b"\0\x01a\x7f\x91\x01" + 272 * b"v",
     "size of the table": b"\x2f",
     "large size of the table": b"\x3f\xe1\x1f",
@@ -49,6 +49,35 @@ def test_header_block_must_end_with_a_field(one: bytes) -> None:
     for size in range(1, len(one)):
         with pytest.raises(BadFrame, match="ends within a field"):
             HeaderBlock(1, 0, INDEXED + one[:size]).check()
+
+
+@pytest.mark.parametrize("kind", [b"\0", b"\x10", b"\x40"])
+@pytest.mark.parametrize("character", ["\0", "\n", "\x1f", "\x7f", "\x83", "\u20ac"])
+def test_header_block_must_be_printable(kind: bytes, character: str) -> None:
+    """Names and values in every kind of field are printable ASCII, with and without Huffman
+    code. Other characters in the name of a method end gRPC's server."""
+    wrong = character.encode("latin-1" if character == "\x83" else "utf-8")
+    fields = [
+        kind + string(b":path") + string(b"/" + wrong),
+        kind + string(b"x-" + wrong) + string(b"1"),
+        bytes((kind[0] | 4,)) + string(b"/" + wrong),  # the static table has the name ":path"
+    ]
+    for one in fields:
+        with pytest.raises(BadFrame, match="not printable ASCII"):
+            HeaderBlock(1, 0, INDEXED + one).check()
+    HeaderBlock(1, 0, kind + string(b":path") + string(bytes(range(0x20, 0x7F)))).check()
+
+
+@pytest.mark.parametrize("wrong", [b"\xff\xff\xff\xff", b"\xff\xc7", b"\xff"])
+def test_header_block_must_be_printable_in_huffman_code(wrong: bytes) -> None:
+    """A string in Huffman code is decoded to check it: the bytes of the code are any bytes."""
+    HeaderBlock(1, 0, b"\x04\x82\x60\x7f").check()
+    with pytest.raises(BadFrame, match="not printable ASCII"):
+        HeaderBlock(1, 0, b"\x04" + bytes((0x80 | len(wrong),)) + wrong).check()
+
+
+def string(text: bytes) -> bytes:
+    return bytes((len(text),)) + text
 
 
 def test_header_block_with_a_huge_number_is_rejected() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pathlib
 import random
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from itertools import pairwise
 
 import pytest
 
-from service.grpc import connection_streams, frame_credit, frame_filter, relay, turn_limit
+from service.grpc import connection_streams, frame_credit, frame_filter, relay, start_limit
 from service.grpc.http2_frames import (
     CONTINUATION,
     DATA,
@@ -40,6 +41,7 @@ HEADER = field("name", "value")
 CALL = frame(HEADERS, END_HEADERS, 1, HEADER)
 ANSWER = frame(HEADERS, END_HEADERS | END_STREAM, 1, b"answer")
 MAX_CONNECTIONS = 2
+MANY = 1_000_000
 
 
 class Wire:
@@ -271,6 +273,7 @@ async def test_frames_without_a_message_are_relayed_slowly(
     wire: Wire, flood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most the allowed number is relayed, and a lasting flood ends the connection."""
+    monkeypatch.setattr(start_limit, "CALLS", MANY)
     monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.5)
     begin = BEGINS.get(flood, b"")
     reader, _ = await wire.connect(START + CALL + begin + FLOODS[flood])
@@ -291,6 +294,7 @@ async def test_connecting_again_gives_no_further_credit(
     wire: Wire, flood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All connections of a client together may send as many frames as one."""
+    monkeypatch.setattr(start_limit, "CALLS", MANY)
     monkeypatch.setattr(relay, "FLOOD_SECONDS", 0.1)
     loop = asyncio.get_running_loop()
     began, passed = loop.time(), 0
@@ -372,26 +376,74 @@ async def test_responses_to_messages_give_credit(
     assert await answered_calls(wire, count, bytes(size), beside) == count
 
 
-async def test_calls_in_one_turn_of_the_event_loop_are_limited(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+async def test_calls_that_have_not_begun_are_limited(wire: Wire) -> None:
+    """The limit is for all connections of a network together. All calls are relayed in the end."""
+    limit = -(-start_limit.CALLS // (start_limit.FREE_PER_CALL + 1))
+    calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 201, 2))
+    for _ in range(MAX_CONNECTIONS):
+        await wire.connect(START + calls)
+    begun = set[str]()
+    while len(begun) < MAX_CONNECTIONS * 100:
+        waiting = min(limit, MAX_CONNECTIONS * 100 - len(begun))
+        await until(lambda waiting=waiting: len(wire.streams) - len(begun) == waiting)  # type: ignore[misc]
+        name = next(stream.name for stream in wire.streams if not stream.claimed)
+        assert wire.streams.claim(name)
+        begun.add(name)
+
+
+async def test_calls_of_a_closed_connection_stop_waiting(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is for all connections together, and all calls are relayed in the end."""
-    calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 501, 2))
-    monkeypatch.setattr(turn_limit, "CALLS", 10)
-    counts = [0]
-    async with wired(tmp_path) as wire:
-        for _ in range(MAX_CONNECTIONS):
-            await wire.connect(START + calls)
-        async with asyncio.timeout(PATIENCE):
-            while counts[-1] < MAX_CONNECTIONS * 250:
-                await asyncio.sleep(0)
-                counts.append(len(wire.streams))
-    # A turn of this task may span parts of several turns.
-    assert max(after - before for before, after in pairwise(counts)) <= 5 * turn_limit.CALLS
+    """Calls that wait in a relay are dropped with their connection, and others are relayed."""
+    monkeypatch.setattr(start_limit, "CLOSED_SECONDS", 3600)
+    calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 201, 2))
+    _, writer = await wire.connect(START + calls)
+    await until(lambda: not wire.streams.start_limit.allows("127.0.0.1"))
+    names = [stream.name for stream in wire.streams]
+    (relay,) = map(weakref.ref, wire.connections.connections)
+    await wire.connect(START + CALL)
+    writer.close()
+    await until(lambda: not any(stream.name in names for stream in wire.streams))
+    await until(lambda: gc.collect() >= 0 and relay() is None)
+    for name in names:
+        assert wire.streams.claim(name) is None, "the handler of a closed stream may still begin"
+    assert (await wire.stream()).name not in names
 
 
-async def test_open_calls_of_a_connection_are_limited(wire: Wire) -> None:
+async def test_relay_with_waiting_calls_buffers_little(wire: Wire) -> None:
+    """While calls wait, the relay stops reading after some data."""
+    calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 201, 2))
+    _, writer = await wire.connect(START + calls)
+    await until(lambda: not wire.streams.start_limit.allows("127.0.0.1"))
+    writer.write(bytes(2**26))
+    for _ in range(2**26 // 2**14):  # enough turns to read all
+        await asyncio.sleep(0)
+    assert writer.transport.get_write_buffer_size() > 2**25
+
+
+async def test_calls_that_the_server_rejects_have_begun(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response of gRPC's server without a handler makes room for another call."""
+    monkeypatch.setattr(start_limit, "CLOSED_SECONDS", 3600)
+    calls = b"".join(frame(HEADERS, END_HEADERS, number) for number in range(1, 401, 2))
+    await wire.connect(START + calls)
+    server, responses = await wire.servers.get()
+    await server.readexactly(len(PREFACE))
+    heads, rejected = FrameHeads(), 0
+    async with asyncio.timeout(PATIENCE):
+        while rejected < 200:
+            for kind, _, number in heads.feed(await server.read(65_536)):
+                if kind == HEADERS:
+                    responses.write(frame(RST_STREAM, 0, number, bytes(4)))
+                    rejected += 1
+
+
+async def test_open_calls_of_a_connection_are_limited(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The limit holds also if gRPC's server does not answer the calls."""
+    monkeypatch.setattr(start_limit, "CALLS", MANY)
     calls = (frame(HEADERS, END_HEADERS, number) for number in range(1, 601, 2))
     reader, _ = await wire.connect(START + b"".join(calls))
     assert f"more than {connection_streams.OPEN_STREAMS} calls" in await reason(reader)

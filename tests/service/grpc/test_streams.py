@@ -1,11 +1,11 @@
-"""Tests the limits of arriving messages and of streams without a handler."""
+"""Tests the limits of arriving messages and of unread responses."""
 
 from __future__ import annotations
 
 import pytest
 
 from service.errors import BodyTooLarge, TooManyMessages, UploadMemoryFull
-from service.grpc.streams import IDLE, Stream, Streams
+from service.grpc.streams import UNREAD, Stream, Streams
 from service.server.connection_limit import PROGRESS_BYTES
 from service.upload.body import UploadMemory
 
@@ -131,43 +131,59 @@ class Connection:
         self._own += [self._all.open(self._client, ignore, self._close) for _ in range(count)]
         return self._own[-count:]
 
+    def answer(self, count: int) -> list[Stream]:
+        """Open streams whose handlers begin and end. The client does not receive the responses."""
+        opened = self.open(count)
+        for stream in opened:
+            self._all.claim(stream.name)
+            self._all.answer(stream)
+        return opened
+
     def _close(self) -> None:
         self.closed = True
         for stream in self._own:
             self._all.close(stream)
 
 
-def test_streams_limit_those_without_a_handler() -> None:
-    """Beyond the limit, the connection with the oldest stream is closed. Streams whose handler has
-    not begun and streams with an unread response count; streams with a handler do not."""
+def test_streams_limit_unread_responses() -> None:
+    """Beyond the limit, the connection with the oldest unread response is closed. Streams whose
+    handler has not begun or not ended do not count."""
     streams = Streams(UploadMemory(100), 4)
-    handled, ignored, unread, honest = (Connection(streams) for _ in range(4))
-    for stream in handled.open(IDLE):
+    waiting, handled, unread, honest = (Connection(streams) for _ in range(4))
+    waiting.open(UNREAD)
+    for stream in handled.open(UNREAD):
         streams.claim(stream.name)
-    ignored.open(1000)
-    for stream in unread.open(1000):
-        streams.claim(stream.name)
-        streams.answer(stream)
-    for stream in honest.open(IDLE - 2000):
-        streams.claim(stream.name)
-        streams.answer(stream)
-    assert not any(one.closed for one in (handled, ignored, unread, honest))
-    honest.open(1)
-    assert [one.closed for one in (ignored, unread)] == [True, False]
-    honest.open(1001)
-    assert [one.closed for one in (unread, handled, honest)] == [True, False, False]
+    unread.answer(1000)
+    honest.answer(UNREAD - 1000)
+    assert not any(one.closed for one in (waiting, handled, unread, honest))
+    honest.answer(1)
+    assert [one.closed for one in (waiting, handled, unread, honest)] == [False, False, True, False]
 
 
-def test_streams_without_a_handler_of_other_networks_stay() -> None:
-    """Beyond the limit, the client network with the most streams loses a connection."""
+def test_unread_responses_of_other_networks_stay() -> None:
+    """Beyond the limit, the client network with the most unread responses loses a connection."""
     streams = Streams(UploadMemory(100), 4)
     honest = Connection(streams, "10.9.9.9")
-    honest.open(1)
+    honest.answer(1)
     flood = [Connection(streams, f"10.0.0.{n % 2}") for n in range(100)]
     for one in flood:
-        one.open(100)
+        one.answer(100)
     assert not honest.closed
     assert [one for one in flood if not one.closed] == flood[-20:]
+
+
+def test_client_that_reads_its_responses_is_not_expelled() -> None:
+    """At the limit, responses that are unread for long make room first. A client that reads its
+    responses has many new ones, where each of many other networks has only a few old ones."""
+    streams = Streams(UploadMemory(100), 4)
+    flood = [Connection(streams, f"10.0.0.{n}") for n in range(UNREAD // 16)]
+    for one in flood:
+        for stream in one.answer(16):
+            streams.mark_unread(stream)
+    honest = Connection(streams, "10.9.9.9")
+    honest.answer(100)
+    assert not honest.closed
+    assert sum(one.closed for one in flood) == -(-100 // 16)
 
 
 def test_streams_close_connections_that_send_after_the_answer() -> None:
