@@ -82,8 +82,8 @@ def state(places: Lane) -> str:
 async def test_lane_has_its_decoder_within_the_context() -> None:
     """The decoder is ready within the context, and closed and reaped after it."""
     places, fake = lane(), FakeTemplate()
-    async with places.decoder(cast(Template, fake)) as process:
-        assert places.processes == {process} and state(places) == "ready"
+    async with places.decoder(cast(Template, fake)) as decoder:
+        assert places.processes == {decoder.process} and state(places) == "ready"
     assert not places.processes and state(places) == "empty"
     assert fake.events == ["fork", "close", "reap"]
 
