@@ -62,13 +62,17 @@ async def test_closing_the_template_ends_all_decoders(template: Template) -> Non
         process.close()
 
 
-async def test_template_tells_how_a_decoder_ended(template: Template) -> None:
+async def test_template_tells_how_a_decoder_ended(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The result is the signal that ended the decoder. A decoder that runs is killed."""
     processes = [await template.fork(96 * MIB, 0) for _ in range(3)]
     for process in processes:
         await process.ready()
     os.kill(processes[0].pid, signal.SIGSEGV)
     os.kill(processes[1].pid, signal.SIGKILL)
+    monkeypatch.setattr("service.decoding.process.EXIT_SECONDS", 60.0)
+    assert await processes[0].has_exited()
     assert await template.reap(processes[0]) == -signal.SIGSEGV
     assert await template.reap(processes[1]) == -signal.SIGKILL
     assert await template.reap(processes[2]) == -signal.SIGKILL

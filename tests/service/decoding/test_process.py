@@ -82,7 +82,9 @@ async def test_process_is_not_killed_for_time_in_which_it_does_not_run(
     assert (await decoding)[0] == 0
 
 
-async def test_process_that_crashes_is_noticed(template: Template, process: DecoderProcess) -> None:
+async def test_process_that_crashes_is_noticed(
+    template: Template, process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever ends it while it decodes an image, its caller is told immediately."""
     photo = Image.effect_noise((1500, 1500), 50)
     image = identify(encode(photo, "WEBP", method=0), MAX_PIXELS)
@@ -95,6 +97,7 @@ async def test_process_that_crashes_is_noticed(template: Template, process: Deco
     with pytest.raises(DecoderEnded) as ended:
         await decoding
     assert ended.value.killed_for is None
+    monkeypatch.setattr("service.decoding.process.EXIT_SECONDS", 60.0)
     assert await process.has_exited()
     assert await template.reap(process) == -signal.SIGKILL
     assert not process.is_usable
@@ -248,9 +251,14 @@ async def test_process_waits_a_short_time_for_the_exit(
     theirs.close()
     exit_is_noticed = asyncio.create_task(process.has_exited())
     await asyncio.sleep(0)
-    assert not process.was_killed
     process.kill()
     assert await exit_is_noticed
+
+
+async def test_killed_process_is_not_usable(process: DecoderProcess) -> None:
+    """Not even before the system has ended it."""
+    assert process.is_usable
+    process.kill()
     assert process.was_killed and not process.is_usable
 
 
