@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from service.decoding.process import DecoderEnded, DecoderProcess, ImageNotRecei
 from service.errors import BadImage
 from tests.service import synthetic
 from tests.service.synthetic import encode
+from tests.waiting import until
 
 MAX_PIXELS = 64_000_000
 MIB = 2**20
@@ -108,6 +110,8 @@ async def test_process_that_ends_before_it_receives_an_image_is_noticed(
 ) -> None:
     """The image has not been decoded, so it is not the cause."""
     os.kill(process.pid, signal.SIGSTOP)
+    stat = pathlib.Path(f"/proc/{process.pid}/stat")
+    await until(lambda: ") T " in stat.read_text())
     image = identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS)
     decoding = asyncio.create_task(process.decode(image, 10, 60))
     await asyncio.sleep(0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import pathlib
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
