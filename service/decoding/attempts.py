@@ -25,7 +25,8 @@ Other events have these consequences:
 
 In all these cases, the decoder is replaced, because a malicious image may control the decoder. The
 CPU time of the replacement is charged to the client, unless something outside the service ended the
-decoder.
+decoder. If an image fails in a used decoder but not in a new one, the client of the previous image
+is charged half of the CPU time of the failed attempt and of the replacement.
 """
 
 from __future__ import annotations
@@ -98,6 +99,9 @@ class Attempts:
                     canceled = True
                     self._try_again(job, lane)
         finally:
+            if goes_on and job.suspect is not None:
+                job.spent /= 2
+                lane.queue.add(job.suspect, job.spent)
             job.spent += process.image_seconds
             if job not in lane.retries:
                 lane.queue.charge(job.client, job.spent)
@@ -184,7 +188,7 @@ class Attempts:
 
     async def _idle_ended(self, decoder: Decoder) -> None:
         """Handle the end of `decoder`, or data that it sent, while it decoded no image."""
-        log.warning("an idle decoder ended, sent data or computed, and is replaced")
+        log.warning("an idle decoder ended or sent data, and is replaced")
         decoder.process.image_seconds = REPLACEMENT_SECONDS
         lost = await decoder.was_lost()
         self._on_kill("lost" if lost else "crash")
@@ -206,6 +210,7 @@ class Attempts:
             self._on_kill(reason)
         decoder.process.image_seconds += REPLACEMENT_SECONDS
         if decoder.process.images > 1:
+            job.suspect = decoder.client
             self._try_again(job, decoder.lane)
         elif decoder.lane is self._ordinary and reason != "crash":
             if reason == "cpu_time":
@@ -229,7 +234,7 @@ class Attempts:
         if self._expensive.is_down:
             _fail(job, DecodersDown())
         elif not job.answer.done():
-            job.is_retry = False
+            job.is_retry, job.suspect = False, None
             self._expensive.put(job)
 
 

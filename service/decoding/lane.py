@@ -44,6 +44,9 @@ class Job:
     """Future that receives the pixels or an exception."""
     spent: float = 0.0
     """CPU seconds of earlier attempts in the same lane that the client was not charged for yet."""
+    suspect: Client | None = None
+    """Client of the last image before this one in the decoder that failed. The image of this client
+    may be the cause."""
     is_retry: bool = False
     """Whether the image is or was one of `Lane.retries` in its current lane."""
 
