@@ -204,6 +204,24 @@ def test_queue_adds_time_to_a_client_with_running_jobs() -> None:
     assert queue.take() == "b1"
 
 
+def test_queue_adds_time_to_a_debt() -> None:
+    """The debt is the sum, also if the added time raises the level above the old debt."""
+    queue = FairQueue[str](16)
+    queue.put("job", "a", 1.0)
+    queue.take()
+    queue.charge("a", 1.0)
+    queue.put("b1", "b", 1.0)
+    queue.add("a", 5.0)
+    assert queue.seconds_until_done("a", 1.0) == 1.0 + 1.0
+    number = 1
+    while "a" in queue._clients:
+        number += 1
+        queue.put(f"b{number}", "b", 1.0)
+        queue.take()
+        queue.charge("b", 1.0)
+    assert number == 6
+
+
 def test_queue_keeps_no_debt_where_no_client_waits() -> None:
     """What a client used while it was alone delays none of its later jobs."""
     decoder = Decoder()
