@@ -122,7 +122,8 @@ class Decoders:
             DecodeQueueFull: Too many images wait, or an image of another client replaced this image
                 in the queue.
             DecodersKilled: Images of this client have ended too many decoders.
-            DecoderLost: Something outside the service twice ended the decoder of the image.
+            DecoderLost: Something outside the service ended the decoder that decoded the image for
+                the second time.
             DecodersDown: No decoder for this image can be started.
         """
         now = self._clock()

@@ -48,7 +48,7 @@ class ImageNotReceived(Exception):
 
 
 class DecoderEnded(Exception):
-    """The decoder process received an image, and ended before it sent a result."""
+    """The decoder process was killed, or received an image and ended before it sent a result."""
 
     def __init__(self, killed_for: str | None = None) -> None:
         """
@@ -134,7 +134,7 @@ class DecoderProcess:
             chosen these values.
 
         Raises:
-            DecoderEnded: The process was killed or has ended.
+            DecoderEnded: The process was killed, or has received the image and ended.
             ImageNotReceived: The process has ended, and did not receive the image.
             OSError: There is not enough memory for a copy of the image.
         """
@@ -191,7 +191,7 @@ class DecoderProcess:
         """
         if self._peek():
             return False
-        if self._pidfd is None:  # not Linux
+        if self._pidfd is None:  # not Linux, or Linux before 5.3
             return True
         exited = asyncio.Event()
         self._loop.add_reader(self._pidfd, exited.set)
