@@ -1,42 +1,44 @@
 """Sends images to decoder processes ("decoders"), and handles their results.
 
 Ordinary images need little CPU time and memory according to their headers. All other images are
-expensive. Each kind has its own decoders, which form a lane. The result of an attempt to decode an
-image has these consequences:
-- If the decoder returns pixels or reports that the image is invalid, the request gets this result,
-  and the decoder decodes the next image.
-- If an image took more CPU time than estimated from its header, its client is distrusted for a
-  while: all images of the client count as expensive (`trust`). If an ordinary image exceeded its
-  limit on CPU time, it is decoded again as an expensive image. If an expensive image exceeded its
-  limit, it is rejected, and the killed decoder counts against the client.
-- If an ordinary image ran out of memory or crashed its decoder, it is decoded again as an
-  expensive image. If an expensive image ran out of memory or crashed its decoder, earlier images
-  may be the cause. Therefore, the image is decoded again in a new decoder. If the image fails in a
-  new decoder, it is rejected, and the failure counts against the client.
-- A decoder that slept instead of decoding counts as crashed.
-- If something outside the service ended the decoder, the image is decoded one more time. If an
-  image exceeded its time limit but used little CPU time, other processes delayed the decoder.
-  Neither case counts against the client.
+expensive. Each kind has its own decoders, which form a lane. A decoder that returns pixels or
+reports that the image is invalid decodes the next image. A decoder fails if it crashes, sleeps
+instead of decoding, runs out of memory, or exceeds its limit on CPU time.
 
-In all cases except the first, the decoder is replaced, because a malicious image may control the
-decoder. The CPU time of the replacement is charged to the client, unless something outside the
-service ended the decoder.
+If a decoder fails, its earlier images may be the cause. Therefore, only a failure in a new decoder
+counts:
+- If a used decoder fails, the image is decoded once more, in a new decoder of the same lane.
+- If an ordinary image exceeds a limit on memory or CPU time in a new decoder, it is decoded as an
+  expensive image.
+- In all other cases, the image is rejected, and the failure counts against its client (`trust`).
+
+Other events have these consequences:
+- If an image took more CPU time than estimated from its header, this is recorded (`trust`). Images
+  of distrusted clients count as expensive.
+- If something outside the service ended the decoder, the image is decoded once more, in a new
+  decoder. If an image exceeded its time limit but used little CPU time, other processes delayed the
+  decoder. Neither case counts against the client.
+- If an idle decoder ends, sends data or computes, one of its earlier images is the cause. The
+  replacement is charged to the client of the last image. If all images of the decoder came from one
+  client, this also counts against the client. An image that the decoder did not receive is decoded
+  in a new decoder.
+
+In all these cases, the decoder is replaced, because a malicious image may control the decoder. The
+CPU time of the replacement is charged to the client, unless something outside the service ended the
+decoder. If an image fails in a used decoder but not in a new one, the client of the previous image
+is charged half of the CPU time of the failed attempt and of the replacement.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 
 from batching import DeadlineUnreachable, on_error, reject
-from service.decoding import template as template_process
 from service.decoding.image import EncodedImage, as_pixels
-from service.decoding.lane import MAX_UNDERESTIMATE, Job, Lane
-from service.decoding.launch import Template
+from service.decoding.lane import MAX_UNDERESTIMATE, Decoder, Job, Lane
 from service.decoding.picture import CHANNELS, SIDE, Fault
-from service.decoding.process import DecoderEnded, DecoderProcess, StartFailed
+from service.decoding.process import DecoderEnded, DecoderProcess, ImageNotReceived
 from service.decoding.trust import Trust
 from service.errors import DecoderLost, DecodersDown, DecodersKilled
 from service.telemetry.logs import log
@@ -44,9 +46,6 @@ from service.telemetry.logs import log
 LEAST_LIE = 0.005
 """An image may take `MAX_UNDERESTIMATE` x its estimate, plus this number of CPU seconds, without
 consequences."""
-MAX_LOSSES = 1
-"""Maximum number of times that an image is decoded again because its decoder was killed by
-something outside the service."""
 STALL_SECONDS = 5.0
 """Number of seconds that a decoder may continue after the deadline of its image."""
 REPLACEMENT_SECONDS = 0.02
@@ -80,40 +79,45 @@ class Attempts:
         self._on_kill = on_kill
         self._clock = clock
 
-    async def decode_next(self, template: Template, process: DecoderProcess, lane: Lane) -> bool:
-        """Wait for the next image of `lane`, and let `process` decode it.
+    async def decode_next(self, decoder: Decoder) -> bool:
+        """Wait for the next image of the lane of `decoder`, and let `decoder` decode it.
 
-        `template` is the process that decoders are forked from. Returns whether `process` can
-        decode another image.
+        Returns whether `decoder` can decode another image.
         """
+        process, lane = decoder.process, decoder.lane
         job = await lane.take(process)
         if job is None:
-            log.warning("an idle decoder ended or sent data, and is replaced")
-            self._on_kill("lost" if await _was_killed(template, process, lane) else "crash")
+            await self._idle_ended(decoder)
             return False
         process.image_seconds = 0.0
         goes_on = canceled = False
         try:
             with on_error(reject, job.answer):
                 try:
-                    goes_on = await self._decode(job, template, process, lane)
+                    goes_on = await self._decode(job, decoder)
                 except asyncio.CancelledError:  # the template and all its decoders have ended
                     canceled = True
                     self._try_again(job, lane)
         finally:
-            lane.queue.charge(job.client, process.image_seconds)
+            if goes_on and job.suspect is not None:
+                job.spent /= 2
+                lane.queue.add(job.suspect, job.spent)
+            job.spent += process.image_seconds
+            if job not in lane.retries:
+                lane.queue.charge(job.client, job.spent)
+                job.spent = 0.0
         if canceled:
             raise asyncio.CancelledError
         return goes_on
 
-    async def _decode(
-        self, job: Job, template: Template, process: DecoderProcess, lane: Lane
-    ) -> bool:
-        """Let `process` decode the image of `job`.
+    async def _decode(self, job: Job, decoder: Decoder) -> bool:
+        """Let `decoder` decode the image of `job`.
 
-        Returns whether `process` can decode another image.
+        A retry is made even if the request has ended: it shows whether the image ends decoders.
+        Returns whether `decoder` can decode another image.
         """
-        if not self._is_worth_it(job):
+        process, lane = decoder.process, decoder.lane
+        if not job.is_retry and not self._is_worth_it(job):
             return True
         if lane is self._ordinary and not self._trust.believes(job.client, self._clock()):
             self._move_to_expensive(job)
@@ -121,19 +125,25 @@ class Attempts:
         try:
             patience = job.deadline - self._clock() + STALL_SECONDS
             fault, content = await process.decode(job.image, lane.max_cpu_seconds(job), patience)
+        except ImageNotReceived:
+            await self._idle_ended(decoder)
+            process.image_seconds = 0.0
+            self._try_again(job, lane)
+            return False
         except DecoderEnded as end:
             log.warning("a decoder %s", end, extra={"fields": _fields(job.image)})
-            await self._ended(job, template, process, lane, end)
+            await self._ended(job, decoder, end)
             return False
+        decoder.used_by(job.client)
         if fault == 0 and len(content) == SIDE * SIDE * CHANNELS:
             return self._answer(job, process, content)
         if fault not in set(Fault):
-            await self._failed(job, template, process, lane, "crash")
+            self._failed(job, decoder, "crash")
             return False
         fields = _fields(job.image, Fault(fault).name, content)
         if fault == Fault.OUT_OF_MEMORY:
             log.warning("a decoder ran out of memory", extra={"fields": fields})
-            await self._failed(job, template, process, lane, "memory")
+            self._failed(job, decoder, "memory")
             return False
         log.debug("not decoded", extra={"fields": fields})
         _fail(job, job.image.error(Fault(fault)))
@@ -164,93 +174,68 @@ class Attempts:
         # A compromised decoder could be slow on purpose, so that other clients are distrusted.
         return False
 
-    async def _ended(
-        self,
-        job: Job,
-        template: Template,
-        process: DecoderProcess,
-        lane: Lane,
-        end: DecoderEnded,
-    ) -> None:
-        """Handle the end of `process`, which was decoding the image of `job`."""
+    async def _ended(self, job: Job, decoder: Decoder, end: DecoderEnded) -> None:
+        """Handle the end of `decoder`, which was decoding the image of `job`."""
         if end.killed_for == "cpu_time":
-            await self._failed(job, template, process, lane, "cpu_time")
+            self._failed(job, decoder, "cpu_time")
         elif end.killed_for == "time":  # the deadline of the request has passed
             self._on_kill("lost")
-        elif end.killed_for is None and await _was_killed(template, process, lane):
+        elif end.killed_for is None and await decoder.was_lost():
             self._on_kill("lost")
-            self._try_again(job, lane)
+            self._try_again(job, decoder.lane)
         else:
-            await self._failed(job, template, process, lane, "crash")
+            self._failed(job, decoder, "crash")
 
-    async def _failed(
-        self, job: Job, template: Template, process: DecoderProcess, lane: Lane, reason: str
-    ) -> None:
+    async def _idle_ended(self, decoder: Decoder) -> None:
+        """Handle the end of `decoder`, or data that it sent, while it decoded no image."""
+        log.warning("an idle decoder ended or sent data, and is replaced")
+        decoder.process.image_seconds = REPLACEMENT_SECONDS
+        lost = await decoder.was_lost()
+        self._on_kill("lost" if lost else "crash")
+        if lost or decoder.client is None:
+            return
+        decoder.lane.queue.add(decoder.client, decoder.process.image_seconds)
+        if not decoder.is_shared:
+            self._trust.killed(decoder.client, self._clock())
+
+    def _failed(self, job: Job, decoder: Decoder, reason: str) -> None:
         """Handle a failed attempt to decode the image of `job`.
 
         Args:
             job: Job with the image.
-            template: Process that decoders are forked from.
-            process: Decoder that failed.
-            lane: Lane of `process`.
+            decoder: Decoder that failed.
             reason: Limit that the image exceeded (`cpu_time` or `memory`), or `crash`.
         """
         if reason != "memory":
             self._on_kill(reason)
-        process.image_seconds += REPLACEMENT_SECONDS
-        if lane is self._ordinary:
+        decoder.process.image_seconds += REPLACEMENT_SECONDS
+        if decoder.process.images > 1:
+            job.suspect = decoder.client
+            self._try_again(job, decoder.lane)
+        elif decoder.lane is self._ordinary and reason != "crash":
             if reason == "cpu_time":
                 self._trust.lied(job.client, self._clock())
-            job.seconds = max(job.seconds, lane.max_seconds)
+            job.seconds = max(job.seconds, decoder.lane.max_seconds)
             self._move_to_expensive(job)
-        elif process.images > 1 and reason != "cpu_time":
-            await self._decode_in_new(job, template, process, lane)
         else:
             self._trust.killed(job.client, self._clock())
-            _fail(job, _error(job.image, lane, reason))
-
-    async def _decode_in_new(
-        self, job: Job, template: Template, process: DecoderProcess, lane: Lane
-    ) -> None:
-        """Decode the image of `job` in a new decoder, after `process` has ended."""
-        lane.processes.discard(process)
-        process.close()  # frees descriptors for the new decoder
-        async with AsyncExitStack() as stack:
-            try:
-                await lane.reap(template, process)
-                new = await stack.enter_async_context(lane.decoder(template))
-            except StartFailed:
-                self._try_again(job, lane)
-                return
-            try:
-                await self._decode(job, template, new, lane)
-            finally:
-                process.image_seconds += new.image_seconds
+            _fail(job, _error(job.image, decoder.lane, reason))
 
     def _try_again(self, job: Job, lane: Lane) -> None:
-        """Put `job` back into its lane, because something other than its image ended the decoder.
-
-        Fails the job if its decoders have ended too often.
-        """
-        job.losses += 1
-        if job.losses > MAX_LOSSES:
+        """Let a new decoder of `lane` decode the image of `job`, or fail the job if this decoder
+        was a new one for that purpose."""
+        if job.is_retry:
             _fail(job, DecoderLost())
-        elif not job.answer.done() and job not in lane.queue:
-            lane.put(job)
+        else:
+            job.is_retry = True
+            lane.retries.append(job)
 
     def _move_to_expensive(self, job: Job) -> None:
         if self._expensive.is_down:
             _fail(job, DecodersDown())
         elif not job.answer.done():
+            job.is_retry, job.suspect = False, None
             self._expensive.put(job)
-
-
-async def _was_killed(template: Template, process: DecoderProcess, lane: Lane) -> bool:
-    """Whether the kernel or an operator has ended `process`, or its template has ended."""
-    result = await lane.reap(template, process)
-    if result == template_process.LIVED_ON:  # the decoder closed its socket but did not exit
-        process.image_seconds += template_process.EXIT_SECONDS
-    return result == -signal.SIGKILL
 
 
 def _error(image: EncodedImage, lane: Lane, reason: str) -> Exception:

@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from service.decoding.costs import Costs
-from service.decoding.lane import Lane
+from service.decoding.lane import Decoder, Lane
 from service.decoding.launch import Template
 from service.decoding.process import DecoderProcess, StartFailed
 from service.telemetry.logs import log
@@ -29,7 +29,7 @@ number of seconds between two checks of the idle decoders."""
 RETRY_SECONDS = 1.0
 """Number of seconds between two attempts to start a decoder."""
 
-DecodeNext = Callable[[Template, DecoderProcess, Lane], Awaitable[bool]]
+DecodeNext = Callable[[Decoder], Awaitable[bool]]
 
 
 class Fleet:
@@ -41,8 +41,9 @@ class Fleet:
         """
         Args:
             lanes: Lanes to run decoders for.
-            decode_next: Coroutine function that waits for an image of a lane and lets a decoder
-                decode the image. The function returns whether the decoder can decode another image.
+            decode_next: Coroutine function that waits for an image of a decoder's lane and lets the
+                decoder decode the image. The function returns whether the decoder can decode
+                another image.
             template: Function that creates the template process.
         """
         self.costs = Costs()
@@ -92,9 +93,9 @@ class Fleet:
         """
         while True:
             try:
-                async with lane.decoder(template) as process:
-                    self._log_restrictions(process)
-                    while await self._decode_next(template, process, lane):
+                async with lane.decoder(template) as decoder:
+                    self._log_restrictions(decoder.process)
+                    while await self._decode_next(decoder):
                         pass
             except StartFailed as error:
                 if template.has_ended:
@@ -105,8 +106,6 @@ class Fleet:
     async def _check_idle(self) -> None:
         while True:
             await asyncio.sleep(IDLE_SECONDS)
-            for lane in self._lanes:
-                lane.check()
             before = asyncio.get_running_loop().time() - IDLE_SECONDS
             idle = [p for lane in self._lanes for p in lane.processes if not p.is_busy]
             for process in idle:
@@ -115,6 +114,8 @@ class Fleet:
                     process.kill()
                 elif process.used_at and process.used_at < before:
                     process.free_memory()
+            for lane in self._lanes:
+                lane.check()
 
     def _log_restrictions(self, process: DecoderProcess) -> None:
         """Log the restrictions of `process`, unless the same restrictions were logged before."""

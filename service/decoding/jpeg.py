@@ -29,7 +29,9 @@ USUAL = re.compile(
 )
 _TOO_MUCH_JUNK = -1
 """Result of `_segments` instead of a marker if more than `_MAX_JUNK` bytes are between segments."""
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
+"""Markers that a length follows, and the end of the image. Decoders skip lower codes and restart
+markers in a scan, and reject lower codes between segments."""
 
 
 def frame(data: bytes) -> tuple[int, int, bool] | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from service.decoding.image import EncodedImage, Pixels
 from service.decoding.launch import Template
-from service.decoding.process import DecoderProcess, StartFailed
+from service.decoding.process import EXIT_SECONDS, DecoderProcess, StartFailed
 from service.decoding.queue import FairQueue
 from service.errors import DecodeQueueFull
 from service.rate_limit import Client
@@ -41,8 +42,13 @@ class Job:
     """Time when the pixels are needed, in seconds of the monotonic clock of `Decoders`."""
     answer: asyncio.Future[Pixels]
     """Future that receives the pixels or an exception."""
-    losses: int = 0
-    """Number of times that something outside the service ended the decoder of this image."""
+    spent: float = 0.0
+    """CPU seconds of earlier attempts in the same lane that the client was not charged for yet."""
+    suspect: Client | None = None
+    """Client of the last image before this one in the decoder that failed. The image of this client
+    may be the cause."""
+    is_retry: bool = False
+    """Whether the image is or was one of `Lane.retries` in its current lane."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +67,9 @@ class Lane:
     """Increment of the niceness of the decoder processes (nice(2))."""
     queue: FairQueue[Job] = field(default_factory=lambda: FairQueue(MAX_WAITING))
     """Images that wait for a decoder."""
+    retries: deque[Job] = field(default_factory=deque)
+    """Images that need a new decoder, because their decoders have ended or failed. The next new
+    decoders decode these images first. There are as many new decoders as images."""
     processes: set[DecoderProcess] = field(default_factory=set)
     """Decoder processes that are ready to decode."""
     cannot_start: bool = False
@@ -82,14 +91,14 @@ class Lane:
         return any(process.is_usable for process in self.processes)
 
     @asynccontextmanager
-    async def decoder(self, template: Template) -> AsyncIterator[DecoderProcess]:
+    async def decoder(self, template: Template) -> AsyncIterator[Decoder]:
         """Start a decoder. The decoder is ready within the context, and is killed on exit.
 
         Raises StartFailed if no decoder can be started.
         """
         process = await self._start(template)
         try:
-            yield process
+            yield Decoder(process, self, template)
         finally:
             self.processes.discard(process)
             process.close()
@@ -160,6 +169,8 @@ class Lane:
 
     async def take(self, process: DecoderProcess) -> Job | None:
         """Wait for the next job for `process`. Returns None if `process` is not usable."""
+        if self.retries and process.images == 0 and process.is_usable:
+            return self.retries.popleft()
         while True:
             await self._waiting.acquire()
             if not process.is_usable:
@@ -173,3 +184,31 @@ class Lane:
         if not all(process.is_usable for process in self.processes):
             for _ in self.processes:
                 self._waiting.release()
+
+
+@dataclass(slots=True, eq=False)
+class Decoder:
+    """A decoder process of a lane."""
+
+    process: DecoderProcess
+    lane: Lane
+    template: Template
+    """Process that `process` was forked from."""
+    client: Client | None = None
+    """Client of the last decoded image. None: no image was decoded."""
+    is_shared: bool = False
+    """Whether images of several clients were decoded."""
+
+    def used_by(self, client: Client) -> None:
+        """Record that an image of `client` was decoded."""
+        self.is_shared = self.is_shared or self.client not in (None, client)
+        self.client = client
+
+    async def was_lost(self) -> bool:
+        """Whether something outside the service has ended the process: an operator, the kernel
+        when it ran out of memory, or the end of the template."""
+        if not await self.process.has_exited():  # the process has closed its socket or sent data
+            self.process.image_seconds += EXIT_SECONDS
+            return False
+        result = await self.lane.reap(self.template, self.process)
+        return result == -signal.SIGKILL and not self.process.was_killed

@@ -112,10 +112,9 @@ class Template:
                 return DecoderProcess(pid, ours, file)
 
     async def reap(self, process: DecoderProcess) -> int:
-        """Wait for the end of `process`.
+        """Kill `process` if it runs, and wait for its end.
 
-        The template kills a process that does not end within `EXIT_SECONDS`. Returns the exit code
-        of `process`, the negative number of the signal that ended it, or `template.LIVED_ON`.
+        Returns the exit code of `process`, or the negative number of the signal that ended it.
         Raises StartFailed if the template and all its decoders have ended.
         """
         async with self._one_at_a_time:

@@ -9,7 +9,8 @@ Guarantees
   several decoders, the client is rejected for a while (`trust`).
 - Ordinary images do not wait for expensive images, which have decoders of their own at a lower
   priority. If an ordinary image exceeds its limits, it is decoded again as an expensive image. If
-  an image took too much CPU time, all images of its client count as expensive for a minute.
+  images of a client repeatedly took too much CPU time, all its images count as expensive for a
+  while.
 - An image is rejected immediately if it would be decoded too late. The time is predicted from the
   estimated costs of the image and of the waiting images. An image is dropped from the queue when
   its client disconnects or its deadline passes.
@@ -82,9 +83,8 @@ class Decoders:
 
     @property
     def is_down(self) -> bool:
-        """Whether all decoders have ended, or no decoder can be started."""
-        ended = any(lane.processes or lane.cannot_start for lane in self._lanes)
-        return ended and not any(lane.has_decoder for lane in self._lanes)
+        """Whether there is no decoder and none can be started."""
+        return all(lane.is_down for lane in self._lanes)
 
     @property
     def waiting(self) -> int:
@@ -122,7 +122,8 @@ class Decoders:
             DecodeQueueFull: Too many images wait, or an image of another client replaced this image
                 in the queue.
             DecodersKilled: Images of this client have ended too many decoders.
-            DecoderLost: Something outside the service twice ended the decoder of the image.
+            DecoderLost: Something outside the service ended the decoder that decoded the image for
+                the second time.
             DecodersDown: No decoder for this image can be started.
         """
         now = self._clock()

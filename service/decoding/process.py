@@ -33,6 +33,8 @@ long because the machine may be busy."""
 MIN_WAIT, MAX_WAIT = 0.005, 0.1
 """Minimum and maximum number of seconds between two checks of a decoder that decodes an image. A
 check takes less than 0.1 ms."""
+EXIT_SECONDS = 0.05
+"""Maximum number of seconds from the end of the connection to a process to its exit."""
 IDLE_CPU_SECONDS = 0.25
 """Maximum CPU seconds that a decoder may use between two images, for example to free memory."""
 
@@ -41,8 +43,12 @@ class StartFailed(Exception):
     """No decoder process could be started."""
 
 
+class ImageNotReceived(Exception):
+    """The decoder process ended before it received the image."""
+
+
 class DecoderEnded(Exception):
-    """The decoder process ended before it sent a result."""
+    """The decoder process was killed, or received an image and ended before it sent a result."""
 
     def __init__(self, killed_for: str | None = None) -> None:
         """
@@ -87,6 +93,8 @@ class DecoderProcess:
         self.image_seconds = 0.0
         """CPU seconds that the process took to decode its last image. If the process was killed
         because it exceeded its time limit or slept, at least the wall-clock seconds of decoding."""
+        self.was_killed = False
+        """Whether the server has killed the process."""
         self.exit_code: int | None = None
         """Result of `Template.reap` for this process. None: there is no result yet."""
         self._link = link
@@ -103,8 +111,8 @@ class DecoderProcess:
         """Wait until the process is restricted. Raises StartFailed after `START_SECONDS`."""
         try:
             async with asyncio.timeout(START_SECONDS):
-                message = await self._receive()
-        except TimeoutError:
+                message = await self._loop.sock_recv(self._link, template.MAX_MESSAGE)
+        except (TimeoutError, ConnectionError):
             message = b""
         if not message:
             raise StartFailed("a decoder process was not ready")
@@ -126,7 +134,8 @@ class DecoderProcess:
             chosen these values.
 
         Raises:
-            DecoderEnded: The process was killed or has ended.
+            DecoderEnded: The process was killed, or has received the image and ended.
+            ImageNotReceived: The process has ended, and did not receive the image.
             OSError: There is not enough memory for a copy of the image.
         """
         self.images += 1
@@ -136,16 +145,21 @@ class DecoderProcess:
         began = self._cpu_seconds()
         wait = _random_wait(min(max_seconds, patience))
         self._timer = self._loop.call_later(wait, self._check, began + max_seconds, patience, now)
+        answer = None
         try:
             self._send(image)
-            answer = await self._receive()
+            answer = await self._loop.sock_recv(self._link, template.MAX_MESSAGE)
+        except ConnectionError:  # the process has not read the request
+            pass
         finally:
             self.is_busy = False
             self._timer.cancel()
             self.image_seconds = self._cpu_seconds() - began
             if self._killed_for in ("time", "sleep"):
                 self.image_seconds = max(self.image_seconds, self._held_seconds)
-        if not answer:
+        if answer is None and not self._killed_for:
+            raise ImageNotReceived
+        if not answer or self._killed_for:
             raise DecoderEnded(self._killed_for)
         return answer[0], answer[1:]
 
@@ -160,13 +174,7 @@ class DecoderProcess:
     @property
     def has_sent(self) -> bool:
         """Whether a message of the process can be received, or the process has ended."""
-        try:
-            self._link.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            pass
-        return True
+        return self._peek() is not None
 
     @property
     def is_usable(self) -> bool:
@@ -174,7 +182,26 @@ class DecoderProcess:
 
         Such data would be mistaken for the result of the next image.
         """
-        return self.is_busy or not self.has_sent
+        return self.is_busy or not (self.was_killed or self.has_sent)
+
+    async def has_exited(self) -> bool:
+        """Wait until the process exits, for at most `EXIT_SECONDS`. Returns whether it has exited.
+
+        Does not wait, and returns False, if a message of the process can be received.
+        """
+        if self._peek():
+            return False
+        if self._pidfd is None:  # not Linux, or Linux before 5.3
+            return True
+        exited = asyncio.Event()
+        self._loop.add_reader(self._pidfd, exited.set)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EXIT_SECONDS):
+                    await exited.wait()
+        finally:
+            self._loop.remove_reader(self._pidfd)
+        return exited.is_set()
 
     def computes_for_itself(self) -> bool:
         """Whether the process has used much CPU time since the last call or the last image."""
@@ -183,6 +210,7 @@ class DecoderProcess:
 
     def kill(self) -> None:
         """Kill the process. `decode` and `ready` then raise an exception."""
+        self.was_killed = True
         with suppress(ProcessLookupError):
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -214,7 +242,7 @@ class DecoderProcess:
     def _send(self, image: EncodedImage) -> None:
         """Copy `image` into the file, and tell the process to decode it.
 
-        Raises DecoderEnded, and OSError if there is not enough memory.
+        Raises ConnectionError if the process has ended, and OSError if there is not enough memory.
         """
         length = len(image.data)
         if length < self._length:
@@ -224,23 +252,25 @@ class DecoderProcess:
             raise OSError("there is not enough memory for the image")
         size = image.width, image.height, image.max_pixels
         memory = image.memory + HEAP_MEMORY
-        request = template.REQUEST.pack(length, memory, image.format.encode(), *size)
-        try:
-            self._link.send(request)
-        except ConnectionError as error:
-            raise DecoderEnded from error
+        self._link.send(template.REQUEST.pack(length, memory, image.format.encode(), *size))
 
-    async def _receive(self) -> bytes:
-        """Return the next message of the process. Returns no bytes if the process has ended."""
+    def _peek(self) -> bytes | None:
+        """Return the first byte of a message of the process, without receiving the message.
+
+        Returns no bytes if the process has closed its socket, and None if there is no message.
+        """
         try:
-            return await self._loop.sock_recv(self._link, template.MAX_MESSAGE)
+            return self._link.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
         except ConnectionError:
             return b""
 
     def _check(
         self, max_cpu_seconds: float, patience: float, checked_at: float, slept: bool = False
     ) -> None:
-        """Kill the process if it has exceeded a limit or sleeps. Otherwise schedule the next check.
+        """Kill the process if it has exceeded a limit, or if a second check of the current image
+        finds it asleep. Otherwise schedule the next check.
 
         If the server was suspended (SIGSTOP) between two checks, the decoder was probably
         suspended, too. Therefore, the time between two checks counts as `MAX_WAIT` at most.
@@ -249,8 +279,8 @@ class DecoderProcess:
             max_cpu_seconds: Maximum CPU seconds of the process since its start.
             patience: Maximum wall-clock time in seconds for decoding the current image.
             checked_at: Time of the last check, in seconds of the event loop's clock.
-            slept: Whether the process slept at the last check. A second check is necessary because
-                the result may have been received a moment ago.
+            slept: Whether the process slept at an earlier check of the current image. One such
+                check is no proof: the process may have sent its result during the check.
         """
         now = self._loop.time()
         self._held_seconds += min(now - checked_at, MAX_WAIT)
@@ -266,7 +296,7 @@ class DecoderProcess:
         else:
             wait = MIN_WAIT if sleeps else _random_wait(min(cpu_left, time_left))
             self._timer = self._loop.call_later(
-                wait, self._check, max_cpu_seconds, patience, now, sleeps
+                wait, self._check, max_cpu_seconds, patience, now, slept or sleeps
             )
             return
         self.kill()

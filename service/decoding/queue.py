@@ -171,9 +171,19 @@ class FairQueue(Generic[T]):
         """
         seconds = _checked(seconds)
         known = self._known(client)
-        known.received += seconds
         if known.running:
             self._change_backlog(known, -known.running.popleft())
+        self.add(client, seconds)
+
+    def add(self, client: Hashable, seconds: float) -> None:
+        """Record that `client` has taken `seconds` of CPU time in addition to its jobs.
+
+        Raises ValueError if `seconds` is not finite.
+        """
+        seconds = _checked(seconds)
+        known = self._known(client)
+        self._in_debt.discard(known)
+        known.received += seconds
         self._rank(known)
         if self._by_turn:
             active = len(self._clients) - len(self._in_debt)

@@ -11,7 +11,7 @@ Messages (SOCK_SEQPACKET, integers in the byte order of the machine)
     server -> template    ORDER with FORK and two descriptors: a socket, and the file for images
     template -> server    RESULT: process id of the decoder, or 0 if the fork failed
     server -> template    ORDER with REAP, once for each decoder; this frees the process id
-    template -> server    RESULT: exit code, negative number of the signal, or LIVED_ON
+    template -> server    RESULT: exit code, or negative number of the signal
     decoder -> server     JSON, once: names of the restrictions that apply
     server -> decoder     REQUEST: decode the image in the file; with 0 bytes: free unused memory
     decoder -> server     the byte 0 and the pixels, or a Fault and the repr of an exception
@@ -66,11 +66,6 @@ _IMPORTED_LATE = (
 """Modules that Pillow imports only when they are needed. The template imports them, because
 decoders cannot open files."""
 
-EXIT_SECONDS = 0.05
-"""Number of seconds that REAP waits for a decoder to exit by itself before REAP kills it."""
-LIVED_ON = 256
-"""RESULT for a decoder that did not exit within `EXIT_SECONDS`. Exit codes are smaller."""
-
 SAMPLE = (512, 384)
 """Width and height of the sample images in pixels. The time of decoding them shows the speed of the
 machine."""
@@ -111,19 +106,13 @@ def _fork(memory: int, nicer: int, connection: int, file: int) -> int:
 
 
 def _reap(pid: int) -> int:
-    """Wait for the end of the decoder `pid`, and kill it after `EXIT_SECONDS`.
+    """Kill the decoder `pid` if it runs, and wait for its end.
 
-    Returns the exit code, the negative number of the signal that ended the decoder, or `LIVED_ON`.
+    Returns the exit code, or the negative number of the signal that ended the decoder.
     """
-    end = time.monotonic() + EXIT_SECONDS
-    while time.monotonic() < end:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return LIVED_ON
+    os.kill(pid, signal.SIGKILL)  # has no effect on a decoder that has exited
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _decode_until_closed(memory: int, nicer: int, connection: int, file: int) -> None:

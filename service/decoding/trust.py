@@ -10,9 +10,10 @@ from service.rate_limit import Client, RateLimiter
 KILLS, KILLS_SECONDS = 5, 60.0
 """Maximum number of decoders that images of a client may end within `KILLS_SECONDS` seconds. If
 more decoders end, the client is rejected for a while."""
-DISTRUST_SECONDS = 60.0
-"""Number of seconds for which all images of a client count as expensive after an image of the
-client took more CPU time than estimated from its header."""
+LIES, DISTRUST_SECONDS = 2, 60.0
+"""If `LIES` images of a client take more CPU time than estimated from their headers, all images of
+the client count as expensive until `DISTRUST_SECONDS` after the first of these images. One image is
+not enough, because measurements of CPU time have errors."""
 
 
 class Trust:
@@ -20,10 +21,10 @@ class Trust:
 
     def __init__(self) -> None:
         self._kills = RateLimiter(KILLS / KILLS_SECONDS, KILLS)
-        self._lies = RateLimiter(1 / DISTRUST_SECONDS, 1)
+        self._lies = RateLimiter(1 / DISTRUST_SECONDS, LIES)
 
     def killed(self, client: Client, now: float) -> None:
-        """Record that an image of `client` ended a decoder for expensive images."""
+        """Record that an image of `client` ended a decoder."""
         self._kills.owe(client, 1, now)
 
     def lied(self, client: Client, now: float) -> None:

@@ -26,7 +26,7 @@ class Process:
         self.restrictions: list[str] = []
         self.used_at: float | None = None
         self.is_busy = False
-        self.closed = self.killed = False
+        self.closed = self.was_killed = False
         self.is_usable = True
         self.images = 0
         self.image_seconds = 0.0
@@ -62,7 +62,11 @@ class Process:
         return self._template.unasked
 
     def kill(self) -> None:
-        self.killed = True
+        self.was_killed = True
+        self.is_usable = False
+
+    async def has_exited(self) -> bool:
+        return self._template.exits
 
     def close(self) -> None:
         if not self.closed:
@@ -82,6 +86,8 @@ class FakeTemplate:
         self.seconds = 0.001
         self.exit_code = -signal.SIGSEGV
         """Of the decoders that end."""
+        self.exits = True
+        """Whether decoders that close their sockets exit."""
         self.limits: list[float] = []
         """CPU time that each image was allowed."""
         self.unasked = False

@@ -12,9 +12,8 @@ import pytest
 
 from service.decoding import fleet
 from service.decoding.fleet import Fleet
-from service.decoding.lane import Lane
+from service.decoding.lane import Decoder, Lane
 from service.decoding.launch import Template
-from service.decoding.process import DecoderProcess
 from tests.service.decoding.fakes import FakeTemplate
 from tests.waiting import until
 
@@ -23,11 +22,11 @@ class Work:
     """Lets decoders wait until the test ends their images."""
 
     def __init__(self) -> None:
-        self.served: list[tuple[DecoderProcess, Lane]] = []
+        self.served: list[Decoder] = []
         self.next: asyncio.Queue[bool] = asyncio.Queue()
 
-    async def __call__(self, template: Template, process: DecoderProcess, lane: Lane) -> bool:
-        self.served.append((process, lane))
+    async def __call__(self, decoder: Decoder) -> bool:
+        self.served.append(decoder)
         return await self.next.get()
 
 
@@ -53,8 +52,8 @@ async def test_fleet_starts_the_decoders_of_each_lane() -> None:
     async with running(both, work, lambda: fake):
         await until(lambda: len(work.served) == 3)
         assert sorted(process.memory for process in fake.forked) == [10, 10, 20]
-        for process, lane in work.served:
-            assert process in lane.processes
+        for decoder in work.served:
+            assert decoder.process in decoder.lane.processes
     assert not any(lane.processes for lane in both)
 
 

@@ -70,3 +70,10 @@ def test_has_too_many_parts_rejects_junk() -> None:
     hidden = start + bytes(5000) + 400 * SCAN + b"\xff\xd9"
     assert has_too_many_parts(hidden, 1_000_000)
     assert not has_too_many_parts(start + bytes(100) + SCAN + b"\xff\xd9", 1_000_000)
+
+
+@pytest.mark.parametrize("code", [0x00, 0x01, 0x02, 0x05, 0xBF, 0xD0, 0xD7, 0xD8])
+def test_codes_without_a_length_hide_no_scans(code: int) -> None:
+    """Decoders skip such codes in a scan, and do not read a length after them."""
+    hidden = b"\xff\xd8" + SCAN + bytes([0xFF, code, 0xFF, 0xFF]) + 65 * SCAN + b"\xff\xd9"
+    assert has_too_many_parts(hidden, 1)

@@ -75,6 +75,19 @@ async def test_lane_does_not_take_a_discarded_image() -> None:
     assert await waiting is late
 
 
+async def test_lane_gives_retries_to_new_decoders_only() -> None:
+    """They precede the images of the queue."""
+    places = lane()
+    places.put(first := job())
+    places.retries.append(retry := job())
+    used, new, last = (cast(DecoderProcess, Process(FakeTemplate(), memory=1)) for _ in range(3))
+    used.images = 1
+    assert await places.take(used) is first
+    places.put(second := job())
+    assert await places.take(new) is retry
+    assert await places.take(last) is second
+
+
 def state(places: Lane) -> str:
     return "down" if places.is_down else "ready" if places.has_decoder else "empty"
 
@@ -82,8 +95,8 @@ def state(places: Lane) -> str:
 async def test_lane_has_its_decoder_within_the_context() -> None:
     """The decoder is ready within the context, and closed and reaped after it."""
     places, fake = lane(), FakeTemplate()
-    async with places.decoder(cast(Template, fake)) as process:
-        assert places.processes == {process} and state(places) == "ready"
+    async with places.decoder(cast(Template, fake)) as decoder:
+        assert places.processes == {decoder.process} and state(places) == "ready"
     assert not places.processes and state(places) == "empty"
     assert fake.events == ["fork", "close", "reap"]
 

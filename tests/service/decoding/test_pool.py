@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -13,14 +15,15 @@ import pytest
 
 from batching import DeadlineUnreachable
 from service.decoding import attempts, fleet, lane
-from service.decoding import template as template_process
 from service.decoding.image import EncodedImage, Pixels
+from service.decoding.lane import Job
 from service.decoding.launch import Template
 from service.decoding.limits import ORDINARY_MEMORY, Limits
 from service.decoding.picture import Fault
 from service.decoding.pool import Decoders
-from service.decoding.process import DecoderEnded
-from service.decoding.trust import DISTRUST_SECONDS, KILLS
+from service.decoding.process import DecoderEnded, ImageNotReceived
+from service.decoding.queue import FairQueue
+from service.decoding.trust import DISTRUST_SECONDS, KILLS, LIES
 from service.errors import (
     BadImage,
     DecoderLost,
@@ -44,6 +47,8 @@ from tests.waiting import until
 CRASH, KILLED = DecoderEnded(), DecoderEnded("cpu_time")
 STALLED, ASLEEP = DecoderEnded("time"), DecoderEnded("sleep")
 LIMITS = Limits(ordinary=2, expensive=1, expensive_memory=512 * 2**20, max_seconds=2.0)
+ONE_EACH = replace(LIMITS, ordinary=1)
+FAILURES = CRASH, ASLEEP, KILLED, (Fault.OUT_OF_MEMORY, b""), (77, b"")
 
 
 @pytest.fixture
@@ -61,11 +66,26 @@ def kills() -> list[str]:
     return []
 
 
+class Recording(FairQueue[Job]):
+    """A queue that records the CPU time that each client was charged for."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.paid = defaultdict[Hashable, float](float)
+
+    def add(self, client: Hashable, seconds: float) -> None:
+        self.paid[client] += seconds
+        super().add(client, seconds)
+
+
 @asynccontextmanager
 async def running(
-    template: FakeTemplate, on_kill: Callable[[str], None], clock: Clock
+    template: FakeTemplate,
+    on_kill: Callable[[str], None],
+    clock: Clock,
+    limits: Limits = LIMITS,
 ) -> AsyncIterator[Decoders]:
-    decoders = Decoders(LIMITS, on_kill, clock, lambda: cast(Template, template))
+    decoders = Decoders(limits, on_kill, clock, lambda: cast(Template, template))
     async with decoders.running():
         yield decoders
 
@@ -121,7 +141,7 @@ async def test_pool_separates_ordinary_from_expensive(
     await asyncio.gather(first, second, passing)
 
 
-@pytest.mark.parametrize("first", [CRASH, KILLED, (Fault.OUT_OF_MEMORY, b"")])
+@pytest.mark.parametrize("first", [KILLED, (Fault.OUT_OF_MEMORY, b"")])
 async def test_pool_tries_expensive_decoder_after_an_ordinary_one(
     decoders: Decoders, template: FakeTemplate, first: Outcome
 ) -> None:
@@ -158,9 +178,9 @@ async def test_pool_rejects_what_fails_in_an_expensive_decoder(
 async def test_pool_distrusts_a_client_whose_image_was_more_expensive_than_its_header(
     decoders: Decoders, template: FakeTemplate, clock: Clock
 ) -> None:
-    """For a minute its images, also those that wait already, are decoded where expensive ones are;
-    those of others are not."""
-    template.outcomes.append(KILLED)
+    """After two such images, all its images count as expensive for a while, also the waiting ones.
+    Images of other clients do not."""
+    template.outcomes += [KILLED] * LIES
     template.goes_on.clear()
     waiting = [ask(decoders, image(100_000 + k), b"liar") for k in range(4)]
     await until(lambda: len(template.begun) == 2)
@@ -187,24 +207,112 @@ async def test_pool_replaces_a_decoder_that_ended(
     assert sum(process.closed for process in template.forked) == 2
 
 
-@pytest.mark.parametrize(
-    ("exit_code", "reason"), [(-signal.SIGKILL, "lost"), (template_process.LIVED_ON, "crash")]
-)
 async def test_pool_does_not_blame_an_image_for_a_decoder_that_was_gone(
-    template: FakeTemplate, clock: Clock, kills: list[str], exit_code: int, reason: str
+    decoders: Decoders, template: FakeTemplate, kills: list[str]
 ) -> None:
-    """Something else ended the decoder before: the image is decoded by another one. The end is
-    counted by its reason."""
-    template.exit_code = exit_code
-    async with running(template, kills.append, clock) as decoders:
-        await until(lambda: len(template.forked) == 3)
-        gone = next(one for one in template.forked if one.memory == LIMITS.expensive_memory)
-        gone.is_usable = False
-        await decoders.run(EXPENSIVE, b"client", 10)
-        assert gone.closed and [process for _, process in template.begun] == [template.forked[-1]]
-        assert kills == [reason]
+    """If a decoder has ended before it takes an image, another one decodes the image."""
+    await until(lambda: len(template.forked) == 3)
+    gone = next(one for one in template.forked if one.memory == LIMITS.expensive_memory)
+    gone.is_usable = False
+    await decoders.run(EXPENSIVE, b"client", 10)
+    assert gone.closed and [process for _, process in template.begun] == [template.forked[-1]]
+    await decoders.run(ORDINARY, b"client", 10)
+    assert template.begun[-1][1].memory == ORDINARY_MEMORY
+
+
+@pytest.mark.parametrize("image", [ORDINARY, EXPENSIVE])
+async def test_pool_decodes_an_image_again_that_its_decoder_did_not_receive(
+    template: FakeTemplate, clock: Clock, kills: list[str], image: EncodedImage
+) -> None:
+    """A new decoder of the same lane decodes the image. The client of the earlier images of the
+    decoder is blamed."""
+    async with running(template, kills.append, clock, ONE_EACH) as decoders:
+        for number in range(KILLS):
+            await decoders.run(image, b"attacker", 10)
+            used = template.begun[-1][1]
+            template.outcomes.append(ImageNotReceived())
+            await decoders.run(image, b"client", 10)
+            assert used.closed and template.begun[-1][1].images == 1
+            assert template.begun[-1][1].memory == used.memory
+            template.outcomes += [CRASH, CRASH]  # the last decoder is replaced by a new one
+            with pytest.raises(BadImage):
+                await decoders.run(image, b"another %d" % number, 10)
+        with pytest.raises(DecodersKilled):
+            await decoders.run(image, b"attacker", 10)
+        await decoders.run(image, b"client", 10)
+
+
+async def end_while_idle(decoders: Decoders, template: FakeTemplate, process: Process) -> None:
+    """End an idle decoder, and wait until it is replaced."""
+    forked = len(template.forked)
+    process.is_usable = False
+    for lane_ in decoders._lanes:
+        lane_.check()
+    await until(lambda: len(template.forked) == forked + 1)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "exits", "killed"),
+    [(0, True, False), (-signal.SIGKILL, False, False), (-signal.SIGKILL, True, True)],
+    ids=["exits", "closes its socket or sends data", "computes"],
+)
+async def test_pool_counts_an_idle_decoder_that_ends_against_its_only_client(
+    template: FakeTemplate,
+    clock: Clock,
+    kills: list[str],
+    exit_code: int,
+    exits: bool,
+    killed: bool,
+) -> None:
+    """One of its images is the cause. Several clients are not blamed, because only one of them is
+    the attacker."""
+    template.exit_code, template.exits = exit_code, exits
+    async with running(template, kills.append, clock, ONE_EACH) as decoders:
+        for _ in range(KILLS):
+            await decoders.run(ORDINARY, b"one", 10)
+            await decoders.run(ORDINARY, b"other", 10)
+            template.begun[-1][1].was_killed = killed
+            await end_while_idle(decoders, template, template.begun[-1][1])
+        for client in b"one", b"other", *[b"attacker"] * KILLS:
+            await decoders.run(ORDINARY, client, 10)
+            template.begun[-1][1].was_killed = killed
+            await end_while_idle(decoders, template, template.begun[-1][1])
+        with pytest.raises(DecodersKilled):
+            await decoders.run(ORDINARY, b"attacker", 10)
+        assert {*kills} == {"crash"}
+
+
+async def test_pool_charges_the_last_client_of_an_idle_decoder_that_ends(
+    template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the replacement, and for the time in which the decoder did not exit."""
+    monkeypatch.setattr(attempts, "REPLACEMENT_SECONDS", 10.0)
+    monkeypatch.setattr(lane, "EXIT_SECONDS", 20.0)
+    template.exits = False
+    async with running(template, kills.append, clock, ONE_EACH) as decoders:
+        decoders._ordinary.queue = queue = Recording()
+        for client in b"first", b"last":
+            await decoders.run(ORDINARY, client, 10)
+        await end_while_idle(decoders, template, template.begun[-1][1])
+        assert queue.paid[b"first"] == pytest.approx(0, abs=0.1)
+        assert queue.paid[b"last"] == pytest.approx(30, abs=0.1)
+
+
+async def test_pool_blames_no_client_for_an_idle_decoder_that_was_killed(
+    template: FakeTemplate, clock: Clock, kills: list[str]
+) -> None:
+    """An operator or the kernel has killed it. A new decoder had no image that could be the
+    cause."""
+    template.exit_code = -signal.SIGKILL
+    async with running(template, kills.append, clock, ONE_EACH) as decoders:
+        for _ in range(KILLS + 1):
+            await decoders.run(ORDINARY, b"client", 10)
+            await end_while_idle(decoders, template, template.begun[-1][1])
+        assert {*kills} == {"lost"}
+        template.exit_code = 0
+        await end_while_idle(decoders, template, template.forked[-1])
+        assert kills[-1] == "crash"
         await decoders.run(ORDINARY, b"client", 10)
-        assert template.begun[-1][1].memory == ORDINARY_MEMORY
 
 
 async def test_pool_replaces_idle_decoders_that_ended(
@@ -212,15 +320,13 @@ async def test_pool_replaces_idle_decoders_that_ended(
 ) -> None:
     """Also while there are no images."""
     monkeypatch.setattr(fleet, "IDLE_SECONDS", 0.001)
-    async with running(template, kills.append, clock) as decoders:
+    async with running(template, kills.append, clock):
         await until(lambda: len(template.forked) == 3)
         for process in template.forked[:3]:
             process.is_usable = False
-        assert decoders.is_down
         async with asyncio.timeout(10):
             while len(template.forked) < 6:  # noqa: ASYNC110  # a timer does it
                 await asyncio.sleep(0.001)
-        await until(lambda: not decoders.is_down)
 
 
 async def test_pool_rejects_a_client_whose_images_end_decoders(
@@ -424,8 +530,7 @@ async def test_pool_is_down_where_no_decoder_can_be_started(
     monkeypatch.setattr(fleet, "RETRY_SECONDS", 0.01)
     template.failures = 1_000_000
     async with running(template, kills.append, clock) as decoders:
-        await until(lambda: decoders._ordinary.is_down)
-        assert decoders.is_down
+        await until(lambda: decoders.is_down)
         with pytest.raises(DecodersDown):
             await decoders.run(ORDINARY, b"client", 10)
         template.failures = 0
@@ -440,9 +545,10 @@ async def test_pool_ends_a_decoder_that_computes_without_an_image(
     monkeypatch.setattr(fleet, "IDLE_SECONDS", 0.001)
     async with running(template, kills.append, clock) as decoders:
         await decoders.run(ORDINARY, b"client", 10)
-        assert not any(process.killed for process in template.forked)
+        assert not any(process.was_killed for process in template.forked)
+        first = template.forked[:3]
         template.unasked = True
-        await until(lambda: all(process.killed for process in template.forked))
+        await until(lambda: all(process.was_killed and process.closed for process in first))
 
 
 async def test_pool_blames_no_client_for_a_decoder_that_stands_still(
@@ -473,7 +579,9 @@ async def test_pool_distrusts_a_client_whose_image_took_much_longer_than_estimat
 ) -> None:
     """Also where it ended within what any image may take."""
     template.seconds = 0.019
-    await decoders.run(image(1), b"liar", 10)
+    for _ in range(LIES):
+        await decoders.run(image(1), b"liar", 10)
+        assert template.begun[-1][1].memory == ORDINARY_MEMORY
     await decoders.run(image(1), b"liar", 10)
     assert template.begun[-1][1].memory == LIMITS.expensive_memory
 
@@ -490,37 +598,73 @@ async def test_pool_replaces_a_decoder_on_whose_word_a_client_is_distrusted(
     await until(lambda: len(template.forked) == 5)
 
 
-@pytest.mark.parametrize("outcome", [CRASH, ASLEEP, (Fault.OUT_OF_MEMORY, b""), (77, b"")])
-async def test_pool_trusts_a_client_whose_image_failed_in_an_ordinary_decoder(
-    decoders: Decoders, template: FakeTemplate, outcome: Outcome
+@pytest.mark.parametrize("outcome", [CRASH, ASLEEP, (77, b"")])
+async def test_pool_rejects_what_crashes_a_new_ordinary_decoder(
+    template: FakeTemplate, clock: Clock, kills: list[str], outcome: Outcome
 ) -> None:
-    """What earlier images left in the decoder may be the cause: the image is begun again as an
-    expensive one, and the next image of its client is an ordinary one."""
-    for _ in range(KILLS + 1):
-        template.outcomes.append(outcome)
-        await decoders.run(ORDINARY, b"client", 10)
-        assert template.begun[-1][1].memory == LIMITS.expensive_memory
-    await decoders.run(ORDINARY, b"client", 10)
-    assert template.begun[-1][1].memory == ORDINARY_MEMORY
+    """The image counts against its client, and ends no decoder for expensive images."""
+    async with running(template, kills.append, clock, ONE_EACH) as decoders:
+        for _ in range(KILLS):
+            template.outcomes.append(outcome)
+            with pytest.raises(BadImage):
+                await decoders.run(ORDINARY, b"client", 10)
+        with pytest.raises(DecodersKilled):
+            await decoders.run(ORDINARY, b"client", 10)
+    assert {process.memory for _, process in template.begun} == {ORDINARY_MEMORY}
 
 
-@pytest.mark.parametrize("outcome", [CRASH, ASLEEP, (Fault.OUT_OF_MEMORY, b""), (77, b"")])
+@pytest.mark.parametrize("outcome", FAILURES)
+@pytest.mark.parametrize("image", [ORDINARY, EXPENSIVE])
 async def test_pool_decodes_an_image_again_that_failed_in_a_used_decoder(
+    template: FakeTemplate,
+    clock: Clock,
+    kills: list[str],
+    image: EncodedImage,
+    outcome: Outcome,
+) -> None:
+    """A new decoder of the same lane decodes it, after the used decoder has ended. The failure in
+    the used decoder does not count."""
+    async with running(template, kills.append, clock, ONE_EACH) as decoders:
+        for _ in range(KILLS + 1):
+            await decoders.run(image, b"other", 10)
+            used = template.begun[-1][1]
+            template.outcomes.append(outcome)
+            await decoders.run(image, b"client", 10)
+            assert used.closed
+            assert template.begun[-1][1].images == 1
+            assert template.begun[-1][1].memory == used.memory
+            assert decoders._trust.believes(b"client", clock.now)
+
+
+@pytest.mark.parametrize("outcome", FAILURES)
+async def test_pool_counts_an_image_that_also_fails_in_a_new_decoder(
     decoders: Decoders, template: FakeTemplate, outcome: Outcome
 ) -> None:
-    """In a new one, after the used one has ended; only where it fails there it counts."""
-    for _ in range(KILLS + 1):
-        await decoders.run(EXPENSIVE, b"other", 10)
-        used = template.begun[-1][1]
-        template.outcomes.append(outcome)
-        await decoders.run(EXPENSIVE, b"client", 10)
-        assert used.closed
-        assert template.begun[-1][1].images == 1
+    """It is rejected. After some such images, its client is rejected."""
     for number in range(KILLS):
         await decoders.run(EXPENSIVE, b"other %d" % number, 10)
         template.outcomes += [outcome, outcome]
         with pytest.raises((BadImage, ImageTooExpensive)):
             await decoders.run(EXPENSIVE, b"client", 10)
+    with pytest.raises(DecodersKilled):
+        await decoders.run(EXPENSIVE, b"client", 10)
+
+
+async def test_pool_counts_an_image_whose_request_has_ended(
+    decoders: Decoders, template: FakeTemplate, kills: list[str]
+) -> None:
+    """A client that disconnects does not avoid the retry that shows that its image ends
+    decoders."""
+    for number in range(KILLS):
+        await decoders.run(EXPENSIVE, b"other %d" % number, 10)
+        template.goes_on.clear()
+        attack = ask(decoders, EXPENSIVE)
+        await until(lambda: decoders._expensive.is_busy)
+        attack.cancel()
+        await asyncio.wait({attack})
+        template.outcomes += [CRASH, CRASH]
+        template.goes_on.set()
+        await until(partial(_has, kills, 2 * (number + 1)))
     with pytest.raises(DecodersKilled):
         await decoders.run(EXPENSIVE, b"client", 10)
 
@@ -550,7 +694,7 @@ async def test_pool_tries_an_image_again_where_the_new_decoder_does_not_start(
 
 @pytest.mark.parametrize(
     "outcomes",
-    [[CRASH] * 2, [ASLEEP] * 2, [KILLED], [(Fault.OUT_OF_MEMORY, b"")] * 2, [ANSWER]],
+    [[CRASH] * 2, [ASLEEP] * 2, [KILLED] * 2, [(Fault.OUT_OF_MEMORY, b"")] * 2, [ANSWER]],
 )
 async def test_pool_charges_a_client_for_what_its_image_did_to_a_decoder(
     decoders: Decoders,
@@ -577,11 +721,33 @@ async def test_pool_charges_a_client_for_what_its_image_did_to_a_decoder(
         task.cancel()  # one of a decoder that stood still is not answered
 
 
+async def test_pool_shares_the_cost_of_a_failure_that_may_have_two_causes(
+    template: FakeTemplate, clock: Clock, kills: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If an image fails in a used decoder only, it or the previous image is the cause. If it also
+    fails in a new decoder, its client pays."""
+    monkeypatch.setattr(attempts, "REPLACEMENT_SECONDS", 10.0)
+    async with running(template, kills.append, clock, ONE_EACH) as decoders:
+        decoders._expensive.queue = queue = Recording()
+        await decoders.run(EXPENSIVE, b"previous", 10)
+        template.outcomes.append(CRASH)
+        await decoders.run(EXPENSIVE, b"client", 10)
+        await until(lambda: queue.paid[b"client"])
+        assert queue.paid[b"client"] == pytest.approx(5, abs=0.1)
+        assert queue.paid[b"previous"] == pytest.approx(5, abs=0.1)
+        template.outcomes += [CRASH, CRASH]
+        with pytest.raises(BadImage):
+            await decoders.run(EXPENSIVE, b"bomb", 10)
+        await until(lambda: queue.paid[b"bomb"])
+        assert queue.paid[b"bomb"] == pytest.approx(20, abs=0.1)
+        assert queue.paid[b"client"] == pytest.approx(5, abs=0.1)
+
+
 async def test_pool_counts_a_decoder_that_lived_on_as_a_crash(
     decoders: Decoders, template: FakeTemplate, kills: list[str]
 ) -> None:
-    """It closed its socket and went on until the template killed it: nothing else ended it."""
-    template.exit_code = template_process.LIVED_ON
+    """It closed its socket and did not exit. Nothing outside the service ended it."""
+    template.exit_code, template.exits = -signal.SIGKILL, False
     for _ in range(KILLS):
         await decoders.run(EXPENSIVE, b"other", 10)
         template.outcomes += [CRASH, CRASH]
@@ -597,12 +763,12 @@ async def test_pool_is_not_down_while_one_kind_of_decoder_runs(
 ) -> None:
     """Only images that need the other kind are rejected, also those that turn out to need it."""
     template.no_expensive = True
-    async with running(template, kills.append, clock) as decoders:
+    async with running(template, kills.append, clock, ONE_EACH) as decoders:
         await decoders.run(ORDINARY, b"client", 10)
         assert not decoders.is_down
         with pytest.raises(DecodersDown):
             await decoders.run(EXPENSIVE, b"client", 10)
-        template.outcomes.append(CRASH)
+        template.outcomes += [(Fault.OUT_OF_MEMORY, b"")] * 2
         with pytest.raises(DecodersDown):
             await decoders.run(ORDINARY, b"client", 10)
         await decoders.run(ORDINARY, b"client", 10)
@@ -617,9 +783,8 @@ async def test_pool_is_down_where_the_start_of_decoders_takes_long(
     template.starts.clear()
     async with running(template, kills.append, clock) as decoders:
         async with asyncio.timeout(10):
-            while not decoders._ordinary.is_down:  # noqa: ASYNC110  # a timer does it
+            while not decoders.is_down:  # noqa: ASYNC110  # a timer does it
                 await asyncio.sleep(0.001)
-        assert decoders.is_down
         with pytest.raises(DecodersDown):
             await decoders.run(ORDINARY, b"client", 10)
         template.starts.set()
@@ -646,21 +811,14 @@ async def test_pool_is_down_where_ended_decoders_are_not_reaped(
     assert not expensive.is_down
 
 
-async def test_pool_is_down_where_no_decoder_is_alive(
-    template: FakeTemplate, clock: Clock, kills: list[str]
+async def test_pool_is_not_down_while_decoders_are_replaced(
+    decoders: Decoders, template: FakeTemplate
 ) -> None:
-    """Decoders that have ended do not count, even if they can be replaced."""
-    async with running(template, kills.append, clock) as decoders:
-        await until(lambda: len(template.forked) == 3)
-        await decoders.run(ORDINARY, b"client", 10)
-        template.failures = 1
-        template.outcomes += [CRASH]
-        await decoders.run(ORDINARY, b"client", 10)
-        await until(lambda: template.failures == 0)
-        assert not decoders.is_down
-        for process in template.forked:
-            process.is_usable = False
-        assert decoders.is_down
+    """Clients whose images end decoders must not make the service look down."""
+    await until(lambda: len(template.forked) == 3)
+    for process in template.forked:
+        process.is_usable = False
+    assert not decoders.is_down
 
 
 async def test_pool_starts_again_at_once_when_the_template_ends(

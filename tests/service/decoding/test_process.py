@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -19,10 +20,11 @@ from benchmarks.processes import started
 from service.decoding.image import as_pixels, identify
 from service.decoding.launch import Template
 from service.decoding.picture import Fault
-from service.decoding.process import DecoderEnded, DecoderProcess
+from service.decoding.process import DecoderEnded, DecoderProcess, ImageNotReceived
 from service.errors import BadImage
 from tests.service import synthetic
 from tests.service.synthetic import encode
+from tests.waiting import until
 
 MAX_PIXELS = 64_000_000
 MIB = 2**20
@@ -82,18 +84,42 @@ async def test_process_is_not_killed_for_time_in_which_it_does_not_run(
     assert (await decoding)[0] == 0
 
 
-async def test_process_that_crashes_is_noticed(template: Template, process: DecoderProcess) -> None:
-    """Whatever ends it: its caller is told at once."""
-    os.kill(process.pid, signal.SIGSTOP)
-    image = identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS)
+async def test_process_that_crashes_is_noticed(
+    template: Template, process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends it while it decodes an image, its caller is told immediately."""
+    photo = Image.effect_noise((1500, 1500), 50)
+    image = identify(encode(photo, "WEBP", method=0), MAX_PIXELS)
     decoding = asyncio.create_task(process.decode(image, 10, 60))
-    await asyncio.sleep(0)
+    began = process._cpu_seconds()
+    while process._cpu_seconds() < began + 0.001:  # it has received the image
+        assert not decoding.done()
+        await asyncio.sleep(0)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(DecoderEnded) as ended:
         await decoding
     assert ended.value.killed_for is None
-    await template.reap(process)
+    monkeypatch.setattr("service.decoding.process.EXIT_SECONDS", 60.0)
+    assert await process.has_exited()
+    assert await template.reap(process) == -signal.SIGKILL
     assert not process.is_usable
+
+
+async def test_process_that_ends_before_it_receives_an_image_is_noticed(
+    process: DecoderProcess,
+) -> None:
+    """The image has not been decoded, so it is not the cause."""
+    os.kill(process.pid, signal.SIGSTOP)
+    stat = pathlib.Path(f"/proc/{process.pid}/stat")
+    await until(lambda: ") T " in stat.read_text())
+    image = identify(encode(synthetic.CHART, "WEBP"), MAX_PIXELS)
+    decoding = asyncio.create_task(process.decode(image, 10, 60))
+    await asyncio.sleep(0)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(ImageNotReceived):
+        await decoding
+    with pytest.raises(ImageNotReceived):  # the socket is closed
+        await process.decode(image, 10, 60)
 
 
 async def test_process_that_is_not_done_in_time_is_killed(process: DecoderProcess) -> None:
@@ -173,6 +199,71 @@ async def test_captured_decoder_that_sleeps_is_killed(
         await decoding
     assert ended.value.killed_for == "sleep"
     assert process.image_seconds > 0
+
+
+async def test_captured_decoder_that_sleeps_in_steps_is_killed(
+    captured: tuple[DecoderProcess, socket.socket, int],
+) -> None:
+    """The two checks that find it asleep need not be consecutive, but belong to the same image."""
+    process, theirs, _ = captured
+    image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
+    states = [False, True]
+    process._sleeps = lambda: bool(states) and states.pop()  # type: ignore[method-assign]
+    decoding = asyncio.create_task(process.decode(image, 10, 60))
+    async with asyncio.timeout(60):
+        while states:  # noqa: ASYNC110  # a timer does it, and no event tells
+            await asyncio.sleep(0.001)
+    theirs.send(b"\0")
+    assert (await decoding)[0] == 0
+    states = [True, False, False, True]
+    decoding = asyncio.create_task(process.decode(image, 10, 60))
+    async with asyncio.timeout(60):
+        while process._killed_for is None:  # noqa: ASYNC110  # a timer does it
+            await asyncio.sleep(0.001)
+    assert not states
+    theirs.close()
+    with pytest.raises(DecoderEnded):
+        await decoding
+
+
+async def test_process_that_answers_when_it_is_killed_has_ended(
+    captured: tuple[DecoderProcess, socket.socket, int],
+) -> None:
+    """The result may have been sent immediately before the server killed the process."""
+    process, theirs, _ = captured
+    image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
+    decoding = asyncio.create_task(process.decode(image, 0.0, 60))
+    await asyncio.sleep(0)
+    process._timer.cancel()
+    theirs.send(b"\0")
+    process._check(0, 60, 0)
+    with pytest.raises(DecoderEnded) as ended:
+        await decoding
+    assert ended.value.killed_for == "cpu_time"
+
+
+async def test_process_waits_a_short_time_for_the_exit(
+    captured: tuple[DecoderProcess, socket.socket, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A captured decoder may close its socket, or send data, and not exit."""
+    process, theirs, _ = captured
+    assert not await process.has_exited()
+    monkeypatch.setattr("service.decoding.process.EXIT_SECONDS", 600.0)
+    theirs.send(b"x")
+    assert not await process.has_exited()
+    process._link.recv(1)
+    theirs.close()
+    exit_is_noticed = asyncio.create_task(process.has_exited())
+    await asyncio.sleep(0)
+    process.kill()
+    assert await exit_is_noticed
+
+
+async def test_killed_process_is_not_usable(process: DecoderProcess) -> None:
+    """Not even before the system has ended it."""
+    assert process.is_usable
+    process.kill()
+    assert process.was_killed and not process.is_usable
 
 
 async def test_process_that_has_answered_is_not_killed_for_its_sleep(

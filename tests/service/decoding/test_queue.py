@@ -191,6 +191,37 @@ def test_queue_lets_debts_fade_with_service_of_others() -> None:
     assert "a" not in decoder.queue._clients
 
 
+def test_queue_adds_time_to_a_client_with_running_jobs() -> None:
+    """The time does not replace the estimates of the running jobs."""
+    queue = FairQueue[str](16)
+    queue.put("job", "a", 2.0)
+    queue.take()
+    queue.add("a", 3.0)
+    assert queue.seconds_until_done("b", 5.0) == 7.0
+    queue.put("a2", "a", 1.0)
+    queue.put("b1", "b", 5.5)
+    queue.charge("a", 2.0)
+    assert queue.take() == "b1"
+
+
+def test_queue_adds_time_to_a_debt() -> None:
+    """The debt is the sum, also if the added time raises the level above the old debt."""
+    queue = FairQueue[str](16)
+    queue.put("job", "a", 1.0)
+    queue.take()
+    queue.charge("a", 1.0)
+    queue.put("b1", "b", 1.0)
+    queue.add("a", 5.0)
+    assert queue.seconds_until_done("a", 1.0) == 1.0 + 1.0
+    number = 1
+    while "a" in queue._clients:
+        number += 1
+        queue.put(f"b{number}", "b", 1.0)
+        queue.take()
+        queue.charge("b", 1.0)
+    assert number == 6
+
+
 def test_queue_keeps_no_debt_where_no_client_waits() -> None:
     """What a client used while it was alone delays none of its later jobs."""
     decoder = Decoder()
@@ -274,6 +305,7 @@ actions = st.one_of(
     st.tuples(st.just("take"), st.just(""), st.just(0.0)),
     st.tuples(st.just("discard"), st.just(""), st.floats(0, 1)),
     st.tuples(st.just("charge"), st.just(""), st.floats(-1, 9)),
+    st.tuples(st.just("add"), st.sampled_from("abcdef"), st.floats(-1, 9)),
     st.tuples(st.just("ask"), st.sampled_from("abcdef"), st.floats(-1, 4)),
 )
 
@@ -310,6 +342,8 @@ def test_queue_loses_and_repeats_no_job(
             assert queue.discard(job) == (waiting.pop(job, None) is not None)
         elif action == "charge" and running:
             queue.charge(running.pop(int(abs(value)) % len(running)), value)
+        elif action == "add":
+            queue.add(client, value)
         elif action == "ask":
             seconds = queue.seconds_until_done(client, value)
             assert math.isfinite(seconds) and seconds >= max(0.0, value)
@@ -363,6 +397,7 @@ def test_seconds_until_done_includes_running_jobs_and_debts() -> None:
     [
         lambda queue, seconds: queue.put("job", "client", seconds),
         lambda queue, seconds: queue.charge("client", seconds),
+        lambda queue, seconds: queue.add("client", seconds),
         lambda queue, seconds: queue.seconds_until_done("client", seconds),
     ],
 )
