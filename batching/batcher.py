@@ -64,7 +64,7 @@ class Batcher(Generic[In, Out]):
         """
         Args:
             infer: Runs a batch; see `batch_run.Infer`.
-            latency: Predicts the seconds of a batch, and learns from each batch.
+            latency: Predicts the duration of a batch in seconds, and learns from each batch.
             max_batch_size: Maximum number of items in a batch, at most `latency.largest`.
             max_queue_size: Maximum number of items in the queue.
             max_in_flight: Maximum number of batches in flight. A batch is in flight from its
@@ -167,7 +167,7 @@ class Batcher(Generic[In, Out]):
         now, queue, policy = self._clock(), self._queue, self._policy
         policy.arrivals.record(now)
         if self._dead:
-            raise EngineDead("the engine did not return from another batch")
+            raise EngineDead("the engine is dead: it did not return from an earlier batch")
         if self._draining or not self._live_runners:
             raise Draining(
                 "the batcher accepts no new items", policy.drained_at(len(queue), now) - now
@@ -240,7 +240,7 @@ class Batcher(Generic[In, Out]):
         for batch_run in self._batch_runs:
             batch_run.abandon()
         for entry in self._queue.take(len(self._queue)):
-            entry.fail(EngineDead("the engine did not return from another batch"))
+            entry.fail(EngineDead("the engine is dead: it did not return from an earlier batch"))
         self._alarm.wake()
 
     @property
@@ -279,7 +279,7 @@ class Batcher(Generic[In, Out]):
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds that the engine has computed so far, averaged over all lanes."""
+        """Total computing time of the engine in seconds, averaged over all lanes."""
         return self._policy.timeline.busy_seconds(self._clock())
 
     async def _run(self) -> None:

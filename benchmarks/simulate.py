@@ -21,23 +21,27 @@ table for each cell, with a row for each policy and these columns:
 - p50, p99: latency of accepted requests in milliseconds.
 The load of a cell is its arrival rate as a share of the device's maximum rate within the SLO.
 
-Then the program prints, for each target, the number of cells that meet the target. If a cell misses
-a target, a reference may explain the miss. A reference is a policy that knows more than the
-batcher. A reference explains the miss if its result is not worse than the batcher's and also misses
-the target. Such an explanation is evidence, but not a proof, that the target cannot be met. The
-references are:
-- The clairvoyant policy knows all arrivals in advance. Its result is computed without noise, and
-  only for devices with one lane. A lane is a thread that runs one batch at a time.
-- The policy of the bound is a reference if the device becomes slower in the middle of the run. For
-  this purpose, the policy learns of the change when the first batch after the change has ended.
-- Shoal with the device's exact times is a reference with `--hindsight`, if the device becomes
-  slower. Shoal gets the times after the second slow batch, because the first slow batch could be
-  an outlier.
-- Shoal with the best settings for this cell is a reference with `--hindsight`, for other misses.
-  The settings are chosen from a grid. A setting is ignored if too few accepted requests are
-  completed in time with that setting.
-It is also a miss if a peer has a higher goodput than Shoal. This miss is explained if the share of
-accepted requests that the peer completes in time is too small and is smaller than Shoal's share.
+Then the program prints, for each target, the number of cells that meet the target. A cell that does
+not meet the target is a miss. The targets are a goodput of at least 95 %, and a value of `kept` of
+at least 99 %.
+
+A reference is a policy that knows more than the batcher. If a reference misses the target too, and
+its result is at least as good as the batcher's, the reference explains the miss. The explanation is
+evidence, but not a proof, that the target cannot be met. The references are:
+- The clairvoyant policy, which knows all arrivals in advance. Its result is computed without noise,
+  and only for devices with one lane. A lane is a thread that runs one batch at a time.
+- `fluid`, the policy that computes the bound. It is a reference only if the device becomes slower
+  in the middle of the run. For the bound, `fluid` knows of the change from the start. As a
+  reference, it learns of the change when the first batch after the change ends.
+- Shoal with the exact batch times of the slower device. This reference is simulated with
+  `--hindsight`, if the device becomes slower. Shoal gets the times after the second slow batch,
+  because the first slow batch could be an outlier.
+- Shoal with the best settings for the cell. This reference is simulated with `--hindsight`, if no
+  other reference explains a miss of the target for goodput. The settings are chosen from a grid.
+  Settings that result in a value of `kept` below 99 % are ignored.
+
+It is also a miss if the goodput of a peer is more than 1 % above Shoal's. This miss is explained if
+the peer's value of `kept` is below 99 % and below Shoal's value.
 
 Finally, the program measures in real time how long a single item waits before it is submitted to
 the engine.

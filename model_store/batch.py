@@ -41,8 +41,8 @@ class Results(list[R]):
         """
         Args:
             results: One result for each image of the batch.
-            computed_at: Time by `time.monotonic` at which the results were computed. A busy event
-                loop receives the results later.
+            computed_at: Time by `time.monotonic` at which the results were computed. This is
+                earlier than the time at which a busy event loop receives the results.
         """
         super().__init__(results)
         self.computed_at = computed_at
@@ -117,7 +117,7 @@ def noise(count: int) -> Image:
 
 
 def _image_of(channels: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Repeat three numbers for each pixel, because broadcasting over three channels is slower."""
+    """Tile one value per channel to the shape of an image, which is faster than broadcasting it."""
     return np.tile(channels.astype(np.float32), (SIDE, SIDE, 1))
 
 

@@ -113,8 +113,8 @@ class LaneEngine:
         self.gpu_memory: GpuMemory | None = None
         """Memory of the GPU, read after a batch and at most once per second. None on a CPU."""
         self.on_assembled: Callable[[float], None] | None = None
-        """Function that receives the seconds of converting the images of each batch to an array.
-        None: the seconds are not reported."""
+        """Function that is called for each batch with the time in seconds that the conversion of
+        its images to an array took. None: the time is not reported."""
         self._backend = backend
         self._wanted_precision = precision
         self._buckets = buckets(max_batch_size, few=backend.few_buckets)
@@ -156,7 +156,8 @@ class LaneEngine:
 
     @property
     def warm_up_seconds(self) -> Mapping[int, Sequence[float]]:
-        """Bucket (batch size) -> seconds of each warm-up batch of that size, in all lanes."""
+        """Duration in seconds of every warm-up batch of all lanes, grouped by bucket (batch
+        size)."""
         by_lane = [replica.warm_up_seconds for replica in self._serving]
         return {bucket: [s for one in by_lane for s in one[bucket]] for bucket in by_lane[0]}
 

@@ -1,7 +1,7 @@
 """Store: imports versions into a store, which is a folder of models, and verifies versions.
 
-Importing and verifying load the version with `load_engine`, as the server does. Therefore, a
-version that was imported or verified without an error can be served.
+Both operations load the version with `load_engine`, as the server does. Therefore, a version that
+was imported or verified without an error can be served.
 """
 
 from __future__ import annotations

@@ -68,9 +68,9 @@ class Settings(BaseSettings):
     """Device that runs the model: auto, cpu, gpu or gpu:N. auto: a GPU if a GPU works, else
     the CPU."""
     backend: Literal["auto", "mxnet", "onnxruntime"] = "auto"
-    """Library that runs the model: auto, mxnet or onnxruntime. auto: among the installed libraries
-    that can run the version, the library that can use a GPU. If both or neither can use a GPU, auto
-    selects mxnet."""
+    """Library that runs the model: auto, mxnet or onnxruntime. auto: the installed library that can
+    run the version. If both can, the one that can use a GPU. If both or neither can use a GPU,
+    mxnet."""
     precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
     """Precision of the computation: auto, fp32, int8 (CPU) or fp16 (GPU). auto: int8 on a CPU or
     fp16 on a GPU, if the hardware supports that precision and the measured accuracy of the version

@@ -29,6 +29,7 @@ import platform
 import sys
 import urllib.parse
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from shoal.load.load_test import ARRIVALS, LoadTest, LoadTestFailed, find_max
 from shoal.load.report import Run, plot, table
@@ -143,8 +144,11 @@ def run(options: argparse.Namespace) -> int:
         return status
     if slo is not None:
         good = [run.offered for run in runs if run.latency_of_all["p99"] <= slo]
-        highest = f"{max(good):,.0f}/s" if good else "none of these loads"
-        print(f"Highest rate with a 99th percentile of at most {1e3 * slo:g} ms: {highest}")
+        ms = f"{1e3 * slo:g} ms"
+        if good:
+            print(f"Highest rate with a p99 latency of at most {ms}: {max(good):,.0f}/s")
+        else:
+            print(f"The p99 latency was above {ms} at every measured load.")
     if options.out is not None:
         write(options, slo, runs)
     return status
@@ -207,7 +211,10 @@ def _folder(text: str) -> pathlib.Path:
 
 
 def _numbers(text: str) -> list[float]:
-    values = [float(part) for part in text.split(",")]
-    if not values or min(values) <= 0 or max(values) == math.inf:
-        raise ValueError
-    return values
+    with suppress(ValueError):
+        values = [float(part) for part in text.split(",")]
+        if all(0 < value < math.inf for value in values):
+            return values
+    raise argparse.ArgumentTypeError(
+        f"{text} is not a list of positive numbers. Write them as 100,200,400"
+    )

@@ -8,8 +8,8 @@ NoPrediction
     Problem              the service returned an error: status, code, detail, request id
         Rejected         4xx: the same image will be rejected again
             Unauthorized 401: the API key is missing or wrong
-        Unavailable      429, 503: every attempt until the timeout was rejected, because of the rate
-                         limit or because the service was busy, starting or stopping
+        Unavailable      429, 503: the service rejected all attempts until the timeout expired,
+                         because of the rate limit, or because it was busy, starting or stopping
         Failed           any other 5xx: the service failed
 """
 
@@ -83,7 +83,7 @@ class Unauthorized(Rejected):
 
 
 class Unavailable(Problem):
-    """429, 503: every attempt until the timeout was rejected.
+    """429, 503: the service rejected all attempts until the timeout expired.
 
     The reason is the rate limit, or that the service was busy, starting or stopping.
     """

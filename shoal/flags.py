@@ -19,8 +19,10 @@ from pydantic.fields import FieldInfo
 
 from service.settings import PREFIX, Settings, default_of, one_line
 
-METAVARS = {int: "N", float: "SECONDS", str: "TEXT", pathlib.Path: "PATH"}
+METAVARS = {int: "N", float: "NUMBER", str: "TEXT", pathlib.Path: "PATH"}
 """Placeholder for a setting's value in `--help`, by the type of the setting."""
+SECONDS = ("delay", "seconds", "timeout")
+"""Ends of the names of settings in seconds. The placeholder for their values is SECONDS."""
 
 
 def add(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_fields) -> None:
@@ -41,7 +43,8 @@ def add(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_f
         elif get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         else:
-            options["metavar"] = METAVARS.get(kind, "VALUE")
+            in_seconds = kind is float and name.endswith(SECONDS)
+            options["metavar"] = "SECONDS" if in_seconds else METAVARS.get(kind, "VALUE")
             options["type"] = _checked(field)
         parser.add_argument(flag(name), **options)
 

@@ -1,4 +1,4 @@
-"""Subject: the version, the device and the images that are checked."""
+"""Prepares the input of the GPU check: a version, a device and test images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECORD = 1 + 3 * SIDE * SIDE
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked."""
+    """The version and the device that the GPU check tests."""
 
     ort: Any
     """The module `onnxruntime`."""
@@ -68,7 +68,8 @@ class Subject:
             precision: Precision of the network.
             buckets: Batch sizes that it can run.
             graphs: Whether a GPU uses CUDA graphs.
-            options: Options of ONNX Runtime's library for CUDA. None: those of the service.
+            options: Options for ONNX Runtime's CUDA execution provider, in addition to the
+                service's options. None: only the service's options.
 
         Raises:
             MemoryError: The GPU is out of memory.
@@ -81,7 +82,10 @@ class Subject:
             opener = Opener(self.ort, self.gpu, content, precision, graphs, options or {})
             network = gpu.network(opener, buckets)
             if graphs and not opener.graphs:
-                raise RuntimeError("ONNX Runtime refused a CUDA graph")
+                raise RuntimeError(
+                    "ONNX Runtime cannot create a session with CUDA graphs. The log contains the "
+                    "reason."
+                )
         for _ in network.load(beside=False):
             pass
         if self.gpu is not None and graphs and not opener.graphs:

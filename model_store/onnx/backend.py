@@ -85,8 +85,8 @@ def why_not(model: Manifest) -> str | None:
     if "fp32" in model.onnx or can_write():
         return None
     return (
-        "cannot run this version, which has no ONNX file. Install the extra 'shoal[export]' to "
-        "create the file whenever the version is loaded"
+        "cannot run this version, because the version has no ONNX file. Install the extra "
+        "'shoal[export]' to create the file whenever the version is loaded"
     )
 
 

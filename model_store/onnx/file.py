@@ -212,7 +212,10 @@ def _input(graph: Decoded, parameters: Mapping[str, Tensor]) -> tuple[str, Tenso
         raise Refusal(f"the graph has {len(images)} inputs instead of one", ONE_INPUT)
     name, dtype, dims = _declared(images[0])
     if dtype not in (FLOAT, HALF, UINT8):
-        raise Refusal(f"the input is {dtype}; float32, float16 and uint8 are supported", ONE_INPUT)
+        raise Refusal(
+            f"the input is {dtype}; float32, float16 and uint8 are supported",
+            "Export the network with a float32, float16 or uint8 input",
+        )
     if not dims or dims[0] not in (None, 1) or None in dims[1:]:
         raise Refusal(
             f"the input has the shape {dims}; the first dimension must be open or 1, and the "

@@ -1,4 +1,4 @@
-"""Rules of operators that compute on images: the shapes that each operator accepts and returns.
+"""Infers the shapes and the cost of ONNX operators that compute on images.
 
 Each rule takes a node and returns its outputs and its cost. A rule raises Refusal if the inputs do
 not fit, or if the result for an image would depend on other images of the batch.
@@ -43,7 +43,10 @@ def clip(node: Node) -> Result:
 def prelu(node: Node) -> Result:
     given, slope = floating(node.given(0)), floating(node.given(1))
     if broadcast(given.dims, slope.dims) != given.dims:
-        raise Refusal(f"the slope {text(slope.dims)} does not fit {text(given.dims)}")
+        raise Refusal(
+            f"the slope has the shape {text(slope.dims)}, which cannot be broadcast to "
+            f"{text(given.dims)}"
+        )
     return Result([Tensor(given.dtype, given.dims)])
 
 
@@ -89,7 +92,8 @@ def conv(node: Node) -> Result:
     fixed(weight.dims, *range(weight.rank))
     if weight.rank != given.rank or given.dims[1] != weight.dims[1] * group:
         raise Refusal(
-            f"the weights {text(weight.dims)} in {group} groups do not fit {text(given.dims)}"
+            f"the weights have the shape {text(weight.dims)} in {group} groups, which cannot be "
+            f"applied to an input of the shape {text(given.dims)}"
         )
     filters, channels, *kernel = weight.dims
     if filters % group:
@@ -104,7 +108,8 @@ def conv(node: Node) -> Result:
     copied = prod(places) * channels * prod(kernel)
     if copied > MAX_ELEMENTS:
         raise Refusal(
-            f"the windows of an image have {copied:,} numbers; {MAX_ELEMENTS:,} are allowed",
+            f"the im2col matrix of one image has {copied:,} elements; at most {MAX_ELEMENTS:,} are "
+            "allowed",
             "Use smaller images or smaller kernels",
         )
     operations = output.elements * channels * prod(kernel)
@@ -117,7 +122,10 @@ def pool(node: Node) -> Result:
         floating(given)
     kernel = node.attributes.get("kernel_shape", [])
     if len(kernel) != given.rank - 2:
-        raise Refusal(f"kernel_shape {kernel} does not fit {text(given.dims)}")
+        raise Refusal(
+            f"kernel_shape {kernel} has {len(kernel)} dimensions, but the input has "
+            f"{given.rank - 2} spatial dimensions"
+        )
     if any(pad >= kernel[at % len(kernel)] for at, pad in enumerate(_pads(node, len(kernel)))):
         raise Refusal("the padding is not smaller than the kernel")
     places = windows(node, given.dims[2:], kernel)
@@ -145,7 +153,10 @@ def reduce(node: Node) -> Result:
 def gemm(node: Node) -> Result:
     left, right, added = floating(node.given(0)), floating(node.given(1)), node.input(2)
     if left.rank != 2 or right.rank != 2 or left.dtype != right.dtype:
-        raise Refusal(f"{text(left.dims)} and {text(right.dims)} are not matrices of one type")
+        raise Refusal(
+            f"the inputs {text(left.dims)} ({left.dtype}) and {text(right.dims)} ({right.dtype}) "
+            "must be matrices of the same type"
+        )
     a, b = left.dims, right.dims
     a = a[::-1] if node.attributes.get("transA", 0) else a
     b = b[::-1] if node.attributes.get("transB", 0) else b
@@ -158,7 +169,10 @@ def gemm(node: Node) -> Result:
 def matmul(node: Node) -> Result:
     left, right = node.given(0), node.given(1)
     if left.rank < 2 or right.rank < 2 or left.dtype != right.dtype:
-        raise Refusal(f"{text(left.dims)} and {text(right.dims)} are not matrices of one type")
+        raise Refusal(
+            f"the inputs {text(left.dims)} ({left.dtype}) and {text(right.dims)} ({right.dtype}) "
+            "must be matrices of the same type"
+        )
     matrix = _product(left.dims[-2:], right.dims[-2:])
     output = Tensor(left.dtype, broadcast(left.dims[:-2], right.dims[:-2]) + matrix)
     return Result([output], output.elements * left.dims[-1])
@@ -204,7 +218,7 @@ def broadcast(*shapes: Dims) -> Dims:
         lengths = {*column} - {1}
         if len(lengths) > 1:
             found = " and ".join(text(shape) for shape in shapes[:3])
-            raise Refusal(f"the shapes {found} do not fit for every number of images n")
+            raise Refusal(f"the shapes {found} cannot be broadcast for every batch size n")
         dims.append(lengths.pop() if lengths else 1)
     return tuple(dims)
 
@@ -263,7 +277,7 @@ def _image(tensor: Tensor) -> Tensor:
 def _product(a: Dims, b: Dims) -> Dims:
     fixed(a, 1)
     if a[1] != b[0]:
-        raise Refusal(f"the matrices {text(a)} and {text(b)} do not fit")
+        raise Refusal(f"the matrices {text(a)} and {text(b)} cannot be multiplied")
     return a[0], b[1]
 
 
@@ -278,6 +292,7 @@ def _check_scales(node: Node, given: Tensor) -> Tensor:
         fixed(given.dims, at)
         if scale.dims != (given.dims[at],):
             raise Refusal(
-                f"there is not one scale for each of the {given.dims[at]} indices of axis {at}"
+                f"the scales have the shape {text(scale.dims)}; axis {at} needs {given.dims[at]} "
+                "scales"
             )
     return scale

@@ -1,10 +1,9 @@
-"""Tensors of an `.onnx` file: their element types, their shapes, and constants in shapes.
+"""Tensors of an `.onnx` file: element types, shapes, and the values of small integer constants.
 
-`N` stands for the number of images in shapes and in constants that are computed from shapes. A
-dimension is a positive number, or a multiple of `N`: (N, 3, 224, 224) is a batch of images. `N` is
-a prime that is larger than all permitted dimensions, so `dim % N` distinguishes the two cases, and
-products and quotients of dimensions are exact. At most one dimension of a tensor is a multiple of
-`N`.
+In shapes, and in constants computed from shapes, `N` stands for the number of images. A dimension
+is a positive number, or a multiple of `N`: (N, 3, 224, 224) is a batch of images. `N` is a prime
+larger than every permitted dimension. Therefore, `dim % N == 0` identifies multiples of `N`, also
+after dimensions are multiplied or divided. At most one dimension of a tensor is a multiple of `N`.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ def is_small(*numbers: int) -> bool:
 
 
 def is_exact(number: int) -> bool:
-    """Whether the number is a fixed number, or a fixed multiple of the number of images."""
+    """Whether the number is small (see `is_small`), or a small multiple of the number of images."""
     return is_small(number) or (is_batch(number) and is_small(number // N))
 
 
@@ -116,7 +115,9 @@ def check(tensor: Tensor) -> None:
     if len(dims) > MAX_RANK:
         raise Refusal(f"the result has {len(dims)} dimensions; {MAX_RANK} are allowed")
     if any(not 0 < (dim if dim % N else dim // N) <= MAX_DIM for dim in dims):
-        raise Refusal(f"the result has the shape {text(dims)}; dimensions must be positive")
+        raise Refusal(
+            f"the result has the shape {text(dims)}; each dimension must be from 1 to {MAX_DIM:,}"
+        )
     if sum(dim % N == 0 for dim in dims) > 1:
         raise Refusal(f"the result has the shape {text(dims)}, which combines different images")
     if tensor.elements > MAX_ELEMENTS and not tensor.constant:
@@ -145,7 +146,10 @@ def read(proto: Decoded, what: str) -> Tensor:
     dtype = element_type(proto.get("data_type"), what)
     dims = tuple(proto["dims"])
     if len(dims) > MAX_RANK or any(not 0 < dim <= MAX_DIM for dim in dims):
-        raise Refusal(f"{what} has the shape {dims[:MAX_RANK]}; dimensions must be positive")
+        raise Refusal(
+            f"{what} has the shape {dims[: MAX_RANK + 1]}; at most {MAX_RANK} dimensions are "
+            f"allowed, and each dimension must be from 1 to {MAX_DIM:,}"
+        )
     if proto.get("data_location", 0):
         raise Refusal(f"{what} has data in another file", "Save the network as a single file")
     stored = [name for name in ("raw_data", *TYPED) if name in proto]
@@ -157,7 +161,10 @@ def read(proto: Decoded, what: str) -> Tensor:
     elif name == "raw_data" or dtype in TYPED[name]:
         found = len(payload) / dtype.itemsize
     else:
-        raise Refusal(f"{what} is {dtype} and has {name}")
+        raise Refusal(
+            f"{what} stores elements of the type {dtype} in the field {name}, which cannot contain "
+            "that type"
+        )
     if found != count:
         raise Refusal(f"{what} has {found:,} elements instead of the {count:,} of its shape {dims}")
     if dtype not in READ or (name in VARINTS and count > MAX_DATA):
@@ -175,7 +182,10 @@ def element_type(code: int | None, what: str) -> np.dtype[Any]:
     """Return the element type with a code. Raises Refusal."""
     if code not in TYPES:
         known = ", ".join(map(str, TYPES.values()))
-        raise Refusal(f"{what} has the element type {code}; supported are {known}", EXPORT_AGAIN)
+        raise Refusal(
+            f"{what} has the element type code {code}. The supported types are {known}",
+            EXPORT_AGAIN,
+        )
     return TYPES[code]
 
 
@@ -188,7 +198,7 @@ def _count(payload: memoryview) -> float:
 
 
 def _varints(payload: memoryview) -> list[int]:
-    """Return short variable-length integers, as int64."""
+    """Decode a short list of varints as signed 64-bit integers."""
     numbers, value, shift = [], 0, 0
     for octet in payload:
         value |= (octet & 0x7F) << shift

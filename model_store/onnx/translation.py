@@ -1,9 +1,9 @@
 """Translation: converts a graph (see `graph`) and its parameters to ONNX operators.
 
-A batch normalization that follows a convolution becomes part of the convolution: the weights of the
-convolution are multiplied, and the convolution gets a bias. ONNX Runtime does the same when it
-loads a file, but `onnxruntime.quantization` needs a file that contains the merged convolution. The
-product is computed in float64 and rounded to float32, so results differ in the last digits only.
+A batch normalization after a convolution is folded into it: the weights are scaled per output
+channel, and a bias is added. ONNX Runtime does the same when it loads a file, but
+`onnxruntime.quantization` needs a file that contains the folded convolution. The weights are scaled
+in float64 and rounded to float32, so results differ in the last digits only.
 """
 
 from __future__ import annotations

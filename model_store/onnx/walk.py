@@ -111,8 +111,8 @@ def _node(proto: Decoded, values: Mapping[str, Tensor], opset: int) -> Node:
     operator = OPERATORS.get(op)
     if proto.get("domain", "") not in STANDARD or proto.get("overload"):
         raise Refusal(
-            f"an operator of the domain {proto.get('domain', '')[:MAX_SHOWN]!r}, or with an "
-            "overload, is not supported"
+            f"operators of the domain {proto.get('domain', '')[:MAX_SHOWN]!r} or with an overload "
+            "are not supported"
         )
     if operator is None or opset < operator.since:
         raise Refusal(

@@ -1,10 +1,9 @@
 """Evaluation: computes accuracy and calibration from probabilities and labels, with NumPy only.
 
-Probabilities are calibrated if they are equal to accuracies. For example, 80 % of the images whose
-most probable class has the probability 0.8 are classified correctly. Expected calibration error,
-reliability bins and temperature scaling follow Guo et al. 2017, On Calibration of Modern Neural
-Networks, arXiv 1706.04599. Images are divided into `BINS` bins of equal width by the probability of
-their most probable class.
+Probabilities are calibrated if they match the accuracy: of the images predicted with probability
+0.8, 80 % are classified correctly. Expected calibration error, reliability bins and temperature
+scaling follow Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599. Images
+are divided into `BINS` bins of equal width by the probability of their most probable class.
 """
 
 from __future__ import annotations
@@ -81,9 +80,12 @@ def evaluate(probabilities: Probabilities, labels: Labels, classes: Sequence[str
         ValueError: There is no image, or a row of `probabilities` is not one finite number for each
             class.
     """
-    if not len(labels) or probabilities.shape != (len(labels), len(classes)):
+    if not len(labels):
+        raise ValueError("there are no images")
+    if probabilities.shape != (len(labels), len(classes)):
         raise ValueError(
-            f"probabilities of the shape {probabilities.shape} do not fit {len(labels)} images"
+            f"the probabilities have the shape {probabilities.shape} instead of "
+            f"({len(labels)}, {len(classes)})"
         )
     if not np.isfinite(probabilities).all():
         raise ValueError("some probabilities are not finite")

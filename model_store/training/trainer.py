@@ -1,7 +1,7 @@
 """Trainer: runs the steps of a training run.
 
-Two networks are trained: one by gradient descent, and one whose weights are the average of the
-first network's weights over the steps. The averaged network is the result.
+One network is trained by gradient descent. A second network has the exponential moving average of
+its weights. The second network is the result.
 
 On a CPU, MXNet's global average pooling is replaced by a mean over the axes, which makes a step 1.5
 times as fast. MXNet's pooling returns gradients in a memory layout that BatchNorm processes slowly.

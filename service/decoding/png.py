@@ -21,7 +21,9 @@ _HARMLESS = frozenset(
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a plain PNG. The size of a plain PNG limits the time of decoding.
+    """Whether this is a plain PNG.
+
+    The decoding time of a plain PNG is bounded by its numbers of bytes and pixels.
 
     A plain PNG is not interlaced. Its chunks are complete, few and small. Only its pixels are
     compressed, and no bytes follow the last chunk. So a decoder inflates only the pixels, and stops

@@ -115,7 +115,9 @@ class DecoderProcess:
         except (TimeoutError, ConnectionError):
             message = b""
         if not message:
-            raise StartFailed("a decoder process was not ready")
+            raise StartFailed(
+                f"a decoder process ended, or was not ready within {START_SECONDS:g} seconds"
+            )
         self.restrictions = json.loads(message)
 
     async def decode(

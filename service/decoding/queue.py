@@ -4,11 +4,11 @@ A job is an image to decode. The cost of a job is its CPU time, which is estimat
 is decoded.
 
 Guarantees
-- Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. The
-  times of two clients differ by at most one job of each client per decoder.
+- Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. With k
+  decoders, the CPU times of two clients differ by at most k jobs of each of the two clients.
 - While the first job of a new client waits, every other client receives limited CPU time. The limit
-  is the sum of three numbers: the cost of one job, the cost of the new job, and the errors of the
-  other client's estimates. The number of waiting jobs has no influence.
+  is the cost of one job of the other client, plus the cost of the new job, plus the errors of the
+  other client's estimates. The limit does not depend on the number of waiting jobs.
 - If the estimates are correct, a client that sends a cheap job from time to time waits for about
   two expensive jobs of other clients. The client does not wait for one job of each other client.
 - A client gets no credit for pauses. If a client has received more than its share, the excess is a
@@ -24,10 +24,10 @@ Guarantees
 - Memory is limited by `max_jobs` and the number of running jobs.
 
 The method is fair queueing by virtual finish times (Demers, Keshav and Shenker, 1989). The level of
-a client is the CPU time that it has received, plus the estimates of its running jobs. The next job
-comes from the client with the lowest level after its next job. New clients start at the level of
-the client of the last taken job, plus an equal share of the CPU time of the jobs that have ended
-since.
+a client is the CPU time that it has received, plus the estimates of its running jobs. `take`
+selects the client whose level would be lowest after its next job. A new client starts at the level
+of the client whose job was taken last. When a job ends, this starting level rises by the job's CPU
+time divided by the number of active clients.
 """
 
 from __future__ import annotations

@@ -87,14 +87,18 @@ def _without_padding(flags: int, payload: bytes) -> bytes:
 
 
 def _end_of_field(block: bytes, at: int) -> int:
-    """Check the field at position `at`, and return the position after it. Raises BadFrame."""
+    """Return the position after the field that starts at `at`. Raises BadFrame.
+
+    The result is greater than the length of the block if the block ends within the field.
+    """
     first = block[at]
     if first & 0x80:  # name and value are in a table
         return _integer(block, at, 7)[1]
-    if first & 0xE0 == 0x20:  # not a field, but a new size of the table
+    if first & 0xE0 == 0x20:  # dynamic table size update, which is not a field
         return _integer(block, at, 5)[1]
     name_index, at = _integer(block, at, 6 if first & 0x40 else 4)
-    for _ in range(1 if name_index else 2):  # the value, and the name if no table has it
+    # Skip the name, unless it is indexed, and then the value.
+    for _ in range(1 if name_index else 2):
         at = _end_of_string(block, at)
     return at
 

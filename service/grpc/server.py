@@ -1,9 +1,9 @@
 """Starts and stops gRPC's server, on the same event loop as the HTTP server.
 
 gRPC's server listens on a Unix socket that only the user of this process may open. Clients connect
-to the `listener`, and relays pass on their frames within limits. Compressed messages are rejected,
-since they can decompress to any size. The server does not support TLS. As for HTTP, a proxy must
-provide TLS.
+to `listener`. A relay for each connection forwards its HTTP/2 frames to the Unix socket and
+enforces limits. Compressed messages are rejected, since they can decompress to any size. The server
+does not support TLS. As with HTTP, use a proxy for TLS.
 
 If gRPC's server ends by itself, the process stops as on SIGTERM and exits with status 1, so that it
 is restarted.

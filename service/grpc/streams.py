@@ -6,16 +6,16 @@ server passes only complete messages to handlers, so the `relay` counts the byte
 Guarantees
 - The bytes of every message count toward SHOAL_MAX_UPLOAD_MEMORY as they arrive. Slow messages are
   treated like slow uploads over HTTP (`upload.body`).
-- At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels a
-  message of the client network with the most arriving messages. Of these messages, the message
-  without progress for the longest time is canceled. Therefore, a client with many idle or slow
-  streams does not delay other clients.
+- At most `max_arriving` messages arrive at the same time. At the limit, a new message cancels
+  another message, which belongs to the client network (an address prefix that counts as one client)
+  with the most arriving messages. Of these messages, the message without progress for the longest
+  time is canceled. Therefore, a client with many idle or slow streams does not delay other clients.
 - A message makes progress whenever `PROGRESS_BYTES` more bytes have arrived, as on HTTP
   connections.
 - The calls whose handlers have not begun are limited (`start_limit`).
 - At most `UNREAD` streams have a response that the client has not received. At the limit, the
-  connection with the oldest such stream is closed. Only the client network with the most such
-  streams is considered. Responses younger than `UNREAD_SECONDS` are considered only if there are no
+  oldest such stream of the client network with the most such streams is selected, and its
+  connection is closed. Responses younger than `UNREAD_SECONDS` are considered only if there are no
   older ones: a client that reads its responses does not lose its connection.
 - A handler finds its stream by a random name, which clients cannot know. A second handler cannot
   find the same stream.
@@ -79,7 +79,7 @@ class Stream:
         self.answered = False
         """Whether the handler has ended."""
         self.complete = False
-        """Whether the message is complete, or is not received any further."""
+        """Whether the message is complete, or its reception has stopped."""
         self._on_progress = on_progress
         self.expel = expel
         """Function that closes the connection of the stream."""
@@ -93,9 +93,9 @@ class Stream:
         self.lease.reject(fault)
 
     def keep(self, size: int) -> None:
-        """Count `size` bytes of other data for this message.
+        """Count `size` bytes of data that share a buffer with this message.
 
-        gRPC's server cannot free the data yet, because this message has bytes in the same buffer.
+        gRPC's server cannot free the data before it frees the message.
         """
         try:
             self.lease.keep(size)
@@ -181,7 +181,7 @@ class Streams:
         self.complete(stream)
         if stream.name in self._open:
             # The client has not received the response yet. Until then, bytes that the client sends
-            # still count toward the upload memory, as a slow message.
+            # still count toward the upload memory, and the stream is treated like a slow message.
             stream.lease.begin(lambda error: stream.expel())
             self._memory.mark_slow(stream.lease)
             self._answered.add(stream)
@@ -206,7 +206,7 @@ class Streams:
             stream.fail(error)
 
     def complete(self, stream: Stream) -> None:
-        """Record that the message is complete, or is not received any further."""
+        """Record that the message is complete, or its reception has stopped."""
         stream.complete = True
         self._arriving.remove(stream)
 

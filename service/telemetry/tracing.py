@@ -6,8 +6,8 @@ Without these variables, the service does not trace. Tracing needs the extra `ot
 Each request has a span. FastAPI creates the span of an HTTP request, and `request_span` creates the
 span of a gRPC request. If the headers contain `traceparent` (W3C Trace Context), the span is a
 child of the caller's span. The span of a request has children for the stages: `read` and, for each
-image, `decode`, `queue` and `infer`. A child is created after its stage has ended, from times that
-the service measures with or without tracing.
+image, `decode`, `queue` and `infer`. A child span is created when its stage ends. Its start and end
+times are measured even when tracing is off.
 
 A batch contains images of several requests, so its span is the root of a separate trace. This span
 has a link to each request, and each `infer` span has a link to the span of its batch. A batch is
@@ -162,7 +162,8 @@ class Tracing:
 
     async def close(self) -> None:
         """Send the remaining spans. Waits at most `FLUSH_SECONDS`."""
-        # At exit, the process would wait for a thread of a pool, but not for a daemon thread.
+        # Runs in a daemon thread, because a pool thread would block process exit until the
+        # collector responds.
         thread = threading.Thread(target=self._processor.shutdown, daemon=True)
         thread.start()
         await asyncio.to_thread(thread.join, FLUSH_SECONDS)

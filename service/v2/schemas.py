@@ -56,7 +56,8 @@ class RequestOutput(_RequestModel):
         default={},
         description="`binary_data`: whether to send the output as binary data after the JSON. "
         "`classification` (only for the output `probabilities`): k, to send the k most probable "
-        "classes instead of all probabilities. Each class is a string probability:index:class",
+        "classes instead of all probabilities. Each class is a string of the form "
+        "`probability:index:class`",
     )
 
 

@@ -84,7 +84,7 @@ class EngineServer:
             connection.announce()
 
     def model_number(self, model: Manifest) -> int:
-        """Return the number of a model in frames. A new model gets the next free number."""
+        """Return the number that identifies a model in frames. A new model gets the next number."""
         if not self.models or self.models[-1] is not model:
             for number, known in enumerate(self.models, 1):
                 if known is model:
@@ -140,7 +140,8 @@ class _FrontEndConnection(FrameConnection):
         super().__init__()
         self._server = server
         self._models = 0  # number of sent manifests
-        self._cancel: dict[int, Callable[[], object]] = {}  # functions by the number of the request
+        # request number -> function that cancels the request
+        self._cancel: dict[int, Callable[[], object]] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -204,7 +205,7 @@ class _FrontEndConnection(FrameConnection):
 
     def _check_unused(self, number: int) -> None:
         if number in self._cancel:
-            raise BadFrame(f"number {number} is in use")
+            raise BadFrame(f"request number {number} is already in use")
 
     def _complete(self, number: int, answer: asyncio.Future[Answer[Classification]]) -> None:
         if self._cancel.pop(number, None) is not None:  # not canceled

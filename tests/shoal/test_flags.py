@@ -47,8 +47,16 @@ def test_flags_help_states_meaning_and_default(parser: argparse.ArgumentParser) 
         "--port N TCP port to listen on. 0: any free port. The log contains the number of the "
         "port. (default: 8000)" in text
     )
-    assert "--log-format {auto,json,text}" in text and "--max-queue-delay SECONDS" in text
+    assert "--log-format {auto,json,text}" in text
     assert "models)" not in text  # the store's folder is "the one that ships"
+
+
+def test_flags_help_states_the_unit_of_times(parser: argparse.ArgumentParser) -> None:
+    """The placeholder of a time is SECONDS, and that of another number is not."""
+    text = " ".join(parser.format_help().split())
+    for name in ("max-queue-delay", "request-timeout", "max-decode-seconds", "drain-delay"):
+        assert f"--{name} SECONDS" in text
+    assert "--rate-limit NUMBER" in text
 
 
 @pytest.mark.parametrize(

@@ -56,17 +56,17 @@ def test_bins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "labels"),
+    ("rows", "labels", "words"),
     [
-        (np.zeros((0, 3)), []),
-        (np.full((1, 3), np.nan), [0]),
-        (np.full((1, 2), 0.5), [0]),
-        (np.full((2, 3), 1 / 3), [0]),
+        (np.zeros((0, 3)), [], "there are no images"),
+        (np.full((1, 3), np.nan), [0], "some probabilities are not finite"),
+        (np.full((1, 2), 0.5), [0], r"have the shape \(1, 2\) instead of \(1, 3\)"),
+        (np.full((2, 3), 1 / 3), [0], r"have the shape \(2, 3\) instead of \(1, 3\)"),
     ],
 )
-def test_evaluate_rejects(rows: Any, labels: list[int]) -> None:
+def test_evaluate_rejects(rows: Any, labels: list[int], words: str) -> None:
     """Without images, with NaN, or with another number of classes or images, there is no result."""
-    with pytest.raises(ValueError, match="probabilities"):
+    with pytest.raises(ValueError, match=words):
         evaluate(rows, np.array(labels, dtype=np.int64), CLASSES)
 
 
