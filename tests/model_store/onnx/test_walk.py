@@ -149,7 +149,7 @@ def test_walk_rejects_bombs() -> None:
     graph = Graph(("n", 1, 8, 8))
     many = graph.conv("pixels", 1)
     graph.nodes[-1].attribute[2].ints[:] = [1 << 20] * 4
-    assert "windows of an image" in refuse(graph.file(many))
+    assert "im2col matrix" in refuse(graph.file(many))
 
 
 def test_walk_bounds_its_messages() -> None:
