@@ -1,7 +1,8 @@
 """Infers the shapes and the cost of ONNX operators that compute on images.
 
-Each rule takes a node and returns its outputs and its cost. A rule raises Refusal if the inputs do
-not fit, or if the result for an image would depend on other images of the batch.
+The function of an operator takes a node, and returns its outputs and its cost. The function raises
+Refusal if the inputs are not valid, or if the result for an image would depend on other images of
+the batch.
 """
 
 from __future__ import annotations
