@@ -14,7 +14,7 @@ from service.decoding.pool import Decoders
 from service.settings import Settings
 from tests.service.synthetic import encode
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 IN_A_CONTAINER = 768 * MIB
 """What decoders get in the container of the Kubernetes manifests."""

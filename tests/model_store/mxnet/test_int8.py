@@ -156,7 +156,7 @@ def lose(described: dict[str, Any]) -> None:
         (rename, "the range of sg_mkldnn_conv"),
         (add, "no tensor data to quantize"),
         (widen, "cannot be computed in int8 with mxnet"),
-        (narrow, "other results than when the version was added"),
+        (narrow, "differ from the results when the version was added"),
         (flip, "is empty"),
         (lose, "int8.ranges"),
     ],

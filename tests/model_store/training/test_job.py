@@ -19,6 +19,7 @@ import pytest
 from benchmarks.processes import started
 from model_store import manifest
 from model_store.__main__ import main
+from model_store.onnx import files
 from model_store.params import read_params
 from model_store.training import cifar10
 from model_store.training.checkpoint import Progress
@@ -97,10 +98,13 @@ def uninterrupted(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_new_version(uninterrupted: pathlib.Path) -> None:
-    """The result is a version with parameters, a manifest with the recipe, and a plot."""
+    """The result is a version with parameters, ONNX files if their packages are installed, a
+    manifest with the recipe, and a plot."""
     model = manifest.read(uninterrupted)
+    onnx = ["net.fp16.onnx", "net.onnx"] if files.can_write() else []
     assert sorted(path.name for path in uninterrupted.iterdir()) == [
         "manifest.json",
+        *onnx,
         "net.params",
         "training.png",
     ]
