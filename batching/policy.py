@@ -13,9 +13,10 @@ before the item's deadline. The rules:
 - If the engine is idle, a batch is formed immediately. If all lanes are busy, the batch is formed
   just before a lane becomes free. Therefore, batches grow with the load.
 - If some lanes are free and others are busy, a small batch waits until the first busy lane becomes
-  free. The batch does not wait if one of its items would then be late. A batch is small if, with
-  batches of its size, the engine would process less than the share `KEEPING_UP` of the items that
-  arrive. Lanes compete for the CPU, and small batches use the CPU inefficiently.
+  free. The batch does not wait if one of its items would then be late. A batch is small if
+  the engine, running only batches of this size, would process fewer items per second than
+  `KEEPING_UP` times the arrival rate. Small batches wait because lanes compete for the CPU, and
+  small batches use the CPU inefficiently.
 - A batch is as large as the earliest deadline of its items and the device's memory allow. Some
   items are left for the next batch if two batches would take less time than one batch. Two batches
   can be faster because they need less padding.
@@ -91,7 +92,9 @@ class Policy:
         self.arrivals = Arrivals(memory=ARRIVAL_MEMORY * table.seconds(1))
 
     def seconds_late(self, deadlines: Sequence[float], deadline: float, now: float) -> float | None:
-        """Return by how many seconds an item would be late if a new item were accepted.
+        """Return how many seconds late an item would be if a new item were accepted.
+
+        The item is the new item, or an accepted item that would be served after it.
 
         Returns None if the new item should be accepted.
 
@@ -302,10 +305,11 @@ class Policy:
         return self.table.largest_within(trusted - start)
 
     def _min_size_for_free_lane(self, now: float) -> int:
-        """Return the smallest batch size for a free lane while other lanes are busy.
+        """Return the minimum size of a batch that starts on a free lane while others are busy.
 
-        If all lanes compute batches of that size, the engine computes at least the share
-        `KEEPING_UP` of the items that arrive. The result is at most the most efficient batch size.
+        A smaller batch waits for the first busy lane, unless an item would then be late. If all
+        lanes compute batches of the returned size, the engine computes at least `KEEPING_UP` times
+        the arrival rate. The result is never larger than the most efficient batch size.
         """
         rate = KEEPING_UP / (self.arrivals.gap(now) * self._lanes)
         return min(self.table.keeps_up_with(rate), self.table.most_efficient)
@@ -313,8 +317,8 @@ class Policy:
     def _min_worthwhile_size(self, timeout: float, cap: int, now: float) -> int:
         """Return the smallest batch size that is efficient enough at the current arrival rate.
 
-        With batches of that size, the engine computes at least the share `KEEPING_UP` of the items
-        that arrive. The result is at most the number of items that can arrive and be computed
+        With batches of that size, the engine computes at least `KEEPING_UP` times the arrival
+        rate. The result is at most the number of items that can arrive and be computed
         within `timeout` seconds.
         """
         gap = self.arrivals.gap(now)

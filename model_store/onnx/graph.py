@@ -2,9 +2,9 @@
 
 An operator is a dict with the keys of a node in the `-symbol.json` file that MXNet's `export`
 writes: `op`, `name` and `attrs`. The values of `attrs` are strings. The key `names` contains the
-names of the operator's inputs: the graph's input, other operators, and parameters. Therefore, the
-graph of a symbol file can be translated to ONNX in the same way as a graph that is built here (see
-`translation`).
+names of the operator's inputs: the graph's input, other operators, and parameters. Because both
+have the same format, `translation` converts graphs of symbol files and graphs built here with the
+same code.
 """
 
 from __future__ import annotations

@@ -246,7 +246,8 @@ def windows(node: Node, lengths: Sequence[int], kernel: Sequence[int]) -> list[i
         raise Refusal(f"auto_pad is {mode}, but there are pads")
     if mode.startswith("SAME"):
         if {*dilations} != {1}:
-            raise Refusal(f"auto_pad is {mode}, but there are dilations")
+            what = f"auto_pad {mode} is not supported with dilations other than 1"
+            raise Refusal(what, "Export the network with explicit pads")
         return [-(-length // stride) for length, stride in zip(lengths, strides, strict=True)]
     found = []
     for at, (length, stride) in enumerate(zip(lengths, strides, strict=True)):

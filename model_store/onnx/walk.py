@@ -21,7 +21,7 @@ MAX_NODES = 1 << 14
 """Maximum number of nodes. DenseNet-201 in int8 has about 3,000."""
 MAX_LIVE_BYTES = 1 << 29
 """Maximum bytes of all tensors that are needed at the same time, per image. VGG-19 needs 141 MB,
-including the windows of a convolution; EfficientNet-B7 at 600 x 600 needs about 210 MB."""
+including the im2col matrix of a convolution. EfficientNet-B7 at 600 x 600 needs about 210 MB."""
 MAX_FIXED_BYTES = 1 << 30
 """Maximum bytes of tensors that are computed from parameters only, such as dequantized weights.
 Libraries compute these tensors once and keep them."""

@@ -5,12 +5,13 @@ is decoded.
 
 Guarantees
 - Clients with waiting jobs receive equal CPU time, independent of the costs of their jobs. With k
-  decoders, the CPU times of two clients differ by at most k jobs of each of the two clients.
+  decoders, the CPU times of two clients differ by at most the cost of k jobs of one client plus the
+  cost of k jobs of the other.
 - While the first job of a new client waits, every other client receives limited CPU time. The limit
   is the cost of one job of the other client, plus the cost of the new job, plus the errors of the
   other client's estimates. The limit does not depend on the number of waiting jobs.
 - If the estimates are correct, a client that sends a cheap job from time to time waits for about
-  two expensive jobs of other clients. The client does not wait for one job of each other client.
+  two expensive jobs of other clients. The wait does not grow with the number of clients.
 - A client gets no credit for pauses. If a client has received more than its share, the excess is a
   debt. The debt remains after the client's last job, until the waiting clients have received the
   same time. Without waiting clients, there is no debt.
