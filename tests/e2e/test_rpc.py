@@ -150,7 +150,7 @@ async def test_infer_100_calls_concurrently(server: Server) -> None:
         ("fake", "8", images(HORSE), "NOT_FOUND", "serves only"),
         ("fake", "", images(b"hello"), "INVALID_ARGUMENT", "known type"),
         ("fake", "", images(HORSE, b"hello"), "INVALID_ARGUMENT", "image 1"),
-        ("fake", "", images(b""), "INVALID_ARGUMENT", "no bytes"),
+        ("fake", "", images(b""), "INVALID_ARGUMENT", "it has 0 bytes"),
         ("fake", "", images(b"II*\0" + bytes(100)), "INVALID_ARGUMENT", "TIFF"),
         ("fake", "", images(*[HORSE] * 65), "RESOURCE_EXHAUSTED", "64 are allowed"),
         ("fake", "", images(png(7, side=1001)), "RESOURCE_EXHAUSTED", "pixels"),

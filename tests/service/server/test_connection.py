@@ -548,6 +548,7 @@ def test_usable_limit_counts_the_descriptors_of_all_ports(
 ) -> None:
     """There may be as many gRPC connections as over HTTP, and a few to the port for metrics."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: None)
     settings = Settings(max_connections=4096, **ports)  # type: ignore[arg-type]
     assert usable_limit(settings, 0) == possible
 
@@ -560,6 +561,7 @@ def test_descriptors_of_decoders(
 ) -> None:
     """Connections leave those that the decoders take; of very few, each gets a part."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: None)
     assert usable_limit(Settings(max_connections=4096), decoders) == possible
 
 
