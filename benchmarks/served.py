@@ -5,7 +5,6 @@ ONNX Runtime's backend uses OpenVINO in int8 if it is installed. Both ways are m
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 
 from model_store import backends
 from model_store.manifest import BackendName, Manifest, PrecisionName
+from model_store.onnx import openvino
 from model_store.precision import is_offered
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -60,13 +60,11 @@ def all_served(model: Manifest) -> list[Served]:
         for backend in backends.able(model):
             if is_offered(precision, model, backend):
                 found.append(Served(backend, precision))
-                if (backend, precision) == ("onnxruntime", "int8") and _has_openvino():
+                if (backend, precision) == ("onnxruntime", "int8") and openvino.is_useful(
+                    precision, "cpu"
+                ):
                     found.append(Served(backend, precision, openvino=True))
     return found
-
-
-def _has_openvino() -> bool:
-    return importlib.util.find_spec(OPENVINO) is not None
 
 
 @contextmanager

@@ -35,6 +35,21 @@ class GpuMemory:
     total: int
 
 
+def cpu_instead(wanted: str, reason: str) -> Device:
+    """Return the CPU if `wanted` is auto, because a GPU cannot be used.
+
+    Args:
+        wanted: auto, gpu or gpu:N.
+        reason: Reason why the GPU cannot be used.
+
+    Raises:
+        DeviceUnavailable: `wanted` is not auto.
+    """
+    if wanted == "auto":
+        return Device("cpu", reason)
+    raise DeviceUnavailable(f"device {wanted} was requested, but {reason}")
+
+
 def gpu_number(wanted: str) -> int | None:
     """Return the number of the GPU that `wanted` names, counted from 0. None: the CPU.
 

@@ -19,7 +19,6 @@ from model_store.engine import LaneEngine, load_engine
 from model_store.files import read_regular
 from model_store.manifest import BackendName, BadModel, Manifest
 from model_store.onnx import files
-from model_store.onnx.file import verified
 from model_store.params import Arrays, read_params, sha256, write_params
 from model_store.precision import is_offered
 
@@ -126,8 +125,7 @@ async def verify(folder: pathlib.Path) -> list[BackendName]:
     """
     model = versions.read_manifest(folder)
     for described in model.onnx.values():
-        path = folder / described.file
-        verified(versions.read_file(path, described), path)
+        files.read(folder, described)
     names = backends.able(model)
     for name in names:
         for precision in ("fp32", "int8"):

@@ -9,8 +9,8 @@ is imported.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import pathlib
+
+from model_store.nvidia import find_library
 
 LIBRARIES = (
     # Libraries that libmxnet.so of mxnet-cu112 links to, and their dependencies, in loading order.
@@ -42,7 +42,7 @@ def preload() -> list[str]:
     """
     failures = []
     for library in LIBRARIES:
-        path = _find(library)
+        path = find_library(library)
         if path is None:
             continue
         try:
@@ -62,10 +62,3 @@ def package_of(message: str) -> str | None:
         if name in message:
             return f"nvidia-{part.replace('_', '-')}-cu11"
     return None
-
-
-def _find(library: str) -> pathlib.Path | None:
-    spec = importlib.util.find_spec("nvidia")
-    folders = (spec and spec.submodule_search_locations) or ()
-    paths = (pathlib.Path(folder, library) for folder in folders)
-    return next((path for path in paths if path.is_file()), None)

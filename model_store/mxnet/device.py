@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from model_store.device import Device, DeviceUnavailable, GpuMemory, gpu_number
+from model_store.device import Device, GpuMemory, cpu_instead, gpu_number
 
 
 def choose(mx: Any, wanted: str) -> Device:
@@ -31,9 +31,7 @@ def choose(mx: Any, wanted: str) -> Device:
     reason = _why_unusable(mx, number)
     if reason is None:
         return Device(f"gpu:{number}", "its test computation succeeded")
-    if wanted == "auto":
-        return Device("cpu", reason)
-    raise DeviceUnavailable(f"device {wanted} was requested, but {reason}")
+    return cpu_instead(wanted, reason)
 
 
 def context(mx: Any, device: Device) -> Any:

@@ -11,12 +11,10 @@ from model_store.backend import Request
 from model_store.device import Device, GpuMemory, gpu_number
 from model_store.manifest import BackendName, Manifest, PrecisionName
 from model_store.network import Network
-from model_store.onnx import gpu, openvino, writer
+from model_store.onnx import files, gpu, openvino, writer
 from model_store.onnx.cuda import Cuda
 from model_store.onnx.device import choose
 from model_store.onnx.driver import DriverError
-from model_store.onnx.file import verified
-from model_store.onnx.files import can_write
 from model_store.onnx.gpu_session import Opener
 from model_store.onnx.runtime import INSTALL, is_gpu_build, is_installed, load_onnxruntime
 from model_store.onnx.session import SessionNetwork, open_session
@@ -82,7 +80,7 @@ def may_reach_gpu() -> bool:
 
 def why_not(model: Manifest) -> str | None:
     """Return the reason why ONNX Runtime cannot run a version. None: it can run the version."""
-    if "fp32" in model.onnx or can_write():
+    if "fp32" in model.onnx or files.can_write():
         return None
     return (
         "cannot run this version, because the version has no ONNX file. Install the extra "
@@ -111,9 +109,6 @@ def _read(
     BadParams.
     """
     if described := model.onnx.get(precision):
-        path = folder / described.file
-        content = versions.read_file(path, described)
-        verified(content, path)
-        return path, content
+        return folder / described.file, files.read(folder, described)
     path = folder / model.parameters.file
     return path, writer.fp32(model, versions.read_parameters(path, model.parameters))

@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import pathlib
 
+from model_store.nvidia import find_library
 from model_store.onnx import fatbin
 from model_store.onnx.driver import Driver
 
@@ -51,7 +52,7 @@ class Cuda:
         """
         for path, package in LIBRARIES:
             library = path.format(major, major)
-            found = _find(library) or pathlib.PurePath(library).name
+            found = find_library(library) or pathlib.PurePath(library).name
             try:
                 ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
             except OSError as error:
@@ -70,10 +71,3 @@ class Cuda:
             return fatbin.read(pathlib.Path(spec.origin).parent / PROVIDER)
         except (OSError, fatbin.BadFatbin):
             return None
-
-
-def _find(library: str) -> pathlib.Path | None:
-    spec = importlib.util.find_spec("nvidia")
-    folders = (spec and spec.submodule_search_locations) or ()
-    paths = (pathlib.Path(folder, library) for folder in folders)
-    return next((path for path in paths if path.is_file()), None)

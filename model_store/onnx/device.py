@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_store.device import Device, DeviceUnavailable, gpu_number
+from model_store.device import Device, cpu_instead, gpu_number
 from model_store.onnx.cuda import Cuda
 from model_store.onnx.driver import DriverError
 from model_store.onnx.session import brief
@@ -45,9 +45,7 @@ def choose(ort: Any, wanted: str, cuda: Cuda) -> Device:
     if reason is None:
         name = cuda.driver.name(number)
         return Device(f"gpu:{number}", f"the test computation on {name} succeeded")
-    if wanted == "auto":
-        return Device("cpu", reason)
-    raise DeviceUnavailable(f"device {wanted} was requested, but {reason}")
+    return cpu_instead(wanted, reason)
 
 
 def _why_unusable(ort: Any, number: int, cuda: Cuda) -> str | None:

@@ -1,6 +1,7 @@
-"""Files: writes a version's files for ONNX Runtime, and records their probe probabilities.
+"""Files: reads and writes a version's files for ONNX Runtime, and records probe probabilities.
 
-The files are computed from the parameters. MXNet is not needed, but the package `onnx` is needed.
+The files are computed from the parameters. MXNet is not needed, but the package `onnx` is needed to
+write them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from model_store import probes
+from model_store import probes, versions
 from model_store.batch import BatchFormat, Image, Rows
 from model_store.manifest import Manifest, OnnxFile, PrecisionName
 from model_store.onnx import writer
+from model_store.onnx.file import verified
 from model_store.onnx.quantization import quantize
 from model_store.onnx.runtime import is_installed, load_onnxruntime
 from model_store.onnx.session import INPUT, OUTPUT, open_session
@@ -34,6 +36,18 @@ BATCH = 64
 def can_write() -> bool:
     """Whether the packages `onnx` and `onnxruntime` are installed, without importing them."""
     return is_installed() and importlib.util.find_spec("onnx") is not None
+
+
+def read(folder: pathlib.Path, described: OnnxFile) -> bytes:
+    """Return the verified content of a version's ONNX file.
+
+    Raises:
+        BadModel: The file is not the file that the manifest describes, or is invalid.
+    """
+    path = folder / described.file
+    content = versions.read_file(path, described)
+    verified(content, path)
+    return content
 
 
 def write(

@@ -25,7 +25,7 @@ from model_store.manifest import Int8, Manifest, Measurement, Origin, Temperatur
 from model_store.mxnet.int8 import Quantizable
 from model_store.mxnet.network import build_filled
 from model_store.mxnet.runtime import load_mxnet
-from model_store.params import sha256
+from model_store.params import Arrays, sha256
 from model_store.training import cifar10, measurement
 from model_store.training.evaluation import Probabilities, evaluate, fit_temperature, tempered
 from model_store.training.measurement import Key
@@ -76,12 +76,11 @@ async def calibrate(
                 "onnx": {},
             }
         )
-        manifest.write(partial, model)
         sample = np.random.default_rng(SEED).permutation(len(train.images))[:SAMPLE]
-        if "mxnet" in backends.installed():
-            int8 = _int8(partial, train.images[sample], len(train.images), threads)
-            model = model.model_copy(update={"int8": int8})
         arrays = versions.read_parameters(path, source.parameters)
+        if "mxnet" in backends.installed():
+            int8 = _int8(model, arrays, train.images[sample], len(train.images), threads)
+            model = model.model_copy(update={"int8": int8})
         model = store.with_onnx(model, partial, arrays, train.images[sample])
         manifest.write(partial, model)
         outputs = await measurement.outputs(
@@ -92,10 +91,8 @@ async def calibrate(
     return versions.folder(into, source.name, version)
 
 
-def _int8(partial: pathlib.Path, images: cifar10.Images, of: int, threads: int) -> Int8:
+def _int8(model: Manifest, arrays: Arrays, images: cifar10.Images, of: int, threads: int) -> Int8:
     mx = load_mxnet(threads, in_order=True)
-    model = versions.read_manifest(partial)
-    arrays = versions.read_parameters(partial / model.parameters.file, model.parameters)
     network = build_filled(mx, model, mx.cpu(), arrays)
     parts = np.array_split(images, range(measurement.BATCH, len(images), measurement.BATCH))
     batch_format = BatchFormat(model, [measurement.BATCH])

@@ -13,7 +13,6 @@ from model_store.batch import Rows
 from model_store.engine import load_engine
 from model_store.manifest import BackendName, BadModel, Manifest, PrecisionName
 from model_store.onnx import files
-from model_store.onnx.file import verified
 from model_store.precision import Precision, PrecisionUnavailable, is_offered
 from model_store.store import probabilities
 from model_store.training import cifar10, evaluation
@@ -104,9 +103,7 @@ async def outputs(
         half = model.onnx.get("fp16")
         if backend == "onnxruntime" and half and ("onnxruntime", "fp16") not in computed:
             # ONNX Runtime can also run this file on a CPU, slowly, with nearly the same results.
-            path = folder / half.file
-            content = versions.read_file(path, half)
-            verified(content, path)
+            content = files.read(folder, half)
             computed["onnxruntime", "fp16"] = [
                 files.probabilities(content, model, images, threads) for images in sets
             ]

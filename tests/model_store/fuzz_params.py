@@ -14,12 +14,12 @@ import random
 import struct
 import tempfile
 import time
-import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model_store.params import MAX_NAME, BadParams, read_params, write_params
+from tests.model_store.bounds import bounded
 
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 # On a disk, writing the file again and again would take most of the time.
@@ -131,17 +131,11 @@ def examine(path: Path) -> bool:
     """Whether the file is read. Any exception but BadParams means that a guarantee is broken."""
     size = path.stat().st_size
     arrays, refusal = {}, ""
-    tracemalloc.start()
-    began = time.thread_time()
-    try:
-        arrays = read_params(path)
-    except BadParams as error:
-        refusal = str(error)
-    finally:
-        took, (_, peak) = time.thread_time() - began, tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert took < SECONDS, f"{took:.3f} s of CPU for {size} bytes"
-    assert peak < 2 * size + SLACK, f"{peak} bytes of memory for {size} bytes"
+    with bounded(size, SECONDS, 2 * size + SLACK):
+        try:
+            arrays = read_params(path)
+        except BadParams as error:
+            refusal = str(error)
     if refusal:
         assert refusal.startswith(f"{path}: ") and len(refusal) < len(str(path)) + 1000
         return False

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from model_store.mxnet import cuda
+from tests.model_store.linker import Linker
 
 # What `readelf -d` of the wheels says each needs.
 NEEDS = {
@@ -20,20 +21,6 @@ NEEDS = {
     "libcudnn_cnn_train.so.8": ["libcudnn_ops_train.so.8", "libcudnn_cnn_infer.so.8"],
     "libcudnn_adv_train.so.8": ["libcudnn_ops_train.so.8", "libcudnn_adv_infer.so.8"],
 }
-
-
-class Linker:
-    """Replaces `ctypes.CDLL`: records what is loaded, and raises for the library `broken`."""
-
-    def __init__(self) -> None:
-        self.loaded: list[pathlib.Path] = []
-        self.broken = ""
-
-    def __call__(self, path: str, mode: int) -> None:
-        assert mode == ctypes.RTLD_GLOBAL
-        if pathlib.Path(path).name == self.broken:
-            raise OSError(f"{path}: file too short")
-        self.loaded.append(pathlib.Path(path))
 
 
 @pytest.fixture
@@ -49,7 +36,7 @@ def wheels(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
 
 @pytest.fixture
 def linker(monkeypatch: pytest.MonkeyPatch) -> Linker:
-    linker = Linker()
+    linker = Linker("file too short")
     monkeypatch.setattr(ctypes, "CDLL", linker)
     return linker
 

@@ -15,7 +15,6 @@ import faulthandler
 import random
 import tempfile
 import time
-import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import pytest
 
 from model_store.onnx.file import BadOnnx, OnnxFile, read_onnx
 from model_store.onnx.operators import OPERATORS
+from tests.model_store.bounds import bounded
 from tests.model_store.fuzz_params import IN_MEMORY, damaged
 from tests.model_store.onnx.networks import numpy_helper, onnx, small, vit
 from tests.model_store.onnx.random_graphs import RandomGraph
@@ -162,17 +162,11 @@ def examine(path: Path) -> OnnxFile | None:
     """The checked file. None: it is rejected. Any exception but BadOnnx breaks a guarantee."""
     size = path.stat().st_size
     found, refusal = None, ""
-    tracemalloc.start()
-    began = time.thread_time()
-    try:
-        found = read_onnx(path)
-    except BadOnnx as error:
-        refusal = str(error)
-    finally:
-        took, (_, peak) = time.thread_time() - began, tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert took < SECONDS, f"{took:.3f} s of CPU for {size} bytes"
-    assert peak < 40 * size + SLACK, f"{peak} bytes of memory for {size} bytes"
+    with bounded(size, SECONDS, 40 * size + SLACK):
+        try:
+            found = read_onnx(path)
+        except BadOnnx as error:
+            refusal = str(error)
     if found is None:
         assert refusal.startswith(f"{path}: ") and len(refusal) < len(str(path)) + 2000
     else:

@@ -15,7 +15,7 @@ from model_store import manifest, probes, versions
 from model_store.backend import Request
 from model_store.device import Device, GpuMemory
 from model_store.manifest import BadModel, Manifest
-from model_store.onnx import backend, openvino
+from model_store.onnx import backend, files, openvino
 from model_store.onnx.cuda import Cuda
 from model_store.onnx.driver import DriverError
 from model_store.onnx.session import SessionNetwork
@@ -84,7 +84,7 @@ def test_why_not_says_what_to_install(
 ) -> None:
     """The package `onnx` makes the missing file."""
     model = versions.read_manifest(shipped)
-    monkeypatch.setattr(backend, "can_write", lambda: False)
+    monkeypatch.setattr(files, "can_write", lambda: False)
     assert backend.why_not(model) is None
     assert "shoal[export]" in str(backend.why_not(model.model_copy(update={"onnx": {}})))
 

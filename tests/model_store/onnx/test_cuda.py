@@ -9,27 +9,14 @@ import sys
 import pytest
 
 from model_store.onnx.cuda import LIBRARIES, Cuda
+from tests.model_store.linker import Linker
 
 NAMES = [pathlib.Path(path.format(13, 13)).name for path, _ in LIBRARIES]
 
 
-class Linker:
-    """Replaces `ctypes.CDLL`: records what is loaded, and raises for the library `broken`."""
-
-    def __init__(self) -> None:
-        self.loaded: list[pathlib.Path] = []
-        self.broken = ""
-
-    def __call__(self, path: str, mode: int) -> None:
-        assert mode == ctypes.RTLD_GLOBAL
-        if pathlib.Path(path).name == self.broken:
-            raise OSError(f"{path}: cannot open shared object file")
-        self.loaded.append(pathlib.Path(path))
-
-
 @pytest.fixture
 def linker(monkeypatch: pytest.MonkeyPatch) -> Linker:
-    linker = Linker()
+    linker = Linker("cannot open shared object file")
     monkeypatch.setattr(ctypes, "CDLL", linker)
     return linker
 

@@ -87,7 +87,7 @@ async def test_process_is_not_killed_for_time_in_which_it_does_not_run(
 async def test_process_that_crashes_is_noticed(
     template: Template, process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever ends it while it decodes an image, its caller is told immediately."""
+    """If a decoder ends while it decodes an image, `decode` raises immediately."""
     photo = Image.effect_noise((1500, 1500), 50)
     image = identify(encode(photo, "WEBP", method=0), MAX_PIXELS)
     decoding = asyncio.create_task(process.decode(image, 10, 60))
@@ -226,15 +226,21 @@ async def test_captured_decoder_that_sleeps_in_steps_is_killed(
         await decoding
 
 
+async def unchecked(process: DecoderProcess, cpu_seconds: float) -> asyncio.Task[tuple[int, bytes]]:
+    """Begin to decode an image. The test itself calls `_check`."""
+    image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
+    decoding = asyncio.create_task(process.decode(image, cpu_seconds, 60))
+    await asyncio.sleep(0)
+    process._timer.cancel()
+    return decoding
+
+
 async def test_process_that_answers_when_it_is_killed_has_ended(
     captured: tuple[DecoderProcess, socket.socket, int],
 ) -> None:
     """The result may have been sent immediately before the server killed the process."""
     process, theirs, _ = captured
-    image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
-    decoding = asyncio.create_task(process.decode(image, 0.0, 60))
-    await asyncio.sleep(0)
-    process._timer.cancel()
+    decoding = await unchecked(process, 0.0)
     theirs.send(b"\0")
     process._check(0, 60, 0)
     with pytest.raises(DecoderEnded) as ended:
@@ -271,10 +277,7 @@ async def test_process_that_has_answered_is_not_killed_for_its_sleep(
 ) -> None:
     """The event loop may be late, and check the decoder before it receives the answer."""
     process, theirs, _ = captured
-    image = identify(encode(synthetic.CHART, "PNG"), MAX_PIXELS)
-    decoding = asyncio.create_task(process.decode(image, 10, 60))
-    await asyncio.sleep(0)
-    process._timer.cancel()
+    decoding = await unchecked(process, 10)
     while not process._sleeps():  # noqa: ASYNC110  # the process may just have been started
         await asyncio.sleep(0.001)
     theirs.send(b"\0")
